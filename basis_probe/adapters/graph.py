@@ -1,0 +1,689 @@
+"""The condensed graph: only the places where features are written, mixed, bent, normalised or joined.
+
+Everything between such places leaves the features of a tensor alone (a view, a cast, dropout in
+evaluation mode) or is one function of a single tensor, row by row: an activation written out in six
+primitive calls and `torch.nn.functional.gelu` become the same kind of vertex, whose function can be
+replayed on any values and so be measured instead of looked up.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
+
+
+class Kind(enum.Enum):
+    """What a vertex does to features; the value says it in words."""
+
+    INPUT = "the model's input"
+    LINEAR = "a linear map"
+    CONVOLUTION = "a convolution"
+    DEPTHWISE = "a convolution within groups of channels"
+    EMBEDDING = "an embedding"
+    SUM = "a sum"
+    CARRIER = "an operation that leaves the features alone"
+    MAX_POOL = "max pooling"
+    PART = "a part of the features"
+    CONCAT = "a concatenation of features"
+    ATTENTION = "attention, reading values"
+    REGION = "a function of single rows"
+    BATCH_NORM = "batch normalisation"
+    OTHER = "an operation that is not understood"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which axes of a tensor hold its features, from major to minor.
+
+    Attributes:
+        axes: the axes, non-negative.
+        channels: True if positions follow the feature axis, as behind a convolution.
+        repeat: how many consecutive entries of the feature axis belong to one feature (more than
+            one only where positions were flattened into the features).
+    """
+
+    axes: tuple[int, ...]
+    channels: bool = False
+    repeat: int = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vertex:
+    """One place of the condensed graph.
+
+    Attributes:
+        node: the tensor there, as the index of its node in the trace.
+        kind: what made it.
+        carried: the vertices whose features arrive here.
+        used: further vertices that it reads without carrying their features (attention patterns).
+        op: the name of the function, for messages.
+    """
+
+    node: int
+    kind: Kind
+    carried: tuple[int, ...]
+    used: tuple[int, ...] = ()
+    op: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """The condensed graph of a trace.
+
+    Attributes:
+        trace: what it was made from.
+        vertices: node -> vertex.
+        same: node -> the vertex that holds the same features, for every node that has one.
+        layouts: node -> where its features are.
+        readers: vertex -> the vertices that read it, in order.
+        returned: the vertices that the model returns.
+    """
+
+    trace: Trace
+    vertices: dict[int, Vertex]
+    same: dict[int, int]
+    layouts: dict[int, Layout]
+    readers: dict[int, tuple[int, ...]]
+    returned: frozenset[int]
+
+    def replay(self, target: int, values: dict[int, Tensor]) -> Tensor:
+        """The value of node `target` when the nodes in `values` have the given values."""
+        return replay(self.trace, target, values)
+
+
+def replay(trace: Trace, target: int, values: dict[int, Tensor]) -> Tensor:
+    """The value of node `target`, computed anew from the given values of nodes before it.
+
+    Raises:
+        ValueError: if the target depends on a live tensor that was not given.
+    """
+    known: dict[int, Any] = dict(values)
+    dtype = next(iter(values.values())).dtype if values else None
+    device = next(iter(values.values())).device if values else None
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return compute(value.node)
+        if isinstance(value, Fixed):
+            tensor = value.tensor.detach()
+            if tensor.is_floating_point() and dtype is not None:
+                tensor = tensor.to(device=device, dtype=dtype)
+            return tensor
+        if isinstance(value, tuple):
+            return tuple(argument(entry) for entry in value)
+        if isinstance(value, list):
+            return [argument(entry) for entry in value]
+        return value
+
+    def compute(index: int) -> Any:
+        if index in known:
+            return known[index]
+        node = trace.node(index)
+        if node.function is None:
+            if node.op == "output":
+                place = node.args[0]
+                source = compute_all(node.inputs[0])
+                known[index] = source[place]
+                return known[index]
+            raise ValueError(f"node {index} ({node.op}) is needed and was not given")
+        known[index] = compute_all(index)
+        return known[index]
+
+    def compute_all(index: int) -> Any:
+        node = trace.node(index)
+        function = node.function
+        if function is None:
+            return compute(index)
+        args = [argument(value) for value in node.args]
+        kwargs = {name: argument(value) for name, value in node.kwargs.items()}
+        if node.op == "to" and dtype is not None and node.live:
+            # A cast inside the region must not lower the precision of the replay.
+            return args[0]
+        if node.inplace and args and isinstance(args[0], Tensor):
+            args[0] = args[0].clone()
+        return function(*args, **kwargs)
+
+    with torch.no_grad():
+        return compute(target)
+
+
+# --- which function is what ---------------------------------------------------------------------
+
+_IDENTITY = frozenset(
+    "to contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout alias "
+    "feature_alpha_dropout requires_grad_ cpu cuda positive identity".split()
+)
+_MOVES = frozenset("view transpose permute expand movedim repeat_interleave broadcast_to".split())
+_CONVOLUTIONS = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)
+_AVERAGE_POOLS = frozenset(
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d interpolate upsample".split()
+)
+_MAX_POOLS = frozenset(
+    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d _max_pool1d _max_pool2d _max_pool3d".split()
+)
+_POINTWISE = frozenset(
+    "add sub rsub mul div rdiv neg pow rpow abs relu relu6 leaky_relu prelu rrelu elu selu celu "
+    "gelu silu mish sigmoid logsigmoid hardsigmoid hardswish hardtanh hardshrink softshrink "
+    "tanhshrink softsign softplus tanh sin cos tan sinh cosh asinh atan exp expm1 log log1p log2 "
+    "sqrt rsqrt square reciprocal erf erfc sign clamp clamp_min clamp_max minimum maximum where "
+    "threshold glu_pointwise addcmul addcdiv lerp sinc heaviside exp2 round floor ceil "
+    "special_erfc special_exp2 logit xlogy masked_fill nan_to_num softmin_pointwise".split()
+)
+_ROWWISE = frozenset(
+    "mean sum var std norm linalg_vector_norm vector_norm layer_norm rms_norm softmax log_softmax "
+    "amax normalize logsumexp".split()
+)
+
+PLAIN = frozenset("add sub rsub mul div rdiv neg where minimum maximum".split())
+"""Pointwise functions that are arithmetic, not nonlinearities that a user would name."""
+
+
+def nonlinear(op: str) -> bool:
+    """True if the function is one that users call a nonlinearity."""
+    return op in _POINTWISE and op not in PLAIN and op not in ("pow", "sqrt", "rsqrt", "square")
+
+
+def _dims(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes over which a reduction runs, or None for all of them."""
+    value = node.kwargs.get("dim", node.kwargs.get("axis"))
+    if value is None and len(node.args) > 1:
+        value = node.args[1]
+        if node.op in ("norm", "linalg_vector_norm") and len(node.args) > 2:
+            value = node.args[2]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value,)
+    if isinstance(value, tuple | list) and all(isinstance(entry, int) for entry in value):
+        return tuple(entry % len(shape) for entry in value)
+    return None
+
+
+class _Builder:
+    def __init__(self, trace: Trace, cuts: frozenset[int], wanted: frozenset[int]) -> None:
+        self.trace = trace
+        self.cuts = cuts
+        self.relevant = self._ancestors(frozenset(trace.outputs) | wanted)
+        self.vertices: dict[int, Vertex] = {}
+        self.same: dict[int, int] = {}  # node -> vertex with the same features
+        self.roots: dict[int, frozenset[int]] = {}  # node inside a region -> what it is made of
+        self.layouts: dict[int, Layout] = {}
+
+    def _ancestors(self, nodes: frozenset[int]) -> frozenset[int]:
+        found: set[int] = set()
+        waiting = list(nodes)
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                waiting.extend(self.trace.node(index).inputs)
+        return frozenset(found)
+
+    def build(self) -> Graph:
+        for node in self.trace.nodes:
+            if node.live and node.index in self.relevant:
+                self.visit(node)
+        returned = [self.vertex(index) for index in self.trace.outputs if self.known(index)]
+        onpath = self._reaching(returned)
+        readers: dict[int, list[int]] = {}
+        for vertex in self.vertices.values():
+            if vertex.node in onpath:
+                for index in (*vertex.carried, *vertex.used):
+                    readers.setdefault(index, []).append(vertex.node)
+        return Graph(
+            self.trace,
+            self.vertices,
+            self.same,
+            self.layouts,
+            {index: tuple(dict.fromkeys(found)) for index, found in readers.items()},
+            frozenset(returned),
+        )
+
+    def _reaching(self, targets: list[int]) -> set[int]:
+        found: set[int] = set()
+        waiting = list(targets)
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                vertex = self.vertices[index]
+                waiting.extend((*vertex.carried, *vertex.used))
+        return found
+
+    def known(self, index: int) -> bool:
+        return index in self.same or index in self.roots
+
+    def live(self, node: Node) -> list[int]:
+        return [i for i in dict.fromkeys(node.inputs) if self.trace.node(i).live and self.known(i)]
+
+    def vertex(self, index: int) -> int:
+        """The vertex that holds the features of a node, made now if the node is inside a region."""
+        if index not in self.same:
+            self.put(index, Kind.REGION, tuple(sorted(self.roots[index])))
+        return self.same[index]
+
+    def put(
+        self, index: int, kind: Kind, carried: tuple[int, ...], used: tuple[int, ...] = ()
+    ) -> None:
+        op = self.trace.node(index).op
+        self.vertices[index] = Vertex(index, kind, carried, used, op)
+        self.same[index] = index
+        self.roots[index] = frozenset((index,))
+
+    def visit(self, node: Node) -> None:
+        live = self.live(node)
+        shape = node.shape
+        if node.op == "input":
+            channels = len(shape) == 4
+            self.layouts[node.index] = Layout((1 if channels else len(shape) - 1,), channels)
+            self.put(node.index, Kind.INPUT, ())
+            return
+        if not live:
+            return
+        first = live[0]
+        layout = self._layout(node, live)
+        if layout is not None:
+            self.layouts[node.index] = layout
+        op = node.op
+        if op in _IDENTITY or (op == "output" and self.trace.node(first).op in _IDENTITY):
+            self.roots[node.index] = self.roots[first]
+            if first in self.same:
+                self.same[node.index] = self.same[first]
+            return
+        if op == "embedding":
+            self.put(node.index, Kind.EMBEDDING, ())
+        elif self._is_linear(node):
+            self.put(node.index, Kind.LINEAR, (), (self.vertex(first),))
+        elif op in _CONVOLUTIONS:
+            groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+            kind = Kind.CONVOLUTION if groups == 1 else Kind.DEPTHWISE
+            self.put(node.index, kind, (), (self.vertex(first),))
+        elif op == "batch_norm":
+            self.put(node.index, Kind.BATCH_NORM, (self.vertex(first),))
+        elif op in _MAX_POOLS:
+            self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
+        elif op == "output" and self.trace.node(first).op in _MAX_POOLS and node.args[0] == 0:
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op in _AVERAGE_POOLS or self._is_average(node, first):
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op in _MOVES and layout is not None:
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op == "getitem" and layout is not None:
+            kind = self._getitem(node, first)
+            self.put(node.index, kind, (self.vertex(first),))
+        elif op in ("chunk", "split", "unbind"):
+            self.put(node.index, Kind.PART, (self.vertex(first),))
+        elif op == "output" and self.trace.node(first).op in ("chunk", "split"):
+            source = self.trace.node(first)
+            before = self.trace.node(source.inputs[0]).shape
+            axes = self.layouts[first].axes if first in self.layouts else ()
+            parted = any(
+                a < len(before) and a < len(shape) and before[a] != shape[a] for a in axes
+            )
+            self.put(node.index, Kind.PART if parted else Kind.CARRIER, (self.vertex(first),))
+        elif op == "cat":
+            self._cat(node, live, layout)
+        elif op == "pad":
+            self._pad(node, first, layout)
+        elif op == "scaled_dot_product_attention":
+            value = self._ref(node, 2, "value")
+            if value is None or not self.known(value):
+                self.put(node.index, Kind.OTHER, (), tuple(map(self.vertex, live)))
+            else:
+                used = tuple(self.vertex(i) for i in live if i != value)
+                self.put(node.index, Kind.ATTENTION, (self.vertex(value),), used)
+        elif op in ("matmul", "bmm"):
+            self._matmul(node, live)
+        elif op in _POINTWISE or self._is_rowwise(node, first):
+            self._pointwise(node, live)
+        else:
+            self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+        if node.index in self.cuts and node.index not in self.same:
+            full = any(self.trace.node(root).shape == shape for root in self.roots[node.index])
+            if full:
+                self.vertex(node.index)
+
+    # --- single functions -----------------------------------------------------------------------
+
+    def _ref(self, node: Node, place: int, name: str) -> int | None:
+        value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+        return value.node if isinstance(value, Ref) else None
+
+    def _constant(self, value: object) -> bool:
+        """True for a tensor that does not depend on the model's input."""
+        return isinstance(value, Fixed) or (
+            isinstance(value, Ref) and not self.trace.node(value.node).live
+        )
+
+    def _is_linear(self, node: Node) -> bool:
+        if node.op == "linear":
+            return True
+        if node.op == "addmm" and len(node.args) >= 3:
+            return self._constant(node.args[2]) and self._constant(node.args[0])
+        if node.op in ("matmul", "mm") and len(node.args) >= 2:
+            return self._constant(node.args[1]) and isinstance(node.args[0], Ref)
+        return False
+
+    def _is_average(self, node: Node, first: int) -> bool:
+        if node.op != "mean" or first not in self.layouts:
+            return False
+        dims = _dims(node, self.trace.node(first).shape)
+        layout = self.layouts[first]
+        return dims is not None and 0 not in dims and not set(dims) & set(layout.axes)
+
+    def _is_rowwise(self, node: Node, first: int) -> bool:
+        if node.op not in _ROWWISE or first not in self.layouts:
+            return False
+        shape = self.trace.node(first).shape
+        if node.op in ("layer_norm", "rms_norm"):
+            dims: tuple[int, ...] | None = (len(shape) - 1,)
+            given = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
+            if len(tuple(given)) != 1:
+                return False
+        else:
+            dims = _dims(node, shape)
+        return dims == (len(shape) - 1,) == self.layouts[first].axes and (
+            len(node.shape) == len(shape)
+        )
+
+    def _getitem(self, node: Node, first: int) -> Kind:
+        before = self.trace.node(first).shape
+        axes = self.layouts[first].axes
+        items = node.args[1] if len(node.args) > 1 else None
+        items = items if isinstance(items, tuple) else (items,)
+        axis = 0
+        for item in items:
+            if item is None:
+                continue
+            if item is Ellipsis:
+                axis = len(before) - sum(i is not None for i in items[items.index(item) + 1 :])
+                continue
+            if not isinstance(item, int | slice):
+                return Kind.OTHER if axis in axes else Kind.CARRIER
+            if axis in axes and item != slice(None):
+                whole = isinstance(item, slice) and len(range(*item.indices(before[axis])))
+                if whole != before[axis]:
+                    return Kind.PART
+            axis += 1
+        return Kind.CARRIER
+
+    def _cat(self, node: Node, live: list[int], layout: Layout | None) -> None:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        parts = tuple(self.vertex(i) for i in live)
+        if layout is None or not isinstance(dim, int):
+            self.put(node.index, Kind.OTHER, (), parts)
+        elif dim % len(node.shape) in layout.axes:
+            own = len(live) == sum(isinstance(v, Ref | Fixed) for v in node.args[0])
+            if own and dim % len(node.shape) == layout.axes[-1] and len(layout.axes) == 1:
+                self.put(node.index, Kind.CONCAT, parts)
+            else:
+                self.put(node.index, Kind.OTHER, (), parts)
+        else:
+            self.put(node.index, Kind.CARRIER, parts)
+
+    def _pad(self, node: Node, first: int, layout: Layout | None) -> None:
+        widths = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
+        if layout is None or not isinstance(widths, tuple | list):
+            self.put(node.index, Kind.OTHER, (), (self.vertex(first),))
+            return
+        padded = {
+            len(node.shape) - 1 - place // 2 for place, width in enumerate(widths) if width != 0
+        }
+        if padded & set(layout.axes):
+            self.put(node.index, Kind.OTHER, (), (self.vertex(first),))
+        else:
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+
+    def _matmul(self, node: Node, live: list[int]) -> None:
+        pattern, value = self._ref(node, 0, "input"), self._ref(node, 1, "other")
+        if (
+            pattern in live
+            and value in live
+            and value in self.layouts
+            and pattern is not None
+            and self.layouts[value].axes[-1] == len(self.trace.node(value).shape) - 1
+            and self._is_pattern(pattern)
+        ):
+            self.put(node.index, Kind.ATTENTION, (self.vertex(value),), (self.vertex(pattern),))
+        else:
+            self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+
+    def _is_pattern(self, index: int) -> bool:
+        """True if a tensor is a softmax, cast or dropped out."""
+        node = self.trace.node(index)
+        while node.op in _IDENTITY or node.op in ("view", "masked_fill", "transpose"):
+            node = self.trace.node(node.inputs[0])
+        return node.op == "softmax"
+
+    def _pointwise(self, node: Node, live: list[int]) -> None:
+        full = [i for i in live if self.trace.node(i).shape == node.shape]
+        whole = [i for i in full if self.layouts.get(i) == self.layouts.get(node.index)]
+        sets = {self.roots[i] for i in whole}
+        if node.op in ("add", "sub") and (len(sets) > 1 or self._learned(node, live)):
+            if node.op == "sub" or node.kwargs.get("alpha", 1) != 1:
+                self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+            else:
+                self.put(node.index, Kind.SUM, tuple(self.vertex(i) for i in live))
+            return
+        roots = frozenset[int]().union(*(self.roots[i] for i in live))
+        if len(roots) > 2:
+            roots = frozenset(self.vertex(i) for i in live)
+        if len(roots) > 2:
+            self.put(node.index, Kind.OTHER, (), tuple(sorted(roots)))
+            return
+        self.roots[node.index] = roots
+
+    def _learned(self, node: Node, live: list[int]) -> bool:
+        """True if something that depends on the position, but not on the input, is added."""
+        shape = self.trace.node(live[0]).shape
+        layout = self.layouts.get(live[0])
+        if layout is None or len(live) > 1:
+            return False
+        for value in node.args:
+            other = None
+            if isinstance(value, Fixed):
+                other = tuple(value.tensor.shape)
+            elif isinstance(value, Ref) and not self.trace.node(value.node).live:
+                other = self.trace.node(value.node).shape
+            if other is None:
+                continue
+            padded = (1,) * (len(shape) - len(other)) + other
+            if any(
+                size > 1 and axis not in layout.axes for axis, size in enumerate(padded)
+            ) and all(padded[axis] == shape[axis] for axis in layout.axes):
+                return True
+        return False
+
+    # --- where the features are -----------------------------------------------------------------
+
+    def _layout(self, node: Node, live: list[int]) -> Layout | None:
+        shape, op = node.shape, node.op
+        if op in _CONVOLUTIONS:
+            return Layout((1,), True)
+        if op == "embedding" or self._is_linear(node):
+            return Layout((len(shape) - 1,))
+        if op == "scaled_dot_product_attention":
+            value = self._ref(node, 2, "value")
+            return None if value is None else self.layouts.get(value)
+        if op in ("matmul", "bmm"):
+            value = self._ref(node, 1, "other")
+            return None if value is None else self.layouts.get(value)
+        source = next((i for i in live if i in self.layouts), None)
+        if source is None:
+            return None
+        before, layout = self.trace.node(source).shape, self.layouts[source]
+        if op == "view":
+            return _viewed(before, shape, layout)
+        if op in ("transpose", "permute", "movedim"):
+            return _permuted(node, before, layout)
+        if op == "expand":
+            shift = len(shape) - len(before)
+            return Layout(tuple(a + shift for a in layout.axes), layout.channels, layout.repeat)
+        if op == "repeat_interleave":
+            return layout if len(shape) == len(before) else None
+        if op == "getitem":
+            return _indexed(node, before, layout)
+        if op == "mean" and len(shape) < len(before):
+            dims = _dims(node, before) or ()
+            if set(dims) & set(layout.axes):
+                return None
+            moved = tuple(a - sum(d < a for d in dims) for a in layout.axes)
+            return Layout(moved, layout.channels and moved[-1] < len(shape) - 1, layout.repeat)
+        if op in _POINTWISE:
+            full = [i for i in live if self.trace.node(i).shape == shape and i in self.layouts]
+            return self.layouts[full[0]] if full else None
+        if len(shape) == len(before):
+            return layout
+        return None
+
+
+def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> Layout | None:
+    """Where features are after a reshape: axes may split and merge, in order."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right = [], []
+        a = b = 1
+        if i < len(before):
+            a, left, i = before[i], [i], i + 1
+        if j < len(after):
+            b, right, j = after[j], [j], j + 1
+        while a != b:
+            if a < b and i < len(before):
+                a, left, i = a * before[i], [*left, i], i + 1
+            elif b < a and j < len(after):
+                b, right, j = b * after[j], [*right, j], j + 1
+            else:
+                return None
+        groups.append((left, right))
+    axes: list[int] = []
+    repeat = layout.repeat
+    for left, right in groups:
+        inside = [axis for axis in left if axis in layout.axes and before[axis] > 1]
+        if not inside:
+            continue
+        sized = [axis for axis in left if before[axis] > 1]
+        if inside == sized:
+            axes.extend(axis for axis in right if after[axis] > 1)
+        elif len(right) == 1 and inside == sized[: len(inside)]:
+            # Positions behind the channel axis are flattened into it.
+            for axis in sized[len(inside) :]:
+                repeat *= before[axis]
+            axes.append(right[0])
+        elif len(right) == 1 and inside == sized[-len(inside) :] and 0 in sized:
+            return None
+        elif len(right) == 1 and len(inside) < len(sized):
+            # A head axis that was repeated for grouped queries merges with its copies.
+            axes.append(right[0])
+        else:
+            return None
+    if not axes:
+        return None
+    channels = layout.channels and axes[-1] < len(after) - 1
+    return Layout(tuple(axes), channels, repeat)
+
+
+def _permuted(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
+    order = list(range(len(before)))
+    numbers = [v for v in node.args[1:] if isinstance(v, int)]
+    numbers += [v for v in (node.kwargs.get("dim0"), node.kwargs.get("dim1")) if v is not None]
+    if node.op == "transpose":
+        if not numbers and len(before) == 2:
+            numbers = [0, 1]
+        if len(numbers) != 2:
+            return None
+        a, b = (n % len(before) for n in numbers)
+        order[a], order[b] = order[b], order[a]
+    elif node.op == "permute":
+        dims = node.kwargs.get("dims")
+        if dims is None and len(node.args) > 1 and isinstance(node.args[1], tuple | list):
+            dims = node.args[1]
+        order = [n % len(before) for n in (dims or numbers)]
+        if len(order) != len(before):
+            return None
+    else:
+        return None
+    axes = tuple(order.index(axis) for axis in layout.axes)
+    last = axes[-1] == len(before) - 1
+    return Layout(axes, not last and len(axes) == 1, layout.repeat)
+
+
+def _indexed(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
+    items = node.args[1] if len(node.args) > 1 else None
+    items = items if isinstance(items, tuple) else (items,)
+    if any(item is Ellipsis for item in items):
+        place = items.index(Ellipsis)
+        missing = len(before) - sum(item is not None for item in items) + 1
+        items = items[:place] + (slice(None),) * missing + items[place + 1 :]
+    axes: list[int] = []
+    axis = out = 0
+    for item in items:
+        if item is None:
+            out += 1
+        elif isinstance(item, int) and not isinstance(item, bool):
+            if axis in layout.axes:
+                return None
+            axis += 1
+        elif isinstance(item, slice):
+            if axis in layout.axes:
+                axes.append(out)
+            axis, out = axis + 1, out + 1
+        else:
+            return None
+    while axis < len(before):
+        if axis in layout.axes:
+            axes.append(out)
+        axis, out = axis + 1, out + 1
+    if len(axes) != len(layout.axes):
+        return None
+    return Layout(tuple(axes), layout.channels and axes[-1] < out - 1, layout.repeat)
+
+
+def condense(trace: Trace, *, sites: frozenset[int]) -> Graph:
+    """The condensed graph of a trace, cut at every module boundary, nonlinearity and site.
+
+    Args:
+        trace: a recorded forward pass.
+        sites: further nodes that must be vertices.
+    """
+    boundaries = {index for call in trace.calls for index in (*call.inputs, *call.outputs)}
+    named = {node.index for node in trace.nodes if node.floating and nonlinear(node.op)}
+    # A nonlinearity inside an activation module or a norm is not a place of its own.
+    inside = {
+        node.index
+        for node in trace.nodes
+        if node.index in named and node.index not in boundaries and _leaf(trace, node)
+    }
+    cuts = frozenset(boundaries | (named - inside) | sites)
+    return _Builder(trace, cuts, sites).build()
+
+
+def _leaf(trace: Trace, node: Node) -> bool:
+    """True if the node's module has one full tensor in and out, and calls no module within."""
+    inner = f"{node.module}."
+    if not node.module or any(
+        call.path.startswith(inner) and _sized(trace, call.outputs, node.shape)
+        for call in trace.calls
+    ):
+        return False
+    for call in trace.calls:
+        if call.path == node.module and call.call == node.call and len(call.outputs) == 1:
+            out = trace.node(call.outputs[0])
+            return out.shape == node.shape and any(
+                trace.node(index).shape == node.shape for index in call.inputs
+            )
+    return False
+
+
+def _sized(trace: Trace, nodes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return any(trace.node(index).shape == shape for index in nodes)
+
+
+Function = Callable[[Tensor], Tensor]

@@ -1,0 +1,293 @@
+"""The graph of what a model did with one input: which function read which tensor, inside which module.
+
+The graph is recorded while the model runs, so it needs nothing of the model but that it runs: control
+flow, functional calls, in-place operations and hand-written nonlinearities are all seen as they happen.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """The place of a recorded tensor among the arguments of a call."""
+
+    node: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fixed:
+    """A tensor among the arguments of a call that no recorded call made: a parameter or a constant."""
+
+    tensor: Tensor
+    name: str | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """One tensor, and the call that made it.
+
+    Attributes:
+        index: its place in the order of execution.
+        op: the name of the function: "linear", "relu", "add", ...; "input" for the model's input,
+            "output" for one of several outputs of a call.
+        function: the function itself.
+        args, kwargs: what it was called with, recorded tensors replaced by `Ref`, others by `Fixed`.
+        inputs: the recorded tensors that it read.
+        shape: the shape of the tensor.
+        floating: True if the tensor holds floating-point numbers.
+        live: True if the tensor depends on the model's input.
+        module: path of the innermost module that was running.
+        call: how many times that module had been called before.
+        ordinal: how many calls of this function the module had made before, in this call.
+        inplace: True if the call overwrote its first argument.
+    """
+
+    index: int
+    op: str
+    function: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    floating: bool
+    live: bool
+    module: str
+    call: int
+    ordinal: int
+    inplace: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleCall:
+    """One call of one module: the tensors that went in and came out, in order."""
+
+    path: str
+    call: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """Everything recorded in one forward pass.
+
+    Attributes:
+        nodes: every tensor, in the order in which it was made.
+        calls: every module call, in the order in which it ended.
+        outputs: the nodes that the model returned.
+        readers: node -> the nodes that read it.
+        example_batch: the size of the batch that was run.
+    """
+
+    nodes: tuple[Node, ...]
+    calls: tuple[ModuleCall, ...]
+    outputs: tuple[int, ...]
+    readers: dict[int, tuple[int, ...]]
+    example_batch: int
+
+    def node(self, index: int) -> Node:
+        """The node of that index."""
+        return self.nodes[index]
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Every tensor inside nested tuples, lists, dicts and dataclass-like outputs, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():  # pyright: ignore[reportUnknownVariableType]
+            yield from tensors_in(entry)  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, tuple | list):
+        for entry in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from tensors_in(entry)  # pyright: ignore[reportUnknownArgumentType]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+# Calls that say something about a tensor without making a new one.
+_IGNORED = frozenset({"__get__", "__set__", "size", "dim", "stride", "numel", "is_floating_point"})
+
+# One name for the several spellings of a function.
+_SPELLINGS = {
+    "__add__": "add", "__radd__": "add", "__iadd__": "add", "add_": "add",
+    "__sub__": "sub", "__isub__": "sub", "sub_": "sub", "__rsub__": "rsub", "subtract": "sub",
+    "__mul__": "mul", "__rmul__": "mul", "__imul__": "mul", "mul_": "mul", "multiply": "mul",
+    "__truediv__": "div", "__div__": "div", "__itruediv__": "div", "div_": "div", "divide": "div",
+    "__rtruediv__": "rdiv", "__rdiv__": "rdiv", "__matmul__": "matmul", "__rmatmul__": "rmatmul",
+    "__neg__": "neg", "negative": "neg", "__pow__": "pow", "pow_": "pow", "__rpow__": "rpow",
+    "relu_": "relu", "leaky_relu_": "leaky_relu", "elu_": "elu", "celu_": "celu", "selu_": "selu",
+    "hardtanh_": "hardtanh", "rrelu_": "rrelu", "threshold_": "threshold", "sigmoid_": "sigmoid",
+    "tanh_": "tanh", "sin_": "sin", "clamp_": "clamp", "clip": "clamp", "masked_fill_": "masked_fill",
+    "__getitem__": "getitem", "concat": "cat", "concatenate": "cat", "softmax": "softmax",
+    "type_as": "to", "float": "to", "double": "to", "half": "to", "bfloat16": "to", "type": "to",
+    "reshape": "view", "view_as": "view", "flatten": "view", "unflatten": "view", "squeeze": "view",
+    "unsqueeze": "view", "swapaxes": "transpose", "swapdims": "transpose", "t": "transpose",
+    "split_with_sizes": "split", "unsafe_split": "split", "unsafe_chunk": "chunk",
+    "expand_as": "expand", "absolute": "abs", "special_expit": "sigmoid", "special_erf": "erf",
+}  # fmt: skip
+
+
+class _Recorder(TorchFunctionMode):
+    """Records every function on tensors that runs inside the context."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.calls: list[ModuleCall] = []
+        self.made: dict[int, int] = {}  # id of a tensor -> its node
+        self.kept: list[Tensor] = []  # keeps the ids above from being used again
+        self.names = {id(tensor): name for name, tensor in model.named_parameters()}
+        self.names |= {id(tensor): name for name, tensor in model.named_buffers()}
+        self.stack: list[tuple[str, int]] = [("", 0)]
+        self.counts: Counter[str] = Counter()
+        self.ordinals: Counter[tuple[str, int, str]] = Counter()
+
+    def add(
+        self,
+        tensor: Tensor,
+        op: str,
+        *,
+        function: Callable[..., Any] | None = None,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        inputs: tuple[int, ...] = (),
+        live: bool = False,
+        inplace: bool = False,
+    ) -> int:
+        path, call = self.stack[-1]
+        ordinal = self.ordinals[path, call, op]
+        self.ordinals[path, call, op] += 1
+        index = len(self.nodes)
+        self.nodes.append(
+            Node(
+                index, op, function, args, kwargs or {}, inputs, tuple(tensor.shape),
+                tensor.is_floating_point(), live, path, call, ordinal, inplace,
+            )  # fmt: skip
+        )
+        self.made[id(tensor)] = index
+        self.kept.append(tensor)
+        return index
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs: list[int] = []
+        # Positions are taken before the call: an in-place call gives its argument a new node.
+        seen = (
+            self._seen(args, inputs),
+            {name: self._seen(value, inputs) for name, value in kwargs.items()},
+        )
+        before = {id(tensor) for tensor in tensors_in((args, kwargs))}
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", "") or (resolve_name(func) or "").rsplit(".", 1)[-1]
+        if name in _IGNORED:
+            return out
+        op = _SPELLINGS.get(name, name)
+        made = list(tensors_in(out))
+        live = any(self.nodes[index].live for index in inputs)
+        common = {"function": func, "args": seen[0], "kwargs": seen[1], "inputs": tuple(inputs)}
+        if isinstance(out, Tensor):
+            self.add(out, op, live=live, inplace=id(out) in before, **common)
+        elif made:
+            source = self.add(made[0], op, live=live, **common)
+            for place, tensor in enumerate(made):
+                self.add(tensor, "output", args=(place,), inputs=(source,), live=live)
+        return out
+
+    def _seen(self, value: Any, inputs: list[int]) -> Any:
+        if isinstance(value, Tensor):
+            index = self.made.get(id(value))
+            if index is None:
+                return Fixed(value, self.names.get(id(value)))
+            inputs.append(index)
+            return Ref(index)
+        if isinstance(value, tuple):
+            return tuple(self._seen(entry, inputs) for entry in value)
+        if isinstance(value, list):
+            return [self._seen(entry, inputs) for entry in value]
+        return value
+
+    def enter(self, path: str, inputs: object) -> None:
+        self.stack.append((path, self.counts[path]))
+        self.counts[path] += 1
+        self._entered.append(self._known(inputs))
+
+    def leave(self, outputs: object) -> None:
+        path, call = self.stack.pop()
+        self.calls.append(ModuleCall(path, call, self._entered.pop(), self._known(outputs)))
+
+    def _known(self, value: object) -> tuple[int, ...]:
+        return tuple(self.made[id(t)] for t in tensors_in(value) if id(t) in self.made)
+
+    _entered: list[tuple[int, ...]]
+
+
+@contextmanager
+def _watched(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Within the context the recorder knows which module is running."""
+    recorder._entered = []  # pyright: ignore[reportPrivateUsage]
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            if not path:
+                continue
+
+            def enter(
+                _: nn.Module, args: Any, kwargs: Any, path: str = path
+            ) -> None:
+                recorder.enter(path, (args, kwargs))
+
+            def leave(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+                recorder.leave(out)
+
+            first = module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+            stack.callback(first.remove)
+            last = module.register_forward_hook(leave, with_kwargs=True)
+            stack.callback(last.remove)
+        yield
+
+
+def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: int) -> Trace:
+    """The trace of `run()`, which must call `model` once on `inputs`.
+
+    Args:
+        model: the model whose modules are watched. Its hooks are as before afterwards.
+        run: calls the model and returns what it returned.
+        inputs: the tensors that `run` feeds to the model; everything that depends on them is live.
+        batch: the number of examples in them.
+
+    Returns:
+        The graph. Nothing but constants and parameters of the model is kept alive by it.
+    """
+    recorder = _Recorder(model)
+    for tensor in tensors_in(inputs):
+        recorder.add(tensor, "input", live=True)
+    with torch.no_grad(), _watched(model, recorder), recorder:
+        returned = run()
+    outputs = tuple(
+        recorder.made[id(tensor)] for tensor in tensors_in(returned) if id(tensor) in recorder.made
+    )
+    readers: dict[int, list[int]] = {}
+    for node in recorder.nodes:
+        for index in dict.fromkeys(node.inputs):
+            readers.setdefault(index, []).append(node.index)
+    return Trace(
+        nodes=tuple(recorder.nodes),
+        calls=tuple(recorder.calls),
+        outputs=outputs,
+        readers={index: tuple(found) for index, found in readers.items()},
+        example_batch=batch,
+    )

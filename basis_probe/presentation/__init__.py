@@ -1,0 +1,1 @@
+"""Results as pages, tables, figures and lines on a terminal; nothing here computes a finding."""

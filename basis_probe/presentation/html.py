@@ -1,0 +1,109 @@
+"""Results as pages that need nothing but themselves: no network, no other file."""
+
+import base64
+import functools
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.presentation import drawing, selection, words
+from basis_probe.results import Outcome, Report, SiteReport
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_MOST_SECTIONS = 8
+"""In a notebook a longer report shows its map and table only."""
+
+
+def page(report: Report) -> str:
+    """A whole HTML document with the answer, the map, every site and how it was computed."""
+    script = _environment().get_template("script.jinja").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("page.jinja")
+        .render(
+            report=report,
+            grid=selection.grid(report),
+            prefix="site",
+            sections=True,
+            script=script,
+            script_hash=digest,
+        )
+    )
+
+
+def fragment(report: Report) -> str:
+    """The answer, the map and the table as one HTML element for a notebook.
+
+    Its styles touch nothing outside it. The sections of single sites are there in short reports;
+    otherwise every site shows itself.
+    """
+    return (
+        _environment()
+        .get_template("fragment.jinja")
+        .render(
+            report=report,
+            grid=selection.grid(report),
+            prefix=_prefix(report),
+            sections=len(report) <= _MOST_SECTIONS,
+        )
+    )
+
+
+def site_fragment(site: SiteReport) -> str:
+    """Everything found at one site as one HTML element for a notebook."""
+    return _environment().get_template("lone_site.jinja").render(site=site)
+
+
+def _prefix(report: Report) -> str:
+    """A start of identifiers that two reports in one notebook do not share."""
+    said = repr((report.provenance, [str(site) for site in report]))
+    return "bp" + hashlib.sha256(said.encode("utf-8", "backslashreplace")).hexdigest()[:10]
+
+
+@functools.cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("basis_probe.presentation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters.update(
+        number=lambda value: _minus(words.number(value)),
+        effect=lambda value: _minus(words.effect(value)),
+        p=words.p_value,
+        fraction=words.fraction,
+        count=words.count,
+        short=lambda text, limit: words.shorten(words.clean(text), limit),
+    )
+    environment.globals.update(
+        Outcome=Outcome,
+        Privileged=Privileged,
+        drawing=drawing,
+        selection=selection,
+        words=words,
+        len=len,
+        isnan=math.isnan,
+        inks=[tuple(map(drawing.ink, fills)) for fills in (drawing.LIGHT, drawing.DARK)],
+    )
+    return environment
+
+
+def _shown(value: object) -> object:
+    """`value` as a template shows it: text is cleaned, what is HTML already stays."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return words.clean(value)
+    return value
+
+
+def _minus(text: str) -> str:
+    """A number with the sign that is as wide as a plus."""
+    return "\u2212" + text[1:] if text.startswith("-") else text

@@ -1,0 +1,459 @@
+"""What a probe found: frozen values, and their exact text form.
+
+Everything a figure, a table or a sentence shows is read from here, so that any of them can be drawn
+again from a saved file.
+"""
+
+import ast
+import dataclasses
+import enum
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from basis_probe.algebra import groups as _groups
+from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.statistics.multiplicity import Tail as Tail
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+FORMAT = 1
+"""The version of the JSON form; a file with another one is refused."""
+
+
+class Outcome(enum.Enum):
+    """What follows from the architecture and the data together; the value is the advice."""
+
+    PRIVILEGED = "the architecture fixes the axes and the data stand out on them: read neurons"
+    UNUSED = (
+        "the architecture fixes the axes but the data do not stand out on them: "
+        "look for a dictionary"
+    )
+    EMERGENT = (
+        "the architecture does not fix the axes, yet the data stand out on them: "
+        "training broke the symmetry"
+    )
+    ARBITRARY = (
+        "the architecture does not fix the axes and the data do not stand out on them: "
+        "do not read coordinates"
+    )
+    UNDECIDED = "no finding, for the reason given"
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """How far the outputs moved when an element of the claimed group acted, and when one outside did."""
+
+    holds: bool
+    max_error: float
+    tolerance: float
+    violation: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Symmetry:
+    """The changes of basis at one site that the surrounding weights could absorb, and why.
+
+    Attributes:
+        group: the group, acting on the activations of the site itself.
+        privileged: which directions it leaves meaningful.
+        because: the reason, in one or two sentences, from what the modules were seen to compute.
+        reference: where the statement is proved or published.
+        certificate: the numerical proof on this very model, or None where none was made.
+    """
+
+    group: Group
+    privileged: Privileged
+    because: str
+    reference: str
+    certificate: Certificate | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NullRecord:
+    """Against what the axes of a site were compared.
+
+    Attributes:
+        name: "rotation", "counterfactual", ...
+        frames: number of alternatives drawn.
+        samples: number of samples on which the axes and the alternatives were compared.
+        geometry: the geometry in which directions are turned: "euclidean", "standardised", ...
+        holds_fixed: what an alternative shares with the observed layer, in words.
+        because: why this null was chosen here.
+        approximate: True where the null is not exact for untrained networks.
+    """
+
+    name: str
+    frames: int
+    samples: int
+    geometry: str
+    holds_fixed: str
+    because: str
+    approximate: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedFormRecord:
+    """The mean (and standard deviation, where known) that the null has without sampling."""
+
+    mean: float
+    std: float | None
+    source: str
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreResult:
+    """One score of one site against its null.
+
+    Attributes:
+        name: the score.
+        observed: its value on the axes, on the samples that the null saw too.
+        null_mean, null_std: over the frames of the null.
+        effect: (observed - null_mean) / null_std.
+        p_value: (1 + #{null at least as extreme}) / (frames + 1), exact where the frames are
+            exchangeable with the axes.
+        p_tail: the same where ten or more frames are as extreme, else from the named
+            approximation `p_tail_method` of the null's tail.
+        p_adjusted: `p_tail` after Holm over all deciding scores of all sites of the report; NaN for
+            a score on which no verdict rests.
+        tail: which departures count.
+        decides: True if the verdict rests on it.
+        null: the null's name.
+        null_values: [frames], the score in every frame of the null.
+        per_direction: [dim], its value on every axis; NaN where an axis is dead.
+        per_direction_p: [dim], p of every axis against the null's directions.
+        fraction_privileged: share of the axes that remain at a false discovery rate of 5 %.
+        effect_without_top_axes: the effect when the three highest directions of every frame, the
+            observed one included, are left out: whether a few axes carry the finding.
+        all_samples: the value on the axes over every sample of the stream; NaN where not streamed.
+        closed_form: the null without sampling, where a formula is known.
+        note: what a reader must know, or an empty string.
+    """
+
+    name: str
+    observed: float
+    null_mean: float
+    null_std: float
+    effect: float
+    p_value: float
+    p_tail: float
+    p_tail_method: str
+    p_adjusted: float
+    tail: Tail
+    decides: bool
+    null: str
+    null_values: np.ndarray
+    per_direction: np.ndarray
+    per_direction_p: np.ndarray
+    fraction_privileged: float
+    effect_without_top_axes: float
+    all_samples: float
+    closed_form: ClosedFormRecord | None = None
+    note: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        """True if every number, NaN included, is the same."""
+        return isinstance(other, ScoreResult) and _encode(self) == _encode(other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The finding at one site, and a sentence that can be quoted."""
+
+    outcome: Outcome
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteReport:
+    """Everything found at one site.
+
+    Attributes:
+        site: its name.
+        kind: what it is, in words: "residual stream", "neurons behind silu", "attention values" ...
+        layer: index of its layer, or None.
+        shape: the feature axes, e.g. (heads, d_head); their product is `dim`.
+        dim: number of axes.
+        n_samples: number of samples (tokens, pixels, rows) that were streamed.
+        n_dead: number of axes that never varied; they are left out of every score.
+        symmetry: the architecture's answer.
+        null: what the axes were compared with; None if nothing could be compared.
+        scores: name -> result.
+        beside: the same scores under the raw rotation of the activations, which people ask for and
+            which misleads behind a nonlinearity; empty elsewhere.
+        verdict: what follows.
+        notes: anything that a reader must know.
+    """
+
+    site: str
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dim: int
+    n_samples: int
+    n_dead: int
+    symmetry: Symmetry
+    null: NullRecord | None
+    scores: Mapping[str, ScoreResult]
+    beside: Mapping[str, ScoreResult]
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        from basis_probe.presentation.html import site_fragment
+
+        return site_fragment(self)
+
+    def __str__(self) -> str:
+        return f"{self.site}: {self.verdict.outcome.name}. {self.verdict.sentence}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What determined the numbers of a report."""
+
+    model: str
+    data: str
+    seed: int
+    n_batches: int
+    n_examples: int
+    versions: Mapping[str, str]
+    device: str
+    dtype: str
+    level: float
+    settings: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A verdict for every site of a model, with the evidence and how it was computed.
+
+    Attributes:
+        site_reports: one per site, in forward order.
+        provenance: what determined the numbers.
+        partial: True if the data stream was interrupted; the numbers cover what was seen.
+        notes: what a reader must know about the run as a whole.
+    """
+
+    site_reports: tuple[SiteReport, ...]
+    provenance: Provenance
+    partial: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites, in forward order."""
+        return tuple(site.site for site in self.site_reports)
+
+    def __getitem__(self, site: str) -> SiteReport:
+        for report in self.site_reports:
+            if report.site == site:
+                return report
+        import difflib
+
+        near = difflib.get_close_matches(site, self.sites, n=3, cutoff=0.3)
+        raise KeyError(
+            f"the report has no site {site!r}; nearest: {', '.join(near) or 'none'}. "
+            "report.sites lists them all."
+        )
+
+    def __iter__(self) -> Iterator[SiteReport]:
+        return iter(self.site_reports)
+
+    def __len__(self) -> int:
+        return len(self.site_reports)
+
+    def to_json(self) -> str:
+        """A text from which `Report.from_json` makes an equal report, every number exact."""
+        return json.dumps({"basis_probe": FORMAT, "report": _encode(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """The report that `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is no such report, or of another format version.
+        """
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a basis_probe report: not JSON ({error})") from error
+        if not isinstance(value, dict) or "basis_probe" not in value:
+            raise ValueError("not a basis_probe report: the key 'basis_probe' is missing")
+        if value["basis_probe"] != FORMAT:
+            raise ValueError(
+                f"the report has format {value['basis_probe']!r}, this version reads {FORMAT}; "
+                "write it again with this version of basis_probe"
+            )
+        try:
+            return _decode_report(value["report"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"not a basis_probe report: damaged at {error}") from error
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row for every site and score, as a pandas DataFrame."""
+        from basis_probe.presentation.tables import dataframe
+
+        return dataframe(self)
+
+    def save(self, path: str | pathlib.Path) -> pathlib.Path:
+        """The path of the file written; its ending chooses .html, .json, .csv or .md.
+
+        Raises:
+            ValueError: for any other ending.
+        """
+        path = pathlib.Path(path)
+        ending = path.suffix.lower()
+        if ending == ".json":
+            text = self.to_json()
+        elif ending == ".csv":
+            text = self.to_dataframe().to_csv(index=False)
+        elif ending == ".md":
+            from basis_probe.presentation.markdown import markdown
+
+            text = markdown(self)
+        elif ending in (".html", ".htm"):
+            from basis_probe.presentation.html import page
+
+            text = page(self)
+        else:
+            raise ValueError(
+                f"cannot tell the format from {path.name!r}: give a name that ends in "
+                ".html, .json, .csv or .md"
+            )
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def plot(self) -> "Figure":
+        """A figure: a map of layers x sites, and every site's observed value against its null."""
+        from basis_probe.presentation.plots import overview
+
+        return overview(self)
+
+    def _repr_html_(self) -> str:
+        from basis_probe.presentation.html import fragment
+
+        return fragment(self)
+
+    def __str__(self) -> str:
+        from basis_probe.presentation.markdown import summary
+
+        return summary(self)
+
+
+# --- the text form ------------------------------------------------------------------------------
+
+
+def _encode(value: object) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_encode(float(entry)) for entry in value.tolist()]
+    if isinstance(value, bool) or value is None or isinstance(value, int | str):
+        return value
+    if isinstance(value, float):
+        # JSON has no NaN and no infinity; repr of a finite float is exact.
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, Group):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return {str(key): _encode(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_encode(entry) for entry in value]
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    raise TypeError(f"a report cannot hold {type(value).__name__}")
+
+
+def _group(text: str) -> Group:
+    """The group whose repr is `text`, without evaluating anything."""
+
+    def build(node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Tuple | ast.List):
+            return tuple(build(entry) for entry in node.elts)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            kind = getattr(_groups, node.func.id, None)
+            if isinstance(kind, type) and issubclass(kind, Group):
+                named = {word.arg: build(word.value) for word in node.keywords if word.arg}
+                return kind(*(build(entry) for entry in node.args), **named)
+        raise ValueError(f"not a group: {text!r}")
+
+    group = build(ast.parse(text, mode="eval").body)
+    if not isinstance(group, Group):
+        raise ValueError(f"not a group: {text!r}")
+    return group
+
+
+def _array(values: list[Any]) -> np.ndarray:
+    return np.array([float(value) for value in values], dtype=np.float64)
+
+
+def _decode_score(value: dict[str, Any]) -> ScoreResult:
+    closed = value["closed_form"]
+    numbers = (
+        "observed null_mean null_std effect p_value p_tail p_adjusted fraction_privileged "
+        "effect_without_top_axes all_samples"
+    ).split()
+    arrays = ("null_values", "per_direction", "per_direction_p")
+    return ScoreResult(
+        **{name: float(value[name]) for name in numbers},
+        **{name: _array(value[name]) for name in arrays},
+        **{name: value[name] for name in ("name", "p_tail_method", "decides", "null", "note")},
+        tail=Tail[value["tail"]],
+        closed_form=None
+        if closed is None
+        else ClosedFormRecord(
+            mean=float(closed["mean"]),
+            std=None if closed["std"] is None else float(closed["std"]),
+            source=closed["source"],
+            exact=closed["exact"],
+        ),
+    )
+
+
+def _decode_site(value: dict[str, Any]) -> SiteReport:
+    symmetry = value["symmetry"]
+    certificate = symmetry["certificate"]
+    return SiteReport(
+        **{name: value[name] for name in ("site", "kind", "layer", "dim", "n_samples", "n_dead")},
+        shape=tuple(value["shape"]),
+        notes=tuple(value["notes"]),
+        symmetry=Symmetry(
+            group=_group(symmetry["group"]),
+            privileged=Privileged[symmetry["privileged"]],
+            because=symmetry["because"],
+            reference=symmetry["reference"],
+            certificate=None
+            if certificate is None
+            else Certificate(
+                holds=certificate["holds"],
+                max_error=float(certificate["max_error"]),
+                tolerance=float(certificate["tolerance"]),
+                violation=float(certificate["violation"]),
+            ),
+        ),
+        null=None if value["null"] is None else NullRecord(**value["null"]),
+        scores={name: _decode_score(score) for name, score in value["scores"].items()},
+        beside={name: _decode_score(score) for name, score in value["beside"].items()},
+        verdict=Verdict(Outcome[value["verdict"]["outcome"]], value["verdict"]["sentence"]),
+    )
+
+
+def _decode_report(value: dict[str, Any]) -> Report:
+    return Report(
+        site_reports=tuple(_decode_site(site) for site in value["site_reports"]),
+        provenance=Provenance(**value["provenance"]),
+        partial=value["partial"],
+        notes=tuple(value["notes"]),
+    )

@@ -1,0 +1,572 @@
+"""From facts to a group: which changes of basis the weights around a site could absorb.
+
+Activations that are only ever added, copied or moved are one *stream*. What writes to a stream and what
+reads it decides its group: linear maps absorb every change of basis, a norm those that it commutes
+with, a nonlinearity those that its own intertwiner group allows. Streams that are joined by functions
+of single features (nonlinearities, products, diagonal maps) are one *family*: a permutation must act on
+all of them at once, and what rescales one rescales, or does not rescale, the next.
+"""
+
+import dataclasses
+import enum
+import re
+
+from basis_probe.adapters.facts import Facts, Region, Shape, Site, Stream
+from basis_probe.adapters.graph import Kind, Vertex
+from basis_probe.algebra.groups import (
+    Blocks,
+    DirectSum,
+    GeneralLinear,
+    Group,
+    LineStabiliser,
+    Monomial,
+    Orthogonal,
+    Permutation,
+    PositiveMonomial,
+    SignedPermutation,
+    Trivial,
+    Unknown,
+)
+from basis_probe.algebra.intertwiner import Intertwiner, intertwiner_group
+from basis_probe.results import Symmetry
+
+PAPER = "Godfrey, Brown, Emerson, Kvinge 2022 (arXiv 2205.14258), section 3 and Table 1"
+RESIDUAL = "Elhage, Lasenby, Olah 2023, Privileged Bases in the Transformer Residual Stream"
+ALGEBRA = "algebra of the modules around the site"
+
+
+class Scales(enum.Enum):
+    """Which diagonal matrices a stream of a family admits; the value orders them."""
+
+    ANY = 3
+    POSITIVE = 2
+    SIGNS = 1
+    ONE = 0
+
+    def meet(self, other: "Scales") -> "Scales":
+        """The diagonal matrices that both admit."""
+        if {self, other} == {Scales.POSITIVE, Scales.SIGNS}:
+            return Scales.ONE
+        return self if self.value <= other.value else other
+
+
+_SCALES: tuple[tuple[type[Group], Scales], ...] = (
+    (Monomial, Scales.ANY),
+    (PositiveMonomial, Scales.POSITIVE),
+    (SignedPermutation, Scales.SIGNS),
+    (Permutation, Scales.ONE),
+)
+_GROUPS: dict[Scales, type[Group]] = {scales: kind for kind, scales in _SCALES}
+
+
+class _NotUnderstood(Exception):
+    """What stands in the way of a claim."""
+
+
+class Derivation:
+    """The groups of all sites of a model, derived from its facts.
+
+    Args:
+        facts: what was seen of the model.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._intertwiners: dict[int, Intertwiner] = {}
+        self._families: dict[int, frozenset[int]] = {}
+        self._scales: dict[frozenset[int], dict[int, Scales]] = {}
+
+    # --- one site -------------------------------------------------------------------------------
+
+    def symmetry(self, site: Site) -> Symmetry:
+        """The group of a site, what it privileges, and why."""
+        facts = self.facts
+        shape = facts.shape(site)
+        dim = 1
+        for size in shape:
+            dim *= size
+        vertex = facts.vertex(site)
+        if vertex is None or facts.layout(site) is None:
+            return _unknown(dim, "the features of this tensor could not be followed")
+        stream = facts.stream_of[vertex.node]
+        try:
+            group, because, reference = self._group(stream, vertex, dim, shape)
+        except _NotUnderstood as reason:
+            return _unknown(dim, str(reason))
+        return Symmetry(group, group.privileged, because, reference)
+
+    def intertwiner(self, vertex: int) -> Intertwiner:
+        """The measured intertwiner group of the nonlinearity at a vertex.
+
+        Raises:
+            ValueError: if the function cannot be measured.
+        """
+        if vertex not in self._intertwiners:
+            region = self.facts.regions[vertex]
+            if region.function is None:
+                raise ValueError(f"{region.op} is no function of one tensor")
+            node = self.facts.graph.trace.node(vertex)
+            layout = self.facts.graph.layouts[vertex]
+            self._intertwiners[vertex] = intertwiner_group(
+                region.function, node.shape[layout.axes[-1]]
+            )
+        return self._intertwiners[vertex]
+
+    # --- one stream -----------------------------------------------------------------------------
+
+    def _group(
+        self, index: int, vertex: Vertex, dim: int, shape: tuple[int, ...]
+    ) -> tuple[Group, str, str]:
+        stream = self.facts.streams[index]
+        family = self._family(index)
+        if self._permuting(index):
+            return self._axes(index, vertex, family, dim)
+        self._require_understood(stream)
+        if any(_is_norm(self.facts.regions.get(w, _NOTHING)) for w in stream.writers):
+            raise _NotUnderstood(
+                "it is the output of a norm: the linear maps that read it absorb any change of "
+                "basis, but the norm can write only what its gain and the stream before it allow"
+            )
+        if self._written_by(stream, Kind.INPUT):
+            return Trivial(dim), "these are the model's input, whose axes are given.", ALGEBRA
+        if stream.returned:
+            return (
+                Trivial(dim),
+                "the model returns this: its axes are the vocabulary, the classes or the outputs.",
+                ALGEBRA,
+            )
+        if stream.value_mixed:
+            return self._heads(stream, dim, shape)
+        norms = self._norm_readers(stream)
+        if not norms:
+            return (
+                GeneralLinear(dim),
+                "only linear maps write this and only linear maps read it, so every invertible "
+                "change of basis is absorbed by their weights.",
+                PAPER,
+            )
+        kinds = {self.facts.regions[norm].shape for norm in norms}
+        gains = (
+            "; the gains of the norms fold exactly into the linear maps that read them"
+            if any(_generic(self.facts.regions[norm]) for norm in norms)
+            else ""
+        )
+        if kinds == {Shape.RMS_NORM}:
+            because = (
+                f"written by linear maps only and read through RMSNorm ({len(norms)} of them), "
+                f"which commutes with every rotation{gains}; tied embeddings count as untied."
+            )
+            return Orthogonal(dim), because, RESIDUAL
+        if kinds == {Shape.LAYER_NORM}:
+            because = (
+                f"written by linear maps only and read through LayerNorm ({len(norms)} of them), "
+                "which commutes with the rotations that fix the all-ones direction and ignores "
+                f"whatever is written along it{gains}; tied embeddings count as untied."
+            )
+            return LineStabiliser(dim), because, RESIDUAL
+        raise _NotUnderstood("it is read through both LayerNorm and RMSNorm")
+
+    def _heads(
+        self, stream: Stream, dim: int, shape: tuple[int, ...]
+    ) -> tuple[Group, str, str]:
+        if self._norm_readers(stream):
+            raise _NotUnderstood("attention values are read through a norm")
+        count, size = self._head_sizes(stream)
+        copies = dim // (count * size)
+        if count * size * copies != dim:
+            raise _NotUnderstood(f"{dim} features do not divide into heads of {size}")
+        shared = f", the {copies} queries of a group together" if copies > 1 else ""
+        because = (
+            "attention mixes positions and leaves features alone, and only linear maps write and "
+            f"read them: each of the {count} value heads may be changed by any invertible "
+            f"{size} x {size} matrix{shared}, and heads may change places as wholes."
+        )
+        return Blocks(GeneralLinear(size), count, copies), because, ALGEBRA
+
+    def _head_sizes(self, stream: Stream) -> tuple[int, int]:
+        """Number and size of the heads, where the values are first kept apart."""
+        graph = self.facts.graph
+        for index in sorted(stream.members):
+            layout = graph.layouts.get(index)
+            if layout is not None and len(layout.axes) == 2:
+                shape = graph.trace.node(index).shape
+                return shape[layout.axes[0]], shape[layout.axes[1]]
+        raise _NotUnderstood("the values are not kept apart in heads")
+
+    def _axes(
+        self, index: int, vertex: Vertex, family: frozenset[int], dim: int
+    ) -> tuple[Group, str, str]:
+        scales = self._family_scales(family)
+        stream = self.facts.streams[index]
+        because = self._because_axes(stream)
+        if any(self._fixed(self.facts.streams[member]) for member in family):
+            because += (
+                " The model's own input or output belongs to the same family of axes, so that "
+                "not even their order is free."
+            )
+            return Trivial(dim), because, PAPER
+        kind = _GROUPS[scales[index]]
+        parts = self._parts(stream)
+        if parts is not None and sum(parts) == dim:
+            because += " Features were concatenated here, and change places only inside a part."
+            return DirectSum(tuple(kind(size) for size in parts)), because, PAPER
+        return kind(dim), because, PAPER
+
+    def _because_axes(self, stream: Stream) -> str:
+        regions = self.facts.regions
+        said: list[str] = []
+        for reader in stream.readers:
+            region = regions.get(reader)
+            if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+                said.append(
+                    f"it is read by {region.op}, for which {self.intertwiner(reader).because}"
+                )
+        for writer in stream.writers:
+            region = regions.get(writer)
+            if region is None:
+                continue
+            if region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+                said.append(
+                    f"it is written by {region.op}, for which {self.intertwiner(writer).because}"
+                )
+            elif region.shape is Shape.PRODUCT:
+                said.append("it is the product of two tensors, feature by feature")
+            elif region.shape in (Shape.RMS_NORM, Shape.LAYER_NORM):
+                said.append("a norm with a gain of its own for every feature writes to it")
+        if any(regions.get(r, _NOTHING).shape is Shape.PRODUCT for r in stream.readers):
+            said.append("it is multiplied with another tensor, feature by feature")
+        vertices = self.facts.graph.vertices
+        if any(vertices[w].kind is Kind.BATCH_NORM for w in stream.writers):
+            said.append("batch normalisation writes it, channel by channel")
+        if any(vertices[r].kind is Kind.BATCH_NORM for r in stream.readers):
+            said.append("batch normalisation reads it, channel by channel")
+        if any(vertices[r].kind is Kind.DEPTHWISE for r in stream.readers):
+            said.append("a depthwise convolution reads it, channel by channel")
+        if stream.max_pooled:
+            said.append("max pooling reads it, which only non-negative scales pass")
+        if not said:
+            said.append("it shares its axes with a stream that a nonlinearity fixes")
+        unique = list(dict.fromkeys(said))
+        text = "; ".join(entry.rstrip(".") for entry in unique[:3])
+        return text[0].upper() + text[1:] + "."
+
+    # --- what writes and reads ------------------------------------------------------------------
+
+    def _written_by(self, stream: Stream, kind: Kind) -> bool:
+        return any(self.facts.graph.vertices[w].kind is kind for w in stream.writers)
+
+    def _fixed(self, stream: Stream) -> bool:
+        return stream.returned or self._written_by(stream, Kind.INPUT)
+
+    def _norm_readers(self, stream: Stream) -> list[int]:
+        regions = self.facts.regions
+        return [r for r in stream.readers if r in regions and _is_norm(regions[r])]
+
+    def _norm_is_folded(self, norm: int) -> bool:
+        """True if the norm's output is read by linear maps only, so that its gain folds into them."""
+        stream = self.facts.streams[self.facts.stream_of[norm]]
+        if stream.returned or len(stream.writers) != 1 or stream.max_pooled:
+            return False
+        for reader in stream.readers:
+            vertex = self.facts.graph.vertices[reader]
+            if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION):
+                continue
+            region = self.facts.regions.get(reader)
+            if region is not None and region.shape is Shape.DIAGONAL and self._only_linear(reader):
+                continue
+            return False
+        return True
+
+    def _only_linear(self, vertex: int) -> bool:
+        """True if a diagonal map's output is read by linear maps only."""
+        stream = self.facts.streams[self.facts.stream_of[vertex]]
+        kinds = {self.facts.graph.vertices[reader].kind for reader in stream.readers}
+        return (
+            not stream.returned
+            and stream.writers == (vertex,)
+            and kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
+        )
+
+    def _parts(self, stream: Stream) -> list[int] | None:
+        for writer in stream.writers:
+            vertex = self.facts.graph.vertices[writer]
+            if vertex.kind is Kind.CONCAT:
+                graph = self.facts.graph
+                return [
+                    graph.trace.node(part).shape[graph.layouts[part].axes[-1]]
+                    for part in vertex.carried
+                ]
+        return None
+
+    def _require_understood(self, stream: Stream) -> None:
+        """Raises `_NotUnderstood` with the first neighbour that no rule covers."""
+        vertices, regions = self.facts.graph.vertices, self.facts.regions
+        for writer in stream.writers:
+            vertex = vertices[writer]
+            where = _where(self.facts, writer)
+            if vertex.kind is Kind.OTHER:
+                raise _NotUnderstood(f"it is written by {vertex.op}{where}, which no rule covers")
+            if vertex.kind is Kind.PART:
+                source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+                kinds = {vertices[w].kind for w in source.writers}
+                if not kinds <= {Kind.LINEAR, Kind.CONVOLUTION, Kind.PART} or source.sums:
+                    raise _NotUnderstood(
+                        f"it is a part of a wider tensor{where} that not only linear maps write"
+                    )
+            if vertex.kind is Kind.REGION and regions[writer].shape is Shape.UNKNOWN:
+                raise _NotUnderstood(f"{regions[writer].why}{where}")
+        for reader in stream.readers:
+            vertex = vertices[reader]
+            where = _where(self.facts, reader)
+            if vertex.kind is Kind.ATTENTION and not set(vertex.carried) & stream.members:
+                raise _NotUnderstood(
+                    f"queries and keys meet in {vertex.op}{where}: their rotary, norm and head "
+                    "structure is not derived"
+                )
+            if vertex.kind is Kind.OTHER:
+                raise _NotUnderstood(f"it is read by {vertex.op}{where}, which no rule covers")
+            if vertex.kind is Kind.PART:
+                if not self._linear_only_writers(stream) or stream.sums:
+                    raise _NotUnderstood(f"only a part of its features is read{where}")
+            if vertex.kind is Kind.REGION and regions[reader].shape is Shape.UNKNOWN:
+                raise _NotUnderstood(f"{regions[reader].why}{where}")
+
+    def _linear_only_writers(self, stream: Stream) -> bool:
+        kinds = {self.facts.graph.vertices[w].kind for w in stream.writers}
+        return kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
+
+    # --- families -------------------------------------------------------------------------------
+
+    def _links(self, index: int) -> list[tuple[int, int]]:
+        """(vertex, other stream) for every function of single features that touches a stream."""
+        stream = self.facts.streams[index]
+        found: list[tuple[int, int]] = []
+        for writer in stream.writers:
+            if self._is_link(writer):
+                found += [
+                    (writer, self.facts.stream_of[source])
+                    for source in self._sources(writer)
+                ]
+        for reader in stream.readers:
+            if self._is_link(reader):
+                found.append((reader, self.facts.stream_of[reader]))
+                found += [
+                    (reader, self.facts.stream_of[source])
+                    for source in self._sources(reader)
+                    if self.facts.stream_of[source] != index
+                ]
+        return found
+
+    def _sources(self, vertex: int) -> tuple[int, ...]:
+        found = self.facts.graph.vertices[vertex]
+        return found.used if found.kind is Kind.DEPTHWISE else found.carried
+
+    def _is_link(self, index: int) -> bool:
+        vertex = self.facts.graph.vertices[index]
+        if vertex.kind in (Kind.BATCH_NORM, Kind.DEPTHWISE, Kind.CONCAT):
+            return True
+        if vertex.kind is not Kind.REGION:
+            return False
+        region = self.facts.regions[index]
+        if _is_norm(region):
+            return not self._norm_is_folded(index)
+        if region.shape is Shape.DIAGONAL and self._is_gain_of_folded_norm(vertex):
+            return False
+        return region.shape in (
+            Shape.ELEMENTWISE,
+            Shape.COUPLED,
+            Shape.PRODUCT,
+            Shape.DIAGONAL,
+        )
+
+    def _is_gain_of_folded_norm(self, vertex: Vertex) -> bool:
+        writers = self.facts.streams[self.facts.stream_of[vertex.carried[0]]].writers
+        return any(
+            _is_norm(self.facts.regions.get(writer, _NOTHING)) and self._norm_is_folded(writer)
+            for writer in writers
+        )
+
+    def _permuting(self, index: int) -> bool:
+        """True if a function of single features touches the stream."""
+        stream = self.facts.streams[index]
+        return stream.max_pooled or any(
+            self._is_link(vertex) for vertex in (*stream.writers, *stream.readers)
+        )
+
+    def _family(self, index: int) -> frozenset[int]:
+        if index not in self._families:
+            found: set[int] = set()
+            waiting = [index]
+            while waiting:
+                here = waiting.pop()
+                if here not in found:
+                    found.add(here)
+                    waiting.extend(other for _, other in self._links(here))
+            family = frozenset(found)
+            for member in family:
+                self._families[member] = family
+        return self._families[index]
+
+    def _family_scales(self, family: frozenset[int]) -> dict[int, Scales]:
+        """The diagonal matrices that each stream of a family admits.
+
+        Raises:
+            _NotUnderstood: if any neighbour of any of its streams is not understood.
+        """
+        if family in self._scales:
+            return self._scales[family]
+        streams = self.facts.streams
+        for member in family:
+            self._require_understood(streams[member])
+            if streams[member].value_mixed:
+                raise _NotUnderstood("attention reads values that a nonlinearity has touched")
+        scales = dict.fromkeys(family, Scales.ANY)
+        links: dict[int, tuple[list[int], int]] = {}
+        for member in family:
+            stream = streams[member]
+            if stream.max_pooled:
+                scales[member] = scales[member].meet(Scales.POSITIVE)
+            for norm in self._norm_readers(stream):
+                rms = self.facts.regions[norm].shape is Shape.RMS_NORM
+                scales[member] = scales[member].meet(Scales.SIGNS if rms else Scales.ONE)
+            for vertex in (*stream.writers, *stream.readers):
+                if self._is_link(vertex):
+                    sources = [self.facts.stream_of[s] for s in self._sources(vertex)]
+                    links[vertex] = (sources, self.facts.stream_of[vertex])
+        changed = True
+        while changed:
+            before = dict(scales)
+            for vertex, (sources, target) in links.items():
+                self._propagate(vertex, sources, target, scales)
+            changed = scales != before
+        self._scales[family] = scales
+        return scales
+
+    def _propagate(
+        self, index: int, sources: list[int], target: int, scales: dict[int, Scales]
+    ) -> None:
+        vertex = self.facts.graph.vertices[index]
+        region = self.facts.regions.get(index)
+
+        def lower(stream: int, bound: Scales) -> None:
+            if stream in scales:
+                scales[stream] = scales[stream].meet(bound)
+
+        if vertex.kind is Kind.CONCAT:
+            for source in sources:
+                lower(source, scales[target])
+                lower(target, scales[source])
+        elif region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+            try:
+                intertwiner = self.intertwiner(index)
+            except ValueError as error:
+                raise _NotUnderstood(
+                    f"{region.op}{_where(self.facts, index)} could not be measured: {error}"
+                ) from error
+            before, after = _scales_of(intertwiner.group), _scales_of(intertwiner.image)
+            if before is None or after is None:
+                raise _NotUnderstood(
+                    f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"
+                )
+            lower(sources[0], before)
+            lower(target, after)
+            if scales[sources[0]] is Scales.ONE or (
+                scales[sources[0]] is Scales.SIGNS and after is Scales.POSITIVE
+            ):
+                lower(target, Scales.ONE)
+            elif before is after:
+                lower(target, scales[sources[0]])
+            if scales[target].value < after.value:
+                lower(sources[0], scales[target])
+        elif region is not None and region.shape is Shape.PRODUCT:
+            ones = [stream for stream in (*sources, target) if scales[stream] is Scales.ONE]
+            if len(ones) >= 2:
+                for stream in (*sources, target):
+                    lower(stream, Scales.ONE)
+        elif region is not None and _is_norm(region):
+            bound = Scales.SIGNS if region.shape is Shape.RMS_NORM else Scales.ONE
+            lower(sources[0], bound)
+            lower(target, bound)
+
+
+_NOTHING = Region(Shape.UNKNOWN)
+
+
+def _scales_of(group: Group) -> Scales | None:
+    for kind, scales in _SCALES:
+        if type(group) is kind:
+            return scales
+    return None
+
+
+def _is_norm(region: Region) -> bool:
+    return region.shape in (Shape.RMS_NORM, Shape.LAYER_NORM)
+
+
+def _generic(region: Region) -> bool:
+    """True if a norm's gain differs from feature to feature."""
+    gain = region.gain
+    return gain is not None and float(gain.std()) > 1e-6 * float(gain.abs().mean())
+
+
+def _where(facts: Facts, vertex: int) -> str:
+    module = facts.graph.trace.node(vertex).module
+    module = re.sub(r"\b_original_component\.?", "", module).rstrip(".")
+    return f" in {module}" if module else ""
+
+
+def _unknown(dim: int, why: str) -> Symmetry:
+    group = Unknown(dim)
+    text = why[0].upper() + why[1:].rstrip(".") + "; the group is not derived, and not guessed."
+    return Symmetry(group, group.privileged, text, "none")
+
+
+# --- what a site is, in words -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What a site is: its kind in words, and its layer."""
+
+    kind: str
+    layer: int | None
+
+
+def role(facts: Facts, site: Site) -> Role:
+    """What a site is, from what was measured around it."""
+    found = re.search(r"(?:^|\.)(?:blocks|layers|layer|h|encoder|decoder)\.?(\d+)(?=\.|$)", site.name)
+    number = int(found.group(1)) if found else None
+    vertex = facts.vertex(site)
+    if vertex is None:
+        return Role("activations", number)
+    stream = facts.streams[facts.stream_of[vertex.node]]
+    regions = facts.regions
+    region = regions.get(vertex.node)
+    if stream.value_mixed:
+        layout = facts.layout(site)
+        before = facts.graph.vertices[vertex.node].kind is Kind.LINEAR
+        mixed = not before and layout is not None and _behind_attention(facts, vertex)
+        return Role("attention output z" if mixed else "attention values", number)
+    if region is not None and region.shape is Shape.PRODUCT:
+        return Role("neurons (gated product)", number)
+    if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+        return Role(f"neurons behind {region.op}", number)
+    if region is not None and _is_norm(region) and not stream.sums:
+        return Role("output of a norm", number)
+    for reader in stream.readers:
+        read = regions.get(reader)
+        if read is not None and read.shape in (Shape.ELEMENTWISE, Shape.COUPLED) and not stream.sums:
+            return Role(f"neurons before {read.op}", number)
+    if stream.sums and not stream.returned:
+        return Role("residual stream", number)
+    if stream.returned:
+        return Role("model output", number)
+    if any(regions.get(r, _NOTHING).shape is Shape.PRODUCT for r in stream.readers):
+        return Role("neurons (linear branch)", number)
+    return Role("linear map", number)
+
+
+def _behind_attention(facts: Facts, vertex: Vertex) -> bool:
+    while vertex.kind is Kind.CARRIER:
+        vertex = facts.graph.vertices[vertex.carried[0]]
+    return vertex.kind is Kind.ATTENTION

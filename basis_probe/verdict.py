@@ -1,0 +1,189 @@
+"""From the architecture's answer and the data's to an outcome, and a sentence that can be quoted."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.results import NullRecord, Outcome, ScoreResult, Symmetry, Verdict
+from basis_probe.statistics.multiplicity import holm
+
+LEVEL = 0.05
+FEWEST_SAMPLES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What is known of a site when its verdict is due.
+
+    Attributes:
+        kind: what the site is, in words.
+        dim: number of axes.
+        n_samples: samples streamed.
+        needed: the number of samples below which nothing is decided.
+        n_dead: axes that never varied.
+        symmetry: the architecture's answer.
+        null: what the axes were compared with.
+        scores: the scores, p-values not yet adjusted.
+        trouble: a reason why nothing can be decided, or an empty string.
+    """
+
+    kind: str
+    dim: int
+    n_samples: int
+    needed: int
+    n_dead: int
+    symmetry: Symmetry
+    null: NullRecord | None
+    scores: dict[str, ScoreResult]
+    trouble: str = ""
+
+
+def samples_needed(symmetry: Symmetry, dim: int) -> int:
+    """The number of samples below which no verdict is given.
+
+    Where covariances are fitted, they need several samples for every direction of a block.
+    """
+    group = symmetry.group
+    if symmetry.privileged is Privileged.NONE and group.name == "general-linear":
+        return max(FEWEST_SAMPLES, 8 * dim)
+    if symmetry.privileged is Privileged.BLOCKS:
+        inner = getattr(group, "inner", None)
+        return max(FEWEST_SAMPLES, 8 * (inner.dim if inner is not None else dim))
+    return FEWEST_SAMPLES
+
+
+def adjust(founds: Sequence[Found]) -> list[dict[str, ScoreResult]]:
+    """The scores of every site with p-values adjusted by Holm over all deciding scores of all sites."""
+    places = [
+        (index, name)
+        for index, found in enumerate(founds)
+        for name, score in found.scores.items()
+        if score.decides and not math.isnan(score.p_tail)
+    ]
+    adjusted = [dict(found.scores) for found in founds]
+    if not places:
+        return adjusted
+    p = torch.tensor([founds[i].scores[name].p_tail for i, name in places], dtype=torch.float64)
+    for (index, name), value in zip(places, holm(p).tolist(), strict=True):
+        adjusted[index][name] = dataclasses.replace(adjusted[index][name], p_adjusted=value)
+    return adjusted
+
+
+def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
+    """The outcome at a site, and its sentence.
+
+    Args:
+        found: what is known of the site.
+        scores: its scores with adjusted p-values.
+    """
+    what = f"{found.kind} ({found.dim} axes)"
+    if found.trouble:
+        return _undecided(f"Undecided: {found.trouble}")
+    if found.n_samples < found.needed:
+        return _undecided(
+            f"Undecided: {found.n_samples} samples were seen and at least {found.needed} are needed "
+            f"for {what}; give more data."
+        )
+    if found.null is None:
+        return _undecided(f"Undecided: nothing could be compared at {what}.")
+    if found.n_dead == found.dim:
+        return _undecided(f"Undecided: none of the {found.dim} axes ever varied.")
+    deciding = [s for s in scores.values() if s.decides and not math.isnan(s.p_adjusted)]
+    if not deciding:
+        return _undecided(f"Undecided: {found.null.because}.")
+    best = min(deciding, key=lambda score: (score.p_adjusted, -score.effect))
+    stands_out = best.p_adjusted <= LEVEL
+    data = _data_clause(best, deciding, found.null, stands_out)
+    privileged = found.symmetry.privileged
+    if privileged is Privileged.UNKNOWN:
+        return _undecided(
+            f"Undecided about the architecture, whose group at this site is not known; {data}."
+        )
+    if privileged is Privileged.AXES:
+        if stands_out:
+            return Verdict(
+                Outcome.PRIVILEGED,
+                f"The architecture fixes these axes up to the group {found.symmetry.group.name}, and "
+                f"{data}: this layer may be read neuron by neuron.",
+            )
+        return Verdict(
+            Outcome.UNUSED,
+            f"The architecture fixes these axes, but {data}: the neurons are real, but features "
+            "are not seen to lie on them; look for a dictionary.",
+        )
+    allowed = _allowed(privileged)
+    if stands_out:
+        return Verdict(
+            Outcome.EMERGENT,
+            f"{allowed}, yet {data}: training, not the architecture, made these axes stand out.",
+        )
+    return Verdict(
+        Outcome.ARBITRARY,
+        f"{allowed}, and {data}: do not read single coordinates here.",
+    )
+
+
+def _undecided(sentence: str) -> Verdict:
+    return Verdict(Outcome.UNDECIDED, sentence)
+
+
+def _allowed(privileged: Privileged) -> str:
+    if privileged is Privileged.LINE:
+        return "The architecture fixes no axis, only the all-ones direction"
+    if privileged is Privileged.BLOCKS:
+        return "The architecture fixes the heads but no axis inside them"
+    if privileged is Privileged.PLANES:
+        return "The architecture fixes planes but no axis inside them"
+    return "The architecture admits every rotation of this space"
+
+
+def _data_clause(
+    best: ScoreResult, deciding: list[ScoreResult], null: NullRecord, stands_out: bool
+) -> str:
+    against = {
+        "counterfactual": "the same layer with its neurons pointing elsewhere",
+        "rotation": "random rotations of the same space",
+    }.get(null.name, f"the null '{null.name}'")
+    if not stands_out:
+        effects = ", ".join(f"{_number(s.effect)}" for s in deciding)
+        return (
+            f"the data do not stand out on them against {against} "
+            f"(z = {effects}; adjusted p = {_number(best.p_adjusted)})"
+        )
+    size = _relative(best)
+    carried = ""
+    if best.effect_without_top_axes < 2 <= best.effect:
+        carried = "; at most three axes carry the finding"
+    approximate = ", by an approximate null" if null.approximate else ""
+    share = best.fraction_privileged
+    one_by_one = "" if math.isnan(share) else f"; {share:.0%} of the axes do so one by one"
+    return (
+        f"the data stand out on them against {against} ({_spoken(best.name)} "
+        f"{_number(best.observed)} against {_number(best.null_mean)} ± "
+        f"{_number(best.null_std)}, z = {_number(best.effect)}{approximate}{size}"
+        f"{one_by_one}{carried})"
+    )
+
+
+def _relative(score: ScoreResult) -> str:
+    """A word where the difference is small, however sure."""
+    reference = abs(score.null_mean)
+    if reference > 0 and abs(score.observed - score.null_mean) < 0.1 * reference:
+        change = (score.observed - score.null_mean) / reference
+        return f"; a small difference of {change:.1%}, however sure"
+    return ""
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", "-") if name == "non_gaussianity" else name.replace("_", " ")
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "undefined"
+    if value != 0 and (abs(value) < 0.001 or abs(value) >= 1e5):
+        return f"{value:.1e}"
+    return f"{value:.3g}"
