@@ -88,6 +88,9 @@ class Derivation:
         vertex = facts.vertex(site)
         if vertex is None or facts.layout(site) is None:
             return _unknown(dim, "the features of this tensor could not be followed")
+        layout = facts.layout(site)
+        if layout is not None and layout.repeat != 1:
+            return _unknown(dim, "positions are flattened into its features")
         stream = facts.stream_of[vertex.node]
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)

@@ -196,7 +196,7 @@ def _residual(layer: int, where: str, effect: float, outcome: Outcome, seed: int
 
 def _heads(layer: int, name: str, count: int, rotary: bool, effect: float, seed: int) -> SiteReport:
     site = f"blocks.{layer}.attn.hook_{name}"
-    inner = Planes(8, "halves") if rotary else GeneralLinear(8)
+    inner = Planes(8, "half") if rotary else GeneralLinear(8)
     kind = {"q": "attention queries", "k": "attention keys", "v": "attention values"}[name]
     return SiteReport(
         site=site,

@@ -7,13 +7,13 @@ depends on one input only.
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from basis_probe.adapters.graph import Graph, Kind, Layout, Vertex, condense, nonlinear
-from basis_probe.adapters.trace import Node, Trace
+from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
 
 
 class Place(enum.Enum):
@@ -150,6 +150,8 @@ class Layer:
         source: the vertex of the input.
         address: where the input is caught.
         width: number of features of the input.
+        repeat: how many consecutive entries of the input belong to one feature (more than one where
+            positions were flattened into it).
         linears: the nodes of the linear maps, each with its weight [outputs, width * positions] and
             bias.
         weights, biases: for each of them.
@@ -165,6 +167,7 @@ class Layer:
     source: int
     address: Address
     width: int
+    repeat: int
     linears: tuple[int, ...]
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
@@ -224,6 +227,8 @@ def module_sites(trace: Trace) -> dict[str, Site]:
     found: list[tuple[int, str, Site]] = []
 
     def floating(index: int) -> bool:
+        if index < 0:
+            return False
         node = trace.node(index)
         return node.floating and node.live and len(node.shape) >= 2
 
@@ -256,9 +261,24 @@ def catch(trace: Trace, reader: Node, argument: int) -> Address:
     for call in trace.calls:
         if call.path == reader.module and call.call == reader.call and argument in call.inputs:
             return Address(Place.INPUT, call.path, call.call, call.inputs.index(argument))
+    place = list(_references((reader.args, reader.kwargs))).index(argument)
     return Address(
-        Place.ARGUMENT, reader.module, reader.call, op=reader.op, ordinal=reader.ordinal
+        Place.ARGUMENT, reader.module, reader.call, place, op=reader.op, ordinal=reader.ordinal
     )
+
+
+def _references(value: object) -> Iterator[int | None]:
+    """The node of every tensor among the arguments of a call, in order; None for fixed ones."""
+    if isinstance(value, Ref):
+        yield value.node
+    elif isinstance(value, Fixed):
+        yield None
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _references(entry)
+    elif isinstance(value, tuple | list):
+        for entry in value:
+            yield from _references(entry)
 
 
 # --- measuring regions --------------------------------------------------------------------------
@@ -305,8 +325,6 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
 
 
 def _device(trace: Trace) -> torch.device:
-    from basis_probe.adapters.trace import Fixed
-
     for node in trace.nodes:
         for value in (*node.args, *node.kwargs.values()):
             if isinstance(value, Fixed) and value.tensor.ndim:
@@ -491,7 +509,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     first = trace.node(linears[0])
     width = _width(graph, source)
     layout = graph.layouts.get(source)
-    if width is None or layout is None or len(layout.axes) != 1 or layout.repeat != 1:
+    if width is None or layout is None or len(layout.axes) != 1:
         return "the features of the layer's input are not understood"
     weights: list[Tensor] = []
     biases: list[Tensor | None] = []
@@ -504,6 +522,8 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         if windows != convolution and index != linears[0]:
             return "the convolutions in front of the site read different windows"
         convolution = windows
+        if windows is not None and layout.repeat != 1:
+            return "a convolution reads flattened positions"
         weights.append(weight)
         biases.append(bias)
     gain, bias, centred, normalised = _peel(facts, source)
@@ -529,7 +549,8 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     return Layer(
         source=source,
         address=catch(trace, first, argument),
-        width=width,
+        width=width // layout.repeat,
+        repeat=layout.repeat,
         linears=tuple(linears),
         weights=tuple(weights),
         biases=tuple(biases),
@@ -543,6 +564,25 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     )
 
 
+def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
+    """Where the tensor before a site's nonlinearity is, and the nonlinearity; None if there is none."""
+    vertex = facts.vertex(site)
+    region = None if vertex is None else facts.regions.get(vertex.node)
+    if vertex is None or region is None or region.function is None:
+        return None
+    if region.shape not in (Shape.ELEMENTWISE, Shape.COUPLED):
+        return None
+    trace, source = facts.graph.trace, vertex.carried[0]
+    waiting = [vertex.node]
+    while waiting:
+        node = trace.node(waiting.pop())
+        for argument in node.inputs:
+            if facts.graph.same.get(argument) == source:
+                return catch(trace, node, argument), region.function
+            waiting.append(argument)
+    return None
+
+
 def _width(graph: Graph, vertex: int) -> int | None:
     layout = graph.layouts.get(vertex)
     return None if layout is None else graph.trace.node(vertex).shape[layout.axes[-1]]
@@ -550,8 +590,6 @@ def _width(graph: Graph, vertex: int) -> int | None:
 
 def _weight(node: Node) -> tuple[Tensor, Tensor | None, Convolution | None] | str:
     """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) and bias of a linear map."""
-    from basis_probe.adapters.trace import Fixed
-
     def tensor(value: object) -> Tensor | None:
         return value.tensor.detach() if isinstance(value, Fixed) else None
 

@@ -653,7 +653,7 @@ def condense(trace: Trace, *, sites: frozenset[int]) -> Graph:
         trace: a recorded forward pass.
         sites: further nodes that must be vertices.
     """
-    boundaries = {index for call in trace.calls for index in (*call.inputs, *call.outputs)}
+    boundaries = {index for call in trace.calls for index in (*call.inputs, *call.outputs)} - {-1}
     named = {node.index for node in trace.nodes if node.floating and nonlinear(node.op)}
     # A nonlinearity inside an activation module or a norm is not a place of its own.
     inside = {
@@ -675,15 +675,14 @@ def _leaf(trace: Trace, node: Node) -> bool:
         return False
     for call in trace.calls:
         if call.path == node.module and call.call == node.call and len(call.outputs) == 1:
-            out = trace.node(call.outputs[0])
-            return out.shape == node.shape and any(
-                trace.node(index).shape == node.shape for index in call.inputs
+            return _sized(trace, call.outputs, node.shape) and _sized(
+                trace, call.inputs, node.shape
             )
     return False
 
 
 def _sized(trace: Trace, nodes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    return any(trace.node(index).shape == shape for index in nodes)
+    return any(index >= 0 and trace.node(index).shape == shape for index in nodes)
 
 
 Function = Callable[[Tensor], Tensor]

@@ -67,7 +67,10 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleCall:
-    """One call of one module: the tensors that went in and came out, in order."""
+    """One call of one module: the tensors that went in and came out, in order.
+
+    A tensor that no recorded call made, such as a parameter that is handed on, counts as -1.
+    """
 
     path: str
     call: int
@@ -136,7 +139,41 @@ _SPELLINGS = {
 }  # fmt: skip
 
 
-class _Recorder(TorchFunctionMode):
+def spelling(func: Callable[..., Any]) -> str | None:
+    """The one name of a function on tensors; None if calling it makes no tensor."""
+    name = getattr(func, "__name__", "") or (resolve_name(func) or "").rsplit(".", 1)[-1]
+    return None if name in _IGNORED else _SPELLINGS.get(name, name)
+
+
+class Follower(TorchFunctionMode):
+    """Knows, while a model runs, which module is running and which of its calls comes next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[tuple[str, int]] = [("", 0)]
+        self.counts: Counter[str] = Counter()
+        self.ordinals: Counter[tuple[str, int, str]] = Counter()
+
+    def enter(self, path: str, inputs: object) -> None:
+        """A module starts to run."""
+        self.stack.append((path, self.counts[path]))
+        self.counts[path] += 1
+
+    def leave(self, outputs: object) -> None:
+        """The module that started last has ended."""
+        self.stack.pop()
+
+    def place(self, op: str) -> tuple[str, int, str, int]:
+        """Module, call of the module, function, and how many calls of it the module made before."""
+        path, call = self.stack[-1]
+        return path, call, op, self.ordinals[path, call, op]
+
+    def step(self, op: str) -> None:
+        """A call of the function has ended."""
+        self.ordinals[(*self.stack[-1], op)] += 1
+
+
+class _Recorder(Follower):
     """Records every function on tensors that runs inside the context."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -147,9 +184,7 @@ class _Recorder(TorchFunctionMode):
         self.kept: list[Tensor] = []  # keeps the ids above from being used again
         self.names = {id(tensor): name for name, tensor in model.named_parameters()}
         self.names |= {id(tensor): name for name, tensor in model.named_buffers()}
-        self.stack: list[tuple[str, int]] = [("", 0)]
-        self.counts: Counter[str] = Counter()
-        self.ordinals: Counter[tuple[str, int, str]] = Counter()
+        self.entered: list[tuple[int, ...]] = []
 
     def add(
         self,
@@ -163,9 +198,8 @@ class _Recorder(TorchFunctionMode):
         live: bool = False,
         inplace: bool = False,
     ) -> int:
-        path, call = self.stack[-1]
-        ordinal = self.ordinals[path, call, op]
-        self.ordinals[path, call, op] += 1
+        path, call, _, ordinal = self.place(op)
+        self.step(op)
         index = len(self.nodes)
         self.nodes.append(
             Node(
@@ -193,10 +227,9 @@ class _Recorder(TorchFunctionMode):
         )
         before = {id(tensor) for tensor in tensors_in((args, kwargs))}
         out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "") or (resolve_name(func) or "").rsplit(".", 1)[-1]
-        if name in _IGNORED:
+        op = spelling(func)
+        if op is None:
             return out
-        op = _SPELLINGS.get(name, name)
         made = list(tensors_in(out))
         live = any(self.nodes[index].live for index in inputs)
         common = {"function": func, "args": seen[0], "kwargs": seen[1], "inputs": tuple(inputs)}
@@ -222,24 +255,21 @@ class _Recorder(TorchFunctionMode):
         return value
 
     def enter(self, path: str, inputs: object) -> None:
-        self.stack.append((path, self.counts[path]))
-        self.counts[path] += 1
-        self._entered.append(self._known(inputs))
+        super().enter(path, inputs)
+        self.entered.append(self._known(inputs))
 
     def leave(self, outputs: object) -> None:
-        path, call = self.stack.pop()
-        self.calls.append(ModuleCall(path, call, self._entered.pop(), self._known(outputs)))
+        path, call = self.stack[-1]
+        self.calls.append(ModuleCall(path, call, self.entered.pop(), self._known(outputs)))
+        super().leave(outputs)
 
     def _known(self, value: object) -> tuple[int, ...]:
-        return tuple(self.made[id(t)] for t in tensors_in(value) if id(t) in self.made)
-
-    _entered: list[tuple[int, ...]]
+        return tuple(self.made.get(id(t), -1) for t in tensors_in(value))
 
 
 @contextmanager
-def _watched(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Within the context the recorder knows which module is running."""
-    recorder._entered = []  # pyright: ignore[reportPrivateUsage]
+def followed(model: nn.Module, follower: Follower) -> Iterator[None]:
+    """Within the context the follower knows which module is running."""
     with ExitStack() as stack:
         for path, module in model.named_modules():
             if not path:
@@ -248,10 +278,10 @@ def _watched(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
             def enter(
                 _: nn.Module, args: Any, kwargs: Any, path: str = path
             ) -> None:
-                recorder.enter(path, (args, kwargs))
+                follower.enter(path, (args, kwargs))
 
             def leave(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-                recorder.leave(out)
+                follower.leave(out)
 
             first = module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
             stack.callback(first.remove)
@@ -275,7 +305,7 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
     recorder = _Recorder(model)
     for tensor in tensors_in(inputs):
         recorder.add(tensor, "input", live=True)
-    with torch.no_grad(), _watched(model, recorder), recorder:
+    with torch.no_grad(), followed(model, recorder), recorder:
         returned = run()
     outputs = tuple(
         recorder.made[id(tensor)] for tensor in tensors_in(returned) if id(tensor) in recorder.made

@@ -1,5 +1,7 @@
 """The geometry and the colours of the figures, the same on a page and in a plot."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable
@@ -18,7 +20,7 @@ Effects run from minus five to plus a thousand: equal steps on a symmetric logar
 LIGHT = (
     ("#0b3c70", "#2166ac", "#5b9bd0", "#97c4e2", "#cfe3f1")
     + ("#eceeef",)
-    + ("#fde3c4", "#fbbd7d", "#ec8f3a", "#c45f12", "#7d3606")
+    + ("#fde3c4", "#fbbd7d", "#ec8f3a", "#c96315", "#7d3606")
 )
 """Fills from the strongest negative effect to the strongest positive one, on a light ground."""
 
@@ -174,3 +176,116 @@ def _outline(values: np.ndarray, low: float, high: float, place: Callable[[float
         parts.append(f"V{_BASE - (_BASE - _TOP) * count / tallest:.1f}H{right:.1f}")
     parts.append(f"V{_BASE:.1f}Z")
     return "".join(parts)
+
+
+# --- every axis by itself -----------------------------------------------------------------------
+
+COLUMNS = 158
+"""Columns of an axis strip; where a site has more axes, several share one."""
+
+_FIRST, _LAST, _CEILING = 42.0, 356.0, 6.0
+_FLAT = 2.0  # the least height of a mark, so that a single value is seen
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisStrip:
+    """A score on every axis, in the order of the axes, in a box of WIDTH x HEIGHT.
+
+    Attributes:
+        others_path: in every column, the range of the axes that do not stand out by themselves.
+        standing_path: the same of those that do.
+        below_path: ticks under the columns that hold one of those.
+        standing: how many axes stand out, or None where single axes have no p-value.
+        alive: how many axes have a value.
+        per_column: how many axes share a column.
+        width: of a column.
+        low, high: the range of the values.
+        top, base: the heights at which they are drawn.
+    """
+
+    others_path: str
+    standing_path: str
+    below_path: str
+    standing: int | None
+    alive: int
+    per_column: int
+    width: float
+    low: float
+    high: float
+    top: float = _CEILING
+    base: float = _BASE
+
+
+def axis_strip(score: ScoreResult) -> AxisStrip | None:
+    """The picture of `score` on every axis; None where it has no value on any."""
+    values = np.asarray(score.per_direction, dtype=np.float64)
+    alive = np.flatnonzero(np.isfinite(values))
+    if alive.size == 0:
+        return None
+    per_column = -(-values.size // COLUMNS)
+    columns = -(-values.size // per_column)
+    width = (_LAST - _FIRST) / columns
+    low, high = float(values[alive].min()), float(values[alive].max())
+    span = high - low
+
+    def height(value: float) -> float:
+        part = (value - low) / span if span > 0 else 0.5
+        return _BASE - 3 - (_BASE - 3 - _CEILING) * part
+
+    def path(axes: np.ndarray) -> str:
+        if axes.size == 0:
+            return ""
+        places = axes // per_column
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        lowest = np.minimum.reduceat(values[axes], starts).tolist()
+        highest = np.maximum.reduceat(values[axes], starts).tolist()
+        parts: list[str] = []
+        for column, least, most in zip(places[starts].tolist(), lowest, highest, strict=True):
+            bottom, top = height(least), height(most)
+            missing = max(0.0, _FLAT - (bottom - top)) / 2
+            parts.append(f"M{at(column)} {_half(bottom + missing)}V{_half(top - missing)}")
+        return "".join(parts)
+
+    def at(column: int) -> str:
+        return _half(_FIRST + (column + 0.5) * width)
+
+    standing = standing_axes(score)
+    chosen = np.array([], dtype=np.int64) if standing is None else standing
+    return AxisStrip(
+        others_path=path(np.setdiff1d(alive, chosen)),
+        standing_path=path(chosen),
+        below_path="".join(
+            f"M{at(column)} {_half(_BASE + 3)}v5"
+            for column in np.unique(chosen // per_column).tolist()
+        ),
+        standing=None if standing is None else int(standing.size),
+        alive=int(alive.size),
+        per_column=per_column,
+        width=max(0.9, width * 0.82),
+        low=low,
+        high=high,
+    )
+
+
+def _half(value: float) -> str:
+    """A coordinate to the nearest half: short, because a page holds many of them."""
+    return f"{round(2 * value) / 2:g}"
+
+
+def standing_axes(score: ScoreResult) -> np.ndarray | None:
+    """The axes counted in `fraction_privileged`; None where it is unknown.
+
+    A step-up procedure keeps the smallest p-values, so the share and the p-values say which.
+    """
+    share = score.fraction_privileged
+    if not math.isfinite(share):
+        return None
+    p = np.asarray(score.per_direction_p, dtype=np.float64)
+    values = np.asarray(score.per_direction, dtype=np.float64)
+    if p.size != values.size:
+        return None
+    alive = np.flatnonzero(np.isfinite(values) & np.isfinite(p))
+    kept = round(share * alive.size)
+    if kept == 0:
+        return np.array([], dtype=np.int64)
+    return np.sort(alive[np.argsort(p[alive], kind="stable")[:kept]])

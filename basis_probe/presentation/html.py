@@ -1,5 +1,7 @@
 """Results as pages that need nothing but themselves: no network, no other file."""
 
+from __future__ import annotations
+
 import base64
 import functools
 import hashlib
@@ -65,7 +67,7 @@ def _prefix(report: Report) -> str:
 
 
 @functools.cache
-def _environment() -> "Environment":
+def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,5 +1,7 @@
 """What of a result is shown, and where: the leading score, the top axes, the places on the map."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re

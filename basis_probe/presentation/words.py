@@ -1,5 +1,7 @@
 """Results in words: numbers to three digits, names made safe, and the answer in a few sentences."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re
@@ -19,16 +21,6 @@ LETTER = {
     Outcome.UNDECIDED: "?",
 }
 """One letter for every outcome, for maps."""
-
-PRIVILEGE = {
-    Privileged.AXES: "each axis means something by itself; only order, scale or sign are free",
-    Privileged.PLANES: "two-dimensional planes mean something, the directions inside one do not",
-    Privileged.BLOCKS: "blocks such as heads mean something, the directions inside one do not",
-    Privileged.LINE: "only the direction in which all coordinates are equal is singled out",
-    Privileged.NONE: "no direction is singled out: every other basis would do as well",
-    Privileged.UNKNOWN: "what surrounds the site was not understood, so nothing is claimed",
-}
-"""What each privilege says of a site's directions."""
 
 NULLS = {
     "rotation": (
@@ -63,6 +55,17 @@ LIMITS = (
     "compute, and was not tested by changing the weights of this model.",
 )
 """What a verdict does not mean."""
+
+METHOD = (
+    "Every score is computed on the axes as they are and, by the same code, on alternatives to "
+    "them. The effect is the distance of the observed value from the mean of the alternatives, in "
+    "their standard deviations. The p-value is the share of alternatives at least as extreme, the "
+    "axes themselves counted among them. Where fewer than ten alternatives are as extreme, the "
+    "tail is approximated, and the approximation is named beside the number. Adjusted p-values "
+    "are corrected by Holm's method over all deciding scores of all sites, so that at level "
+    "{level} the chance of a single false finding in this whole report is at most {level}."
+)
+"""How a score becomes a p-value; `level` is left open."""
 
 PAPER = (
     "C. Godfrey, D. Brown, T. Emerson and H. Kvinge (2022). On the Symmetries of Deep Learning "
@@ -215,10 +218,13 @@ def several(value: int, noun: str) -> str:
     """A count and its noun.
 
     Example:
-        >>> several(1, "site"), several(3, "site"), several(2, "batch")
-        ('1 site', '3 sites', '2 batches')
+        >>> several(1, "site"), several(3, "axis"), several(2, "batch")
+        ('1 site', '3 axes', '2 batches')
     """
-    plural = noun + ("es" if noun.endswith(("ch", "x", "sh")) else "s")
+    if noun.endswith("is"):
+        plural = noun.removesuffix("is") + "es"
+    else:
+        plural = noun + ("es" if noun.endswith(("ch", "x", "sh")) else "s")
     return f"{count(value)} {noun if value == 1 else plural}"
 
 
@@ -230,6 +236,16 @@ def shape(axes: Sequence[int]) -> str:
         '4 × 8'
     """
     return " × ".join(str(axis) for axis in axes)
+
+
+def axes(site: SiteReport) -> str:
+    """The feature axes of a site, and how many of them never varied."""
+    text = shape(site.shape)
+    if len(site.shape) > 1:
+        text += f" = {count(site.dim)}"
+    if site.n_dead:
+        text += f", of which {count(site.n_dead)} never varied and are left out"
+    return text
 
 
 # --- scores -------------------------------------------------------------------------------------
@@ -309,7 +325,28 @@ def certified(report: Report) -> str:
         for site in claims
         if site.symmetry.certificate is not None and site.symmetry.certificate.holds
     ]
-    return f"In this report {len(proved)} of {several(len(claims), 'claim')} hold a certificate."
+    if not claims:
+        return "In this report nothing is claimed about the architecture."
+    return (
+        f"In this report a certificate holds for {count(len(proved))} of "
+        f"{several(len(claims), 'claim')}."
+    )
+
+
+def failure(failed: Sequence[SiteReport]) -> str:
+    """What it means that the claims about the architecture at these sites failed.
+
+    At most five of the sites are named.
+    """
+    claims = "A claim" if len(failed) == 1 else several(len(failed), "claim")
+    names = [shorten(clean(site.site), 64) for site in failed[:5]]
+    if len(failed) > 5:
+        names.append(several(len(failed) - 5, "other site"))
+    return (
+        f"{claims} about the architecture failed on this model: the outputs moved under changes "
+        "that should leave them alone, or stayed under one that should not. Do not rely on the "
+        f"verdict at {_listed(names)}."
+    )
 
 
 # --- the answer ---------------------------------------------------------------------------------
@@ -366,7 +403,8 @@ def _place(kind: str, of_kind: Sequence[SiteReport], outcome: Outcome) -> str:
     places = {site.layer for site in here}
     beside = [site for site in of_kind if site.layer in places]
     if len(beside) > len(here):
-        text += f" ({len(here)} of {several(len(beside), 'site')} there)"
+        there = " there" if numbered else ""
+        text += f" ({len(here)} of {several(len(beside), 'site')}{there})"
     elif not numbered and len(here) > 1:
         text += f" ({several(len(here), 'site')})"
     return text

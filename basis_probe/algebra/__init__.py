@@ -1,0 +1,1 @@
+"""Groups of changes of basis, uniform rotations, and the intertwiner group of a nonlinearity."""

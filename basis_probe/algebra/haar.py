@@ -1,0 +1,129 @@
+"""Uniformly distributed rotations: of the whole space, of a few directions, and around fixed vectors.
+
+The orthogonal factor of a Gaussian matrix is uniform only after its columns are flipped so that the
+diagonal of R is positive. Without that, LAPACK's choice of signs leans every direction to its own axis.
+
+Source: F. Mezzadri, "How to generate random matrices from the classical compact groups",
+Notices of the AMS 54 (2007), section 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+
+def haar(dim: int, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    """An orthogonal matrix, uniformly distributed on O(dim): reflections and rotations alike.
+
+    Args:
+        dim: the size, at least 1.
+        generator: a generator on the CPU; one seed means one matrix, whatever device uses it.
+
+    Raises:
+        ValueError: if `dim` is below 1 or the generator is not on the CPU.
+
+    Example:
+        >>> turn = haar(5, torch.Generator().manual_seed(0))
+        >>> torch.allclose(turn.T @ turn, torch.eye(5, dtype=torch.float64))
+        True
+    """
+    return haar_directions(dim, dim, generator)
+
+
+def haar_directions(
+    dim: int, count: int, generator: torch.Generator
+) -> Float64[Tensor, "dim count"]:
+    """Orthonormal columns, distributed as the first `count` columns of a uniform rotation.
+
+    Args:
+        dim: dimension of the space, at least 1.
+        count: number of directions, between 1 and `dim`.
+        generator: a generator on the CPU.
+
+    Raises:
+        ValueError: if the sizes do not fit or the generator is not on the CPU.
+
+    Example:
+        >>> haar_directions(100, 3, torch.Generator().manual_seed(0)).shape
+        torch.Size([100, 3])
+    """
+    if dim < 1:
+        raise ValueError(f"a rotation of {dim} dimensions was asked for: give dim >= 1")
+    if not 1 <= count <= dim:
+        raise ValueError(
+            f"{count} orthonormal directions were asked for in {dim} dimensions: "
+            f"give a count between 1 and {dim}"
+        )
+    return _positive_qr(_gaussian(dim, count, generator))
+
+
+def haar_fixing(
+    vectors: Float[Tensor, "count dim"], generator: torch.Generator
+) -> Float64[Tensor, "dim dim"]:
+    """An orthogonal matrix that leaves the vectors where they are, uniform among all of those.
+
+    It is the identity on the span of the vectors and uniform on O(dim - rank) across it. Zero vectors
+    and vectors that depend on the others add nothing; where the vectors span the whole space, the
+    identity is returned.
+
+    Args:
+        vectors: one per row; their lengths do not matter.
+        generator: a generator on the CPU.
+
+    Raises:
+        ValueError: if `vectors` is not a matrix of finite real numbers with at least one column, or
+            the generator is not on the CPU.
+
+    Example:
+        >>> ones = torch.ones(1, 4, dtype=torch.float64)
+        >>> turn = haar_fixing(ones, torch.Generator().manual_seed(0))
+        >>> torch.allclose(turn @ ones[0], ones[0])
+        True
+    """
+    if vectors.ndim != 2 or vectors.shape[1] < 1:
+        raise ValueError(
+            f"the fixed vectors have shape {tuple(vectors.shape)}: give [count, dim], one per row"
+        )
+    if vectors.is_complex() or not bool(vectors.isfinite().all()):
+        raise ValueError("the fixed vectors are not all finite real numbers: leave those out")
+    span = _span(vectors.detach().to("cpu", torch.float64))
+    dim, rank = span.shape
+    if rank == 0:
+        return haar(dim, generator)
+    # Behind the span, the columns of this frame are uniform in its complement ...
+    frame = _positive_qr(torch.cat([span, _gaussian(dim, dim - rank, generator)], dim=1))
+    # ... and the reflections that make the span from the first axes make a fixed basis of the
+    # complement from the others; mapping that basis to the uniform one is the turn.
+    reflections, scales = torch.geqrf(span)
+    frame[:, :rank] *= reflections.diagonal().sign()
+    return torch.ormqr(reflections, scales, frame, left=False, transpose=True)
+
+
+def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tensor, "dim count"]:
+    if generator.device.type != "cpu":
+        raise ValueError(
+            f"the generator is on {generator.device}: give a torch.Generator on the CPU, so that one "
+            "seed means the same rotation on every device"
+        )
+    return torch.randn(dim, count, generator=generator, dtype=torch.float64)
+
+
+def _positive_qr(columns: Float64[Tensor, "dim count"]) -> Float64[Tensor, "dim count"]:
+    """The orthogonal factor of the QR decomposition whose R has a positive diagonal."""
+    q, r = torch.linalg.qr(columns)
+    return q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
+
+
+def _span(vectors: Float64[Tensor, "count dim"]) -> Float64[Tensor, "dim rank"]:
+    """An orthonormal basis of the span of the rows."""
+    # The largest entry first: squares of very small or large entries leave the range of float64.
+    largest = vectors.abs().amax(dim=1, keepdim=True)
+    rows = vectors[largest[:, 0] > 0] / largest[largest[:, 0] > 0]
+    if len(rows) == 0:
+        return vectors.new_zeros(vectors.shape[1], 0)
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
+    smallest = sizes[0] * max(rows.shape) * torch.finfo(torch.float64).eps
+    return directions[sizes > smallest].T.contiguous()

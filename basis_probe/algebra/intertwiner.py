@@ -1,0 +1,714 @@
+"""The intertwiner group of a nonlinearity, measured from its values.
+
+G = {A : there is B with σ(A x) = B σ(x) for all x}. For a σ that acts on every feature by itself, is
+continuous and not affine, G holds matrices P D only, a permutation times a diagonal, and D may hold
+the scales c for which σ(c t) is a multiple of σ(t). So the group follows from the values of σ alone; the
+name of a function, which configurations get wrong, decides nothing.
+
+Source: C. Godfrey, D. Brown, T. Emerson, H. Kvinge, "On the Symmetries of Deep Learning Models and
+their Internal Representations" (2022), arXiv 2205.14258, section 3, Table 1 and appendix on GELU.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from basis_probe.algebra.groups import (
+    GeneralLinear,
+    Group,
+    Monomial,
+    Permutation,
+    PositiveMonomial,
+    Privileged,
+    SignedPermutation,
+    Unknown,
+    monomial_parts,
+)
+from basis_probe.algebra.haar import haar
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Intertwiner:
+    """Which changes of basis pass through a nonlinearity, σ(A x) = B σ(x), and what becomes of them.
+
+    Attributes:
+        function: the nonlinearity, in a word.
+        group: the A, which act on the site before the nonlinearity.
+        image: the B = φ(A), which act on the site behind it.
+        because: what was measured, as a sentence without its full stop.
+        note: what a reader must know besides, such as a constant that the next bias must absorb; or
+            an empty string.
+        degree, parity: σ(c t) = |c|^degree σ(t), times `parity` for negative c, where the group holds
+            the scale c.
+        gain: [dim], the factor of every channel where σ is affine and the factors differ; else None.
+    """
+
+    function: str
+    group: Group
+    image: Group
+    because: str
+    note: str = ""
+    degree: float = 0.0
+    parity: int = 1
+    gain: Float64[Tensor, " dim"] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the group before the nonlinearity, e.g. "positive-monomial"."""
+        return self.group.name
+
+    @property
+    def dim(self) -> int:
+        """The n that the group acts on."""
+        return self.group.dim
+
+    @property
+    def privileged(self) -> Privileged:
+        """Which directions the group leaves meaningful."""
+        return self.group.privileged
+
+    def contains(self, matrix: object, atol: float = 1e-6) -> bool:
+        """True if the matrix passes through; see `Group.contains`."""
+        return self.group.contains(matrix, atol=atol)
+
+    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+        """An element of the group before the nonlinearity; see `Group.sample`."""
+        return self.group.sample(generator)
+
+    def phi(self, matrix: object) -> Float64[Tensor, "dim dim"]:
+        """The B with σ(A x) = B σ(x) for all x, up to what `note` says.
+
+        Args:
+            matrix: A, [dim, dim].
+
+        Raises:
+            ValueError: if A is not in the group, or the group is unknown.
+
+        Example:
+            >>> squared = intertwiner_group("square", 2)
+            >>> squared.phi([[0.0, -3.0], [1.0, 0.0]]).tolist()
+            [[0.0, 9.0], [1.0, 0.0]]
+        """
+        if not self.contains(matrix):
+            raise ValueError(
+                f"the matrix does not pass through {self.function}: its intertwiner group is "
+                f"{self.name}; check with `contains`, or draw one with `sample`"
+            )
+        a = torch.as_tensor(matrix).detach().to("cpu", torch.float64)
+        if isinstance(self.group, GeneralLinear):
+            return a.clone() if self.gain is None else self.gain[:, None] * a / self.gain
+        parts = monomial_parts(a, atol=1e-6)
+        assert parts is not None, "every group that is not general-linear is monomial"
+        column, factor = parts
+        factor_behind = factor.abs() ** self.degree if self.group.rescales else torch.ones_like(factor)
+        b = torch.zeros_like(a)
+        b[torch.arange(self.dim), column] = torch.where(
+            factor < 0, self.parity * factor_behind, factor_behind
+        )
+        return b
+
+
+def intertwiner_group(
+    nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: int
+) -> Intertwiner:
+    """The changes of basis that pass through a nonlinearity, as far as its values show them.
+
+    The function is called on float64 values between -1e8 and 1e8 on the CPU, without gradients; a
+    module is copied first and put in evaluation mode. A group is claimed only where the values agree
+    to 1e-9 (1e-5 for functions that compute in float32). What is not understood, such as a norm, a
+    constant, or a function that is not finite everywhere, gives the group `Unknown` with the reason.
+
+    Args:
+        nonlinearity: a name such as "relu" or "gelu_tanh", a module, or a function of a tensor
+            [samples, dim].
+        dim: number of features, at least 1.
+
+    Raises:
+        ValueError: if the name is not known, `dim` is below 1, or the function fails on [samples,
+            dim], changes the shape, is random, or computes in less than float32.
+
+    Source: Godfrey et al. (2022), arXiv 2205.14258, section 3.
+
+    Example:
+        >>> intertwiner_group("relu", 3).name
+        'positive-monomial'
+        >>> print(intertwiner_group(torch.tanh, 3).because)
+        tanh(-t) = -tanh(t), and no other scale of t only scales tanh(t)
+    """
+    nothing = Unknown(dim)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        function = _function(nonlinearity, dim)
+        try:
+            _require_row_by_row(function)
+            if _mixes(function):
+                return _coupled(function)
+            return _on_single_features(function)
+        except _NotUnderstood as reason:
+            return Intertwiner(function.name, nothing, nothing, str(reason))
+
+
+class _NotUnderstood(Exception):
+    """Why no group is claimed."""
+
+
+# --- the function as a black box ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """A nonlinearity on [samples, dim], evaluated in the precision that it has.
+
+    Attributes:
+        name: for sentences.
+        call: the function itself, which may change its argument.
+        dim: number of features.
+        dtype: the precision it computes in.
+    """
+
+    name: str
+    call: Callable[[Tensor], Tensor]
+    dim: int
+    dtype: torch.dtype = torch.float64
+    given: torch.dtype = torch.float64
+
+    @property
+    def tolerance(self) -> float:
+        """How far two values may differ, relative to their size, and still be called equal."""
+        return 1e-9 if self.dtype == torch.float64 else 1e-5
+
+    @property
+    def rounding(self) -> float:
+        return 16 * torch.finfo(self.dtype).eps
+
+    def __call__(self, x: Float64[Tensor, "sample dim"]) -> Float64[Tensor, "sample dim"]:
+        y = self.call(x.to(self.given, copy=True))
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"{self.name} returned {type(y).__name__}: give a function that returns a tensor"
+            )
+        if y.shape != x.shape:
+            raise ValueError(
+                f"{self.name} made {tuple(y.shape)} from {tuple(x.shape)}: give the part of it that "
+                "keeps the shape [samples, dim]; for a gated unit, the nonlinearity of the gate"
+            )
+        if y.is_complex():
+            raise ValueError(f"{self.name} returned complex numbers: give a real function")
+        return y.detach().to("cpu", torch.float64)
+
+
+def _function(nonlinearity: object, dim: int) -> _Function:
+    """The nonlinearity in the highest precision that it works in.
+
+    Raises:
+        ValueError: if it is nothing to call, fails, is random or computes in less than float32.
+    """
+    name, call = _callable(nonlinearity)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(-(-256 // dim) + 8, dim, generator=generator, dtype=torch.float64)
+    function = _Function(name, call, dim)
+    try:
+        y = function(x)
+    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        function = _Function(name, call, dim, dtype=torch.float32, given=torch.float32)
+        try:
+            y = function(x)
+        except (RuntimeError, TypeError, IndexError, AttributeError):
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"{name} failed on a float64 tensor {tuple(x.shape)} on the CPU: {reason[0]}; give a "
+                "function of one tensor [samples, dim]"
+            ) from error
+    if not _same(y, function(x)):
+        raise ValueError(
+            f"{name} gave two different results for the same values: it is random; give it without "
+            "its noise, a module in evaluation mode"
+        )
+    # A function that rounds its input cannot tell it from its rounded copy; few distinct values,
+    # as of a step, look the same without any rounding.
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if y.unique().numel() > 16 and _same(y, function(x.to(dtype).double())):
+            if dtype != torch.float32:
+                raise ValueError(
+                    f"{name} computes in {str(dtype).removeprefix('torch.')}, too coarse to tell "
+                    "one nonlinearity from another: give it in float32 or float64"
+                )
+            return dataclasses.replace(function, dtype=dtype)
+    return function
+
+
+def _callable(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
+    if isinstance(nonlinearity, str):
+        plain = "_".join(nonlinearity.lower().replace("²", "2").replace("-", " ").split())
+        if plain in _NAMED:
+            return plain, _NAMED[plain]
+        near = difflib.get_close_matches(plain, _NAMED, n=3, cutoff=0.4)
+        raise ValueError(
+            f"no nonlinearity is called {nonlinearity!r}; nearest: {', '.join(near) or 'none'}; all "
+            f"names: {', '.join(_NAMED)}; or give the function itself"
+        )
+    if isinstance(nonlinearity, nn.Module):
+        module = copy.deepcopy(nonlinearity).to("cpu", torch.float64).eval()
+        for part in module.modules():
+            # The user's hooks came with the copy; they are not to hear of these values.
+            part._forward_hooks.clear()
+            part._forward_pre_hooks.clear()
+        return type(nonlinearity).__name__, module
+    if callable(nonlinearity):
+        path = getattr(nonlinearity, "__qualname__", getattr(nonlinearity, "__name__", "<>"))
+        return ("σ" if "<" in path else path.rpartition(".")[2]), nonlinearity
+    raise ValueError(
+        f"{nonlinearity!r} is no nonlinearity: give a name, a torch module or a function of a tensor"
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
+
+
+def _close(function: _Function, a: Tensor, b: Tensor, scale: float) -> bool:
+    """True if all values agree, relative to themselves or up to the rounding of values of `scale`."""
+    allowed = function.tolerance * torch.maximum(a.abs(), b.abs()) + function.rounding * scale
+    finite = a.isfinite() & b.isfinite()
+    return bool(((a - b).abs() <= allowed)[finite].all())
+
+
+# --- which inputs an output depends on ------------------------------------------------------------
+
+
+def _rows(function: _Function, count: int, seed: int) -> Float64[Tensor, "sample dim"]:
+    """Normal values in rows of sizes 0.1, 1 and 10, in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, function.dim, generator=generator, dtype=torch.float64)
+    sizes = torch.tensor([1.0, 0.1, 10.0], dtype=torch.float64)
+    return x * sizes[torch.arange(count) % 3, None]
+
+
+def _require_row_by_row(function: _Function) -> None:
+    """Raises `_NotUnderstood` if a sample's result depends on the other samples or is not finite."""
+    x = _rows(function, 12, seed=1)
+    y = function(x)
+    if not bool(y.isfinite().all()):
+        at = float(x.flatten()[(~y.isfinite()).flatten()][0])
+        raise _NotUnderstood(f"{function.name} is not finite for all real inputs, such as {at:.3g}")
+    alone = torch.cat([function(x[:1]), function(x[7:9]).flip(0)])
+    if not _close(function, alone, y[[0, 8, 7]], _size(y)):
+        raise _NotUnderstood(f"{function.name} mixes the samples of a batch")
+
+
+def _mixes(function: _Function) -> bool:
+    """True if some output depends on a feature other than its own.
+
+    The features are redrawn in two halves for every bit of their index, so that every ordered pair of
+    features is once separated into one that is redrawn and one that is kept.
+    """
+    dim = function.dim
+    x, other = _rows(function, 6, seed=2), _rows(function, 6, seed=3)
+    y = function(x)
+    index = torch.arange(dim)
+    for bit in range((dim - 1).bit_length()):
+        high = (index >> bit) % 2 == 1
+        for redrawn in (high, ~high):
+            moved = function(torch.where(redrawn, other, x))
+            if not _close(function, moved[:, ~redrawn], y[:, ~redrawn], _size(y)):
+                return True
+    return False
+
+
+def _size(y: Tensor) -> float:
+    return float(y.abs().max())
+
+
+# --- functions of single features -----------------------------------------------------------------
+
+
+def _grid() -> Float64[Tensor, " position"]:
+    """Inputs at which functions show themselves: tiny, around usual kinks, large, and very large."""
+    double = torch.float64
+    even = torch.linspace(-8, 8, 129, dtype=double)
+    wide = torch.linspace(-50, 50, 41, dtype=double)
+    kinks = torch.tensor([0.5, 1, 2, 3, 4, 5, 6, 10, 20], dtype=double)
+    near = torch.cat([kinks - 1e-3, kinks + 1e-3])
+    powers = torch.logspace(-8, 8, 49, dtype=double)
+    # Multiples of the golden ratio, modulo 1, lie on no lattice, on which a periodic σ could hide.
+    golden = torch.arange(1, 201, dtype=double).mul(0.5 * (math.sqrt(5) - 1)).frac() * 2 - 1
+    return torch.cat(
+        [torch.zeros(1, dtype=double), even, wide, near, -near, powers, -powers, 12 * golden]
+    ).unique()
+
+
+_FINITE_WITHIN = 50.0
+_POSITIVE_SCALES = (2.0, 0.5, 3.7, 1.01, 0.037, 31.0)
+
+
+def _on_single_features(function: _Function) -> Intertwiner:
+    grid = _grid()
+    # Fewer values for many channels: each of them is looked at, and shown to be like the first.
+    coarse = torch.cat([grid[::4], torch.tensor([-1.0, 0.0, 1.0], dtype=grid.dtype)])
+    table = function(coarse[:, None].expand(-1, function.dim).contiguous())
+    _require_finite(function, coarse, table)
+    if _close(function, table, table[:, :1], _unit_size(coarse, table)):
+        return _one_function(function, grid)
+    return _function_per_channel(function, coarse, table)
+
+
+def _require_finite(function: _Function, t: Tensor, values: Tensor) -> None:
+    broken = ~values.isfinite().reshape(len(t), -1).all(1) & (t.abs() <= _FINITE_WITHIN)
+    if bool(broken.any()):
+        raise _NotUnderstood(
+            f"{function.name} is not finite for all real inputs, such as {float(t[broken][0]):.3g}"
+        )
+
+
+def _unit_size(t: Tensor, values: Tensor) -> float:
+    """The largest value at inputs up to 1: the size of what may cancel inside the function."""
+    return float(values[t.abs() <= 1].abs().max())
+
+
+def _one_function(function: _Function, grid: Tensor) -> Intertwiner:
+    """The group of σ applied to every feature alike."""
+
+    def values(t: Tensor) -> Tensor:
+        rows = -(-len(t) // function.dim)
+        filled = t.new_zeros(rows * function.dim)
+        filled[: len(t)] = t
+        return function(filled.view(rows, function.dim)).flatten()[: len(t)]
+
+    y = values(grid)
+    _require_finite(function, grid, y)
+    scale = _unit_size(grid, y)
+    name, dim, among = function.name, function.dim, f"at {len(grid)} values of t from -1e8 to 1e8"
+    offset = float(values(grid.new_zeros(1))[0])
+    slope = _slope(values(grid.new_tensor([-50.0, 50.0])))
+    if _close(function, y, slope * grid + offset, scale):
+        return _affine(name, dim, slope, offset, among)
+
+    def relation(c: float, constant: bool) -> tuple[float, float] | None:
+        """The d and e with σ(c t) = d σ(t) + e at all values, if there are; e = 0 unless `constant`."""
+        return _relation(function, grid, y, values(c * grid), scale, constant)
+
+    def degree(constant: bool) -> float | None:
+        """The p with σ(c t) = c^p σ(t) (+ a constant) for all positive c."""
+        powers: list[float] = []
+        for c in _POSITIVE_SCALES:
+            found = relation(c, constant)
+            if found is None or found[0] <= 0:
+                return None
+            powers.append(math.log(found[0]) / math.log(c))
+        power = powers[0]
+        # The factor of 1.01 magnifies the error of its logarithm a hundredfold.
+        close = all(abs(other - power) <= 200 * function.tolerance for other in powers)
+        return power if close else None
+
+    power, flip = degree(constant=False), relation(-1.0, constant=False)
+    signs = flip is not None
+    parity = -1 if flip is not None and flip[0] < 0 else 1
+    if power is not None and abs(power - round(power)) <= 10 * function.tolerance:
+        power = float(round(power))
+    group = _ON_AXES[signs, power is not None](dim)
+    image = _ON_AXES[signs and parity < 0, power not in (None, 0.0)](dim)
+    note = _note(
+        name,
+        None if signs else relation(-1.0, constant=True),
+        power is None and degree(constant=True) is not None,
+    )
+    because = _because(name, power, flip, parity, among)
+    return Intertwiner(name, group, image, because, note, power or 0.0, parity)
+
+
+_ON_AXES: dict[tuple[bool, bool], Callable[[int], Group]] = {
+    # (signs are free, positive scales are free)
+    (False, False): Permutation,
+    (True, False): SignedPermutation,
+    (False, True): PositiveMonomial,
+    (True, True): Monomial,
+}
+
+
+def _slope(ends: Tensor) -> float:
+    return float(ends[1] - ends[0]) / 100
+
+
+def _relation(
+    function: _Function, t: Tensor, y: Tensor, scaled: Tensor, scale: float, constant: bool
+) -> tuple[float, float] | None:
+    within = torch.where(t.abs() <= _FINITE_WITHIN, y, torch.zeros_like(y))
+    high = int(within.argmax() if constant else within.abs().argmax())
+    low = int(within.argmin())
+    if constant:
+        d = float((scaled[high] - scaled[low]) / (y[high] - y[low]))
+        e = float(scaled[high]) - d * float(y[high])
+    else:
+        d, e = float(scaled[high] / y[high]), 0.0
+    if not math.isfinite(d) or d == 0:
+        return None
+    size = scale * max(1.0, abs(d)) + abs(e)
+    return (d, e) if _close(function, scaled, d * y + e, size) else None
+
+
+def _affine(name: str, dim: int, slope: float, offset: float, among: str) -> Intertwiner:
+    if slope == 0:
+        raise _NotUnderstood(f"{name} is constant: nothing passes through it")
+    line = ("" if slope == 1 else f"{slope:.6g} ") + "t" + (f" + {offset:.6g}" if offset else "")
+    group = GeneralLinear(dim)
+    return Intertwiner(
+        name, group, group, f"{name}(t) = {line} {among}", _OFFSET if offset else "", 1.0, -1
+    )
+
+
+_OFFSET = "σ(A x) = A σ(x) up to a constant vector, which the next bias absorbs"
+
+
+def _function_per_channel(function: _Function, t: Tensor, table: Tensor) -> Intertwiner:
+    """The group of a σ that differs from channel to channel, where one is known."""
+    name, dim, scale = function.name, function.dim, _unit_size(t, table)
+    positive, zero, negative = table[-1], table[-2], table[-3]
+    gain = (positive - negative) / 2
+    if _close(function, table, t[:, None] * gain + zero, scale):
+        if bool((gain.abs() <= function.rounding * scale).any()):
+            raise _NotUnderstood(f"{name} is constant on some channels: nothing passes through them")
+        group = GeneralLinear(dim)
+        because = f"{name} multiplies every channel by a number of its own"
+        note = _OFFSET if bool((zero != 0).any()) else ""
+        return Intertwiner(name, group, group, because, note, 1.0, -1, gain)
+    lines = torch.where(t[:, None] < 0, -t[:, None] * negative, t[:, None] * positive)
+    alike = bool(((positive - positive[0]).abs() <= function.tolerance * scale).all())
+    if alike and positive[0] != 0 and _close(function, table, lines, scale):
+        group = PositiveMonomial(dim)
+        return Intertwiner(
+            name,
+            group,
+            group,
+            f"{name}(c t) = c {name}(t) for every c > 0 that was tried, on every one of its "
+            f"{dim} channels, whose slopes for negative t differ",
+            "the slopes of the channels are permuted along with the channels",
+            1.0,
+        )
+    raise _NotUnderstood(f"{name} computes different functions on different channels")
+
+
+# --- what was measured, in words ------------------------------------------------------------------
+
+
+def _because(
+    name: str, power: float | None, flip: tuple[float, float] | None, parity: int, among: str
+) -> str:
+    if power is None and flip is None:
+        return f"{name}(c t) is no multiple of {name}(t) for any c other than 1 that was tried"
+    sign = "-" if parity < 0 else ""
+    if power is None:
+        return f"{name}(-t) = {sign}{name}(t), and no other scale of t only scales {name}(t)"
+    exponent = "" if power == 1 else f"^{power:.6g}"
+    if flip is None:
+        factor = f"c{exponent} " if power else ""
+        return f"{name}(c t) = {factor}{name}(t) for every c > 0 that was tried and for no c < 0"
+    plain = power == int(power) and (-1) ** int(power) == parity
+    size = f"c{exponent}" if plain else f"|c|{exponent}"
+    factor = ("" if plain or parity > 0 else "sign(c) ") + (f"{size} " if power else "")
+    return f"{name}(c t) = {factor}{name}(t) for every c other than 0 that was tried"
+
+
+def _note(name: str, flip: tuple[float, float] | None, scales: bool) -> str:
+    said: list[str] = []
+    if flip is not None:
+        d, e = flip
+        said.append(
+            f"{name}(-t) = {e:.6g} {'-' if d < 0 else '+'} {name}(t), so signs are free too if the "
+            "next bias absorbs the constant"
+        )
+    if scales:
+        said.append(
+            f"{name}(c t) is a multiple of {name}(t) plus a constant for every c > 0, so positive "
+            "scales are free too if the next bias absorbs the constant"
+        )
+    return "; ".join(said)
+
+
+# --- functions that mix features ------------------------------------------------------------------
+
+
+def _coupled(function: _Function) -> Intertwiner:
+    """Permutations, where the function commutes with them and with nothing else that is usual."""
+    name, dim = function.name, function.dim
+    x = _rows(function, 48, seed=4)
+    y = function(x)
+    scale = _size(y)
+    generator = torch.Generator().manual_seed(5)
+    orders = [torch.randperm(dim, generator=generator) for _ in range(3)]
+    orders.append(torch.arange(dim).roll(1))
+    swap = torch.arange(dim)
+    swap[:2] = swap[:2].flip(0)
+    for order in (*orders, swap):
+        if not _close(function, function(x[:, order]), y[:, order], scale):
+            raise _NotUnderstood(
+                f"{name} mixes features, and its outputs are not permuted with them"
+            )
+    shifts = _close(function, function(x + 1.7), y, scale)
+    for what, element in _larger(dim, shifts):
+        size = len(element)
+        moved = x.clone()
+        moved[:, :size] = x[:, :size] @ element.T
+        if size == 0:
+            moved = x * (2.0 if "twice" in what else -1.0)
+        if _intertwines(function, y, function(moved), size):
+            raise _NotUnderstood(
+                f"{name} mixes features and lets more than permutations pass ({what}), as norms do"
+            )
+    group = Permutation(dim)
+    note = "shifts along the all-ones direction change nothing at all" if shifts else ""
+    because = (
+        f"{name} mixes features: its outputs are permuted with them, and neither scales, signs nor "
+        "rotations pass"
+    )
+    return Intertwiner(name, group, group, because, note)
+
+
+def _larger(dim: int, shifts: bool) -> list[tuple[str, Tensor]]:
+    """Changes of basis of the first few features that are no permutations; [0, 0] for all at once."""
+    generator = torch.Generator().manual_seed(6)
+    whole = torch.zeros(0, 0, dtype=torch.float64)
+    tried = [("twice everything", whole)]
+    # In two dimensions the negative of everything is the swap, up to a shift.
+    if not (shifts and dim == 2):
+        tried.append(("the negative of everything", whole))
+    double = torch.float64
+    tried += [
+        ("twice one feature", torch.tensor([[2.0]], dtype=double)),
+        ("the negative of one feature", torch.tensor([[-1.0]], dtype=double)),
+        ("a rotation of two features", torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=double)),
+        ("a shear of two features", torch.tensor([[1.0, 0.7], [0.0, 1.0]], dtype=double)),
+    ]
+    if dim >= 3:
+        third = 1.0 / 3.0
+        # A reflection of three features that leaves the all-ones direction where it is.
+        axis = torch.tensor([0.8, -0.3, -0.5], dtype=double)
+        axis = axis / axis.norm()
+        tried.append(
+            ("a turn around the all-ones direction", torch.eye(3, dtype=double) - 2 * axis.outer(axis))
+        )
+        del third
+        tried.append(("a rotation of three features", haar(3, generator)))
+    return tried
+
+
+def _intertwines(function: _Function, y: Tensor, moved: Tensor, size: int) -> bool:
+    """True if some B makes σ(A x) from σ(x), for an A that changes the first `size` features only.
+
+    Where one B does, so does its average over the permutations of the other features, which commute
+    with σ and with A. It reads the first features one by one, the others by their sum, and writes each
+    of the others from itself besides: few unknowns, however many features there are.
+    """
+    rest = y[:, size:].sum(1, keepdim=True)
+    shared = torch.cat([y[:, :size], rest], dim=1)
+    outputs = [(moved[:, i], shared) for i in range(size)]
+    if y.shape[1] > size:
+        outputs.append((moved[:, size], torch.cat([shared, y[:, size : size + 1]], dim=1)))
+    for target, regressors in outputs:
+        units = regressors.norm(dim=0).clamp_min(1e-300)
+        weights = torch.linalg.lstsq(regressors / units, target[:, None], driver="gelsd").solution
+        residual = (regressors / units @ weights)[:, 0] - target
+        if float(residual.norm()) > 100 * function.tolerance * float(target.norm()):
+            return False
+    return True
+
+
+# --- functions by their usual names ---------------------------------------------------------------
+
+
+def _solu(x: Tensor) -> Tensor:
+    return x * x.softmax(-1)
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return x.relu().square()
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * (1.702 * x).sigmoid()
+
+
+def _gaussian(x: Tensor) -> Tensor:
+    return (-x.square()).exp()
+
+
+def _xielu(x: Tensor) -> Tensor:
+    # Huang and Schlag, arXiv 2411.13010, with its initial parameters.
+    below = 0.8 * (x.clamp(max=0).expm1() - x) + 0.5 * x
+    return torch.where(x > 0, 0.8 * x.square() + 0.5 * x, below)
+
+
+def _prelu(x: Tensor) -> Tensor:
+    return functional.leaky_relu(x, 0.25)
+
+
+def _softmax(x: Tensor) -> Tensor:
+    return x.softmax(-1)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _cube(x: Tensor) -> Tensor:
+    return x * x * x
+
+
+# What a name means; its group is measured like that of any other function.
+_NAMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": _identity,
+    "linear": _identity,
+    "relu": torch.relu,
+    "leaky_relu": functional.leaky_relu,
+    "prelu": _prelu,
+    "relu2": _relu_squared,
+    "relu_squared": _relu_squared,
+    "squared_relu": _relu_squared,
+    "abs": torch.abs,
+    "square": torch.square,
+    "cube": _cube,
+    "tanh": torch.tanh,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "erf": torch.erf,
+    "softsign": functional.softsign,
+    "hardtanh": functional.hardtanh,
+    "tanhshrink": functional.tanhshrink,
+    "softshrink": functional.softshrink,
+    "hardshrink": functional.hardshrink,
+    "gelu": functional.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "mish": functional.mish,
+    "softplus": functional.softplus,
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": functional.logsigmoid,
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "celu": functional.celu,
+    "relu6": functional.relu6,
+    "hardswish": functional.hardswish,
+    "hardsigmoid": functional.hardsigmoid,
+    "xielu": _xielu,
+    "exp": torch.exp,
+    "gaussian": _gaussian,
+    "rbf": _gaussian,
+    "softmax": _softmax,
+    "solu": _solu,
+}

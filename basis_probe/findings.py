@@ -1,0 +1,193 @@
+"""From what is known of sites to their reports: evidence for each, then verdicts for all together."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from basis_probe.evidence import Choice, choose, measure
+from basis_probe.results import NullRecord, ScoreResult, SiteReport, Symmetry
+from basis_probe.statistics.nulls import Counterfactual, Null, Problem, Rotation
+from basis_probe.statistics.nulls import TurnedPreactivation as Turned
+from basis_probe.statistics.scores import SCORES, Score
+from basis_probe.verdict import Found, adjust, decide, samples_needed
+
+BESIDE = Rotation(frames=49, samples=1024)
+"""The raw rotation of activations behind a nonlinearity: shown because people ask for it."""
+
+NULLS: dict[str, type[Null]] = {"rotation": Rotation, "counterfactual": Counterfactual}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """What is known of a site before its axes are compared with anything.
+
+    Attributes:
+        site, kind, layer, shape: its name, what it is in words, its layer, its feature axes.
+        symmetry: the architecture's answer.
+        n_samples: samples streamed.
+        n_dead: axes that never varied.
+        problem: the samples on which nulls are computed; None if there are none.
+        all_samples: the scores over all samples streamed.
+        trouble: why nothing can be decided, or an empty string.
+        notes: what a reader must know.
+    """
+
+    site: str
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    symmetry: Symmetry
+    n_samples: int
+    n_dead: int
+    problem: Problem | None
+    all_samples: Mapping[str, float]
+    trouble: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """The number of axes."""
+        return math.prod(self.shape)
+
+    @property
+    def needed(self) -> int:
+        """The number of samples below which nothing is decided."""
+        return samples_needed(self.symmetry, self.dim)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """A case with what its axes were compared with, and how they fared."""
+
+    case: Case
+    null: NullRecord | None = None
+    scores: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
+    beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
+
+
+def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[Score, ...]:
+    """The scores that are meant: names, values, or None for all.
+
+    Raises:
+        ValueError: for a name that no score bears, or no score at all.
+    """
+    if wanted is None:
+        return tuple(SCORES.values())
+    several = [wanted] if isinstance(wanted, str | Score) else list(wanted)
+    found: list[Score] = []
+    for score in several:
+        if isinstance(score, Score):
+            found.append(score)
+        elif score in SCORES:
+            found.append(SCORES[score])
+        else:
+            raise ValueError(f"no score is called {score!r}; there are {', '.join(SCORES)}")
+    if not found:
+        raise ValueError(f"scores is empty: give some of {', '.join(SCORES)}, or None for all")
+    return tuple(found)
+
+
+def chosen_null(wanted: str | Null | None) -> Null | None:
+    """The null that is meant: a name, a value, or None for the one that each site calls for.
+
+    Raises:
+        ValueError: for a name that no null bears.
+    """
+    if wanted is None or isinstance(wanted, Null):
+        return wanted
+    if wanted in NULLS:
+        return NULLS[wanted]()
+    raise ValueError(
+        f"no null is called {wanted!r}; there are {', '.join(NULLS)}, or None to choose by the site"
+    )
+
+
+def gather(case: Case, scores: Sequence[Score], wanted: Null | None, *, seed: int) -> Evidence:
+    """The evidence of one site.
+
+    Args:
+        case: what is known of it.
+        scores: which scores.
+        wanted: the null asked for; None for the one that the site calls for.
+        seed: seeds the frames.
+    """
+    problem = case.problem
+    if case.trouble or problem is None or case.n_dead == case.dim:
+        return Evidence(case)
+    if len(problem.x) < 8:
+        return Evidence(case)
+    choice = _choice(problem, wanted)
+    if isinstance(choice, str):
+        return Evidence(dataclasses.replace(case, trouble=choice))
+    null, found, notes = measure(
+        problem, choice, scores, seed=seed, all_samples=dict(case.all_samples)
+    )
+    case = dataclasses.replace(case, notes=case.notes + notes)
+    beside: Mapping[str, ScoreResult] = {}
+    if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
+        beside = _beside(problem, scores, seed)
+    return Evidence(case, null, found, beside)
+
+
+def _choice(problem: Problem, wanted: Null | None) -> Choice | str:
+    if isinstance(wanted, Counterfactual) and problem.layer is None:
+        if problem.pre is None:
+            return (
+                "the counterfactual null was asked for, and neither the input of the linear map in "
+                "front of this site nor its pre-activations are known"
+            )
+        wanted = Turned(frames=wanted.frames, samples=wanted.samples)
+    return choose(problem, wanted)
+
+
+def _beside(problem: Problem, scores: Sequence[Score], seed: int) -> Mapping[str, ScoreResult]:
+    few = slice(0, BESIDE.samples)
+    bare = Problem(x=problem.x[few], group=problem.group, halves=problem.halves[few])
+    choice = Choice(BESIDE, "shown beside", frozenset(), True, believable=False)
+    return measure(bare, choice, scores, seed=seed)[1]
+
+
+def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
+    """The reports of all sites, p-values adjusted for all of them together."""
+    founds = [
+        Found(
+            kind=evidence.case.kind,
+            dim=evidence.case.dim,
+            n_samples=evidence.case.n_samples,
+            needed=evidence.case.needed,
+            n_dead=evidence.case.n_dead,
+            symmetry=evidence.case.symmetry,
+            null=evidence.null,
+            scores=dict(evidence.scores),
+            trouble=evidence.case.trouble,
+        )
+        for evidence in gathered
+    ]
+    reports: list[SiteReport] = []
+    for evidence, found, scores in zip(gathered, founds, adjust(founds), strict=True):
+        case = evidence.case
+        reports.append(
+            SiteReport(
+                site=case.site,
+                kind=case.kind,
+                layer=case.layer,
+                shape=case.shape,
+                dim=case.dim,
+                n_samples=case.n_samples,
+                n_dead=case.n_dead,
+                symmetry=case.symmetry,
+                null=evidence.null,
+                scores=scores,
+                beside=dict(evidence.beside),
+                verdict=decide(found, scores),
+                notes=case.notes,
+            )
+        )
+    return tuple(reports)
+
+
+def halves_of(priority: torch.Tensor) -> torch.Tensor:
+    """0 or 1 for every row, by a digit of its priority that its rank does not depend on."""
+    return ((priority * 2.0**40) % 2 >= 1).to(torch.int64)

@@ -1,0 +1,316 @@
+"""Results as a figure: the map of all sites, and every site's observed value against its null."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.presentation import drawing, selection, words
+from basis_probe.results import Outcome, Report, ScoreResult, SiteReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CELL = 0.34
+_ROW = 0.25
+_LABELS = 2.9
+_PICTURE = 6.4
+_FIGURES = 1.9
+_INK = "#1b1f24"
+_QUIET = "#5b6570"
+_RULE = "#dfe3e7"
+_COLOURS = {
+    Outcome.PRIVILEGED: "#00735c",
+    Outcome.UNUSED: "#1d5fa6",
+    Outcome.EMERGENT: "#b93c0b",
+    Outcome.ARBITRARY: "#5c656f",
+    Outcome.UNDECIDED: "#5c656f",
+}
+_LINEAR = 4.0  # effects between -4 and 4 are drawn to scale, those beyond it logarithmically
+
+_MARKERS = {
+    Privileged.AXES: "s",
+    Privileged.PLANES: "D",
+    Privileged.BLOCKS: "h",
+    Privileged.LINE: "^",
+    Privileged.NONE: "o",
+    Privileged.UNKNOWN: "X",
+}
+
+
+def overview(report: Report) -> Figure:
+    """A figure with two parts, made without touching the state of pyplot.
+
+    Above, a map of layers x kinds of site: the shape of a mark is what the architecture
+    privileges, its colour the effect in the data, its letter the outcome. Below, for every site,
+    the null of its leading score and the observed value on it, both in standard deviations of the
+    null from the null's mean.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    grid = selection.grid(report)
+    rows, sites = max(1, len(grid.rows)), max(1, len(report))
+    legend = 1.25
+    heights = (rows * _CELL + 0.35, legend, sites * _ROW + 0.3)
+    across = max(_PICTURE, len(grid.columns) * _CELL)
+    margin, gap = 0.35, 0.45
+    width = margin + _LABELS + across + _FIGURES + margin
+    height = 0.75 + sum(heights) + gap + 0.65
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    # A figure that pyplot did not make is shown by a notebook only if it offers its own picture.
+    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
+
+    def box(above: float, tall: float, wide: float) -> Axes:
+        """Axes of a size in inches, `above` inches below the top."""
+        place = (margin + _LABELS) / width, 1 - (above + tall) / height
+        return figure.add_axes((*place, wide / width, tall / height))
+
+    title = f"Can {_shown(report.provenance.model, 60)} be read neuron by neuron?"
+    if report.partial:
+        title += "  (partial: the data stream was interrupted)"
+    figure.text(
+        margin / width,
+        1 - 0.42 / height,
+        title,
+        fontsize=13,
+        fontweight="bold",
+        color=_INK,
+        parse_math=False,
+    )
+    above = 0.75
+    _map(box(above, heights[0], len(grid.columns) * _CELL or _CELL), report, grid)
+    above += heights[0]
+    _legend(box(above, heights[1], across + _FIGURES), report)
+    above += heights[1] + gap
+    _nulls(box(above, heights[2], across), report)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=100)
+    return held.getvalue()
+
+
+def _shown(text: str, limit: int) -> str:
+    return words.shorten(words.clean(text), limit)
+
+
+def _fill(score: ScoreResult | None) -> str:
+    step = None if score is None else drawing.step(score.effect)
+    return "#ffffff" if step is None else drawing.LIGHT[step + 5]
+
+
+# --- the map ------------------------------------------------------------------------------------
+
+
+def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
+    rows = max(1, len(grid.rows))
+    axes.set_xlim(-0.5, max(1, len(grid.columns)) - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5 - 0.35 / _CELL)
+    axes.axis("off")
+    head = -0.5 - 0.15 / _CELL
+    left = -0.75
+    for column, layer in enumerate(grid.columns):
+        axes.text(
+            column, head, words.DASH if layer is None else str(layer), **_text(_QUIET, "center")
+        )
+    axes.text(left, head, "layer" if grid.by_layer else "in forward order", **_text(_QUIET, "right"))
+    for index, row in enumerate(grid.rows):
+        several = sum(other.kind == row.kind for other in grid.rows) > 1
+        label = _shown(row.kind, 28 if several else 44)
+        if several and row.pattern:
+            pattern = _shown(row.pattern, 28 if row.first_of_kind else 44)
+            label = f"{label}, {pattern}" if row.first_of_kind else pattern
+        axes.text(left, index, label, **_text(_INK if row.first_of_kind else _QUIET, "right"))
+        for column, cell in enumerate(row.cells):
+            if cell is not None:
+                site = report.site_reports[cell]
+                fill = _fill(selection.leading(site))
+                _mark(axes, column, index, site.symmetry.privileged, fill)
+                axes.text(
+                    column,
+                    index,
+                    words.LETTER[site.verdict.outcome],
+                    fontsize=8,
+                    fontweight="bold",
+                    color=drawing.ink(fill),
+                    ha="center",
+                    va="center_baseline",
+                )
+
+
+def _text(colour: str, side: str) -> dict[str, object]:
+    return {
+        "fontsize": 8.5,
+        "color": colour,
+        "ha": side,
+        "va": "center",
+        "parse_math": False,
+    }
+
+
+def _mark(axes: Axes, column: int, row: int, privileged: Privileged, fill: str) -> None:
+    small = privileged in (Privileged.PLANES, Privileged.AXES)
+    axes.plot(
+        [column],
+        [row],
+        marker=_MARKERS[privileged],
+        markersize=14 if small else 16.5,
+        markerfacecolor=fill,
+        markeredgecolor=_QUIET,
+        markeredgewidth=0.9,
+        linestyle="none",
+        clip_on=False,
+    )
+
+
+def _legend(axes: Axes, report: Report) -> None:
+    """The keys to shape, colour and letter, in three lines."""
+    wide = axes.get_position().width * axes.figure.get_figwidth()
+    axes.set_xlim(0, wide)
+    axes.set_ylim(1.25, 0)
+    axes.axis("off")
+    titles = (
+        (0.3, "shape: privileged by the architecture"),
+        (0.62, "colour: effect, sd of the null"),
+        (1.02, "letter: what follows"),
+    )
+    for line, title in titles:
+        axes.text(-0.1, line, title, **_text(_QUIET, "right"))
+    at = 0.1
+    for privileged in Privileged:
+        axes.plot(
+            [at],
+            [0.3],
+            marker=_MARKERS[privileged],
+            markersize=7.5,
+            markerfacecolor="white",
+            markeredgecolor=_QUIET,
+            linestyle="none",
+        )
+        axes.text(at + 0.14, 0.3, privileged.name.lower(), **_text(_INK, "left"))
+        at += 0.95
+    step = 0.46
+    for index, fill in enumerate(drawing.LIGHT):
+        axes.fill_between([index * step, (index + 1) * step], 0.54, 0.70, color=fill, linewidth=0)
+    for index, bound in enumerate(drawing.legend_bounds()):
+        axes.text(
+            (index + 1) * step,
+            0.78,
+            bound.replace("-", "\u2212"),
+            fontsize=6.5,
+            color=_QUIET,
+            ha="center",
+            va="center",
+        )
+    at = 0.0
+    for outcome in Outcome:
+        axes.text(
+            at,
+            1.02,
+            words.LETTER[outcome],
+            fontsize=8.5,
+            fontweight="bold",
+            color=_COLOURS[outcome],
+            va="center",
+        )
+        axes.text(at + 0.17, 1.02, outcome.name.lower(), **_text(_INK, "left"))
+        at += 1.12
+
+
+# --- every site against its null ----------------------------------------------------------------
+
+
+def _nulls(axes: Axes, report: Report) -> None:
+    sites = report.site_reports
+    leads = [selection.leading(site) for site in sites]
+    effects = [lead.effect for lead in leads if lead is not None and math.isfinite(lead.effect)]
+    reach = [_standard(lead) for lead in leads if lead is not None]
+    ends = [float(values.min()) for values in reach if values.size]
+    tops = [float(values.max()) for values in reach if values.size]
+    low = min([-_LINEAR, *effects, *ends])
+    high = max([_LINEAR, *effects, *tops])
+    axes.set_xscale("symlog", linthresh=_LINEAR, linscale=1.2)
+    axes.set_xlim(low * 1.5, high * 1.5)
+    axes.set_ylim(max(1, len(sites)) - 0.4, -0.8)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_RULE)
+    axes.set_yticks([])
+    ticks = [-1000, -100, -10, -3, 0, 3, 10, 30, 100, 300, 1000, 10_000, 100_000]
+    shown = [tick for tick in ticks if low * 1.5 <= tick <= high * 1.5]
+    axes.set_xticks(shown, [f"{tick:+,}".replace("-", "\u2212") if tick else "0" for tick in shown])
+    axes.minorticks_off()
+    axes.tick_params(axis="x", labelsize=8, labelcolor=_QUIET, color=_RULE)
+    axes.set_xlabel(
+        "observed value (mark) and null (grey), in standard deviations of the null from its mean",
+        fontsize=8.5,
+        color=_QUIET,
+    )
+    axes.grid(axis="x", color=_RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    sideways = axes.get_yaxis_transform()
+    for index, (site, lead) in enumerate(zip(sites, leads, strict=True)):
+        axes.text(
+            -0.02, index, _shown(site.site, 40), transform=sideways, **_text(_INK, "right")
+        )
+        axes.text(1.02, index, _said(lead), transform=sideways, **_text(_QUIET, "left"))
+        if lead is not None:
+            _against(axes, index, site, lead, low, high)
+
+
+def _said(lead: ScoreResult | None) -> str:
+    if lead is None:
+        return "not compared"
+    effect = words.effect(lead.effect).replace("-", "\u2212")
+    if math.isnan(lead.p_adjusted):
+        return f"{effect}  (decides nothing)"
+    return f"{effect}  p {words.p_value(lead.p_adjusted)}"
+
+
+def _standard(score: ScoreResult) -> np.ndarray:
+    """The null in its own standard deviations from its own mean; empty where it has no spread."""
+    values = score.null_values[np.isfinite(score.null_values)]
+    if not score.null_std > 0:
+        return values[:0]
+    return (values - score.null_mean) / score.null_std
+
+
+def _against(
+    axes: Axes, index: int, site: SiteReport, lead: ScoreResult, low: float, high: float
+) -> None:
+    values = _standard(lead)
+    if values.size:
+        counts, edges = np.histogram(values, bins=24)
+        tall = 0.78 * counts / counts.max()
+        axes.fill_between(
+            edges,
+            index + 0.36,
+            index + 0.36 - np.append(tall, tall[-1]),
+            step="post",
+            color="#b3bcc6",
+            linewidth=0,
+        )
+    # An infinite effect stands at the edge: there is nowhere else to draw it.
+    place = min(max(lead.effect, low * 1.4), high * 1.4)
+    axes.plot(
+        [place],
+        [index],
+        marker=_MARKERS[site.symmetry.privileged],
+        markersize=6.5,
+        markerfacecolor=_COLOURS[site.verdict.outcome],
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+        linestyle="none",
+        zorder=4,
+        clip_on=False,
+    )

@@ -1,0 +1,88 @@
+"""What holds for every test: no network, no picture window, no silent skip where all assets exist."""
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+
+# Before anything imports them: model libraries read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+# Processes of pytest-xdist share the machine; more threads than cores only get in each other's way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+SKIPPING_IS_AN_ERROR = (
+    os.environ.get("CI") == "true" and os.environ.get("BASIS_PROBE_REQUIRE_ASSETS") == "1"
+)
+
+_LOOPBACK = ("127.", "::1", "localhost")
+_attempts: list[str] = []
+
+
+def _forbid_network(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "socket.connect":
+        connecting, address = arguments
+        if isinstance(connecting, socket.socket) and connecting.family == socket.AF_UNIX:
+            return
+        host = str(address[0] if isinstance(address, tuple) else address)
+    elif event == "socket.getaddrinfo":
+        if arguments[0] is None:
+            return
+        name = arguments[0]
+        host = name.decode() if isinstance(name, bytes) else str(name)
+    else:
+        return
+    if not host.startswith(_LOOPBACK):
+        _attempts.append(host)
+        raise ConnectionRefusedError(f"tests have no network: {host} was to be reached")
+
+
+# An audit hook also sees what C extensions and other threads of this process do through `socket`.
+sys.addaudithook(_forbid_network)
+
+
+@pytest.fixture(autouse=True)
+def no_network() -> Iterator[None]:
+    """Fails a test that tries to leave the machine, also where the refusal was swallowed."""
+    _attempts.clear()
+    yield
+    assert not _attempts, f"the test tried to reach {sorted(set(_attempts))}"
+
+
+class NothingIsSkipped:
+    """Turns every skip, of a test or of a whole file, into a failure."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[None]:
+        report = yield
+        return self._failed(report)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Iterator[None]:
+        report = yield
+        return self._failed(report)
+
+    def _failed(self, report):
+        if report.skipped and not hasattr(report, "wasxfail"):
+            report.outcome = "failed"
+            report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
+        return report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if SKIPPING_IS_AN_ERROR:
+        # As a plugin and not as hooks of this file, which would not see the package's doctests.
+        config.pluginmanager.register(NothingIsSkipped())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def doctest_names(doctest_namespace: dict[str, object]) -> None:
+    doctest_namespace["torch"] = torch
