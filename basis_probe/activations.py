@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group, Unknown, group_from_name
-from basis_probe.algebra.intertwiner import function_of
+from basis_probe.algebra.intertwiner import callable_of
 from basis_probe.findings import Case, chosen_null, chosen_scores, gather, report
 from basis_probe.results import SiteReport, Symmetry
 from basis_probe.statistics.moments import Moments, SampleKurtosis
@@ -73,7 +73,7 @@ def probe_activations(
     used, wanted = chosen_scores(scores), chosen_null(null)
     symmetry = _symmetry(group, dim)
     before = None if pre is None else _matrix("pre", pre, rows=samples, columns=dim)
-    function = None if nonlinearity is None else function_of(nonlinearity)
+    function = None if nonlinearity is None else callable_of(nonlinearity)[1]
     if before is not None and function is None:
         raise ValueError("pre is given without nonlinearity: name what makes x of pre")
     if (inputs is None) != (weight is None):

@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "samples": samples(model, tokenizer, count=8, seed=options.seed),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    model.to("cpu").save_pretrained(options.out)
+    model.cpu().save_pretrained(options.out)
     tokenizer.save_pretrained(options.out)
     (options.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))

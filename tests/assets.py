@@ -1,8 +1,8 @@
 """Real trained networks and real data for tests, each loaded afresh and in evaluation mode.
 
-They lie in the folder that BASIS_PROBE_ASSETS names (default: ../shared/assets beside the checkout);
-where it is absent, what needs it is skipped with the reason. Loaders of networks take `seed`: None for
-the trained weights, a number for the same shape freshly initialised.
+They lie in the folder that BASIS_PROBE_ASSETS names (default: ../shared/assets beside the
+checkout); where it is absent, what needs it is skipped with the reason. Loaders of networks take
+`seed`: None for the trained weights, a number for the same shape freshly initialised.
 """
 
 import functools
@@ -55,7 +55,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def llama(*, seed: int | None = None) -> Any:
-    """stories260k: a `LlamaForCausalLM` of 5 layers, d 64, 8 heads of which 4 hold keys, SwiGLU 172."""
+    """stories260k, a `LlamaForCausalLM`: 5 layers, d 64, 8 query and 4 key heads, SwiGLU 172."""
     from transformers import AutoConfig, LlamaForCausalLM
 
     path = folder("stories260k-llama")
@@ -66,7 +66,7 @@ def llama(*, seed: int | None = None) -> Any:
 
 
 def llama_tokenizer() -> Any:
-    """The tokenizer of stories260k: 512 byte-fallback tokens, a `<s>` in front, padding on the right."""
+    """The tokenizer of stories260k: 512 tokens, `<s>` in front, padding on the right."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder("stories260k-llama"))
@@ -321,7 +321,7 @@ def shakespeare(characters: int | None = None) -> str:
 
 
 def story_tokens(rows: int, *, length: int = 128) -> Tensor:
-    """TinyStories as tokens of stories260k, [rows, length], the text cut anywhere, `<s>` before each row."""
+    """TinyStories as tokens of stories260k, [rows, length], cut anywhere, `<s>` before each row."""
     tokenizer = llama_tokenizer()
     flat: list[int] = []
     for story in _stories():

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, no picture window, no silent skip where all assets exist."""
+"""What holds for every test: no network, no picture window, no skip where all assets exist."""
 
 import os
 import socket
@@ -12,6 +12,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import jaxtyping
 import pytest
 import torch
 
@@ -55,6 +56,15 @@ def no_network() -> Iterator[None]:
     _attempts.clear()
     yield
     assert not _attempts, f"the test tried to reach {sorted(set(_attempts))}"
+
+
+@pytest.fixture
+def as_shipped() -> Iterator[None]:
+    """The package as users have it: annotations are not checked, so its own errors speak."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 class NothingIsSkipped:

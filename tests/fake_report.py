@@ -94,9 +94,7 @@ def score(
         all_samples=observed * 1.01 if per_direction else math.nan,
         closed_form=None
         if per_direction
-        else ClosedFormRecord(
-            mean=mean, std=std, source="3 (n - 1) / (n + 1)", exact=True
-        ),
+        else ClosedFormRecord(mean=mean, std=std, source="3 (n - 1) / (n + 1)", exact=True),
         note=note,
     )
 
@@ -456,7 +454,11 @@ def wide_report(n_sites: int = 100, *, frames: int = 999, dim: int = 768) -> Rep
     for index in range(n_sites):
         scores = {
             name: score(
-                name, effect=3.0 * place + index / 10, seed=4 * index + place, frames=frames, dim=dim
+                name,
+                effect=3.0 * place + index / 10,
+                seed=4 * index + place,
+                frames=frames,
+                dim=dim,
             )
             for place, name in enumerate(("non_gaussianity", "heavy_tails", "kurtosis", "sparsity"))
         }

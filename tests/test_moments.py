@@ -1,4 +1,4 @@
-"""Streaming moments against a two-pass oracle in extended precision, on streams that are not kind."""
+"""Streaming moments against a two-pass oracle in extended precision, on unkind streams."""
 
 import dataclasses
 import math
@@ -77,14 +77,25 @@ def _sum(parts: list[torch.Tensor]) -> Moments:
     return total
 
 
-def _relative(a: Moments, b: Moments) -> float:
-    worst = 0.0
-    for name in ("mean", "m2", "m3", "m4"):
-        left, right = getattr(a, name), getattr(b, name)
-        # A third moment may vanish; its errors are measured against that of a one-sided law.
-        size = a.m2**1.5 / a.count**0.5 if name == "m3" else right.abs()
-        worst = max(worst, ((left - right).abs() / size.maximum(right.abs())).max().item())
-    return worst
+def _units_of_rounding(a: Moments, b: Moments) -> float:
+    """How far apart two sums of one stream are, in roundings of what they are made of.
+
+    An offset of c standard deviations is rounded to c eps of one: no order of adding undoes that.
+    """
+    offset = (b.mean.abs() / b.std).nan_to_num(0.0, posinf=0.0)
+    scales = {
+        "mean": torch.maximum(b.mean.abs(), b.std),
+        "m2": b.m2,
+        "m3": b.count * b.std**3,
+        "m4": b.m4,
+    }
+    return (
+        max(
+            ((getattr(a, name) - getattr(b, name)).abs() / scale / (1 + offset)).max().item()
+            for name, scale in scales.items()
+        )
+        / torch.finfo(torch.float64).eps
+    )
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -124,8 +135,8 @@ def test_the_check_rejects_a_merge_without_its_cross_terms(order: str) -> None:
 def test_addition_is_associative_and_commutative(name: str) -> None:
     x = STREAMS[name]()
     a, b, c = (Moments.of(part) for part in x.tensor_split([700, 1900]))
-    assert _relative((a + b) + c, a + (b + c)) < 1e-12
-    assert _relative(a + b, b + a) < 1e-12
+    assert _units_of_rounding((a + b) + c, a + (b + c)) < 100
+    assert _units_of_rounding(a + b, b + a) < 100
 
 
 def test_empty_is_neutral() -> None:
@@ -215,11 +226,10 @@ def test_input_is_neither_kept_nor_changed() -> None:
     assert found.maximum.eq(1.0).all() and found.mean.eq(1.0).all()
 
 
+@pytest.mark.usefixtures("as_shipped")
 def test_errors_say_what_was_given() -> None:
     with pytest.raises(ValueError, match=r"\[samples, dim\], got \[2, 3, 4\]"):
-        Moments.of.__wrapped__(torch.zeros(2, 3, 4)) if hasattr(
-            Moments.of, "__wrapped__"
-        ) else Moments.of(torch.zeros(2, 3, 4))
+        Moments.of(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match="3 and of 4 directions"):
         _ = Moments.empty(3) + Moments.empty(4)
     with pytest.raises(ValueError, match="across 3 and across 4 axes"):

@@ -572,7 +572,7 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
         sized = [axis for axis in left if before[axis] > 1]
         if inside == sized:
             axes.extend(axis for axis in right if after[axis] > 1)
-        elif len(right) == 1 and inside == sized[: len(inside)]:
+        elif len(right) == 1 and inside == sized[: len(inside)] and layout.axes[-1] in inside:
             # Positions behind the channel axis are flattened into it.
             for axis in sized[len(inside) :]:
                 repeat *= before[axis]

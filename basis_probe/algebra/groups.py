@@ -1,8 +1,8 @@
 """Groups of changes of basis: which matrices A may act on the activations at a place, x' = A x.
 
-A group is a value: it says which matrices it holds, draws one, and says in words what it does to axes.
-Elementary groups act on all of R^n in one way; `Blocks` and `DirectSum` build larger ones from them.
-`repr` writes a group as Python, and `eval` reads it back.
+A group is a value: it says which matrices it holds, draws one, and says in words what it does to
+axes. Elementary groups act on all of R^n in one way; `Blocks` and `DirectSum` build larger ones from
+them. `repr` writes a group as Python, and `eval` reads it back.
 """
 
 from __future__ import annotations
@@ -18,18 +18,33 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from basis_probe.algebra.haar import haar, haar_fixing
+from basis_probe.algebra.haar import haar, haar_fixing, require_cpu
 
 
 class Privileged(enum.Enum):
     """Which directions a group leaves meaningful; the value says it in a sentence."""
 
     AXES = "Each axis has a meaning of its own, up to order, sign and scale."
-    PLANES = "Pairs of axes span planes that have a meaning; the directions inside a plane have none."
-    BLOCKS = "Whole blocks of axes, such as heads, have a meaning; the axes inside a block have none."
+    PLANES = (
+        "Pairs of axes span planes that have a meaning; the directions inside a plane have none."
+    )
+    BLOCKS = (
+        "Whole blocks of axes, such as heads, have a meaning; the axes inside a block have none."
+    )
     LINE = "Only the all-ones direction has a meaning; the axes across it have none."
     NONE = "No direction has a meaning of its own: the basis is arbitrary."
     UNKNOWN = "It is not known which directions have a meaning: nothing is claimed."
+
+
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What is true of a whole group; see the attributes of `Group`."""
+
+    privileged: Privileged
+    latex: str
+    rescales: bool
+    rotates: bool
+    sentence: str
 
 
 class Group(abc.ABC):
@@ -38,42 +53,49 @@ class Group(abc.ABC):
     Attributes:
         name: the group in kebab-case, as `group_from_name` reads it.
         dim: the n that the matrices act on.
-        privileged: which directions the group leaves meaningful.
-        latex: the group as a formula, without dollar signs.
-        rescales: True if it holds a diagonal matrix with an entry other than 1 and -1, so that the
-            lengths of different axes cannot be compared.
-        rotates: True if it holds an orthogonal matrix that mixes axes.
     """
 
     name: ClassVar[str]
     dim: int
 
     @property
-    @abc.abstractmethod
-    def privileged(self) -> Privileged: ...
+    def privileged(self) -> Privileged:
+        """Which directions the group leaves meaningful."""
+        return self._traits().privileged
 
     @property
-    @abc.abstractmethod
-    def latex(self) -> str: ...
+    def latex(self) -> str:
+        """The group as a formula, without dollar signs."""
+        return self._traits().latex
 
     @property
-    @abc.abstractmethod
-    def rescales(self) -> bool: ...
+    def rescales(self) -> bool:
+        """True if lengths along different axes cannot be compared.
 
-    @property
-    @abc.abstractmethod
-    def rotates(self) -> bool: ...
-
-    @abc.abstractmethod
-    def describe(self) -> str:
-        """One sentence in plain English: what an element of the group does to the axes."""
-
-    @abc.abstractmethod
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
-        """A well-conditioned element of the group, drawn on the CPU.
-
-        Scales lie between 1/2 and 2; one seed means one element.
+        That is, if the group holds a diagonal matrix with an entry other than 1 and -1.
         """
+        return self._traits().rescales
+
+    @property
+    def rotates(self) -> bool:
+        """True if the group holds an orthogonal matrix that mixes axes."""
+        return self._traits().rotates
+
+    def describe(self) -> str:
+        """One sentence in plain English: what the group does to the axes."""
+        return self._traits().sentence
+
+    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+        """A well-conditioned element of the group, on the CPU; scales lie between 1/2 and 2.
+
+        Args:
+            generator: a generator on the CPU; one seed means one element.
+
+        Raises:
+            ValueError: if the group is unknown, or the generator is not on the CPU.
+        """
+        require_cpu(generator)
+        return self._draw(generator)
 
     def contains(self, matrix: object, atol: float = 1e-6) -> bool:
         """True if the matrix is in the group.
@@ -94,11 +116,19 @@ class Group(abc.ABC):
                 f"[{self.dim}, {self.dim}]: give a square matrix of that size"
             )
         if a.is_complex():
-            raise ValueError("the matrix is complex: the groups hold real matrices, give its real form")
+            raise ValueError(
+                "the matrix is complex: the groups hold real matrices, give its real form"
+            )
         rounding = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
         exact = a.detach().to("cpu", torch.float64)
         rounding = max(rounding, torch.finfo(torch.float64).eps)
         return bool(exact.isfinite().all()) and self._holds(exact, atol, rounding)
+
+    @abc.abstractmethod
+    def _traits(self) -> Traits: ...
+
+    @abc.abstractmethod
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]: ...
 
     @abc.abstractmethod
     def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
@@ -133,18 +163,17 @@ class GeneralLinear(Elementary):
     """
 
     name: ClassVar[str] = "general-linear"
-    privileged: ClassVar[Privileged] = Privileged.NONE
-    latex: ClassVar[str] = r"\mathrm{GL}_n(\mathbb{R})"
-    rescales: ClassVar[bool] = True
 
-    @property
-    def rotates(self) -> bool:
-        return self.dim > 1
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.NONE,
+            latex=r"\mathrm{GL}_n(\mathbb{R})",
+            rescales=True,
+            rotates=self.dim > 1,
+            sentence="Every invertible linear change of basis, so that no direction is marked out.",
+        )
 
-    def describe(self) -> str:
-        return "Every invertible linear change of basis, so that no direction is marked out."
-
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         left, right = haar(self.dim, generator), haar(self.dim, generator)
         stretch = 1.4 * _uniform(self.dim, generator) - 0.7
         return left * stretch.exp() @ right
@@ -177,18 +206,17 @@ class Orthogonal(Elementary):
     """
 
     name: ClassVar[str] = "orthogonal"
-    privileged: ClassVar[Privileged] = Privileged.NONE
-    latex: ClassVar[str] = r"\mathrm{O}(n)"
-    rescales: ClassVar[bool] = False
 
-    @property
-    def rotates(self) -> bool:
-        return self.dim > 1
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.NONE,
+            latex=r"\mathrm{O}(n)",
+            rescales=False,
+            rotates=self.dim > 1,
+            sentence="Every rotation and reflection, so that lengths and angles are kept but no axis is.",
+        )
 
-    def describe(self) -> str:
-        return "Every rotation and reflection, so that lengths and angles are kept but no axis is."
-
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         return haar(self.dim, generator)
 
     def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
@@ -212,24 +240,22 @@ class LineStabiliser(Elementary):
     """
 
     name: ClassVar[str] = "line-stabiliser"
-    privileged: ClassVar[Privileged] = Privileged.LINE
-    latex: ClassVar[str] = r"\{U + \mathbf{1} w^\top : U \in \mathrm{O}(n),\ U\mathbf{1} = \pm\mathbf{1}\}"
 
-    @property
-    def rescales(self) -> bool:
-        return self.dim == 1
-
-    @property
-    def rotates(self) -> bool:
-        return self.dim > 2
-
-    def describe(self) -> str:
-        return (
-            "Every rotation and reflection of the space across the all-ones direction, along which "
-            "anything may be added."
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.LINE,
+            latex=(
+                r"\{U + \mathbf{1} w^\top : U \in \mathrm{O}(n),\ U\mathbf{1} = \pm\mathbf{1}\}"
+            ),
+            rescales=self.dim == 1,
+            rotates=self.dim > 2,
+            sentence=(
+                "Every rotation and reflection of the space across the all-ones direction, along which "
+                "anything may be added."
+            ),
         )
 
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         turn = haar_fixing(torch.ones(1, self.dim, dtype=torch.float64), generator)
         along = (_signs(1, generator) * _scales(1, generator) - 1.0) / self.dim
         across = torch.randn(self.dim, generator=generator, dtype=torch.float64)
@@ -254,16 +280,26 @@ class LineStabiliser(Elementary):
 class OnAxes(Elementary):
     """A group of matrices P D: the axes change places and each is multiplied by a number."""
 
-    privileged: ClassVar[Privileged] = Privileged.AXES
-    rotates: ClassVar[bool] = False
+    positive_scales: ClassVar[bool]
     signs: ClassVar[bool]
+    latex_of_scales: ClassVar[str]
+    change: ClassVar[str]
 
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.AXES,
+            latex="S_n" + (rf" \ltimes {self.latex_of_scales}^n" if self.latex_of_scales else ""),
+            rescales=self.positive_scales,
+            rotates=False,
+            sentence=f"The axes change places{self.change}.",
+        )
+
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         order = torch.randperm(self.dim, generator=generator)
         values = torch.ones(self.dim, dtype=torch.float64)
         if self.signs:
             values = values * _signs(self.dim, generator)
-        if self.rescales:
+        if self.positive_scales:
             values = values * _scales(self.dim, generator)
         element = torch.zeros(self.dim, self.dim, dtype=torch.float64)
         element[order, torch.arange(self.dim)] = values
@@ -276,7 +312,7 @@ class OnAxes(Elementary):
         _, scales = parts
         if not self.signs and bool((scales < 0).any()):
             return False
-        return self.rescales or bool(((scales.abs() - 1).abs() <= atol).all())
+        return self.positive_scales or bool(((scales.abs() - 1).abs() <= atol).all())
 
 
 @final
@@ -290,12 +326,10 @@ class Permutation(OnAxes):
     """
 
     name: ClassVar[str] = "permutation"
-    latex: ClassVar[str] = "S_n"
-    rescales: ClassVar[bool] = False
+    positive_scales: ClassVar[bool] = False
     signs: ClassVar[bool] = False
-
-    def describe(self) -> str:
-        return "The axes change places and nothing else."
+    latex_of_scales: ClassVar[str] = ""
+    change: ClassVar[str] = " and nothing else"
 
 
 @final
@@ -309,12 +343,10 @@ class SignedPermutation(OnAxes):
     """
 
     name: ClassVar[str] = "signed-permutation"
-    latex: ClassVar[str] = r"S_n \ltimes \{\pm 1\}^n"
-    rescales: ClassVar[bool] = False
+    positive_scales: ClassVar[bool] = False
     signs: ClassVar[bool] = True
-
-    def describe(self) -> str:
-        return "The axes change places, and each of them may be reversed."
+    latex_of_scales: ClassVar[str] = r"\{\pm 1\}"
+    change: ClassVar[str] = ", and each of them may be reversed"
 
 
 @final
@@ -328,12 +360,10 @@ class PositiveMonomial(OnAxes):
     """
 
     name: ClassVar[str] = "positive-monomial"
-    latex: ClassVar[str] = r"S_n \ltimes \mathbb{R}_{>0}^n"
-    rescales: ClassVar[bool] = True
+    positive_scales: ClassVar[bool] = True
     signs: ClassVar[bool] = False
-
-    def describe(self) -> str:
-        return "The axes change places, and each is multiplied by a positive number of its own."
+    latex_of_scales: ClassVar[str] = r"\mathbb{R}_{>0}"
+    change: ClassVar[str] = ", and each is multiplied by a positive number of its own"
 
 
 @final
@@ -347,12 +377,10 @@ class Monomial(OnAxes):
     """
 
     name: ClassVar[str] = "monomial"
-    latex: ClassVar[str] = r"S_n \ltimes (\mathbb{R} \setminus \{0\})^n"
-    rescales: ClassVar[bool] = True
+    positive_scales: ClassVar[bool] = True
     signs: ClassVar[bool] = True
-
-    def describe(self) -> str:
-        return "The axes change places, and each is multiplied by a number of its own that is not zero."
+    latex_of_scales: ClassVar[str] = r"(\mathbb{R} \setminus \{0\})"
+    change: ClassVar[str] = ", and each is multiplied by a number of its own that is not zero"
 
 
 @final
@@ -366,15 +394,17 @@ class Trivial(Elementary):
     """
 
     name: ClassVar[str] = "trivial"
-    privileged: ClassVar[Privileged] = Privileged.AXES
-    latex: ClassVar[str] = r"\{I\}"
-    rescales: ClassVar[bool] = False
-    rotates: ClassVar[bool] = False
 
-    def describe(self) -> str:
-        return "Nothing changes: every axis has its place, its sign and its unit."
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.AXES,
+            latex=r"\{I\}",
+            rescales=False,
+            rotates=False,
+            sentence="Nothing changes: every axis has its place, its sign and its unit.",
+        )
 
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         return torch.eye(self.dim, dtype=torch.float64)
 
     def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
@@ -403,10 +433,6 @@ class Planes(Group):
     pairing: Literal["half", "adjacent"] = "half"
 
     name: ClassVar[str] = "planes"
-    privileged: ClassVar[Privileged] = Privileged.PLANES
-    latex: ClassVar[str] = r"(\mathbb{C} \setminus \{0\})^{n/2}"
-    rescales: ClassVar[bool] = True
-    rotates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _require_size("dim", self.dim)
@@ -418,11 +444,19 @@ class Planes(Group):
                 "'adjacent' for (2i, 2i + 1)"
             )
 
-    def describe(self) -> str:
+    def _traits(self) -> Traits:
         pairs = "i and i + n/2" if self.pairing == "half" else "2i and 2i + 1"
-        return f"Each plane of the axes {pairs} is turned and scaled as a whole, and keeps its place."
+        return Traits(
+            privileged=Privileged.PLANES,
+            latex=r"(\mathbb{C} \setminus \{0\})^{n/2}",
+            rescales=True,
+            rotates=True,
+            sentence=(
+                f"Each plane of the axes {pairs} is turned and scaled as a whole, and keeps its place."
+            ),
+        )
 
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         angle = 2 * math.pi * _uniform(self.dim // 2, generator)
         scale = _scales(self.dim // 2, generator)
         return self._element(scale * angle.cos(), scale * angle.sin())
@@ -454,15 +488,17 @@ class Unknown(Elementary):
     """No claim: which changes of basis are free was not derived, and it cannot be asked or drawn from."""
 
     name: ClassVar[str] = "unknown"
-    privileged: ClassVar[Privileged] = Privileged.UNKNOWN
-    latex: ClassVar[str] = "?"
-    rescales: ClassVar[bool] = False
-    rotates: ClassVar[bool] = False
 
-    def describe(self) -> str:
-        return "It is not known which changes of basis are free here."
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.UNKNOWN,
+            latex="?",
+            rescales=False,
+            rotates=False,
+            sentence="It is not known which changes of basis are free here.",
+        )
 
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         raise ValueError(
             f"the group on these {self.dim} axes is not known, so no element can be drawn from it: "
             "name a group"
@@ -509,43 +545,36 @@ class Blocks(Group):
 
     @property
     def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The sum of the sizes of all blocks and their copies."""
         return self.inner.dim * self.count * self.copies
 
-    @property
-    def privileged(self) -> Privileged:
-        """Finer meanings inside a block remain; where there are none, the blocks themselves are left."""
-        inner = self.inner.privileged
+    def _traits(self) -> Traits:
+        inner = self.inner._traits()
+        # Finer meanings inside a block remain; where there are none, the blocks themselves are left.
         finer = (Privileged.AXES, Privileged.PLANES, Privileged.UNKNOWN)
-        return inner if inner in finer or self.count * self.copies == 1 else Privileged.BLOCKS
-
-    @property
-    def latex(self) -> str:
-        return rf"{_bracketed(self.inner.latex)} \wr S_{{{self.count}}}"
-
-    @property
-    def rescales(self) -> bool:
-        return self.inner.rescales
-
-    @property
-    def rotates(self) -> bool:
-        return self.inner.rotates
-
-    def describe(self) -> str:
-        inner = self.inner.describe().rstrip(".")
+        whole = self.count * self.copies == 1
         copies = f", the same in its {self.copies} copies" if self.copies > 1 else ""
-        return (
-            f"{self.count} blocks of {self.inner.dim} axes change places as wholes, and inside each"
-            f"{copies}: {inner[0].lower()}{inner[1:]}."
+        return Traits(
+            privileged=(
+                inner.privileged if inner.privileged in finer or whole else Privileged.BLOCKS
+            ),
+            latex=rf"{_bracketed(inner.latex)} \wr S_{{{self.count}}}",
+            rescales=inner.rescales,
+            rotates=inner.rotates,
+            sentence=(
+                f"{self.count} blocks of {self.inner.dim} axes change places as wholes, and inside "
+                f"each{copies}: {_continued(inner.sentence)}."
+            ),
         )
 
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         order = torch.randperm(self.count, generator=generator)
         size, copies = self.inner.dim, self.copies
         element = torch.zeros(
             self.count, copies, size, self.count, copies, size, dtype=torch.float64
         )
         for block in range(self.count):
-            part = self.inner.sample(generator)
+            part = self.inner._draw(generator)
             for copy in range(copies):
                 element[order[block], copy, :, block, copy, :] = part
         return element.reshape(self.dim, self.dim)
@@ -591,38 +620,31 @@ class DirectSum(Group):
 
     @property
     def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The sum of the parts' dimensions."""
         return sum(part.dim for part in self.parts)
 
-    @property
-    def privileged(self) -> Privileged:
-        """Axes or planes where every part has them, unknown where one part is; else the parts as blocks."""
-        kinds = {part.privileged for part in self.parts}
-        if len(self.parts) == 1 or kinds in ({Privileged.AXES}, {Privileged.PLANES}):
-            return self.parts[0].privileged
-        return Privileged.UNKNOWN if Privileged.UNKNOWN in kinds else Privileged.BLOCKS
+    def _traits(self) -> Traits:
+        parts = [part._traits() for part in self.parts]
+        kinds = {part.privileged for part in parts}
+        if len(parts) == 1 or kinds in ({Privileged.AXES}, {Privileged.PLANES}):
+            privileged = parts[0].privileged
+        else:
+            # All that the parts have in common is that they are not mixed with each other.
+            privileged = Privileged.UNKNOWN if Privileged.UNKNOWN in kinds else Privileged.BLOCKS
+        said = "; then ".join(
+            f"{part.dim} axes: {_continued(traits.sentence)}"
+            for part, traits in zip(self.parts, parts, strict=True)
+        )
+        return Traits(
+            privileged=privileged,
+            latex=r" \oplus ".join(_bracketed(part.latex) for part in parts),
+            rescales=any(part.rescales for part in parts),
+            rotates=any(part.rotates for part in parts),
+            sentence=f"The axes fall into {len(parts)} parts, in order: {said}.",
+        )
 
-    @property
-    def latex(self) -> str:
-        return r" \oplus ".join(_bracketed(part.latex) for part in self.parts)
-
-    @property
-    def rescales(self) -> bool:
-        return any(part.rescales for part in self.parts)
-
-    @property
-    def rotates(self) -> bool:
-        return any(part.rotates for part in self.parts)
-
-    def describe(self) -> str:
-        told = (part.describe().rstrip(".") for part in self.parts)
-        said = [
-            f"{part.dim} axes: {text[0].lower()}{text[1:]}"
-            for part, text in zip(self.parts, told, strict=True)
-        ]
-        return f"The axes fall into {len(said)} parts in order: " + "; then ".join(said) + "."
-
-    def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
-        return torch.block_diag(*(part.sample(generator) for part in self.parts))
+    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+        return torch.block_diag(*(part._draw(generator) for part in self.parts))
 
     def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
         rest = a.clone()
@@ -782,6 +804,10 @@ def _close(a: Tensor, b: Tensor, atol: float) -> bool:
 def _require_size(what: str, size: object) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"{what} is {size!r}: give a whole number of at least 1")
+
+
+def _continued(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
 def _bracketed(latex: str) -> str:

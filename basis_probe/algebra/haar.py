@@ -1,7 +1,8 @@
-"""Uniformly distributed rotations: of the whole space, of a few directions, and around fixed vectors.
+"""Uniformly distributed rotations: of a whole space, of a few directions, and around fixed vectors.
 
 The orthogonal factor of a Gaussian matrix is uniform only after its columns are flipped so that the
-diagonal of R is positive. Without that, LAPACK's choice of signs leans every direction to its own axis.
+diagonal of R is positive. Without that, LAPACK's choice of signs leans every direction to one side
+of its own axis.
 
 Source: F. Mezzadri, "How to generate random matrices from the classical compact groups",
 Notices of the AMS 54 (2007), section 4.
@@ -64,9 +65,9 @@ def haar_fixing(
 ) -> Float64[Tensor, "dim dim"]:
     """An orthogonal matrix that leaves the vectors where they are, uniform among all of those.
 
-    It is the identity on the span of the vectors and uniform on O(dim - rank) across it. Zero vectors
-    and vectors that depend on the others add nothing; where the vectors span the whole space, the
-    identity is returned.
+    It is the identity on the span of the vectors and uniform on O(dim - rank) across it. Zero
+    vectors and vectors that depend on the others add nothing; where the vectors span the whole
+    space, the identity is returned.
 
     Args:
         vectors: one per row; their lengths do not matter.
@@ -101,12 +102,21 @@ def haar_fixing(
     return torch.ormqr(reflections, scales, frame, left=False, transpose=True)
 
 
-def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tensor, "dim count"]:
+def require_cpu(generator: torch.Generator) -> None:
+    """Nothing; raises where the numbers would depend on the device.
+
+    Raises:
+        ValueError: if the generator is not on the CPU.
+    """
     if generator.device.type != "cpu":
         raise ValueError(
             f"the generator is on {generator.device}: give a torch.Generator on the CPU, so that one "
-            "seed means the same rotation on every device"
+            "seed means the same numbers on every device"
         )
+
+
+def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tensor, "dim count"]:
+    require_cpu(generator)
     return torch.randn(dim, count, generator=generator, dtype=torch.float64)
 
 

@@ -1,9 +1,9 @@
 """The intertwiner group of a nonlinearity, measured from its values.
 
-G = {A : there is B with σ(A x) = B σ(x) for all x}. For a σ that acts on every feature by itself, is
-continuous and not affine, G holds matrices P D only, a permutation times a diagonal, and D may hold
-the scales c for which σ(c t) is a multiple of σ(t). So the group follows from the values of σ alone; the
-name of a function, which configurations get wrong, decides nothing.
+G = {A : there is B with f(A x) = B f(x) for all x}. For an f that acts on every feature by itself,
+is continuous and not affine, G holds matrices P D only, a permutation times a diagonal, and D may
+hold the scales c for which f(c t) is a multiple of f(t). So the group follows from the values of f
+alone; the name of a function, which configurations get wrong, decides nothing.
 
 Source: C. Godfrey, D. Brown, T. Emerson, H. Kvinge, "On the Symmetries of Deep Learning Models and
 their Internal Representations" (2022), arXiv 2205.14258, section 3, Table 1 and appendix on GELU.
@@ -33,12 +33,11 @@ from basis_probe.algebra.groups import (
     Unknown,
     monomial_parts,
 )
-from basis_probe.algebra.haar import haar
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Intertwiner:
-    """Which changes of basis pass through a nonlinearity, σ(A x) = B σ(x), and what becomes of them.
+    """Which changes of basis pass through a nonlinearity f, f(A x) = B f(x), and as what.
 
     Attributes:
         function: the nonlinearity, in a word.
@@ -47,9 +46,9 @@ class Intertwiner:
         because: what was measured, as a sentence without its full stop.
         note: what a reader must know besides, such as a constant that the next bias must absorb; or
             an empty string.
-        degree, parity: σ(c t) = |c|^degree σ(t), times `parity` for negative c, where the group holds
-            the scale c.
-        gain: [dim], the factor of every channel where σ is affine and the factors differ; else None.
+        degree, parity: f(c t) = |c|^degree f(t), times `parity` for negative c, where the group
+            holds the scale c.
+        gain: [dim], the factor of every channel where f is affine and these differ; else None.
     """
 
     function: str
@@ -85,7 +84,7 @@ class Intertwiner:
         return self.group.sample(generator)
 
     def phi(self, matrix: object) -> Float64[Tensor, "dim dim"]:
-        """The B with σ(A x) = B σ(x) for all x, up to what `note` says.
+        """The B with f(A x) = B f(x) for all x, up to what `note` says.
 
         Args:
             matrix: A, [dim, dim].
@@ -109,7 +108,9 @@ class Intertwiner:
         parts = monomial_parts(a, atol=1e-6)
         assert parts is not None, "every group that is not general-linear is monomial"
         column, factor = parts
-        factor_behind = factor.abs() ** self.degree if self.group.rescales else torch.ones_like(factor)
+        factor_behind = (
+            factor.abs() ** self.degree if self.group.rescales else torch.ones_like(factor)
+        )
         b = torch.zeros_like(a)
         b[torch.arange(self.dim), column] = torch.where(
             factor < 0, self.parity * factor_behind, factor_behind
@@ -123,9 +124,10 @@ def intertwiner_group(
     """The changes of basis that pass through a nonlinearity, as far as its values show them.
 
     The function is called on float64 values between -1e8 and 1e8 on the CPU, without gradients; a
-    module is copied first and put in evaluation mode. A group is claimed only where the values agree
-    to 1e-9 (1e-5 for functions that compute in float32). What is not understood, such as a norm, a
-    constant, or a function that is not finite everywhere, gives the group `Unknown` with the reason.
+    module is copied first and put in evaluation mode. A group is claimed only where the values
+    agree to 1e-9 (1e-5 for functions that compute in float32). What is not understood, such as a
+    norm, a constant, or a function that is not finite everywhere, gives the group `Unknown` and the
+    reason.
 
     Args:
         nonlinearity: a name such as "relu" or "gelu_tanh", a module, or a function of a tensor
@@ -141,8 +143,9 @@ def intertwiner_group(
     Example:
         >>> intertwiner_group("relu", 3).name
         'positive-monomial'
-        >>> print(intertwiner_group(torch.tanh, 3).because)
-        tanh(-t) = -tanh(t), and no other scale of t only scales tanh(t)
+        >>> swish = intertwiner_group(lambda x: x * torch.sigmoid(x), 3)
+        >>> swish.name, swish.privileged.name
+        ('permutation', 'AXES')
     """
     nothing = Unknown(dim)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -171,7 +174,8 @@ class _Function:
         name: for sentences.
         call: the function itself, which may change its argument.
         dim: number of features.
-        dtype: the precision it computes in.
+        dtype: the precision it computes in, whatever it is given.
+        given: the precision that it accepts.
     """
 
     name: str
@@ -191,27 +195,27 @@ class _Function:
 
     def __call__(self, x: Float64[Tensor, "sample dim"]) -> Float64[Tensor, "sample dim"]:
         y = self.call(x.to(self.given, copy=True))
-        if not isinstance(y, Tensor):
+        if not isinstance(y, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"{self.name} returned {type(y).__name__}: give a function that returns a tensor"
             )
         if y.shape != x.shape:
             raise ValueError(
-                f"{self.name} made {tuple(y.shape)} from {tuple(x.shape)}: give the part of it that "
-                "keeps the shape [samples, dim]; for a gated unit, the nonlinearity of the gate"
+                f"{self.name} made {tuple(y.shape)} from {tuple(x.shape)}: give the part of it "
+                "that keeps the shape [samples, dim]; for a gated unit, the gate's nonlinearity"
             )
         if y.is_complex():
             raise ValueError(f"{self.name} returned complex numbers: give a real function")
         return y.detach().to("cpu", torch.float64)
 
 
-def _function(nonlinearity: object, dim: int) -> _Function:
+def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: int) -> _Function:
     """The nonlinearity in the highest precision that it works in.
 
     Raises:
         ValueError: if it is nothing to call, fails, is random or computes in less than float32.
     """
-    name, call = _callable(nonlinearity)
+    name, call = callable_of(nonlinearity)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(-(-256 // dim) + 8, dim, generator=generator, dtype=torch.float64)
     function = _Function(name, call, dim)
@@ -224,8 +228,8 @@ def _function(nonlinearity: object, dim: int) -> _Function:
         except (RuntimeError, TypeError, IndexError, AttributeError):
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
-                f"{name} failed on a float64 tensor {tuple(x.shape)} on the CPU: {reason[0]}; give a "
-                "function of one tensor [samples, dim]"
+                f"{name} failed on a float64 tensor {tuple(x.shape)} on the CPU: {reason[0]}; give "
+                "a function of one tensor [samples, dim]"
             ) from error
     if not _same(y, function(x)):
         raise ValueError(
@@ -245,28 +249,34 @@ def _function(nonlinearity: object, dim: int) -> _Function:
     return function
 
 
-def _callable(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
+def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """What a nonlinearity is called, and a function that computes it; a module is copied in float64.
+
+    Raises:
+        ValueError: if it is neither a known name nor something to call.
+    """
     if isinstance(nonlinearity, str):
         plain = "_".join(nonlinearity.lower().replace("²", "2").replace("-", " ").split())
         if plain in _NAMED:
             return plain, _NAMED[plain]
         near = difflib.get_close_matches(plain, _NAMED, n=3, cutoff=0.4)
         raise ValueError(
-            f"no nonlinearity is called {nonlinearity!r}; nearest: {', '.join(near) or 'none'}; all "
-            f"names: {', '.join(_NAMED)}; or give the function itself"
+            f"no nonlinearity is called {nonlinearity!r}; nearest: {', '.join(near) or 'none'}; "
+            f"all names: {', '.join(_NAMED)}; or give the function itself"
         )
     if isinstance(nonlinearity, nn.Module):
         module = copy.deepcopy(nonlinearity).to("cpu", torch.float64).eval()
         for part in module.modules():
             # The user's hooks came with the copy; they are not to hear of these values.
-            part._forward_hooks.clear()
-            part._forward_pre_hooks.clear()
+            part._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+            part._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage]
         return type(nonlinearity).__name__, module
     if callable(nonlinearity):
         path = getattr(nonlinearity, "__qualname__", getattr(nonlinearity, "__name__", "<>"))
-        return ("σ" if "<" in path else path.rpartition(".")[2]), nonlinearity
+        return ("f" if "<" in path else path.rpartition(".")[2]), nonlinearity
     raise ValueError(
-        f"{nonlinearity!r} is no nonlinearity: give a name, a torch module or a function of a tensor"
+        f"{nonlinearity!r} is no nonlinearity: give a name, a torch module or a function of a "
+        "tensor"
     )
 
 
@@ -275,7 +285,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _close(function: _Function, a: Tensor, b: Tensor, scale: float) -> bool:
-    """True if all values agree, relative to themselves or up to the rounding of values of `scale`."""
+    """True if all values agree, relative to themselves or to the rounding of values of `scale`."""
     allowed = function.tolerance * torch.maximum(a.abs(), b.abs()) + function.rounding * scale
     finite = a.isfinite() & b.isfinite()
     return bool(((a - b).abs() <= allowed)[finite].all())
@@ -307,8 +317,8 @@ def _require_row_by_row(function: _Function) -> None:
 def _mixes(function: _Function) -> bool:
     """True if some output depends on a feature other than its own.
 
-    The features are redrawn in two halves for every bit of their index, so that every ordered pair of
-    features is once separated into one that is redrawn and one that is kept.
+    The features are redrawn in two halves for every bit of their index, so that every ordered pair
+    of features is once separated into one that is redrawn and one that is kept.
     """
     dim = function.dim
     x, other = _rows(function, 6, seed=2), _rows(function, 6, seed=3)
@@ -338,7 +348,7 @@ def _grid() -> Float64[Tensor, " position"]:
     kinks = torch.tensor([0.5, 1, 2, 3, 4, 5, 6, 10, 20], dtype=double)
     near = torch.cat([kinks - 1e-3, kinks + 1e-3])
     powers = torch.logspace(-8, 8, 49, dtype=double)
-    # Multiples of the golden ratio, modulo 1, lie on no lattice, on which a periodic σ could hide.
+    # Multiples of the golden ratio, modulo 1, lie on no lattice, on which a periodic f could hide.
     golden = torch.arange(1, 201, dtype=double).mul(0.5 * (math.sqrt(5) - 1)).frac() * 2 - 1
     return torch.cat(
         [torch.zeros(1, dtype=double), even, wide, near, -near, powers, -powers, 12 * golden]
@@ -374,7 +384,7 @@ def _unit_size(t: Tensor, values: Tensor) -> float:
 
 
 def _one_function(function: _Function, grid: Tensor) -> Intertwiner:
-    """The group of σ applied to every feature alike."""
+    """The group of f applied to every feature alike."""
 
     def values(t: Tensor) -> Tensor:
         rows = -(-len(t) // function.dim)
@@ -387,16 +397,17 @@ def _one_function(function: _Function, grid: Tensor) -> Intertwiner:
     scale = _unit_size(grid, y)
     name, dim, among = function.name, function.dim, f"at {len(grid)} values of t from -1e8 to 1e8"
     offset = float(values(grid.new_zeros(1))[0])
-    slope = _slope(values(grid.new_tensor([-50.0, 50.0])))
+    low, high = values(grid.new_tensor([-_FINITE_WITHIN, _FINITE_WITHIN])).tolist()
+    slope = (high - low) / (2 * _FINITE_WITHIN)
     if _close(function, y, slope * grid + offset, scale):
         return _affine(name, dim, slope, offset, among)
 
     def relation(c: float, constant: bool) -> tuple[float, float] | None:
-        """The d and e with σ(c t) = d σ(t) + e at all values, if there are; e = 0 unless `constant`."""
+        """The d and e with f(c t) = d f(t) + e at all values, if any; e = 0 unless `constant`."""
         return _relation(function, grid, y, values(c * grid), scale, constant)
 
     def degree(constant: bool) -> float | None:
-        """The p with σ(c t) = c^p σ(t) (+ a constant) for all positive c."""
+        """The p with f(c t) = c^p f(t) (+ a constant) for all positive c."""
         powers: list[float] = []
         for c in _POSITIVE_SCALES:
             found = relation(c, constant)
@@ -433,10 +444,6 @@ _ON_AXES: dict[tuple[bool, bool], Callable[[int], Group]] = {
 }
 
 
-def _slope(ends: Tensor) -> float:
-    return float(ends[1] - ends[0]) / 100
-
-
 def _relation(
     function: _Function, t: Tensor, y: Tensor, scaled: Tensor, scale: float, constant: bool
 ) -> tuple[float, float] | None:
@@ -457,24 +464,27 @@ def _relation(
 def _affine(name: str, dim: int, slope: float, offset: float, among: str) -> Intertwiner:
     if slope == 0:
         raise _NotUnderstood(f"{name} is constant: nothing passes through it")
-    line = ("" if slope == 1 else f"{slope:.6g} ") + "t" + (f" + {offset:.6g}" if offset else "")
+    line = ("" if slope == 1 else f"{slope:.6g} ") + "t"
+    if offset:
+        line += f" {'-' if offset < 0 else '+'} {abs(offset):.6g}"
     group = GeneralLinear(dim)
-    return Intertwiner(
-        name, group, group, f"{name}(t) = {line} {among}", _OFFSET if offset else "", 1.0, -1
-    )
+    because = f"{name}(t) = {line}, measured {among}"
+    return Intertwiner(name, group, group, because, _OFFSET if offset else "", 1.0, -1)
 
 
-_OFFSET = "σ(A x) = A σ(x) up to a constant vector, which the next bias absorbs"
+_OFFSET = "f(A x) = A f(x) up to a constant vector, which the next bias absorbs"
 
 
 def _function_per_channel(function: _Function, t: Tensor, table: Tensor) -> Intertwiner:
-    """The group of a σ that differs from channel to channel, where one is known."""
+    """The group of a f that differs from channel to channel, where one is known."""
     name, dim, scale = function.name, function.dim, _unit_size(t, table)
     positive, zero, negative = table[-1], table[-2], table[-3]
     gain = (positive - negative) / 2
     if _close(function, table, t[:, None] * gain + zero, scale):
         if bool((gain.abs() <= function.rounding * scale).any()):
-            raise _NotUnderstood(f"{name} is constant on some channels: nothing passes through them")
+            raise _NotUnderstood(
+                f"{name} is constant on some channels: nothing passes through them"
+            )
         group = GeneralLinear(dim)
         because = f"{name} multiplies every channel by a number of its own"
         note = _OFFSET if bool((zero != 0).any()) else ""
@@ -487,8 +497,8 @@ def _function_per_channel(function: _Function, t: Tensor, table: Tensor) -> Inte
             name,
             group,
             group,
-            f"{name}(c t) = c {name}(t) for every c > 0 that was tried, on every one of its "
-            f"{dim} channels, whose slopes for negative t differ",
+            f"{name}(c t) = c {name}(t) for every c > 0, on each of the {dim} channels, whose "
+            f"slopes for negative t differ, measured at {len(t)} values of t from -1e8 to 1e8",
             "the slopes of the channels are permuted along with the channels",
             1.0,
         )
@@ -501,19 +511,22 @@ def _function_per_channel(function: _Function, t: Tensor, table: Tensor) -> Inte
 def _because(
     name: str, power: float | None, flip: tuple[float, float] | None, parity: int, among: str
 ) -> str:
+    """What scaling t does to f(t), in one sentence."""
     if power is None and flip is None:
-        return f"{name}(c t) is no multiple of {name}(t) for any c other than 1 that was tried"
+        return f"{name}(c t) is a multiple of {name}(t) for no c but 1, measured {among}"
     sign = "-" if parity < 0 else ""
     if power is None:
-        return f"{name}(-t) = {sign}{name}(t), and no other scale of t only scales {name}(t)"
+        return (
+            f"{name}(-t) = {sign}{name}(t), and {name}(c t) is a multiple of {name}(t) for no "
+            f"other c, measured {among}"
+        )
     exponent = "" if power == 1 else f"^{power:.6g}"
-    if flip is None:
-        factor = f"c{exponent} " if power else ""
-        return f"{name}(c t) = {factor}{name}(t) for every c > 0 that was tried and for no c < 0"
-    plain = power == int(power) and (-1) ** int(power) == parity
-    size = f"c{exponent}" if plain else f"|c|{exponent}"
-    factor = ("" if plain or parity > 0 else "sign(c) ") + (f"{size} " if power else "")
-    return f"{name}(c t) = {factor}{name}(t) for every c other than 0 that was tried"
+    # c^p says it all where it has the right sign for negative c.
+    plain = flip is None or (power == int(power) and (-1) ** int(power) == parity)
+    sign = "" if plain or parity > 0 else "sign(c) "
+    size = "" if power == 0 else f"c{exponent} " if plain else f"|c|{exponent} "
+    which = "c > 0 and for no c < 0" if flip is None else "c other than 0"
+    return f"{name}(c t) = {sign}{size}{name}(t) for every {which}, measured {among}"
 
 
 def _note(name: str, flip: tuple[float, float] | None, scales: bool) -> str:
@@ -552,13 +565,8 @@ def _coupled(function: _Function) -> Intertwiner:
                 f"{name} mixes features, and its outputs are not permuted with them"
             )
     shifts = _close(function, function(x + 1.7), y, scale)
-    for what, element in _larger(dim, shifts):
-        size = len(element)
-        moved = x.clone()
-        moved[:, :size] = x[:, :size] @ element.T
-        if size == 0:
-            moved = x * (2.0 if "twice" in what else -1.0)
-        if _intertwines(function, y, function(moved), size):
+    for what, size, change in _larger(dim, shifts):
+        if _intertwines(function, y, function(change(x)), size):
             raise _NotUnderstood(
                 f"{name} mixes features and lets more than permutations pass ({what}), as norms do"
             )
@@ -571,40 +579,40 @@ def _coupled(function: _Function) -> Intertwiner:
     return Intertwiner(name, group, group, because, note)
 
 
-def _larger(dim: int, shifts: bool) -> list[tuple[str, Tensor]]:
-    """Changes of basis of the first few features that are no permutations; [0, 0] for all at once."""
-    generator = torch.Generator().manual_seed(6)
-    whole = torch.zeros(0, 0, dtype=torch.float64)
-    tried = [("twice everything", whole)]
-    # In two dimensions the negative of everything is the swap, up to a shift.
-    if not (shifts and dim == 2):
-        tried.append(("the negative of everything", whole))
-    double = torch.float64
-    tried += [
-        ("twice one feature", torch.tensor([[2.0]], dtype=double)),
-        ("the negative of one feature", torch.tensor([[-1.0]], dtype=double)),
-        ("a rotation of two features", torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=double)),
-        ("a shear of two features", torch.tensor([[1.0, 0.7], [0.0, 1.0]], dtype=double)),
+def _larger(dim: int, shifts: bool) -> list[tuple[str, int, Callable[[Tensor], Tensor]]]:
+    """Changes of basis that are no permutations: their name, how many features change, and how."""
+
+    def first(rows: list[list[float]]) -> Callable[[Tensor], Tensor]:
+        matrix = torch.tensor(rows, dtype=torch.float64)
+        size = len(rows)
+        return lambda x: torch.cat([x[:, :size] @ matrix.T, x[:, size:]], dim=1)
+
+    tried: list[tuple[str, int, Callable[[Tensor], Tensor]]] = [
+        ("twice everything", 0, lambda x: 2 * x),
+        ("the negative of everything", 0, lambda x: -x),
+        ("twice one feature", 1, first([[2.0]])),
+        ("the negative of one feature", 1, first([[-1.0]])),
+        ("a rotation of two features", 2, first([[0.6, -0.8], [0.8, 0.6]])),
+        ("a shear of two features", 2, first([[1.0, 0.7], [0.0, 1.0]])),
     ]
+    if shifts and dim == 2:
+        # The negative of two features is their swap, up to a shift.
+        del tried[1]
     if dim >= 3:
-        third = 1.0 / 3.0
-        # A reflection of three features that leaves the all-ones direction where it is.
-        axis = torch.tensor([0.8, -0.3, -0.5], dtype=double)
-        axis = axis / axis.norm()
+        # I - 2 v v^T / |v|^2 for v = (1, 2, -3), whose entries sum to zero.
+        around = [[6, -2, 3], [-2, 3, 6], [3, 6, -2]]
         tried.append(
-            ("a turn around the all-ones direction", torch.eye(3, dtype=double) - 2 * axis.outer(axis))
+            ("a turn around the all-ones direction", 3, first([[v / 7 for v in r] for r in around]))
         )
-        del third
-        tried.append(("a rotation of three features", haar(3, generator)))
     return tried
 
 
 def _intertwines(function: _Function, y: Tensor, moved: Tensor, size: int) -> bool:
-    """True if some B makes σ(A x) from σ(x), for an A that changes the first `size` features only.
+    """True if some B makes f(A x) from f(x), for an A that changes the first `size` features only.
 
     Where one B does, so does its average over the permutations of the other features, which commute
-    with σ and with A. It reads the first features one by one, the others by their sum, and writes each
-    of the others from itself besides: few unknowns, however many features there are.
+    with f and with A. It reads the first features one by one, the others by their sum, and writes
+    each of the others from itself besides: few unknowns, however many features there are.
     """
     rest = y[:, size:].sum(1, keepdim=True)
     shared = torch.cat([y[:, :size], rest], dim=1)

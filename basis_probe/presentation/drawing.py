@@ -18,16 +18,32 @@ Effects run from minus five to plus a thousand: equal steps on a symmetric logar
 """
 
 LIGHT = (
-    ("#0b3c70", "#2166ac", "#5b9bd0", "#97c4e2", "#cfe3f1")
-    + ("#eceeef",)
-    + ("#fde3c4", "#fbbd7d", "#ec8f3a", "#c96315", "#7d3606")
+    "#0b3c70",
+    "#2166ac",
+    "#5b9bd0",
+    "#97c4e2",
+    "#cfe3f1",
+    "#eceeef",
+    "#fde3c4",
+    "#fbbd7d",
+    "#ec8f3a",
+    "#c96315",
+    "#7d3606",
 )
 """Fills from the strongest negative effect to the strongest positive one, on a light ground."""
 
 DARK = (
-    ("#c9e4fb", "#8cc0ec", "#5596cb", "#386c99", "#2d4c66")
-    + ("#39414a",)
-    + ("#594632", "#8b5c2a", "#c07c2e", "#f0a24c", "#ffd6a3")
+    "#c9e4fb",
+    "#8cc0ec",
+    "#5596cb",
+    "#386c99",
+    "#2d4c66",
+    "#39414a",
+    "#594632",
+    "#8b5c2a",
+    "#c07c2e",
+    "#f0a24c",
+    "#ffd6a3",
 )
 """The same on a dark ground, where the strongest are the lightest."""
 
@@ -162,7 +178,9 @@ def strip(score: ScoreResult, bins: int = 40) -> Strip | None:
     )
 
 
-def _outline(values: np.ndarray, low: float, high: float, place: Callable[[float], float], bins: int) -> str:
+def _outline(
+    values: np.ndarray, low: float, high: float, place: Callable[[float], float], bins: int
+) -> str:
     """The upper edge of the histogram as a closed path; a spike where the null has no spread."""
     if high > low:
         counts, edges = np.histogram(values, bins=bins, range=(low, high))

@@ -6,7 +6,8 @@ import base64
 import functools
 import hashlib
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.presentation import drawing, selection, words
@@ -66,6 +67,41 @@ def _prefix(report: Report) -> str:
     return "bp" + hashlib.sha256(said.encode("utf-8", "backslashreplace")).hexdigest()[:10]
 
 
+def _shown(value: object) -> object:
+    """`value` as a template shows it: text is cleaned, what is HTML already stays."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return words.clean(value)
+    return value
+
+
+def _minus(text: str) -> str:
+    """A number with the sign that is as wide as a plus."""
+    return "\u2212" + text[1:] if text.startswith("-") else text
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "number": lambda value: _minus(words.number(value)),
+    "effect": lambda value: _minus(words.effect(value)),
+    "p": words.p_value,
+    "fraction": words.fraction,
+    "count": words.count,
+    "short": lambda text, limit: words.shorten(words.clean(text), limit),
+}
+"""What templates do to a value."""
+
+_NAMES: dict[str, Any] = {
+    "Outcome": Outcome,
+    "Privileged": Privileged,
+    "drawing": drawing,
+    "selection": selection,
+    "words": words,
+    "len": len,
+    "isnan": math.isnan,
+    "inks": [tuple(map(drawing.ink, fills)) for fills in (drawing.LIGHT, drawing.DARK)],
+}
+"""What templates know besides the report."""
+
+
 @functools.cache
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -78,34 +114,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters.update(
-        number=lambda value: _minus(words.number(value)),
-        effect=lambda value: _minus(words.effect(value)),
-        p=words.p_value,
-        fraction=words.fraction,
-        count=words.count,
-        short=lambda text, limit: words.shorten(words.clean(text), limit),
-    )
-    environment.globals.update(
-        Outcome=Outcome,
-        Privileged=Privileged,
-        drawing=drawing,
-        selection=selection,
-        words=words,
-        len=len,
-        isnan=math.isnan,
-        inks=[tuple(map(drawing.ink, fills)) for fills in (drawing.LIGHT, drawing.DARK)],
-    )
+    environment.filters |= _FILTERS
+    environment.globals |= _NAMES
     return environment
-
-
-def _shown(value: object) -> object:
-    """`value` as a template shows it: text is cleaned, what is HTML already stays."""
-    if isinstance(value, str) and not hasattr(value, "__html__"):
-        return words.clean(value)
-    return value
-
-
-def _minus(text: str) -> str:
-    """A number with the sign that is as wide as a plus."""
-    return "\u2212" + text[1:] if text.startswith("-") else text

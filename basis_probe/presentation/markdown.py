@@ -31,7 +31,7 @@ def markdown(report: Report) -> str:
         f"Model: {text(report.provenance.model, 160)}. Data: {text(report.provenance.data, 240)}. "
         f"Samples per site: {words.samples(report)}. Sites: {words.count(len(report))}.",
         *_partial(report),
-        "\n".join(f"- {_label(sentence)}{text(sentence.text)}" for sentence in words.answer(report)),
+        "\n".join(f"- {_label(said)}{text(said.text)}" for said in words.answer(report)),
         *_failed(report),
         *_bullets(report.notes, "Notes"),
     ]
@@ -72,11 +72,11 @@ def summary(report: Report) -> str:
 
 
 def text(value: str, limit: int = _TEXT) -> str:
-    """`value` as one line of Markdown that reads the same and does nothing else.
+    r"""`value` as one line of Markdown that reads the same and does nothing else.
 
     Example:
         >>> print(text("<b> a|b [x](y) _z_"))
-        \\<b\\> a\\|b \\[x\\](y) \\_z\\_
+        \<b\> a\|b \[x\](y) \_z\_
     """
     shown = _SPECIAL.sub(r"\\\g<0>", _plain(value, limit))
     shown = _LINKED.sub(lambda found: "".join(_apart(letter) for letter in found.group()), shown)
@@ -84,11 +84,11 @@ def text(value: str, limit: int = _TEXT) -> str:
 
 
 def name(value: str, limit: int = _NAME) -> str:
-    """`value` as code where nothing in it is special, else as text.
+    r"""`value` as code where nothing in it is special, else as text.
 
     Example:
         >>> print(name("hook_post"), name("a|b"))
-        `hook_post` a\\|b
+        `hook_post` a\|b
     """
     shown = _plain(value, limit)
     return f"`{shown}`" if _PLAIN.fullmatch(shown) else text(value, limit)
@@ -291,7 +291,9 @@ def _method(report: Report) -> list[str]:
         if null in words.NULLS
     ]
     settings = [f"- {name(key, 60)}: {text(value, 300)}" for key, value in made.settings.items()]
-    versions = ", ".join(f"{name(key, 60)} {text(value, 60)}" for key, value in made.versions.items())
+    versions = ", ".join(
+        f"{name(library, 60)} {text(version, 60)}" for library, version in made.versions.items()
+    )
     return [
         words.METHOD.format(level=words.p_value(made.level)),
         *(["\n".join(nulls)] if nulls else []),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def overview(report: Report) -> Figure:
     above = 0.75
     _map(box(above, heights[0], len(grid.columns) * _CELL or _CELL), report, grid)
     above += heights[0]
-    _legend(box(above, heights[1], across + _FIGURES), report)
+    _legend(box(above, heights[1], across + _FIGURES), across + _FIGURES)
     above += heights[1] + gap
     _nulls(box(above, heights[2], across), report)
     return figure
@@ -123,7 +123,8 @@ def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
         axes.text(
             column, head, words.DASH if layer is None else str(layer), **_text(_QUIET, "center")
         )
-    axes.text(left, head, "layer" if grid.by_layer else "in forward order", **_text(_QUIET, "right"))
+    across = "layer" if grid.by_layer else "in forward order"
+    axes.text(left, head, across, **_text(_QUIET, "right"))
     for index, row in enumerate(grid.rows):
         several = sum(other.kind == row.kind for other in grid.rows) > 1
         label = _shown(row.kind, 28 if several else 44)
@@ -148,7 +149,7 @@ def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
                 )
 
 
-def _text(colour: str, side: str) -> dict[str, object]:
+def _text(colour: str, side: str) -> dict[str, Any]:
     return {
         "fontsize": 8.5,
         "color": colour,
@@ -173,9 +174,8 @@ def _mark(axes: Axes, column: int, row: int, privileged: Privileged, fill: str) 
     )
 
 
-def _legend(axes: Axes, report: Report) -> None:
-    """The keys to shape, colour and letter, in three lines."""
-    wide = axes.get_position().width * axes.figure.get_figwidth()
+def _legend(axes: Axes, wide: float) -> None:
+    """The keys to shape, colour and letter, in three lines on `wide` inches."""
     axes.set_xlim(0, wide)
     axes.set_ylim(1.25, 0)
     axes.axis("off")
@@ -260,9 +260,7 @@ def _nulls(axes: Axes, report: Report) -> None:
     axes.set_axisbelow(True)
     sideways = axes.get_yaxis_transform()
     for index, (site, lead) in enumerate(zip(sites, leads, strict=True)):
-        axes.text(
-            -0.02, index, _shown(site.site, 40), transform=sideways, **_text(_INK, "right")
-        )
+        axes.text(-0.02, index, _shown(site.site, 40), transform=sideways, **_text(_INK, "right"))
         axes.text(1.02, index, _said(lead), transform=sideways, **_text(_QUIET, "left"))
         if lead is not None:
             _against(axes, index, site, lead, low, high)

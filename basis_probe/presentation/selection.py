@@ -114,9 +114,7 @@ def grid(report: Report) -> Grid:
     kinds: dict[str, dict[str, list[dict[int, int]]]] = {}
     column_of = {layer: column for column, layer in enumerate(numbered)}
     for index, site in enumerate(report.site_reports):
-        lines = kinds.setdefault(site.kind, {}).setdefault(
-            _pattern(site) if by_layer else "", [{}]
-        )
+        lines = kinds.setdefault(site.kind, {}).setdefault(_pattern(site) if by_layer else "", [{}])
         if not by_layer:
             lines[0][len(lines[0])] = index
             continue
