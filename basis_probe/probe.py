@@ -268,8 +268,7 @@ def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:
     """The geometry in which the input of a layer is turned: the one that its group picks."""
     if known is None or known.normalised:
         return Geometry.EUCLIDEAN
-    group = derivation.symmetry(Site("", known.address, known.source)).group
-    geometry = geometry_of(group)
+    geometry = geometry_of(derivation.read(known.source, known.width))
     both = (Geometry.STANDARDISED, Geometry.WHITENED)
     return geometry if geometry in both else Geometry.EUCLIDEAN
 

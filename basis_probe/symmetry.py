@@ -9,6 +9,7 @@ all of them at once, and what rescales one rescales, or does not rescale, the ne
 
 import dataclasses
 import enum
+import itertools
 import re
 
 from basis_probe.adapters.facts import Facts, Region, Shape, Site, Stream
@@ -75,6 +76,7 @@ class Derivation:
         self._intertwiners: dict[int, Intertwiner] = {}
         self._families: dict[int, frozenset[int]] = {}
         self._scales: dict[frozenset[int], dict[int, Scales]] = {}
+        self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
 
     # --- one site -------------------------------------------------------------------------------
 
@@ -97,6 +99,15 @@ class Derivation:
         except _NotUnderstood as reason:
             return _unknown(dim, str(reason))
         return Symmetry(group, group.privileged, because, reference)
+
+    def read(self, vertex: int, width: int) -> Group:
+        """The group of what a linear map reads, positions that were flattened into it aside."""
+        found = self.facts.graph.vertices[vertex]
+        stream = self.facts.stream_of[vertex]
+        try:
+            return self._group(stream, found, width, (width,))[0]
+        except _NotUnderstood:
+            return Unknown(width)
 
     def intertwiner(self, vertex: int) -> Intertwiner:
         """The measured intertwiner group of the nonlinearity at a vertex.
@@ -209,9 +220,11 @@ class Derivation:
             )
             return Trivial(dim), because, PAPER
         kind = _GROUPS[scales[index]]
-        parts = self._parts(stream)
-        if parts is not None and sum(parts) == dim:
-            because += " Features were concatenated here, and change places only inside a part."
+        parts = self._parts(index, family, dim)
+        if len(parts) > 1:
+            because += (
+                " Features were concatenated or padded on the way, and change places only inside a part."
+            )
             return DirectSum(tuple(kind(size) for size in parts)), because, PAPER
         return kind(dim), because, PAPER
 
@@ -290,16 +303,47 @@ class Derivation:
             and kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
         )
 
-    def _parts(self, stream: Stream) -> list[int] | None:
-        for writer in stream.writers:
-            vertex = self.facts.graph.vertices[writer]
-            if vertex.kind is Kind.CONCAT:
-                graph = self.facts.graph
-                return [
-                    graph.trace.node(part).shape[graph.layouts[part].axes[-1]]
-                    for part in vertex.carried
-                ]
-        return None
+    def _parts(self, index: int, family: frozenset[int], dim: int) -> list[int]:
+        """Sizes of the parts of a stream inside which features may change places.
+
+        Where features were concatenated or padded, the seams are handed on to every stream that
+        shares its axes, and through further seams.
+        """
+        if family not in self._bounds:
+            self._bounds[family] = self._family_bounds(family)
+        ordered = sorted({0, dim} | {b for b in self._bounds[family][index] if b < dim})
+        return [after - before for before, after in itertools.pairwise(ordered)]
+
+    def _family_bounds(self, family: frozenset[int]) -> dict[int, set[int]]:
+        graph, stream_of = self.facts.graph, self.facts.stream_of
+        seams: list[tuple[int, int, int, int]] = []  # source, target, offset, width
+        for vertex in self._family_links(family):
+            found = graph.vertices[vertex]
+            joined = found.kind in (Kind.CONCAT, Kind.PADDED)
+            place = found.zeros[0]
+            for source in self._sources(vertex):
+                width = graph.trace.node(source).shape[graph.layouts[source].axes[-1]]
+                seams.append((stream_of[source], stream_of[vertex], place, width))
+                place += width if joined else 0
+        bounds: dict[int, set[int]] = {member: set() for member in family}
+        for vertex in self._family_links(family):
+            found = graph.vertices[vertex]
+            if found.kind in (Kind.CONCAT, Kind.PADDED):
+                edges = [(o, o + w) for _, target, o, w in seams if target == stream_of[vertex]]
+                bounds[stream_of[vertex]] |= {edge for pair in edges for edge in pair}
+        changed = True
+        while changed:
+            before = sum(map(len, bounds.values()))
+            for source, target, offset, width in seams:
+                bounds[target] |= {offset + b for b in bounds[source]}
+                bounds[source] |= {b - offset for b in bounds[target] if offset < b < offset + width}
+            changed = sum(map(len, bounds.values())) != before
+        return bounds
+
+    def _family_links(self, family: frozenset[int]) -> list[int]:
+        streams = self.facts.streams
+        touching = {v for m in family for v in (*streams[m].writers, *streams[m].readers)}
+        return sorted(vertex for vertex in touching if self._is_link(vertex))
 
     def _require_understood(self, stream: Stream) -> None:
         """Raises `_NotUnderstood` with the first neighbour that no rule covers."""
@@ -366,7 +410,7 @@ class Derivation:
 
     def _is_link(self, index: int) -> bool:
         vertex = self.facts.graph.vertices[index]
-        if vertex.kind in (Kind.BATCH_NORM, Kind.DEPTHWISE, Kind.CONCAT):
+        if vertex.kind in (Kind.BATCH_NORM, Kind.DEPTHWISE, Kind.CONCAT, Kind.PADDED):
             return True
         if vertex.kind is not Kind.REGION:
             return False
@@ -432,10 +476,9 @@ class Derivation:
             for norm in self._norm_readers(stream):
                 rms = self.facts.regions[norm].shape is Shape.RMS_NORM
                 scales[member] = scales[member].meet(Scales.SIGNS if rms else Scales.ONE)
-            for vertex in (*stream.writers, *stream.readers):
-                if self._is_link(vertex):
-                    sources = [self.facts.stream_of[s] for s in self._sources(vertex)]
-                    links[vertex] = (sources, self.facts.stream_of[vertex])
+        for vertex in self._family_links(family):
+            sources = [self.facts.stream_of[s] for s in self._sources(vertex)]
+            links[vertex] = (sources, self.facts.stream_of[vertex])
         changed = True
         while changed:
             before = dict(scales)
@@ -455,7 +498,7 @@ class Derivation:
             if stream in scales:
                 scales[stream] = scales[stream].meet(bound)
 
-        if vertex.kind is Kind.CONCAT:
+        if vertex.kind in (Kind.CONCAT, Kind.PADDED):
             for source in sources:
                 lower(source, scales[target])
                 lower(target, scales[source])

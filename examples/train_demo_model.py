@@ -27,7 +27,7 @@ BATCH_SIZE = 32
 BATCHES_PER_POOL = 8
 PEAK_RATE = 3e-3
 WARM_UP = 100
-HELD_OUT = 1000
+HELD_OUT = 400
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

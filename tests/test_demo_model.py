@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import operator
 import random
 import re
@@ -30,7 +31,7 @@ OPERATIONS |= {"plus": operator.add, "minus": operator.sub, "times": operator.mu
 
 @pytest.fixture(scope="module")
 def documents() -> list[grammar.Document]:
-    return grammar.labelled(1500, 4)
+    return grammar.labelled(800, 7)
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +96,14 @@ def test_lengths_vocabulary_and_concepts_are_as_documented(
     documents: list[grammar.Document],
 ) -> None:
     assert all(30 <= len(document.tokens) <= 120 for document in documents)
-    used = {word for document in grammar.documents(6000, 1) for word in document.tokens}
+    used = {word for document in documents for word in document.tokens}
     assert used == set(grammar.vocabulary())
     assert len(grammar.vocabulary()) <= 600
     counts = Counter(
         name for document in documents for name, where in document.concepts.items() if where
     )
     assert set(counts) == set(demo.CONCEPTS)
-    assert min(counts.values()) >= 20
+    assert min(counts.values()) >= 40
 
 
 def test_words_carry_the_concepts_that_the_lexicon_gives_them(
@@ -183,7 +184,7 @@ def test_sums_in_digits_and_in_words_are_right(documents: list[grammar.Document]
             true = int(left) > int(right) if kind == "larger" else int(left) < int(right)
             assert (answer == "yes") == true
             found["comparisons"] += 1
-    assert min(found[kind] for kind in ("digits", "words", "stories", "comparisons")) >= 50
+    assert min(found[kind] for kind in ("digits", "words", "stories", "comparisons")) >= 25
 
 
 def test_results_are_labelled(documents: list[grammar.Document]) -> None:
@@ -195,7 +196,7 @@ def test_results_are_labelled(documents: list[grammar.Document]) -> None:
                 assert {i + 1} <= document.concepts["result"]
                 assert i - 1 not in document.concepts["result"]
                 seen += 1
-    assert seen >= 100
+    assert seen >= 50
 
 
 def test_days_of_the_week_are_counted_right(documents: list[grammar.Document]) -> None:
@@ -208,7 +209,7 @@ def test_days_of_the_week_are_counted_right(documents: list[grammar.Document]) -
             place = (lexicon.WEEKDAYS.index(start) + steps) % 7
             assert lexicon.WEEKDAYS[place] == end
             seen += 1
-    assert seen >= 30
+    assert seen >= 20
 
 
 def test_code_computes_what_its_comments_say(documents: list[grammar.Document]) -> None:
@@ -230,7 +231,7 @@ def test_code_computes_what_its_comments_say(documents: list[grammar.Document]) 
         ):
             assert items.split(", ")[int(place)] == value
             seen["assert"] += 1
-    assert min(seen[kind] for kind in ("let", "def", "assert")) >= 50
+    assert min(seen[kind] for kind in ("let", "def", "assert")) >= 25
 
 
 def test_verbs_agree_with_their_first_noun(documents: list[grammar.Document]) -> None:
@@ -243,20 +244,20 @@ def test_verbs_agree_with_their_first_noun(documents: list[grammar.Document]) ->
         ):
             assert (noun in plurals) == (verb in ("were", "are"))
             seen += 1
-    assert seen >= 100
+    assert seen >= 50
 
 
 def test_surprisal_is_minus_the_log_probability_of_the_choices() -> None:
-    """On a grammar of one choice in four and one of probability 0.3, by hand."""
+    """On one choice among four places, two of them the same, and one of probability 0.3."""
     observed = set()
     for seed in range(60):
         writer = Writer(random.Random(seed))
-        writer.pick("abcd")
+        letter = writer.pick("abca")
         hit = writer.chance(0.3)
-        expected = 1 / 4 * (0.3 if hit else 0.7)
-        assert torch.tensor(-writer.surprisal).exp().item() == pytest.approx(expected)
-        observed.add(hit)
-    assert observed == {True, False}
+        expected = (1 / 2 if letter == "a" else 1 / 4) * (0.3 if hit else 0.7)
+        assert math.exp(-writer.surprisal) == pytest.approx(expected)
+        observed.add((letter, hit))
+    assert observed == set(itertools.product("abc", (True, False)))
 
 
 # The model
@@ -364,9 +365,11 @@ def test_the_training_script_writes_a_folder_that_loads(tmp_path: Path) -> None:
     assert loaded.cfg.model_name == str(folders[0])
     record = json.loads((folders[0] / "training.json").read_text())
     assert record["steps"] == 2 and len(record["samples"]) == 8
-    assert loaded(loaded.tokenizer(demo.texts(1, 0)[0], return_tensors="pt").input_ids).isfinite()[
-        0, :, 0
-    ].all()
+    assert (
+        loaded(loaded.tokenizer(demo.texts(1, 0)[0], return_tensors="pt").input_ids)
+        .isfinite()[0, :, 0]
+        .all()
+    )
     shipped = json.loads((demo.MODEL_DIR / "tokenizer.json").read_text())
     assert json.loads((folders[0] / "tokenizer.json").read_text()) == shipped
 
@@ -421,9 +424,9 @@ def test_an_empty_folder_is_told_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(PretrainedError, match="there is no folder '.*nowhere'"):
+    with pytest.raises(PretrainedError, match=r"there is no folder '.*nowhere'"):
         from_directory(tmp_path / "nowhere")
-    with pytest.raises(PretrainedError, match="config.json is a file: needs the folder"):
+    with pytest.raises(PretrainedError, match=r"config.json is a file: needs the folder"):
         from_directory(demo.MODEL_DIR / "config.json")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
+import functools
+import hashlib
 import html.parser
 import io
+import itertools
 import math
 import pathlib
 import re
@@ -93,6 +97,7 @@ REPORTS = {
 }
 
 every_report = pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
+every_name = pytest.mark.parametrize("name", REPORTS)
 
 
 _UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
@@ -179,18 +184,19 @@ class _Page(html.parser.HTMLParser):
         return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
 
 
-def _sources(report: Report) -> list[str]:
-    return [
-        pages.page(report),
-        pages.fragment(report),
-        *(pages.site_fragment(site) for site in report.site_reports[:12]),
-    ]
+@functools.cache
+def _shown(name: str) -> tuple[tuple[str, _Page], ...]:
+    """The page, the fragment and the first fragments of single sites, read once for all tests."""
+    report = REPORTS[name]
+    sites = (pages.site_fragment(site) for site in report.site_reports[:12])
+    return tuple(
+        (source, _Page(source)) for source in (pages.page(report), pages.fragment(report), *sites)
+    )
 
 
-@every_report
-def test_html_is_nested_and_holds_known_elements_only(report: Report) -> None:
-    for source in _sources(report):
-        page = _Page(source)
+@every_name
+def test_html_is_nested_and_holds_known_elements_only(name: str) -> None:
+    for _, page in _shown(name):
         assert page.wrong == []
         assert page.open == []
         assert page.comments == []
@@ -198,10 +204,9 @@ def test_html_is_nested_and_holds_known_elements_only(report: Report) -> None:
         assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
 
-@every_report
-def test_html_loads_nothing(report: Report) -> None:
-    for source in _sources(report):
-        page = _Page(source)
+@every_name
+def test_html_loads_nothing(name: str) -> None:
+    for source, page in _shown(name):
         assert page.attributes("src") == []
         assert not {"img", "link", "base", "source", "iframe"} & {tag for tag, _ in page.tags}
         outside = [target for target in page.attributes("href") if not target.startswith("#")]
@@ -211,36 +216,31 @@ def test_html_loads_nothing(report: Report) -> None:
         assert "@import" not in styles
 
 
-@every_report
-def test_links_of_a_page_lead_somewhere_and_identifiers_are_unique(report: Report) -> None:
-    for source in (pages.page(report), pages.fragment(report)):
-        page = _Page(source)
+@every_name
+def test_links_of_a_page_lead_somewhere_and_identifiers_are_unique(name: str) -> None:
+    for _, page in _shown(name)[:2]:
         ids = page.attributes("id")
         assert len(set(ids)) == len(ids)
         named = page.attributes("aria-labelledby")
         linked = [target[1:] for target in page.attributes("href") if target.startswith("#")]
-        if len(report):
-            assert set(linked) | set(named) <= set(ids)
+        assert set(linked) | set(named) <= set(ids)
 
 
 def test_hostile_texts_come_out_as_text() -> None:
     report = hostile_report()
-    page = _Page(pages.page(report))
+    page = _shown("hostile")[0][1]
     isolated = [" ".join(text.split()) for text in page.isolated]
     for site, hostile in zip(report, HOSTILE, strict=True):
         for told, limit in ((hostile, 1500), (site.site, 72)):
             assert " ".join(words.shorten(words.clean(told), limit).split()) in isolated
     assert "<script>alert(1)</script>" in page.text
     assert [tag for tag, _ in page.tags].count("script") == 1
-    for source in _sources(report):
+    for source, _ in _shown("hostile"):
         assert not re.search(f"[{_UNSAFE}]", source)
         source.encode("utf-8")
 
 
 def test_the_only_script_of_a_page_is_the_one_that_its_policy_names() -> None:
-    import base64
-    import hashlib
-
     source = pages.page(hostile_report())
     (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -256,13 +256,13 @@ def test_the_only_script_of_a_page_is_the_one_that_its_policy_names() -> None:
     assert "<script" not in pages.fragment(fake_report())
 
 
-@every_report
-def test_headings_go_down_one_level_at_a_time_and_pictures_have_names(report: Report) -> None:
-    source = pages.page(report)
-    page = _Page(source)
+@every_name
+def test_headings_and_pictures_have_an_order_and_names(name: str) -> None:
+    source, page = _shown(name)[0]
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     pictures = re.findall(r"<svg[^>]*>(.{0,9})", source)
     assert all(start.startswith("<title>") for start in pictures)
     assert source.count("<svg") == source.count('role="img" width') + source.count(
@@ -270,9 +270,9 @@ def test_headings_go_down_one_level_at_a_time_and_pictures_have_names(report: Re
     )
 
 
-@every_report
-def test_the_answer_stands_before_the_evidence(report: Report) -> None:
-    text = _Page(pages.page(report)).text
+@every_name
+def test_the_answer_stands_before_the_evidence(name: str) -> None:
+    report, text = REPORTS[name], _shown(name)[0][1].text
     first = " ".join(words.shorten(words.answer(report)[0].text, 1500).split())
     at = text.index(words.clean(first)[:200])
     assert at < text.index("How this was computed", at)

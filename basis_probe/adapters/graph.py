@@ -30,6 +30,7 @@ class Kind(enum.Enum):
     MAX_POOL = "max pooling"
     PART = "a part of the features"
     CONCAT = "a concatenation of features"
+    PADDED = "features with zeros before and behind them"
     ATTENTION = "attention, reading values"
     REGION = "a function of single rows"
     BATCH_NORM = "batch normalisation"
@@ -62,6 +63,7 @@ class Vertex:
         carried: the vertices whose features arrive here.
         used: further vertices that it reads without carrying their features (attention patterns).
         op: the name of the function, for messages.
+        zeros: how many zero features were put before and behind the carried ones.
     """
 
     node: int
@@ -69,6 +71,7 @@ class Vertex:
     carried: tuple[int, ...]
     used: tuple[int, ...] = ()
     op: str = ""
+    zeros: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -270,10 +273,15 @@ class _Builder:
         return self.same[index]
 
     def put(
-        self, index: int, kind: Kind, carried: tuple[int, ...], used: tuple[int, ...] = ()
+        self,
+        index: int,
+        kind: Kind,
+        carried: tuple[int, ...],
+        used: tuple[int, ...] = (),
+        zeros: tuple[int, int] = (0, 0),
     ) -> None:
         op = self.trace.node(index).op
-        self.vertices[index] = Vertex(index, kind, carried, used, op)
+        self.vertices[index] = Vertex(index, kind, carried, used, op, zeros)
         self.same[index] = index
         self.roots[index] = frozenset((index,))
 
@@ -436,7 +444,15 @@ class _Builder:
         padded = {
             len(node.shape) - 1 - place // 2 for place, width in enumerate(widths) if width != 0
         }
+        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
         if padded & set(layout.axes):
+            place = 2 * (len(node.shape) - 1 - layout.axes[-1])
+            if mode == "constant" and not value and padded & set(layout.axes) == {layout.axes[-1]}:
+                zeros = (widths[place], widths[place + 1])
+                if len(layout.axes) == 1 and layout.repeat == 1 and min(zeros) >= 0:
+                    self.put(node.index, Kind.PADDED, (self.vertex(first),), (), zeros)
+                    return
             self.put(node.index, Kind.OTHER, (), (self.vertex(first),))
         else:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))

@@ -1,8 +1,8 @@
 """Groups of changes of basis: which matrices A may act on the activations at a place, x' = A x.
 
 A group is a value: it says which matrices it holds, draws one, and says in words what it does to
-axes. Elementary groups act on all of R^n in one way; `Blocks` and `DirectSum` build larger ones from
-them. `repr` writes a group as Python, and `eval` reads it back.
+axes. Elementary groups act on all of R^n in one way; `Blocks` and `DirectSum` build larger ones
+from them. `repr` writes a group as Python, and `eval` reads it back.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Orthogonal(Elementary):
             latex=r"\mathrm{O}(n)",
             rescales=False,
             rotates=self.dim > 1,
-            sentence="Every rotation and reflection, so that lengths and angles are kept but no axis is.",
+            sentence="Every rotation and reflection: lengths and angles are kept, but no axis is.",
         )
 
     def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
@@ -229,8 +229,8 @@ class LineStabiliser(Elementary):
     """Rotations across the all-ones direction, with anything at all written along it.
 
     The matrices U + 1 w^T with U orthogonal and U 1 = ±1. A LayerNorm removes what lies along 1 and
-    divides by the length of the rest, so it cannot see w; a scale other than ±1 of the rest would be
-    seen, because of the norm's epsilon.
+    divides by the length of the rest, so it cannot see w; a scale other than ±1 of the rest would
+    be seen, because of the norm's epsilon.
 
     Example:
         >>> LineStabiliser(2).contains([[2.0, 1.0], [1.0, 2.0]])
@@ -250,8 +250,8 @@ class LineStabiliser(Elementary):
             rescales=self.dim == 1,
             rotates=self.dim > 2,
             sentence=(
-                "Every rotation and reflection of the space across the all-ones direction, along which "
-                "anything may be added."
+                "Every rotation and reflection of the space across the all-ones direction, along "
+                "which anything may be added."
             ),
         )
 
@@ -416,9 +416,9 @@ class Trivial(Elementary):
 class Planes(Group):
     """A rotation and a positive scale of each of n/2 planes, which keep their places.
 
-    What rotary position embeddings leave free: each plane turns at a frequency of its own, so planes
-    cannot change places, and inside a plane only multiplication by a complex number commutes with
-    turning.
+    What rotary position embeddings leave free: each plane turns at a frequency of its own, so that
+    planes cannot change places, and inside a plane only multiplication by a complex number commutes
+    with turning.
 
     Attributes:
         dim: n, even.
@@ -452,7 +452,8 @@ class Planes(Group):
             rescales=True,
             rotates=True,
             sentence=(
-                f"Each plane of the axes {pairs} is turned and scaled as a whole, and keeps its place."
+                f"Each plane of the axes {pairs} is turned and scaled as a whole, and keeps its "
+                "place."
             ),
         )
 
@@ -485,7 +486,7 @@ class Planes(Group):
 @final
 @dataclasses.dataclass(frozen=True)
 class Unknown(Elementary):
-    """No claim: which changes of basis are free was not derived, and it cannot be asked or drawn from."""
+    """No claim: which changes of basis are free was not derived; nothing can be drawn or checked."""
 
     name: ClassVar[str] = "unknown"
 
@@ -506,8 +507,8 @@ class Unknown(Elementary):
 
     def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
         raise ValueError(
-            f"the group on these {self.dim} axes is not known, so it cannot be said whether it holds "
-            "a matrix: name a group"
+            f"the group on these {self.dim} axes is not known, so it cannot be said whether it "
+            "holds a matrix: name a group"
         )
 
 
@@ -550,7 +551,7 @@ class Blocks(Group):
 
     def _traits(self) -> Traits:
         inner = self.inner._traits()
-        # Finer meanings inside a block remain; where there are none, the blocks themselves are left.
+        # Finer meanings inside a block remain; without any, the blocks themselves are left.
         finer = (Privileged.AXES, Privileged.PLANES, Privileged.UNKNOWN)
         whole = self.count * self.copies == 1
         copies = f", the same in its {self.copies} copies" if self.copies > 1 else ""
@@ -757,9 +758,8 @@ def meet(a: Group, b: Group) -> Group:
     """
     if a.dim != b.dim:
         raise ValueError(f"{a!r} and {b!r} act on different dimensions: give groups on one space")
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, Unknown):
-            return one
+    if isinstance(a, Unknown) or isinstance(b, Unknown):
+        return Unknown(a.dim)
     for one, other in ((a, b), (b, a)):
         if one == other or isinstance(one, Trivial) or isinstance(other, GeneralLinear):
             return one

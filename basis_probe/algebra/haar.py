@@ -110,8 +110,8 @@ def require_cpu(generator: torch.Generator) -> None:
     """
     if generator.device.type != "cpu":
         raise ValueError(
-            f"the generator is on {generator.device}: give a torch.Generator on the CPU, so that one "
-            "seed means the same numbers on every device"
+            f"the generator is on {generator.device}: give a torch.Generator on the CPU, so that "
+            "one seed means the same numbers on every device"
         )
 
 

@@ -250,7 +250,7 @@ def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: i
 
 
 def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """What a nonlinearity is called, and a function that computes it; a module is copied in float64.
+    """What a nonlinearity is called, and a function that computes it: of a module, a float64 copy.
 
     Raises:
         ValueError: if it is neither a known name nor something to call.
@@ -303,7 +303,7 @@ def _rows(function: _Function, count: int, seed: int) -> Float64[Tensor, "sample
 
 
 def _require_row_by_row(function: _Function) -> None:
-    """Raises `_NotUnderstood` if a sample's result depends on the other samples or is not finite."""
+    """Raises `_NotUnderstood` if a sample's result depends on other samples or is not finite."""
     x = _rows(function, 12, seed=1)
     y = function(x)
     if not bool(y.isfinite().all()):
@@ -341,7 +341,7 @@ def _size(y: Tensor) -> float:
 
 
 def _grid() -> Float64[Tensor, " position"]:
-    """Inputs at which functions show themselves: tiny, around usual kinks, large, and very large."""
+    """Inputs at which functions show themselves: tiny, around usual kinks, large, very large."""
     double = torch.float64
     even = torch.linspace(-8, 8, 129, dtype=double)
     wide = torch.linspace(-50, 50, 41, dtype=double)

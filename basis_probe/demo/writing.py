@@ -123,9 +123,10 @@ class Writer:
         return len(self._marks)
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of `options`, each equally likely."""
-        self.surprisal += math.log(len(options))
-        return options[int(self._source.random() * len(options))]
+        """One of `options`, each place equally likely: what stands twice comes twice as often."""
+        chosen = options[int(self._source.random() * len(options))]
+        self.surprisal += math.log(len(options) / options.count(chosen))
+        return chosen
 
     def number(self, low: int, high: int) -> int:
         """An integer between `low` and `high`, both included, each equally likely."""

@@ -74,8 +74,6 @@ def overview(report: Report) -> Figure:
         return figure.add_axes((*place, wide / width, tall / height))
 
     title = f"Can {_shown(report.provenance.model, 60)} be read neuron by neuron?"
-    if report.partial:
-        title += "  (partial: the data stream was interrupted)"
     figure.text(
         margin / width,
         1 - 0.42 / height,
@@ -85,6 +83,14 @@ def overview(report: Report) -> Figure:
         color=_INK,
         parse_math=False,
     )
+    if report.partial:
+        figure.text(
+            margin / width,
+            1 - 0.64 / height,
+            "partial: the data stream was interrupted, the numbers cover what was seen until then",
+            fontsize=8.5,
+            color="#8a5200",
+        )
     above = 0.75
     _map(box(above, heights[0], len(grid.columns) * _CELL or _CELL), report, grid)
     above += heights[0]
@@ -125,13 +131,9 @@ def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
         )
     across = "layer" if grid.by_layer else "in forward order"
     axes.text(left, head, across, **_text(_QUIET, "right"))
+    kinds = [row.kind for row in grid.rows]
     for index, row in enumerate(grid.rows):
-        several = sum(other.kind == row.kind for other in grid.rows) > 1
-        label = _shown(row.kind, 28 if several else 44)
-        if several and row.pattern:
-            pattern = _shown(row.pattern, 28 if row.first_of_kind else 44)
-            label = f"{label}, {pattern}" if row.first_of_kind else pattern
-        axes.text(left, index, label, **_text(_INK if row.first_of_kind else _QUIET, "right"))
+        _name(axes, left, index, row, several=kinds.count(row.kind) > 1)
         for column, cell in enumerate(row.cells):
             if cell is not None:
                 site = report.site_reports[cell]
@@ -147,6 +149,18 @@ def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
                     ha="center",
                     va="center_baseline",
                 )
+
+
+def _name(axes: Axes, left: float, index: int, row: selection.Row, *, several: bool) -> None:
+    """The kind of a row and, where several rows are of it, the pattern of its names."""
+    kind, pattern = _shown(row.kind, 44), _shown(row.pattern, 44)
+    if not several or not pattern:
+        axes.text(left, index, kind, **_text(_INK, "right"))
+        return
+    if row.first_of_kind:
+        axes.text(left, index - 0.2, kind, **_text(_INK, "right"))
+    at = index + 0.2 if row.first_of_kind else index
+    axes.text(left, at, pattern, **_text(_QUIET, "right") | {"fontsize": 7})
 
 
 def _text(colour: str, side: str) -> dict[str, Any]:

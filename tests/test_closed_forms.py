@@ -1,0 +1,222 @@
+"""What is known of all rotations agrees with what many of them give."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from basis_probe.algebra.haar import haar, haar_fixing
+from basis_probe.statistics import closed_forms as closed_forms_module
+from basis_probe.statistics.closed_forms import (
+    ClosedForm,
+    centred_sample_kurtosis_under_rotation,
+    kurtosis_under_whitened_rotation,
+    pooled_kurtosis_under_rotation,
+    sample_kurtosis_under_rotation,
+)
+
+TURNS = 4000
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _laplace(samples: int, dim: int, seed: int = 0) -> Tensor:
+    uniform = torch.rand(samples, dim, generator=_generator(seed), dtype=torch.float64) - 0.5
+    return -uniform.sign() * (1 - 2 * uniform.abs()).log()
+
+
+def _correlated(samples: int, dim: int) -> Tensor:
+    """Rows that share a direction, of unequal length, off the origin: nothing that helps."""
+    x = _laplace(samples, dim) * torch.logspace(-1, 1, dim, dtype=torch.float64)
+    shared = torch.randn(dim, generator=_generator(9), dtype=torch.float64)
+    return x + 2 * shared + 0.5
+
+
+DATA = {
+    "one row": lambda dim: torch.eye(dim, dtype=torch.float64)[:1] * 3,
+    "two rows at an angle": lambda dim: _correlated(2, dim),
+    "parallel rows": lambda dim: _correlated(1, dim).repeat(5, 1) * torch.arange(1, 6)[:, None],
+    "correlated rows": lambda dim: _correlated(40, dim),
+    "heavy tails": lambda dim: _laplace(40, dim) ** 3,
+}
+
+
+def _kappa(x: Tensor) -> Tensor:
+    return (x.shape[1] * x.pow(4).sum(1) / x.square().sum(1).square()).mean()
+
+
+def _centred_kappa(x: Tensor) -> Tensor:
+    return _kappa(x - x.mean(1, keepdim=True))
+
+
+def _agrees(null: ClosedForm, values: Tensor) -> None:
+    """Mean and standard deviation within four standard errors of those of the draws."""
+    error = values.std() / math.sqrt(len(values))
+    assert abs(null.mean - values.mean()) < 4 * error + 1e-12
+    if null.std is not None:
+        deviation = (values - values.mean()).square()
+        variance_error = deviation.std() / math.sqrt(len(values))
+        assert abs(null.std**2 - deviation.mean()) < 4 * variance_error + 1e-12
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("dim", [4, 7])
+def test_sample_kurtosis_over_rotations(name: str, dim: int) -> None:
+    x, generator = DATA[name](dim), _generator(1)
+    turned = torch.stack([_kappa(x @ haar(dim, generator)) for _ in range(TURNS)])
+    null = sample_kurtosis_under_rotation(x)
+    assert null.exact
+    assert null.std is not None
+    _agrees(null, turned)
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("dim", [4, 7])
+def test_centred_sample_kurtosis_over_rotations_that_fix_the_line(name: str, dim: int) -> None:
+    x, generator = DATA[name](dim), _generator(2)
+    ones = torch.ones(1, dim, dtype=torch.float64)
+    turned = torch.stack([_centred_kappa(x @ haar_fixing(ones, generator)) for _ in range(TURNS)])
+    null = centred_sample_kurtosis_under_rotation(x)
+    assert null.exact
+    assert null.std is not None
+    _agrees(null, turned)
+
+
+@pytest.mark.parametrize("dim", [4, 7])
+def test_whitened_kurtosis_over_rotations(dim: int) -> None:
+    x = _correlated(300, dim)
+    x = x - x.mean(0)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    white = x @ (vectors * values.rsqrt())
+    generator = _generator(3)
+    turned = torch.stack([(white @ haar(dim, generator)).pow(4).mean() for _ in range(TURNS)])
+    null = kurtosis_under_whitened_rotation(white)
+    assert null.exact
+    assert null.std is not None
+    _agrees(null, turned)
+    assert not kurtosis_under_whitened_rotation(1.01 * white).exact
+    assert not kurtosis_under_whitened_rotation(white[: dim - 1]).exact
+
+
+def test_pooled_kurtosis_is_a_ratio_of_expectations() -> None:
+    dim = 6
+    x = _correlated(200, dim)
+    centred = x - x.mean(0)
+    generator = _generator(4)
+    tops, bottoms = [], []
+    for _ in range(TURNS):
+        turned = centred @ haar(dim, generator)
+        tops.append(turned.pow(4).mean())
+        bottoms.append(turned.square().mean(0).square().mean())
+    top, bottom = torch.stack(tops), torch.stack(bottoms)
+    null = pooled_kurtosis_under_rotation(x)
+    # The error of a ratio of means, by the delta method.
+    residual = top - null.mean * bottom
+    assert abs(residual.mean()) < 4 * residual.std() / math.sqrt(TURNS)
+    assert (null.std, null.exact) == (None, False)
+
+
+@pytest.mark.parametrize("shape", [(50, 6), (6, 50)])
+def test_the_trace_is_the_same_by_rows_and_by_columns(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = _correlated(*shape)
+    centred = x - x.mean(0)
+    covariance = centred.T @ centred / len(x)
+    squares = centred.square().sum(1)
+    expected = (
+        3
+        * squares.square().mean()
+        / (2 * (covariance @ covariance).trace() + covariance.trace() ** 2)
+    )
+    monkeypatch.setattr(closed_forms_module, "_COLUMNS_AT_ONCE", 4)
+    assert pooled_kurtosis_under_rotation(x).mean == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_gaussian_data_have_the_gaussian_null() -> None:
+    x = torch.randn(200_000, 5, generator=_generator(), dtype=torch.float64)
+    assert pooled_kurtosis_under_rotation(x).mean == pytest.approx(3, abs=0.05)
+    assert kurtosis_under_whitened_rotation(x, pairs=2).mean == pytest.approx(3, abs=0.05)
+
+
+def test_many_samples_are_estimated_from_some_of_them() -> None:
+    x = _correlated(600, 6)
+    exact = sample_kurtosis_under_rotation(x, pairs=600).std
+    assert exact is not None
+    assert sample_kurtosis_under_rotation(x, pairs=100).std is None
+    estimates = [
+        sample_kurtosis_under_rotation(x, pairs=100, generator=_generator(seed))
+        for seed in range(40)
+    ]
+    variances = torch.tensor(
+        [estimate.std**2 for estimate in estimates if estimate.std is not None]
+    )
+    assert len(variances) == 40
+    error = variances.std() / math.sqrt(40)
+    assert abs(variances.mean() - exact**2) < 4 * error
+    assert "100 of 600 samples" in estimates[0].source
+    again = sample_kurtosis_under_rotation(x, pairs=100, generator=_generator(0))
+    assert again.std == estimates[0].std
+
+
+def test_rows_without_a_kurtosis_are_left_out() -> None:
+    x = _correlated(10, 5)
+    padded = torch.cat([x, torch.zeros(4, 5, dtype=torch.float64)])
+    assert sample_kurtosis_under_rotation(padded) == sample_kurtosis_under_rotation(x)
+    # A row that is constant to rounding has none across the line either.
+    level = torch.full((3, 5), 0.1, dtype=torch.float64)
+    padded = torch.cat([x, level, 1e6 * level])
+    assert centred_sample_kurtosis_under_rotation(padded) == centred_sample_kurtosis_under_rotation(
+        x
+    )
+
+
+def test_a_space_without_freedom_has_no_spread() -> None:
+    assert sample_kurtosis_under_rotation(torch.ones(1, 1)).std == 0
+    assert sample_kurtosis_under_rotation(torch.ones(1, 1)).mean == 1
+    for dim in (2, 3):
+        # Across the line, two or three values have the same kurtosis however they are turned.
+        null = centred_sample_kurtosis_under_rotation(torch.eye(dim)[:1])
+        assert null.std == 0
+        assert null.mean == pytest.approx(_centred_kappa(torch.eye(dim)[:1]).item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_floating_type_is_computed_in_float64(dtype: torch.dtype) -> None:
+    x = _correlated(20, 6).to(dtype)
+    for null in (
+        sample_kurtosis_under_rotation,
+        centred_sample_kurtosis_under_rotation,
+        pooled_kurtosis_under_rotation,
+        kurtosis_under_whitened_rotation,
+    ):
+        assert null(x) == null(x.double())
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_errors_say_what_was_given_and_what_to_do() -> None:
+    for null in (
+        sample_kurtosis_under_rotation,
+        centred_sample_kurtosis_under_rotation,
+        kurtosis_under_whitened_rotation,
+        pooled_kurtosis_under_rotation,
+    ):
+        with pytest.raises(ValueError, match=r"\[samples, dim\] with dim > 0, got \[2, 3, 4\]"):
+            null(torch.ones(2, 3, 4))
+        with pytest.raises(ValueError, match=r"dim > 0, got \[2, 0\]"):
+            null(torch.ones(2, 0))
+    with pytest.raises(ValueError, match="none among 3: leave this site out"):
+        sample_kurtosis_under_rotation(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="none among 3"):
+        centred_sample_kurtosis_under_rotation(torch.ones(3, 4))
+    with pytest.raises(ValueError, match="none among 3"):
+        kurtosis_under_whitened_rotation(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"got 3 samples of total variance 0\.0"):
+        pooled_kurtosis_under_rotation(torch.ones(3, 4))
+    with pytest.raises(
+        ValueError, match="pairs must be at least 2 samples to form pairs of, got 1"
+    ):
+        sample_kurtosis_under_rotation(torch.eye(4), pairs=1)

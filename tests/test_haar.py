@@ -1,0 +1,159 @@
+"""Rotations that are uniform: orthogonal, unbiased in every moment that raw QR gets wrong, fixed where told."""
+
+import math
+
+import pytest
+import torch
+from basis_probe.algebra.haar import haar, haar_directions, haar_fixing
+from torch import Tensor
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def z_of_mean(values: Tensor, expected: float) -> float:
+    """By how many standard errors the mean of independent values is off."""
+    return float((values.mean() - expected) / (values.std() / math.sqrt(len(values))))
+
+
+def first_moments(turns: Tensor) -> list[float]:
+    """z of E Q_00 = 0, of E Q_nn = 0 and of E tr Q = 0, for turns [frame, dim, dim]."""
+    trace = turns.diagonal(dim1=1, dim2=2).sum(1)
+    return [z_of_mean(turns[:, 0, 0], 0), z_of_mean(turns[:, -1, -1], 0), z_of_mean(trace, 0)]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 64])
+def test_haar_is_orthogonal(dim: int) -> None:
+    turn = haar(dim, seeded())
+    assert turn.dtype == torch.float64 and turn.device.type == "cpu"
+    assert float((turn.T @ turn - torch.eye(dim)).abs().max()) < 1e-12
+
+
+def test_first_moments_vanish_and_the_check_rejects_raw_qr() -> None:
+    generator = seeded(1)
+    uniform = torch.stack([haar(4, generator) for _ in range(4000)])
+    raw = torch.linalg.qr(torch.randn(4000, 4, 4, generator=generator, dtype=torch.float64))[0]
+    assert max(map(abs, first_moments(uniform))) < 4.5
+    assert max(map(abs, first_moments(raw))) > 20
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_second_and_fourth_moments_are_those_of_the_sphere(dim: int) -> None:
+    generator = seeded(2)
+    entries = torch.stack([haar(dim, generator)[:, -1] for _ in range(4000)])
+    assert abs(z_of_mean(entries[:, 0] ** 2, 1 / dim)) < 4.5
+    assert abs(z_of_mean(entries[:, 0] ** 4, 3 / (dim * (dim + 2)))) < 4.5
+    mixed = entries[:, 0] ** 2 * entries[:, 1] ** 2
+    assert abs(z_of_mean(mixed, 1 / (dim * (dim + 2)))) < 4.5
+
+
+def test_reflections_are_as_likely_as_rotations() -> None:
+    generator = seeded(3)
+    signs = torch.stack([torch.linalg.det(haar(3, generator)) for _ in range(2000)])
+    assert abs(z_of_mean(signs, 0.0)) < 4.5
+
+
+@pytest.mark.parametrize(("dim", "count"), [(1, 1), (50, 3), (6, 6)])
+def test_directions_are_orthonormal(dim: int, count: int) -> None:
+    columns = haar_directions(dim, count, seeded())
+    assert columns.shape == (dim, count)
+    assert float((columns.T @ columns - torch.eye(count)).abs().max()) < 1e-12
+
+
+def test_directions_are_unbiased() -> None:
+    generator = seeded(4)
+    drawn = torch.stack([haar_directions(5, 2, generator) for _ in range(4000)])
+    assert abs(z_of_mean(drawn[:, 0, 0], 0)) < 4.5
+    assert abs(z_of_mean(drawn[:, 1, 1], 0)) < 4.5
+    assert abs(z_of_mean(drawn[:, 4, 1] ** 4, 3 / 35)) < 4.5
+
+
+def test_one_seed_is_one_rotation() -> None:
+    vectors = torch.ones(1, 6)
+    assert torch.equal(haar(6, seeded(5)), haar(6, seeded(5)))
+    assert torch.equal(haar_fixing(vectors, seeded(5)), haar_fixing(vectors, seeded(5)))
+    assert not torch.equal(haar(6, seeded(5)), haar(6, seeded(6)))
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    haar(6, seeded())
+    haar_fixing(torch.ones(1, 6), seeded())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+FIXED = {
+    "ones": torch.ones(1, 7),
+    "several": torch.randn(3, 7, generator=seeded(7)),
+    "an axis": torch.eye(7)[2:3],
+    "dependent": torch.stack([torch.arange(7.0), 2 * torch.arange(7.0), torch.ones(7)]),
+    "of very different lengths": torch.stack([1e-30 * torch.arange(7.0), 1e9 * torch.ones(7)]),
+    "with a zero": torch.stack([torch.zeros(7), torch.ones(7)]),
+    "all but one": torch.randn(6, 7, generator=seeded(8)),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixing_fixes_what_it_was_given(name: str) -> None:
+    vectors = FIXED[name].double()
+    turn = haar_fixing(vectors, seeded())
+    assert float((turn.T @ turn - torch.eye(7)).abs().max()) < 1e-12
+    moved = vectors @ turn.T - vectors
+    assert bool((moved.norm(dim=1) <= 1e-12 * vectors.norm(dim=1)).all())
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixing_is_uniform_across_the_fixed_vectors(name: str) -> None:
+    vectors = FIXED[name].double()
+    units = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    rank = int(torch.linalg.matrix_rank(units))
+    generator = seeded(9)
+    turns = torch.stack([haar_fixing(vectors, generator) for _ in range(3000)])
+    traces = turns.diagonal(dim1=1, dim2=2).sum(1)
+    # The trace of a uniform element of O(m) has mean 0 and variance 1.
+    assert abs(z_of_mean(traces, rank)) < 4.5
+    assert abs(z_of_mean((traces - rank) ** 2, 1.0)) < 4.5
+    # A direction across the fixed ones goes to every direction across them alike.
+    basis = torch.linalg.svd(units, full_matrices=True)[2][rank:]
+    across = basis @ turns @ basis[0]
+    size = 7 - rank
+    assert abs(z_of_mean(across[:, 0], 0)) < 4.5
+    assert size == 1 or abs(z_of_mean(across[:, -1] ** 4, 3 / (size * (size + 2)))) < 4.5
+
+
+def test_nothing_to_fix_is_a_plain_rotation() -> None:
+    assert torch.equal(haar_fixing(torch.zeros(2, 5), seeded()), haar(5, seeded()))
+    assert torch.equal(haar_fixing(torch.zeros(0, 5), seeded()), haar(5, seeded()))
+
+
+@pytest.mark.parametrize("rows", [5, 8])
+def test_everything_fixed_is_the_identity(rows: int) -> None:
+    vectors = torch.randn(rows, 5, generator=seeded(10))
+    assert float((haar_fixing(vectors, seeded()) - torch.eye(5)).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("dim", [0, -3])
+def test_no_dimensions(dim: int) -> None:
+    with pytest.raises(ValueError, match="give dim >= 1"):
+        haar(dim, seeded())
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_more_directions_than_there_are(count: int) -> None:
+    with pytest.raises(ValueError, match="between 1 and 5"):
+        haar_directions(5, count, seeded())
+
+
+@pytest.mark.parametrize("vectors", [torch.ones(5, 0), torch.ones(2, 5, dtype=torch.float64) / 0])
+def test_vectors_that_fix_nothing_sensible(vectors: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"one per row|not all finite"):
+        haar_fixing(vectors, seeded())
+
+
+def test_a_generator_elsewhere() -> None:
+    class Elsewhere(torch.Generator):
+        device = torch.device("cuda")  # pyright: ignore
+
+    with pytest.raises(ValueError, match="Generator on the CPU"):
+        haar(3, Elsewhere())
