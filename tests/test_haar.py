@@ -1,4 +1,4 @@
-"""Rotations that are uniform: orthogonal, unbiased in every moment that raw QR gets wrong, fixed where told."""
+"""Rotations that are uniform: orthogonal, unbiased where raw QR is not, fixed where told."""
 
 import math
 
@@ -14,7 +14,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def z_of_mean(values: Tensor, expected: float) -> float:
     """By how many standard errors the mean of independent values is off."""
-    return float((values.mean() - expected) / (values.std() / math.sqrt(len(values))))
+    return float((values.mean() - expected) / (values.std() / math.sqrt(len(values)) + 1e-12))
 
 
 def first_moments(turns: Tensor) -> list[float]:
@@ -32,8 +32,8 @@ def test_haar_is_orthogonal(dim: int) -> None:
 
 def test_first_moments_vanish_and_the_check_rejects_raw_qr() -> None:
     generator = seeded(1)
-    uniform = torch.stack([haar(4, generator) for _ in range(4000)])
-    raw = torch.linalg.qr(torch.randn(4000, 4, 4, generator=generator, dtype=torch.float64))[0]
+    uniform = torch.stack([haar(4, generator) for _ in range(2000)])
+    raw = torch.linalg.qr(torch.randn(2000, 4, 4, generator=generator, dtype=torch.float64))[0]
     assert max(map(abs, first_moments(uniform))) < 4.5
     assert max(map(abs, first_moments(raw))) > 20
 
@@ -41,7 +41,7 @@ def test_first_moments_vanish_and_the_check_rejects_raw_qr() -> None:
 @pytest.mark.parametrize("dim", [2, 5])
 def test_second_and_fourth_moments_are_those_of_the_sphere(dim: int) -> None:
     generator = seeded(2)
-    entries = torch.stack([haar(dim, generator)[:, -1] for _ in range(4000)])
+    entries = torch.stack([haar(dim, generator)[:, -1] for _ in range(2000)])
     assert abs(z_of_mean(entries[:, 0] ** 2, 1 / dim)) < 4.5
     assert abs(z_of_mean(entries[:, 0] ** 4, 3 / (dim * (dim + 2)))) < 4.5
     mixed = entries[:, 0] ** 2 * entries[:, 1] ** 2
@@ -50,7 +50,7 @@ def test_second_and_fourth_moments_are_those_of_the_sphere(dim: int) -> None:
 
 def test_reflections_are_as_likely_as_rotations() -> None:
     generator = seeded(3)
-    signs = torch.stack([torch.linalg.det(haar(3, generator)) for _ in range(2000)])
+    signs = torch.stack([torch.linalg.det(haar(3, generator)) for _ in range(1000)])
     assert abs(z_of_mean(signs, 0.0)) < 4.5
 
 
@@ -63,7 +63,7 @@ def test_directions_are_orthonormal(dim: int, count: int) -> None:
 
 def test_directions_are_unbiased() -> None:
     generator = seeded(4)
-    drawn = torch.stack([haar_directions(5, 2, generator) for _ in range(4000)])
+    drawn = torch.stack([haar_directions(5, 2, generator) for _ in range(2000)])
     assert abs(z_of_mean(drawn[:, 0, 0], 0)) < 4.5
     assert abs(z_of_mean(drawn[:, 1, 1], 0)) < 4.5
     assert abs(z_of_mean(drawn[:, 4, 1] ** 4, 3 / 35)) < 4.5
@@ -109,7 +109,7 @@ def test_fixing_is_uniform_across_the_fixed_vectors(name: str) -> None:
     units = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-300)
     rank = int(torch.linalg.matrix_rank(units))
     generator = seeded(9)
-    turns = torch.stack([haar_fixing(vectors, generator) for _ in range(3000)])
+    turns = torch.stack([haar_fixing(vectors, generator) for _ in range(1000)])
     traces = turns.diagonal(dim1=1, dim2=2).sum(1)
     # The trace of a uniform element of O(m) has mean 0 and variance 1.
     assert abs(z_of_mean(traces, rank)) < 4.5

@@ -486,7 +486,7 @@ class Planes(Group):
 @final
 @dataclasses.dataclass(frozen=True)
 class Unknown(Elementary):
-    """No claim: which changes of basis are free was not derived; nothing can be drawn or checked."""
+    """No claim: which changes of basis are free was not derived; none can be drawn or checked."""
 
     name: ClassVar[str] = "unknown"
 
@@ -615,7 +615,6 @@ class DirectSum(Group):
     name: ClassVar[str] = "direct-sum"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
         if not self.parts:
             raise ValueError("a direct sum of no groups was asked for: give at least one part")
 

@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float64
@@ -273,7 +274,9 @@ def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
         return type(nonlinearity).__name__, module
     if callable(nonlinearity):
         path = getattr(nonlinearity, "__qualname__", getattr(nonlinearity, "__name__", "<>"))
-        return ("f" if "<" in path else path.rpartition(".")[2]), nonlinearity
+        # Functions made inside other functions bear no name that a reader would know.
+        name = "f" if "<" in path else path.rpartition(".")[2]
+        return name, cast("Callable[[Tensor], Tensor]", nonlinearity)
     raise ValueError(
         f"{nonlinearity!r} is no nonlinearity: give a name, a torch module or a function of a "
         "tensor"
