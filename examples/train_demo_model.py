@@ -218,7 +218,7 @@ def samples(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, measures and writes the folder that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3000, help="number of batches of 32 documents")
+    parser.add_argument("--steps", type=int, default=4000, help="number of batches of 32 documents")
     parser.add_argument("--seed", type=int, default=20, help="of the weights and the documents")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--device", default="cpu")

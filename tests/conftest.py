@@ -16,9 +16,8 @@ import jaxtyping
 import pytest
 import torch
 
-# Processes of pytest-xdist share the machine; more threads than cores only get in each other's way.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+# Tests run side by side in processes; threads within each would only get in each other's way.
+torch.set_num_threads(1)
 
 SKIPPING_IS_AN_ERROR = (
     os.environ.get("CI") == "true" and os.environ.get("BASIS_PROBE_REQUIRE_ASSETS") == "1"

@@ -44,7 +44,7 @@ DATA = {
 
 
 def _turns(dim: int, seed: int) -> Tensor:
-    """Uniform rotations, [TURNS, dim, dim]: Gaussian columns made orthonormal one after the other."""
+    """Uniform rotations, [TURNS, dim, dim]: Gaussian columns made orthonormal in their order."""
     gaussian = torch.randn(TURNS, dim, dim, generator=_generator(seed), dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     return q * r.diagonal(dim1=1, dim2=2).sign()[:, None, :]

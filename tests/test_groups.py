@@ -1,11 +1,13 @@
-"""Every group obeys the group laws, holds what it says and nothing else, and survives repr and eval."""
+"""Every group obeys the laws of groups, holds what it says and nothing else, and is read back."""
 
 import math
 
-import basis_probe.algebra.groups as groups
 import numpy
 import pytest
 import torch
+from torch import Tensor
+
+import basis_probe.algebra.groups as groups
 from basis_probe.algebra.groups import (
     Blocks,
     DirectSum,
@@ -24,7 +26,6 @@ from basis_probe.algebra.groups import (
     group_from_name,
     meet,
 )
-from torch import Tensor
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -168,7 +169,7 @@ def test_half_a_tolerance_is_near_enough_and_a_thousandfold_is_not(group: Group)
 
 @EVERYWHERE
 def test_rescales_and_rotates_are_true_of_the_elements(group: Group) -> None:
-    """Asked of the group by trying: every scale of an axis or a plane, every turn of two or three."""
+    """Asked by trying: every scale of an axis or a plane, every turn of two or three axes."""
     dim = group.dim
     diagonals = [_diagonal(dim, {i: 2.0}) for i in range(dim)]
     diagonals += [_diagonal(dim, {i: 2.0, j: 2.0}) for i in range(dim) for j in range(i)]
@@ -507,7 +508,7 @@ def test_arrays_and_lists_and_other_dtypes_are_matrices_too() -> None:
 @pytest.mark.parametrize("dim", [0, -1, True, 2.0])
 def test_dimensions_that_are_none(dim: object) -> None:
     for kind in (*_SUBGROUPS, Unknown):
-        with pytest.raises((ValueError, TypeError), match="whole number of at least 1|int"):
+        with pytest.raises((ValueError, TypeError), match=r"whole number of at least 1|int"):
             kind(dim)  # pyright: ignore
 
 

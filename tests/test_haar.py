@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from basis_probe.algebra.haar import haar, haar_directions, haar_fixing
 from torch import Tensor
+
+from basis_probe.algebra.haar import haar, haar_directions, haar_fixing
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -35,7 +35,7 @@ def haar(dim: int, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
 
 def haar_directions(
     dim: int, count: int, generator: torch.Generator
-) -> Float64[Tensor, "dim count"]:
+) -> Float64[Tensor, "dim direction"]:
     """Orthonormal columns, distributed as the first `count` columns of a uniform rotation.
 
     Args:
@@ -61,7 +61,7 @@ def haar_directions(
 
 
 def haar_fixing(
-    vectors: Float[Tensor, "count dim"], generator: torch.Generator
+    vectors: Float[Tensor, "sample dim"], generator: torch.Generator
 ) -> Float64[Tensor, "dim dim"]:
     """An orthogonal matrix that leaves the vectors where they are, uniform among all of those.
 
@@ -115,18 +115,18 @@ def require_cpu(generator: torch.Generator) -> None:
         )
 
 
-def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tensor, "dim count"]:
+def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tensor, "dim direction"]:
     require_cpu(generator)
     return torch.randn(dim, count, generator=generator, dtype=torch.float64)
 
 
-def _positive_qr(columns: Float64[Tensor, "dim count"]) -> Float64[Tensor, "dim count"]:
+def _positive_qr(columns: Float64[Tensor, "dim direction"]) -> Float64[Tensor, "dim direction"]:
     """The orthogonal factor of the QR decomposition whose R has a positive diagonal."""
     q, r = torch.linalg.qr(columns)
     return q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
 
 
-def _span(vectors: Float64[Tensor, "count dim"]) -> Float64[Tensor, "dim rank"]:
+def _span(vectors: Float64[Tensor, "sample dim"]) -> Float64[Tensor, "dim direction"]:
     """An orthonormal basis of the span of the rows."""
     # The largest entry first: squares of very small or large entries leave the range of float64.
     largest = vectors.abs().amax(dim=1, keepdim=True)

@@ -297,12 +297,16 @@ def _close(function: _Function, a: Tensor, b: Tensor, scale: float) -> bool:
 # --- which inputs an output depends on ------------------------------------------------------------
 
 
-def _rows(function: _Function, count: int, seed: int) -> Float64[Tensor, "sample dim"]:
-    """Normal values in rows of sizes 0.1, 1 and 10, in turn."""
+_SIZES = (1.0, 0.1, 10.0)
+
+
+def _rows(
+    function: _Function, count: int, seed: int, sizes: tuple[float, ...] = _SIZES
+) -> Float64[Tensor, "sample dim"]:
+    """Normal values in rows of these sizes, in turn."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, function.dim, generator=generator, dtype=torch.float64)
-    sizes = torch.tensor([1.0, 0.1, 10.0], dtype=torch.float64)
-    return x * sizes[torch.arange(count) % 3, None]
+    return x * torch.tensor(sizes, dtype=torch.float64).repeat(count)[:count, None]
 
 
 def _require_row_by_row(function: _Function) -> None:
@@ -321,10 +325,12 @@ def _mixes(function: _Function) -> bool:
     """True if some output depends on a feature other than its own.
 
     The features are redrawn in two halves for every bit of their index, so that every ordered pair
-    of features is once separated into one that is redrawn and one that is kept.
+    of features is once separated into one that is redrawn and one that is kept. Few features are
+    redrawn more often, to find those that matter only where they are large.
     """
     dim = function.dim
-    x, other = _rows(function, 6, seed=2), _rows(function, 6, seed=3)
+    count = min(256, max(12, 4096 // dim))
+    x, other = (_rows(function, count, seed, (*_SIZES, 100.0)) for seed in (2, 3))
     y = function(x)
     index = torch.arange(dim)
     for bit in range((dim - 1).bit_length()):

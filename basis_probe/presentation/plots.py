@@ -160,12 +160,12 @@ def _name(axes: Axes, left: float, index: int, row: selection.Row, *, several: b
     if row.first_of_kind:
         axes.text(left, index - 0.2, kind, **_text(_INK, "right"))
     at = index + 0.2 if row.first_of_kind else index
-    axes.text(left, at, pattern, **_text(_QUIET, "right") | {"fontsize": 7})
+    axes.text(left, at, pattern, **_text(_QUIET, "right", size=7.0))
 
 
-def _text(colour: str, side: str) -> dict[str, Any]:
+def _text(colour: str, side: str, *, size: float = 8.5) -> dict[str, Any]:
     return {
-        "fontsize": 8.5,
+        "fontsize": size,
         "color": colour,
         "ha": side,
         "va": "center",

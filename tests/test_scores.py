@@ -1,0 +1,349 @@
+"""Scores are what their formulas say, and do not move when the site's own group acts."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from basis_probe.algebra.groups import (
+    Blocks,
+    GeneralLinear,
+    Group,
+    LineStabiliser,
+    Monomial,
+    Orthogonal,
+    Planes,
+    PositiveMonomial,
+)
+from basis_probe.statistics.nulls import (
+    Alternatives,
+    Counterfactual,
+    Frame,
+    Geometry,
+    LinearLayer,
+    Problem,
+    Rotation,
+)
+from basis_probe.statistics.scores import (
+    KURTOSIS,
+    NON_GAUSSIANITY,
+    SAMPLE_KURTOSIS,
+    SCORES,
+    Measured,
+    Reads,
+    Rows,
+    Score,
+)
+
+SAMPLES, DIM = 400, 8
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=_generator(seed), dtype=torch.float64)
+
+
+def _data() -> Tensor:
+    """Sparse sources on the axes, mixed a little, of unequal size, off the origin."""
+    sources = _gaussian(SAMPLES, DIM) * (_gaussian(SAMPLES, DIM, seed=1).abs() > 0.8)
+    mixed = sources + 0.3 * sources @ _gaussian(DIM, DIM, seed=2)
+    return mixed * torch.logspace(-1, 1, DIM, dtype=torch.float64) + _gaussian(DIM, seed=3)
+
+
+def _of(score: Score, frame: Frame, *, unit_axes: bool = False) -> Tensor:
+    return Measured(frame, unit_axes=unit_axes).of(score)
+
+
+# --- formulas -------------------------------------------------------------------------------------
+
+
+def test_kurtosis_is_that_of_every_axis_over_samples() -> None:
+    x = _data()
+    d = x - x.mean(0)
+    expected = d.pow(4).mean(0) / d.square().mean(0).square()
+    torch.testing.assert_close(_of(KURTOSIS, Frame(x)), expected)
+    torch.testing.assert_close(_of(NON_GAUSSIANITY, Frame(x)), (expected - 3).abs())
+
+
+def test_non_gaussianity_counts_flat_axes_as_well_as_heavy_ones() -> None:
+    steps = torch.linspace(0, 2 * math.pi, 1001, dtype=torch.float64)[:-1]
+    sinusoid, gaussian = steps.sin(), _gaussian(1000)
+    coin = (torch.arange(1000) % 2).double()
+    sparse = torch.zeros(1000, dtype=torch.float64)
+    sparse[::20] = 1.0
+    found = _of(NON_GAUSSIANITY, Frame(torch.stack([sinusoid, coin, sparse, gaussian], 1)))
+    torch.testing.assert_close(found[:2], torch.tensor([1.5, 2.0]).double(), rtol=1e-9, atol=1e-9)
+    assert found[2] > 10
+    assert found[3] < 0.5
+
+
+def test_sample_kurtosis_is_shared_out_over_axes() -> None:
+    x = _data()
+    kappa = DIM * x.pow(4).sum(1) / x.square().sum(1).square()
+    found = _of(SAMPLE_KURTOSIS, Frame(x))
+    torch.testing.assert_close(found.mean(), kappa.mean())
+    # In units of each axis' root mean square, units do not count.
+    units = torch.logspace(-5, 5, DIM, dtype=torch.float64)
+    torch.testing.assert_close(
+        _of(SAMPLE_KURTOSIS, Frame(x * units), unit_axes=True),
+        _of(SAMPLE_KURTOSIS, Frame(x), unit_axes=True),
+    )
+    assert (_of(SAMPLE_KURTOSIS, Frame(x * units)).mean() - kappa.mean()).abs() > 0.1
+
+
+def test_an_axis_that_never_varies_has_no_score() -> None:
+    x = _data()
+    x[:, 2] = 0.25
+    for score in (KURTOSIS, NON_GAUSSIANITY):
+        assert _of(score, Frame(x)).isnan().tolist() == [axis == 2 for axis in range(DIM)]
+    x[:, 2] = 0.0
+    assert _of(SAMPLE_KURTOSIS, Frame(x), unit_axes=True).isfinite().all()
+
+
+def test_a_score_reads_the_tensor_that_it_names() -> None:
+    pre = _data()
+    frame = Frame(pre.relu(), pre)
+    torch.testing.assert_close(_of(NON_GAUSSIANITY, frame), _of(NON_GAUSSIANITY, Frame(pre)))
+    torch.testing.assert_close(_of(KURTOSIS, frame), _of(KURTOSIS, Frame(pre.relu())))
+    reads = {score.name: score.reads for score in SCORES.values()}
+    assert reads == {
+        "non_gaussianity": Reads.PREACTIVATIONS,
+        "kurtosis": Reads.ACTIVATIONS,
+        "sample_kurtosis": Reads.ACTIVATIONS,
+    }
+
+
+def test_parts_are_scored_apart_and_averaged() -> None:
+    x = _data()
+    first = torch.arange(SAMPLES) < 150
+    frame = Frame(x, parts=(first, ~first))
+    for score in SCORES.values():
+        apart = [_of(score, Frame(x[rows])) for rows in (first, ~first)]
+        torch.testing.assert_close(_of(score, frame), (apart[0] + apart[1]) / 2)
+    nothing = Frame(x, parts=(first | ~first, first & ~first))
+    torch.testing.assert_close(_of(KURTOSIS, nothing), _of(KURTOSIS, Frame(x)))
+
+
+def test_moments_are_computed_once_for_all_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    from basis_probe.statistics import scores as scores_module
+
+    calls: list[int] = []
+    of = scores_module.Moments.of
+
+    def counted(x: Tensor) -> object:
+        calls.append(1)
+        return of(x)
+
+    monkeypatch.setattr(scores_module.Moments, "of", staticmethod(counted))
+    rows = Rows(_data())
+    torch.testing.assert_close(
+        (KURTOSIS.per_direction(rows) - 3).abs(), rows.moments.kurtosis.sub(3).abs()
+    )
+    NON_GAUSSIANITY.per_direction(rows)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("score", SCORES.values(), ids=list(SCORES))
+def test_a_score_does_what_it_declares(score: Score) -> None:
+    assert SCORES[score.name] is score
+    assert score.formula
+    assert score.source
+    x = _data()
+    units = torch.logspace(-3, 3, DIM, dtype=torch.float64)
+    moved = _of(score, Frame(x * units)) - _of(score, Frame(x))
+    assert bool(moved.abs().max() < 1e-8) == score.scale_free
+    # Scale-free scores of an axis do not depend on the other axes; those across axes do.
+    changed = x.clone()
+    changed[:, 1:] = _gaussian(SAMPLES, DIM - 1, seed=8)
+    same = torch.isclose(_of(score, Frame(changed))[0], _of(score, Frame(x))[0])
+    assert bool(same) != score.across_axes
+
+
+# --- equivariance ---------------------------------------------------------------------------------
+
+DRAWS = 200
+
+
+def _draws(alternatives: Alternatives, score: Score, seed: int) -> Tensor:
+    """The score of every direction of many frames, [DRAWS, dim]."""
+    generator = _generator(seed)
+    return torch.stack([_of(score, alternatives.frame(generator)) for _ in range(DRAWS)])
+
+
+def _same_law(a: Tensor, b: Tensor) -> None:
+    """Means, spreads and upper tenths of two sets of independent draws agree to their errors."""
+    bar = torch.cat([a, b]).quantile(0.9)
+    for left, right in (
+        (a, b),
+        ((a - a.mean()).square(), (b - b.mean()).square()),
+        ((a > bar).double(), (b > bar).double()),
+    ):
+        error = math.sqrt(float(left.var() + right.var()) / DRAWS)
+        assert abs(float(left.mean() - right.mean())) < 4 * error
+
+
+ACTING: dict[str, Group] = {
+    "orthogonal": Orthogonal(DIM),
+    "positive-monomial": PositiveMonomial(DIM),
+    "monomial": Monomial(DIM),
+    "general-linear": GeneralLinear(DIM),
+    "line-stabiliser": LineStabiliser(DIM),
+    "heads": Blocks(GeneralLinear(2), count=2, copies=2),
+    "planes": Planes(DIM, pairing="half"),
+}
+
+
+def _alternatives(x: Tensor, group: Group) -> Alternatives:
+    halves = torch.arange(len(x)) % 2
+    return Rotation().alternatives(Problem(x=x, group=group, halves=halves))
+
+
+@pytest.mark.parametrize("name", ACTING)
+@pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
+def test_the_law_of_the_null_does_not_move_when_the_group_acts(name: str, score: Score) -> None:
+    group = ACTING[name]
+    element = group.sample(_generator(4))
+    x = _data()
+    before = _draws(_alternatives(x, group), score, seed=5)
+    after = _draws(_alternatives(x @ element.T, group), score, seed=6)
+    for here, there in _compared(name, element):
+        _same_law(before[:, here].mean(1), after[:, there].mean(1))
+
+
+def _compared(name: str, element: Tensor) -> list[tuple[list[int], list[int]]]:
+    """Which directions have one law before and after: those in the first list, in the second."""
+    if name == "planes":
+        # A plane keeps its place: each has a law of its own.
+        return [([p, p + DIM // 2], [p, p + DIM // 2]) for p in range(DIM // 2)]
+    if name == "heads":
+        # Heads change places. One direction of each: the angles between axes do change.
+        blocks = element.reshape(2, 4, 2, 4).abs().amax((1, 3))
+        return [([4 * int(source)], [4 * head]) for head, source in enumerate(blocks.argmax(1))]
+    if name == "general-linear":
+        return [([0], [0])]
+    everything = list(range(DIM))
+    return [(everything, everything)]
+
+
+@pytest.mark.parametrize("name", ["positive-monomial", "monomial"])
+@pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
+def test_the_observed_axes_keep_their_scores_where_the_group_keeps_axes(
+    name: str, score: Score
+) -> None:
+    group, x = ACTING[name], _data()
+    element = group.sample(_generator(7))
+    before = _of(score, _alternatives(x, group).frame(None))
+    after = _of(score, _alternatives(x @ element.T, group).frame(None))
+    order = element.abs().argmax(1)
+    torch.testing.assert_close(after, before[order], rtol=1e-9, atol=1e-9)
+
+
+def test_rescaled_axes_give_the_very_same_frames() -> None:
+    x = _data()
+    units = torch.logspace(-4, 4, DIM, dtype=torch.float64)
+    group = PositiveMonomial(DIM)
+    one, other = (_alternatives(y, group).frame(_generator()).post for y in (x, x * units))
+    torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
+
+
+def test_what_lies_along_the_line_changes_no_frame() -> None:
+    x, group = _data(), LineStabiliser(DIM)
+    lifted = x + (x @ _gaussian(DIM, seed=9))[:, None]
+    for generator in (None, _generator):
+        one, other = (
+            _alternatives(y, group).frame(generator and generator()).post for y in (x, lifted)
+        )
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
+
+
+def _layer_alternatives(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    geometry: Geometry,
+    bend: Callable[[Tensor], Tensor] = torch.relu,
+) -> Alternatives:
+    layer = LinearLayer(
+        inputs=inputs[..., None],
+        weights=(weight[..., None],),
+        biases=(bias,),
+        pre=lambda made: made[0],
+        post=lambda made: bend(made[0]),
+        geometry=geometry,
+        centred=False,
+    )
+    problem = Problem(
+        x=bend(inputs @ weight.T + bias),
+        group=PositiveMonomial(len(weight)),
+        halves=torch.arange(len(inputs)) % 2,
+        layer=layer,
+    )
+    return Counterfactual().alternatives(problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """A layer's inputs, weights and biases."""
+
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+LAYER = Numbers(_data(), _gaussian(12, DIM, seed=10), _gaussian(12, seed=11))
+
+INPUT_GROUPS: dict[Geometry, Group] = {
+    Geometry.EUCLIDEAN: Orthogonal(DIM),
+    Geometry.STANDARDISED: PositiveMonomial(DIM),
+    Geometry.WHITENED: GeneralLinear(DIM),
+}
+
+
+@pytest.mark.parametrize("geometry", INPUT_GROUPS)
+@pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
+def test_a_finding_does_not_move_when_the_group_of_the_input_acts(
+    geometry: Geometry, score: Score
+) -> None:
+    element = INPUT_GROUPS[geometry].sample(_generator(12))
+    before = _layer_alternatives(LAYER.inputs, LAYER.weight, LAYER.bias, geometry)
+    after = _layer_alternatives(
+        LAYER.inputs @ element.T, LAYER.weight @ torch.linalg.inv(element), LAYER.bias, geometry
+    )
+    torch.testing.assert_close(
+        _of(score, after.frame(None)), _of(score, before.frame(None)), rtol=1e-8, atol=1e-8
+    )
+    # A neuron may be dead in some frames: it has no score there.
+    _same_law(_draws(before, score, seed=13).nanmean(1), _draws(after, score, seed=14).nanmean(1))
+
+
+@pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
+def test_a_finding_does_not_move_when_the_group_of_the_neurons_acts(score: Score) -> None:
+    element = PositiveMonomial(12).sample(_generator(15))
+    order = element.argmax(1)
+    before = _layer_alternatives(LAYER.inputs, LAYER.weight, LAYER.bias, Geometry.EUCLIDEAN)
+    after = _layer_alternatives(
+        LAYER.inputs, element @ LAYER.weight, element @ LAYER.bias, Geometry.EUCLIDEAN
+    )
+    for generator in (None, _generator):
+        torch.testing.assert_close(
+            _of(score, after.frame(generator and generator())),
+            _of(score, before.frame(generator and generator()))[order],
+            rtol=1e-8,
+            atol=1e-8,
+        )
+
+
+def test_the_check_of_laws_notices_a_geometry_that_the_group_moves() -> None:
+    # Euclidean turns of axes that the group rescales: the wrong geometry, and the law moves.
+    x, units = _data(), torch.logspace(0, 1.5, DIM, dtype=torch.float64)
+    euclidean = [
+        _draws(_alternatives(y, Orthogonal(DIM)), KURTOSIS, seed=16).mean(1) for y in (x, x / units)
+    ]
+    with pytest.raises(AssertionError):
+        _same_law(*euclidean)
