@@ -254,6 +254,7 @@ def _places(
                 repeat=1 if known is None else known.repeat,
                 convolution=None if known is None else known.convolution,
                 pre=None if bent is None else bent[0],
+                held=() if known is None else known.held,
                 centred=geometry_of(symmetry.group) is Geometry.LINE,
             ),
             layer=known,
@@ -269,8 +270,9 @@ def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:
     if known is None or known.normalised:
         return Geometry.EUCLIDEAN
     geometry = geometry_of(derivation.read(known.source, known.width))
-    both = (Geometry.STANDARDISED, Geometry.WHITENED)
-    return geometry if geometry in both else Geometry.EUCLIDEAN
+    if geometry is Geometry.WHITENED:
+        return Geometry.POLAR
+    return Geometry.BALANCED if geometry is Geometry.STANDARDISED else Geometry.EUCLIDEAN
 
 
 def _overrides(groups: Groups | None, chosen: Mapping[str, Site]) -> dict[str, Group | str]:
@@ -491,7 +493,7 @@ def _problem(
     notes: tuple[str, ...] = ()
     linear = None
     if place.layer is not None and "inputs" in rows:
-        linear = _linear_layer(place.layer, rows["inputs"], place.geometry, dtype)
+        linear = _linear_layer(place.layer, rows, place.geometry, dtype)
         made = linear.post(_outputs(linear)).double()
         scale = float(x.square().mean().sqrt())
         error = float((made - x).abs().max()) if made.shape == x.shape else math.inf
@@ -525,11 +527,12 @@ def _outputs(linear: LinearLayer) -> tuple[Tensor, ...]:
 
 
 def _linear_layer(
-    found: Layer, inputs: Tensor, geometry: Geometry, dtype: torch.dtype
+    found: Layer, rows: Mapping[str, Tensor], geometry: Geometry, dtype: torch.dtype
 ) -> LinearLayer:
     """The layer as numbers, a norm's gain moved from the input into the weights."""
     working = torch.float64 if dtype is torch.float64 else torch.float32
-    inputs = inputs.double()
+    inputs = rows["inputs"].double()
+    held = tuple(rows[f"held {place}"].to(working) for place in range(len(found.held)))
     weights = [
         weight.detach().cpu().double().reshape(len(weight), found.width, -1)
         for weight in found.weights
@@ -548,8 +551,15 @@ def _linear_layer(
         inputs=inputs.to(working),
         weights=tuple(weight.to(working) for weight in weights),
         biases=tuple(None if bias is None else bias.to(working) for bias in biases),
-        pre=found.pre,
-        post=found.post,
+        pre=_holding(found.pre, held),
+        post=_holding(found.post, held) or found.post,
         geometry=geometry,
         centred=found.centred,
     )
+
+
+def _holding(
+    function: Callable[[tuple[Tensor, ...]], Tensor] | None, held: tuple[Tensor, ...]
+) -> Callable[[tuple[Tensor, ...]], Tensor] | None:
+    """The function of the maps' outputs alone, what is held given."""
+    return None if function is None else lambda outputs: function((*outputs, *held))

@@ -46,8 +46,18 @@ class Outcome(enum.Enum):
     UNDECIDED = "no finding, for the reason given"
 
 
-@dataclasses.dataclass(frozen=True)
-class Certificate:
+class _Exact:
+    """Equality of every number, NaN included."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and _encode(self) == _encode(other)
+
+    def __hash__(self) -> int:
+        return hash(str(_encode(self)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Certificate(_Exact):
     """How far the outputs moved when an element of the claimed group acted, and when one outside did."""
 
     holds: bool
@@ -98,8 +108,8 @@ class NullRecord:
     approximate: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class ClosedFormRecord:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClosedFormRecord(_Exact):
     """The mean (and standard deviation, where known) that the null has without sampling."""
 
     mean: float
@@ -109,7 +119,7 @@ class ClosedFormRecord:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScoreResult:
+class ScoreResult(_Exact):
     """One score of one site against its null.
 
     Attributes:
@@ -157,10 +167,6 @@ class ScoreResult:
     all_samples: float
     closed_form: ClosedFormRecord | None = None
     note: str = ""
-
-    def __eq__(self, other: object) -> bool:
-        """True if every number, NaN included, is the same."""
-        return isinstance(other, ScoreResult) and _encode(self) == _encode(other)
 
 
 @dataclasses.dataclass(frozen=True)

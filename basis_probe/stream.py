@@ -41,6 +41,7 @@ class Plan:
         repeat: how many consecutive entries of it belong to one feature.
         convolution: how windows are cut from that input, where the map is a convolution.
         pre: where the tensor before its nonlinearity is, if it is to be caught.
+        held: where the tensors are that are added to what the linear map makes.
         centred: True to subtract each sample's mean over features before comparing features.
     """
 
@@ -52,6 +53,7 @@ class Plan:
     repeat: int = 1
     convolution: Convolution | None = None
     pre: Address | None = None
+    held: tuple[Address, ...] = ()
     centred: bool = False
 
 
@@ -63,7 +65,7 @@ class Seen:
         moments: of every axis over all samples.
         kurtosis: of every sample across axes.
         kept: a uniform sample of rows: "x" [samples, dim], and what was planned of "inputs"
-            [samples, width, positions] and "pre" [samples, dim].
+            [samples, width, positions], "pre" and "held 0", "held 1" ... [samples, dim].
         bad: (number of the batch, NaN or infinite values in it) for every batch that had some.
         missed: batches in which the site did not run.
     """
@@ -123,12 +125,17 @@ class Observer:
         found: dict[Address, Catcher] = {}
         if self.plan.inputs is not None:
             found[self.plan.inputs] = functools.partial(self._take, "inputs")
-        if self.plan.pre is not None:
-            found[self.plan.pre] = functools.partial(self._take, "pre")
+        for name, address in self._beside():
+            found[address] = functools.partial(self._take, name)
         if self.plan.address in found:
             raise ValueError("a site cannot be its own input")
         found[self.plan.address] = self._finish
         return found
+
+    def _beside(self) -> list[tuple[str, Address]]:
+        """What is caught besides, feature by feature as the site itself."""
+        found = [(f"held {place}", address) for place, address in enumerate(self.plan.held)]
+        return found if self.plan.pre is None else [*found, ("pre", self.plan.pre)]
 
     def _take(self, name: str, tensor: Tensor) -> None:
         # An in-place function may overwrite what is caught before the site is reached.
@@ -157,11 +164,12 @@ class Observer:
         near = torch.nonzero(priority <= self.threshold).flatten()
         chosen = counted[near.to(counted.device)]
         kept = {"x": flat[chosen].cpu()}
-        inputs, pre = self.waiting.get("inputs"), self.waiting.get("pre")
-        if inputs is not None:
-            kept["inputs"] = self._windows(inputs, tensor, chosen).cpu()
-        if pre is not None:
-            kept["pre"] = _rows(pre, plan.layout).reshape(-1, plan.dim)[chosen].cpu()
+        if "inputs" in self.waiting:
+            kept["inputs"] = self._windows(self.waiting["inputs"], tensor, chosen).cpu()
+        for name, _ in self._beside():
+            if name in self.waiting:
+                beside = _rows(self.waiting[name], plan.layout)
+                kept[name] = beside.reshape(-1, plan.dim)[chosen].cpu()
         self.waiting = {}
         self.seen = Seen(
             _at_home(Moments.of(exact)),

@@ -96,7 +96,7 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         return _undecided(f"Undecided: {found.null.because}.")
     best = min(deciding, key=lambda score: (score.p_adjusted, -score.effect))
     stands_out = best.p_adjusted <= LEVEL
-    data = _data_clause(best, deciding, found.null, stands_out)
+    data = _data_clause(best, deciding, found.null, stands_out) + _aside(scores, stands_out)
     privileged = found.symmetry.privileged
     if privileged is Privileged.UNKNOWN:
         return _undecided(
@@ -106,8 +106,8 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         if stands_out:
             return Verdict(
                 Outcome.PRIVILEGED,
-                f"The architecture fixes these axes up to the group {found.symmetry.group.name}, and "
-                f"{data}: this layer may be read neuron by neuron.",
+                f"The architecture fixes these axes, and {data}: this layer may be read neuron by "
+                "neuron.",
             )
         return Verdict(
             Outcome.UNUSED,
@@ -159,12 +159,26 @@ def _data_clause(
         carried = "; at most three axes carry the finding"
     approximate = ", by an approximate null" if null.approximate else ""
     share = best.fraction_privileged
-    one_by_one = "" if math.isnan(share) else f"; {share:.0%} of the axes do so one by one"
+    one_by_one = "" if math.isnan(share) else f"; {share:.0%} of the axes do so by themselves"
     return (
         f"the data stand out on them against {against} ({_spoken(best.name)} "
         f"{_number(best.observed)} against {_number(best.null_mean)} ± "
         f"{_number(best.null_std)}, z = {_number(best.effect)}{approximate}{size}"
         f"{one_by_one}{carried})"
+    )
+
+
+def _aside(scores: dict[str, ScoreResult], stands_out: bool) -> str:
+    """What a score says that compares axes with each other, where it says something else."""
+    across = scores.get("sample_kurtosis")
+    if across is None or across.decides or stands_out or math.isnan(across.effect):
+        return ""
+    if across.p_value > LEVEL or abs(across.effect) < 4:
+        return ""
+    how = "higher" if across.effect > 0 else "lower"
+    return (
+        f"; only kurtosis across the axes of a sample is {how} than by chance (z = "
+        f"{_number(across.effect)}), as offsets and unequal variances along axes make it"
     )
 
 

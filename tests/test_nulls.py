@@ -82,7 +82,7 @@ def _rotation(geometry: Geometry, x: Tensor) -> Alternatives:
 # --- which geometry -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("geometry", Geometry)
+@pytest.mark.parametrize("geometry", GROUPS)
 def test_the_group_picks_the_geometry(geometry: Geometry) -> None:
     assert geometry_of(GROUPS[geometry]) is geometry
 
@@ -98,7 +98,7 @@ def test_groups_that_only_reorder_and_reverse_leave_lengths_alone() -> None:
 # --- rotations ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("geometry", Geometry)
+@pytest.mark.parametrize("geometry", GROUPS)
 def test_the_observed_frame_is_what_was_observed(geometry: Geometry) -> None:
     x = _data()
     frame = _rotation(geometry, x).frame(None)
@@ -138,7 +138,7 @@ def _squared_lengths(geometry: Geometry, x: Tensor, frame: Tensor) -> Tensor:
     return frame.square().sum(1)
 
 
-@pytest.mark.parametrize("geometry", Geometry)
+@pytest.mark.parametrize("geometry", GROUPS)
 def test_turned_frames_keep_the_lengths_of_their_geometry(geometry: Geometry) -> None:
     x = _data()
     alternatives = _rotation(geometry, x)
@@ -172,7 +172,7 @@ def test_turns_inside_heads_stay_inside() -> None:
     assert (one[:, :4] - other[:, :4]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("geometry", Geometry)
+@pytest.mark.parametrize("geometry", GROUPS)
 def test_one_seed_means_the_same_frames(geometry: Geometry) -> None:
     alternatives = _rotation(geometry, _data())
     one, same, other = (alternatives.frame(_generator(seed)).post for seed in (1, 1, 2))
@@ -251,7 +251,7 @@ def _weights_behind(layer: LinearLayer, generator: torch.Generator) -> list[Tens
     return found
 
 
-INPUT_GEOMETRIES = (Geometry.EUCLIDEAN, Geometry.STANDARDISED, Geometry.WHITENED)
+INPUT_GEOMETRIES = (Geometry.EUCLIDEAN, Geometry.BALANCED, Geometry.POLAR)
 
 
 @pytest.mark.parametrize("maps", [1, 2])
@@ -306,25 +306,43 @@ def test_counterfactual_neurons_keep_their_weight_length_and_angles(
     assert (found[0] - layer.weights[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("geometry", [Geometry.STANDARDISED, Geometry.WHITENED])
-def test_lengths_are_those_of_the_geometry(geometry: Geometry) -> None:
-    layer = _layer(geometry)
-    rows = layer.inputs[:, :, 0]
-    centred = rows - rows.mean(0)
-    metric = centred.T @ centred / len(rows)
-    if geometry is Geometry.STANDARDISED:
-        metric = metric.diagonal().diag()
-    lengths = [
-        torch.einsum("oi,ij,oj->o", weight[:, :, 0], metric, weight[:, :, 0])
-        for weight in (layer.weights[0], _weights_behind(layer, _generator(6))[0])
-    ]
-    torch.testing.assert_close(lengths[1], lengths[0], rtol=1e-8, atol=1e-8)
+def _balancing(weights: list[Tensor]) -> Tensor:
+    """Factors of the inputs that, with some of the outputs, give all rows and columns one length."""
+    power = torch.cat(weights).square().sum(2).log()
+    columns = torch.zeros(power.shape[1], dtype=torch.float64)
+    for _ in range(2000):
+        rows = -(power + columns).logsumexp(1, keepdim=True)
+        columns = -(power + rows).logsumexp(0)
+    return columns.exp().sqrt()
 
 
-def test_whitened_turns_keep_the_variance_of_every_neuron() -> None:
-    layer = _layer(Geometry.WHITENED)
-    observed, turned = _outputs(layer, None)[0], _outputs(layer, _generator(7))[0]
-    torch.testing.assert_close(turned.var(0), observed.var(0), rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("geometry", [Geometry.BALANCED, Geometry.POLAR])
+@pytest.mark.parametrize("maps", [1, 2])
+@pytest.mark.parametrize("positions", [1, 4])
+def test_lengths_and_angles_are_those_of_the_geometry(
+    geometry: Geometry, maps: int, positions: int
+) -> None:
+    layer = _layer(geometry, maps=maps, positions=positions)
+    rows = torch.cat([w.permute(0, 2, 1).reshape(-1, 5) for w in layer.weights])
+    metric = torch.linalg.inv(rows.T @ rows)
+    if geometry is Geometry.BALANCED:
+        metric = _balancing(list(layer.weights)).square().diag()
+    found = torch.cat(
+        [w.permute(0, 2, 1).reshape(-1, 5) for w in _weights_behind(layer, _generator(6))]
+    )
+    torch.testing.assert_close(
+        found @ metric @ found.T, rows @ metric @ rows.T, rtol=1e-7, atol=1e-7
+    )
+    assert (found - rows).abs().max() > 0.1
+
+
+def test_an_input_that_no_neuron_reads_breaks_nothing() -> None:
+    for geometry in (Geometry.BALANCED, Geometry.EUCLIDEAN):
+        layer = _layer(geometry)
+        weight = layer.weights[0].clone()
+        weight[:, 2] = 0.0
+        silent = dataclasses.replace(layer, weights=(weight,))
+        assert all(output.isfinite().all() for output in _outputs(silent, _generator()))
 
 
 def test_what_is_read_along_the_line_stays_behind_a_layer_norm() -> None:
@@ -391,6 +409,8 @@ def test_errors_say_what_is_missing() -> None:
         Rotation(geometry=Geometry.HEADS).alternatives(problem)
     with pytest.raises(ValueError, match="inside planes needs a group of planes"):
         Rotation(geometry=Geometry.PLANES).alternatives(problem)
+    with pytest.raises(ValueError, match="cannot be turned WHITENED"):
+        _outputs(_layer(Geometry.WHITENED), None)
 
 
 @pytest.mark.parametrize("null", [Rotation(), Counterfactual(), TurnedPreactivation()])
@@ -500,7 +520,7 @@ def test_turned_activations_reject_an_untrained_layer_always() -> None:
     assert _rejected(turned, 40) >= 0.95
 
 
-@pytest.mark.parametrize("geometry", Geometry)
+@pytest.mark.parametrize("geometry", GROUPS)
 def test_planted_sources_are_found(geometry: Geometry) -> None:
     def planted(seed: int) -> Alternatives:
         x = _laplace(1500, DIM, seed=seed)

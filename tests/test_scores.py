@@ -300,8 +300,8 @@ LAYER = Numbers(_data(), _gaussian(12, DIM, seed=10), _gaussian(12, seed=11))
 
 INPUT_GROUPS: dict[Geometry, Group] = {
     Geometry.EUCLIDEAN: Orthogonal(DIM),
-    Geometry.STANDARDISED: PositiveMonomial(DIM),
-    Geometry.WHITENED: GeneralLinear(DIM),
+    Geometry.BALANCED: PositiveMonomial(DIM),
+    Geometry.POLAR: GeneralLinear(DIM),
 }
 
 
@@ -322,13 +322,16 @@ def test_a_finding_does_not_move_when_the_group_of_the_input_acts(
     _same_law(_draws(before, score, seed=13).nanmean(1), _draws(after, score, seed=14).nanmean(1))
 
 
+@pytest.mark.parametrize("geometry", [Geometry.EUCLIDEAN, Geometry.BALANCED])
 @pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
-def test_a_finding_does_not_move_when_the_group_of_the_neurons_acts(score: Score) -> None:
+def test_a_finding_does_not_move_when_the_group_of_the_neurons_acts(
+    geometry: Geometry, score: Score
+) -> None:
     element = PositiveMonomial(12).sample(_generator(15))
     order = element.argmax(1)
-    before = _layer_alternatives(LAYER.inputs, LAYER.weight, LAYER.bias, Geometry.EUCLIDEAN)
+    before = _layer_alternatives(LAYER.inputs, LAYER.weight, LAYER.bias, geometry)
     after = _layer_alternatives(
-        LAYER.inputs, element @ LAYER.weight, element @ LAYER.bias, Geometry.EUCLIDEAN
+        LAYER.inputs, element @ LAYER.weight, element @ LAYER.bias, geometry
     )
     for generator in (None, _generator):
         torch.testing.assert_close(

@@ -159,6 +159,8 @@ class Layer:
         pre: the tensor before the nonlinearity, as a function of the maps' outputs; None if there
             is no nonlinearity.
         post: the site itself as a function of the maps' outputs.
+        held: where the tensors are that are added to the maps' outputs and are left as they are, as
+            what a residual connection carries; `pre` and `post` take their rows behind the outputs.
         gain, bias: [width], where a norm's gain was peeled off the input.
         centred: True if the input comes from a LayerNorm, whose rows have mean zero.
         normalised: True if it comes from any norm.
@@ -174,6 +176,7 @@ class Layer:
     convolution: Convolution | None
     pre: Callable[[tuple[Tensor, ...]], Tensor] | None
     post: Callable[[tuple[Tensor, ...]], Tensor]
+    held: tuple[Address, ...]
     gain: Tensor | None
     bias: Tensor | None
     centred: bool
@@ -477,6 +480,8 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         return "the features of the site are not understood"
     linears: list[int] = []
     pres: list[int] = []
+    held: list[int] = []
+    addresses: list[Address] = []
     waiting = [vertex.node]
     seen: set[int] = set()
     while waiting:
@@ -496,6 +501,18 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         if here.kind is Kind.CARRIER and here.op == "view":
             before, after = trace.node(here.carried[0]), trace.node(here.node)
             passes = before.shape == after.shape
+        if here.kind is Kind.SUM and pres and not held and len(here.carried) == 2:
+            # A residual connection below a nonlinearity: what it carries is held as it is.
+            branches = [_linears_below(facts, index) for index in here.carried]
+            turned = max((0, 1), key=lambda place: max(branches[place], default=-1))
+            if branches[turned]:
+                kept = here.carried[1 - turned]
+                address = _summand(facts, here.node, kept)
+                if address is not None:
+                    held.append(kept)
+                    addresses.append(address)
+                    waiting.append(here.carried[turned])
+                    continue
         if not passes:
             return f"{here.kind.value} ({here.op}) lies between the site and a linear map"
         waiting.extend(here.carried)
@@ -540,7 +557,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
                 else o.reshape(o.shape[0], *([1] * (ndim - 2)), o.shape[1])
                 for o in outputs
             ]
-            values = dict(zip(linears, rows, strict=True))
+            values = dict(zip((*linears, *held), rows, strict=True))
             out = graph.replay(target, values)
             return out.reshape(outputs[0].shape[0], -1)
 
@@ -557,11 +574,42 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         convolution=convolution,
         pre=run(pres[0]) if pres else None,
         post=run(vertex.node),
+        held=tuple(addresses),
         gain=gain,
         bias=bias,
         centred=centred,
         normalised=normalised,
     )
+
+
+def _linears_below(facts: Facts, index: int) -> list[int]:
+    """The linear maps that write a tensor with nothing but single-feature functions in between."""
+    graph, found = facts.graph, list[int]()
+    waiting = [index]
+    while waiting:
+        here = graph.vertices[waiting.pop()]
+        if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
+            found.append(here.node)
+        elif here.kind is Kind.BATCH_NORM:
+            waiting.extend(here.carried)
+        elif here.kind is Kind.REGION and facts.regions[here.node].shape in (
+            Shape.SCALE,
+            Shape.DIAGONAL,
+        ):
+            waiting.extend(here.carried)
+        else:
+            return []
+    return found
+
+
+def _summand(facts: Facts, total: int, part: int) -> Address | None:
+    """Where one of the tensors that are added can be caught."""
+    trace = facts.graph.trace
+    node = trace.node(total)
+    for argument in node.inputs:
+        if facts.graph.same.get(argument) == part and trace.node(argument).shape == node.shape:
+            return catch(trace, node, argument)
+    return None
 
 
 def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]] | None:

@@ -35,6 +35,14 @@ class Geometry(enum.Enum):
     WHITENED = "every direction at unit variance: the group holds every invertible map"
     LINE = "off the all-ones direction, which every turn leaves fixed"
     HEADS = "whitened inside every head: the group holds every invertible map of a head"
+    BALANCED = (
+        "the layer's inputs and outputs scaled until every row and column of its weights has one "
+        "length: the groups on both sides rescale axes"
+    )
+    POLAR = (
+        "the layer's inputs turned and scaled until its weights are a partial isometry: the group of "
+        "its input holds every invertible map"
+    )
     PLANES = "inside every 2-d plane: the group turns and scales planes"
 
 
@@ -69,7 +77,7 @@ class LinearLayer:
         pre: the tensor before the nonlinearity, [samples, dim], from the maps' outputs; None
             where there is none.
         post: the activations, [samples, dim], from the maps' outputs.
-        geometry: the geometry of the input space.
+        geometry: the geometry of the input space: EUCLIDEAN, BALANCED or POLAR.
         centred: True if the inputs' features sum to zero in every row, as behind a LayerNorm: turns
             leave the all-ones direction fixed.
     """
@@ -370,14 +378,15 @@ class _TurnedInput(Alternatives):
         self.to = self.back = None
         self.scale = None
         fixed = [mean]
-        if layer.geometry is Geometry.STANDARDISED:
-            std = rows.std(0, correction=0)
-            self.scale = torch.where(std > std.max() * 1e-12, std, torch.ones_like(std))
+        if layer.geometry is Geometry.BALANCED:
+            self.scale = 1 / _column_lengths(layer.weights)
             fixed = [mean / self.scale]
-        elif layer.geometry is Geometry.WHITENED:
-            centred = rows - mean
-            self.back, self.to = _roots(centred.T @ centred / len(rows))
+        elif layer.geometry is Geometry.POLAR:
+            gram = sum(torch.einsum("ocp,odp->cd", w.double(), w.double()) for w in layer.weights)
+            self.to, self.back = _roots(torch.as_tensor(gram))
             fixed = [self.to @ mean]
+        elif layer.geometry is not Geometry.EUCLIDEAN:
+            raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
         if layer.centred:
             fixed.append(torch.ones_like(mean))
         self.fixed = torch.stack(fixed).cpu()
@@ -402,6 +411,30 @@ class _TurnedInput(Alternatives):
         made = tuple(outputs)
         pre = None if layer.pre is None else layer.pre(made)
         return Frame(layer.post(made), pre)
+
+
+def _column_lengths(weights: tuple[Tensor, ...]) -> Tensor:
+    """The length that every input's column has once rows and columns are balanced against each other.
+
+    Dividing column c by the c-th of these, and the rows by numbers of their own, gives every row and
+    every column of the weights the same length: the fixed point of dividing by row and column lengths
+    in turn (Sinkhorn and Knopp 1967, of the squared weights). It moves along when inputs are rescaled
+    and does not change when outputs are.
+    """
+    power = torch.cat([w.double().square().sum(2) for w in weights])
+    power = power[power.sum(1) > 0]
+    columns = torch.ones(power.shape[1], dtype=torch.float64, device=power.device)
+    if not len(power):
+        return columns
+    for _ in range(200):
+        rows = (power / columns).mean(1, keepdim=True)
+        new = (power / rows).mean(0)
+        new = torch.where(new > 0, new, torch.ones_like(new))
+        done = float((new / columns).log().abs().max()) < 1e-10
+        columns = new
+        if done:
+            break
+    return columns.sqrt()
 
 
 @dataclasses.dataclass(frozen=True)
