@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group, Unknown, group_from_name
 from basis_probe.algebra.intertwiner import callable_of
-from basis_probe.findings import Case, chosen_null, chosen_scores, gather, report
+from basis_probe.findings import Case, chosen_null, chosen_scores, chosen_seed, gather, report
 from basis_probe.results import SiteReport, Symmetry
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.statistics.nulls import (
@@ -70,7 +70,7 @@ def probe_activations(
     """
     values = _matrix("x", x)
     samples, dim = values.shape
-    used, wanted = chosen_scores(scores), chosen_null(null)
+    used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
     symmetry = _symmetry(group, dim)
     before = None if pre is None else _matrix("pre", pre, rows=samples, columns=dim)
     function = None if nonlinearity is None else callable_of(nonlinearity)[1]
@@ -144,6 +144,11 @@ def _matrix(
         raise TypeError(
             f"{name} is a {type(values).__name__}: give a numpy array or a torch tensor"
         )
+    if isinstance(values, np.ndarray) and (
+        not values.flags.writeable or any(stride < 0 for stride in values.strides)
+    ):
+        # Torch cannot share an array that is read-only or runs backwards.
+        values = values.copy()
     tensor = torch.as_tensor(values).detach()
     if not tensor.is_floating_point():
         raise TypeError(

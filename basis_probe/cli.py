@@ -23,7 +23,11 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import importlib.metadata
 
-        print(f"basis-probe {importlib.metadata.version('basis-probe')}")
+        try:
+            version = importlib.metadata.version("basis-probe")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(run from its sources, not installed)"
+        print(f"basis-probe {version}")
         parser.exit()
 
 
@@ -143,11 +147,12 @@ def _output(text: str) -> Path:
 
 def _demo(parsed: argparse.Namespace, console: Console) -> None:
     from basis_probe import demo
+    from basis_probe.adapters.models import device_of
 
     texts = demo.texts(parsed.texts, seed=1)
     size = parsed.batch_size
     data = [texts[start : start + size] for start in range(0, len(texts), size)]
-    _probe(demo.load(parsed.device), data, parsed, console, max_samples=None)
+    _probe(demo.load(device_of(parsed.device)), data, parsed, console, max_samples=None)
 
 
 def _report(parsed: argparse.Namespace, console: Console) -> None:
@@ -204,8 +209,10 @@ def _show(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _load(model: str, device: str, console: Console) -> Any:
+    from basis_probe.adapters.models import device_of
     from basis_probe.adapters.pretrained import from_directory
 
+    device = str(device_of(device))
     with console.status(f"loading {model}"):
         return from_directory(model, device=device)
 
@@ -218,21 +225,29 @@ def _probe(
     *,
     max_samples: int | None,
 ) -> Report:
+    from basis_probe.errors import StreamError
     from basis_probe.presentation.terminal import render
     from basis_probe.probe import probe
 
-    report = probe(
-        bridge,
-        data,
-        sites=parsed.sites,
-        null=parsed.null,
-        seed=parsed.seed,
-        max_samples=max_samples,
-        progress=sys.stderr.isatty(),
-    )
+    failure: StreamError | None = None
+    try:
+        report = probe(
+            bridge,
+            data,
+            sites=parsed.sites,
+            null=parsed.null,
+            seed=parsed.seed,
+            max_samples=max_samples,
+            progress=sys.stderr.isatty(),
+        )
+    except StreamError as error:
+        failure, report = error, error.report()
     console.print(render(report))
     for path in parsed.out or [parsed.default_out]:
         console.print(f"wrote {report.save(path)}", markup=False, highlight=False)
+    if failure is not None:
+        # What was gathered is written; that it is not everything is still a failure.
+        raise failure
     return report
 
 

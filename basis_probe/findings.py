@@ -104,6 +104,17 @@ def chosen_null(wanted: str | Null | None) -> Null | None:
     )
 
 
+def chosen_seed(seed: int) -> int:
+    """The seed, if a random generator can take it.
+
+    Raises:
+        ValueError: if it is no whole number of 64 bits.
+    """
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"seed={seed!r}: give a whole number from -2**63 to 2**64 - 1")
+    return seed
+
+
 def gather(case: Case, scores: Sequence[Score], wanted: Null | None, *, seed: int) -> Evidence:
     """The evidence of one site.
 

@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch, batch_of
 from basis_probe.adapters.facts import Facts, Layer, Site, bend, collect, layer
-from basis_probe.adapters.models import Subject, prepared, recognise
+from basis_probe.adapters.models import Subject, device_of, prepared, recognise
 from basis_probe.algebra.groups import Group, group_from_name
 from basis_probe.errors import DataError, SiteError, StreamError
 from basis_probe.findings import (
@@ -20,6 +21,7 @@ from basis_probe.findings import (
     Evidence,
     chosen_null,
     chosen_scores,
+    chosen_seed,
     gather,
     halves_of,
     report,
@@ -79,7 +81,7 @@ def probe(
         data: an iterable of batches. A batch is a tensor [batch, ...]; a dict of keywords, whose
             `attention_mask` [batch, positions] drops padding from all statistics; a tuple or list whose
             first element is one of these; or a list of strings if the model has a tokenizer. A tensor
-            or a dict in place of the iterable is taken for one batch.
+            or array or a dict in place of the iterable is taken for one batch.
         sites: names or globs ("blocks.*.mlp.hook_post"); None for residual streams, attention
             outputs and neurons.
         scores: names of scores; None for all.
@@ -110,10 +112,13 @@ def probe(
     """
     used = chosen_scores(scores)
     wanted = chosen_null(null)
+    seed = chosen_seed(seed)
+    # An iterator can be read only once.
+    sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples={max_samples}: give a positive number, or None for all")
     subject = recognise(model)
-    target = None if device is None else torch.device(device)
+    target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
         batches = _batches(data, subject)
         first = next(batches, None)
@@ -280,6 +285,11 @@ def _overrides(groups: Groups | None, chosen: Mapping[str, Site]) -> dict[str, G
         return {}
     if isinstance(groups, Group | str):
         return dict.fromkeys(chosen, groups)
+    if not isinstance(groups, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"groups is a {type(groups).__name__}: give a group, its name, or a dict from site names or "
+            "globs to groups"
+        )
     found: dict[str, Group | str] = {}
     for pattern, group in groups.items():
         names = [pattern] if pattern in chosen else fnmatch.filter(chosen, pattern)
@@ -336,7 +346,7 @@ def _batches(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
             "the data are one string: give batches, for example [[text]], a list with one batch of "
             "one string"
         )
-    if isinstance(data, Tensor | Mapping):
+    if isinstance(data, Tensor | np.ndarray | Mapping):
         data = [data]
     if not isinstance(data, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(
@@ -421,15 +431,15 @@ def _gather(
         leave=False,
     )
     for name, place in bar:
+        if not interrupted:
+            try:
+                case = _case(name, place, stream, dtype)
+                gathered.append(gather(case, used, wanted, seed=seed))
+                continue
+            except KeyboardInterrupt:
+                interrupted = True
         case = _case(name, place, stream, dtype)
-        if interrupted:
-            gathered.append(Evidence(dataclasses.replace(case, trouble=_INTERRUPTED)))
-            continue
-        try:
-            gathered.append(gather(case, used, wanted, seed=seed))
-        except KeyboardInterrupt:
-            interrupted = True
-            gathered.append(Evidence(dataclasses.replace(case, trouble=_INTERRUPTED)))
+        gathered.append(Evidence(dataclasses.replace(case, trouble=_INTERRUPTED)))
     return gathered, interrupted
 
 
@@ -470,10 +480,13 @@ def _case(name: str, place: _Place, stream: Stream, dtype: torch.dtype) -> Case:
 
 
 def _all_samples(place: _Place, seen: Seen) -> dict[str, float]:
-    found = {
-        "kurtosis": float(seen.moments.kurtosis.nanmean()),
-        "sample_kurtosis": float(seen.kurtosis.mean),
-    }
+    geometry = geometry_of(place.symmetry.group)
+    if geometry in (Geometry.WHITENED, Geometry.HEADS):
+        # What is compared there is the whitened axes, and whitening needs a second pass.
+        return {}
+    found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}
+    if geometry is not Geometry.STANDARDISED:
+        found["sample_kurtosis"] = float(seen.kurtosis.mean)
     if place.layer is None or place.layer.pre is None:
         # Behind a nonlinearity it is computed before it, and that is not streamed.
         if place.bend is None:

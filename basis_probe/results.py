@@ -300,7 +300,7 @@ class Report:
             )
         try:
             return _decode_report(value["report"])
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, SyntaxError) as error:
             raise ValueError(f"not a basis_probe report: damaged at {error}") from error
 
     def to_dataframe(self) -> "pandas.DataFrame":

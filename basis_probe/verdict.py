@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from basis_probe.algebra.groups import Privileged
-from basis_probe.results import NullRecord, Outcome, ScoreResult, Symmetry, Verdict
+from basis_probe.results import NullRecord, Outcome, ScoreResult, Symmetry, Tail, Verdict
 from basis_probe.statistics.multiplicity import holm
 
 LEVEL = 0.05
@@ -48,10 +49,10 @@ def samples_needed(symmetry: Symmetry, dim: int) -> int:
     """
     group = symmetry.group
     if symmetry.privileged is Privileged.NONE and group.name == "general-linear":
-        return max(FEWEST_SAMPLES, 8 * dim)
+        return max(FEWEST_SAMPLES, 10 * dim)
     if symmetry.privileged is Privileged.BLOCKS:
         inner = getattr(group, "inner", None)
-        return max(FEWEST_SAMPLES, 8 * (inner.dim if inner is not None else dim))
+        return max(FEWEST_SAMPLES, 10 * (inner.dim if inner is not None else dim))
     return FEWEST_SAMPLES
 
 
@@ -87,15 +88,30 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
             f"Undecided: {found.n_samples} samples were seen and at least {found.needed} are needed "
             f"for {what}; give more data."
         )
-    if found.null is None:
-        return _undecided(f"Undecided: nothing could be compared at {what}.")
     if found.n_dead == found.dim:
         return _undecided(f"Undecided: none of the {found.dim} axes ever varied.")
+    if found.null is None:
+        return _undecided(f"Undecided: nothing could be compared at {what}.")
     deciding = [s for s in scores.values() if s.decides and not math.isnan(s.p_adjusted)]
     if not deciding:
         return _undecided(f"Undecided: {found.null.because}.")
+    deciding = [score for score in deciding if not math.isnan(score.effect)]
+    if not deciding:
+        return _undecided(
+            f"Undecided: all {found.null.frames} alternatives at {what} have the same score, so there "
+            "is nothing to stand out against."
+        )
     best = min(deciding, key=lambda score: (score.p_adjusted, -score.effect))
     stands_out = best.p_adjusted <= LEVEL
+    cut_short = [score for score in deciding if _beyond_all(score)]
+    if not stands_out and cut_short:
+        drawn = len(cut_short[0].null_values)
+        return _undecided(
+            f"Undecided: {_spoken(cut_short[0].name)} at {what} lies beyond all {drawn} alternatives "
+            f"(z = {_number(cut_short[0].effect)}), which is too few of them for the "
+            f"tests of this report (adjusted p = {_number(cut_short[0].p_adjusted)}); compare with "
+            f"more, for example frames={max(199, 2 * drawn + 1)}."
+        )
     data = _data_clause(best, deciding, found.null, stands_out) + _aside(scores, stands_out)
     privileged = found.symmetry.privileged
     if privileged is Privileged.UNKNOWN:
@@ -124,6 +140,13 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         Outcome.ARBITRARY,
         f"{allowed}, and {data}: do not read single coordinates here.",
     )
+
+
+def _beyond_all(score: ScoreResult) -> bool:
+    """True if no alternative reaches the axes, and p is only what their number allows."""
+    drawn = int((~np.isnan(score.null_values)).sum())
+    least = (1 if score.tail is Tail.UPPER else 2) / (drawn + 1)
+    return score.p_tail == score.p_value and score.p_value <= least * (1 + 1e-9)
 
 
 def _undecided(sentence: str) -> Verdict:

@@ -307,7 +307,7 @@ def test_counterfactual_neurons_keep_their_weight_length_and_angles(
 
 
 def _balancing(weights: list[Tensor]) -> Tensor:
-    """Factors of the inputs that, with some of the outputs, give all rows and columns one length."""
+    """Factors of the inputs that, with some of the outputs, make rows and columns equally long."""
     power = torch.cat(weights).square().sum(2).log()
     columns = torch.zeros(power.shape[1], dtype=torch.float64)
     for _ in range(2000):
@@ -490,16 +490,16 @@ def test_an_isotropic_gaussian_is_rejected_at_the_level() -> None:
     assert _rejected(lambda seed: _rotation(geometry, data(seed)), 75) <= AT_MOST
 
 
-def _untrained(seed: int, *, bias: float = 1.0) -> Alternatives:
+def _untrained(seed: int, geometry: Geometry) -> Alternatives:
     """A ReLU layer with Gaussian weights on inputs that are as far from Gaussian as they come."""
     inputs = _laplace(SAMPLES, 6, seed=seed)[..., None] ** 3 + 1.0
     layer = LinearLayer(
         inputs=inputs,
         weights=(_gaussian(24, 6, 1, seed=seed + 30_000),),
-        biases=(bias * _gaussian(24, seed=seed + 40_000),),
+        biases=(_gaussian(24, seed=seed + 40_000),),
         pre=lambda made: made[0],
         post=lambda made: made[0].relu(),
-        geometry=Geometry.EUCLIDEAN,
+        geometry=geometry,
         centred=False,
     )
     problem = _problem(_gaussian(SAMPLES, 24, seed=seed), PositiveMonomial(24))
@@ -507,8 +507,9 @@ def _untrained(seed: int, *, bias: float = 1.0) -> Alternatives:
 
 
 @pytest.mark.slow
-def test_an_untrained_layer_is_one_of_its_own_counterfactuals() -> None:
-    assert _rejected(_untrained, 400) <= AT_MOST
+@pytest.mark.parametrize("geometry", INPUT_GEOMETRIES)
+def test_an_untrained_layer_is_one_of_its_own_counterfactuals(geometry: Geometry) -> None:
+    assert _rejected(lambda seed: _untrained(seed, geometry), 400) <= AT_MOST
 
 
 @pytest.mark.slow

@@ -89,13 +89,13 @@ def batch_of(
             keywords = tokenizer([str(entry) for entry in entries])
             return _from_mapping(keywords, number, device, form="strings")
         first = entries[0]
-        if isinstance(first, Mapping):
-            return _from_mapping(first, number, device, form="keywords")
+        if isinstance(first, tuple | list) and first and isinstance(first[0], str):
+            return batch_of(first, number=number, tokenizer=tokenizer, device=device)
         raw = first
     if isinstance(raw, Mapping):
         return _from_mapping(raw, number, device, form="keywords")
     if isinstance(raw, np.ndarray):
-        raw = torch.as_tensor(raw)
+        raw = _tensor(raw, number)
     if not isinstance(raw, Tensor):
         raise DataError(
             f"batch {number} is of type {type(raw).__name__}: a batch is a tensor, a dict of "
@@ -107,12 +107,24 @@ def batch_of(
     return Batch((moved,), {}, moved, None, "a tensor")
 
 
+def _tensor(array: np.ndarray, number: int) -> Tensor:
+    # Torch cannot share an array that is read-only or runs backwards.
+    shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    try:
+        return torch.as_tensor(array if shared else array.copy())
+    except TypeError as error:
+        raise DataError(
+            f"batch {number} holds an array of {array.dtype}: give numbers that torch has, such as "
+            "float32 or int64"
+        ) from error
+
+
 def _from_mapping(
     raw: Mapping[Any, Any], number: int, device: torch.device, *, form: str
 ) -> Batch:
     keywords: dict[str, Any] = {}
     for name, value in raw.items():
-        value = torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+        value = _tensor(value, number) if isinstance(value, np.ndarray) else value
         keywords[str(name)] = value.to(device) if isinstance(value, Tensor) else value
     main = next((keywords[name] for name in _MAIN if isinstance(keywords.get(name), Tensor)), None)
     if main is None:

@@ -205,6 +205,28 @@ class _Padded:
         return {"input_ids": ids, "attention_mask": mask}
 
 
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that is meant, if tensors can be put there.
+
+    Raises:
+        ValueError: if this machine has no such device, or it holds no numbers.
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here ({reason}): give one that this machine has, "
+            "such as 'cpu', or None to leave the model where it is"
+        ) from error
+    if found.type == "meta":
+        raise ValueError(
+            "device='meta' holds no numbers: give one that does, such as 'cpu', or None to leave the "
+            "model where it is"
+        )
+    return found
+
+
 @contextmanager
 def prepared(model: nn.Module, device: torch.device | None) -> Iterator[tuple[str, ...]]:
     """Within the context the model is in evaluation mode and on the device; then all is as it was.
@@ -214,10 +236,17 @@ def prepared(model: nn.Module, device: torch.device | None) -> Iterator[tuple[st
 
     Yields:
         What a reader of the report must know.
+
+    Raises:
+        ValueError: if the model has no numbers for weights.
     """
     notes: list[str] = []
     modes = {module: module.training for module in model.modules()}
     home = next((p.device for p in model.parameters()), None)
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            "the model has weights on the meta device, which holds no numbers: load its weights first"
+        )
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     if any(modes.values()):

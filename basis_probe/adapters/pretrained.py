@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from transformer_lens import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = (
@@ -88,6 +89,22 @@ def bridge(
             dtype=model.dtype,
         )
         return wrapped.eval()
+
+
+def hugging_face(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer from a local folder, in eval mode, on the CPU.
+
+    Args:
+        folder: as `save_pretrained` writes it, weights as safetensors.
+    """
+    with quiet():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval(), tokenizer
 
 
 def from_directory(

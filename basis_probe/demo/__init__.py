@@ -53,13 +53,6 @@ def load_hf() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         >>> model(**ids).logits.shape[-1] == len(tokenizer)
         True
     """
-    from basis_probe.adapters.pretrained import quiet
+    from basis_probe.adapters.pretrained import hugging_face
 
-    with quiet():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        model = AutoModelForCausalLM.from_pretrained(
-            MODEL_DIR, local_files_only=True, use_safetensors=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
-    return model.eval(), tokenizer
+    return hugging_face(MODEL_DIR)

@@ -1,0 +1,1 @@
+"""Numbers of activations, and what they are compared with. Nothing here knows of models."""

@@ -276,38 +276,34 @@ def _roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Whitened(Alternatives):
-    """Heads of `size` features, `count` of them, each repeated `copies` times in a row."""
+    """Heads of `size` features, `count` of them, each repeated `copies` times in a row.
+
+    Every head is whitened symmetrically, x S^(-1/2): of all bases in which its features are
+    uncorrelated and of unit variance, the one nearest to the given axes. That one is compared with its
+    rotations. (Turning x S^(-1/2) Q S^(1/2), which keeps the covariance, is not exact: an untrained
+    layer is as likely as x Q, and so is its whitened form, but not as that.)
+    """
 
     def __init__(self, x: Tensor, halves: Tensor, heads: tuple[int, int, int]) -> None:
-        size, count, copies = heads
-        self.x, self.size, self.copies = x, size, copies
+        self.size, self.count, self.copies = heads
         self.rows = (halves == 0, halves == 1)
-        self.roots: list[list[tuple[Tensor, Tensor]]] = []
-        for other in self.rows[::-1]:
-            half = x[other]
-            centred = half - half.mean(0)
-            blocks = centred.reshape(len(half), count, copies, size)
-            found: list[tuple[Tensor, Tensor]] = []
-            for head in range(count):
-                rows = blocks[:, head].reshape(-1, size)
-                found.append(_roots(rows.T @ rows / max(1, len(rows))))
-            self.roots.append(found)
+        self.x = torch.empty_like(x)
+        blocks = x.reshape(len(x), self.count, self.copies, self.size)
+        white = self.x.view_as(blocks)
+        for own, other in (self.rows, self.rows[::-1]):
+            for head in range(self.count):
+                fitted = blocks[other, head]
+                centred = (fitted - fitted.mean(0)).reshape(-1, self.size)
+                inverse = _roots(centred.T @ centred / max(1, len(centred)))[1]
+                white[own, head] = blocks[own, head] @ inverse
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         if generator is None:
             return Frame(self.x, parts=self.rows)
-        post = torch.empty_like(self.x)
-        count = len(self.roots[0])
-        turns = [haar(self.size, generator).to(self.x) for _ in range(count)]
-        width = self.size * self.copies
-        for own, roots in zip(self.rows, self.roots, strict=True):
-            for head in range(count):
-                root, inverse = roots[head]
-                here = slice(head * width, (head + 1) * width)
-                rows = self.x[own, here].reshape(-1, self.copies, self.size)
-                turned = rows @ (inverse @ turns[head] @ root)
-                post[own, here] = turned.reshape(-1, width)
-        return Frame(post, parts=self.rows)
+        turns = torch.stack([haar(self.size, generator) for _ in range(self.count)]).to(self.x)
+        blocks = self.x.view(len(self.x), self.count, self.copies, self.size)
+        turned = torch.einsum("shcd,hde->shce", blocks, turns)
+        return Frame(turned.reshape(self.x.shape), parts=self.rows)
 
 
 class _InPlanes(Alternatives):
@@ -383,12 +379,17 @@ class _TurnedInput(Alternatives):
             fixed = [mean / self.scale]
         elif layer.geometry is Geometry.POLAR:
             gram = sum(torch.einsum("ocp,odp->cd", w.double(), w.double()) for w in layer.weights)
-            self.to, self.back = _roots(torch.as_tensor(gram))
+            values, vectors = torch.linalg.eigh(torch.as_tensor(gram))
+            read = values > values.max() * 1e-10
+            # Only what the weights read is turned: the rest does not reach any neuron.
+            self.to = values[read].sqrt()[:, None] * vectors[:, read].T
+            self.back = vectors[:, read] / values[read].sqrt()
             fixed = [self.to @ mean]
         elif layer.geometry is not Geometry.EUCLIDEAN:
             raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
         if layer.centred:
-            fixed.append(torch.ones_like(mean))
+            ones = torch.ones_like(mean)
+            fixed.append(ones if self.to is None else self.to @ ones)
         self.fixed = torch.stack(fixed).cpu()
         self.flat = inputs.reshape(samples, width * positions)
 
