@@ -110,29 +110,37 @@ def test_the_observed_frame_is_what_was_observed(geometry: Geometry) -> None:
             rows = _halves(SAMPLES) == own
             std = x[~rows].std(0, correction=0)
             torch.testing.assert_close(frame.post[rows] * std, x[rows])
+    elif geometry in (Geometry.WHITENED, Geometry.HEADS):
+        # The axes made uncorrelated and of unit variance by a symmetric map, fitted on the other half.
+        for own in (0, 1):
+            here = _halves(SAMPLES) == own
+            for head in _heads_of(geometry):
+                made = torch.linalg.lstsq(x[here][:, head], frame.post[here][:, head]).solution
+                torch.testing.assert_close(made, made.T, rtol=1e-8, atol=1e-8)
+                assert (torch.linalg.eigvalsh(made) > 0).all()
+            white = (x[~here] - x[~here].mean(0))[:, head] @ made
+            if geometry is Geometry.WHITENED:
+                torch.testing.assert_close(
+                    white.T @ white / len(white), torch.eye(DIM).double(), rtol=1e-8, atol=1e-8
+                )
     else:
         assert torch.equal(frame.post, x)
+
+
+def _heads_of(geometry: Geometry) -> list[slice]:
+    """The features that are whitened together, the copies of a head one by one."""
+    if geometry is Geometry.WHITENED:
+        return [slice(0, DIM)]
+    return [slice(start, start + 2) for start in range(0, DIM, 2)]
 
 
 def _squared_lengths(geometry: Geometry, x: Tensor, frame: Tensor) -> Tensor:
     """What a turn in that geometry keeps of every row, [samples, ...]."""
     if geometry in (Geometry.WHITENED, Geometry.HEADS):
-        rows = frame if geometry is Geometry.WHITENED else frame.reshape(SAMPLES, 2, 2, 2)
-        kept = torch.empty(SAMPLES, *rows.shape[1:-1], dtype=torch.float64)
-        for own in (0, 1):
-            here = _halves(SAMPLES) == own
-            other = x[~here] - x[~here].mean(0)
-            if geometry is Geometry.WHITENED:
-                inverse = torch.linalg.inv(other.T @ other / len(other))
-                kept[here] = torch.einsum("si,ij,sj->s", rows[here], inverse, rows[here])
-                continue
-            for head in (0, 1):
-                # The two copies of a head are turned alike, and their covariance is shared.
-                samples = other.reshape(-1, 2, 2, 2)[:, head].reshape(-1, 2)
-                inverse = torch.linalg.inv(samples.T @ samples / len(samples))
-                part = rows[here][:, head]
-                kept[here, head] = torch.einsum("sci,ij,scj->sc", part, inverse, part)
-        return kept
+        # What was whitened is turned as it is, in every head and each of its copies.
+        return torch.stack(
+            [frame[:, head].square().sum(1) for head in _heads_of(geometry)], dim=1
+        )
     if geometry is Geometry.PLANES:
         return frame.reshape(SAMPLES, 2, DIM // 2).square().sum(1)
     return frame.square().sum(1)
