@@ -378,11 +378,11 @@ def _run(
     bar = tqdm(desc="running the model", unit="batch", disable=not progress, leave=False)
     try:
         batch: Batch | None = first
-        while batch is not None and not stream.full:
+        while batch is not None:
             current = batch
             stream.see(subject.model, current, lambda: subject.call(current))
             bar.update()
-            batch = next(rest, None)
+            batch = None if stream.full else next(rest, None)
     except KeyboardInterrupt:
         if not stream.batches:
             raise
@@ -390,14 +390,16 @@ def _run(
     except Exception as error:
         if not stream.batches:
             raise
+        # The error itself is forgotten when this clause ends.
+        what = f"{type(error).__name__}: {error}"
         raise StreamError(
-            f"batch {stream.batches} failed: {type(error).__name__}: {error}. The "
+            f"batch {stream.batches} failed: {what}. The "
             f"{stream.batches} batches before it are kept: call .report() of this error for their "
             "report",
             batches=stream.batches,
             finish=lambda: finish(
                 partial=True,
-                more=(f"The run failed after {stream.batches} batches: {error}",),
+                more=(f"The run failed after {stream.batches} batches: {what}",),
             ),
         ) from error
     finally:

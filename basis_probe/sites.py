@@ -36,14 +36,16 @@ def asked(
         found = [pattern] if pattern in names else fnmatch.filter(names, pattern)
         if not found:
             raise SiteError(_nothing(pattern, names, silent))
+        # Of several names of one place the one that says what makes it comes first.
+        found.sort(key=lambda name: name.endswith(":in"))
         chosen |= {name: names[name] for name in found}
     places: set[int] = set()
     unique: dict[str, Site] = {}
-    for name in names:
-        if name in chosen and (name in wanted or chosen[name].node not in places):
-            unique[name] = chosen[name]
-            places.add(chosen[name].node)
-    return unique
+    for name, site in chosen.items():
+        if name in wanted or site.node not in places:
+            unique[name] = site
+            places.add(site.node)
+    return {name: site for name, site in names.items() if name in unique}
 
 
 def _nothing(pattern: str, names: Mapping[str, Site], silent: frozenset[str]) -> str:
