@@ -44,8 +44,8 @@ def probe_activations(
     Args:
         x: the activations, [samples, dim].
         group: which changes of basis the weights around the site absorb: a group, or its name
-            ("orthogonal", "permutation", "positive-monomial", "general-linear" ...); None if that is
-            not known, and then nothing is said about the architecture.
+            ("orthogonal", "permutation", "positive-monomial", "general-linear" ...); None if that
+            is not known, and then nothing is said about the architecture.
         pre: the pre-activations, [samples, dim]; with `nonlinearity` they make the approximate
             counterfactual null.
         nonlinearity: what makes x of pre: its name, a function or a module.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,23 +72,24 @@ def probe(
 ) -> Report:
     """A verdict for every site: what the architecture allows, what the data show, what follows.
 
-    The data pass through the model once, in evaluation mode and without gradients. The same seed gives
-    the same numbers for every batch size and order of the data, on every device, to the model's own
-    precision. The model is left as it was: hooks, weights, modes, random state.
+    The data pass through the model once, in evaluation mode and without gradients. The same seed
+    gives the same numbers for every batch size and order of the data, on every device, to the
+    model's own precision. The model is left as it was: hooks, weights, modes, random state.
 
     Args:
         model: a `TransformerBridge`, an older `HookedTransformer`, a Hugging Face model or any
             `nn.Module`.
         data: an iterable of batches. A batch is a tensor [batch, ...]; a dict of keywords, whose
-            `attention_mask` [batch, positions] drops padding from all statistics; a tuple or list whose
-            first element is one of these; or a list of strings if the model has a tokenizer. A tensor
-            or array or a dict in place of the iterable is taken for one batch.
+            `attention_mask` [batch, positions] drops padding from all statistics; a tuple or list
+            whose first element is one of these; or a list of strings if the model has a tokenizer.
+            A tensor or array or a dict in place of the iterable is taken for one batch.
         sites: names or globs ("blocks.*.mlp.hook_post"); None for residual streams, attention
             outputs and neurons.
         scores: names of scores; None for all.
-        null: "rotation", "counterfactual" or a null as a value; None for the one each site calls for.
-        groups: groups that override the derived ones: one for all sites, or name or glob -> group or
-            its name.
+        null: "rotation", "counterfactual" or a null as a value; None for the one each site calls
+            for.
+        groups: groups that override the derived ones: one for all sites, or name or glob -> group
+            or its name.
         seed: seeds the sample of rows and the alternatives.
         device: where the model runs; it is put back afterwards. None: where it is.
         max_samples: at most this many samples (tokens, pixels, rows) at each site.
@@ -190,8 +192,8 @@ def symmetries(model: nn.Module, example_input: Any) -> dict[str, Symmetry]:
 
     Example:
         >>> import torch, basis_probe as bp
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 2))
-        >>> found = bp.symmetries(model, torch.randn(2, 4))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6,
+        2)) >>> found = bp.symmetries(model, torch.randn(2, 4))
         >>> found["1"].group
         Permutation(dim=6)
     """
@@ -379,8 +381,7 @@ def _run(
     try:
         batch: Batch | None = first
         while batch is not None:
-            current = batch
-            stream.see(subject.model, current, lambda: subject.call(current))
+            stream.see(subject.model, batch, functools.partial(subject.call, batch))
             bar.update()
             batch = None if stream.full else next(rest, None)
     except KeyboardInterrupt:

@@ -41,7 +41,8 @@ def asked(
         chosen |= {name: names[name] for name in found}
     places: set[int] = set()
     unique: dict[str, Site] = {}
-    for name, site in chosen.items():
+    # A place that was asked for by its name is not repeated under another one by a glob.
+    for name, site in sorted(chosen.items(), key=lambda entry: entry[0] not in wanted):
         if name in wanted or site.node not in places:
             unique[name] = site
             places.add(site.node)

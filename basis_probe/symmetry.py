@@ -1,10 +1,12 @@
 """From facts to a group: which changes of basis the weights around a site could absorb.
 
-Activations that are only ever added, copied or moved are one *stream*. What writes to a stream and what
+Activations that are only ever added, copied or moved are one *stream*. What writes to a stream and
+what
 reads it decides its group: linear maps absorb every change of basis, a norm those that it commutes
-with, a nonlinearity those that its own intertwiner group allows. Streams that are joined by functions
-of single features (nonlinearities, products, diagonal maps) are one *family*: a permutation must act on
-all of them at once, and what rescales one rescales, or does not rescale, the next.
+with, a nonlinearity those that its own intertwiner group allows. Streams that are joined by
+functions of single features (nonlinearities, products, diagonal maps) are one *family*: a
+permutation must act on all of them at once, and what rescales one rescales, or does not rescale,
+the next.
 """
 
 import dataclasses
@@ -21,6 +23,7 @@ from basis_probe.algebra.groups import (
     Group,
     LineStabiliser,
     Monomial,
+    OnAxes,
     Orthogonal,
     Permutation,
     PositiveMonomial,
@@ -51,13 +54,13 @@ class Scales(enum.Enum):
         return self if self.value <= other.value else other
 
 
-_SCALES: tuple[tuple[type[Group], Scales], ...] = (
+_SCALES: tuple[tuple[type[OnAxes], Scales], ...] = (
     (Monomial, Scales.ANY),
     (PositiveMonomial, Scales.POSITIVE),
     (SignedPermutation, Scales.SIGNS),
     (Permutation, Scales.ONE),
 )
-_GROUPS: dict[Scales, type[Group]] = {scales: kind for kind, scales in _SCALES}
+_GROUPS: dict[Scales, type[OnAxes]] = {scales: kind for kind, scales in _SCALES}
 
 
 class _NotUnderstood(Exception):
@@ -223,10 +226,11 @@ class Derivation:
         parts = self._parts(index, family, dim)
         if len(parts) > 1:
             because += (
-                " Features were concatenated or padded on the way, and change places only inside a part."
+                " Features were concatenated or padded on the way, and change places only inside "
+                "a part."
             )
-            return DirectSum(tuple(kind(size) for size in parts)), because, PAPER
-        return kind(dim), because, PAPER
+            return DirectSum(tuple(_sized(kind, size) for size in parts)), because, PAPER
+        return _sized(kind, dim), because, PAPER
 
     def _because_axes(self, stream: Stream) -> str:
         regions = self.facts.regions
@@ -536,6 +540,10 @@ class Derivation:
 
 
 _NOTHING = Region(Shape.UNKNOWN)
+
+
+def _sized(kind: type[OnAxes], dim: int) -> Group:
+    return kind(dim)
 
 
 def _scales_of(group: Group) -> Scales | None:

@@ -158,13 +158,19 @@ def test_globs_stand_for_every_name_that_they_match(gpt: Any) -> None:
     assert found.sites == ("blocks.0.mlp.hook_post", "blocks.1.mlp.hook_post")
     assert [site.layer for site in found] == [0, 1]
     found = _probe(gpt, data, sites=["blocks.1.attn.hook_?", "blocks.0.mlp.hook_post"])
-    assert found.sites == (
-        "blocks.0.mlp.hook_post",
-        *(f"blocks.1.attn.hook_{letter}" for letter in found.sites[1][-1:] + "kvz"),
-    ) or set(found.sites) == {
-        "blocks.0.mlp.hook_post",
-        *(f"blocks.1.attn.hook_{letter}" for letter in "qkvz"),
-    }
+    first, *attention = found.sites
+    assert first == "blocks.0.mlp.hook_post"
+    assert sorted(attention) == [f"blocks.1.attn.hook_{letter}" for letter in "kqvz"]
+
+
+def test_a_glob_counts_every_place_once_under_its_best_name() -> None:
+    model, data = Residual().eval(), [_draw(300, 6)]
+    found = _probe(model, data, sites="*")
+    assert found.sites == ("first", "relu()", "second", "relu():2", "third:in", "third")
+    # Unless the other name is asked for.
+    assert _probe(model, data, sites="*:in").sites == ("first:in", "second:in", "third:in")
+    assert "second:in" in _probe(model, data, sites=["*", "second:in"]).sites
+    assert "relu()" not in _probe(model, data, sites=["*", "second:in"]).sites
 
 
 def test_an_iterator_of_names_is_read_once_and_recorded() -> None:
@@ -182,7 +188,7 @@ def test_by_default_the_sites_are_those_that_people_read(gpt: Any, llama: Any) -
     for model in (gpt, llama):
         report = _probe(model, [_tokens(12, 20)])
         assert list(report.sites) == expected
-    assert report["blocks.0.attn.hook_z"].shape == (4, 4)
+    assert report["blocks.0.attn.hook_z"].symmetry.group.dim == 16
     assert report["blocks.0.mlp.hook_post"].shape == (24,)
 
 
@@ -356,7 +362,7 @@ def _padded(rows: list[Tensor], side: str) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _sentences(count: int = 24, seed: int = 0) -> list[Tensor]:
+def _sentences(count: int = 8, seed: int = 0) -> list[Tensor]:
     lengths = _tokens(count, high=14, seed=seed + 100) + 2
     return [_tokens(int(length), seed=seed + row) for row, length in enumerate(lengths)]
 
@@ -367,7 +373,7 @@ def test_padding_counts_nowhere(
     kind: str, side: str, request: pytest.FixtureRequest
 ) -> None:
     model, rows = request.getfixturevalue(kind), _sentences()
-    padded = _probe(model, [_padded(rows[:10], side), _padded(rows[10:], side)])
+    padded = _probe(model, [_padded(rows[:5], side), _padded(rows[5:], side)])
     bare = _probe(model, [row[None] for row in rows])
     assert padded.sites == bare.sites
     for name in bare.sites:
@@ -383,7 +389,12 @@ def test_statistics_are_those_of_the_real_tokens(gpt: Any) -> None:
         real = torch.cat([cache[site.site][0].flatten(1) for cache in caches])
         centred = site.symmetry.privileged is bp.Privileged.LINE
         assert site.n_samples == len(real)
-        assert site.scores["kurtosis"].all_samples == pytest.approx(_kurtosis(real), rel=1e-5)
+        streamed = site.scores["kurtosis"].all_samples
+        if site.symmetry.privileged is bp.Privileged.BLOCKS:
+            # Inside heads axes are whitened, which needs all samples at once.
+            assert math.isnan(streamed)
+        else:
+            assert streamed == pytest.approx(_kurtosis(real), rel=1e-5)
         if "sample_kurtosis" in site.scores:
             assert site.scores["sample_kurtosis"].all_samples == pytest.approx(
                 _across(real, centred=centred), rel=1e-5
@@ -518,10 +529,9 @@ def test_no_more_samples_are_counted_than_asked_for(most: int) -> None:
     assert {site.n_samples for site in report} == {min(most, 300)}
     assert report.provenance.n_batches == math.ceil(min(most, 300) / 50)
     assert report.provenance.settings["max_samples"] == str(most)
-    expected = _kurtosis(_mlp()[0](x[:most]))
-    assert report["0"].scores["kurtosis"].all_samples == pytest.approx(
-        expected, rel=1e-5
-    ) if most >= 50 else True
+    if most >= 50:
+        expected = _kurtosis(_mlp()[0](x[:most]))
+        assert report["0"].scores["kurtosis"].all_samples == pytest.approx(expected, rel=1e-5)
 
 
 def test_data_without_end_are_read_only_as_far_as_needed() -> None:
@@ -539,8 +549,8 @@ def test_data_without_end_are_read_only_as_far_as_needed() -> None:
 
 def test_positions_are_counted_one_by_one_up_to_the_limit(gpt: Any) -> None:
     rows = _sentences()
-    report = _probe(gpt, [_padded(rows, "left")], max_samples=101, sites="blocks.0.*")
-    assert {site.n_samples for site in report} == {101}
+    report = _probe(gpt, [_padded(rows, "left")], max_samples=51, sites="blocks.0.*")
+    assert {site.n_samples for site in report} == {51}
 
 
 # --- what it says ---------------------------------------------------------------------------------
@@ -676,6 +686,8 @@ class Kind:
 def kind(request: pytest.FixtureRequest) -> Kind:
     if request.param == "bridge":
         model = _native(n_layers=1)
+        # The bridge itself puts hooks on its norms when it is called for the first time.
+        model(_tokens(1, 2))
         return Kind(model, lambda number: _tokens(12, 20, seed=number), "blocks.0.mlp")
     model = Residual()
     model.first.weight.requires_grad_(False)

@@ -1,7 +1,7 @@
 """Catching tensors while a model runs, by the address at which they were once seen."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,12 +14,12 @@ Catcher = Callable[[Tensor], None]
 
 
 @contextmanager
-def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Iterator[None]:
+def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Generator[None]:
     """Within the context, one forward pass hands every tensor at a wanted address to its catcher.
 
-    Catchers run where the tensor is made: they see it before any later in-place operation, and after
-    whatever hooks the user has put at the same place. Every hook is removed at the end, however it
-    comes.
+    Catchers run where the tensor is made: they see it before any later in-place operation, and
+    after whatever hooks the user has put at the same place. Every hook is removed at the end,
+    however it comes.
 
     Args:
         model: the model; it must be called once within the context.
@@ -87,7 +87,7 @@ class _Watcher(Follower):
         self.rests = False
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def resting(self) -> Generator[None]:
         """Within the context functions are not counted."""
         self.rests = True
         try:

@@ -1,7 +1,7 @@
 """What a model was seen to compute around each of its sites: facts, and nothing that follows from them.
 
-Every function is measured on values, never looked up by its name or in a configuration: a region is a
-norm because its outputs are a normalised input times a gain, a nonlinearity because each output
+Every function is measured on values, never looked up by its name or in a configuration: a region is
+a norm because its outputs are a normalised input times a gain, a nonlinearity because each output
 depends on one input only.
 """
 
@@ -224,8 +224,8 @@ def module_sites(trace: Trace) -> dict[str, Site]:
     """Every place of a plain model that has a name: module outputs, inputs, functional calls.
 
     A module's output bears the module's path, a later call of the same module `path:2`, its input
-    `path:in`; a nonlinearity called as a function inside a module `path.relu()`, the second one there
-    `path.relu():2`.
+    `path:in`; a nonlinearity called as a function inside a module `path.relu()`, the second one
+    there `path.relu():2`.
     """
     found: list[tuple[int, str, Site]] = []
 

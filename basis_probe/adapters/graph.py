@@ -64,6 +64,10 @@ class Vertex:
         used: further vertices that it reads without carrying their features (attention patterns).
         op: the name of the function, for messages.
         zeros: how many zero features were put before and behind the carried ones.
+        part: which of the carried features are left, where only a part of them is; None if that is
+            not known.
+        across: True if a linear map does not read features, but acts across positions, or inside
+            parts of the features only.
     """
 
     node: int
@@ -72,6 +76,8 @@ class Vertex:
     used: tuple[int, ...] = ()
     op: str = ""
     zeros: tuple[int, int] = (0, 0)
+    part: range | None = None
+    across: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,9 +150,9 @@ def replay(trace: Trace, target: int, values: dict[int, Tensor]) -> Tensor:
             return compute(index)
         args = [argument(value) for value in node.args]
         kwargs = {name: argument(value) for name, value in node.kwargs.items()}
-        if node.op == "to" and dtype is not None and node.live:
+        if node.op == "to" and dtype is not None and node.live and node.floating:
             # A cast inside the region must not lower the precision of the replay.
-            return args[0]
+            return args[0] if args[0].is_floating_point() else args[0].to(dtype)
         if node.inplace and args and isinstance(args[0], Tensor):
             args[0] = args[0].clone()
         return function(*args, **kwargs)
@@ -178,21 +184,26 @@ _POINTWISE = frozenset(
     "gelu silu mish sigmoid logsigmoid hardsigmoid hardswish hardtanh hardshrink softshrink "
     "tanhshrink softsign softplus tanh sin cos tan sinh cosh asinh atan exp expm1 log log1p log2 "
     "sqrt rsqrt square reciprocal erf erfc sign clamp clamp_min clamp_max minimum maximum where "
-    "threshold glu_pointwise addcmul addcdiv lerp sinc heaviside exp2 round floor ceil "
-    "special_erfc special_exp2 logit xlogy masked_fill nan_to_num softmin_pointwise".split()
+    "threshold addcmul addcdiv lerp sinc heaviside exp2 round floor ceil "
+    "special_erfc special_exp2 logit xlogy masked_fill nan_to_num gt lt ge le eq ne logical_not "
+    "logical_and logical_or bitwise_not zeros_like ones_like full_like".split()
 )
 _ROWWISE = frozenset(
     "mean sum var std norm linalg_vector_norm vector_norm layer_norm rms_norm softmax log_softmax "
     "amax normalize logsumexp".split()
 )
 
-PLAIN = frozenset("add sub rsub mul div rdiv neg where minimum maximum".split())
+PLAIN = frozenset(
+    "add sub rsub mul div rdiv neg where minimum maximum addcmul addcdiv lerp masked_fill gt lt ge le "
+    "eq ne logical_not logical_and logical_or bitwise_not zeros_like ones_like full_like nan_to_num "
+    "pow sqrt rsqrt square reciprocal".split()
+)
 """Pointwise functions that are arithmetic, not nonlinearities that a user would name."""
 
 
 def nonlinear(op: str) -> bool:
     """True if the function is one that users call a nonlinearity."""
-    return op in _POINTWISE and op not in PLAIN and op not in ("pow", "sqrt", "rsqrt", "square")
+    return op in _POINTWISE and op not in PLAIN
 
 
 def _dims(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -279,9 +290,11 @@ class _Builder:
         carried: tuple[int, ...],
         used: tuple[int, ...] = (),
         zeros: tuple[int, int] = (0, 0),
+        part: range | None = None,
+        across: bool = False,
     ) -> None:
         op = self.trace.node(index).op
-        self.vertices[index] = Vertex(index, kind, carried, used, op, zeros)
+        self.vertices[index] = Vertex(index, kind, carried, used, op, zeros, part, across)
         self.same[index] = index
         self.roots[index] = frozenset((index,))
 
@@ -300,42 +313,49 @@ class _Builder:
         if layout is not None:
             self.layouts[node.index] = layout
         op = node.op
-        if op in _IDENTITY or (op == "output" and self.trace.node(first).op in _IDENTITY):
+        if self._is_identity(node) or (
+            op == "output" and self._is_identity(self.trace.node(first))
+        ):
             self.roots[node.index] = self.roots[first]
             if first in self.same:
                 self.same[node.index] = self.same[first]
             return
-        if op == "embedding":
+        if op == "embedding" or self._is_lookup(node):
             self.put(node.index, Kind.EMBEDDING, ())
         elif self._is_linear(node):
-            self.put(node.index, Kind.LINEAR, (), (self.vertex(first),))
-        elif op in _CONVOLUTIONS:
+            across = not self._features_at(first, len(self.trace.node(first).shape) - 1)
+            self.put(node.index, Kind.LINEAR, (), (self.vertex(first),), across=across)
+        elif op in _CONVOLUTIONS and self._weighed(node, 1, "weight"):
+            across = not self._features_at(first, 1)
             groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
-            kind = Kind.CONVOLUTION if groups == 1 else Kind.DEPTHWISE
-            self.put(node.index, kind, (), (self.vertex(first),))
+            if groups == 1:
+                kind = Kind.CONVOLUTION
+            elif groups == self.trace.node(first).shape[1] == shape[1] and not across:
+                kind = Kind.DEPTHWISE
+            else:
+                # Channels mix inside their groups: neither one linear map nor single channels.
+                kind = Kind.OTHER
+            self.put(node.index, kind, (), (self.vertex(first),), across=across)
         elif op == "batch_norm":
             self.put(node.index, Kind.BATCH_NORM, (self.vertex(first),))
-        elif op in _MAX_POOLS:
+        elif op in _MAX_POOLS and self._pools_positions(node, first):
             self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
         elif op == "output" and self.trace.node(first).op in _MAX_POOLS and node.args[0] == 0:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
-        elif op in _AVERAGE_POOLS or self._is_average(node, first):
+        elif (op in _AVERAGE_POOLS and self._pools_positions(node, first)) or self._is_average(
+            node, first
+        ):
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
         elif op in _MOVES and layout is not None:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
         elif op == "getitem" and layout is not None:
-            kind = self._getitem(node, first)
-            self.put(node.index, kind, (self.vertex(first),))
-        elif op in ("chunk", "split", "unbind"):
-            self.put(node.index, Kind.PART, (self.vertex(first),))
+            kind, part = self._getitem(node, first)
+            self.put(node.index, kind, (self.vertex(first),), part=part)
+        elif op in ("chunk", "split"):
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
         elif op == "output" and self.trace.node(first).op in ("chunk", "split"):
-            source = self.trace.node(first)
-            before = self.trace.node(source.inputs[0]).shape
-            axes = self.layouts[first].axes if first in self.layouts else ()
-            parted = any(
-                a < len(before) and a < len(shape) and before[a] != shape[a] for a in axes
-            )
-            self.put(node.index, Kind.PART if parted else Kind.CARRIER, (self.vertex(first),))
+            kind, part = self._piece(node, first)
+            self.put(node.index, kind, (self.vertex(first),), part=part)
         elif op == "cat":
             self._cat(node, live, layout)
         elif op == "pad":
@@ -370,17 +390,61 @@ class _Builder:
             isinstance(value, Ref) and not self.trace.node(value.node).live
         )
 
+    def _weighed(self, node: Node, place: int, name: str) -> bool:
+        """True if a live tensor comes first and the weight does not depend on the input."""
+        weight = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+        given = node.args[0] if node.args else node.kwargs.get("input")
+        return self._constant(weight) and not self._constant(given)
+
+    def _features_at(self, index: int, axis: int) -> bool:
+        """True if that axis holds all the features of a tensor, and nothing else but positions.
+
+        What the model is given counts as such, as its axes are not changed anyway.
+        """
+        layout = self.layouts.get(index)
+        if layout is not None and layout.axes == (axis,):
+            return True
+        vertex = self.vertices[self.vertex(index)]
+        while vertex.kind in (Kind.CARRIER, Kind.PART):
+            vertex = self.vertices[vertex.carried[0]]
+        return vertex.kind is Kind.INPUT
+
+    def _is_identity(self, node: Node) -> bool:
+        if node.op not in _IDENTITY:
+            return False
+        if "dropout" in node.op:
+            rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            on = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            return not on or rate == 0
+        # A cast to integers rounds.
+        return node.floating and all(self.trace.node(i).floating for i in node.inputs[:1])
+
+    def _is_lookup(self, node: Node) -> bool:
+        """True for `table[tokens]` and `table[tokens, :]`."""
+        if node.op != "getitem" or len(node.args) < 2 or not isinstance(node.args[0], Fixed):
+            return False
+        items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        rest = all(item == slice(None) for item in items[1:])
+        return isinstance(items[0], Ref) and rest and node.args[0].tensor.ndim == 2
+
+    def _pools_positions(self, node: Node, first: int) -> bool:
+        layout, ndim = self.layouts.get(first), len(self.trace.node(first).shape)
+        found = [int(rank) for rank in "123" if f"{rank}d" in node.op]
+        pooled = ndim - (found[0] if found else ndim - 2)
+        return layout is not None and max(layout.axes) < pooled
+
     def _is_linear(self, node: Node) -> bool:
         if node.op == "linear":
-            return True
+            return self._weighed(node, 1, "weight")
         if node.op == "addmm" and len(node.args) >= 3:
-            return self._constant(node.args[2]) and self._constant(node.args[0])
+            live = isinstance(node.args[1], Ref) and not self._constant(node.args[1])
+            return live and self._constant(node.args[2]) and self._constant(node.args[0])
         if node.op in ("matmul", "mm") and len(node.args) >= 2:
-            return self._constant(node.args[1]) and isinstance(node.args[0], Ref)
+            return self._weighed(node, 1, "other")
         return False
 
     def _is_average(self, node: Node, first: int) -> bool:
-        if node.op != "mean" or first not in self.layouts:
+        if node.op not in ("mean", "sum") or first not in self.layouts:
             return False
         dims = _dims(node, self.trace.node(first).shape)
         layout = self.layouts[first]
@@ -401,7 +465,24 @@ class _Builder:
             len(node.shape) == len(shape)
         )
 
-    def _getitem(self, node: Node, first: int) -> Kind:
+    def _piece(self, node: Node, first: int) -> tuple[Kind, range | None]:
+        """One of the pieces that a tensor was split into, whole features or a part of them."""
+        source = self.trace.node(first)
+        before = self.trace.node(source.inputs[0]).shape
+        dim = source.kwargs.get("dim", source.args[2] if len(source.args) > 2 else 0)
+        layout = self.layouts.get(first)
+        if layout is None or not isinstance(dim, int):
+            return Kind.OTHER, None
+        axis = dim % len(before)
+        if axis not in layout.axes or node.shape[axis] == before[axis]:
+            return Kind.CARRIER, None
+        # The pieces were recorded one behind the other.
+        pieces = range(node.index - node.args[0], node.index)
+        start = sum(self.trace.node(index).shape[axis] for index in pieces)
+        part = range(start, start + node.shape[axis])
+        return Kind.PART, part if axis == layout.axes[-1] else None
+
+    def _getitem(self, node: Node, first: int) -> tuple[Kind, range | None]:
         before = self.trace.node(first).shape
         axes = self.layouts[first].axes
         items = node.args[1] if len(node.args) > 1 else None
@@ -414,13 +495,15 @@ class _Builder:
                 axis = len(before) - sum(i is not None for i in items[items.index(item) + 1 :])
                 continue
             if not isinstance(item, int | slice):
-                return Kind.OTHER if axis in axes else Kind.CARRIER
-            if axis in axes and item != slice(None):
-                whole = isinstance(item, slice) and len(range(*item.indices(before[axis])))
-                if whole != before[axis]:
-                    return Kind.PART
+                return (Kind.OTHER if axis in axes else Kind.CARRIER), None
+            if axis in axes and isinstance(item, int):
+                return Kind.OTHER, None
+            if axis in axes and isinstance(item, slice):
+                part = range(*item.indices(before[axis]))
+                if part != range(before[axis]):
+                    return Kind.PART, part if axis == axes[-1] else None
             axis += 1
-        return Kind.CARRIER
+        return Kind.CARRIER, None
 
     def _cat(self, node: Node, live: list[int], layout: Layout | None) -> None:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -482,19 +565,37 @@ class _Builder:
         full = [i for i in live if self.trace.node(i).shape == node.shape]
         whole = [i for i in full if self.layouts.get(i) == self.layouts.get(node.index)]
         sets = {self.roots[i] for i in whole}
+        roots = frozenset[int]().union(*(self.roots[i] for i in live))
+        base = self._base(roots)
+        if len(base) == 1 and len(roots) > 1:
+            # However it was written, it is a function of one tensor.
+            self.roots[node.index] = base
+            return
         if node.op in ("add", "sub") and (len(sets) > 1 or self._learned(node, live)):
-            if node.op == "sub" or node.kwargs.get("alpha", 1) != 1:
+            if len(whole) < len(live):
                 self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
             else:
                 self.put(node.index, Kind.SUM, tuple(self.vertex(i) for i in live))
             return
-        roots = frozenset[int]().union(*(self.roots[i] for i in live))
         if len(roots) > 2:
             roots = frozenset(self.vertex(i) for i in live)
         if len(roots) > 2:
             self.put(node.index, Kind.OTHER, (), tuple(sorted(roots)))
             return
         self.roots[node.index] = roots
+
+    def _base(self, roots: frozenset[int]) -> frozenset[int]:
+        """What functions of single rows among the roots are made of, in the end."""
+        found: set[int] = set()
+        waiting = list(roots)
+        while waiting:
+            here = waiting.pop()
+            vertex = self.vertices[here]
+            if vertex.kind is Kind.REGION:
+                waiting.extend(vertex.carried)
+            else:
+                found.add(here)
+        return frozenset(found)
 
     def _learned(self, node: Node, live: list[int]) -> bool:
         """True if something that depends on the position, but not on the input, is added."""
@@ -541,12 +642,16 @@ class _Builder:
             return _permuted(node, before, layout)
         if op == "expand":
             shift = len(shape) - len(before)
+            if any(shape[a + shift] != before[a] for a in layout.axes):
+                return None
             return Layout(tuple(a + shift for a in layout.axes), layout.channels, layout.repeat)
         if op == "repeat_interleave":
-            return layout if len(shape) == len(before) else None
+            if len(shape) != len(before) or shape[layout.axes[-1]] != before[layout.axes[-1]]:
+                return None
+            return layout
         if op == "getitem":
             return _indexed(node, before, layout)
-        if op == "mean" and len(shape) < len(before):
+        if op in ("mean", "sum") and len(shape) < len(before):
             dims = _dims(node, before) or ()
             if set(dims) & set(layout.axes):
                 return None
@@ -593,9 +698,7 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
             for axis in sized[len(inside) :]:
                 repeat *= before[axis]
             axes.append(right[0])
-        elif len(right) == 1 and inside == sized[-len(inside) :] and 0 in sized:
-            return None
-        elif len(right) == 1 and len(inside) < len(sized):
+        elif len(right) == 1 and inside[0] == sized[0] and len(layout.axes) > 1:
             # A head axis that was repeated for grouped queries merges with its copies.
             axes.append(right[0])
         else:

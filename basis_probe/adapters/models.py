@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -228,7 +228,7 @@ def device_of(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def prepared(model: nn.Module, device: torch.device | None) -> Iterator[tuple[str, ...]]:
+def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[str, ...]]:
     """Within the context the model is in evaluation mode and on the device; then all is as it was.
 
     What is put back: every module's train/eval mode, the device, and the state of torch's random

@@ -1,12 +1,13 @@
 """The graph of what a model did with one input: which function read which tensor, inside which module.
 
-The graph is recorded while the model runs, so it needs nothing of the model but that it runs: control
-flow, functional calls, in-place operations and hand-written nonlinearities are all seen as they happen.
+The graph is recorded while the model runs, so it needs nothing of the model but that it runs:
+control flow, functional calls, in-place operations and hand-written nonlinearities are all seen as
+they happen.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,7 +40,8 @@ class Node:
         op: the name of the function: "linear", "relu", "add", ...; "input" for the model's input,
             "output" for one of several outputs of a call.
         function: the function itself.
-        args, kwargs: what it was called with, recorded tensors replaced by `Ref`, others by `Fixed`.
+        args, kwargs: what it was called with, recorded tensors replaced by `Ref`, others by
+            `Fixed`.
         inputs: the recorded tensors that it read.
         shape: the shape of the tensor.
         floating: True if the tensor holds floating-point numbers.
@@ -201,12 +203,22 @@ class _Recorder(Follower):
         path, call, _, ordinal = self.place(op)
         self.step(op)
         index = len(self.nodes)
-        self.nodes.append(
-            Node(
-                index, op, function, args, kwargs or {}, inputs, tuple(tensor.shape),
-                tensor.is_floating_point(), live, path, call, ordinal, inplace,
-            )  # fmt: skip
+        node = Node(
+            index=index,
+            op=op,
+            function=function,
+            args=args,
+            kwargs=kwargs or {},
+            inputs=inputs,
+            shape=tuple(tensor.shape),
+            floating=tensor.is_floating_point(),
+            live=live,
+            module=path,
+            call=call,
+            ordinal=ordinal,
+            inplace=inplace,
         )
+        self.nodes.append(node)
         self.made[id(tensor)] = index
         self.kept.append(tensor)
         return index
@@ -232,13 +244,20 @@ class _Recorder(Follower):
             return out
         made = list(tensors_in(out))
         live = any(self.nodes[index].live for index in inputs)
-        common = {"function": func, "args": seen[0], "kwargs": seen[1], "inputs": tuple(inputs)}
-        if isinstance(out, Tensor):
-            self.add(out, op, live=live, inplace=id(out) in before, **common)
-        elif made:
-            source = self.add(made[0], op, live=live, **common)
-            for place, tensor in enumerate(made):
-                self.add(tensor, "output", args=(place,), inputs=(source,), live=live)
+        if made:
+            source = self.add(
+                made[0],
+                op,
+                function=func,
+                args=seen[0],
+                kwargs=seen[1],
+                inputs=tuple(inputs),
+                live=live,
+                inplace=isinstance(out, Tensor) and id(out) in before,
+            )
+            if not isinstance(out, Tensor):
+                for place, tensor in enumerate(made):
+                    self.add(tensor, "output", args=(place,), inputs=(source,), live=live)
         return out
 
     def _seen(self, value: Any, inputs: list[int]) -> Any:
@@ -268,7 +287,7 @@ class _Recorder(Follower):
 
 
 @contextmanager
-def followed(model: nn.Module, follower: Follower) -> Iterator[None]:
+def followed(model: nn.Module, follower: Follower) -> Generator[None]:
     """Within the context the follower knows which module is running."""
     with ExitStack() as stack:
         for path, module in model.named_modules():

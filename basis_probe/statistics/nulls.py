@@ -1,8 +1,8 @@
 """Against what the axes are compared: the same activations, or the same layer, in other frames.
 
-Frame 0 is what was observed, frames 1..K are drawn; `Alternatives.frame(k)` makes each of them by the
-same code, so that whatever is computed of one is computed of all. A null says what its frames share
-with the observed one; it is exact where frame 0 and the others are exchangeable.
+Frame 0 is what was observed, frames 1..K are drawn; `Alternatives.frame(k)` makes each of them by
+the same code, so that whatever is computed of one is computed of all. A null says what its frames
+share with the observed one; it is exact where frame 0 and the others are exchangeable.
 """
 
 import abc
@@ -69,8 +69,8 @@ class LinearLayer:
     """A layer one linear map behind its input, as numbers.
 
     Attributes:
-        inputs: [samples, inputs, positions]; positions are the places of a convolution's window, one
-            for a dense layer.
+        inputs: [samples, inputs, positions]; positions are the places of a convolution's window,
+            one for a dense layer.
         weights: for every linear map of the layer (a gated one has two), [outputs, inputs,
             positions].
         biases: for each, [outputs] or None.
@@ -279,9 +279,9 @@ class _Whitened(Alternatives):
     """Heads of `size` features, `count` of them, each repeated `copies` times in a row.
 
     Every head is whitened symmetrically, x S^(-1/2): of all bases in which its features are
-    uncorrelated and of unit variance, the one nearest to the given axes. That one is compared with its
-    rotations. (Turning x S^(-1/2) Q S^(1/2), which keeps the covariance, is not exact: an untrained
-    layer is as likely as x Q, and so is its whitened form, but not as that.)
+    uncorrelated and of unit variance, the one nearest to the given axes. That one is compared with
+    its rotations. (Turning x S^(-1/2) Q S^(1/2), which keeps the covariance, is not exact: an
+    untrained layer is as likely as x Q, and so is its whitened form, but not as that.)
     """
 
     def __init__(self, x: Tensor, halves: Tensor, heads: tuple[int, int, int]) -> None:
@@ -417,10 +417,11 @@ class _TurnedInput(Alternatives):
 def _column_lengths(weights: tuple[Tensor, ...]) -> Tensor:
     """The length that every input's column has once rows and columns are balanced against each other.
 
-    Dividing column c by the c-th of these, and the rows by numbers of their own, gives every row and
-    every column of the weights the same length: the fixed point of dividing by row and column lengths
-    in turn (Sinkhorn and Knopp 1967, of the squared weights). It moves along when inputs are rescaled
-    and does not change when outputs are.
+    Dividing column c by the c-th of these, and the rows by numbers of their own, gives every row
+    and
+    every column of the weights the same length: the fixed point of dividing by row and column
+    lengths in turn (Sinkhorn and Knopp 1967, of the squared weights). It moves along when inputs
+    are rescaled and does not change when outputs are.
     """
     power = torch.cat([w.double().square().sum(2) for w in weights])
     power = power[power.sum(1) > 0]
@@ -443,8 +444,8 @@ class TurnedPreactivation(Null):
     """The pre-activations turned inside their span about their mean, then bent again.
 
     Units are standardised, turned, and each unit's mean and variance restored. What is left where
-    the layer's input is not one linear map away. It holds its level in simulations, but not on every
-    real layer.
+    the layer's input is not one linear map away. It holds its level in simulations, but not on
+    every real layer.
     """
 
     @property

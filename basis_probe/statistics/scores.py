@@ -1,7 +1,7 @@
 """What is computed of every frame: one number per direction, averaged over directions.
 
-A score is a declaration: which tensor it reads, the number of a direction, which departures from the
-null count, under which group it keeps its value. Adding one is adding one value to `SCORES`.
+A score is a declaration: which tensor it reads, the number of a direction, which departures from
+the null count, under which group it keeps its value. Adding one is adding one value to `SCORES`.
 """
 
 import dataclasses
