@@ -520,6 +520,10 @@ def _problem(
                 f"by {error:.1g} at a size of {scale:.1g}), so its counterfactuals were not used.",
             )
     pre = rows["pre"].double() if "pre" in rows and place.bend is not None else None
+    if pre is not None and not bool(torch.isfinite(pre).all()):
+        pre = None
+        if linear is None:
+            notes = (*notes, "Some pre-activations are NaN or infinite, so they were not turned.")
     return (
         Problem(
             x=x,

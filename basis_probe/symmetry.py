@@ -12,9 +12,13 @@ the next.
 import dataclasses
 import enum
 import itertools
+import math
 import re
 
-from basis_probe.adapters.facts import Facts, Region, Shape, Site, Stream
+import torch
+from torch import Tensor
+
+from basis_probe.adapters.facts import Facts, Region, Shape, Site, Stream, shared
 from basis_probe.adapters.graph import Kind, Vertex
 from basis_probe.algebra.groups import (
     Blocks,
@@ -80,6 +84,8 @@ class Derivation:
         self._families: dict[int, frozenset[int]] = {}
         self._scales: dict[frozenset[int], dict[int, Scales]] = {}
         self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
+        self._ties = _ties(facts)
+        self._tied_groups: dict[int, Group | None] = {}
 
     # --- one site -------------------------------------------------------------------------------
 
@@ -99,8 +105,10 @@ class Derivation:
         stream = facts.stream_of[vertex.node]
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)
+            self._require_free_ties(stream)
         except _NotUnderstood as reason:
             return _unknown(dim, str(reason))
+        because = because[0].upper() + because[1:]
         return Symmetry(group, group.privileged, because, reference)
 
     def read(self, vertex: int, width: int) -> Group:
@@ -154,7 +162,16 @@ class Derivation:
             )
         if stream.value_mixed:
             return self._heads(stream, dim, shape)
+        if any(self._is_folded_gain(reader) for reader in stream.readers):
+            raise _NotUnderstood("a gain for every feature stands between it and the stream it writes")
         norms = self._norm_readers(stream)
+        if not norms and self._is_transposed(index):
+            return (
+                Orthogonal(dim),
+                "only linear maps write this and only linear maps read it, and one that reads it is "
+                "the transpose of one that writes it, so that rotations are absorbed by both.",
+                ALGEBRA,
+            )
         if not norms:
             return (
                 GeneralLinear(dim),
@@ -174,6 +191,8 @@ class Derivation:
                 f"which commutes with every rotation{gains}; tied embeddings count as untied."
             )
             return Orthogonal(dim), because, RESIDUAL
+        if self._is_transposed(index):
+            raise _NotUnderstood("it is read through a norm and by the transpose of what writes it")
         if kinds == {Shape.LAYER_NORM}:
             because = (
                 f"written by linear maps only and read through LayerNorm ({len(norms)} of them), "
@@ -188,6 +207,8 @@ class Derivation:
     ) -> tuple[Group, str, str]:
         if self._norm_readers(stream):
             raise _NotUnderstood("attention values are read through a norm")
+        if self._is_transposed(self.facts.streams.index(stream)):
+            raise _NotUnderstood("one matrix writes the values and, transposed, reads them")
         count, size = self._head_sizes(stream)
         copies = dim // (count * size)
         if count * size * copies != dim:
@@ -205,10 +226,13 @@ class Derivation:
         graph = self.facts.graph
         for index in sorted(stream.members):
             layout = graph.layouts.get(index)
+            shape = graph.trace.node(index).shape
             if layout is not None and len(layout.axes) == 2:
-                shape = graph.trace.node(index).shape
                 return shape[layout.axes[0]], shape[layout.axes[1]]
-        raise _NotUnderstood("the values are not kept apart in heads")
+            if layout is None or len(layout.axes) != 1 or layout.repeat != 1:
+                raise _NotUnderstood("the heads of the values could not be followed")
+        width = graph.layouts[max(stream.members)].axes[0]
+        return 1, graph.trace.node(max(stream.members)).shape[width]
 
     def _axes(
         self, index: int, vertex: Vertex, family: frozenset[int], dim: int
@@ -216,12 +240,20 @@ class Derivation:
         scales = self._family_scales(family)
         stream = self.facts.streams[index]
         because = self._because_axes(stream)
+        self._require_parts_apart(family)
         if any(self._fixed(self.facts.streams[member]) for member in family):
             because += (
                 " The model's own input or output belongs to the same family of axes, so that "
                 "not even their order is free."
             )
             return Trivial(dim), because, PAPER
+        for link in self._family_links(family):
+            region = self.facts.regions.get(link, _NOTHING)
+            if region.shape is Shape.DIAGONAL and not region.learned:
+                raise _NotUnderstood(
+                    f"{region.op}{_where(self.facts, link)} acts on every feature with a constant of "
+                    "its own that is no weight"
+                )
         kind = _GROUPS[scales[index]]
         parts = self._parts(index, family, dim)
         if len(parts) > 1:
@@ -256,12 +288,15 @@ class Derivation:
         if any(regions.get(r, _NOTHING).shape is Shape.PRODUCT for r in stream.readers):
             said.append("it is multiplied with another tensor, feature by feature")
         vertices = self.facts.graph.vertices
+        touching = (*stream.writers, *stream.readers)
         if any(vertices[w].kind is Kind.BATCH_NORM for w in stream.writers):
             said.append("batch normalisation writes it, channel by channel")
         if any(vertices[r].kind is Kind.BATCH_NORM for r in stream.readers):
             said.append("batch normalisation reads it, channel by channel")
         if any(vertices[r].kind is Kind.DEPTHWISE for r in stream.readers):
             said.append("a depthwise convolution reads it, channel by channel")
+        if any(regions.get(v, _NOTHING).shape is Shape.DIAGONAL for v in touching):
+            said.append("it is multiplied with a weight vector, feature by feature")
         if stream.max_pooled:
             said.append("max pooling reads it, which only non-negative scales pass")
         if not said:
@@ -289,7 +324,7 @@ class Derivation:
             return False
         for reader in stream.readers:
             vertex = self.facts.graph.vertices[reader]
-            if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION):
+            if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertex.across:
                 continue
             region = self.facts.regions.get(reader)
             if region is not None and region.shape is Shape.DIAGONAL and self._only_linear(reader):
@@ -357,13 +392,11 @@ class Derivation:
             where = _where(self.facts, writer)
             if vertex.kind is Kind.OTHER:
                 raise _NotUnderstood(f"it is written by {vertex.op}{where}, which no rule covers")
-            if vertex.kind is Kind.PART:
-                source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
-                kinds = {vertices[w].kind for w in source.writers}
-                if not kinds <= {Kind.LINEAR, Kind.CONVOLUTION, Kind.PART} or source.sums:
-                    raise _NotUnderstood(
-                        f"it is a part of a wider tensor{where} that not only linear maps write"
-                    )
+            if vertex.kind is Kind.PART and not self._is_free_part(vertex):
+                raise _NotUnderstood(
+                    f"it is a part of a wider tensor{where} that not only linear maps write, or whose "
+                    "parts are not read one by one"
+                )
             if vertex.kind is Kind.REGION and regions[writer].shape is Shape.UNKNOWN:
                 raise _NotUnderstood(f"{regions[writer].why}{where}")
         for reader in stream.readers:
@@ -377,14 +410,105 @@ class Derivation:
             if vertex.kind is Kind.OTHER:
                 raise _NotUnderstood(f"it is read by {vertex.op}{where}, which no rule covers")
             if vertex.kind is Kind.PART:
-                if not self._linear_only_writers(stream) or stream.sums:
-                    raise _NotUnderstood(f"only a part of its features is read{where}")
+                raise _NotUnderstood(f"its features are read in parts{where}, each in its own way")
+            if vertex.across:
+                raise _NotUnderstood(
+                    f"{vertex.op}{where} does not read its features, but acts across positions or "
+                    "inside parts of the features"
+                )
             if vertex.kind is Kind.REGION and regions[reader].shape is Shape.UNKNOWN:
                 raise _NotUnderstood(f"{regions[reader].why}{where}")
 
-    def _linear_only_writers(self, stream: Stream) -> bool:
-        kinds = {self.facts.graph.vertices[w].kind for w in stream.writers}
-        return kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
+    def _is_free_part(self, part: Vertex) -> bool:
+        """True if a part of a wider tensor is written by linear maps as if it stood alone."""
+        graph = self.facts.graph
+        source = self.facts.streams[self.facts.stream_of[part.carried[0]]]
+        if source.returned or source.sums or source.value_mixed or source.max_pooled:
+            return False
+        for writer in source.writers:
+            vertex = graph.vertices[writer]
+            if vertex.kind is Kind.PART and not self._is_free_part(vertex):
+                return False
+            if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.PART):
+                return False
+        taken: set[int] = set()
+        sizes: set[tuple[int, ...]] = set()
+        for reader in source.readers:
+            vertex = graph.vertices[reader]
+            if vertex.kind is not Kind.PART or vertex.part is None or taken & set(vertex.part):
+                return False
+            taken |= set(vertex.part)
+            layout = graph.layouts[vertex.carried[0]]
+            shape = graph.trace.node(vertex.carried[0]).shape
+            sizes.add(tuple(shape[axis] for axis in layout.axes))
+        # Parts that were cut from different arrangements of the features could overlap.
+        return len(sizes) == 1
+
+    def _require_parts_apart(self, family: frozenset[int]) -> None:
+        """Raises `_NotUnderstood` if axes that were concatenated also belong together otherwise."""
+        links = {v: self._joined(v) for v in self._family_links(family)}
+        for vertex, ends in links.items():
+            if self.facts.graph.vertices[vertex].kind not in (Kind.CONCAT, Kind.PADDED):
+                continue
+            parent = {member: member for member in family}
+            for other, others in links.items():
+                if other != vertex:
+                    for end in others[1:]:
+                        parent[_root(parent, end)] = _root(parent, others[0])
+            if len({_root(parent, end) for end in ends}) < len(ends):
+                raise _NotUnderstood(
+                    f"{self.facts.graph.vertices[vertex].op}{_where(self.facts, vertex)} joins "
+                    "features that change places together"
+                )
+
+    def _joined(self, link: int) -> list[int]:
+        """The streams on both sides of a function of single features."""
+        stream_of = self.facts.stream_of
+        return [stream_of[link], *(stream_of[source] for source in self._sources(link))]
+
+    # --- weights that are used more than once -----------------------------------------------------
+
+    def _is_transposed(self, index: int) -> bool:
+        """True if a matrix that writes the stream reads it too, transposed."""
+        return any(tie.transposed and tie.stream == index for tie in self._ties.get(index, ()))
+
+    def _require_free_ties(self, index: int) -> None:
+        """Raises `_NotUnderstood` if a matrix is used elsewhere, where other changes are absorbed.
+
+        Streams that one matrix reads, or writes, in several places change together.
+        """
+        seen: set[int] = set()
+        waiting = [index]
+        while waiting:
+            here = waiting.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            if self._permuting(here):
+                waiting.extend(self._family(here))
+            for tie in self._ties.get(here, ()):
+                waiting.append(tie.stream)
+                own, other = self._group_at(tie.own), self._group_at(tie.other)
+                if own is None or other is None or own != other:
+                    raise _NotUnderstood(
+                        f"the weights of {_name(self.facts, tie.other)} are used in several places, "
+                        "whose symmetries are not the same"
+                    )
+
+    def _group_at(self, vertex: int) -> Group | None:
+        """The group of the stream that holds a vertex, ties aside; None if it is not understood."""
+        if vertex not in self._tied_groups:
+            graph = self.facts.graph
+            layout, shape = graph.layouts.get(vertex), graph.trace.node(vertex).shape
+            sizes = () if layout is None else tuple(shape[axis] for axis in layout.axes)
+            try:
+                found = self._group(
+                    self.facts.stream_of[vertex], graph.vertices[vertex], math.prod(sizes), sizes
+                )[0]
+            except _NotUnderstood:
+                found = None
+            self._tied_groups[vertex] = found if sizes else None
+        return self._tied_groups[vertex]
 
     # --- families -------------------------------------------------------------------------------
 
@@ -423,11 +547,30 @@ class Derivation:
             return not self._norm_is_folded(index)
         if region.shape is Shape.DIAGONAL and self._is_gain_of_folded_norm(vertex):
             return False
+        if self._is_folded_gain(index):
+            return False
         return region.shape in (
             Shape.ELEMENTWISE,
             Shape.COUPLED,
             Shape.PRODUCT,
             Shape.DIAGONAL,
+        )
+
+    def _is_folded_gain(self, index: int) -> bool:
+        """True if the gain of a linear map's outputs, as of a layer scale, folds into that map."""
+        region = self.facts.regions.get(index, _NOTHING)
+        if region.shape is not Shape.DIAGONAL or not region.learned:
+            return False
+        source = self.facts.streams[self.facts.stream_of[self.facts.graph.vertices[index].carried[0]]]
+        kinds = {self.facts.graph.vertices[writer].kind for writer in source.writers}
+        gain = region.gain
+        return (
+            kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
+            and source.readers == (index,)
+            and not source.returned
+            and not source.max_pooled
+            and gain is not None
+            and bool((gain != 0).all())
         )
 
     def _is_gain_of_folded_norm(self, vertex: Vertex) -> bool:
@@ -453,9 +596,8 @@ class Derivation:
                 if here not in found:
                     found.add(here)
                     waiting.extend(other for _, other in self._links(here))
-            family = frozenset(found)
-            for member in family:
-                self._families[member] = family
+            # Not of the others: what reads a stream only on the way to nowhere does not bind it.
+            self._families[index] = frozenset(found)
         return self._families[index]
 
     def _family_scales(self, family: frozenset[int]) -> dict[int, Scales]:
@@ -471,72 +613,128 @@ class Derivation:
             self._require_understood(streams[member])
             if streams[member].value_mixed:
                 raise _NotUnderstood("attention reads values that a nonlinearity has touched")
-        scales = dict.fromkeys(family, Scales.ANY)
-        links: dict[int, tuple[list[int], int]] = {}
+        relations = _Relations(family)
         for member in family:
             stream = streams[member]
             if stream.max_pooled:
-                scales[member] = scales[member].meet(Scales.POSITIVE)
+                relations.add({member: 1}, scales=False)
             for norm in self._norm_readers(stream):
                 rms = self.facts.regions[norm].shape is Shape.RMS_NORM
-                scales[member] = scales[member].meet(Scales.SIGNS if rms else Scales.ONE)
+                relations.add({member: 1}, signs=not rms)
+            for tie in self._ties.get(member, ()):
+                if tie.stream in family:
+                    sizes = {tie.stream: 1.0 if tie.transposed else -1.0}
+                    relations.add(_sum({member: 1.0}, sizes), signs=False)
+                    relations.add(_sum({member: 1.0}, {tie.stream: 1.0}), scales=False)
         for vertex in self._family_links(family):
             sources = [self.facts.stream_of[s] for s in self._sources(vertex)]
-            links[vertex] = (sources, self.facts.stream_of[vertex])
-        changed = True
-        while changed:
-            before = dict(scales)
-            for vertex, (sources, target) in links.items():
-                self._propagate(vertex, sources, target, scales)
-            changed = scales != before
-        self._scales[family] = scales
-        return scales
+            self._relate(vertex, sources, self.facts.stream_of[vertex], relations)
+        self._scales[family] = relations.solved()
+        return self._scales[family]
 
-    def _propagate(
-        self, index: int, sources: list[int], target: int, scales: dict[int, Scales]
+    def _relate(
+        self, index: int, sources: list[int], target: int, relations: "_Relations"
     ) -> None:
+        """What a function of single features demands of the diagonal matrices around it."""
         vertex = self.facts.graph.vertices[index]
-        region = self.facts.regions.get(index)
-
-        def lower(stream: int, bound: Scales) -> None:
-            if stream in scales:
-                scales[stream] = scales[stream].meet(bound)
-
+        region = self.facts.regions.get(index, _NOTHING)
         if vertex.kind in (Kind.CONCAT, Kind.PADDED):
             for source in sources:
-                lower(source, scales[target])
-                lower(target, scales[source])
-        elif region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+                relations.add(_sum({source: 1.0}, {target: -1.0}))
+        elif region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
             try:
                 intertwiner = self.intertwiner(index)
             except ValueError as error:
                 raise _NotUnderstood(
                     f"{region.op}{_where(self.facts, index)} could not be measured: {error}"
                 ) from error
-            before, after = _scales_of(intertwiner.group), _scales_of(intertwiner.image)
-            if before is None or after is None:
+            before = _scales_of(intertwiner.group)
+            if before is None:
                 raise _NotUnderstood(
                     f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"
                 )
-            lower(sources[0], before)
-            lower(target, after)
-            if scales[sources[0]] is Scales.ONE or (
-                scales[sources[0]] is Scales.SIGNS and after is Scales.POSITIVE
-            ):
-                lower(target, Scales.ONE)
-            elif before is after:
-                lower(target, scales[sources[0]])
-            if scales[target].value < after.value:
-                lower(sources[0], scales[target])
-        elif region is not None and region.shape is Shape.PRODUCT:
-            ones = [stream for stream in (*sources, target) if scales[stream] is Scales.ONE]
-            if len(ones) >= 2:
-                for stream in (*sources, target):
-                    lower(stream, Scales.ONE)
-        elif region is not None and _is_norm(region):
-            bound = Scales.SIGNS if region.shape is Shape.RMS_NORM else Scales.ONE
-            lower(sources[0], bound)
-            lower(target, bound)
+            if before in (Scales.ANY, Scales.POSITIVE):
+                powers = _sum({target: 1.0}, {sources[0]: -intertwiner.degree})
+                relations.add(powers, signs=False)
+            else:
+                relations.add({sources[0]: 1}, signs=False)
+                relations.add({target: 1}, signs=False)
+            if before not in (Scales.ANY, Scales.SIGNS):
+                relations.add({sources[0]: 1}, scales=False)
+            odd = before in (Scales.ANY, Scales.SIGNS) and intertwiner.parity < 0
+            flips = _sum({target: 1.0}, {sources[0]: 1.0}) if odd else {target: 1.0}
+            relations.add(flips, scales=False)
+        elif region.shape is Shape.PRODUCT:
+            factors = {source: 0.0 for source in sources}
+            for source in sources:
+                factors[source] += 1.0
+            relations.add(_sum({target: -1.0}, factors))
+        elif _is_norm(region):
+            relations.add({target: 1}, signs=False)
+            rms = region.shape is Shape.RMS_NORM
+            relations.add(_sum({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
+
+
+class _Relations:
+    """Which diagonal matrices the streams of a family admit together.
+
+    A feature of stream s is multiplied by (-1)^b exp(r), with one sign bit b and one size r for each
+    stream. What lies between streams makes linear relations among the sizes, and others among the
+    bits; a stream is free in what is not zero in every solution.
+    """
+
+    def __init__(self, streams: frozenset[int]) -> None:
+        self.place = {stream: column for column, stream in enumerate(sorted(streams))}
+        self.sizes: list[Tensor] = []
+        self.bits: list[int] = []
+
+    def add(self, factors: dict[int, float], *, scales: bool = True, signs: bool = True) -> None:
+        """The sum of factor times size over the streams is zero, and so is that of the bits."""
+        known = {self.place[s]: factor for s, factor in factors.items() if s in self.place}
+        if scales:
+            row = torch.zeros(len(self.place), dtype=torch.float64)
+            for column, factor in known.items():
+                row[column] = factor
+            self.sizes.append(row)
+        if signs:
+            self.bits.append(sum(1 << column for column, f in known.items() if round(f) % 2))
+
+    def solved(self) -> dict[int, Scales]:
+        """The diagonal matrices that each stream admits."""
+        rows = torch.stack([*self.sizes, torch.zeros(len(self.place), dtype=torch.float64)])
+        _, values, directions = torch.linalg.svd(rows, full_matrices=True)
+        rank = int((values > 1e-9 * max(1.0, float(values.max()))).sum())
+        free = directions[rank:].abs().amax(0) > 1e-9 if rank < len(self.place) else None
+        flips = _free_bits(self.bits, len(self.place))
+        named = {
+            (True, True): Scales.ANY,
+            (True, False): Scales.POSITIVE,
+            (False, True): Scales.SIGNS,
+            (False, False): Scales.ONE,
+        }
+        return {
+            stream: named[free is not None and bool(free[column]), bool(flips >> column & 1)]
+            for stream, column in self.place.items()
+        }
+
+
+def _sum(first: dict[int, float], second: dict[int, float]) -> dict[int, float]:
+    return {key: first.get(key, 0.0) + second.get(key, 0.0) for key in {**first, **second}}
+
+
+def _free_bits(rows: list[int], count: int) -> int:
+    """The bits that are not zero in every solution of the equations modulo 2, one a row."""
+    pivots: dict[int, int] = {}  # leading bit -> row, every other row without that bit
+    for row in rows:
+        for bit, known in pivots.items():
+            if row >> bit & 1:
+                row ^= known
+        if row:
+            lead = row.bit_length() - 1
+            pivots = {b: r ^ row if r >> lead & 1 else r for b, r in pivots.items()} | {lead: row}
+    free = sum(1 << bit for bit in range(count) if bit not in pivots)
+    # A leading bit is free if its row holds a bit that is.
+    return free | sum(1 << bit for bit, row in pivots.items() if row & free)
 
 
 _NOTHING = Region(Shape.UNKNOWN)
@@ -544,6 +742,55 @@ _NOTHING = Region(Shape.UNKNOWN)
 
 def _sized(kind: type[OnAxes], dim: int) -> Group:
     return kind(dim)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tie:
+    """Two vertices that one matrix reads, or writes, in two places.
+
+    Attributes:
+        own, other: the vertices.
+        stream: the stream of the other.
+        transposed: True if one changes by the inverse transpose of the other, as where a matrix
+            reads what its transpose writes.
+    """
+
+    own: int
+    other: int
+    stream: int
+    transposed: bool
+
+
+def _ties(facts: Facts) -> dict[int, tuple[_Tie, ...]]:
+    """Stream -> its ties to others, and to itself by a transpose."""
+    found: dict[int, list[_Tie]] = {}
+    stream_of = facts.stream_of
+
+    def tie(a: int, b: int, transposed: bool) -> None:
+        if stream_of[a] != stream_of[b] or transposed:
+            found.setdefault(stream_of[a], []).append(_Tie(a, b, stream_of[b], transposed))
+            found.setdefault(stream_of[b], []).append(_Tie(b, a, stream_of[a], transposed))
+
+    for first, second, transposed in shared(facts):
+        read, written = (facts.graph.vertices[v].used[0] for v in (first, second)), (first, second)
+        (a, b), (c, d) = read, written
+        if not transposed:
+            tie(a, b, False)
+            tie(c, d, False)
+        elif facts.graph.layouts.get(a) is not None and facts.graph.layouts.get(b) is not None:
+            tie(c, b, True)
+            tie(a, d, True)
+    return {stream: tuple(dict.fromkeys(ties)) for stream, ties in found.items()}
+
+
+def _root(parent: dict[int, int], index: int) -> int:
+    while parent[index] != index:
+        index = parent[index]
+    return index
+
+
+def _name(facts: Facts, vertex: int) -> str:
+    return _where(facts, vertex).removeprefix(" in ") or "one linear map"
 
 
 def _scales_of(group: Group) -> Scales | None:

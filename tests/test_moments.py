@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from basis_probe.statistics import moments as moments_module
-from basis_probe.statistics.moments import Moments, SampleKurtosis
+from basis_probe.statistics.moments import (
+    Moments,
+    SampleKurtosis,
+    column_kurtosis,
+    root_mean_square,
+    row_shares,
+)
 
 ROWS, DIM = 3000, 5
 
@@ -278,3 +284,45 @@ def test_a_rogue_axis_holds_the_share() -> None:
     found = SampleKurtosis.of(x)
     assert found.share.argmax() == 3
     assert 4.5 < found.mean <= DIM
+
+
+# --- what is computed of every frame --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_kurtosis_of_columns_agrees_with_the_moments(name: str) -> None:
+    x = STREAMS[name]()
+    torch.testing.assert_close(column_kurtosis(x), Moments.of(x).kurtosis, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 7.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_column_has_no_kurtosis(value: float, dtype: torch.dtype) -> None:
+    x = torch.cat([torch.full((ROWS, 1), value).double(), _normal()], dim=1).to(dtype)
+    found = column_kurtosis(x)
+    assert found[0].isnan() and found[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_shares_of_rows_agree_with_the_streamed_ones(name: str) -> None:
+    x = STREAMS[name]()
+    x[5] = 0.0
+    torch.testing.assert_close(row_shares(x), SampleKurtosis.of(x).share, rtol=1e-9, atol=0)
+    units = root_mean_square(x)
+    torch.testing.assert_close(units, x.square().mean(0).sqrt(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        row_shares(x, units=units), SampleKurtosis.of(x / units).share, rtol=1e-9, atol=0
+    )
+
+
+def test_rows_of_zeros_alone_have_no_shares() -> None:
+    x = torch.zeros(4, 3)
+    assert row_shares(x).isnan().all()
+    assert torch.equal(root_mean_square(x), torch.ones(3).double())
+
+
+def test_what_is_computed_of_frames_leaves_them_alone() -> None:
+    x = _normal()
+    before = x.clone()
+    column_kurtosis(x), row_shares(x), root_mean_square(x)
+    assert torch.equal(x, before)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from basis_probe.adapters.graph import Graph, Kind, Layout, Vertex, condense, nonlinear
+from basis_probe.adapters.graph import Graph, Kind, Layout, Vertex, condense, nonlinear, replay
 from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
 
 
@@ -64,6 +64,7 @@ class Shape(enum.Enum):
     """What a region was measured to do to a row of features."""
 
     SCALE = "multiplies by one number"
+    SHIFT = "multiplies by one number and adds a weight vector"
     DIAGONAL = "multiplies every feature by its own number"
     ELEMENTWISE = "bends every feature by itself"
     RMS_NORM = "divides by the root mean square"
@@ -83,6 +84,7 @@ class Region:
         gain, bias: [dim], for norms and diagonal maps.
         why: the reason, where the shape is UNKNOWN.
         op: the function's name, for messages.
+        learned: True if every vector in it is a weight of the model.
     """
 
     shape: Shape
@@ -91,6 +93,7 @@ class Region:
     bias: Tensor | None = None
     why: str = ""
     op: str = ""
+    learned: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,11 +323,32 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
         return Region(Shape.UNKNOWN, why=f"{vertex.op} changes the shape", op=vertex.op)
     try:
         if len(roots) == 1:
-            return _measure_one(function, draw, vertex.op)
+            vectors = list(_vectors(graph, vertex))
+            region = _measure_one(function, draw, vertex.op)
+            learned = all(fixed.name is not None for fixed in vectors)
+            if region.shape is Shape.SHIFT and not (vectors and learned):
+                region, learned = dataclasses.replace(region, shape=Shape.DIAGONAL), False
+            return dataclasses.replace(region, learned=learned)
         return _measure_two(function, draw, vertex.op)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Region(Shape.UNKNOWN, why=f"{vertex.op} cannot be replayed: {reason}", op=vertex.op)
+
+
+def _vectors(graph: Graph, vertex: Vertex) -> Iterator[Fixed]:
+    """The constants of more than one number in what lies between a vertex and what it carries."""
+    trace, seen = graph.trace, set(vertex.carried)
+    waiting = [vertex.node]
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        node = trace.node(index)
+        for value in (*node.args, *node.kwargs.values()):
+            if isinstance(value, Fixed) and value.tensor.numel() > 1:
+                yield value
+        waiting.extend(node.inputs)
 
 
 def _device(trace: Trace) -> torch.device:
@@ -362,6 +386,8 @@ def _measure_one(
     if _close(function(wide), gain * wide + bias):
         if float((gain - gain[0]).abs().max()) == 0.0 and float(bias.abs().max()) == 0.0:
             return Region(Shape.SCALE, function, gain, bias, op=op)
+        if float((gain - gain[0]).abs().max()) == 0.0 and len(gain) > 1:
+            return Region(Shape.SHIFT, function, gain, bias, op=op)
         return Region(Shape.DIAGONAL, function, gain, bias, op=op)
     return Region(Shape.ELEMENTWISE, function, op=op)
 
@@ -416,7 +442,7 @@ def _streams(
 
     def joins(vertex: Vertex) -> bool:
         if vertex.kind is Kind.REGION:
-            return regions[vertex.node].shape is Shape.SCALE
+            return regions[vertex.node].shape in (Shape.SCALE, Shape.SHIFT)
         return vertex.kind in _JOINING
 
     for vertex in graph.vertices.values():
@@ -467,6 +493,35 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
     }
     streams, stream_of = _streams(graph, regions)
     return Facts(graph, sites, streams, stream_of, regions)
+
+
+def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
+    """Pairs of linear maps with one matrix, and whether one of them uses it transposed."""
+    graph, trace = facts.graph, facts.graph.trace
+    stored = {
+        value.tensor.untyped_storage().data_ptr()
+        for node in trace.nodes
+        for value in (*node.args, *node.kwargs.values())
+        if isinstance(value, Fixed) and value.name is not None
+    }
+    found: dict[tuple[int, int, tuple[int, ...]], list[tuple[int, Tensor]]] = {}
+    for vertex in graph.vertices.values():
+        if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION):
+            continue
+        weight = _matrix(trace, trace.node(vertex.node))
+        if weight is None or weight.untyped_storage().data_ptr() not in stored:
+            continue
+        place = (
+            weight.untyped_storage().data_ptr(),
+            int(weight.storage_offset()),
+            tuple(sorted(weight.shape)),
+        )
+        for other, known in found.setdefault(place, []):
+            if known.shape == weight.shape and known.stride() == weight.stride():
+                yield other, vertex.node, False
+            elif known.ndim == 2 and known.T.stride() == weight.stride():
+                yield other, vertex.node, True
+        found[place].append((vertex.node, weight))
 
 
 # --- the layer in front of a site ---------------------------------------------------------------
@@ -532,7 +587,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     biases: list[Tensor | None] = []
     convolution: Convolution | None = None
     for index in linears:
-        found = _weight(trace.node(index))
+        found = _weight(trace, trace.node(index))
         if isinstance(found, str):
             return found
         weight, bias, windows = found
@@ -594,6 +649,7 @@ def _linears_below(facts: Facts, index: int) -> list[int]:
             waiting.extend(here.carried)
         elif here.kind is Kind.REGION and facts.regions[here.node].shape in (
             Shape.SCALE,
+            Shape.SHIFT,
             Shape.DIAGONAL,
         ):
             waiting.extend(here.carried)
@@ -636,24 +692,47 @@ def _width(graph: Graph, vertex: int) -> int | None:
     return None if layout is None else graph.trace.node(vertex).shape[layout.axes[-1]]
 
 
-def _weight(node: Node) -> tuple[Tensor, Tensor | None, Convolution | None] | str:
+def _constant(trace: Trace, value: object) -> Tensor | None:
+    """A tensor that does not depend on the model's input; computed anew if the model computes it."""
+    if isinstance(value, Fixed):
+        return value.tensor.detach()
+    if isinstance(value, Ref) and not trace.node(value.node).live:
+        try:
+            found = replay(trace, value.node, {})
+        except (RuntimeError, ValueError, TypeError):
+            return None
+        return found.detach() if isinstance(found, Tensor) else None
+    return None
+
+
+def _matrix(trace: Trace, node: Node) -> Tensor | None:
+    """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) of a linear map."""
+    place = {"linear": 1, "addmm": 2, "matmul": 1, "mm": 1}.get(node.op, 1)
+    name = "other" if node.op in ("matmul", "mm") else "mat2" if node.op == "addmm" else "weight"
+    value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+    weight = _constant(trace, value)
+    if weight is None or node.op not in ("addmm", "matmul", "mm"):
+        return weight
+    return weight.T if weight.ndim == 2 else None
+
+
+def _weight(
+    trace: Trace, node: Node
+) -> tuple[Tensor, Tensor | None, Convolution | None] | str:
     """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) and bias of a linear map."""
-    def tensor(value: object) -> Tensor | None:
-        return value.tensor.detach() if isinstance(value, Fixed) else None
 
     def given(name: str, place: int, default: object) -> object:
         return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
 
+    weight, bias = _matrix(trace, node), None
     if node.op == "linear":
-        weight, bias = tensor(given("weight", 1, None)), tensor(given("bias", 2, None))
+        bias = _constant(trace, given("bias", 2, None))
     elif node.op == "addmm":
-        weight, bias = tensor(node.args[2]), tensor(node.args[0])
-        weight = None if weight is None else weight.T
-    elif node.op in ("matmul", "mm"):
-        weight, bias = tensor(node.args[1]), None
-        weight = None if weight is None or weight.ndim != 2 else weight.T
+        bias = _constant(trace, node.args[0])
+        if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
+            return "addmm scales its terms"
     elif node.op.startswith("conv") and "transpose" not in node.op:
-        weight, bias = tensor(given("weight", 1, None)), tensor(given("bias", 2, None))
+        bias = _constant(trace, given("bias", 2, None))
         if weight is None:
             return "the weight of the convolution is computed as the model runs"
         rank = weight.ndim - 2
@@ -678,7 +757,7 @@ def _weight(node: Node) -> tuple[Tensor, Tensor | None, Convolution | None] | st
         if len(dilation) == 1:
             dilation = dilation * rank
         return weight, bias, Convolution(tuple(weight.shape[2:]), stride, padding, dilation)
-    else:
+    elif node.op not in ("matmul", "mm"):
         return f"the weight of {node.op} is not understood"
     if weight is None:
         return f"the weight of {node.op} is computed as the model runs"

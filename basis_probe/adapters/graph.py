@@ -571,6 +571,9 @@ class _Builder:
             # However it was written, it is a function of one tensor.
             self.roots[node.index] = base
             return
+        if len(live) == 1 and len(roots) > 1:
+            # What joined two tensors is one step, and what bends the result is the next.
+            roots = frozenset((self.vertex(live[0]),))
         if node.op in ("add", "sub") and (len(sets) > 1 or self._learned(node, live)):
             if len(whole) < len(live):
                 self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))

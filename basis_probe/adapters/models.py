@@ -213,7 +213,7 @@ def device_of(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"device={str(device)!r} cannot be used here ({reason}): give one that this machine has, "

@@ -141,10 +141,29 @@ _SPELLINGS = {
 }  # fmt: skip
 
 
+# Attributes of a tensor that are tensors, under the name of the function that would make them.
+_ATTRIBUTES = {"T": "transpose", "mT": "mT", "H": "H", "mH": "mH", "data": "detach"}
+_ATTRIBUTES |= {"real": "real", "imag": "imag"}
+
+
 def spelling(func: Callable[..., Any]) -> str | None:
     """The one name of a function on tensors; None if calling it makes no tensor."""
     name = getattr(func, "__name__", "") or (resolve_name(func) or "").rsplit(".", 1)[-1]
+    if name == "__get__":
+        return _ATTRIBUTES.get(getattr(getattr(func, "__self__", None), "__name__", ""))
     return None if name in _IGNORED else _SPELLINGS.get(name, name)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the values of a tensor have been overwritten; 0 where torch does not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tensors have in common that show the same values, and what nothing else has."""
+    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+        return -id(tensor)
+    return tensor.untyped_storage().data_ptr() or -id(tensor)
 
 
 class Follower(TorchFunctionMode):
@@ -184,6 +203,7 @@ class _Recorder(Follower):
         self.calls: list[ModuleCall] = []
         self.made: dict[int, int] = {}  # id of a tensor -> its node
         self.kept: list[Tensor] = []  # keeps the ids above from being used again
+        self.stored: dict[int, list[Tensor]] = {}  # where values lie -> the tensors that show them
         self.names = {id(tensor): name for name, tensor in model.named_parameters()}
         self.names |= {id(tensor): name for name, tensor in model.named_buffers()}
         self.entered: list[tuple[int, ...]] = []
@@ -221,7 +241,24 @@ class _Recorder(Follower):
         self.nodes.append(node)
         self.made[id(tensor)] = index
         self.kept.append(tensor)
+        self.stored.setdefault(_storage(tensor), []).append(tensor)
         return index
+
+    def _overwrite(self, changed: list[Tensor], inputs: tuple[int, ...], made: list[Tensor]) -> None:
+        """Gives a new node to every tensor that shows values which a call has changed.
+
+        A tensor that the call returns has its node already.
+        """
+        sources = (*inputs, *(self.made[id(tensor)] for tensor in made))
+        returned = {id(tensor) for tensor in made}
+        for tensor in changed:
+            for shown in (tensor, *self.stored.get(_storage(tensor), ())):
+                if id(shown) not in returned:
+                    returned.add(id(shown))
+                    before = self.made.get(id(shown))
+                    reads = sources if before is None else (before, *sources)
+                    live = any(self.nodes[index].live for index in reads)
+                    self.add(shown, "overwritten", inputs=reads, live=live)
 
     def __torch_function__(
         self,
@@ -237,7 +274,9 @@ class _Recorder(Follower):
             self._seen(args, inputs),
             {name: self._seen(value, inputs) for name, value in kwargs.items()},
         )
-        before = {id(tensor) for tensor in tensors_in((args, kwargs))}
+        given = list(tensors_in((args, kwargs)))
+        before = {id(tensor) for tensor in given}
+        versions = [_version(tensor) for tensor in given]
         out = func(*args, **kwargs)
         op = spelling(func)
         if op is None:
@@ -258,6 +297,9 @@ class _Recorder(Follower):
             if not isinstance(out, Tensor):
                 for place, tensor in enumerate(made):
                     self.add(tensor, "output", args=(place,), inputs=(source,), live=live)
+        changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        if changed:
+            self._overwrite(changed, tuple(inputs), made)
         return out
 
     def _seen(self, value: Any, inputs: list[int]) -> Any:

@@ -16,6 +16,11 @@ _CHUNK_ELEMENTS_ACCELERATOR = 2**24
 # Spread below this many units of rounding of the largest value is not spread.
 _ROUNDING_UNITS = 64
 
+_CACHED_ELEMENTS = 2**16
+
+# A column whose standard deviation is below this share of its mean varies by rounding only.
+_ROUNDING = 1e-13
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
@@ -324,6 +329,64 @@ class SampleKurtosis:
         return self.variance.sqrt()
 
 
+def column_kurtosis(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
+    """The kurtosis of every column, as `Moments.of(x).kurtosis` but for what only merging needs.
+
+    Args:
+        x: activations of any floating type, [samples, dim]. Not changed.
+
+    Returns:
+        In [1, samples], [dim]; NaN for a column that does not vary beyond rounding.
+
+    Example:
+        >>> column_kurtosis(torch.tensor([[0.0, 5.0], [2.0, 5.0], [0.0, 5.0], [6.0, 5.0]]))
+        tensor([2., nan], dtype=torch.float64)
+    """
+    _require_matrix(x)
+    samples = x.shape[0]
+    mean = sum((chunk.sum(0) for chunk in _small_chunks(x)), start=_zeros(x)) / max(samples, 1)
+    second, fourth = _zeros(x), _zeros(x)
+    for chunk in _small_chunks(x):
+        square = (chunk - mean).square_()
+        second += square.sum(0)
+        fourth += square.square_().sum(0)
+    varies = second > samples * (_ROUNDING * mean).square()
+    return torch.where(varies, samples * fourth / second.square(), math.nan)
+
+
+def row_shares(
+    x: Float[Tensor, "samples dim"], *, units: Float[Tensor, " dim"] | None = None
+) -> Float[Tensor, " dim"]:
+    """Every axis' share of the kurtosis across axes, as `SampleKurtosis.of(x / units).share`.
+
+    Args:
+        x: activations of any floating type, [samples, dim]. Not changed.
+        units: every axis is divided by its own first, [dim]; None for none.
+
+    Returns:
+        [dim], with mean in [1, dim]; NaN where every row is zero.
+    """
+    _require_matrix(x)
+    dim = x.shape[1]
+    total, count = _zeros(x), 0
+    for chunk in _small_chunks(x):
+        square = (chunk if units is None else chunk / units).square()
+        energy = square.sum(1, keepdim=True)
+        zero = energy == 0
+        # Rows of zeros add zeros to the sum, and are not counted.
+        fraction = square.div_(energy.masked_fill_(zero, 1.0))
+        total += fraction.square_().sum(0)
+        count += chunk.shape[0] - int(zero.sum())
+    return total * (dim**2 / count) if count else torch.full_like(total, math.nan)
+
+
+def root_mean_square(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
+    """The root mean square of every column, in float64, [dim]; 1 for a column of zeros."""
+    power = sum((chunk.square().sum(0) for chunk in _small_chunks(x)), start=_zeros(x))
+    size = (power / max(x.shape[0], 1)).sqrt()
+    return torch.where(size > 0, size, 1.0)
+
+
 def float64_device(x: Tensor) -> torch.device:
     """The device that holds `x` in float64: its own, or the CPU where its own has no float64."""
     return torch.device("cpu") if x.device.type == "mps" else x.device
@@ -337,9 +400,21 @@ def _require_matrix(x: Tensor) -> None:
         )
 
 
+def _zeros(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[1], dtype=torch.float64, device=float64_device(x))
+
+
+def _small_chunks(x: Tensor) -> Iterator[Tensor]:
+    """Consecutive rows in float64, few enough at a time to stay in a processor's cache."""
+    device = float64_device(x)
+    elements = _CACHED_ELEMENTS if device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
+    for rows in x.detach().split(max(1, elements // max(1, x.shape[1]))):
+        yield rows.to(device=device, dtype=torch.float64)
+
+
 def _chunks(x: Tensor) -> Iterator[Tensor]:
     """Consecutive rows of `x` in float64, few enough at a time that memory stays bounded."""
     device = float64_device(x)
     elements = _CHUNK_ELEMENTS_CPU if device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR
     for rows in x.detach().split(max(1, elements // x.shape[1])):
-        yield rows.to(device).to(torch.float64)
+        yield rows.to(device=device, dtype=torch.float64)

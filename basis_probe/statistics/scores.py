@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from basis_probe.statistics.moments import Moments, SampleKurtosis
+from basis_probe.statistics.moments import column_kurtosis, root_mean_square, row_shares
 from basis_probe.statistics.multiplicity import Tail
 from basis_probe.statistics.nulls import Frame
 
@@ -30,20 +30,21 @@ class Rows:
 
     Args:
         x: [samples, dim].
+        unit_axes: True where scores that compare axes divide each by its root mean square first.
     """
 
-    def __init__(self, x: Float[Tensor, "samples dim"]) -> None:
-        self.x = x
+    def __init__(self, x: Float[Tensor, "samples dim"], *, unit_axes: bool = False) -> None:
+        self.x, self.unit_axes = x, unit_axes
 
     @functools.cached_property
-    def moments(self) -> Moments:
-        """Moments of every axis over the rows."""
-        return Moments.of(self.x)
+    def kurtosis(self) -> Float[Tensor, " dim"]:
+        """Kurtosis of every axis over the rows."""
+        return column_kurtosis(self.x)
 
     @functools.cached_property
-    def sample_kurtosis(self) -> SampleKurtosis:
-        """Kurtosis of every row across the axes."""
-        return SampleKurtosis.of(self.x)
+    def shares(self) -> Float[Tensor, " dim"]:
+        """Every axis' share of the kurtosis of the rows across axes."""
+        return row_shares(self.x, units=root_mean_square(self.x) if self.unit_axes else None)
 
 
 class Measured:
@@ -56,30 +57,20 @@ class Measured:
     """
 
     def __init__(self, frame: Frame, *, unit_axes: bool) -> None:
-        self._post = _split(frame.post, frame)
-        self._pre = self._post if frame.pre is None else _split(frame.pre, frame)
-        self._unit = self._post
-        if unit_axes:
-            self._unit = [Rows(_unit_axes(rows.x)) for rows in self._post]
+        self._post = _split(frame.post, frame, unit_axes)
+        self._pre = self._post if frame.pre is None else _split(frame.pre, frame, unit_axes)
 
     def of(self, score: "Score") -> Float[Tensor, " dim"]:
         """The score of every direction of the frame, [dim]."""
         rows = self._pre if score.reads is Reads.PREACTIVATIONS else self._post
-        if score.across_axes:
-            rows = self._unit
         values = [score.per_direction(part) for part in rows]
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
 
-def _split(x: Tensor, frame: Frame) -> list[Rows]:
+def _split(x: Tensor, frame: Frame, unit_axes: bool) -> list[Rows]:
     if frame.parts is None:
-        return [Rows(x)]
-    return [Rows(x[rows]) for rows in frame.parts if bool(rows.any())]
-
-
-def _unit_axes(x: Tensor) -> Tensor:
-    size = x.square().mean(0).sqrt()
-    return x / torch.where(size > 0, size, torch.ones_like(size))
+        return [Rows(x, unit_axes=unit_axes)]
+    return [Rows(x[rows], unit_axes=unit_axes) for rows in frame.parts if bool(rows.any())]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +100,15 @@ class Score:
 
 
 def _kurtosis(rows: Rows) -> Tensor:
-    return rows.moments.kurtosis
+    return rows.kurtosis
 
 
 def _non_gaussianity(rows: Rows) -> Tensor:
-    return rows.moments.excess_kurtosis.abs()
+    return (rows.kurtosis - 3).abs()
 
 
 def _sample_kurtosis(rows: Rows) -> Tensor:
-    return rows.sample_kurtosis.share
+    return rows.shares
 
 
 NON_GAUSSIANITY = Score(

@@ -1,0 +1,543 @@
+"""What is wrong is said: what was given, what was needed, what to do. Nothing else is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe import demo
+
+pytestmark = pytest.mark.usefixtures("as_shipped")
+
+FEW = bp.Rotation(frames=19, samples=128)
+
+
+def _probe(model: nn.Module, data: Any, **settings: Any) -> bp.Report:
+    return bp.probe(model, data, **{"progress": False, "null": FEW, **settings})
+
+
+def _draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _mlp(width: int = 12) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3)).eval()
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Any:
+    return demo.load()
+
+
+class Odd(nn.Module):
+    """Has a part for everything that cannot be probed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.real, self.whole, self.complex, self.row = (nn.Identity() for _ in range(4))
+        self.never = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.whole(x.long())
+        self.complex(torch.complex(x, x))
+        self.row(x.sum(1))
+        return self.real(2 * x)
+
+
+# --- sites ----------------------------------------------------------------------------------------
+
+
+def test_a_name_that_matches_nothing_is_answered_with_the_nearest(bridge: Any) -> None:
+    with pytest.raises(bp.SiteError) as caught:
+        _probe(bridge, demo.texts(2, 0), sites="blocks.0.hook_resid_prre")
+    message = str(caught.value)
+    assert message.startswith("no site matches 'blocks.0.hook_resid_prre'; nearest: ")
+    assert "blocks.0.hook_resid_pre" in message.split("nearest: ")[1].split(", ")
+    with pytest.raises(bp.SiteError, match=r"no site matches '9\*'; the model has 0:in, 0, 1"):
+        _probe(_mlp(), [_draw(4, 6)], sites="9*")
+    with pytest.raises(ValueError, match="no site matches 'nought'"):
+        _probe(_mlp(), [_draw(4, 6)], sites=["1", "nought"])
+
+
+def test_no_site_at_all_is_refused() -> None:
+    with pytest.raises(bp.SiteError, match="sites is empty: give names or globs, or None"):
+        _probe(_mlp(), [_draw(4, 6)], sites=[])
+    with pytest.raises(bp.SiteError, match="asked for by its name, got int"):
+        _probe(_mlp(), [_draw(4, 6)], sites=[1])
+    with pytest.raises(bp.SiteError, match="were recognised in this model; name the sites, for ex"):
+        _probe(Odd(), [_draw(4, 6)])
+
+
+@pytest.mark.parametrize("name", ["whole", "complex", "row", "never"])
+def test_a_place_without_floating_features_is_no_site(name: str) -> None:
+    with pytest.raises(bp.SiteError) as caught:
+        _probe(Odd(), [_draw(300, 6)], sites=name)
+    assert f"site {name!r} exists, but did not run in the first batch" in str(caught.value)
+    assert "no floating-point tensor of shape [batch, ...]" in str(caught.value)
+    # The others can be had.
+    assert _probe(Odd(), [_draw(300, 6)], sites="real")["real"].n_samples == 300
+
+
+def test_a_site_that_stops_running_is_said_to() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.side, self.calls = nn.ReLU(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.side(x) if self.calls in (1, 2, 4) else x
+
+    report = _probe(Sometimes().eval(), list(_draw(500, 6).split(100)), sites="side")
+    assert report["side"].n_samples == 200
+    assert "The site did not run in 3 of 5 batches." in report["side"].notes
+
+    class Once(Sometimes):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.side(x) if self.calls == 1 else x
+
+    site = _probe(Once().eval(), list(_draw(500, 6).split(100)), sites="side")["side"]
+    assert (site.n_samples, site.n_dead) == (0, 0)
+    assert site.verdict.outcome is bp.Outcome.UNDECIDED
+    assert "0 samples were seen and at least 200 are needed" in site.verdict.sentence
+    assert "The site did not run in 5 of 5 batches." in site.notes
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [[], (), iter([]), torch.utils.data.DataLoader([])])
+def test_no_batch_is_refused(data: Any) -> None:
+    with pytest.raises(bp.DataError, match="hold no batch: give at least one"):
+        _probe(_mlp(), data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("some text", r"the data are one string: give batches, for example \[\[text\]\]"),
+        (5, "the data are a int: give an iterable of batches, a DataLoader for one"),
+        ([None], "batch 0 is of type NoneType: a batch is a tensor, a dict of keywords"),
+        ([5.0], "batch 0 is of type float"),
+        ([torch.tensor(1.0)], r"batch 0 has shape \(\): it holds no example"),
+        ([np.array(1.0)], r"batch 0 has shape \(\)"),
+        ([torch.zeros(0, 6)], r"batch 0 has shape \(0, 6\): it holds no example"),
+        ([[]], "batch 0 is empty: give at least one example"),
+        ([[[], 1]], "batch 0 is of type list"),
+        ([["a", "b"]], "batch 0 holds strings, and the model has no tokenizer: give batches of tok"),
+        (["a"], "batch 0 holds strings"),
+        ([(["a", "b"], torch.zeros(2))], "batch 0 holds strings, and the model has no tokenizer"),
+        ([{}], "batch 0 holds no tensor with examples; it has nothing"),
+        ([{"input": "a", "y": 1}], "batch 0 holds no tensor with examples; it has input, y"),
+        ([{"input": torch.zeros(0, 6)}], "holds no tensor with examples; it has input"),
+        ([np.array(["a", "b"])], "batch 0 holds an array of <U1: give numbers that torch has"),
+        ([{"input": np.array([None])}], "batch 0 holds an array of object"),
+    ],
+)
+def test_what_is_no_batch_is_refused(data: Any, message: str) -> None:
+    with pytest.raises(bp.DataError, match=message):
+        _probe(_mlp(), data)
+
+
+def test_a_batch_that_the_model_cannot_take_is_refused_with_the_reason() -> None:
+    with pytest.raises(bp.DataError) as caught:
+        _probe(_mlp(), [_draw(4, 5)])
+    message = "the model failed on the first batch (a tensor, shape (4, 5)): RuntimeError: mat1"
+    assert str(caught.value).startswith(message)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with pytest.raises(bp.DataError, match=r"failed on the first batch \(keywords, shape \(4, 6\)"):
+        _probe(_mlp(), [{"nonsense": _draw(4, 6)}])
+    with pytest.raises(bp.DataError, match="the model failed on the first batch"):
+        bp.symmetries(_mlp(), _draw(4, 5))
+
+
+def test_a_mask_must_fit_its_input(bridge: Any) -> None:
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    with pytest.raises(bp.DataError) as caught:
+        _probe(bridge, [{"input_ids": ids, "attention_mask": ids[:, :4]}])
+    assert "batch 0: attention_mask has shape (2, 4) and the input (2, 5): give one" in str(
+        caught.value
+    )
+
+
+def test_batches_that_change_their_form_are_refused_and_the_ones_before_kept() -> None:
+    data = [_draw(150, 6), _draw(150, 6, seed=1), {"input": _draw(150, 6, seed=2)}]
+    with pytest.raises(bp.StreamError) as caught:
+        _probe(_mlp(), data, sites="0")
+    message = str(caught.value)
+    assert "batch 2 is keywords, the ones before were a tensor: give batches of one form" in message
+    assert "The 2 batches before it are kept: call .report() of this error" in message
+    assert caught.value.batches == 2
+    report = caught.value.report()
+    assert report.partial
+    assert report["0"].n_samples == 300
+    assert report.provenance.n_batches == 2
+    assert "The run failed after 2 batches: DataError: batch 2 is keywords" in report.notes[-1]
+    whole = _probe(_mlp(), data[:2], sites="0")
+    assert report.site_reports == whole.site_reports
+    assert not whole.partial
+    # It can be asked for again, and be written down.
+    assert caught.value.report() == report
+    assert bp.Report.from_json(report.to_json()) == report
+
+
+def test_a_loader_that_breaks_leaves_a_partial_report() -> None:
+    def loader() -> Iterator[Tensor]:
+        for number in range(3):
+            yield _draw(100, 6, seed=number)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(bp.StreamError, match="batch 3 failed: OSError: the disk is gone") as caught:
+        _probe(_mlp(), loader(), sites="1")
+    assert isinstance(caught.value.__cause__, OSError)
+    report = caught.value.report()
+    assert report.partial
+    assert report["1"].n_samples == 300
+    assert report.notes == ("The run failed after 3 batches: OSError: the disk is gone",)
+
+
+def test_a_width_that_changes_on_the_way_is_refused() -> None:
+    data = [_draw(100, 6), _draw(100, 7)]
+    with pytest.raises(bp.StreamError, match="had 6 features in the first batch and has 7 now"):
+        _probe(nn.Sequential(nn.ReLU(), nn.Tanh()).eval(), data, sites="0")
+
+
+# --- too little, or not finite --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 199])
+def test_too_few_samples_decide_nothing_and_the_number_needed_is_said(count: int) -> None:
+    report = _probe(_mlp(), [_draw(count, 6)], sites=["0", "1"])
+    for site in report:
+        assert site.verdict.outcome is bp.Outcome.UNDECIDED
+        expected = f"Undecided: {count} samples were seen and at least 200 are needed for "
+        assert site.verdict.sentence.startswith(expected)
+        assert site.verdict.sentence.endswith("give more data.")
+    enough = _probe(_mlp(), [_draw(200, 6)], sites="0")["0"]
+    assert "samples were seen" not in enough.verdict.sentence
+
+
+def test_where_covariances_are_fitted_more_samples_are_needed() -> None:
+    model = _mlp(width=40)
+    report = _probe(model, [_draw(300, 6)], sites=["0", "2"], groups={"0": "general-linear"})
+    assert "300 samples were seen and at least 400 are needed" in report["0"].verdict.sentence
+    assert "samples were seen" not in report["2"].verdict.sentence
+
+
+class Fragile(nn.Module):
+    """A part that overflows where the input is large, beside one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sound, self.fragile = nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fragile(torch.where(x > 50, x * math.inf, x))
+        return self.sound(F.relu(x))
+
+
+def test_values_that_are_not_finite_are_counted_and_the_other_sites_reported() -> None:
+    data = [_draw(100, 6, seed=number) for number in range(4)]
+    data[1][3, 2] = data[1][5, 0] = 100.0
+    report = _probe(Fragile().eval(), data, sites=["fragile", "sound"])
+    bad = report["fragile"]
+    assert bad.verdict.outcome is bp.Outcome.UNDECIDED
+    assert bad.verdict.sentence == (
+        "Undecided: 2 values of fragile are NaN or infinite in batch 1; give data on which the "
+        "model stays finite."
+    )
+    assert not bad.scores
+    assert report["sound"].scores["kurtosis"].observed > 0
+    assert report["sound"].n_samples == 400
+    assert bp.Report.from_json(report.to_json()) == report
+    data[3][0, 0] = 100.0
+    later = _probe(Fragile().eval(), data, sites="fragile")["fragile"]
+    assert "in batch 1, and more in 1 later batches; give" in later.verdict.sentence
+    nan = _draw(300, 6)
+    nan[7, 1] = math.nan
+    report = _probe(_mlp(), [nan], sites=["0", "1"])
+    assert "12 values of 0 are NaN or infinite in batch 0" in report["0"].verdict.sentence
+
+
+def test_a_pre_activation_that_is_not_finite_does_not_end_the_run() -> None:
+    model = _mlp()
+    with torch.no_grad():
+        model[0].bias[3] = -math.inf
+    for null in (None, bp.Counterfactual(frames=19, samples=128), FEW):
+        report = _probe(model, [_draw(300, 6)], sites=["1", "2"], null=null)
+        assert report["1"].n_dead == 1
+        assert report["2"].scores["kurtosis"].observed > 0
+
+
+class Gate(nn.Module):
+    """A nonlinearity behind a sum, whose pre-activations are not one linear map away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.two(self.act(x.cumsum(1)))
+
+
+def test_pre_activations_that_are_turned_must_be_finite_too() -> None:
+    model = Gate().eval()
+    with torch.no_grad():
+        model.one.bias[5] = -math.inf
+    site = _probe(model, [_draw(300, 6)], sites="act", null=None)["act"]
+    assert site.n_dead == 1
+    assert site.verdict.outcome is bp.Outcome.UNDECIDED
+    assert "Some pre-activations are NaN or infinite, so they were not turned." in site.notes
+
+
+# --- units that do nothing ------------------------------------------------------------------------
+
+
+def _with_still_units(*, dead: int, constant: int) -> nn.Sequential:
+    model = _mlp()
+    with torch.no_grad():
+        model[0].weight[: dead + constant] = 0
+        model[0].bias[:dead] = -1
+        model[0].bias[dead : dead + constant] = 0.25
+    return model
+
+
+@pytest.mark.parametrize("null", [FEW, bp.Counterfactual(frames=19, samples=128)])
+def test_units_that_never_vary_are_counted_and_left_out(null: bp.Null) -> None:
+    model, x = _with_still_units(dead=3, constant=2), _draw(300, 6)
+    site = _probe(model, [x], sites="1", null=null)["1"]
+    assert (site.dim, site.n_dead) == (12, 5)
+    values = torch.relu(model[0](x)).detach().double().numpy()[:, 5:]
+    centred = values - values.mean(0)
+    kurtosis = (centred**4).mean(0) / (centred**2).mean(0) ** 2
+    score = site.scores["kurtosis"]
+    assert score.all_samples == pytest.approx(kurtosis.mean(), rel=1e-5)
+    assert np.isnan(score.per_direction).tolist() == [axis < 5 for axis in range(12)]
+    assert np.isnan(score.per_direction_p).tolist() == [axis < 5 for axis in range(12)]
+    assert math.isfinite(score.observed)
+    assert math.isfinite(score.effect)
+
+
+def test_a_layer_that_never_varies_is_undecided() -> None:
+    model = _with_still_units(dead=10, constant=2)
+    report = _probe(model, [_draw(300, 6)], sites=["1", "2"])
+    assert report["1"].n_dead == 12
+    assert report["1"].verdict.sentence == "Undecided: none of the 12 axes ever varied."
+    assert report["2"].verdict.sentence == "Undecided: none of the 3 axes ever varied."
+
+
+@pytest.mark.parametrize("group", ["orthogonal", "line-stabiliser", "general-linear", "planes"])
+def test_still_axes_do_not_break_any_geometry(group: str) -> None:
+    x = _draw(400, 8).double()
+    x[:, 3] = 1.0
+    site = bp.probe_activations(x, group=group, null=FEW)
+    assert site.n_dead == 1
+    assert math.isfinite(site.scores["non_gaussianity"].effect)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [None, "gpt2", lambda x: x, np.zeros((5, 5))])
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        _probe(model, [_draw(4, 6)])
+    assert f"cannot probe a {type(model).__name__}: give a torch.nn.Module" in str(caught.value)
+    assert "there is probe_activations" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_probed_in_float64(dtype: torch.dtype) -> None:
+    x = _draw(400, 6)
+    full = _probe(_mlp(), [x], sites=["0", "1"], null=bp.Counterfactual(frames=19, samples=256))
+    model = _mlp().to(dtype)
+    half = _probe(
+        model, [x.to(dtype)], sites=["0", "1"], null=bp.Counterfactual(frames=19, samples=256)
+    )
+    assert half.provenance.dtype == str(dtype).removeprefix("torch.")
+    assert model[0].weight.dtype is dtype
+    for name in full.sites:
+        here, there = half[name].scores["kurtosis"], full[name].scores["kurtosis"]
+        assert here.all_samples == pytest.approx(there.all_samples, rel=0.03)
+        assert math.isfinite(here.effect)
+
+
+def test_modes_are_put_back_part_by_part_and_it_is_said() -> None:
+    model = _mlp().train()
+    model[1].eval()
+    report = _probe(model, [_draw(300, 6)], sites="1")
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+    assert report.notes == (
+        "The model was in training mode; it was probed in evaluation mode and put back.",
+    )
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta")])
+def test_a_device_without_numbers_is_refused_and_the_weights_stay(device: Any) -> None:
+    model = _mlp()
+    weight = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match="device='meta' holds no numbers: give one that does"):
+        _probe(model, [_draw(300, 6)], device=device)
+    assert torch.equal(model[0].weight, weight)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "hpu", "cuda:99", 3.5])
+def test_a_device_that_is_not_there_is_refused(device: Any) -> None:
+    model = _mlp()
+    with pytest.raises(ValueError) as caught:
+        _probe(model, [_draw(300, 6)], device=device)
+    assert f"device={str(device)!r} cannot be used here (" in str(caught.value)
+    assert "give one that this machine has, such as 'cpu', or None" in str(caught.value)
+    assert model[0].weight.device.type == "cpu"
+
+
+def test_the_device_may_be_named() -> None:
+    report = _probe(_mlp(), [_draw(300, 6)], device="cpu", sites="1")
+    assert report.provenance.device == "cpu"
+    assert report.notes == ()
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    model = _mlp().to("meta")
+    with pytest.raises(ValueError, match="weights on the meta device.*load its weights first"):
+        _probe(model, [_draw(300, 6)])
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"null": "rotations"}, ValueError, "no null is called 'rotations'; there are rotation, c"),
+        ({"null": bp.Rotation}, ValueError, "no null is called <class"),
+        ({"scores": ["curtosis"]}, ValueError, "no score is called 'curtosis'; there are non_gau"),
+        ({"scores": []}, ValueError, "scores is empty: give some of non_gaussianity, kurtosis"),
+        ({"max_samples": 0}, ValueError, "max_samples=0: give a positive number, or None for all"),
+        ({"seed": 0.5}, ValueError, r"seed=0.5: give a whole number from -2\*\*63 to"),
+        ({"seed": 2**64}, ValueError, "seed=18446744073709551616: give a whole number"),
+        ({"groups": "rotation group"}, ValueError, "no group is called 'rotation group'; nearest: "),
+        ({"groups": bp.Orthogonal(5)}, ValueError, "acts on 5 features, the site has 12"),
+        ({"groups": {"0": "orthogonal"}}, bp.SiteError, "groups names '0', which matches none of"),
+        ({"groups": 5}, TypeError, "groups is a int: give a group, its name, or a dict"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        _probe(_mlp(), [_draw(300, 6)], sites="1", **settings)
+
+
+def test_a_null_needs_enough_frames_and_samples() -> None:
+    with pytest.raises(ValueError, match="frames=18: fewer than 19 frames cannot reach"):
+        bp.Rotation(frames=18)
+    with pytest.raises(ValueError, match="samples=7: give at least 8, better 4096"):
+        bp.Counterfactual(samples=7)
+
+
+def test_the_counterfactual_null_is_not_to_be_had_everywhere() -> None:
+    null = bp.Counterfactual(frames=19, samples=128)
+    site = _probe(nn.Sequential(nn.Identity()), [_draw(300, 6)], sites="0", null=null)["0"]
+    assert site.verdict.sentence.startswith(
+        "Undecided: the counterfactual null was asked for, and neither the input of the linear map"
+    )
+
+
+# --- activations at hand --------------------------------------------------------------------------
+
+X = np.random.default_rng(0).normal(size=(300, 4))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: {"x": X.tolist()}, TypeError, "x is a list: give a numpy array or a torch tensor"),
+        (lambda: {"x": X.astype(int)}, TypeError, "x holds int64: activations are floating-point"),
+        (lambda: {"x": X + 0j}, TypeError, "x holds complex128: activations are floating-point"),
+        (lambda: {"x": X[0]}, ValueError, r"x has shape \(4,\): give a matrix; positions and pix"),
+        (lambda: {"x": X[None]}, ValueError, r"x has shape \(1, 300, 4\): give a matrix"),
+        (lambda: {"x": X[:0]}, ValueError, r"x has shape \(0, 4\): it holds no numbers"),
+        (lambda: {"x": X[:, :0]}, ValueError, r"x has shape \(300, 0\): it holds no numbers"),
+        (lambda: {"x": np.where(X > 2, np.nan, X)}, ValueError, "x holds .* NaN or infinite: rem"),
+        (lambda: {"x": X, "group": "rotated"}, ValueError, "no group is called 'rotated'"),
+        (lambda: {"x": X, "group": bp.Permutation(5)}, ValueError, "acts on 5 features, and x has 4"),
+        (lambda: {"x": X, "pre": X}, ValueError, "pre is given without nonlinearity: name what"),
+        (
+            lambda: {"x": X, "pre": X[:, :3], "nonlinearity": "relu"},
+            ValueError,
+            r"pre has shape \(300, 3\), and its axis 1 must have 4 entries to fit x",
+        ),
+        (lambda: {"x": X, "nonlinearity": "relu"}, ValueError, "nonlinearity is given without what"),
+        (lambda: {"x": X, "inputs": X}, ValueError, "inputs and weight belong together"),
+        (lambda: {"x": X, "weight": np.eye(4)}, ValueError, "inputs and weight belong together"),
+        (lambda: {"x": X, "bias": X[0]}, ValueError, "bias is given without weight"),
+        (
+            lambda: {"x": X, "inputs": X[:200], "weight": np.eye(4)},
+            ValueError,
+            r"inputs has shape \(200, 4\), and its axis 0 must have 300",
+        ),
+        (
+            lambda: {"x": X, "inputs": X, "weight": np.eye(4)[:3]},
+            ValueError,
+            r"weight has shape \(3, 4\), and its axis 0 must have 4",
+        ),
+        (
+            lambda: {"x": X, "inputs": X, "weight": np.eye(4), "bias": np.zeros(3)},
+            ValueError,
+            "bias has 3 entries, and x has 4 axes",
+        ),
+        (
+            lambda: {"x": X, "inputs": X, "weight": 2 * np.eye(4)},
+            ValueError,
+            "inputs, weight, bias and nonlinearity do not make x: they are off by",
+        ),
+        (
+            lambda: {"x": X, "null": "counterfactual"},
+            ValueError,
+            "the counterfactual null needs inputs and weight, or pre and nonlinearity; x alone",
+        ),
+        (lambda: {"x": X, "null": "turned"}, ValueError, "no null is called 'turned'"),
+        (lambda: {"x": X, "scores": "mean"}, ValueError, "no score is called 'mean'"),
+        (lambda: {"x": X, "seed": "a"}, ValueError, "seed='a': give a whole number"),
+    ],
+)
+def test_activations_that_make_no_sense_are_refused(
+    make: Callable[[], dict[str, Any]], error: type[Exception], message: str
+) -> None:
+    settings = make()
+    with pytest.raises(error, match=message):
+        bp.probe_activations(settings.pop("x"), **settings)
+
+
+def test_few_activations_decide_nothing() -> None:
+    for count in (1, 2, 7, 8, 199):
+        site = bp.probe_activations(X[:count], group="permutation", null=FEW)
+        assert site.verdict.sentence.startswith(
+            f"Undecided: {count} samples were seen and at least 200 are needed"
+        )
+    wide = np.random.default_rng(0).normal(size=(300, 50))
+    site = bp.probe_activations(wide, group="general-linear", null=FEW)
+    assert "at least 500 are needed" in site.verdict.sentence
+
+
+def test_a_single_axis_has_nothing_to_stand_out_against() -> None:
+    site = bp.probe_activations(X[:, :1], group="permutation", null=FEW)
+    assert site.verdict.outcome is bp.Outcome.UNDECIDED
+    assert "all 19 alternatives" in site.verdict.sentence
+    assert "nothing to stand out against" in site.verdict.sentence
