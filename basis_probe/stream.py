@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from basis_probe.adapters.batches import Batch
@@ -194,7 +195,7 @@ class Observer:
         rows = (row * cut.stride[0])[:, None, None] + down[None, :, None]
         columns = (column * cut.stride[1])[:, None, None] + right[None, None, :]
         windows = padded.movedim(1, -1)[example[:, None, None], rows, columns]
-        return windows.reshape(len(chosen), -1, self.plan.width).transpose(1, 2)
+        return rearrange(windows, "sample row column width -> sample width (row column)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -432,7 +432,7 @@ class Derivation:
             if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.PART):
                 return False
         taken: set[int] = set()
-        sizes: set[tuple[int, ...]] = set()
+        sizes: set[int] = set()
         for reader in source.readers:
             vertex = graph.vertices[reader]
             if vertex.kind is not Kind.PART or vertex.part is None or taken & set(vertex.part):
@@ -440,8 +440,8 @@ class Derivation:
             taken |= set(vertex.part)
             layout = graph.layouts[vertex.carried[0]]
             shape = graph.trace.node(vertex.carried[0]).shape
-            sizes.add(tuple(shape[axis] for axis in layout.axes))
-        # Parts that were cut from different arrangements of the features could overlap.
+            sizes.add(math.prod(shape[axis] for axis in layout.axes))
+        # Features are counted alike only where there are as many of them.
         return len(sizes) == 1
 
     def _require_parts_apart(self, family: frozenset[int]) -> None:
@@ -617,10 +617,10 @@ class Derivation:
         for member in family:
             stream = streams[member]
             if stream.max_pooled:
-                relations.add({member: 1}, scales=False)
+                relations.add({member: 1.0}, scales=False)
             for norm in self._norm_readers(stream):
                 rms = self.facts.regions[norm].shape is Shape.RMS_NORM
-                relations.add({member: 1}, signs=not rms)
+                relations.add({member: 1.0}, signs=not rms)
             for tie in self._ties.get(member, ()):
                 if tie.stream in family:
                     sizes = {tie.stream: 1.0 if tie.transposed else -1.0}
@@ -657,10 +657,10 @@ class Derivation:
                 powers = _sum({target: 1.0}, {sources[0]: -intertwiner.degree})
                 relations.add(powers, signs=False)
             else:
-                relations.add({sources[0]: 1}, signs=False)
-                relations.add({target: 1}, signs=False)
+                relations.add({sources[0]: 1.0}, signs=False)
+                relations.add({target: 1.0}, signs=False)
             if before not in (Scales.ANY, Scales.SIGNS):
-                relations.add({sources[0]: 1}, scales=False)
+                relations.add({sources[0]: 1.0}, scales=False)
             odd = before in (Scales.ANY, Scales.SIGNS) and intertwiner.parity < 0
             flips = _sum({target: 1.0}, {sources[0]: 1.0}) if odd else {target: 1.0}
             relations.add(flips, scales=False)
@@ -670,7 +670,7 @@ class Derivation:
                 factors[source] += 1.0
             relations.add(_sum({target: -1.0}, factors))
         elif _is_norm(region):
-            relations.add({target: 1}, signs=False)
+            relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
             relations.add(_sum({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
 

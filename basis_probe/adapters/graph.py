@@ -8,6 +8,7 @@ replayed on any values and so be measured instead of looked up.
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,8 +65,8 @@ class Vertex:
         used: further vertices that it reads without carrying their features (attention patterns).
         op: the name of the function, for messages.
         zeros: how many zero features were put before and behind the carried ones.
-        part: which of the carried features are left, where only a part of them is; None if that is
-            not known.
+        part: which of the carried features are left, where only a part of them is, counted from
+            major to minor.
         across: True if a linear map does not read features, but acts across positions, or inside
             parts of the features only.
     """
@@ -76,7 +77,7 @@ class Vertex:
     used: tuple[int, ...] = ()
     op: str = ""
     zeros: tuple[int, int] = (0, 0)
-    part: range | None = None
+    part: tuple[int, ...] | None = None
     across: bool = False
 
 
@@ -290,7 +291,7 @@ class _Builder:
         carried: tuple[int, ...],
         used: tuple[int, ...] = (),
         zeros: tuple[int, int] = (0, 0),
-        part: range | None = None,
+        part: tuple[int, ...] | None = None,
         across: bool = False,
     ) -> None:
         op = self.trace.node(index).op
@@ -351,9 +352,9 @@ class _Builder:
         elif op == "getitem" and layout is not None:
             kind, part = self._getitem(node, first)
             self.put(node.index, kind, (self.vertex(first),), part=part)
-        elif op in ("chunk", "split"):
+        elif op in ("chunk", "split", "unbind"):
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
-        elif op == "output" and self.trace.node(first).op in ("chunk", "split"):
+        elif op == "output" and self.trace.node(first).op in ("chunk", "split", "unbind"):
             kind, part = self._piece(node, first)
             self.put(node.index, kind, (self.vertex(first),), part=part)
         elif op == "cat":
@@ -465,45 +466,36 @@ class _Builder:
             len(node.shape) == len(shape)
         )
 
-    def _piece(self, node: Node, first: int) -> tuple[Kind, range | None]:
+    def _piece(self, node: Node, first: int) -> tuple[Kind, tuple[int, ...] | None]:
         """One of the pieces that a tensor was split into, whole features or a part of them."""
         source = self.trace.node(first)
         before = self.trace.node(source.inputs[0]).shape
         dim = source.kwargs.get("dim", source.args[2] if len(source.args) > 2 else 0)
         layout = self.layouts.get(first)
-        if layout is None or not isinstance(dim, int):
+        if source.op == "unbind":
+            dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
+            layout = self.layouts.get(source.inputs[0])
+        if layout is None or node.index not in self.layouts or not isinstance(dim, int):
             return Kind.OTHER, None
         axis = dim % len(before)
-        if axis not in layout.axes or node.shape[axis] == before[axis]:
+        if axis not in layout.axes:
             return Kind.CARRIER, None
+        if source.op == "unbind":
+            return Kind.PART, _taken(before, layout, {axis: node.args[0]})
         # The pieces were recorded one behind the other.
         pieces = range(node.index - node.args[0], node.index)
         start = sum(self.trace.node(index).shape[axis] for index in pieces)
-        part = range(start, start + node.shape[axis])
-        return Kind.PART, part if axis == layout.axes[-1] else None
+        part = _taken(before, layout, {axis: slice(start, start + node.shape[axis])})
+        return (Kind.CARRIER if len(part) == before[axis] else Kind.PART), part
 
-    def _getitem(self, node: Node, first: int) -> tuple[Kind, range | None]:
-        before = self.trace.node(first).shape
-        axes = self.layouts[first].axes
-        items = node.args[1] if len(node.args) > 1 else None
-        items = items if isinstance(items, tuple) else (items,)
-        axis = 0
-        for item in items:
-            if item is None:
-                continue
-            if item is Ellipsis:
-                axis = len(before) - sum(i is not None for i in items[items.index(item) + 1 :])
-                continue
-            if not isinstance(item, int | slice):
-                return (Kind.OTHER if axis in axes else Kind.CARRIER), None
-            if axis in axes and isinstance(item, int):
-                return Kind.OTHER, None
-            if axis in axes and isinstance(item, slice):
-                part = range(*item.indices(before[axis]))
-                if part != range(before[axis]):
-                    return Kind.PART, part if axis == axes[-1] else None
-            axis += 1
-        return Kind.CARRIER, None
+    def _getitem(self, node: Node, first: int) -> tuple[Kind, tuple[int, ...] | None]:
+        before, layout = self.trace.node(first).shape, self.layouts[first]
+        items = {axis: item for axis, item in _items(node, before) if axis is not None}
+        if any(not isinstance(item, int | slice | list) for item in items.values()):
+            return Kind.OTHER, None
+        part = _taken(before, layout, {a: items[a] for a in layout.axes if a in items})
+        whole = tuple(range(math.prod(before[axis] for axis in layout.axes)))
+        return (Kind.CARRIER, None) if part == whole else (Kind.PART, part)
 
     def _cat(self, node: Node, live: list[int], layout: Layout | None) -> None:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -654,6 +646,16 @@ class _Builder:
             return layout
         if op == "getitem":
             return _indexed(node, before, layout)
+        if op == "output" and self.trace.node(live[0]).op == "unbind":
+            made = self.trace.node(live[0])
+            before, layout = self.trace.node(made.inputs[0]).shape, self.layouts[made.inputs[0]]
+            dim = made.kwargs.get("dim", made.args[1] if len(made.args) > 1 else 0) % len(before)
+            axes = tuple(axis - (axis > dim) for axis in layout.axes if axis != dim)
+            if not axes or layout.axes[-1] == dim:
+                return None
+            return Layout(axes, layout.channels and axes[-1] < len(shape) - 1, layout.repeat)
+        if op == "unbind":
+            return layout
         if op in ("mean", "sum") and len(shape) < len(before):
             dims = _dims(node, before) or ()
             if set(dims) & set(layout.axes):
@@ -687,13 +689,18 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
             else:
                 return None
         groups.append((left, right))
-    axes: list[int] = []
+    found: list[tuple[int, list[int]]] = []  # how major they were, and where they are now
     repeat = layout.repeat
     for left, right in groups:
         inside = [axis for axis in left if axis in layout.axes and before[axis] > 1]
         if not inside:
             continue
         sized = [axis for axis in left if before[axis] > 1]
+        axes: list[int] = []
+        rank = layout.axes.index(inside[0])
+        if tuple(inside) != layout.axes[rank : rank + len(inside)]:
+            # Merged in another order, the features change places.
+            return None
         if inside == sized:
             axes.extend(axis for axis in right if after[axis] > 1)
         elif len(right) == 1 and inside == sized[: len(inside)] and layout.axes[-1] in inside:
@@ -706,6 +713,8 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
             axes.append(right[0])
         else:
             return None
+        found.append((rank, axes))
+    axes = [axis for _, several in sorted(found) for axis in several]
     if not axes:
         return None
     channels = layout.channels and axes[-1] < len(after) - 1
@@ -737,35 +746,54 @@ def _permuted(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | N
     return Layout(axes, not last and len(axes) == 1, layout.repeat)
 
 
-def _indexed(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
+def _items(node: Node, before: tuple[int, ...]) -> list[tuple[int | None, Any]]:
+    """What is taken of which axis, in order; no axis for a new one."""
     items = node.args[1] if len(node.args) > 1 else None
     items = items if isinstance(items, tuple) else (items,)
-    if any(item is Ellipsis for item in items):
-        place = items.index(Ellipsis)
-        missing = len(before) - sum(item is not None for item in items) + 1
-        items = items[:place] + (slice(None),) * missing + items[place + 1 :]
-    axes: list[int] = []
-    axis = out = 0
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    found: list[tuple[int | None, Any]] = []
+    axis = 0
     for item in items:
         if item is None:
-            out += 1
-        elif isinstance(item, int) and not isinstance(item, bool):
-            if axis in layout.axes:
-                return None
-            axis += 1
-        elif isinstance(item, slice):
-            if axis in layout.axes:
-                axes.append(out)
-            axis, out = axis + 1, out + 1
+            found.append((None, None))
+        elif item is Ellipsis:
+            found += [(axis + more, slice(None)) for more in range(len(before) - used)]
+            axis += len(before) - used
         else:
+            found.append((axis, item))
+            axis += 1
+    return found + [(rest, slice(None)) for rest in range(axis, len(before))]
+
+
+def _taken(
+    before: tuple[int, ...], layout: Layout, items: dict[int, Any]
+) -> tuple[int, ...]:
+    """Which features are left, counted from major to minor, if this is taken of their axes."""
+    sizes = [before[axis] for axis in layout.axes]
+    features = torch.arange(math.prod(sizes)).reshape(sizes)
+    chosen = tuple(items.get(axis, slice(None)) for axis in layout.axes)
+    return tuple(features[chosen].flatten().tolist())
+
+
+def _indexed(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
+    places: dict[int, int] = {}
+    out = lists = 0
+    for axis, item in _items(node, before):
+        if axis is None:
+            out += 1
+        elif isinstance(item, slice) or (isinstance(item, list) and not lists):
+            # More than one list picks single entries, and not from each axis by itself.
+            lists += isinstance(item, list)
+            places[axis] = out
+            out += 1
+        elif not isinstance(item, int) or isinstance(item, bool):
             return None
-    while axis < len(before):
-        if axis in layout.axes:
-            axes.append(out)
-        axis, out = axis + 1, out + 1
-    if len(axes) != len(layout.axes):
+    if lists and any(isinstance(item, int) for _, item in _items(node, before)):
         return None
-    return Layout(tuple(axes), layout.channels and axes[-1] < out - 1, layout.repeat)
+    axes = tuple(places[axis] for axis in layout.axes if axis in places)
+    if not axes or layout.axes[-1] not in places:
+        return None
+    return Layout(axes, layout.channels and axes[-1] < out - 1, layout.repeat)
 
 
 def condense(trace: Trace, *, sites: frozenset[int]) -> Graph:

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Callable
 
 import torch
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -288,8 +289,8 @@ class _Whitened(Alternatives):
         self.size, self.count, self.copies = heads
         self.rows = (halves == 0, halves == 1)
         self.x = torch.empty_like(x)
-        blocks = x.reshape(len(x), self.count, self.copies, self.size)
-        white = self.x.view_as(blocks)
+        blocks = self._by_head(x)
+        white = self._by_head(self.x)
         for own, other in (self.rows, self.rows[::-1]):
             for head in range(self.count):
                 fitted = blocks[other, head]
@@ -301,9 +302,15 @@ class _Whitened(Alternatives):
         if generator is None:
             return Frame(self.x, parts=self.rows)
         turns = torch.stack([haar(self.size, generator) for _ in range(self.count)]).to(self.x)
-        blocks = self.x.view(len(self.x), self.count, self.copies, self.size)
-        turned = torch.einsum("shcd,hde->shce", blocks, turns)
-        return Frame(turned.reshape(self.x.shape), parts=self.rows)
+        blocks = self._by_head(self.x)
+        turned = einsum(blocks, turns, "sample head copy dim, head dim out -> sample head copy out")
+        return Frame(turned.flatten(1), parts=self.rows)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """A view of the rows with heads, their copies and their features apart."""
+        return rearrange(
+            x, "sample (head copy dim) -> sample head copy dim", head=self.count, copy=self.copies
+        )
 
 
 class _InPlanes(Alternatives):
@@ -369,7 +376,7 @@ class _TurnedInput(Alternatives):
         self.layer = layer
         inputs = layer.inputs
         samples, width, positions = inputs.shape
-        rows = inputs.transpose(1, 2).reshape(-1, width).double()
+        rows = rearrange(inputs, "sample width position -> (sample position) width").double()
         mean = rows.mean(0)
         self.to = self.back = None
         self.scale = None
@@ -406,7 +413,9 @@ class _TurnedInput(Alternatives):
             turn = turn.to(layer.inputs.dtype)
         for weight, bias in zip(layer.weights, layer.biases, strict=True):
             # W (Q x): turning the weights costs less than turning every window.
-            turned = weight if turn is None else torch.einsum("ocp,cd->odp", weight, turn)
+            turned = weight
+            if turn is not None:
+                turned = einsum(weight, turn, "out width position, width dim -> out dim position")
             out = self.flat @ turned.reshape(len(weight), -1).T
             outputs.append(out if bias is None else out + bias)
         made = tuple(outputs)
