@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from basis_probe.adapters.batches import Batch, batch_of
 from basis_probe.adapters.facts import Facts, Layer, Site, bend, collect, layer
 from basis_probe.adapters.models import Subject, device_of, prepared, recognise
-from basis_probe.algebra.groups import Group, group_from_name
+from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
 from basis_probe.errors import DataError, SiteError, StreamError
 from basis_probe.findings import (
     Case,
@@ -276,10 +276,10 @@ def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:
     """The geometry in which the input of a layer is turned: the one that its group picks."""
     if known is None or known.normalised:
         return Geometry.EUCLIDEAN
-    geometry = geometry_of(derivation.read(known.source, known.width))
-    if geometry is Geometry.WHITENED:
+    group = derivation.read(known.source, known.width)
+    if isinstance(group, GeneralLinear):
         return Geometry.POLAR
-    return Geometry.BALANCED if geometry is Geometry.STANDARDISED else Geometry.EUCLIDEAN
+    return Geometry.BALANCED if group.rescales else Geometry.EUCLIDEAN
 
 
 def _overrides(groups: Groups | None, chosen: Mapping[str, Site]) -> dict[str, Group | str]:

@@ -112,7 +112,8 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
             f"tests of this report (adjusted p = {_number(cut_short[0].p_adjusted)}); compare with "
             f"more, for example frames={max(199, 2 * drawn + 1)}."
         )
-    data = _data_clause(best, deciding, found.null, stands_out) + _aside(scores, stands_out)
+    data = _data_clause(best, deciding, found.null, stands_out)
+    data += _aside(scores, found.null, stands_out)
     privileged = found.symmetry.privileged
     if privileged is Privileged.UNKNOWN:
         return _undecided(
@@ -191,7 +192,7 @@ def _data_clause(
     )
 
 
-def _aside(scores: dict[str, ScoreResult], stands_out: bool) -> str:
+def _aside(scores: dict[str, ScoreResult], null: NullRecord, stands_out: bool) -> str:
     """What a score says that compares axes with each other, where it says something else."""
     across = scores.get("sample_kurtosis")
     if across is None or across.decides or stands_out or math.isnan(across.effect):
@@ -199,9 +200,10 @@ def _aside(scores: dict[str, ScoreResult], stands_out: bool) -> str:
     if across.p_value > LEVEL or abs(across.effect) < 4:
         return ""
     how = "higher" if across.effect > 0 else "lower"
+    causes = "offsets" if null.geometry == "standardised" else "offsets and unequal variances"
     return (
         f"; only kurtosis across the axes of a sample is {how} than by chance (z = "
-        f"{_number(across.effect)}), as offsets and unequal variances along axes make it"
+        f"{_number(across.effect)}), as {causes} along axes make it"
     )
 
 

@@ -20,6 +20,7 @@ from basis_probe.algebra.groups import (
     Planes,
     PositiveMonomial,
     SignedPermutation,
+    Trivial,
 )
 from basis_probe.statistics.multiplicity import monte_carlo_p
 from basis_probe.statistics.nulls import (
@@ -87,9 +88,10 @@ def test_the_group_picks_the_geometry(geometry: Geometry) -> None:
     assert geometry_of(GROUPS[geometry]) is geometry
 
 
-def test_groups_that_only_reorder_and_reverse_leave_lengths_alone() -> None:
-    for group in (Permutation(4), SignedPermutation(4), Blocks(Orthogonal(2), count=2)):
-        assert geometry_of(group) is Geometry.EUCLIDEAN
+def test_groups_that_know_axes_only_have_them_standardised() -> None:
+    assert geometry_of(Blocks(Orthogonal(2), count=2)) is Geometry.EUCLIDEAN
+    for group in (Trivial(4), Permutation(4), SignedPermutation(4)):
+        assert geometry_of(group) is Geometry.STANDARDISED
     assert geometry_of(Monomial(4)) is Geometry.STANDARDISED
     assert geometry_of(DirectSum((PositiveMonomial(2), Monomial(2)))) is Geometry.STANDARDISED
     assert geometry_of(DirectSum((GeneralLinear(2), GeneralLinear(2)))) is not Geometry.EUCLIDEAN

@@ -370,7 +370,7 @@ class _Builder:
                 self.put(node.index, Kind.ATTENTION, (self.vertex(value),), used)
         elif op in ("matmul", "bmm"):
             self._matmul(node, live)
-        elif op in _POINTWISE or self._is_rowwise(node, first):
+        elif op in _POINTWISE or op == "to" or self._is_rowwise(node, first):
             self._pointwise(node, live)
         else:
             self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))

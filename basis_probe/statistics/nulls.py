@@ -21,9 +21,9 @@ from basis_probe.algebra.groups import (
     GeneralLinear,
     Group,
     LineStabiliser,
-    Monomial,
+    OnAxes,
     Planes,
-    PositiveMonomial,
+    Trivial,
 )
 from basis_probe.algebra.haar import haar, haar_fixing
 
@@ -31,8 +31,11 @@ from basis_probe.algebra.haar import haar, haar_fixing
 class Geometry(enum.Enum):
     """The inner product in which directions are turned; the value says why it may be used."""
 
-    EUCLIDEAN = "as the activations are: the group holds no rescaling of single axes"
-    STANDARDISED = "every axis at unit variance: the group rescales axes"
+    EUCLIDEAN = "as the activations are: the group holds rotations, and no rescaling"
+    STANDARDISED = (
+        "every axis at unit variance: the group knows axes only, and may rescale them; so that one axis "
+        "of great variance does not reach into every other"
+    )
     WHITENED = "every direction at unit variance: the group holds every invertible map"
     LINE = "off the all-ones direction, which every turn leaves fixed"
     HEADS = "whitened inside every head: the group holds every invertible map of a head"
@@ -60,7 +63,7 @@ def geometry_of(group: Group) -> Geometry:
     if isinstance(group, DirectSum):
         kinds = {geometry_of(part) for part in group.parts}
         return kinds.pop() if len(kinds) == 1 else Geometry.STANDARDISED
-    if isinstance(group, PositiveMonomial | Monomial):
+    if isinstance(group, OnAxes | Trivial):
         return Geometry.STANDARDISED
     return Geometry.EUCLIDEAN
 

@@ -1,0 +1,361 @@
+"""A truth that is planted in a matrix is what `probe_activations` finds, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import basis_probe as bp
+
+ROTATED = bp.Rotation(frames=199, samples=1024)
+LAYER = bp.Counterfactual(frames=199, samples=1024)
+Outcome = bp.Outcome
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=_generator(seed), dtype=torch.float64)
+
+
+def _laplace(samples: int = 2000, dim: int = 16, seed: int = 0) -> Tensor:
+    uniform = torch.rand(samples, dim, generator=_generator(seed), dtype=torch.float64) - 0.5
+    return -uniform.sign() * (1 - 2 * uniform.abs()).log()
+
+
+def _rotation(dim: int, seed: int = 1) -> Tensor:
+    """A Haar rotation by another route than the package's: the polar factor of a Gaussian."""
+    u, _, v = torch.linalg.svd(_gaussian(dim, dim, seed=seed))
+    return u @ v
+
+
+def _elliptical(samples: int = 2000, dim: int = 16, seed: int = 0) -> Tensor:
+    """Student-t rows: one scale for all axes of a row, so no direction is special."""
+    z = _gaussian(samples, dim, seed=seed)
+    scale = (_gaussian(samples, 5, seed=seed + 1000).square().sum(1, keepdim=True) / 5).sqrt()
+    return z / scale
+
+
+def _outcome(x: Tensor, group: Any = "orthogonal", **settings: Any) -> bp.Outcome:
+    return bp.probe_activations(x, group=group, **{"null": ROTATED, **settings}).verdict.outcome
+
+
+# --- linear sites ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sources_on_the_axes_are_found_and_hidden_by_a_rotation(seed: int) -> None:
+    x = _laplace(seed=seed)
+    assert _outcome(x) is Outcome.EMERGENT
+    assert _outcome(x @ _rotation(16, seed + 50)) is Outcome.ARBITRARY
+    # Where the architecture fixes the axes the same two findings have other names.
+    assert _outcome(x, "signed-permutation") is Outcome.PRIVILEGED
+    assert _outcome(x @ _rotation(16, seed + 50), "signed-permutation") is Outcome.UNUSED
+
+
+def test_flat_sources_stand_out_too() -> None:
+    uniform = torch.rand(2000, 16, generator=_generator(0), dtype=torch.float64)
+    site = bp.probe_activations(uniform, group="orthogonal", null=ROTATED)
+    assert site.verdict.outcome is Outcome.EMERGENT
+    assert site.scores["kurtosis"].effect < -5
+    assert site.scores["kurtosis"].observed == pytest.approx(1.8, abs=0.05)
+
+
+def test_the_default_null_finds_them_as_well() -> None:
+    site = bp.probe_activations(_laplace(), group="orthogonal")
+    assert site.verdict.outcome is Outcome.EMERGENT
+    assert site.null is not None
+    assert (site.null.name, site.null.frames, site.null.geometry) == ("rotation", 199, "euclidean")
+
+
+@pytest.mark.parametrize("group", ["orthogonal", "general-linear", "positive-monomial"])
+def test_elliptical_data_are_not_called_special_more_often_than_the_level_allows(
+    group: str,
+) -> None:
+    # At a true rate of 5 %, six or more of 24 have a probability of 0.0006.
+    found = [_outcome(_elliptical(1000, seed=seed), group) for seed in range(24)]
+    assert set(found) <= {Outcome.ARBITRARY, Outcome.EMERGENT, Outcome.UNUSED, Outcome.PRIVILEGED}
+    special = sum(outcome in (Outcome.EMERGENT, Outcome.PRIVILEGED) for outcome in found)
+    assert special < 6
+
+
+@pytest.mark.parametrize("scale", ["equal", "unequal"])
+def test_gaussian_data_are_not_called_special(scale: str) -> None:
+    factors = torch.ones(16) if scale == "equal" else torch.logspace(-1, 1, 16)
+    found = [_outcome(_gaussian(1000, 16, seed=seed) * factors.double()) for seed in range(12)]
+    # At a true rate of 5 %, four or more of 12 have a probability of 0.002.
+    assert found.count(Outcome.EMERGENT) < 4
+
+
+GROUPS: dict[str, tuple[Outcome, Outcome]] = {
+    "orthogonal": (Outcome.EMERGENT, Outcome.ARBITRARY),
+    "line-stabiliser": (Outcome.EMERGENT, Outcome.ARBITRARY),
+    "general-linear": (Outcome.EMERGENT, Outcome.ARBITRARY),
+    "permutation": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "signed-permutation": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "positive-monomial": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "monomial": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "trivial": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "planes": (Outcome.EMERGENT, Outcome.ARBITRARY),
+    "unknown": (Outcome.UNDECIDED, Outcome.UNDECIDED),
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_by_its_name(group: str) -> None:
+    x = _laplace()
+    on, off = GROUPS[group]
+    site = bp.probe_activations(x, group=group, null=ROTATED)
+    assert site.symmetry.group.name == group
+    assert site.symmetry.group.dim == 16
+    assert site.symmetry.because == "The group was given, not derived." or group == "unknown"
+    assert site.verdict.outcome is on
+    assert site.symmetry.privileged is site.symmetry.group.privileged
+    hidden = x @ _rotation(16)
+    if group == "planes":
+        # Sources that are mixed inside their own planes only are as hidden as can be there.
+        hidden = x @ bp.Planes(16).sample(_generator(5)).T
+    assert _outcome(hidden, group) is off
+
+
+def test_groups_as_values() -> None:
+    x = _laplace()
+    heads = bp.Blocks(bp.GeneralLinear(4), count=4)
+    assert _outcome(x, heads) is Outcome.EMERGENT
+    turned = x @ heads.sample(_generator(1)).T
+    assert _outcome(turned, heads) is Outcome.ARBITRARY
+    both = bp.DirectSum((bp.Permutation(8), bp.SignedPermutation(8)))
+    assert _outcome(x, both) is Outcome.PRIVILEGED
+
+
+def test_without_a_group_nothing_is_said_about_the_architecture() -> None:
+    site = bp.probe_activations(_laplace(), null=ROTATED)
+    assert site.verdict.outcome is Outcome.UNDECIDED
+    assert site.symmetry.privileged is bp.Privileged.UNKNOWN
+    assert site.verdict.sentence.startswith("Undecided about the architecture, whose group at this")
+    assert "the data stand out on them" in site.verdict.sentence
+    # The evidence is there all the same.
+    assert site.scores["non_gaussianity"].effect > 5
+
+
+# --- behind a nonlinearity ------------------------------------------------------------------------
+
+
+def _layer(
+    *, on_axes: bool, width: int = 24, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs, weight, bias and pre-activation of a layer that reads sparse features, or mixtures."""
+    active = torch.rand(2000, width, generator=_generator(seed + 3), dtype=torch.float64) < 0.3
+    features = _laplace(2000, width, seed=seed) * active
+    # The input space mixes the features; the neurons undo it, or look elsewhere.
+    mixing = _rotation(width, seed + 1)
+    inputs = features @ mixing
+    weight = mixing if on_axes else _rotation(width, seed + 2)
+    bias = torch.full((width,), -0.1, dtype=torch.float64)
+    return inputs, weight, bias, inputs @ weight.T + bias
+
+
+BENDS: dict[str, Any] = {
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+}
+
+
+@pytest.mark.parametrize("name", BENDS)
+@pytest.mark.parametrize("on_axes", [True, False])
+def test_features_on_neurons_are_told_from_features_off_them(name: str, on_axes: bool) -> None:
+    inputs, weight, bias, pre = _layer(on_axes=on_axes)
+    x = BENDS[name](pre)
+    expected = Outcome.PRIVILEGED if on_axes else Outcome.UNUSED
+    group = "positive-monomial" if name == "relu" else "permutation"
+    exact = bp.probe_activations(
+        x, group=group, inputs=inputs, weight=weight, bias=bias, nonlinearity=name, null=LAYER
+    )
+    assert exact.verdict.outcome is expected
+    assert exact.null is not None
+    assert (exact.null.name, exact.null.approximate) == ("counterfactual", False)
+    turned = bp.probe_activations(
+        x, group=group, pre=pre, nonlinearity=BENDS[name], null=bp.TurnedPreactivation(199, 1024)
+    )
+    assert turned.verdict.outcome is expected
+    assert turned.null is not None
+    assert turned.null.approximate
+    if on_axes:
+        assert "by an approximate null" in turned.verdict.sentence
+
+
+def test_the_null_is_chosen_by_what_is_known() -> None:
+    inputs, weight, bias, pre = _layer(on_axes=True)
+    inputs, pre = inputs[:400], pre[:400]
+    x = pre.relu()
+    layer = {"inputs": inputs, "weight": weight, "bias": bias}
+    bent = {"pre": pre, "nonlinearity": "relu"}
+    for given, expected in (
+        ({**layer, "nonlinearity": "relu"}, "counterfactual"),
+        ({**layer, **bent}, "counterfactual"),
+        (bent, "turned pre-activation"),
+        ({}, "rotation"),
+    ):
+        site = bp.probe_activations(x, group="positive-monomial", **given)
+        assert site.null is not None
+        assert site.null.name == expected
+        # What people ask for is shown beside, and nothing rests on it.
+        assert bool(site.beside) == (expected != "rotation")
+        assert not any(score.decides for score in site.beside.values())
+    # A layer without a nonlinearity has neurons that can point elsewhere too.
+    site = bp.probe_activations(pre, group="permutation", **layer)
+    assert site.null is not None
+    assert (site.null.name, site.beside) == ("counterfactual", {})
+
+
+def test_asking_for_the_counterfactual_null_takes_the_best_that_is_known() -> None:
+    inputs, weight, bias, pre = _layer(on_axes=True)
+    x = pre.relu()
+    exact = bp.probe_activations(
+        x, group="positive-monomial", inputs=inputs, weight=weight, bias=bias, nonlinearity="relu",
+        null="counterfactual",
+    )  # fmt: skip
+    turned = bp.probe_activations(
+        x, group="positive-monomial", pre=pre, nonlinearity="relu", null="counterfactual"
+    )
+    assert exact.null is not None
+    assert turned.null is not None
+    assert (exact.null.name, turned.null.name) == ("counterfactual", "turned pre-activation")
+
+
+def test_one_sided_activations_alone_decide_nothing() -> None:
+    *_, pre = _layer(on_axes=False)
+    site = bp.probe_activations(pre.relu(), group="positive-monomial", null=None)
+    assert site.verdict.outcome is Outcome.UNDECIDED
+    assert "the axes are one-sided, as behind a nonlinearity" in site.verdict.sentence
+    # The raw rotation would have called them special; so would anyone who asks for it.
+    assert site.scores["kurtosis"].effect > 5
+    *_, pre = _layer(on_axes=True)
+    asked = bp.probe_activations(
+        pre.relu(), group="positive-monomial", pre=pre, nonlinearity="relu", null="rotation"
+    )
+    assert asked.verdict.outcome is Outcome.UNDECIDED
+    assert "this null credits the axes for nothing and no verdict rests on it" in (
+        asked.verdict.sentence
+    )
+
+
+def test_dense_gaussian_layers_are_not_called_special() -> None:
+    found: list[Outcome] = []
+    for seed in range(12):
+        inputs = _gaussian(600, 16, seed=seed)
+        weight, bias = _gaussian(16, 16, seed=seed + 100) / 4, _gaussian(16, seed=seed + 200) / 4
+        x = (inputs @ weight.T + bias).relu()
+        site = bp.probe_activations(
+            x, group="positive-monomial", inputs=inputs, weight=weight, bias=bias,
+            nonlinearity="relu", null=LAYER,
+        )  # fmt: skip
+        found.append(site.verdict.outcome)
+    assert found.count(Outcome.PRIVILEGED) < 4
+
+
+# --- the form of the answer -----------------------------------------------------------------------
+
+
+def test_numpy_and_torch_and_every_precision_say_the_same() -> None:
+    x = _laplace().float().double()
+    frozen = x.numpy().copy()
+    frozen.flags.writeable = False
+    expected = bp.probe_activations(x, group="orthogonal", null=ROTATED)
+    for given in (x.numpy(), x.float(), x.float().numpy(), frozen, x.clone().requires_grad_()):
+        assert bp.probe_activations(given, group="orthogonal", null=ROTATED) == expected
+    backwards = x.flip(0).numpy()[::-1]
+    assert bp.probe_activations(backwards, group="orthogonal", null=ROTATED) == expected
+    half = bp.probe_activations(x.bfloat16(), group="orthogonal", null=ROTATED)
+    assert half.scores["kurtosis"].observed == pytest.approx(
+        expected.scores["kurtosis"].observed, rel=0.01
+    )
+
+
+def test_what_is_given_is_not_changed() -> None:
+    inputs, weight, bias, pre = _layer(on_axes=True)
+    given = (inputs, weight, bias, pre, pre.relu())
+    before = [tensor.clone() for tensor in given]
+    state = torch.get_rng_state()
+    bp.probe_activations(
+        given[-1], group="positive-monomial", inputs=inputs, weight=weight, bias=bias, pre=pre,
+        nonlinearity="relu", null=LAYER,
+    )  # fmt: skip
+    assert all(map(torch.equal, given, before))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_numbers_are_those_of_their_definitions() -> None:
+    x = _laplace(900, 8)
+    site = bp.probe_activations(x, group="orthogonal", null=bp.Rotation(frames=49, samples=4096))
+    centred = x - x.mean(0)
+    kurtosis = (centred**4).mean(0) / (centred**2).mean(0) ** 2
+    score = site.scores["kurtosis"]
+    # Rows are shuffled before they are kept, so sums are rounded in another order.
+    np.testing.assert_allclose(score.per_direction, kurtosis, rtol=1e-12)
+    assert score.observed == pytest.approx(float(kurtosis.mean()), rel=1e-12)
+    assert score.all_samples == pytest.approx(float(kurtosis.mean()), rel=1e-12)
+    other = site.scores["non_gaussianity"]
+    assert other.observed == pytest.approx(float((kurtosis - 3).abs().mean()), rel=1e-12)
+    for name, found in site.scores.items():
+        null = found.null_values
+        assert len(null) == 49
+        assert found.null_mean == pytest.approx(null.mean(), rel=1e-12)
+        assert found.null_std == pytest.approx(null.std(ddof=1), rel=1e-12)
+        assert found.effect == pytest.approx((found.observed - null.mean()) / null.std(ddof=1))
+        if found.tail is bp.Tail.UPPER:
+            assert found.p_value == (1 + (null >= found.observed).sum()) / 50
+        assert found.decides == (name == "non_gaussianity")
+        assert math.isnan(found.p_adjusted) != found.decides
+        assert 0 <= found.fraction_privileged <= 1
+    across = (8 * (x**4).sum(1) / (x**2).sum(1) ** 2).mean()
+    assert site.scores["sample_kurtosis"].observed == pytest.approx(float(across), rel=1e-12)
+
+
+@pytest.mark.parametrize("group", ["orthogonal", "line-stabiliser"])
+def test_the_sampled_null_agrees_with_the_closed_form(group: str) -> None:
+    site = bp.probe_activations(
+        _laplace(600, 8), group=group, null=bp.Rotation(frames=999, samples=600)
+    )
+    score = site.scores["sample_kurtosis"]
+    assert score.closed_form is not None
+    assert score.closed_form.exact
+    assert score.closed_form.std is not None
+    assert score.null_mean == pytest.approx(
+        score.closed_form.mean, abs=4 * score.closed_form.std / math.sqrt(999)
+    )
+    # The standard deviation of 999 draws is known to about 2 %.
+    assert score.null_std == pytest.approx(score.closed_form.std, rel=0.1)
+
+
+def test_a_few_axes_that_carry_everything_are_said_to() -> None:
+    x = _gaussian(2000, 32)
+    x[:, 4] = x[:, 4] ** 5 / math.sqrt(945)
+    site = bp.probe_activations(x, group="orthogonal", null=ROTATED)
+    score = site.scores["non_gaussianity"]
+    assert site.verdict.outcome is Outcome.EMERGENT
+    assert int(np.argmax(score.per_direction)) == 4
+    assert score.per_direction_p[4] < 0.001
+    assert score.fraction_privileged < 0.2
+    assert score.effect_without_top_axes < 2
+    assert "at most three axes carry the finding" in site.verdict.sentence
+    many = bp.probe_activations(_laplace(), group="orthogonal", null=ROTATED)
+    assert many.scores["non_gaussianity"].fraction_privileged > 0.8
+    assert "at most three axes" not in many.verdict.sentence
+
+
+def test_the_report_of_a_matrix_can_be_saved_like_any_other() -> None:
+    site = bp.probe_activations(_laplace(300, 4), group="monomial", null=bp.Rotation(19, 128))
+    assert (site.site, site.dim, site.shape, site.layer) == ("activations", 4, (4,), None)
+    assert str(site).startswith("activations: ")
+    record = bp.Provenance("none", "a matrix", 0, 1, 300, {}, "cpu", "float64", 0.05, {})
+    report = bp.Report((site,), record)
+    assert bp.Report.from_json(report.to_json()) == report
