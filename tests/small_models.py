@@ -395,3 +395,51 @@ def rows(*shape: int) -> Tensor:
 
 def ids() -> Tensor:
     return torch.tensor([[1, 5, 2, 9, 3], [4, 4, 10, 0, 7], [8, 6, 1, 2, 0]])
+
+
+def images() -> Tensor:
+    return rows(3, 3, 8, 8)
+
+
+ZOO: dict[str, tuple[object, Tensor]] = {
+    "relu": (lambda: MLP(nn.ReLU()), rows(10, D)),
+    "functional relu": (lambda: MLP(F.relu), rows(10, D)),
+    "gelu by hand": (lambda: MLP(lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5))), rows(10, D)),
+    "relu in place": (InPlace, rows(10, D)),
+    "method in place": (lambda: MLP(lambda x: x.sin_()), rows(10, D)),
+    "softmax": (lambda: MLP(lambda x: x.softmax(-1)), rows(10, D)),
+    "gated": (lambda: Gated(nn.SiLU()), rows(10, D)),
+    "fused gate": (FusedGate, rows(10, D)),
+    "linear chain": (Linears, rows(10, D)),
+    "pre-norm RMS": (lambda: Transformer(nn.RMSNorm, learned=True), ids()),
+    "pre-norm RMS by hand": (lambda: Transformer(RMSNorm), ids()),
+    "pre-norm LayerNorm": (lambda: Transformer(nn.LayerNorm), ids()),
+    "post-norm": (lambda: Transformer(nn.LayerNorm, "post"), ids()),
+    "sublayer norm": (lambda: Transformer(nn.RMSNorm, "sublayer"), ids()),
+    "stage": (Stage, images()),
+    "padded stage": (Padded, images()),
+    "fire": (Fire, images()),
+    "depthwise": (Depthwise, images()),
+    "flattened": (Flattened, images()),
+    "max pooled, flattened": (lambda: Flattened(nn.MaxPool2d(2)), images()),
+    "dilated": (Dilated, images()),
+    "twice": (Twice, rows(10, D)),
+    "recurrent": (Recurrent, rows(10, D)),
+    "tied": (TiedAutoencoder, rows(10, D)),
+    "lstm": (Recurrence, rows(2, 5, D)),
+    "experts": (TopK, rows(10, D)),
+    "wrapped": (lambda: Wrapped(MLP(F.relu)), rows(10, D)),
+    "hyper": (Hyper, rows(10, D)),
+}
+"""One model of every kind that is probed here, and what it is called with."""
+
+
+def built(name: str) -> tuple[nn.Module, Tensor]:
+    """A model of the zoo in float64 and evaluation mode, with generic weights, and its input."""
+    build, x = ZOO[name]
+    torch.manual_seed(0)
+    model = build().double()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            nn.init.normal_(parameter)
+    return model.eval(), x

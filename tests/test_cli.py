@@ -154,9 +154,7 @@ def test_the_version(
 
 
 @pytest.mark.parametrize("command", ["demo", "report", "symmetries", "show"])
-def test_every_command_explains_itself(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
     assert leaving.value.code == 0
@@ -216,9 +214,7 @@ def test_models_that_cannot_be_had(
     assert "lacks config.json, the weights (model.safetensors), the tokenizer" in said
 
 
-def test_a_device_that_is_not_there(
-    capsys: pytest.CaptureFixture[str], text: pathlib.Path
-) -> None:
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], text: pathlib.Path) -> None:
     for words in (["demo"], ["report", str(demo.MODEL_DIR), "--text", str(text)]):
         said = _refused(capsys, *words, "--device", "cuda:99")
         assert "device='cuda:99' cannot be used here" in said

@@ -1,4 +1,4 @@
-"""What may not change a finding does not: batches, order, precision, repetition, the site's group."""
+"""What may not change a finding does not: batches, order, precision, the site's own group."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _probe(model: nn.Module, data: Any, **settings: Any) -> bp.Report:
 
 
 NUMBERS = (
-    "observed", "null_mean", "null_std", "effect", "p_value", "p_tail", "fraction_privileged",
-    "effect_without_top_axes", "all_samples",
+    "observed", "null_mean", "null_std", "effect", "effect_without_top_axes", "all_samples",
 )  # fmt: skip
+COUNTED = ("p_value", "p_tail", "fraction_privileged")
 
 
 def _same(
@@ -59,10 +59,19 @@ def _same(
             assert getattr(here, field) == pytest.approx(
                 getattr(there, field), rel=within, abs=within, nan_ok=True
             ), (one.site, name, field)
-        for field in ("per_direction", "per_direction_p"):
-            np.testing.assert_allclose(
-                getattr(here, field), getattr(there, field)[list(order)], rtol=within, atol=within
-            )
+        np.testing.assert_allclose(
+            here.per_direction, there.per_direction[list(order)], rtol=within, atol=within
+        )
+        # Rounding inside the model may carry a count over an edge: one alternative, one axis.
+        exact = within < 1e-6
+        step = 0.0 if exact else max(2 / len(here.null_values), 1.01 / one.dim)
+        for field in COUNTED:
+            assert getattr(here, field) == pytest.approx(
+                getattr(there, field), rel=within, abs=step, nan_ok=True
+            ), (one.site, name, field)
+        np.testing.assert_allclose(
+            here.per_direction_p, there.per_direction_p[list(order)], rtol=within, atol=step
+        )
     assert one.verdict.outcome is other.verdict.outcome
 
 

@@ -169,9 +169,7 @@ def test_globs_stand_for_every_name_that_they_match(gpt: Any) -> None:
 def test_a_glob_counts_every_place_once_under_its_best_name() -> None:
     model, data = Residual().eval(), [_draw(300, 6)]
     found = _probe(model, data, sites="*")
-    assert found.sites == (
-        "first:in", "first", "relu()", "second", "relu():2", "third:in", "third"
-    )
+    assert found.sites == ("first:in", "first", "relu()", "second", "relu():2", "third:in", "third")
     # Unless the other name is asked for.
     assert _probe(model, data, sites="*:in").sites == ("first:in", "second:in", "third:in")
     assert "second:in" in _probe(model, data, sites=["*", "second:in"]).sites
@@ -284,7 +282,7 @@ class Point(nn.Identity):
 
 
 class OldModel(nn.Module):
-    """What is needed of an older HookedTransformer; its norm is computed once for q, k and v each."""
+    """What is needed of an older HookedTransformer, with a point that fires three times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -371,9 +369,7 @@ def _sentences(count: int = 8, seed: int = 0) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["gpt", "llama"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_counts_nowhere(
-    kind: str, side: str, request: pytest.FixtureRequest
-) -> None:
+def test_padding_counts_nowhere(kind: str, side: str, request: pytest.FixtureRequest) -> None:
     model, rows = request.getfixturevalue(kind), _sentences()
     padded = _probe(model, [_padded(rows[:5], side), _padded(rows[5:], side)])
     bare = _probe(model, [row[None] for row in rows])
@@ -661,9 +657,7 @@ def _failing_loader(at: int, error: type[BaseException], make: Callable[[int], A
         yield make(number)
 
 
-def _failing_model(
-    model: nn.Module, part: str, at: int, error: type[BaseException]
-) -> Any:
+def _failing_model(model: nn.Module, part: str, at: int, error: type[BaseException]) -> Any:
     """A hook of the user that fails when the part is called for the at-th time."""
     calls: list[int] = []
 
@@ -740,7 +734,8 @@ def test_a_loader_that_fails_leaves_nothing_behind(
             assert report.partial
     if at:
         # What was gathered is what those batches alone would have given.
-        alone = _probe(kind.model, [kind.make(number) for number in range(at)], sites=kind.sites[:2])
+        data = [kind.make(number) for number in range(at)]
+        alone = _probe(kind.model, data, sites=kind.sites[:2])
         assert report.site_reports == alone.site_reports
         assert report.provenance.n_batches == at
 
@@ -798,9 +793,7 @@ def test_trouble_while_axes_are_compared_leaves_nothing_behind(
     assert any("interrupted while axes were compared" in note for note in report.notes)
 
 
-def test_a_hook_that_is_left_behind_is_noticed(
-    kind: Kind, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hook_that_is_left_behind_is_noticed(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.utils.hooks import RemovableHandle
 
     monkeypatch.setattr(RemovableHandle, "remove", lambda self: None)

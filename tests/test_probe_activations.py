@@ -151,7 +151,7 @@ def test_without_a_group_nothing_is_said_about_the_architecture() -> None:
 def _layer(
     *, on_axes: bool, width: int = 24, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs, weight, bias and pre-activation of a layer that reads sparse features, or mixtures."""
+    """Inputs, weight, bias and pre-activation of a layer that reads features, or mixtures."""
     active = torch.rand(2000, width, generator=_generator(seed + 3), dtype=torch.float64) < 0.3
     features = _laplace(2000, width, seed=seed) * active
     # The input space mixes the features; the neurons undo it, or look elsewhere.

@@ -214,7 +214,10 @@ FIRST = ("site_reports", 0)
         ("[1, 2]", "not a basis_probe report: the key 'basis_probe' is missing"),
         ("null", "the key 'basis_probe' is missing"),
         ('{"format": 1}', "the key 'basis_probe' is missing"),
-        ('{"basis_probe": 0, "report": {}}', "the report has format 0, this version reads 1; write"),
+        (
+            '{"basis_probe": 0, "report": {}}',
+            "the report has format 0, this version reads 1; write",
+        ),
         ('{"basis_probe": 99, "report": {}}', "the report has format 99, this version reads 1"),
         ('{"basis_probe": "x", "report": {}}', "the report has format 'x'"),
         ('{"basis_probe": 1}', "damaged at 'report'"),

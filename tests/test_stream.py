@@ -105,7 +105,7 @@ def test_the_kept_rows_are_a_uniform_sample_of_all() -> None:
         for number in range(10):
             x = torch.randn(100, 3, generator=generator)
             x[:, 0] = number
-            stream.see(model, _batch(x), lambda x=x: model(x))
+            stream.see(model, _batch(x), lambda model=model, x=x: model(x))
         rows = stream.seen["site"].kept.rows["x"]
         assert rows.shape == (CAPACITY, 3)
         marks.extend(rows[:, 0].tolist())

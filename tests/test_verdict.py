@@ -1,4 +1,4 @@
-"""Scores and a symmetry make an outcome, a number that is not there makes none, and both say why."""
+"""Scores and a symmetry make an outcome, a number that is missing makes none; both say why."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _score(
     tail: Tail = Tail.UPPER,
     **changes: Any,
 ) -> bp.ScoreResult:
-    """A score `effect` standard deviations above a Gaussian null, with the p-values it really has."""
+    """A score `effect` standard deviations above a Gaussian null, with its own p-values."""
     null = 0.4 + 0.03 * torch.randn(
         frames, generator=torch.Generator().manual_seed(frames), dtype=torch.float64
     )
@@ -74,7 +74,9 @@ def _found(
 ) -> Found:
     group = GROUPS[privileged]
     symmetry = bp.Symmetry(group, privileged, "for a reason", "a source")
-    found = Found("residual stream", 8, 1000, 200, 0, symmetry, ROTATION, {s.name: s for s in scores})
+    found = Found(
+        "residual stream", 8, 1000, 200, 0, symmetry, ROTATION, {s.name: s for s in scores}
+    )
     return dataclasses.replace(found, **changes)
 
 
@@ -268,7 +270,9 @@ def test_p_values_are_adjusted_over_all_deciding_scores_of_all_sites() -> None:
     # Nothing else changes, and what decides nothing is not adjusted.
     assert math.isnan(adjusted[1]["kurtosis"].p_adjusted)
     assert math.isnan(adjusted[3]["kurtosis"].p_adjusted)
-    assert dataclasses.replace(adjusted[0]["kurtosis"], p_adjusted=NAN) == founds[0].scores["kurtosis"]
+    assert (
+        dataclasses.replace(adjusted[0]["kurtosis"], p_adjusted=NAN) == founds[0].scores["kurtosis"]
+    )
     assert math.isnan(founds[0].scores["kurtosis"].p_adjusted)
 
 

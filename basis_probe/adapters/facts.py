@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from basis_probe.adapters.graph import Graph, Kind, Layout, Vertex, condense, nonlinear, replay
+from basis_probe.adapters.graph import (
+    Graph,
+    Kind,
+    Layout,
+    Vertex,
+    condense,
+    nonlinear,
+    part_of_one,
+    replay,
+)
 from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
 
 
@@ -251,6 +260,8 @@ def module_sites(trace: Trace) -> dict[str, Site]:
     counts: dict[tuple[str, str], int] = {}
     for node in trace.nodes:
         if nonlinear(node.op) and node.index not in made and floating(node.index):
+            if part_of_one(trace, node):
+                continue
             key = (node.module, node.op)
             counts[key] = counts.get(key, 0) + 1
             stem = f"{node.module}.{node.op}()" if node.module else f"{node.op}()"
@@ -287,6 +298,15 @@ def _references(value: object) -> Iterator[int | None]:
             yield from _references(entry)
 
 
+def spoken(trace: Trace, node: Node) -> str:
+    """What a function is called: by its own name, or by its module's class if it is arithmetic."""
+    if not nonlinear(node.op):
+        for call in trace.calls:
+            if (call.path, call.call) == (node.module, node.call) and node.index in call.outputs:
+                return call.kind
+    return node.op
+
+
 # --- measuring regions --------------------------------------------------------------------------
 
 
@@ -300,9 +320,10 @@ def _spread(x: Tensor, layout: Layout | None, ndim: int) -> Tensor:
 def _measure(graph: Graph, vertex: Vertex) -> Region:
     trace = graph.trace
     node = trace.node(vertex.node)
+    op = spoken(trace, node)
     layout = graph.layouts.get(vertex.node)
     if layout is None or len(layout.axes) != 1:
-        return Region(Shape.UNKNOWN, why=f"{vertex.op} on features in several axes", op=vertex.op)
+        return Region(Shape.UNKNOWN, why=f"{op} on features in several axes", op=op)
     axis, ndim = layout.axes[0], len(node.shape)
     dim = node.shape[axis]
     roots = vertex.carried
@@ -320,19 +341,19 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
         return torch.randn(rows, dim, generator=generator, dtype=torch.float64).to(device)
 
     if any(trace.node(root).shape != node.shape for root in roots):
-        return Region(Shape.UNKNOWN, why=f"{vertex.op} changes the shape", op=vertex.op)
+        return Region(Shape.UNKNOWN, why=f"{op} changes the shape", op=op)
     try:
         if len(roots) == 1:
             vectors = list(_vectors(graph, vertex))
-            region = _measure_one(function, draw, vertex.op)
+            region = _measure_one(function, draw, op)
             learned = all(fixed.name is not None for fixed in vectors)
             if region.shape is Shape.SHIFT and not (vectors and learned):
                 region, learned = dataclasses.replace(region, shape=Shape.DIAGONAL), False
             return dataclasses.replace(region, learned=learned)
-        return _measure_two(function, draw, vertex.op)
+        return _measure_two(function, draw, op)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Region(Shape.UNKNOWN, why=f"{vertex.op} cannot be replayed: {reason}", op=vertex.op)
+        return Region(Shape.UNKNOWN, why=f"{op} cannot be replayed: {reason}", op=op)
 
 
 def _vectors(graph: Graph, vertex: Vertex) -> Iterator[Fixed]:
@@ -537,6 +558,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     pres: list[int] = []
     held: list[int] = []
     addresses: list[Address] = []
+    entries: dict[int, int] = {}
     waiting = [vertex.node]
     seen: set[int] = set()
     while waiting:
@@ -553,9 +575,13 @@ def layer(facts: Facts, site: Site) -> Layer | str:
             if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
                 pres.extend(here.carried)
             passes = shape not in (Shape.UNKNOWN, Shape.RMS_NORM, Shape.LAYER_NORM)
-        if here.kind is Kind.CARRIER and here.op == "view":
-            before, after = trace.node(here.carried[0]), trace.node(here.node)
-            passes = before.shape == after.shape
+        if _splits_positions(facts, here):
+            # Rows are given to what is above a reshape of positions, which would not fit them.
+            below = here.carried[0]
+            entries[below] = entries.get(here.node, here.node)
+            passes = graph.vertices[below].kind is Kind.LINEAR or _splits_positions(
+                facts, graph.vertices[below]
+            )
         if here.kind is Kind.SUM and pres and not held and len(here.carried) == 2:
             # A residual connection below a nonlinearity: what it carries is held as it is.
             branches = [_linears_below(facts, index) for index in here.carried]
@@ -601,18 +627,17 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     gain, bias, centred, normalised = _peel(facts, source)
     argument = next(i for i in first.inputs if graph.same.get(i) == source)
 
+    given = (*(entries.get(index, index) for index in linears), *held)
+
     def run(target: int) -> Callable[[tuple[Tensor, ...]], Tensor]:
-        ndim = len(first.shape)
         channels = convolution is not None
 
         def compute(outputs: tuple[Tensor, ...]) -> Tensor:
-            rows = [
-                o.reshape(*o.shape, *([1] * (ndim - 2)))
-                if channels
-                else o.reshape(o.shape[0], *([1] * (ndim - 2)), o.shape[1])
-                for o in outputs
-            ]
-            values = dict(zip((*linears, *held), rows, strict=True))
+            values: dict[int, Tensor] = {}
+            for index, out in zip(given, outputs, strict=True):
+                ones = [1] * (len(trace.node(index).shape) - 2)
+                shape = (*out.shape, *ones) if channels else (len(out), *ones, out.shape[1])
+                values[index] = out.reshape(shape)
             out = graph.replay(target, values)
             return out.reshape(outputs[0].shape[0], -1)
 
@@ -634,6 +659,19 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         bias=bias,
         centred=centred,
         normalised=normalised,
+    )
+
+
+def _splits_positions(facts: Facts, vertex: Vertex) -> bool:
+    """True for a reshape that leaves the feature axis last and whole."""
+    if vertex.kind is not Kind.CARRIER or vertex.op != "view":
+        return False
+    trace, layouts = facts.graph.trace, facts.graph.layouts
+    before, after = trace.node(vertex.carried[0]), trace.node(vertex.node)
+    return (
+        before.shape[-1] == after.shape[-1]
+        and layouts[before.index].axes == (len(before.shape) - 1,)
+        and layouts[after.index].axes == (len(after.shape) - 1,)
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
+from basis_probe.adapters.trace import Fixed, ModuleCall, Node, Ref, Trace
 
 
 class Kind(enum.Enum):
@@ -113,7 +113,7 @@ def replay(trace: Trace, target: int, values: dict[int, Tensor]) -> Tensor:
         ValueError: if the target depends on a live tensor that was not given.
     """
     known: dict[int, Any] = dict(values)
-    dtype = next(iter(values.values())).dtype if values else None
+    dtype = next((v.dtype for v in values.values() if v.is_floating_point()), None)
     device = next(iter(values.values())).device if values else None
 
     def argument(value: Any) -> Any:
@@ -172,6 +172,7 @@ _MOVES = frozenset("view transpose permute expand movedim repeat_interleave broa
 _CONVOLUTIONS = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
+_PRODUCTS = frozenset("linear addmm matmul mm bmm baddbmm einsum".split())
 _AVERAGE_POOLS = frozenset(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d interpolate upsample".split()
@@ -809,14 +810,17 @@ def condense(trace: Trace, *, sites: frozenset[int]) -> Graph:
     inside = {
         node.index
         for node in trace.nodes
-        if node.index in named and node.index not in boundaries and _leaf(trace, node)
+        if node.index in named and node.index not in boundaries and part_of_one(trace, node)
     }
     cuts = frozenset(boundaries | (named - inside) | sites)
     return _Builder(trace, cuts, sites).build()
 
 
-def _leaf(trace: Trace, node: Node) -> bool:
-    """True if the node's module has one full tensor in and out, and calls no module within."""
+def part_of_one(trace: Trace, node: Node) -> bool:
+    """True for a step inside an activation module or a norm, which is no place of its own.
+
+    Such a module has one full tensor in and out, calls no module within, and mixes nothing linearly.
+    """
     inner = f"{node.module}."
     if not node.module or any(
         call.path.startswith(inner) and _sized(trace, call.outputs, node.shape)
@@ -824,11 +828,19 @@ def _leaf(trace: Trace, node: Node) -> bool:
     ):
         return False
     for call in trace.calls:
-        if call.path == node.module and call.call == node.call and len(call.outputs) == 1:
-            return _sized(trace, call.outputs, node.shape) and _sized(
-                trace, call.inputs, node.shape
-            )
+        if (call.path, call.call) == (node.module, node.call) and len(call.outputs) == 1:
+            whole = _sized(trace, call.outputs, node.shape)
+            return whole and _sized(trace, call.inputs, node.shape) and not _mixes(trace, call)
     return False
+
+
+def _mixes(trace: Trace, call: ModuleCall) -> bool:
+    """True if a linear map runs in a module's own code."""
+    return any(
+        (node.module, node.call) == (call.path, call.call)
+        and (node.op in _CONVOLUTIONS or node.op in _PRODUCTS)
+        for node in trace.nodes
+    )
 
 
 def _sized(trace: Trace, nodes: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -69,12 +69,13 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class ModuleCall:
-    """One call of one module: the tensors that went in and came out, in order.
+    """One call of one module, of a class: the tensors that went in and came out, in order.
 
     A tensor that no recorded call made, such as a parameter that is handed on, counts as -1.
     """
 
     path: str
+    kind: str
     call: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -207,6 +208,7 @@ class _Recorder(Follower):
         self.names = {id(tensor): name for name, tensor in model.named_parameters()}
         self.names |= {id(tensor): name for name, tensor in model.named_buffers()}
         self.entered: list[tuple[int, ...]] = []
+        self.kinds = {path: type(module).__name__ for path, module in model.named_modules()}
 
     def add(
         self,
@@ -321,7 +323,8 @@ class _Recorder(Follower):
 
     def leave(self, outputs: object) -> None:
         path, call = self.stack[-1]
-        self.calls.append(ModuleCall(path, call, self.entered.pop(), self._known(outputs)))
+        kind = self.kinds.get(path, "")
+        self.calls.append(ModuleCall(path, kind, call, self.entered.pop(), self._known(outputs)))
         super().leave(outputs)
 
     def _known(self, value: object) -> tuple[int, ...]:
