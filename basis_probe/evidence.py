@@ -150,7 +150,10 @@ def measure(
         live = ~Moments.of(problem.x).constant
         kept = torch.nonzero(live.cpu()).flatten()
         if len(kept) < dim:
-            problem = dataclasses.replace(problem, x=problem.x[:, live])
+            # A rotation of the activations does not ask what made them.
+            problem = dataclasses.replace(
+                problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
+            )
     used, notes = _applicable(scores, problem.group, geometry, null)
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
     alternatives = null.alternatives(problem)

@@ -192,8 +192,8 @@ def symmetries(model: nn.Module, example_input: Any) -> dict[str, Symmetry]:
 
     Example:
         >>> import torch, basis_probe as bp
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6,
-        2)) >>> found = bp.symmetries(model, torch.randn(2, 4))
+        >>> layers = torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 2)
+        >>> found = bp.symmetries(torch.nn.Sequential(*layers), torch.randn(2, 4))
         >>> found["1"].group
         Permutation(dim=6)
     """

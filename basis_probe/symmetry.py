@@ -163,13 +163,15 @@ class Derivation:
         if stream.value_mixed:
             return self._heads(stream, dim, shape)
         if any(self._is_folded_gain(reader) for reader in stream.readers):
-            raise _NotUnderstood("a gain for every feature stands between it and the stream it writes")
+            raise _NotUnderstood(
+                "a gain for every feature stands between it and the stream that it writes"
+            )
         norms = self._norm_readers(stream)
         if not norms and self._is_transposed(index):
             return (
                 Orthogonal(dim),
-                "only linear maps write this and only linear maps read it, and one that reads it is "
-                "the transpose of one that writes it, so that rotations are absorbed by both.",
+                "only linear maps write this and only linear maps read it, and one that reads it "
+                "is the transpose of one that writes it, so that rotations are absorbed by both.",
                 ALGEBRA,
             )
         if not norms:
@@ -202,9 +204,7 @@ class Derivation:
             return LineStabiliser(dim), because, RESIDUAL
         raise _NotUnderstood("it is read through both LayerNorm and RMSNorm")
 
-    def _heads(
-        self, stream: Stream, dim: int, shape: tuple[int, ...]
-    ) -> tuple[Group, str, str]:
+    def _heads(self, stream: Stream, dim: int, shape: tuple[int, ...]) -> tuple[Group, str, str]:
         if self._norm_readers(stream):
             raise _NotUnderstood("attention values are read through a norm")
         if self._is_transposed(self.facts.streams.index(stream)):
@@ -251,8 +251,8 @@ class Derivation:
             region = self.facts.regions.get(link, _NOTHING)
             if region.shape is Shape.DIAGONAL and not region.learned:
                 raise _NotUnderstood(
-                    f"{region.op}{_where(self.facts, link)} acts on every feature with a constant of "
-                    "its own that is no weight"
+                    f"{region.op}{_where(self.facts, link)} acts on every feature with a "
+                    "constant of its own that is no weight"
                 )
         kind = _GROUPS[scales[index]]
         parts = self._parts(index, family, dim)
@@ -318,7 +318,7 @@ class Derivation:
         return [r for r in stream.readers if r in regions and _is_norm(regions[r])]
 
     def _norm_is_folded(self, norm: int) -> bool:
-        """True if the norm's output is read by linear maps only, so that its gain folds into them."""
+        """True if only linear maps read the norm's output, so that its gain folds into them."""
         stream = self.facts.streams[self.facts.stream_of[norm]]
         if stream.returned or len(stream.writers) != 1 or stream.max_pooled:
             return False
@@ -375,7 +375,8 @@ class Derivation:
             before = sum(map(len, bounds.values()))
             for source, target, offset, width in seams:
                 bounds[target] |= {offset + b for b in bounds[source]}
-                bounds[source] |= {b - offset for b in bounds[target] if offset < b < offset + width}
+                inside = {b for b in bounds[target] if offset < b < offset + width}
+                bounds[source] |= {b - offset for b in inside}
             changed = sum(map(len, bounds.values())) != before
         return bounds
 
@@ -394,8 +395,8 @@ class Derivation:
                 raise _NotUnderstood(f"it is written by {vertex.op}{where}, which no rule covers")
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
                 raise _NotUnderstood(
-                    f"it is a part of a wider tensor{where} that not only linear maps write, or whose "
-                    "parts are not read one by one"
+                    f"it is a part of a wider tensor{where} that not only linear maps write, or "
+                    "whose parts are not read one by one"
                 )
             if vertex.kind is Kind.REGION and regions[writer].shape is Shape.UNKNOWN:
                 raise _NotUnderstood(f"{regions[writer].why}{where}")
@@ -491,8 +492,8 @@ class Derivation:
                 own, other = self._group_at(tie.own), self._group_at(tie.other)
                 if own is None or other is None or own != other:
                     raise _NotUnderstood(
-                        f"the weights of {_name(self.facts, tie.other)} are used in several places, "
-                        "whose symmetries are not the same"
+                        f"the weights of {_name(self.facts, tie.other)} are used in several "
+                        "places, whose symmetries are not the same"
                     )
 
     def _group_at(self, vertex: int) -> Group | None:
@@ -519,8 +520,7 @@ class Derivation:
         for writer in stream.writers:
             if self._is_link(writer):
                 found += [
-                    (writer, self.facts.stream_of[source])
-                    for source in self._sources(writer)
+                    (writer, self.facts.stream_of[source]) for source in self._sources(writer)
                 ]
         for reader in stream.readers:
             if self._is_link(reader):
@@ -561,8 +561,9 @@ class Derivation:
         region = self.facts.regions.get(index, _NOTHING)
         if region.shape is not Shape.DIAGONAL or not region.learned:
             return False
-        source = self.facts.streams[self.facts.stream_of[self.facts.graph.vertices[index].carried[0]]]
-        kinds = {self.facts.graph.vertices[writer].kind for writer in source.writers}
+        vertices = self.facts.graph.vertices
+        source = self.facts.streams[self.facts.stream_of[vertices[index].carried[0]]]
+        kinds = {vertices[writer].kind for writer in source.writers}
         gain = region.gain
         return (
             kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
@@ -632,9 +633,7 @@ class Derivation:
         self._scales[family] = relations.solved()
         return self._scales[family]
 
-    def _relate(
-        self, index: int, sources: list[int], target: int, relations: "_Relations"
-    ) -> None:
+    def _relate(self, index: int, sources: list[int], target: int, relations: "_Relations") -> None:
         """What a function of single features demands of the diagonal matrices around it."""
         vertex = self.facts.graph.vertices[index]
         region = self.facts.regions.get(index, _NOTHING)
@@ -678,9 +677,9 @@ class Derivation:
 class _Relations:
     """Which diagonal matrices the streams of a family admit together.
 
-    A feature of stream s is multiplied by (-1)^b exp(r), with one sign bit b and one size r for each
-    stream. What lies between streams makes linear relations among the sizes, and others among the
-    bits; a stream is free in what is not zero in every solution.
+    A feature of stream s is multiplied by (-1)^b exp(r), with one sign bit b and one size r for
+    each stream. What lies between streams makes linear relations among the sizes, and others among
+    the bits; a stream is free in what is not zero in every solution.
     """
 
     def __init__(self, streams: frozenset[int]) -> None:
@@ -835,7 +834,8 @@ class Role:
 
 def role(facts: Facts, site: Site) -> Role:
     """What a site is, from what was measured around it."""
-    found = re.search(r"(?:^|\.)(?:blocks|layers|layer|h|encoder|decoder)\.?(\d+)(?=\.|$)", site.name)
+    stem = r"(?:^|\.)(?:blocks|layers|layer|h|encoder|decoder)\.?(\d+)(?=\.|$)"
+    found = re.search(stem, site.name)
     number = int(found.group(1)) if found else None
     vertex = facts.vertex(site)
     if vertex is None:
@@ -856,7 +856,8 @@ def role(facts: Facts, site: Site) -> Role:
         return Role("output of a norm", number)
     for reader in stream.readers:
         read = regions.get(reader)
-        if read is not None and read.shape in (Shape.ELEMENTWISE, Shape.COUPLED) and not stream.sums:
+        bends = read is not None and read.shape in (Shape.ELEMENTWISE, Shape.COUPLED)
+        if read is not None and bends and not stream.sums:
             return Role(f"neurons before {read.op}", number)
     if stream.sums and not stream.returned:
         return Role("residual stream", number)

@@ -13,6 +13,9 @@ from basis_probe.statistics.multiplicity import holm
 
 LEVEL = 0.05
 FEWEST_SAMPLES = 200
+FEWEST_ALTERNATIVES = 10
+"""With fewer different ones, as where an input of two features is turned about its mean, the axes are
+among their own alternatives so often that nothing could stand out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +98,14 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
     deciding = [s for s in scores.values() if s.decides and not math.isnan(s.p_adjusted)]
     if not deciding:
         return _undecided(f"Undecided: {found.null.because}.")
-    deciding = [score for score in deciding if not math.isnan(score.effect)]
-    if not deciding:
+    different = max(_different(score) for score in deciding)
+    if different < FEWEST_ALTERNATIVES:
+        same = "the same score" if different < 2 else f"only {different} different scores"
         return _undecided(
-            f"Undecided: all {found.null.frames} alternatives at {what} have the same score, so there "
-            "is nothing to stand out against."
+            f"Undecided: the {found.null.frames} alternatives at {what} have {same}, so there is "
+            "nothing to stand out against."
         )
+    deciding = [score for score in deciding if not math.isnan(score.effect)]
     best = min(deciding, key=lambda score: (score.p_adjusted, -score.effect))
     stands_out = best.p_adjusted <= LEVEL
     cut_short = [score for score in deciding if _beyond_all(score)]
@@ -141,6 +146,14 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         Outcome.ARBITRARY,
         f"{allowed}, and {data}: do not read single coordinates here.",
     )
+
+
+def _different(score: ScoreResult) -> int:
+    """How many of the first alternatives have scores that differ by more than rounding."""
+    if math.isnan(score.effect):
+        return 0
+    values = np.sort(score.null_values[~np.isnan(score.null_values)][:199])
+    return 1 + int((np.diff(values) > 1e-4 * (values[-1] - values[0])).sum())
 
 
 def _beyond_all(score: ScoreResult) -> bool:

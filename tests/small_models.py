@@ -1,4 +1,4 @@
-"""Small models whose symmetries are known by hand. Each takes what `example` of its name returns."""
+"""Small models whose symmetries are known by hand."""
 
 import math
 
@@ -74,7 +74,12 @@ class Attention(nn.Module):
     """Softmax attention; grouped queries by `repeat_interleave` or by `expand`."""
 
     def __init__(
-        self, heads: int = 2, kv: int = 2, size: int = 3, how: str = "interleave", sdpa: bool = False
+        self,
+        heads: int = 2,
+        kv: int = 2,
+        size: int = 3,
+        how: str = "interleave",
+        sdpa: bool = False,
     ) -> None:
         super().__init__()
         self.heads, self.kv, self.size, self.how, self.sdpa = heads, kv, size, how, sdpa
@@ -145,7 +150,10 @@ class Block(nn.Module):
     def __init__(self, norm: type[nn.Module] | None, order: str) -> None:
         super().__init__()
         self.order = order
-        self.attn, self.mlp = Attention(), nn.Sequential(nn.Linear(D, H), nn.GELU(), nn.Linear(H, D))
+        self.attn, self.mlp = (
+            Attention(),
+            nn.Sequential(nn.Linear(D, H), nn.GELU(), nn.Linear(H, D)),
+        )
         self.mid = nn.Identity()
         if norm is not None:
             self.ln1, self.ln2 = made(norm), made(norm)
@@ -197,7 +205,7 @@ class Stage(nn.Module):
 
 
 class Padded(nn.Module):
-    """Two stages joined by an option-A shortcut: every other pixel, and channels of zeros around."""
+    """Two stages joined by an option-A shortcut: every other pixel, channels of zeros around."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +288,7 @@ def settle(model: nn.Module) -> None:
 
 
 class Twice(nn.Module):
-    """One module called twice on a stream of its own: no weights tie the stream to anything fixed."""
+    """One module called twice on one stream, which nothing fixed is tied to."""
 
     def __init__(self) -> None:
         super().__init__()

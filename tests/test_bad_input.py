@@ -317,7 +317,9 @@ def _with_still_units(*, dead: int, constant: int) -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("null", [FEW, bp.Counterfactual(frames=19, samples=128)])
+@pytest.mark.parametrize(
+    "null", [FEW, bp.Counterfactual(frames=19, samples=128), bp.TurnedPreactivation(19, 128)]
+)
 def test_units_that_never_vary_are_counted_and_left_out(null: bp.Null) -> None:
     model, x = _with_still_units(dead=3, constant=2), _draw(300, 6)
     site = _probe(model, [x], sites="1", null=null)["1"]
@@ -539,5 +541,16 @@ def test_few_activations_decide_nothing() -> None:
 def test_a_single_axis_has_nothing_to_stand_out_against() -> None:
     site = bp.probe_activations(X[:, :1], group="permutation", null=FEW)
     assert site.verdict.outcome is bp.Outcome.UNDECIDED
-    assert "all 19 alternatives" in site.verdict.sentence
-    assert "nothing to stand out against" in site.verdict.sentence
+    assert "the 19 alternatives" in site.verdict.sentence
+    assert "have the same score, so there is nothing to stand out against" in site.verdict.sentence
+
+
+@pytest.mark.parametrize(("width", "said"), [(1, "the same score"), (2, "only 2 different scores")])
+def test_an_input_too_narrow_to_be_turned_decides_nothing(width: int, said: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(width, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    null = bp.Counterfactual(frames=99, samples=256)
+    site = _probe(model, [_draw(300, width) + 1], sites="1", null=null)["1"]
+    assert site.verdict.outcome is bp.Outcome.UNDECIDED
+    assert f"have {said}, so there is nothing to stand out against" in site.verdict.sentence

@@ -37,6 +37,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def bridge() -> Any:
+    return demo.load()
+
+
 # --- what it does ---------------------------------------------------------------------------------
 
 
@@ -87,8 +92,9 @@ def test_a_report_on_a_folder_and_a_text(
     assert str(demo.MODEL_DIR.parent) not in report.provenance.model
 
 
-def test_texts_are_cut_into_examples_that_begin_as_texts_do(text: pathlib.Path) -> None:
-    bridge = demo.load()
+def test_texts_are_cut_into_examples_that_begin_as_texts_do(
+    bridge: Any, text: pathlib.Path
+) -> None:
     batches = cli._windows(bridge, text.read_text(encoding="utf-8"), length=16, size=4)
     rows = torch.cat(batches)
     ids = list(bridge.tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
@@ -221,7 +227,11 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], text: pa
     assert "device='meta' holds no numbers" in _refused(capsys, "demo", "--device", "meta")
 
 
-def test_sites_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sites_that_are_not_there(
+    bridge: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "load", lambda *_: bridge)
+    monkeypatch.setattr("basis_probe.adapters.pretrained.from_directory", lambda *_, **__: bridge)
     said = _refused(capsys, "demo", "--texts", "2", "--sites", "blocks.0.mlp.hook_pots")
     assert said.startswith("basis-probe demo: no site matches 'blocks.0.mlp.hook_pots'; nearest: ")
     assert "blocks.0.mlp.hook_post" in said
@@ -230,8 +240,12 @@ def test_sites_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_text_that_is_too_short(
-    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+    bridge: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("basis_probe.adapters.pretrained.from_directory", lambda *_, **__: bridge)
     path = tmp_path / "short.txt"
     path.write_text("two words", encoding="utf-8")
     said = _refused(capsys, "report", str(demo.MODEL_DIR), "--text", str(path))

@@ -1,5 +1,6 @@
 """What is measured of a model: layers that replay their sites exactly, norms, streams, regions."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -29,6 +30,13 @@ from basis_probe.adapters.trace import record
 def facts_of(model: nn.Module, x: Tensor) -> Facts:
     trace = record(model, lambda: model(x), x, len(x))
     return collect(trace, module_sites(trace))
+
+
+@functools.cache
+def zoo(name: str) -> tuple[nn.Module, Tensor, Facts]:
+    """A model of the zoo, its input and its facts, made once; no test changes them."""
+    model, x = small.built(name)
+    return model, x, facts_of(model, x)
 
 
 def caught(model: nn.Module, x: Tensor, *addresses: Address) -> list[Tensor]:
@@ -102,8 +110,7 @@ EXPECTED: dict[str, dict[str, int]] = {
 
 @pytest.mark.parametrize("name", small.ZOO)
 def test_layers_make_the_activations_of_their_site_from_what_they_read(name: str) -> None:
-    model, x = small.built(name)
-    facts = facts_of(model, x)
+    model, x, facts = zoo(name)
     replayed: dict[str, int] = {}
     for site_name, site in facts.sites.items():
         found = layer(facts, site)
@@ -111,9 +118,12 @@ def test_layers_make_the_activations_of_their_site_from_what_they_read(name: str
             assert found
             continue
         replayed[site_name] = len(found.linears)
-        here, inputs, *held = caught(model, x, site.address, found.address, *found.held)
+        bent = bend(facts, site)
+        wanted = (site.address, found.address, *found.held)
+        here, inputs, *held = caught(model, x, *wanted, *(() if bent is None else bent[:1]))
         layout = facts.layout(site)
         assert layout is not None
+        before = None if bent is None else rows(held.pop(), channels=layout.channels)
         kept = [rows(tensor, channels=layout.channels) for tensor in held]
         made = outputs(found, inputs)
         values = found.post((*made, *kept))
@@ -123,20 +133,15 @@ def test_layers_make_the_activations_of_their_site_from_what_they_read(name: str
         torch.testing.assert_close(
             values, own.reshape(-1, own.shape[-1]), rtol=1e-9, atol=1e-9, msg=site_name
         )
-        bent = bend(facts, site)
-        if bent is not None and found.pre is not None:
-            address, function = bent
-            (before,) = caught(model, x, address)
-            before = rows(before, channels=layout.channels)
+        if bent is not None and before is not None and found.pre is not None:
             pre = found.pre((*made, *kept))
             torch.testing.assert_close(pre, before, rtol=1e-9, atol=1e-9, msg=site_name)
-            torch.testing.assert_close(function(before), values, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(bent[1](before), values, rtol=1e-9, atol=1e-9)
     assert EXPECTED[name].items() <= replayed.items(), replayed
 
 
 def test_what_a_residual_connection_carries_is_held() -> None:
-    model, x = small.built("stage")
-    facts = facts_of(model, x)
+    model, x, facts = zoo("stage")
     found = layer(facts, facts.sites["relu():3"])
     assert isinstance(found, Layer)
     assert len(found.held) == 1
@@ -147,8 +152,7 @@ def test_what_a_residual_connection_carries_is_held() -> None:
 
 
 def test_a_flattened_input_has_its_pixels_behind_every_channel() -> None:
-    model, x = small.built("flattened")
-    facts = facts_of(model, x)
+    _, _, facts = zoo("flattened")
     found = layer(facts, facts.sites["sigmoid()"])
     assert isinstance(found, Layer)
     assert (found.width, found.repeat) == (4, 16)
@@ -156,8 +160,7 @@ def test_a_flattened_input_has_its_pixels_behind_every_channel() -> None:
 
 
 def test_windows_of_a_convolution_are_told() -> None:
-    model, x = small.built("dilated")
-    facts = facts_of(model, x)
+    _, _, facts = zoo("dilated")
     found = layer(facts, facts.sites["silu()"])
     assert isinstance(found, Layer)
     cut = found.convolution
@@ -168,7 +171,8 @@ def test_windows_of_a_convolution_are_told() -> None:
 @pytest.mark.parametrize(
     ("function", "why"),
     [(lambda x: x.cumsum(-1), "cumsum"), (lambda x: x.relu().sin(), "several nonlinearities"),
-     (lambda x: F.layer_norm(x, (H,)), "lies between"), (lambda x: x + x @ x.T @ x, "lies between")],
+     (lambda x: F.layer_norm(x, (H,)), "lies between"),
+     (lambda x: x + x @ x.T @ x, "lies between")],
 )  # fmt: skip
 def test_a_site_that_is_not_one_linear_map_away_says_why(function, why: str) -> None:
     model = small.Through(function).double().eval()
@@ -197,7 +201,11 @@ class Spelled(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.how, self.w, self.b = how, nn.Parameter(torch.randn(H, D)), nn.Parameter(torch.randn(H))
+        self.how, self.w, self.b = (
+            how,
+            nn.Parameter(torch.randn(H, D)),
+            nn.Parameter(torch.randn(H)),
+        )
         self.v, self.down = nn.Parameter(self.w.data.T.clone()), nn.Linear(H, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,14 +249,16 @@ def test_a_bias_that_is_added_by_hand_does_not_end_a_stream(how: str) -> None:
 
 def test_weights_that_are_used_twice_are_found() -> None:
     for name, expected in {"recurrent": [False], "tied": [True], "relu": []}.items():
-        assert [transposed for *_, transposed in shared(facts_of(*small.built(name)))] == expected
-    assert len(list(shared(facts_of(*small.built("twice"))))) == 2
+        assert [transposed for *_, transposed in shared(zoo(name)[2])] == expected
+    assert len(list(shared(zoo("twice")[2]))) == 2
 
 
 # --- regions --------------------------------------------------------------------------------------
 
 
-def region(function: Callable[[Tensor], Tensor], width: int = H) -> tuple[Shape, Tensor | None, Tensor | None]:
+def region(
+    function: Callable[[Tensor], Tensor], width: int = H
+) -> tuple[Shape, Tensor | None, Tensor | None]:
     """What was measured of a function between two linear maps."""
     model = small.Through(function, width).double().eval()
     facts = facts_of(model, small.rows(5, D))
@@ -274,7 +284,7 @@ BIAS = torch.linspace(-1, 1, H, dtype=torch.float64)
      (lambda x: (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True), Shape.LAYER_NORM),
      (lambda x: x / (1 + x.abs().mean(-1, keepdim=True)), Shape.COUPLED),
      (lambda x: x / x.abs().amax(-1, keepdim=True), Shape.COUPLED),
-     (lambda x: F.rms_norm(x, (H,)).tanh(), Shape.ELEMENTWISE)],
+     (lambda x: F.rms_norm(x, (H,)).tanh(), Shape.COUPLED)],
 )  # fmt: skip
 def test_regions_are_what_they_compute(function, shape: Shape) -> None:
     assert region(function)[0] is shape
@@ -312,9 +322,10 @@ def test_gain_and_bias_of_a_norm_are_measured(name: str) -> None:
     [("pre-norm RMS", "blocks.0.mlp.1", False), ("pre-norm LayerNorm", "blocks.0.mlp.1", True),
      ("pre-norm RMS by hand", "blocks.1.mlp.1", False), ("post-norm", "blocks.0.mlp.1", True)],
 )  # fmt: skip
-def test_the_gain_of_a_norm_is_peeled_off_the_input_of_a_layer(name: str, site: str, centred: bool) -> None:
-    model, x = small.built(name)
-    facts = facts_of(model, x)
+def test_the_gain_of_a_norm_is_peeled_off_the_input_of_a_layer(
+    name: str, site: str, centred: bool
+) -> None:
+    model, x, facts = zoo(name)
     found = layer(facts, facts.sites[site])
     assert isinstance(found, Layer)
     assert (found.normalised, found.centred) == (True, centred)
@@ -329,8 +340,7 @@ def test_the_gain_of_a_norm_is_peeled_off_the_input_of_a_layer(name: str, site: 
 
 
 def test_a_layer_behind_no_norm_is_not_normalised() -> None:
-    model, x = small.built("relu")
-    facts = facts_of(model, x)
+    _, _, facts = zoo("relu")
     found = layer(facts, facts.sites["act"])
     assert isinstance(found, Layer)
     assert (found.gain, found.normalised, found.centred) == (None, False, False)
@@ -351,8 +361,7 @@ def test_a_feature_that_the_gain_switches_off_is_left_in_the_input() -> None:
 
 @pytest.mark.parametrize("name", small.ZOO)
 def test_the_nonlinearity_of_a_site_makes_it_from_what_is_caught_before(name: str) -> None:
-    model, x = small.built(name)
-    facts = facts_of(model, x)
+    model, x, facts = zoo(name)
     count = 0
     for site in facts.sites.values():
         found = bend(facts, site)
@@ -371,7 +380,7 @@ def test_the_nonlinearity_of_a_site_makes_it_from_what_is_caught_before(name: st
 
 
 def test_linear_sites_bend_nothing() -> None:
-    facts = facts_of(*small.built("relu"))
+    facts = zoo("relu")[2]
     assert bend(facts, facts.sites["up"]) is None
     assert bend(facts, facts.sites["act"]) is not None
 
@@ -380,8 +389,7 @@ def test_linear_sites_bend_nothing() -> None:
 
 
 def test_a_residual_stream_is_one_stream() -> None:
-    model, x = small.built("pre-norm RMS")
-    facts = facts_of(model, x)
+    _, _, facts = zoo("pre-norm RMS")
     sites = ["embed", "blocks.0.mid", "blocks.0", "blocks.1.mid", "blocks.1", "blocks.0.attn.o"]
     streams = {facts.stream_of[facts.vertex(facts.sites[site]).node] for site in sites}
     assert len(streams) == 1
@@ -395,7 +403,7 @@ def test_a_residual_stream_is_one_stream() -> None:
 
 
 def test_values_and_what_attention_makes_of_them_are_one_stream() -> None:
-    facts = facts_of(*small.built("pre-norm RMS"))
+    facts = zoo("pre-norm RMS")[2]
     v, z = (facts.sites[f"blocks.0.attn.{name}"] for name in ("v", "z"))
     assert facts.stream_of[facts.vertex(v).node] == facts.stream_of[facts.vertex(z).node]
     assert facts.streams[facts.stream_of[facts.vertex(v).node]].value_mixed
@@ -406,8 +414,10 @@ def test_norms_of_hugging_face_that_compute_in_float32_are_recognised() -> None:
     import transformers as hf
 
     torch.manual_seed(0)
-    config = hf.LlamaConfig(vocab_size=11, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-                            num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    config = hf.LlamaConfig(
+        vocab_size=11, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
     model, ids = hf.LlamaForCausalLM(config).eval(), small.ids()
     gain = model.model.layers[0].post_attention_layernorm.weight
     gain.data.uniform_(0.5, 1.5)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import basis_probe as bp
 
 ROTATED = bp.Rotation(frames=39, samples=256)
-LAYER = bp.Counterfactual(frames=39, samples=256)
+LAYER = bp.Counterfactual(frames=19, samples=256)
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -83,7 +83,7 @@ class Vision(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(2, 6, 3, padding=1)
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
         self.norm = nn.BatchNorm2d(6)
         self.second = nn.Conv2d(6, 6, 3, padding=1)
         self.out = nn.Linear(6, 4)
@@ -126,8 +126,8 @@ def _tokens(count: int, length: int = 6, seed: int = 0) -> Tensor:
 # --- batches and order ----------------------------------------------------------------------------
 
 CASES: dict[str, tuple[nn.Module, Tensor, list[str]]] = {
-    "vision": (_made(Vision), _sparse(66, 2, 4, 4).float(), ["relu()", "relu():2"]),
-    "stream": (_made(Stream), _tokens(66), ["gelu()", "head:in"]),
+    "vision": (_made(Vision), _sparse(65, 3, 4, 4).float(), ["relu()", "relu():2"]),
+    "stream": (_made(Stream), _tokens(65), ["gelu()", "head:in"]),
 }
 
 
@@ -136,7 +136,7 @@ def test_batches_may_have_any_size_and_any_order(case: str) -> None:
     model, x, sites = CASES[case]
     whole = _probe(model, x, sites=sites)
     shuffled = x[torch.randperm(len(x), generator=_generator(1))]
-    for size, data in ((1, shuffled), (7, x), (64, x), (7, shuffled.flip(0)), (64, shuffled)):
+    for size, data in ((1, shuffled), (7, x), (64, shuffled.flip(0))):
         report = _probe(model, data.split(size), sites=sites)
         for name in sites:
             # Sums in float32 inside the model depend a little on the size of the batch.
@@ -263,7 +263,7 @@ def test_the_null_does_not_move_when_the_group_acts(name: str) -> None:
 def test_data_without_special_axes_stay_so_when_the_group_acts(name: str) -> None:
     x = _draw(600, DIM)
     group = ACTING[name]
-    for seed in range(3):
+    for seed in range(2):
         element = group.sample(_generator(seed))
         site = bp.probe_activations(x @ element.T, group=group, null=ROTATED, seed=seed)
         assert site.scores["non_gaussianity"].p_value > 0.001
@@ -348,7 +348,7 @@ def test_a_residual_stream_may_be_turned() -> None:
         here, there = after.scores[score], before.scores[score]
         assert here.observed == pytest.approx(there.observed, rel=1e-7)
         np.testing.assert_allclose(here.per_direction, there.per_direction, rtol=1e-7)
-        error = np.hypot(here.null_std, there.null_std) / np.sqrt(39)
+        error = np.hypot(here.null_std, there.null_std) / np.sqrt(19)
         assert abs(here.null_mean - there.null_mean) < 4 * error
     before, after = (
         _probe(m, [tokens], sites="norms.1:in", null=bp.Rotation(frames=199, samples=512))
@@ -380,7 +380,7 @@ def test_positive_scales_between_relu_layers_leave_the_second_layer_alone() -> N
     for score in ("non_gaussianity", "kurtosis"):
         here, there = after.scores[score], before.scores[score]
         assert here.observed == pytest.approx(there.observed, rel=1e-7)
-        error = np.hypot(here.null_std, there.null_std) / np.sqrt(39)
+        error = np.hypot(here.null_std, there.null_std) / np.sqrt(19)
         assert abs(here.null_mean - there.null_mean) < 4 * error
     # Rescaled without being permuted, every alternative is the very same.
     scale = torch.diag(torch.logspace(-1, 1, 10, dtype=torch.float64))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import basis_probe as bp
 
 ROTATED = bp.Rotation(frames=199, samples=1024)
-LAYER = bp.Counterfactual(frames=199, samples=1024)
+SMALL = bp.Rotation(frames=99, samples=512)
+LAYER = bp.Counterfactual(frames=99, samples=1024)
 Outcome = bp.Outcome
 
 
@@ -79,18 +80,20 @@ def test_the_default_null_finds_them_as_well() -> None:
 def test_elliptical_data_are_not_called_special_more_often_than_the_level_allows(
     group: str,
 ) -> None:
-    # At a true rate of 5 %, six or more of 24 have a probability of 0.0006.
-    found = [_outcome(_elliptical(1000, seed=seed), group) for seed in range(24)]
+    # At a true rate of 5 %, five or more of 12 have a probability of 0.0002.
+    found = [_outcome(_elliptical(512, seed=seed), group, null=SMALL) for seed in range(12)]
     assert set(found) <= {Outcome.ARBITRARY, Outcome.EMERGENT, Outcome.UNUSED, Outcome.PRIVILEGED}
     special = sum(outcome in (Outcome.EMERGENT, Outcome.PRIVILEGED) for outcome in found)
-    assert special < 6
+    assert special < 5
 
 
 @pytest.mark.parametrize("scale", ["equal", "unequal"])
 def test_gaussian_data_are_not_called_special(scale: str) -> None:
-    factors = torch.ones(16) if scale == "equal" else torch.logspace(-1, 1, 16)
-    found = [_outcome(_gaussian(1000, 16, seed=seed) * factors.double()) for seed in range(12)]
-    # At a true rate of 5 %, four or more of 12 have a probability of 0.002.
+    factors = torch.ones(16) if scale == "equal" else torch.logspace(-0.5, 0.5, 16)
+    found = [
+        _outcome(_gaussian(512, 16, seed=seed) * factors.double(), null=SMALL) for seed in range(10)
+    ]
+    # At a true rate of 5 %, four or more of 10 have a probability of 0.001.
     assert found.count(Outcome.EMERGENT) < 4
 
 
@@ -183,7 +186,7 @@ def test_features_on_neurons_are_told_from_features_off_them(name: str, on_axes:
     assert exact.null is not None
     assert (exact.null.name, exact.null.approximate) == ("counterfactual", False)
     turned = bp.probe_activations(
-        x, group=group, pre=pre, nonlinearity=BENDS[name], null=bp.TurnedPreactivation(199, 1024)
+        x, group=group, pre=pre, nonlinearity=BENDS[name], null=bp.TurnedPreactivation(99, 1024)
     )
     assert turned.verdict.outcome is expected
     assert turned.null is not None
@@ -250,13 +253,13 @@ def test_one_sided_activations_alone_decide_nothing() -> None:
 
 def test_dense_gaussian_layers_are_not_called_special() -> None:
     found: list[Outcome] = []
-    for seed in range(12):
-        inputs = _gaussian(600, 16, seed=seed)
+    for seed in range(10):
+        inputs = _gaussian(400, 16, seed=seed)
         weight, bias = _gaussian(16, 16, seed=seed + 100) / 4, _gaussian(16, seed=seed + 200) / 4
         x = (inputs @ weight.T + bias).relu()
         site = bp.probe_activations(
             x, group="positive-monomial", inputs=inputs, weight=weight, bias=bias,
-            nonlinearity="relu", null=LAYER,
+            nonlinearity="relu", null=bp.Counterfactual(frames=99, samples=400),
         )  # fmt: skip
         found.append(site.verdict.outcome)
     assert found.count(Outcome.PRIVILEGED) < 4

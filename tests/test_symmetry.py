@@ -225,6 +225,8 @@ def same(a: Tensor) -> Tensor:
     return a
 
 
+ROOT, SQUARE = powered(0.5, even=True), powered(2, even=True)
+
 # nonlinearity, the group before it, the group behind it, what changes before it and behind it
 NONLINEARITIES = [
     ("relu module", nn.ReLU(), POS, POS, same, same),
@@ -239,8 +241,8 @@ NONLINEARITIES = [
     ("leaky relu by hand", leaky_by_hand, POS, POS, same, same),
     ("mask", masked, POS, POS, same, same),
     ("prelu, one slope", nn.PReLU(), POS, POS, same, same),
-    ("relu squared", lambda x: F.relu(x) ** 2, POS, POS, powered(0.5, even=True), powered(2, even=True)),
-    ("x relu(x)", square_by_relu, POS, POS, powered(0.5, even=True), powered(2, even=True)),
+    ("relu squared", lambda x: F.relu(x) ** 2, POS, POS, ROOT, SQUARE),
+    ("x relu(x)", square_by_relu, POS, POS, ROOT, SQUARE),
     ("abs", torch.abs, ANY, POS, same, powered(1, even=True)),
     ("cube", lambda x: x**3, ANY, ANY, powered(1 / 3, even=False), powered(3, even=False)),
     ("tanh", nn.Tanh(), SIG, SIG, same, same),
@@ -309,7 +311,9 @@ def gated_cases() -> list[Case]:
         cases += [
             Case(f"{name} gate", model, ROWS, "gate", gates, gated(same, order), shown="gate"),
             Case(f"{name} up", model, ROWS, "up", ANY, gated(order, same), shown="up"),
-            Case(f"{name} product", model, ROWS, "product", ANY, gated(order, same), shown="product"),
+            Case(
+                f"{name} product", model, ROWS, "product", ANY, gated(order, same), shown="product"
+            ),
         ]
     return cases
 
@@ -420,7 +424,10 @@ def heads(count: int, copies: int, size: int, *, at_z: bool) -> Absorb:
         write(attn.k, torch.kron(p, eye))
         write(attn.q, torch.kron(torch.kron(p, spread), eye))
         parts = values.reshape(count, size, count, size)
-        read(attn.o, torch.einsum("isjt,cd->icsjdt", parts, spread).reshape((len(attn.o.weight[0]),) * 2))
+        read(
+            attn.o,
+            torch.einsum("isjt,cd->icsjdt", parts, spread).reshape((len(attn.o.weight[0]),) * 2),
+        )
 
     return absorb
 
@@ -508,7 +515,9 @@ def fire(model: nn.Module, a: Tensor) -> None:
 def depthwise(model: nn.Module, a: Tensor) -> None:
     p, d = order(a), factors(a)
     write(model.wide, a)
-    model.deep.weight.data = torch.einsum("ij,j...->i...", p, model.deep.weight) / d[:, None, None, None]
+    model.deep.weight.data = (
+        torch.einsum("ij,j...->i...", p, model.deep.weight) / d[:, None, None, None]
+    )
     model.deep.bias.data = p @ model.deep.bias
     read(model.narrow, p)
 
@@ -516,7 +525,9 @@ def depthwise(model: nn.Module, a: Tensor) -> None:
 def behind_depthwise(model: nn.Module, a: Tensor) -> None:
     p, d = order(a), factors(a)
     write(model.wide, p)
-    model.deep.weight.data = torch.einsum("ij,j...->i...", p, model.deep.weight) * d[:, None, None, None]
+    model.deep.weight.data = (
+        torch.einsum("ij,j...->i...", p, model.deep.weight) * d[:, None, None, None]
+    )
     model.deep.bias.data = d * (p @ model.deep.bias)
     read(model.narrow, a)
 
@@ -579,7 +590,8 @@ CASES = [
     *gated_cases(),
     *stream_cases(),
     *attention_cases(),
-    Case("linear chain", small.Linears, ROWS, "a", bp.GeneralLinear(H), linear_chain, "a", outside=()),
+    Case("linear chain", small.Linears, ROWS, "a", bp.GeneralLinear(H), linear_chain, "a",
+         outside=()),
     Case("tied autoencoder", small.TiedAutoencoder, ROWS, "hidden", bp.Orthogonal(4), tied_code,
          "hidden", outside=(stretched(4),)),
     *channel_cases(),
@@ -915,6 +927,9 @@ def test_a_matrix_and_its_transpose_leave_a_rectified_code_its_order_only() -> N
 # --- models of other libraries --------------------------------------------------------------------
 
 
+NO, LINE, SIGNED, ORDER = bp.Orthogonal, bp.LineStabiliser, bp.SignedPermutation, bp.Permutation
+
+
 def native(**given: object) -> nn.Module:
     from transformer_lens import TransformerBridge, TransformerBridgeConfig
 
@@ -925,19 +940,30 @@ def native(**given: object) -> nn.Module:
 
 
 BRIDGES = {
-    "GPT-2": ({"act_fn": "gelu_new", "normalization_type": "LN"}, bp.LineStabiliser, bp.Permutation, 1),
-    "ReLU": ({"act_fn": "relu", "normalization_type": "LN"}, bp.LineStabiliser, bp.PositiveMonomial, 1),
+    "GPT-2": ({"act_fn": "gelu_new", "normalization_type": "LN"}, LINE, ORDER, 1),
+    "ReLU": ({"act_fn": "relu", "normalization_type": "LN"}, LINE, bp.PositiveMonomial, 1),
     "Llama": (
         {"act_fn": "silu", "normalization_type": "RMS", "gated_mlp": True, "n_key_value_heads": 2,
          "positional_embedding_type": "rotary", "final_rms": True},
-        bp.Orthogonal, bp.Monomial, 2,
+        NO, bp.Monomial, 2,
     ),
-    "no norm": ({"act_fn": "gelu", "normalization_type": None}, bp.GeneralLinear, bp.Permutation, 1),
-    "SoLU": ({"act_fn": "solu", "normalization_type": "LN"}, bp.LineStabiliser, bp.Permutation, 1),
+    "no norm": ({"act_fn": "gelu", "normalization_type": None}, bp.GeneralLinear, ORDER, 1),
+    "SoLU": ({"act_fn": "solu", "normalization_type": "LN"}, LINE, ORDER, 1),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BRIDGES)
+SELDOM = {"ReLU", "SoLU", "Falcon", "MPT", "OPT", "OpenAI-GPT", "Phi 3"}
+"""Models like others in all that matters here."""
+
+
+def often(names: dict[str, object]) -> list[object]:
+    """The names as parameters, with a mark on those that are left to the slow tests."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in names
+    ]
+
+
+@pytest.mark.parametrize("name", often(BRIDGES))
 @pytest.mark.filterwarnings("ignore")
 def test_bridges_have_the_groups_of_their_architecture(name: str) -> None:
     given, stream, neurons, copies = BRIDGES[name]
@@ -960,18 +986,21 @@ def hugging_face(name: str) -> nn.Module:
     wide = {**grouped, "head_dim": 4}
     mpt = {"vocab_size": 11, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 16}
     bloom = {"vocab_size": 11, "hidden_size": 16, "n_layer": 2, "n_head": 4}
+    opt = {key: value for key, value in new.items() if key != "intermediate_size"}
+    falcon = {key: value for key, value in opt.items() if key != "max_position_embeddings"}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
     built: dict[str, Callable[[], nn.Module]] = {
-        "GPT-2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**old, bos_token_id=0, eos_token_id=0)),
+        "GPT-2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**old, **ends)),
         "OpenAI-GPT": lambda: hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**old)),
         "Llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped)),
         "GPT-NeoX": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**new, bos_token_id=0)),
         "BLOOM": lambda: hf.BloomForCausalLM(hf.BloomConfig(**bloom)),
-        "Falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**{k: v for k, v in new.items() if k != "intermediate_size"}, bos_token_id=0, eos_token_id=0)),
+        "Falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**falcon, **ends)),
         "MPT": lambda: hf.MptForCausalLM(hf.MptConfig(**mpt)),
         "Gemma 2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**wide)),
         "Qwen 3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**wide)),
         "OLMo 2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**new, pad_token_id=0)),
-        "OPT": lambda: hf.OPTForCausalLM(hf.OPTConfig(vocab_size=11, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=16, word_embed_proj_dim=16)),
+        "OPT": lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt, ffn_dim=24, word_embed_proj_dim=16)),
         "BERT": lambda: hf.BertForMaskedLM(hf.BertConfig(**new)),
         "Phi 3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**new, pad_token_id=0)),
         "Mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**grouped, num_local_experts=4)),
@@ -984,7 +1013,6 @@ def hugging_face(name: str) -> nn.Module:
     return model.eval()
 
 
-NO, LINE, SIGNED, ORDER = bp.Orthogonal, bp.LineStabiliser, bp.SignedPermutation, bp.Permutation
 INSIDE = bp.GeneralLinear(4)
 Z1, Z2 = bp.Blocks(INSIDE, 4), bp.Blocks(INSIDE, 2, 2)
 
@@ -1021,7 +1049,7 @@ HUGGING_FACE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HUGGING_FACE)
+@pytest.mark.parametrize("name", often(HUGGING_FACE))
 @pytest.mark.filterwarnings("ignore")
 def test_hugging_face_models_have_the_groups_of_their_architecture(name: str) -> None:
     stream, of_stream, post, of_post, z, of_z = HUGGING_FACE[name]

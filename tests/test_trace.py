@@ -79,10 +79,13 @@ def test_what_was_not_given_is_named() -> None:
      (nn.ReLU(), "relu"), (lambda x: x + 1, "add"), (lambda x: 1 + x, "add"),
      (lambda x: torch.add(x, 1), "add"), (lambda x: x.add_(1), "add"),
      (lambda x: x.T, "transpose"), (lambda x: x.t(), "transpose"), (lambda x: x.mT, "mT"),
-     (lambda x: x.data, "detach"), (lambda x: x.reshape(-1), "view"), (lambda x: x[None], "getitem"),
+     (lambda x: x.data, "detach"), (lambda x: x.reshape(-1), "view"),
+     (lambda x: x[None], "getitem"),
      (lambda x: torch.special.expit(x), "sigmoid"), (lambda x: x.flatten(), "view")],
 )  # fmt: skip
-def test_spellings_of_a_function_have_one_name(function: Callable[[Tensor], Tensor], op: str) -> None:
+def test_spellings_of_a_function_have_one_name(
+    function: Callable[[Tensor], Tensor], op: str
+) -> None:
     trace = traced(function)
     assert trace.node(trace.outputs[0]).op == op
     assert trace.node(trace.outputs[0]).live
@@ -161,7 +164,16 @@ def added_by_index(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "function",
-    [entries, rows_by_mask, half_view, base_of_view, copied, collected, written_out, added_by_index],
+    [
+        entries,
+        rows_by_mask,
+        half_view,
+        base_of_view,
+        copied,
+        collected,
+        written_out,
+        added_by_index,
+    ],
 )
 def test_a_reader_of_overwritten_values_reads_the_new_ones(function) -> None:
     trace = traced(function)
@@ -241,6 +253,8 @@ def kinds(function: Callable[[Tensor], Tensor], read: int = H) -> dict[str, Kind
      (lambda x: x.view(4, 2, 4).reshape(4, H), "view", Kind.CARRIER),
      (lambda x: x[:, None, :][:, 0], "getitem", Kind.CARRIER),
      (lambda x: torch.cat([x[:, :4], x[:, 4:]], -1), "cat", Kind.CONCAT),
+     (lambda x: torch.cat(tensors=(x[:, :4], x[:, 4:]), dim=-1), "cat", Kind.CONCAT),
+     (lambda x: torch.cat([x[:, :6], torch.ones(len(x), 2)], -1), "cat", Kind.OTHER),
      (lambda x: F.pad(x[:, :6], (1, 1)), "pad", Kind.PADDED),
      (lambda x: F.pad(x[:, :6], (1, 1), value=1.0), "pad", Kind.OTHER),
      (lambda x: x.cumsum(-1), "cumsum", Kind.OTHER), (lambda x: x @ x.T @ x, "matmul", Kind.OTHER),

@@ -188,8 +188,14 @@ def test_a_score_across_axes_is_mentioned_where_only_it_stands_out() -> None:
         (
             {},
             [_score(effect=NAN, p_tail=1.0, p_value=1.0)],
-            "Undecided: all 199 alternatives at residual stream (8 axes) have the same score, so "
+            "Undecided: the 199 alternatives at residual stream (8 axes) have the same score, so "
             "there is nothing to stand out against.",
+        ),
+        (
+            {},
+            [_score(null_values=np.repeat([0.1, 0.2, 0.2 + 1e-9], [99, 50, 50]))],
+            "Undecided: the 199 alternatives at residual stream (8 axes) have only 2 different "
+            "scores, so there is nothing to stand out against.",
         ),
     ],
 )

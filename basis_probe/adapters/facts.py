@@ -1,4 +1,4 @@
-"""What a model was seen to compute around each of its sites: facts, and nothing that follows from them.
+"""What a model was seen to compute around each of its sites: facts, and nothing that follows.
 
 Every function is measured on values, never looked up by its name or in a configuration: a region is
 a norm because its outputs are a normalised input times a gain, a nonlinearity because each output
@@ -274,7 +274,7 @@ def module_sites(trace: Trace) -> dict[str, Site]:
 
 
 def catch(trace: Trace, reader: Node, argument: int) -> Address:
-    """Where the tensor that a function reads can be caught: at its module if it is the module's input."""
+    """Where what a function reads can be caught: at its module, if it is the module's input."""
     for call in trace.calls:
         if call.path == reader.module and call.call == reader.call and argument in call.inputs:
             return Address(Place.INPUT, call.path, call.call, call.inputs.index(argument))
@@ -382,12 +382,11 @@ def _device(trace: Trace) -> torch.device:
 
 def _close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
     scale = float(b.abs().max()) if b.numel() else 0.0
-    return bool(torch.isfinite(a).all()) and float((a - b).abs().max()) <= tolerance * max(scale, 1e-30)
+    error = float((a - b).abs().max())
+    return bool(torch.isfinite(a).all()) and error <= tolerance * max(scale, 1e-30)
 
 
-def _measure_one(
-    function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str
-) -> Region:
+def _measure_one(function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str) -> Region:
     x = draw(16)
     y = function(x)
     if not torch.equal(torch.nan_to_num(y), torch.nan_to_num(function(x))):
@@ -434,9 +433,7 @@ def _measure_coupled(
     return Region(Shape.COUPLED, function, op=op)
 
 
-def _measure_two(
-    function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str
-) -> Region:
+def _measure_two(function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str) -> Region:
     a, b = draw(16), draw(16)
     y = function(a, b)
     ratio = function(torch.ones_like(a), torch.ones_like(b))[0]
@@ -450,9 +447,7 @@ def _measure_two(
 _JOINING = (Kind.SUM, Kind.CARRIER, Kind.MAX_POOL, Kind.ATTENTION)
 
 
-def _streams(
-    graph: Graph, regions: dict[int, Region]
-) -> tuple[tuple[Stream, ...], dict[int, int]]:
+def _streams(graph: Graph, regions: dict[int, Region]) -> tuple[tuple[Stream, ...], dict[int, int]]:
     parent = {index: index for index in graph.vertices}
 
     def find(index: int) -> int:
@@ -707,7 +702,7 @@ def _summand(facts: Facts, total: int, part: int) -> Address | None:
 
 
 def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
-    """Where the tensor before a site's nonlinearity is, and the nonlinearity; None if there is none."""
+    """Where the tensor before a site's nonlinearity is, and the nonlinearity itself, if any."""
     vertex = facts.vertex(site)
     region = None if vertex is None else facts.regions.get(vertex.node)
     if vertex is None or region is None or region.function is None:
@@ -731,7 +726,7 @@ def _width(graph: Graph, vertex: int) -> int | None:
 
 
 def _constant(trace: Trace, value: object) -> Tensor | None:
-    """A tensor that does not depend on the model's input; computed anew if the model computes it."""
+    """A tensor that does not depend on the input, computed anew if the model computes it."""
     if isinstance(value, Fixed):
         return value.tensor.detach()
     if isinstance(value, Ref) and not trace.node(value.node).live:
@@ -739,7 +734,7 @@ def _constant(trace: Trace, value: object) -> Tensor | None:
             found = replay(trace, value.node, {})
         except (RuntimeError, ValueError, TypeError):
             return None
-        return found.detach() if isinstance(found, Tensor) else None
+        return found.detach()
     return None
 
 
@@ -754,9 +749,7 @@ def _matrix(trace: Trace, node: Node) -> Tensor | None:
     return weight.T if weight.ndim == 2 else None
 
 
-def _weight(
-    trace: Trace, node: Node
-) -> tuple[Tensor, Tensor | None, Convolution | None] | str:
+def _weight(trace: Trace, node: Node) -> tuple[Tensor, Tensor | None, Convolution | None] | str:
     """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) and bias of a linear map."""
 
     def given(name: str, place: int, default: object) -> object:
@@ -803,7 +796,7 @@ def _weight(
 
 
 def _peel(facts: Facts, source: int) -> tuple[Tensor | None, Tensor | None, bool, bool]:
-    """The gain and bias of a norm right in front of a layer's input, and what kind of norm it is."""
+    """The gain and bias of a norm in front of a layer's input; is it centred; is there one."""
     vertex = facts.graph.vertices[source]
     region = facts.regions.get(source)
     if region is None:

@@ -1,4 +1,4 @@
-"""The condensed graph: only the places where features are written, mixed, bent, normalised or joined.
+"""The condensed graph: the places where features are written, mixed, bent, normalised or joined.
 
 Everything between such places leaves the features of a tensor alone (a view, a cast, dropout in
 evaluation mode) or is one function of a single tensor, row by row: an activation written out in six
@@ -196,9 +196,9 @@ _ROWWISE = frozenset(
 )
 
 PLAIN = frozenset(
-    "add sub rsub mul div rdiv neg where minimum maximum addcmul addcdiv lerp masked_fill gt lt ge le "
-    "eq ne logical_not logical_and logical_or bitwise_not zeros_like ones_like full_like nan_to_num "
-    "pow sqrt rsqrt square reciprocal".split()
+    "add sub rsub mul div rdiv neg where minimum maximum addcmul addcdiv lerp masked_fill "
+    "gt lt ge le eq ne logical_not logical_and logical_or bitwise_not zeros_like ones_like "
+    "full_like nan_to_num pow sqrt rsqrt square reciprocal".split()
 )
 """Pointwise functions that are arithmetic, not nonlinearities that a user would name."""
 
@@ -504,7 +504,8 @@ class _Builder:
         if layout is None or not isinstance(dim, int):
             self.put(node.index, Kind.OTHER, (), parts)
         elif dim % len(node.shape) in layout.axes:
-            own = len(live) == sum(isinstance(v, Ref | Fixed) for v in node.args[0])
+            given = node.kwargs.get("tensors", node.args[0] if node.args else ())
+            own = len(live) == sum(isinstance(value, Ref | Fixed) for value in given)
             if own and dim % len(node.shape) == layout.axes[-1] and len(layout.axes) == 1:
                 self.put(node.index, Kind.CONCAT, parts)
             else:
@@ -539,7 +540,6 @@ class _Builder:
             pattern in live
             and value in live
             and value in self.layouts
-            and pattern is not None
             and self.layouts[value].axes[-1] == len(self.trace.node(value).shape) - 1
             and self._is_pattern(pattern)
         ):
@@ -766,9 +766,7 @@ def _items(node: Node, before: tuple[int, ...]) -> list[tuple[int | None, Any]]:
     return found + [(rest, slice(None)) for rest in range(axis, len(before))]
 
 
-def _taken(
-    before: tuple[int, ...], layout: Layout, items: dict[int, Any]
-) -> tuple[int, ...]:
+def _taken(before: tuple[int, ...], layout: Layout, items: dict[int, Any]) -> tuple[int, ...]:
     """Which features are left, counted from major to minor, if this is taken of their axes."""
     sizes = [before[axis] for axis in layout.axes]
     features = torch.arange(math.prod(sizes)).reshape(sizes)
@@ -819,7 +817,8 @@ def condense(trace: Trace, *, sites: frozenset[int]) -> Graph:
 def part_of_one(trace: Trace, node: Node) -> bool:
     """True for a step inside an activation module or a norm, which is no place of its own.
 
-    Such a module has one full tensor in and out, calls no module within, and mixes nothing linearly.
+    Such a module has one full tensor in and out, calls no module within, and mixes nothing
+    linearly.
     """
     inner = f"{node.module}."
     if not node.module or any(

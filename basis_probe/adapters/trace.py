@@ -1,4 +1,4 @@
-"""The graph of what a model did with one input: which function read which tensor, inside which module.
+"""The graph of what a model did with one input: which function read what, inside which module.
 
 The graph is recorded while the model runs, so it needs nothing of the model but that it runs:
 control flow, functional calls, in-place operations and hand-written nonlinearities are all seen as
@@ -25,7 +25,7 @@ class Ref:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fixed:
-    """A tensor among the arguments of a call that no recorded call made: a parameter or a constant."""
+    """A tensor among the arguments that no recorded call made: a parameter or a constant."""
 
     tensor: Tensor
     name: str | None
@@ -132,7 +132,8 @@ _SPELLINGS = {
     "__neg__": "neg", "negative": "neg", "__pow__": "pow", "pow_": "pow", "__rpow__": "rpow",
     "relu_": "relu", "leaky_relu_": "leaky_relu", "elu_": "elu", "celu_": "celu", "selu_": "selu",
     "hardtanh_": "hardtanh", "rrelu_": "rrelu", "threshold_": "threshold", "sigmoid_": "sigmoid",
-    "tanh_": "tanh", "sin_": "sin", "clamp_": "clamp", "clip": "clamp", "masked_fill_": "masked_fill",
+    "tanh_": "tanh", "sin_": "sin", "clamp_": "clamp", "clip": "clamp",
+    "masked_fill_": "masked_fill",
     "__getitem__": "getitem", "concat": "cat", "concatenate": "cat", "softmax": "softmax",
     "type_as": "to", "float": "to", "double": "to", "half": "to", "bfloat16": "to", "type": "to",
     "reshape": "view", "view_as": "view", "flatten": "view", "unflatten": "view", "squeeze": "view",
@@ -143,8 +144,10 @@ _SPELLINGS = {
 
 
 # Attributes of a tensor that are tensors, under the name of the function that would make them.
-_ATTRIBUTES = {"T": "transpose", "mT": "mT", "H": "H", "mH": "mH", "data": "detach"}
-_ATTRIBUTES |= {"real": "real", "imag": "imag"}
+_ATTRIBUTES = {
+    "T": "transpose", "mT": "mT", "H": "H", "mH": "mH", "data": "detach", "real": "real",
+    "imag": "imag",
+}  # fmt: skip
 
 
 def spelling(func: Callable[..., Any]) -> str | None:
@@ -246,7 +249,9 @@ class _Recorder(Follower):
         self.stored.setdefault(_storage(tensor), []).append(tensor)
         return index
 
-    def _overwrite(self, changed: list[Tensor], inputs: tuple[int, ...], made: list[Tensor]) -> None:
+    def _overwrite(
+        self, changed: list[Tensor], inputs: tuple[int, ...], made: list[Tensor]
+    ) -> None:
         """Gives a new node to every tensor that shows values which a call has changed.
 
         A tensor that the call returns has its node already.
@@ -339,9 +344,7 @@ def followed(model: nn.Module, follower: Follower) -> Generator[None]:
             if not path:
                 continue
 
-            def enter(
-                _: nn.Module, args: Any, kwargs: Any, path: str = path
-            ) -> None:
+            def enter(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
                 follower.enter(path, (args, kwargs))
 
             def leave(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
