@@ -145,9 +145,13 @@ def _output(text: str) -> Path:
 
 
 def _demo(parsed: argparse.Namespace, console: Console) -> None:
+    import torch
+
     from basis_probe import demo
     from basis_probe.adapters.models import device_of
 
+    # The model is so small that threads would wait for each other more than they compute.
+    torch.set_num_threads(1)
     texts = demo.texts(parsed.texts, seed=1)
     size = parsed.batch_size
     data = [texts[start : start + size] for start in range(0, len(texts), size)]
