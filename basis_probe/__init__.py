@@ -1,4 +1,4 @@
-"""Is a layer's basis privileged? Symmetries from the architecture, evidence from the data, a verdict.
+"""Is a layer's basis privileged? Symmetry from the architecture, evidence from data, a verdict.
 
 The names below are the public interface; everything else is where its file says.
 """

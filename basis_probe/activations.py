@@ -206,8 +206,8 @@ def _layer(
     error, scale = float((made - x[kept]).abs().max()), float(x[kept].square().mean().sqrt())
     if not error <= 1e-2 * max(scale, 1e-30):
         raise ValueError(
-            f"inputs, weight, bias and nonlinearity do not make x: they are off by {error:.2g} where x "
-            f"has a size of {scale:.2g}; give the inputs of this very layer"
+            f"inputs, weight, bias and nonlinearity do not make x: they are off by {error:.2g} "
+            f"where x has a size of {scale:.2g}; give the inputs of this very layer"
         )
     return LinearLayer(
         inputs=read[kept][:, :, None],

@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console()
+    if not console.is_terminal:
+        # Nobody folds lines again that were folded for a terminal that is not there.
+        console = Console(width=200)
     try:
         parsed.run(parsed, console)
     except (_Refused, ValueError, TypeError, RuntimeError, OSError) as error:
@@ -100,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("show", help="show a saved report, or write it in another form")
     show.add_argument("report", type=Path, metavar="REPORT.json")
-    show.add_argument("--out", type=_output, action="append", metavar="FILE", help="write it here too")
+    show.add_argument(
+        "--out", type=_output, action="append", metavar="FILE", help="write it here too"
+    )
     show.set_defaults(run=_show)
     return parser
 
@@ -115,9 +120,7 @@ def _probing(parser: argparse.ArgumentParser, *, out: str) -> None:
     )
     parser.set_defaults(default_out=Path(out))
     parser.add_argument("--sites", nargs="+", metavar="NAME", help="names or globs")
-    parser.add_argument(
-        "--null", choices=("rotation", "counterfactual"), help="default: by site"
-    )
+    parser.add_argument("--null", choices=("rotation", "counterfactual"), help="default: by site")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -150,12 +153,16 @@ def _demo(parsed: argparse.Namespace, console: Console) -> None:
     from basis_probe import demo
     from basis_probe.adapters.models import device_of
 
-    # The model is so small that threads would wait for each other more than they compute.
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
     texts = demo.texts(parsed.texts, seed=1)
     size = parsed.batch_size
     data = [texts[start : start + size] for start in range(0, len(texts), size)]
-    _probe(demo.load(device_of(parsed.device)), data, parsed, console, max_samples=None)
+    try:
+        # The model is so small that threads would wait for each other more than they compute.
+        torch.set_num_threads(1)
+        _probe(demo.load(device_of(parsed.device)), data, parsed, console, max_samples=None)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _report(parsed: argparse.Namespace, console: Console) -> None:
@@ -255,7 +262,7 @@ def _probe(
 
 
 def _windows(bridge: Any, text: str, *, length: int, size: int) -> list[Any]:
-    """Batches [examples, length] of consecutive tokens, each example with the first token of a text."""
+    """Batches [examples, length] of consecutive tokens, led by a text's first token, if any."""
     import torch
 
     tokenizer = bridge.tokenizer
@@ -266,8 +273,8 @@ def _windows(bridge: Any, text: str, *, length: int, size: int) -> list[Any]:
     room = length - len(lead)
     if room < 1 or len(ids) < room:
         raise _Refused(
-            f"the text has {len(ids)} tokens, fewer than one example of {length}; give a longer text or "
-            "a smaller --length"
+            f"the text has {len(ids)} tokens, fewer than one example of {length}; give a longer "
+            "text or a smaller --length"
         )
     rows = [lead + ids[start : start + room] for start in range(0, len(ids) - room + 1, room)]
     return list(torch.tensor(rows, dtype=torch.int64).split(size))

@@ -54,7 +54,7 @@ class Choice:
 
 
 def choose(problem: Problem, wanted: Null | None) -> Choice:
-    """The null of a site: the one asked for, or the one that its group and surroundings call for."""
+    """The null of a site: the one asked for, or the one that its group and layer call for."""
     layer = problem.layer
     bent = (layer is not None and layer.pre is not None) or (
         problem.pre is not None and problem.nonlinearity is not None

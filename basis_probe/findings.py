@@ -1,4 +1,4 @@
-"""From what is known of sites to their reports: evidence for each, then verdicts for all together."""
+"""From what is known of sites to their reports: evidence for each, then verdicts for all."""
 
 import contextlib
 import dataclasses
@@ -149,10 +149,11 @@ def gather(case: Case, scores: Sequence[Score], wanted: Null | None, *, seed: in
 
 @contextlib.contextmanager
 def _threads_for(problem: Problem) -> Generator[None]:
-    """Within the context torch uses one thread for a small site, and as many as before for a large one.
+    """Within the context torch uses one thread for a small site, as many as before for a large one.
 
-    Turning a small basis takes about a millisecond, of which a second thread would spend most waiting
-    for the first: the decomposition of a 96 x 96 matrix took 85 ms with two threads, 0.3 ms with one.
+    Turning a small basis takes about a millisecond, and a second thread mostly waits for the first:
+    the decomposition of a 96 x 96 matrix took 85 ms with two threads and 0.3 ms with one, on a busy
+    machine with two cores.
     """
     before = torch.get_num_threads()
     small = problem.x.numel() < _SMALL

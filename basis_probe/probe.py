@@ -167,9 +167,7 @@ def probe(
             )
             if interrupted:
                 more = (*more, "It was interrupted while axes were compared with alternatives.")
-            return Report(
-                report(gathered), provenance, partial or interrupted, (*notes, *more)
-            )
+            return Report(report(gathered), provenance, partial or interrupted, (*notes, *more))
 
         interrupted = _run(subject, stream, first, batches, finish, progress=progress)
         if interrupted:
@@ -228,9 +226,7 @@ def _facts(subject: Subject, batch: Batch) -> Facts:
     return collect(trace, subject.names(trace))
 
 
-def _places(
-    facts: Facts, chosen: Mapping[str, Site], groups: Groups | None
-) -> dict[str, _Place]:
+def _places(facts: Facts, chosen: Mapping[str, Site], groups: Groups | None) -> dict[str, _Place]:
     derivation = Derivation(facts)
     places: dict[str, _Place] = {}
     overrides = _overrides(groups, chosen)
@@ -289,8 +285,8 @@ def _overrides(groups: Groups | None, chosen: Mapping[str, Site]) -> dict[str, G
         return dict.fromkeys(chosen, groups)
     if not isinstance(groups, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"groups is a {type(groups).__name__}: give a group, its name, or a dict from site names or "
-            "globs to groups"
+            f"groups is a {type(groups).__name__}: give a group, its name, or a dict from site "
+            "names or globs to groups"
         )
     found: dict[str, Group | str] = {}
     for pattern, group in groups.items():
@@ -352,14 +348,16 @@ def _batches(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
         data = [data]
     if not isinstance(data, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise DataError(
-            f"the data are a {type(data).__name__}: give an iterable of batches, a DataLoader for one"
+            f"the data are a {type(data).__name__}: give an iterable of batches, such as a "
+            "DataLoader"
         )
     tokenizer, device, form = subject.tokenizer, subject.device, None
     for number, raw in enumerate(data):
         batch = batch_of(raw, number=number, tokenizer=tokenizer, device=device)
         if form is not None and batch.form != form:
             raise DataError(
-                f"batch {number} is {batch.form}, the ones before were {form}: give batches of one form"
+                f"batch {number} is {batch.form}, the ones before were {form}: give batches of one "
+                "form"
             )
         form = batch.form
         yield batch
@@ -490,19 +488,16 @@ def _all_samples(place: _Place, seen: Seen) -> dict[str, float]:
     found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}
     if geometry is not Geometry.STANDARDISED:
         found["sample_kurtosis"] = float(seen.kurtosis.mean)
-    if place.layer is None or place.layer.pre is None:
-        # Behind a nonlinearity it is computed before it, and that is not streamed.
-        if place.bend is None:
-            found["non_gaussianity"] = float(seen.moments.excess_kurtosis.abs().nanmean())
+    # Behind a nonlinearity it is computed before it, and that is not streamed.
+    if place.bend is None and (place.layer is None or place.layer.pre is None):
+        found["non_gaussianity"] = float(seen.moments.excess_kurtosis.abs().nanmean())
     return found
 
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
-def _problem(
-    place: _Place, seen: Seen, dtype: torch.dtype
-) -> tuple[Problem, tuple[str, ...]]:
+def _problem(place: _Place, seen: Seen, dtype: torch.dtype) -> tuple[Problem, tuple[str, ...]]:
     rows = seen.kept.rows
     x = rows["x"].double()
     halves = halves_of(seen.kept.priorities)
@@ -516,8 +511,9 @@ def _problem(
         if not error <= _TOLERANCE.get(dtype, 0.1) * max(scale, 1e-30) * 10:
             linear = None
             notes = (
-                "The activations could not be computed again from the layer's input and weights (off "
-                f"by {error:.1g} at a size of {scale:.1g}), so its counterfactuals were not used.",
+                "The activations could not be computed again from the layer's input and weights "
+                f"(off by {error:.1g} at a size of {scale:.1g}), so its counterfactuals were not "
+                "used.",
             )
     pre = rows["pre"].double() if "pre" in rows and place.bend is not None else None
     if pre is not None and not bool(torch.isfinite(pre).all()):

@@ -58,7 +58,7 @@ class _Exact:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Certificate(_Exact):
-    """How far the outputs moved when an element of the claimed group acted, and when one outside did."""
+    """How far the outputs moved when an element of the claimed group acted, and one outside."""
 
     holds: bool
     max_error: float

@@ -54,8 +54,8 @@ def _nothing(pattern: str, names: Mapping[str, Site], silent: frozenset[str]) ->
     nearest = f"nearest: {', '.join(near)}" if near else f"the model has {', '.join([*names][:5])}…"
     if fnmatch.filter(silent, pattern):
         return (
-            f"site {pattern!r} exists, but did not run in the first batch, or what it holds there is "
-            f"no floating-point tensor of shape [batch, ...]; {nearest}"
+            f"site {pattern!r} exists, but did not run in the first batch, or what it holds there "
+            f"is no floating-point tensor of shape [batch, ...]; {nearest}"
         )
     return f"no site matches {pattern!r}; {nearest}"
 
@@ -90,8 +90,8 @@ def sensible(facts: Facts, names: Mapping[str, Site], usual: tuple[str, ...]) ->
             best[vertex] = name
     if not best:
         raise SiteError(
-            "no residual stream, attention output or neurons were recognised in this model; name the "
-            f"sites, for example {', '.join([*names][:5]) or 'none: nothing ran'}"
+            "no residual stream, attention output or neurons were recognised in this model; name "
+            f"the sites, for example {', '.join([*names][:5]) or 'none: nothing ran'}"
         )
     kept = set(best.values())
     return {name: site for name, site in names.items() if name in kept}

@@ -1,4 +1,4 @@
-"""One pass of data through a model: for every site, moments of all samples and rows of a uniform few.
+"""One pass of data through a model: for every site, moments of all samples and rows of a few.
 
 Memory does not grow with the data: moments are values that add, and the rows kept for the nulls are
 a bottom-k sample whose priorities depend on the content of an example alone, so that batch size,

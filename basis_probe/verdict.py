@@ -1,4 +1,4 @@
-"""From the architecture's answer and the data's to an outcome, and a sentence that can be quoted."""
+"""From the architecture's answer and the data's to an outcome, and a sentence to quote."""
 
 import dataclasses
 import math
@@ -14,8 +14,8 @@ from basis_probe.statistics.multiplicity import holm
 LEVEL = 0.05
 FEWEST_SAMPLES = 200
 FEWEST_ALTERNATIVES = 10
-"""With fewer different ones, as where an input of two features is turned about its mean, the axes are
-among their own alternatives so often that nothing could stand out."""
+"""With fewer different ones, as where an input of two features is turned about its mean, the axes
+are among their own alternatives so often that nothing could stand out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def samples_needed(symmetry: Symmetry, dim: int) -> int:
 
 
 def adjust(founds: Sequence[Found]) -> list[dict[str, ScoreResult]]:
-    """The scores of every site with p-values adjusted by Holm over all deciding scores of all sites."""
+    """The scores of every site, p-values adjusted by Holm over the deciding ones of all sites."""
     places = [
         (index, name)
         for index, found in enumerate(founds)
@@ -88,8 +88,8 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         return _undecided(f"Undecided: {found.trouble}")
     if found.n_samples < found.needed:
         return _undecided(
-            f"Undecided: {found.n_samples} samples were seen and at least {found.needed} are needed "
-            f"for {what}; give more data."
+            f"Undecided: {found.n_samples} samples were seen and at least {found.needed} are "
+            f"needed for {what}; give more data."
         )
     if found.n_dead == found.dim:
         return _undecided(f"Undecided: none of the {found.dim} axes ever varied.")
@@ -112,8 +112,8 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
     if not stands_out and cut_short:
         drawn = len(cut_short[0].null_values)
         return _undecided(
-            f"Undecided: {_spoken(cut_short[0].name)} at {what} lies beyond all {drawn} alternatives "
-            f"(z = {_number(cut_short[0].effect)}), which is too few of them for the "
+            f"Undecided: {_spoken(cut_short[0].name)} at {what} lies beyond all {drawn} "
+            f"alternatives (z = {_number(cut_short[0].effect)}), which is too few of them for the "
             f"tests of this report (adjusted p = {_number(cut_short[0].p_adjusted)}); compare with "
             f"more, for example frames={max(199, 2 * drawn + 1)}."
         )

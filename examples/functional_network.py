@@ -1,7 +1,8 @@
 """Probes a network that calls its nonlinearities as functions, before and after a little training.
 
-The same layers are probed three times: untrained, trained on data whose features are sparse, and trained
-but with the verdict asked of one layer only. Run it with `python examples/functional_network.py`.
+The same layers are probed three times: untrained, trained on data whose features are sparse, and
+trained but with the verdict asked of one layer only. Run it with `python
+examples/functional_network.py`.
 """
 
 import torch

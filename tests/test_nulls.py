@@ -113,7 +113,8 @@ def test_the_observed_frame_is_what_was_observed(geometry: Geometry) -> None:
             std = x[~rows].std(0, correction=0)
             torch.testing.assert_close(frame.post[rows] * std, x[rows])
     elif geometry in (Geometry.WHITENED, Geometry.HEADS):
-        # The axes made uncorrelated and of unit variance by a symmetric map, fitted on the other half.
+        # The axes made uncorrelated and of unit variance by a symmetric map, fitted on the other
+        # half.
         for own in (0, 1):
             here = _halves(SAMPLES) == own
             for head in _heads_of(geometry):
@@ -140,9 +141,7 @@ def _squared_lengths(geometry: Geometry, x: Tensor, frame: Tensor) -> Tensor:
     """What a turn in that geometry keeps of every row, [samples, ...]."""
     if geometry in (Geometry.WHITENED, Geometry.HEADS):
         # What was whitened is turned as it is, in every head and each of its copies.
-        return torch.stack(
-            [frame[:, head].square().sum(1) for head in _heads_of(geometry)], dim=1
-        )
+        return torch.stack([frame[:, head].square().sum(1) for head in _heads_of(geometry)], dim=1)
     if geometry is Geometry.PLANES:
         return frame.reshape(SAMPLES, 2, DIM // 2).square().sum(1)
     return frame.square().sum(1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
 import math
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -656,6 +658,7 @@ def _state(model: nn.Module) -> dict[str, object]:
         "modes of functions": torch._C._len_torch_function_stack(),
         "modes of dispatch": torch._C._len_torch_dispatch_stack(),
         "grad": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -790,7 +793,7 @@ def test_trouble_while_axes_are_compared_leaves_nothing_behind(
     kind: Kind, error: type[BaseException], stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # `basis_probe.probe` is the function; the module is where the function says it is from.
-    module = __import__("sys").modules[bp.probe.__module__]
+    module = sys.modules[bp.probe.__module__]
     works, calls = getattr(module, stage), []
 
     def fails(*arguments: Any, **settings: Any) -> Any:
@@ -845,6 +848,20 @@ def test_other_things_left_behind_are_noticed() -> None:
         for what, change in changes.items():
             with pytest.raises(AssertionError, match=f"{what} changed"), _left_as_it_was(model):
                 change()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_number_of_threads_stays(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fails:
+        module = sys.modules["basis_probe.findings"]
+        monkeypatch.setattr(module, "measure", lambda *_, **__: [][0])
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with _left_as_it_was(_mlp()), contextlib.suppress(IndexError):
+            _probe(_mlp(), [_draw(300, 6)], sites="1")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_hooks_of_the_user_stay_and_are_seen() -> None:

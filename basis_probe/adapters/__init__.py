@@ -1,1 +1,1 @@
-"""Facts about models: what they compute, where, and how to catch it. Nothing that follows from them."""
+"""What models compute, where, and how to catch it; nothing of what follows from that."""

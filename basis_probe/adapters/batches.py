@@ -83,8 +83,8 @@ def batch_of(
         if all(isinstance(entry, str) for entry in entries):
             if tokenizer is None:
                 raise DataError(
-                    f"batch {number} holds strings, and the model has no tokenizer: give batches of "
-                    "token ids, or a model that carries its tokenizer"
+                    f"batch {number} holds strings, and the model has no tokenizer: give batches "
+                    "of token ids, or a model that carries its tokenizer"
                 )
             keywords = tokenizer([str(entry) for entry in entries])
             return _from_mapping(keywords, number, device, form="strings")
@@ -119,9 +119,7 @@ def _tensor(array: np.ndarray, number: int) -> Tensor:
         ) from error
 
 
-def _from_mapping(
-    raw: Mapping[Any, Any], number: int, device: torch.device, *, form: str
-) -> Batch:
+def _from_mapping(raw: Mapping[Any, Any], number: int, device: torch.device, *, form: str) -> Batch:
     keywords: dict[str, Any] = {}
     for name, value in raw.items():
         value = _tensor(value, number) if isinstance(value, np.ndarray) else value
@@ -140,4 +138,5 @@ def _from_mapping(
             f"batch {number}: attention_mask has shape {tuple(mask.shape)} and the input "
             f"{tuple(main.shape)}: give one mask entry for every position, [batch, positions]"
         )
+    form = form if mask is None or form == "strings" else f"{form} with an attention mask"
     return Batch((), keywords, main, None if mask is None else mask != 0, form)

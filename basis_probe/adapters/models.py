@@ -174,8 +174,8 @@ def recognise(model: object) -> Subject:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"cannot probe a {type(model).__name__}: give a torch.nn.Module, a Hugging Face model or a "
-            "TransformerLens model (for a matrix of activations there is probe_activations)"
+            f"cannot probe a {type(model).__name__}: give a torch.nn.Module, a Hugging Face model "
+            "or a TransformerLens model (for a matrix of activations there is probe_activations)"
         )
     inner = getattr(model, "_orig_mod", None)
     if isinstance(inner, nn.Module):
@@ -216,13 +216,13 @@ def device_of(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"device={str(device)!r} cannot be used here ({reason}): give one that this machine has, "
-            "such as 'cpu', or None to leave the model where it is"
+            f"device={str(device)!r} cannot be used here ({reason}): give one that this machine "
+            "has, such as 'cpu', or None to leave the model where it is"
         ) from error
     if found.type == "meta":
         raise ValueError(
-            "device='meta' holds no numbers: give one that does, such as 'cpu', or None to leave the "
-            "model where it is"
+            "device='meta' holds no numbers: give one that does, such as 'cpu', or None to leave "
+            "the model where it is"
         )
     return found
 
@@ -238,14 +238,21 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
         What a reader of the report must know.
 
     Raises:
-        ValueError: if the model has no numbers for weights.
+        ValueError: if the model has no numbers for weights, or would have to be gathered.
     """
     notes: list[str] = []
     modes = {module: module.training for module in model.modules()}
     home = next((p.device for p in model.parameters()), None)
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(
-            "the model has weights on the meta device, which holds no numbers: load its weights first"
+            "the model has weights on the meta device, which holds no numbers: load its weights "
+            "first"
+        )
+    homes = {p.device for p in model.parameters()}
+    if device is not None and len(homes) > 1:
+        raise ValueError(
+            f"the model is spread over {len(homes)} devices, and device={str(device)!r} would gather "
+            "it on one: leave device=None"
         )
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -269,4 +276,3 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
         torch.set_rng_state(cpu_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
-

@@ -6,6 +6,7 @@ they happen.
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -339,18 +340,19 @@ class _Recorder(Follower):
 @contextmanager
 def followed(model: nn.Module, follower: Follower) -> Generator[None]:
     """Within the context the follower knows which module is running."""
+
+    def enter(path: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+        follower.enter(path, (args, kwargs))
+
+    def leave(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        follower.leave(out)
+
     with ExitStack() as stack:
         for path, module in model.named_modules():
             if not path:
                 continue
-
-            def enter(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-                follower.enter(path, (args, kwargs))
-
-            def leave(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-                follower.leave(out)
-
-            first = module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
+            here = functools.partial(enter, path)
+            first = module.register_forward_pre_hook(here, prepend=True, with_kwargs=True)
             stack.callback(first.remove)
             last = module.register_forward_hook(leave, with_kwargs=True)
             stack.callback(last.remove)

@@ -33,8 +33,8 @@ class Geometry(enum.Enum):
 
     EUCLIDEAN = "as the activations are: the group holds rotations, and no rescaling"
     STANDARDISED = (
-        "every axis at unit variance: the group knows axes only, and may rescale them; so that one axis "
-        "of great variance does not reach into every other"
+        "every axis at unit variance: the group knows axes only, and may rescale them; so that one "
+        "axis of great variance does not reach into every other"
     )
     WHITENED = "every direction at unit variance: the group holds every invertible map"
     LINE = "off the all-ones direction, which every turn leaves fixed"
@@ -44,8 +44,8 @@ class Geometry(enum.Enum):
         "length: the groups on both sides rescale axes"
     )
     POLAR = (
-        "the layer's inputs turned and scaled until its weights are a partial isometry: the group of "
-        "its input holds every invertible map"
+        "the layer's inputs turned and scaled until its weights are a partial isometry: the group "
+        "of its input holds every invertible map"
     )
     PLANES = "inside every 2-d plane: the group turns and scales planes"
 
@@ -427,7 +427,7 @@ class _TurnedInput(Alternatives):
 
 
 def _column_lengths(weights: tuple[Tensor, ...]) -> Tensor:
-    """The length that every input's column has once rows and columns are balanced against each other.
+    """The length of every input's column once rows and columns are balanced against each other.
 
     Dividing column c by the c-th of these, and the rows by numbers of their own, gives every row
     and
