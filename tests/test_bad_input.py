@@ -127,7 +127,7 @@ def test_no_batch_is_refused(data: Any) -> None:
     ("data", "message"),
     [
         ("some text", r"the data are one string: give batches, for example \[\[text\]\]"),
-        (5, "the data are a int: give an iterable of batches, a DataLoader for one"),
+        (5, "the data are a int: give an iterable of batches, such as a DataLoader"),
         ([None], "batch 0 is of type NoneType: a batch is a tensor, a dict of keywords"),
         ([5.0], "batch 0 is of type float"),
         ([torch.tensor(1.0)], r"batch 0 has shape \(\): it holds no example"),

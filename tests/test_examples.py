@@ -27,6 +27,7 @@ def test_the_readme_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     assert getattr(names["site"], "verdict").outcome.name == "ARBITRARY"  # noqa: B009
 
 
+@pytest.mark.slow
 def test_the_quickstart_notebook_runs(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,9 +123,10 @@ SCALES: list[tuple[list[Function], type[Group], type[Group], Callable[[Tensor], 
     *[(given, Permutation, Permutation, lambda a: a) for given in PERMUTATIONS.values()],
 ]
 ROWS = [
-    pytest.param(function, before, behind, entries, id=f"{function!s:.24}-{behind.__name__}")
-    for given, before, behind, entries in SCALES
-    for function in given
+    # No address in the name: parallel runs must collect the same names.
+    pytest.param(function, before, behind, entries, id=f"{row}.{place}-{behind.__name__}")
+    for row, (given, before, behind, entries) in enumerate(SCALES)
+    for place, function in enumerate(given)
 ]
 
 

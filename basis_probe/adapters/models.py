@@ -251,8 +251,8 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
     homes = {p.device for p in model.parameters()}
     if device is not None and len(homes) > 1:
         raise ValueError(
-            f"the model is spread over {len(homes)} devices, and device={str(device)!r} would gather "
-            "it on one: leave device=None"
+            f"the model is spread over {len(homes)} devices, and device={str(device)!r} would "
+            "gather it on one: leave device=None"
         )
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
