@@ -158,8 +158,12 @@ def replay(trace: Trace, target: int, values: dict[int, Tensor]) -> Tensor:
             args[0] = args[0].clone()
         return function(*args, **kwargs)
 
-    with torch.no_grad():
-        return compute(target)
+    try:
+        with torch.no_grad():
+            return compute(target)
+    finally:
+        # The functions above refer to each other; what they hold must not wait for the collector.
+        known.clear()
 
 
 # --- which function is what ---------------------------------------------------------------------
