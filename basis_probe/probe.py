@@ -28,11 +28,12 @@ from basis_probe.findings import (
     report,
 )
 from basis_probe.results import Provenance, Report, Symmetry
+from basis_probe.roles import Role, role
 from basis_probe.sites import asked, sensible
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, geometry_of
 from basis_probe.statistics.scores import Score
 from basis_probe.stream import Plan, Seen, Stream
-from basis_probe.symmetry import Derivation, Role, role
+from basis_probe.symmetry import Derivation
 from basis_probe.verdict import LEVEL
 
 Groups = Mapping[str, Group | str] | Group | str

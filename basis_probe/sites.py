@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from basis_probe.adapters.facts import Facts, Site
 from basis_probe.adapters.graph import Kind
 from basis_probe.errors import SiteError
-from basis_probe.symmetry import Role, role
+from basis_probe.roles import Role, role
 
 _NEURONS = ("neurons behind", "neurons (gated product)")
 

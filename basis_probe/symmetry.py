@@ -147,7 +147,7 @@ class Derivation:
         if self._permuting(index):
             return self._axes(index, vertex, family, dim)
         self._require_understood(stream)
-        if any(_is_norm(self.facts.regions.get(w, _NOTHING)) for w in stream.writers):
+        if any(self.facts.regions.get(w, _NOTHING).shape.is_norm for w in stream.writers):
             raise _NotUnderstood(
                 "it is the output of a norm: the linear maps that read it absorb any change of "
                 "basis, but the norm can write only what its gain and the stream before it allow"
@@ -315,7 +315,7 @@ class Derivation:
 
     def _norm_readers(self, stream: Stream) -> list[int]:
         regions = self.facts.regions
-        return [r for r in stream.readers if r in regions and _is_norm(regions[r])]
+        return [r for r in stream.readers if r in regions and regions[r].shape.is_norm]
 
     def _norm_is_folded(self, norm: int) -> bool:
         """True if only linear maps read the norm's output, so that its gain folds into them."""
@@ -543,7 +543,7 @@ class Derivation:
         if vertex.kind is not Kind.REGION:
             return False
         region = self.facts.regions[index]
-        if _is_norm(region):
+        if region.shape.is_norm:
             return not self._norm_is_folded(index)
         if region.shape is Shape.DIAGONAL and self._is_gain_of_folded_norm(vertex):
             return False
@@ -577,7 +577,7 @@ class Derivation:
     def _is_gain_of_folded_norm(self, vertex: Vertex) -> bool:
         writers = self.facts.streams[self.facts.stream_of[vertex.carried[0]]].writers
         return any(
-            _is_norm(self.facts.regions.get(writer, _NOTHING)) and self._norm_is_folded(writer)
+            self.facts.regions.get(writer, _NOTHING).shape.is_norm and self._norm_is_folded(writer)
             for writer in writers
         )
 
@@ -668,7 +668,7 @@ class Derivation:
             for source in sources:
                 factors[source] += 1.0
             relations.add(_sum({target: -1.0}, factors))
-        elif _is_norm(region):
+        elif region.shape.is_norm:
             relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
             relations.add(_sum({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
@@ -799,10 +799,6 @@ def _scales_of(group: Group) -> Scales | None:
     return None
 
 
-def _is_norm(region: Region) -> bool:
-    return region.shape in (Shape.RMS_NORM, Shape.LAYER_NORM)
-
-
 def _generic(region: Region) -> bool:
     """True if a norm's gain differs from feature to feature."""
     gain = region.gain
@@ -819,56 +815,3 @@ def _unknown(dim: int, why: str) -> Symmetry:
     group = Unknown(dim)
     text = why[0].upper() + why[1:].rstrip(".") + "; the group is not derived, and not guessed."
     return Symmetry(group, group.privileged, text, "none")
-
-
-# --- what a site is, in words -------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Role:
-    """What a site is: its kind in words, and its layer."""
-
-    kind: str
-    layer: int | None
-
-
-def role(facts: Facts, site: Site) -> Role:
-    """What a site is, from what was measured around it."""
-    stem = r"(?:^|\.)(?:blocks|layers|layer|h|encoder|decoder)\.?(\d+)(?=\.|$)"
-    found = re.search(stem, site.name)
-    number = int(found.group(1)) if found else None
-    vertex = facts.vertex(site)
-    if vertex is None:
-        return Role("activations", number)
-    stream = facts.streams[facts.stream_of[vertex.node]]
-    regions = facts.regions
-    region = regions.get(vertex.node)
-    if stream.value_mixed:
-        layout = facts.layout(site)
-        before = facts.graph.vertices[vertex.node].kind is Kind.LINEAR
-        mixed = not before and layout is not None and _behind_attention(facts, vertex)
-        return Role("attention output z" if mixed else "attention values", number)
-    if region is not None and region.shape is Shape.PRODUCT:
-        return Role("neurons (gated product)", number)
-    if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
-        return Role(f"neurons behind {region.op}", number)
-    if region is not None and _is_norm(region) and not stream.sums:
-        return Role("output of a norm", number)
-    for reader in stream.readers:
-        read = regions.get(reader)
-        bends = read is not None and read.shape in (Shape.ELEMENTWISE, Shape.COUPLED)
-        if read is not None and bends and not stream.sums:
-            return Role(f"neurons before {read.op}", number)
-    if stream.sums and not stream.returned:
-        return Role("residual stream", number)
-    if stream.returned:
-        return Role("model output", number)
-    if any(regions.get(r, _NOTHING).shape is Shape.PRODUCT for r in stream.readers):
-        return Role("neurons (linear branch)", number)
-    return Role("linear map", number)
-
-
-def _behind_attention(facts: Facts, vertex: Vertex) -> bool:
-    while vertex.kind is Kind.CARRIER:
-        vertex = facts.graph.vertices[vertex.carried[0]]
-    return vertex.kind is Kind.ATTENTION

@@ -82,6 +82,11 @@ class Shape(enum.Enum):
     COUPLED = "mixes the features of a row in a way that is not a known norm"
     UNKNOWN = "could not be measured"
 
+    @property
+    def is_norm(self) -> bool:
+        """True for a norm of any kind."""
+        return self in (Shape.RMS_NORM, Shape.LAYER_NORM)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
