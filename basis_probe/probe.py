@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch, batch_of
-from basis_probe.adapters.facts import Facts, Layer, Site, bend, collect, layer
+from basis_probe.adapters.facts import Facts, collect
+from basis_probe.adapters.layers import Layer, bend, layer
 from basis_probe.adapters.models import Subject, device_of, prepared, recognise
+from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
 from basis_probe.errors import DataError, SiteError, StreamError
 from basis_probe.findings import (

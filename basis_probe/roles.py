@@ -3,8 +3,9 @@
 import dataclasses
 import re
 
-from basis_probe.adapters.facts import Facts, Shape, Site
+from basis_probe.adapters.facts import Facts, Shape
 from basis_probe.adapters.graph import Kind, Vertex
+from basis_probe.adapters.places import Site
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 
-from basis_probe.adapters.facts import Facts, Site
+from basis_probe.adapters.facts import Facts
 from basis_probe.adapters.graph import Kind
+from basis_probe.adapters.places import Site
 from basis_probe.errors import SiteError
 from basis_probe.roles import Role, role
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from basis_probe.adapters.batches import Batch
 from basis_probe.adapters.capture import Catcher, catching
-from basis_probe.adapters.facts import Address, Convolution
 from basis_probe.adapters.graph import Layout
+from basis_probe.adapters.layers import Convolution
+from basis_probe.adapters.places import Address
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.statistics.sampling import (
     Reservoir,

@@ -18,8 +18,9 @@ import re
 import torch
 from torch import Tensor
 
-from basis_probe.adapters.facts import Facts, Region, Shape, Site, Stream, shared
+from basis_probe.adapters.facts import Facts, Region, Shape, Stream, shared
 from basis_probe.adapters.graph import Kind, Vertex
+from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import (
     Blocks,
     DirectSum,

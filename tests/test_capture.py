@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from basis_probe.adapters.capture import catching
-from basis_probe.adapters.facts import Address, Place, Site, module_sites
 from basis_probe.adapters.models import recognise
+from basis_probe.adapters.places import Address, Place, Site, module_sites
 from basis_probe.adapters.trace import Trace, record, spelling, tensors_in
 
 

@@ -12,18 +12,10 @@ from small_models import D, H
 from torch import Tensor, nn
 
 from basis_probe.adapters.capture import catching
-from basis_probe.adapters.facts import (
-    Address,
-    Facts,
-    Layer,
-    Shape,
-    bend,
-    collect,
-    layer,
-    module_sites,
-    shared,
-)
+from basis_probe.adapters.facts import Facts, Shape, collect, shared
 from basis_probe.adapters.graph import Kind
+from basis_probe.adapters.layers import Layer, bend, layer
+from basis_probe.adapters.places import Address, module_sites
 from basis_probe.adapters.trace import record
 
 

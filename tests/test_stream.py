@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch
-from basis_probe.adapters.facts import Address, Place
+from basis_probe.adapters.places import Address, Place
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.stream import Plan, Seen, Stream
 

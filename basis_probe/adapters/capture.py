@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from basis_probe.adapters.facts import Address, Place
+from basis_probe.adapters.places import Address, Place
 from basis_probe.adapters.trace import Follower, followed, spelling, tensors_in
 
 Catcher = Callable[[Tensor], None]

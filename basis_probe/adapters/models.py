@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch, Tokenizer
-from basis_probe.adapters.facts import Address, Place, Site, module_sites
+from basis_probe.adapters.places import Address, Place, Site, module_sites
 from basis_probe.adapters.trace import Trace, record
 
 _EXAMPLES = 2
