@@ -1,4 +1,4 @@
-"""Untrained networks do not stand out on real data, and trained ones do: the whole job on real input."""
+"""Untrained networks do not stand out on real data, trained ones do: the whole job, for real."""
 
 from __future__ import annotations
 
