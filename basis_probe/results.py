@@ -58,12 +58,26 @@ class _Exact:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Certificate(_Exact):
-    """How far the outputs moved when an element of the claimed group acted, and one outside."""
+    """How far the outputs moved when elements of the claimed group acted, and others outside it.
+
+    Attributes:
+        holds: True if no element moved the outputs, or the site otherwise than it says, by more
+            than the tolerance, and every stranger moved the outputs a thousand times further.
+        max_error: by how much an element of the group moved an output at most, relative to the
+            largest output.
+        tolerance: by how much it may: 1e-9 in float64; 1e-4 for a model that returns less.
+        violation: by how much the stranger that did least moved the outputs; NaN if none was tried.
+        action_error: by how much the activations at the site missed what the element makes of them,
+            relative to the largest.
+        stranger: what that stranger was.
+    """
 
     holds: bool
     max_error: float
     tolerance: float
     violation: float
+    action_error: float = 0.0
+    stranger: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +90,7 @@ class Symmetry:
         because: the reason, in one or two sentences, from what the modules were seen to compute.
         reference: where the statement is proved or published.
         certificate: the numerical proof on this very model, or None where none was made.
+        unproved: why none was made, or what the one that failed had claimed.
     """
 
     group: Group
@@ -83,6 +98,7 @@ class Symmetry:
     because: str
     reference: str
     certificate: Certificate | None = None
+    unproved: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

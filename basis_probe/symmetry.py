@@ -9,16 +9,14 @@ permutation must act on all of them at once, and what rescales one rescales, or 
 the next.
 """
 
-import dataclasses
-import enum
 import itertools
 import math
 import re
+from collections.abc import Callable
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from basis_probe.adapters.facts import Facts, Region, Shape, Stream, shared
+from basis_probe.adapters.attention import Attention, Side
+from basis_probe.adapters.facts import Facts, Region, Shape, Stream, keeps_statistics, vectors_of
 from basis_probe.adapters.graph import Kind, Vertex
 from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import (
@@ -31,32 +29,21 @@ from basis_probe.algebra.groups import (
     OnAxes,
     Orthogonal,
     Permutation,
+    Planes,
     PositiveMonomial,
     SignedPermutation,
+    SignedPlanes,
     Trivial,
     Unknown,
 )
 from basis_probe.algebra.intertwiner import Intertwiner, intertwiner_group
 from basis_probe.results import Symmetry
+from basis_probe.scales import Relations, Scales, sum_of
+from basis_probe.ties import ties_of
 
 PAPER = "Godfrey, Brown, Emerson, Kvinge 2022 (arXiv 2205.14258), section 3 and Table 1"
 RESIDUAL = "Elhage, Lasenby, Olah 2023, Privileged Bases in the Transformer Residual Stream"
 ALGEBRA = "algebra of the modules around the site"
-
-
-class Scales(enum.Enum):
-    """Which diagonal matrices a stream of a family admits; the value orders them."""
-
-    ANY = 3
-    POSITIVE = 2
-    SIGNS = 1
-    ONE = 0
-
-    def meet(self, other: "Scales") -> "Scales":
-        """The diagonal matrices that both admit."""
-        if {self, other} == {Scales.POSITIVE, Scales.SIGNS}:
-            return Scales.ONE
-        return self if self.value <= other.value else other
 
 
 _SCALES: tuple[tuple[type[OnAxes], Scales], ...] = (
@@ -83,10 +70,25 @@ class Derivation:
         self.facts = facts
         self._intertwiners: dict[int, Intertwiner] = {}
         self._families: dict[int, frozenset[int]] = {}
-        self._scales: dict[frozenset[int], dict[int, Scales]] = {}
+        self._relations: dict[frozenset[int], Relations] = {}
         self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
-        self._ties = _ties(facts)
+        self.ties = ties_of(facts)
         self._tied_groups: dict[int, Group | None] = {}
+        self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
+        self.normed: dict[int, tuple[Attention, Side]] = {}
+        inside: set[int] = set()
+        for attention in facts.attentions:
+            for side in (attention.query, attention.key):
+                if isinstance(side, Side):
+                    inside |= side.inside | {attention.vertex}
+                    for vertex in dict.fromkeys((side.source, side.end)):
+                        stream = facts.stream_of[vertex]
+                        known = self.meetings.setdefault(stream, [])
+                        if (attention, side) not in known:
+                            known.append((attention, side))
+                    if facts.regions.get(side.source, NOTHING).shape.is_norm:
+                        self.normed[side.source] = (attention, side)
+        self.inside = frozenset(inside)
 
     # --- one site -------------------------------------------------------------------------------
 
@@ -144,26 +146,31 @@ class Derivation:
         self, index: int, vertex: Vertex, dim: int, shape: tuple[int, ...]
     ) -> tuple[Group, str, str]:
         stream = self.facts.streams[index]
-        family = self._family(index)
-        if self._permuting(index):
+        if self._fixed(stream) and not self.permuting(index):
+            return self._given(stream, dim)
+        if index in self.meetings:
+            return self._queries(index, vertex, dim)
+        normed = [reader for reader in stream.readers if reader in self.normed]
+        if normed:
+            return self._before_norm(stream, normed, dim)
+        family = self.family(index)
+        if self.permuting(index):
             return self._axes(index, vertex, family, dim)
         self._require_understood(stream)
-        if any(self.facts.regions.get(w, _NOTHING).shape.is_norm for w in stream.writers):
+        if self.is_norm_output(index):
+            return self._norm_output(index, dim)
+        if any(self.facts.regions.get(w, NOTHING).shape.is_norm for w in stream.writers):
             raise _NotUnderstood(
                 "it is the output of a norm: the linear maps that read it absorb any change of "
                 "basis, but the norm can write only what its gain and the stream before it allow"
             )
-        if self._written_by(stream, Kind.INPUT):
-            return Trivial(dim), "these are the model's input, whose axes are given.", ALGEBRA
-        if stream.returned:
-            return (
-                Trivial(dim),
-                "the model returns this: its axes are the vocabulary, the classes or the outputs.",
-                ALGEBRA,
-            )
+        for writer in stream.writers:
+            region = self.facts.regions.get(writer, NOTHING)
+            if region.shape is Shape.DIAGONAL and not self.is_folded_gain(writer):
+                raise _NotUnderstood("a gain for every feature writes it, not a linear map")
         if stream.value_mixed:
             return self._heads(stream, dim, shape)
-        if any(self._is_folded_gain(reader) for reader in stream.readers):
+        if any(self.is_folded_gain(reader) for reader in stream.readers):
             raise _NotUnderstood(
                 "a gain for every feature stands between it and the stream that it writes"
             )
@@ -205,6 +212,185 @@ class Derivation:
             return LineStabiliser(dim), because, RESIDUAL
         raise _NotUnderstood("it is read through both LayerNorm and RMSNorm")
 
+    def _given(self, stream: Stream, dim: int) -> tuple[Group, str, str]:
+        if self._written_by(stream, Kind.INPUT):
+            return Trivial(dim), "these are the model's input, whose axes are given.", ALGEBRA
+        because = "the model returns this: its axes are the vocabulary, the classes or the outputs."
+        return Trivial(dim), because, ALGEBRA
+
+    # --- norms ----------------------------------------------------------------------------------
+
+    def is_norm_output(self, index: int) -> bool:
+        """True if a norm with a gain writes a stream, and only linear maps read it."""
+        stream, regions = self.facts.streams[index], self.facts.regions
+        if len(stream.writers) != 1 or stream.sums or stream.value_mixed or stream.returned:
+            return False
+        region = regions.get(stream.writers[0], NOTHING)
+        if not (region.shape.is_norm or region.shape is Shape.DIAGONAL) or region.within:
+            return False
+        vertex = self.facts.graph.vertices[stream.writers[0]]
+        if not any(True for _ in vectors_of(self.facts.graph, vertex)) or not region.learned:
+            return False
+        before = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+        if region.shape is Shape.DIAGONAL and not (
+            len(before.writers) == 1
+            and regions.get(before.writers[0], NOTHING).shape.is_norm
+            and not regions[before.writers[0]].within
+        ):
+            return False
+        vertices = self.facts.graph.vertices
+        return all(
+            vertices[r].kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertices[r].across
+            for r in stream.readers
+        )
+
+    def _norm_output(self, index: int, dim: int) -> tuple[Group, str, str]:
+        (writer,) = self.facts.streams[index].writers
+        vertex = self.facts.graph.vertices[writer]
+        while not self.facts.regions[vertex.node].shape.is_norm:
+            vertex = self.facts.graph.vertices[vertex.carried[0]]
+        source = vertex.carried[0]
+        before = self._group(
+            self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)
+        )[0]
+        if not isinstance(before, Orthogonal | LineStabiliser):
+            raise _NotUnderstood(
+                "it is the output of a norm, and the stream before the norm is not free to turn"
+            )
+        because = (
+            "a norm's gain writes it, feature by feature: the linear maps that read it would "
+            "absorb any change of basis, but a gain is one again only after the axes were "
+            "permuted, together with those of the stream that the norm reads, and rescaled."
+        )
+        return Monomial(dim), because, ALGEBRA
+
+    # --- attention ------------------------------------------------------------------------------
+
+    def _queries(self, index: int, vertex: Vertex, dim: int) -> tuple[Group, str, str]:
+        """Queries or keys: what commutes with what positions do to them."""
+        if len(self.meetings[index]) != 1:
+            raise _NotUnderstood("it is read by several attentions, or as queries and keys at once")
+        attention, side = self.meetings[index][0]
+        for problem in (attention.why, self._side_problem(side)):
+            if problem:
+                raise _NotUnderstood(problem)
+        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
+        if attention.query.turned != attention.key.turned or (
+            attention.query.size != attention.key.size
+        ):
+            raise _NotUnderstood("positions turn queries and keys in different ways")
+        if side.source in self.normed:
+            raise _NotUnderstood(
+                "it is the output of a norm, whose gain leaves only some turns of the planes free"
+            )
+        count, copies = attention.key.heads, dim // (attention.key.heads * side.size)
+        if count * copies * side.size != dim:
+            raise _NotUnderstood(f"{dim} features do not divide into {count} heads")
+        turned = side.turned
+        if turned is None:
+            inner: Group = GeneralLinear(side.size)
+            freedom = f"any invertible {side.size} x {side.size} matrix"
+            why = "queries and keys meet in a product that no position changes"
+        else:
+            inner = _around(side, Planes, GeneralLinear)
+            where = "(i, i + n/2)" if turned.pairing == "half" else "(2i, 2i + 1)"
+            freedom = f"a turn and a scale of every plane {where} of its axes"
+            if turned.last - turned.first < side.size:
+                freedom += (
+                    f" {turned.first} to {turned.last - 1}, any invertible matrix on the rest"
+                )
+            why = "rotary position embedding turns these planes, each at a pace of its own"
+        group = Blocks(inner, count, copies, self._order(attention))
+        because = (
+            f"{why}: a head absorbs {freedom}, its keys by the inverse transpose of what its "
+            f"queries do{self._said_of_order(attention)}."
+        )
+        return group, because, ALGEBRA
+
+    def _before_norm(self, stream: Stream, norms: list[int], dim: int) -> tuple[Group, str, str]:
+        """Queries or keys before a norm of their own: what its gain leaves."""
+        if len(norms) != 1 or set(stream.readers) != set(norms):
+            raise _NotUnderstood("queries or keys are read by a norm, and by something else")
+        region = self.facts.regions[norms[0]]
+        attention, side = self.normed[norms[0]]
+        if region.shape is not Shape.RMS_NORM or attention.query == attention.key:
+            raise _NotUnderstood("queries or keys are read through a norm other than RMSNorm")
+        self._require_understood(stream)
+        for problem in (attention.why, self._side_problem(side)):
+            if problem:
+                raise _NotUnderstood(problem)
+        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
+        if any(other.source not in self.normed for other in (attention.query, attention.key)):
+            raise _NotUnderstood("only one of queries and keys is read through a norm")
+        if side.turned is None:
+            inner: Group = SignedPermutation(side.size)
+            what = "permutations and signs"
+        else:
+            inner = _around(side, SignedPlanes, SignedPermutation)
+            what = "the symmetries of the square in every plane that rotary embedding turns"
+        if region.within:
+            group = Blocks(inner, 1, dim // side.size)
+            which = "the same ones in every head, as one gain serves them all"
+        else:
+            copies = side.heads // attention.key.heads
+            group = Blocks(inner, attention.key.heads, copies, "kept")
+            which = "in every head by themselves"
+        because = (
+            f"RMSNorm reads it with a generic gain, which leaves {what}, {which}: of all rotations "
+            "only these turn a gain into a gain."
+        )
+        return group, because, ALGEBRA
+
+    def _side_problem(self, side: Side) -> str:
+        """What stands in the way of changing queries or keys; empty if nothing does."""
+        stream = self.facts.streams[self.facts.stream_of[side.source]]
+        try:
+            self._require_understood(stream)
+        except _NotUnderstood as problem:
+            return str(problem)
+        if stream.value_mixed:
+            return "queries or keys are values too"
+        if stream.returned or any(reader not in self.inside for reader in stream.readers):
+            return "queries or keys are read by something besides the attention"
+        return ""
+
+    def _order(self, attention: Attention) -> Literal["free", "kept"]:
+        return "kept" if self._kept(attention) else "free"
+
+    def _kept(self, attention: Attention) -> str:
+        """Why heads cannot change places; empty if they can."""
+        if attention.apart:
+            return attention.apart
+        if not isinstance(attention.query, Side) or not isinstance(attention.key, Side):
+            return attention.why
+        for side in (attention.query, attention.key):
+            problem = self._side_problem(side)
+            if not problem and len(self.meetings[self.facts.stream_of[side.source]]) != 1:
+                problem = "queries or keys are shared by several attentions"
+            if problem:
+                return problem
+            region = self.facts.regions.get(side.source, NOTHING)
+            if region.shape.is_norm and not region.within:
+                return "one norm reads all heads"
+        values = self.facts.streams[self.facts.stream_of[attention.vertex]]
+        try:
+            self._require_understood(values)
+            count, _ = self._head_sizes(values)
+        except _NotUnderstood as problem:
+            return str(problem)
+        if count != attention.key.heads or attention.query.heads % attention.key.heads:
+            return "there are not as many values as keys"
+        return ""
+
+    def _said_of_order(self, attention: Attention) -> str:
+        kept = self._kept(attention)
+        return f"; heads keep their places ({kept})" if kept else "; heads change places as wholes"
+
+    def _attention(self, stream: Stream) -> Attention | None:
+        """The attention that mixes a stream of values; None if there are several."""
+        found = [a for a in self.facts.attentions if a.vertex in stream.members]
+        return found[0] if len(found) == 1 else None
+
     def _heads(self, stream: Stream, dim: int, shape: tuple[int, ...]) -> tuple[Group, str, str]:
         if self._norm_readers(stream):
             raise _NotUnderstood("attention values are read through a norm")
@@ -214,17 +400,29 @@ class Derivation:
         copies = dim // (count * size)
         if count * size * copies != dim:
             raise _NotUnderstood(f"{dim} features do not divide into heads of {size}")
+        attention = self._attention(stream)
+        if attention is None:
+            raise _NotUnderstood("several attentions read these values")
         shared = f", the {copies} queries of a group together" if copies > 1 else ""
         because = (
             "attention mixes positions and leaves features alone, and only linear maps write and "
             f"read them: each of the {count} value heads may be changed by any invertible "
-            f"{size} x {size} matrix{shared}, and heads may change places as wholes."
+            f"{size} x {size} matrix{shared}{self._said_of_order(attention)}."
         )
-        return Blocks(GeneralLinear(size), count, copies), because, ALGEBRA
+        order = self._order(attention) if count > 1 else "free"
+        return Blocks(GeneralLinear(size), count, copies, order), because, ALGEBRA
 
     def _head_sizes(self, stream: Stream) -> tuple[int, int]:
         """Number and size of the heads, where the values are first kept apart."""
         graph = self.facts.graph
+        attention = self._attention(stream)
+        if attention is not None and isinstance(attention.key, Side):
+            first = min(stream.members)
+            layout = graph.layouts.get(first)
+            if layout is not None and len(layout.axes) == 1 and layout.repeat == 1:
+                width = graph.trace.node(first).shape[layout.axes[0]]
+                if width % attention.key.heads == 0:
+                    return attention.key.heads, width // attention.key.heads
         for index in sorted(stream.members):
             layout = graph.layouts.get(index)
             shape = graph.trace.node(index).shape
@@ -238,7 +436,7 @@ class Derivation:
     def _axes(
         self, index: int, vertex: Vertex, family: frozenset[int], dim: int
     ) -> tuple[Group, str, str]:
-        scales = self._family_scales(family)
+        scales = self.relations(family).solved()
         stream = self.facts.streams[index]
         because = self._because_axes(stream)
         self._require_parts_apart(family)
@@ -248,8 +446,8 @@ class Derivation:
                 "not even their order is free."
             )
             return Trivial(dim), because, PAPER
-        for link in self._family_links(family):
-            region = self.facts.regions.get(link, _NOTHING)
+        for link in self.family_links(family):
+            region = self.facts.regions.get(link, NOTHING)
             if region.shape is Shape.DIAGONAL and not region.learned:
                 raise _NotUnderstood(
                     f"{region.op}{_where(self.facts, link)} acts on every feature with a "
@@ -286,7 +484,7 @@ class Derivation:
                 said.append("it is the product of two tensors, feature by feature")
             elif region.shape in (Shape.RMS_NORM, Shape.LAYER_NORM):
                 said.append("a norm with a gain of its own for every feature writes to it")
-        if any(regions.get(r, _NOTHING).shape is Shape.PRODUCT for r in stream.readers):
+        if any(regions.get(r, NOTHING).shape is Shape.PRODUCT for r in stream.readers):
             said.append("it is multiplied with another tensor, feature by feature")
         vertices = self.facts.graph.vertices
         touching = (*stream.writers, *stream.readers)
@@ -296,7 +494,7 @@ class Derivation:
             said.append("batch normalisation reads it, channel by channel")
         if any(vertices[r].kind is Kind.DEPTHWISE for r in stream.readers):
             said.append("a depthwise convolution reads it, channel by channel")
-        if any(regions.get(v, _NOTHING).shape is Shape.DIAGONAL for v in touching):
+        if any(regions.get(v, NOTHING).shape is Shape.DIAGONAL for v in touching):
             said.append("it is multiplied with a weight vector, feature by feature")
         if stream.max_pooled:
             said.append("max pooling reads it, which only non-negative scales pass")
@@ -354,19 +552,25 @@ class Derivation:
         ordered = sorted({0, dim} | {b for b in self._bounds[family][index] if b < dim})
         return [after - before for before, after in itertools.pairwise(ordered)]
 
-    def _family_bounds(self, family: frozenset[int]) -> dict[int, set[int]]:
+    def seams(self, family: frozenset[int]) -> list[tuple[int, int, int, int]]:
+        """(source, target, offset, width): where features of one stream lie in another."""
         graph, stream_of = self.facts.graph, self.facts.stream_of
-        seams: list[tuple[int, int, int, int]] = []  # source, target, offset, width
-        for vertex in self._family_links(family):
+        seams: list[tuple[int, int, int, int]] = []
+        for vertex in self.family_links(family):
             found = graph.vertices[vertex]
             joined = found.kind in (Kind.CONCAT, Kind.PADDED)
             place = found.zeros[0]
-            for source in self._sources(vertex):
+            for source in self.sources(vertex):
                 width = graph.trace.node(source).shape[graph.layouts[source].axes[-1]]
                 seams.append((stream_of[source], stream_of[vertex], place, width))
                 place += width if joined else 0
+        return seams
+
+    def _family_bounds(self, family: frozenset[int]) -> dict[int, set[int]]:
+        graph, stream_of = self.facts.graph, self.facts.stream_of
+        seams = self.seams(family)
         bounds: dict[int, set[int]] = {member: set() for member in family}
-        for vertex in self._family_links(family):
+        for vertex in self.family_links(family):
             found = graph.vertices[vertex]
             if found.kind in (Kind.CONCAT, Kind.PADDED):
                 edges = [(o, o + w) for _, target, o, w in seams if target == stream_of[vertex]]
@@ -381,17 +585,23 @@ class Derivation:
             changed = sum(map(len, bounds.values())) != before
         return bounds
 
-    def _family_links(self, family: frozenset[int]) -> list[int]:
+    def family_links(self, family: frozenset[int]) -> list[int]:
         streams = self.facts.streams
         touching = {v for m in family for v in (*streams[m].writers, *streams[m].readers)}
-        return sorted(vertex for vertex in touching if self._is_link(vertex))
+        return sorted(vertex for vertex in touching if self.is_link(vertex))
 
     def _require_understood(self, stream: Stream) -> None:
         """Raises `_NotUnderstood` with the first neighbour that no rule covers."""
         vertices, regions = self.facts.graph.vertices, self.facts.regions
+        for index in (*stream.members, *stream.writers, *stream.readers):
+            why = self.facts.given.get(index)
+            if why is not None and index not in self.inside:
+                raise _NotUnderstood(why)
         for writer in stream.writers:
             vertex = vertices[writer]
             where = _where(self.facts, writer)
+            if writer in self.inside and self._holds_queries(stream):
+                continue
             if vertex.kind is Kind.OTHER:
                 raise _NotUnderstood(f"it is written by {vertex.op}{where}, which no rule covers")
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
@@ -404,11 +614,10 @@ class Derivation:
         for reader in stream.readers:
             vertex = vertices[reader]
             where = _where(self.facts, reader)
+            if reader in self.inside and self._holds_queries(stream):
+                continue
             if vertex.kind is Kind.ATTENTION and not set(vertex.carried) & stream.members:
-                raise _NotUnderstood(
-                    f"queries and keys meet in {vertex.op}{where}: their rotary, norm and head "
-                    "structure is not derived"
-                )
+                raise _NotUnderstood(f"queries or keys are read by {vertex.op}{where}")
             if vertex.kind is Kind.OTHER:
                 raise _NotUnderstood(f"it is read by {vertex.op}{where}, which no rule covers")
             if vertex.kind is Kind.PART:
@@ -420,6 +629,15 @@ class Derivation:
                 )
             if vertex.kind is Kind.REGION and regions[reader].shape is Shape.UNKNOWN:
                 raise _NotUnderstood(f"{regions[reader].why}{where}")
+
+    def _holds_queries(self, stream: Stream) -> bool:
+        """True if queries or keys of an attention are in a stream, turned or not yet."""
+        return any(
+            side.source in stream.members or side.end in stream.members
+            for attention in self.facts.attentions
+            for side in (attention.query, attention.key)
+            if isinstance(side, Side)
+        )
 
     def _is_free_part(self, part: Vertex) -> bool:
         """True if a part of a wider tensor is written by linear maps as if it stood alone."""
@@ -448,7 +666,7 @@ class Derivation:
 
     def _require_parts_apart(self, family: frozenset[int]) -> None:
         """Raises `_NotUnderstood` if axes that were concatenated also belong together otherwise."""
-        links = {v: self._joined(v) for v in self._family_links(family)}
+        links = {v: self._joined(v) for v in self.family_links(family)}
         for vertex, ends in links.items():
             if self.facts.graph.vertices[vertex].kind not in (Kind.CONCAT, Kind.PADDED):
                 continue
@@ -466,13 +684,13 @@ class Derivation:
     def _joined(self, link: int) -> list[int]:
         """The streams on both sides of a function of single features."""
         stream_of = self.facts.stream_of
-        return [stream_of[link], *(stream_of[source] for source in self._sources(link))]
+        return [stream_of[link], *(stream_of[source] for source in self.sources(link))]
 
     # --- weights that are used more than once -----------------------------------------------------
 
     def _is_transposed(self, index: int) -> bool:
         """True if a matrix that writes the stream reads it too, transposed."""
-        return any(tie.transposed and tie.stream == index for tie in self._ties.get(index, ()))
+        return any(tie.transposed and tie.stream == index for tie in self.ties.get(index, ()))
 
     def _require_free_ties(self, index: int) -> None:
         """Raises `_NotUnderstood` if a matrix is used elsewhere, where other changes are absorbed.
@@ -486,9 +704,9 @@ class Derivation:
             if here in seen:
                 continue
             seen.add(here)
-            if self._permuting(here):
-                waiting.extend(self._family(here))
-            for tie in self._ties.get(here, ()):
+            if self.permuting(here):
+                waiting.extend(self.family(here))
+            for tie in self.ties.get(here, ()):
                 waiting.append(tie.stream)
                 own, other = self._group_at(tie.own), self._group_at(tie.other)
                 if own is None or other is None or own != other:
@@ -519,25 +737,23 @@ class Derivation:
         stream = self.facts.streams[index]
         found: list[tuple[int, int]] = []
         for writer in stream.writers:
-            if self._is_link(writer):
-                found += [
-                    (writer, self.facts.stream_of[source]) for source in self._sources(writer)
-                ]
+            if self.is_link(writer):
+                found += [(writer, self.facts.stream_of[source]) for source in self.sources(writer)]
         for reader in stream.readers:
-            if self._is_link(reader):
+            if self.is_link(reader):
                 found.append((reader, self.facts.stream_of[reader]))
                 found += [
                     (reader, self.facts.stream_of[source])
-                    for source in self._sources(reader)
+                    for source in self.sources(reader)
                     if self.facts.stream_of[source] != index
                 ]
         return found
 
-    def _sources(self, vertex: int) -> tuple[int, ...]:
+    def sources(self, vertex: int) -> tuple[int, ...]:
         found = self.facts.graph.vertices[vertex]
         return found.used if found.kind is Kind.DEPTHWISE else found.carried
 
-    def _is_link(self, index: int) -> bool:
+    def is_link(self, index: int) -> bool:
         vertex = self.facts.graph.vertices[index]
         if vertex.kind in (Kind.BATCH_NORM, Kind.DEPTHWISE, Kind.CONCAT, Kind.PADDED):
             return True
@@ -548,7 +764,7 @@ class Derivation:
             return not self._norm_is_folded(index)
         if region.shape is Shape.DIAGONAL and self._is_gain_of_folded_norm(vertex):
             return False
-        if self._is_folded_gain(index):
+        if self.is_folded_gain(index):
             return False
         return region.shape in (
             Shape.ELEMENTWISE,
@@ -557,9 +773,9 @@ class Derivation:
             Shape.DIAGONAL,
         )
 
-    def _is_folded_gain(self, index: int) -> bool:
+    def is_folded_gain(self, index: int) -> bool:
         """True if the gain of a linear map's outputs, as of a layer scale, folds into that map."""
-        region = self.facts.regions.get(index, _NOTHING)
+        region = self.facts.regions.get(index, NOTHING)
         if region.shape is not Shape.DIAGONAL or not region.learned:
             return False
         vertices = self.facts.graph.vertices
@@ -578,18 +794,18 @@ class Derivation:
     def _is_gain_of_folded_norm(self, vertex: Vertex) -> bool:
         writers = self.facts.streams[self.facts.stream_of[vertex.carried[0]]].writers
         return any(
-            self.facts.regions.get(writer, _NOTHING).shape.is_norm and self._norm_is_folded(writer)
+            self.facts.regions.get(writer, NOTHING).shape.is_norm and self._norm_is_folded(writer)
             for writer in writers
         )
 
-    def _permuting(self, index: int) -> bool:
+    def permuting(self, index: int) -> bool:
         """True if a function of single features touches the stream."""
         stream = self.facts.streams[index]
         return stream.max_pooled or any(
-            self._is_link(vertex) for vertex in (*stream.writers, *stream.readers)
+            self.is_link(vertex) for vertex in (*stream.writers, *stream.readers)
         )
 
-    def _family(self, index: int) -> frozenset[int]:
+    def family(self, index: int) -> frozenset[int]:
         if index not in self._families:
             found: set[int] = set()
             waiting = [index]
@@ -602,20 +818,20 @@ class Derivation:
             self._families[index] = frozenset(found)
         return self._families[index]
 
-    def _family_scales(self, family: frozenset[int]) -> dict[int, Scales]:
-        """The diagonal matrices that each stream of a family admits.
+    def relations(self, family: frozenset[int]) -> Relations:
+        """What the scales of the streams of a family have to do with each other.
 
         Raises:
             _NotUnderstood: if any neighbour of any of its streams is not understood.
         """
-        if family in self._scales:
-            return self._scales[family]
+        if family in self._relations:
+            return self._relations[family]
         streams = self.facts.streams
         for member in family:
             self._require_understood(streams[member])
             if streams[member].value_mixed:
                 raise _NotUnderstood("attention reads values that a nonlinearity has touched")
-        relations = _Relations(family)
+        relations = Relations(family)
         for member in family:
             stream = streams[member]
             if stream.max_pooled:
@@ -623,24 +839,24 @@ class Derivation:
             for norm in self._norm_readers(stream):
                 rms = self.facts.regions[norm].shape is Shape.RMS_NORM
                 relations.add({member: 1.0}, signs=not rms)
-            for tie in self._ties.get(member, ()):
+            for tie in self.ties.get(member, ()):
                 if tie.stream in family:
                     sizes = {tie.stream: 1.0 if tie.transposed else -1.0}
-                    relations.add(_sum({member: 1.0}, sizes), signs=False)
-                    relations.add(_sum({member: 1.0}, {tie.stream: 1.0}), scales=False)
-        for vertex in self._family_links(family):
-            sources = [self.facts.stream_of[s] for s in self._sources(vertex)]
+                    relations.add(sum_of({member: 1.0}, sizes), signs=False)
+                    relations.add(sum_of({member: 1.0}, {tie.stream: 1.0}), scales=False)
+        for vertex in self.family_links(family):
+            sources = [self.facts.stream_of[s] for s in self.sources(vertex)]
             self._relate(vertex, sources, self.facts.stream_of[vertex], relations)
-        self._scales[family] = relations.solved()
-        return self._scales[family]
+        self._relations[family] = relations
+        return relations
 
-    def _relate(self, index: int, sources: list[int], target: int, relations: "_Relations") -> None:
+    def _relate(self, index: int, sources: list[int], target: int, relations: Relations) -> None:
         """What a function of single features demands of the diagonal matrices around it."""
         vertex = self.facts.graph.vertices[index]
-        region = self.facts.regions.get(index, _NOTHING)
+        region = self.facts.regions.get(index, NOTHING)
         if vertex.kind in (Kind.CONCAT, Kind.PADDED):
             for source in sources:
-                relations.add(_sum({source: 1.0}, {target: -1.0}))
+                relations.add(sum_of({source: 1.0}, {target: -1.0}))
         elif region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
             try:
                 intertwiner = self.intertwiner(index)
@@ -654,7 +870,7 @@ class Derivation:
                     f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"
                 )
             if before in (Scales.ANY, Scales.POSITIVE):
-                powers = _sum({target: 1.0}, {sources[0]: -intertwiner.degree})
+                powers = sum_of({target: 1.0}, {sources[0]: -intertwiner.degree})
                 relations.add(powers, signs=False)
             else:
                 relations.add({sources[0]: 1.0}, signs=False)
@@ -662,125 +878,41 @@ class Derivation:
             if before not in (Scales.ANY, Scales.SIGNS):
                 relations.add({sources[0]: 1.0}, scales=False)
             odd = before in (Scales.ANY, Scales.SIGNS) and intertwiner.parity < 0
-            flips = _sum({target: 1.0}, {sources[0]: 1.0}) if odd else {target: 1.0}
+            flips = sum_of({target: 1.0}, {sources[0]: 1.0}) if odd else {target: 1.0}
             relations.add(flips, scales=False)
+        elif vertex.kind is Kind.BATCH_NORM and not keeps_statistics(
+            self.facts.graph.trace.node(index)
+        ):
+            # The epsilon beside the variance of the batch sees every scale.
+            relations.add({sources[0]: 1.0}, signs=False)
         elif region.shape is Shape.PRODUCT:
             factors = {source: 0.0 for source in sources}
             for source in sources:
                 factors[source] += 1.0
-            relations.add(_sum({target: -1.0}, factors))
+            relations.add(sum_of({target: -1.0}, factors))
         elif region.shape.is_norm:
             relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
-            relations.add(_sum({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
+            relations.add(sum_of({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
 
 
-class _Relations:
-    """Which diagonal matrices the streams of a family admit together.
-
-    A feature of stream s is multiplied by (-1)^b exp(r), with one sign bit b and one size r for
-    each stream. What lies between streams makes linear relations among the sizes, and others among
-    the bits; a stream is free in what is not zero in every solution.
-    """
-
-    def __init__(self, streams: frozenset[int]) -> None:
-        self.place = {stream: column for column, stream in enumerate(sorted(streams))}
-        self.sizes: list[Tensor] = []
-        self.bits: list[int] = []
-
-    def add(self, factors: dict[int, float], *, scales: bool = True, signs: bool = True) -> None:
-        """The sum of factor times size over the streams is zero, and so is that of the bits."""
-        known = {self.place[s]: factor for s, factor in factors.items() if s in self.place}
-        if scales:
-            row = torch.zeros(len(self.place), dtype=torch.float64)
-            for column, factor in known.items():
-                row[column] = factor
-            self.sizes.append(row)
-        if signs:
-            self.bits.append(sum(1 << column for column, f in known.items() if round(f) % 2))
-
-    def solved(self) -> dict[int, Scales]:
-        """The diagonal matrices that each stream admits."""
-        rows = torch.stack([*self.sizes, torch.zeros(len(self.place), dtype=torch.float64)])
-        _, values, directions = torch.linalg.svd(rows, full_matrices=True)
-        rank = int((values > 1e-9 * max(1.0, float(values.max()))).sum())
-        free = directions[rank:].abs().amax(0) > 1e-9 if rank < len(self.place) else None
-        flips = _free_bits(self.bits, len(self.place))
-        named = {
-            (True, True): Scales.ANY,
-            (True, False): Scales.POSITIVE,
-            (False, True): Scales.SIGNS,
-            (False, False): Scales.ONE,
-        }
-        return {
-            stream: named[free is not None and bool(free[column]), bool(flips >> column & 1)]
-            for stream, column in self.place.items()
-        }
+NOTHING = Region(Shape.UNKNOWN)
 
 
-def _sum(first: dict[int, float], second: dict[int, float]) -> dict[int, float]:
-    return {key: first.get(key, 0.0) + second.get(key, 0.0) for key in {**first, **second}}
-
-
-def _free_bits(rows: list[int], count: int) -> int:
-    """The bits that are not zero in every solution of the equations modulo 2, one a row."""
-    pivots: dict[int, int] = {}  # leading bit -> row, every other row without that bit
-    for row in rows:
-        for bit, known in pivots.items():
-            if row >> bit & 1:
-                row ^= known
-        if row:
-            lead = row.bit_length() - 1
-            pivots = {b: r ^ row if r >> lead & 1 else r for b, r in pivots.items()} | {lead: row}
-    free = sum(1 << bit for bit in range(count) if bit not in pivots)
-    # A leading bit is free if its row holds a bit that is.
-    return free | sum(1 << bit for bit, row in pivots.items() if row & free)
-
-
-_NOTHING = Region(Shape.UNKNOWN)
+def _around(
+    side: Side, planes: type[Planes] | type[SignedPlanes], rest: Callable[[int], Group]
+) -> Group:
+    """A group of the planes that turn, beside another of the axes before and behind them."""
+    assert side.turned is not None
+    first, last, size = side.turned.first, side.turned.last, side.size
+    parts: list[Group] = [rest(first)] if first else []
+    parts.append(planes(last - first, side.turned.pairing))
+    parts += [rest(size - last)] if last < size else []
+    return parts[0] if len(parts) == 1 else DirectSum(tuple(parts))
 
 
 def _sized(kind: type[OnAxes], dim: int) -> Group:
     return kind(dim)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tie:
-    """Two vertices that one matrix reads, or writes, in two places.
-
-    Attributes:
-        own, other: the vertices.
-        stream: the stream of the other.
-        transposed: True if one changes by the inverse transpose of the other, as where a matrix
-            reads what its transpose writes.
-    """
-
-    own: int
-    other: int
-    stream: int
-    transposed: bool
-
-
-def _ties(facts: Facts) -> dict[int, tuple[_Tie, ...]]:
-    """Stream -> its ties to others, and to itself by a transpose."""
-    found: dict[int, list[_Tie]] = {}
-    stream_of = facts.stream_of
-
-    def tie(a: int, b: int, transposed: bool) -> None:
-        if stream_of[a] != stream_of[b] or transposed:
-            found.setdefault(stream_of[a], []).append(_Tie(a, b, stream_of[b], transposed))
-            found.setdefault(stream_of[b], []).append(_Tie(b, a, stream_of[a], transposed))
-
-    for first, second, transposed in shared(facts):
-        read, written = (facts.graph.vertices[v].used[0] for v in (first, second)), (first, second)
-        (a, b), (c, d) = read, written
-        if not transposed:
-            tie(a, b, False)
-            tie(c, d, False)
-        elif facts.graph.layouts.get(a) is not None and facts.graph.layouts.get(b) is not None:
-            tie(c, b, True)
-            tie(a, d, True)
-    return {stream: tuple(dict.fromkeys(ties)) for stream, ties in found.items()}
 
 
 def _root(parent: dict[int, int], index: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import basis_probe.algebra.groups as groups
+from basis_probe.algebra.elements import BlockElement, Dense, SumElement
 from basis_probe.algebra.groups import (
     Blocks,
     DirectSum,
@@ -21,10 +22,11 @@ from basis_probe.algebra.groups import (
     PositiveMonomial,
     Privileged,
     SignedPermutation,
+    SignedPlanes,
+    Signs,
     Trivial,
     Unknown,
     group_from_name,
-    meet,
 )
 
 
@@ -42,7 +44,10 @@ ELEMENTARY: tuple[Group, ...] = (
     Monomial(6),
     Trivial(6),
     Planes(6),
+    Signs(6),
+    SignedPlanes(6),
     Planes(6, pairing="adjacent"),
+    SignedPlanes(6, pairing="adjacent"),
 )
 BUILT: tuple[Group, ...] = (
     Blocks(GeneralLinear(3), count=4, copies=2),
@@ -50,6 +55,8 @@ BUILT: tuple[Group, ...] = (
     Blocks(Planes(4), count=3),
     Blocks(PositiveMonomial(2), count=3),
     Blocks(Trivial(2), count=3, copies=2),
+    Blocks(GeneralLinear(2), count=3, order="kept"),
+    Blocks(SignedPlanes(4), count=2, copies=2, order="kept"),
     DirectSum((Permutation(3), Permutation(5))),
     DirectSum((GeneralLinear(2), SignedPermutation(3), Orthogonal(2))),
     DirectSum((Blocks(Orthogonal(2), count=2), Planes(2), LineStabiliser(4))),
@@ -63,6 +70,8 @@ SMALL: tuple[Group, ...] = (
     Monomial(1),
     Trivial(1),
     Planes(2),
+    Signs(1),
+    SignedPlanes(2),
 )
 ALL = ELEMENTARY + BUILT + SMALL
 EVERYWHERE = pytest.mark.parametrize("group", ALL, ids=repr)
@@ -151,6 +160,10 @@ def test_repr_looks_like_this() -> None:
         "DirectSum(parts=(Permutation(dim=3), "
         "Blocks(inner=GeneralLinear(dim=8), count=4, copies=2)))"
     )
+    kept = Blocks(Planes(2), 3, order="kept")
+    assert repr(kept) == (
+        "Blocks(inner=Planes(dim=2, pairing='half'), count=3, copies=1, order='kept')"
+    )
 
 
 @EVERYWHERE
@@ -223,6 +236,9 @@ def _placed(dim: int, axes: tuple[int, ...], part: Tensor) -> Tensor:
         (Monomial(3), Privileged.AXES),
         (Trivial(3), Privileged.AXES),
         (Planes(4), Privileged.PLANES),
+        (SignedPlanes(4), Privileged.AXES),
+        (Signs(3), Privileged.AXES),
+        (Blocks(GeneralLinear(3), 4, order="kept"), Privileged.BLOCKS),
         (Unknown(3), Privileged.UNKNOWN),
         (Blocks(GeneralLinear(3), 4), Privileged.BLOCKS),
         (Blocks(GeneralLinear(3), 1, copies=2), Privileged.BLOCKS),
@@ -383,12 +399,12 @@ def test_a_direct_sum_mixes_nothing_between_its_parts() -> None:
     assert not group.contains(torch.eye(4)[[2, 3, 0, 1]])
 
 
-# --- names and intersections ----------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [(group.name, group) for group in (*ELEMENTARY[:9], Unknown(6))]
+    [(group.name, group) for group in (*ELEMENTARY[:11], Unknown(6))]
     + [
         ("GL", GeneralLinear(6)),
         ("GL(n)", GeneralLinear(6)),
@@ -404,6 +420,9 @@ def test_a_direct_sum_mixes_nothing_between_its_parts() -> None:
         ("POSITIVE_MONOMIAL", PositiveMonomial(6)),
         ("line_stabilizer", LineStabiliser(6)),
         ("identity", Trivial(6)),
+        ("sign", Signs(6)),
+        ("sign flips", Signs(6)),
+        ("signed_plane", SignedPlanes(6)),
     ],
 )
 def test_names(name: str, expected: Group) -> None:
@@ -428,59 +447,216 @@ def test_a_name_that_needs_more_than_a_dimension(name: str) -> None:
     assert eval(str(e.value).split("for example ")[1], vars(groups)).dim == 4
 
 
-MEETS = [
-    (Permutation, PositiveMonomial, Permutation),
-    (Permutation, Orthogonal, Permutation),
-    (SignedPermutation, Orthogonal, SignedPermutation),
-    (SignedPermutation, PositiveMonomial, Permutation),
-    (Monomial, Orthogonal, SignedPermutation),
-    (Monomial, PositiveMonomial, PositiveMonomial),
-    (Monomial, SignedPermutation, SignedPermutation),
-    (PositiveMonomial, Orthogonal, Permutation),
-    (GeneralLinear, Monomial, Monomial),
-    (GeneralLinear, LineStabiliser, LineStabiliser),
-    (Trivial, Permutation, Trivial),
-    (Trivial, LineStabiliser, Trivial),
-    (Monomial, Monomial, Monomial),
+# --- elements -------------------------------------------------------------------------------------
+
+
+@EVERYWHERE
+def test_a_draw_is_the_sample_in_its_own_form(group: Group) -> None:
+    drawn = group.draw(seeded(20))
+    assert torch.equal(drawn.matrix(), group.sample(seeded(20)))
+    assert group.contains(drawn) and group.excess(drawn) == 0
+
+
+@EVERYWHERE
+def test_generic_elements_are_elements(group: Group) -> None:
+    generator = seeded(21)
+    before = torch.random.get_rng_state()
+    for _ in range(5):
+        a, b = group.generic(generator), group.generic(generator)
+        assert group.contains(a) and group.contains(a @ b) and group.contains(a.inverse())
+        assert float(torch.linalg.cond(a.matrix())) < 100
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 6, 64])
+@pytest.mark.parametrize("kind", [GeneralLinear, Orthogonal, LineStabiliser])
+def test_generic_elements_mix_every_axis_with_every_other(kind: type, dim: int) -> None:
+    for seed in range(5):
+        assert float(kind(dim).generic(seeded(seed)).matrix().abs().min()) > 0
+
+
+@pytest.mark.parametrize("kind", [GeneralLinear, Orthogonal, LineStabiliser])
+def test_generic_elements_of_many_axes_need_no_matrix(kind: type) -> None:
+    dim = 100_000  # as a matrix, 80 GB
+    x = torch.randn(2, dim, generator=seeded(22), dtype=torch.float64)
+    element = kind(dim).generic(seeded(23))
+    acted = element.act(x)
+    assert float((acted - x).abs().median()) > 0.1
+    assert float((element.inverse().act(acted) - x).abs().max()) < 1e-9
+
+
+@EVERYWHERE
+def test_a_matrix_is_read_as_an_element(group: Group) -> None:
+    a = group.sample(seeded(24))
+    read = group.element(a)
+    assert torch.equal(read.matrix(), a) or float((read.matrix() - a).abs().max()) < 1e-15
+    assert type(read) is type(group.draw(seeded(24)))
+    assert torch.equal(group.element(a.numpy()).matrix(), read.matrix())
+    x = torch.randn(3, group.dim, generator=seeded(25), dtype=torch.float64)
+    assert float((read.act(x) - x @ a.T).abs().max()) < 1e-12
+    noisy = a + 1e-8 * torch.randn(a.shape, generator=seeded(26), dtype=torch.float64)
+    assert float((group.element(noisy).matrix() - a).abs().max()) < 1e-6
+
+
+@EVERYWHERE
+def test_an_element_of_the_right_form_is_kept(group: Group) -> None:
+    for element in (group.draw(seeded(27)), group.generic(seeded(28))):
+        assert group.element(element) is element
+    written = Dense(group.sample(seeded(29)))
+    read = group.element(written)
+    assert float((read.matrix() - written.entries).abs().max()) < 1e-15
+    # A matrix without a form gets the one that the group has.
+    assert type(read) is type(group.draw(seeded(29)))
+
+
+def test_blocks_in_another_division_are_read_again() -> None:
+    four = Blocks(Orthogonal(1), 4).draw(seeded(30))
+    two = DirectSum((Orthogonal(2), Orthogonal(2)))
+    kept = Blocks(Orthogonal(2), 2, order="kept")
+    signs = Blocks(Orthogonal(1), 4, order="kept").draw(seeded(30))
+    assert isinstance(four, BlockElement) and len(four.parts) == 4
+    for group in (two, kept):
+        read = group.element(signs)
+        assert read is not signs and isinstance(read, SumElement | BlockElement)
+        assert len(read.parts) == 2
+        assert torch.equal(read.matrix(), signs.matrix())
+
+
+@EVERYWHERE
+def test_excess_grows_with_the_violation(group: Group) -> None:
+    if group.dim == 1 or all(isinstance(leaf, GeneralLinear) for leaf in _leaves(group)):
+        return
+    a = group.sample(seeded(31))
+    noise = torch.randn(a.shape, generator=seeded(32), dtype=torch.float64)
+    sizes = [group.excess(a + size * noise) for size in (1e-4, 1e-3, 1e-2)]
+    assert 1e-5 < sizes[0] < sizes[1] < sizes[2] < 1
+    assert sizes[1] == pytest.approx(10 * sizes[0], rel=0.2)
+    for matrix in (torch.zeros(group.dim, group.dim), a * math.nan, a * math.inf):
+        assert math.isinf(group.excess(matrix))
+    # One row twice: no inverse, whatever else is wrong.
+    twice = noise.clone()
+    twice[0] = twice[1]
+    assert math.isinf(group.excess(twice))
+
+
+OUTSIDE = [
+    (Orthogonal(2), [[1.0, 0.5], [0.0, 1.0]], r"columns 0 and 1 have the product 0.5, 0.5 off"),
+    (Orthogonal(2), [[2.0, 0.0], [0.0, 1.0]], "column 0 has length 2, not 1, 3 off"),
+    (LineStabiliser(3), [[1.0, 0, 0], [0, 2, 0], [0, 0, 1]], "rows 1 and 1 are not those of a"),
+    (LineStabiliser(2), [[1.0, -1.0], [-1.0, 1.0]], "the all-ones vector goes to zero"),
+    (LineStabiliser(2), [[1.1, 0.1], [-0.1, 0.9]], "the all-ones vector leaves its line"),
+    (Permutation(3), [[1, 0, 0], [0, 1, 0.2], [0, 0, 1.0]], "row 1 has a second entry of 0.2 besi"),
+    (Permutation(2), [[0.0, 3.0], [1.0, 0.0]], "row 0 has the factor 3, 2 off where 1e-06 is all"),
+    (Permutation(2), [[1.0, 0.0], [0.0, -1.0]], "row 1 is reversed: its factor is -1, 2 off"),
+    (Monomial(2), [[1.0, 0.0], [1.0, 0.0]], "two rows take the same axis"),
+    (Monomial(2), [[1.0, 0.0], [0.0, 0.0]], "row 1 is zero"),
+    (Trivial(2), [[1.0, 0.3], [0.0, 1.0]], r"entry \[0, 1\] is 0.3, not 0, 0.3 off"),
+    (Signs(2), [[0.0, 1.0], [1.0, 0.0]], "row 0 takes another axis, 1 off"),
+    (Planes(2), [[1.0, 0.0], [0.0, -1.0]], "no multiple of a complex number is near plane 0"),
+    (
+        Planes(2),
+        [[1.0, 0.0], [0.4, 1.0]],
+        r"entry \[0, 1\] is 0, where one complex number for every plane gives -0.2",
+    ),
+    (SignedPlanes(4), torch.eye(4)[[1, 0, 2, 3]], "row 0 takes an axis of another plane"),
+    (Blocks(Permutation(1), 2, order="kept"), [[0.0, 1.0], [1.0, 0.0]], "takes from the blocks"),
+    (Blocks(Permutation(1), 1, copies=2), [[1.0, 0.0], [0.0, 2.0]], "not the same in all its cop"),
+    (Blocks(Trivial(1), 2), [[1.0, 0.0], [1.0, 0.0]], "two blocks take from one block"),
+    (Blocks(Trivial(1), 2), [[1.0, 0.0], [0.0, 0.0]], "block 1 is zero"),
+    (Blocks(Trivial(1), 2), [[1.0, 0.0], [0.0, 3.0]], r"in block 1, entry \[0, 0\] is 3, not 1"),
+    (
+        DirectSum((Trivial(1),) * 2),
+        [[1.0, 0.5], [0.0, 1.0]],
+        "row 0 takes 0.5 from column 1, which",
+    ),
+    (DirectSum((Trivial(1),) * 2), [[1.0, 0.0], [0.0, 2.0]], "in part 1, entry"),
+    (DirectSum((Trivial(1),) * 2), [[1.0, 0.0], [0.0, 0.0]], "row 1 is zero"),
+    (GeneralLinear(2), [[1.0, 1.0], [1.0, 1.0]], "the matrix is singular"),
+    (GeneralLinear(2), [[1.0, 1.0], [1.0, 1.0 + 1e-16]], "the matrix is singular"),
+    (GeneralLinear(2), [[1.0, 0.0], [1.0, 0.0]], "column 1 is zero, so the matrix is singular"),
+    (GeneralLinear(3), [[1, 2, 3], [4, 5, 6], [7, 8, 9.0]], "singular"),
+    (Orthogonal(2), [[math.nan, 0.0], [0.0, 1.0]], r"entry \[0, 0\] is nan"),
+    (Orthogonal(2), [[1e300, 1e300], [1e300, -1e300]], "not in the group orthogonal"),
 ]
 
 
-@pytest.mark.parametrize(("one", "other", "expected"), MEETS)
-def test_meet(one: type, other: type, expected: type) -> None:
-    assert meet(one(4), other(4)) == meet(other(4), one(4)) == expected(4)
+@pytest.mark.parametrize(("group", "matrix", "message"), OUTSIDE)
+def test_what_is_outside_is_said_with_its_size(group: Group, matrix: object, message: str) -> None:
+    exact = torch.as_tensor(matrix, dtype=torch.float64)
+    assert not group.contains(exact)
+    with pytest.raises(ValueError, match=message) as error:
+        group.element(exact)
+    assert f"not in the group {group.name}" in str(error.value)
+    assert str(error.value).endswith(f"; give an element of {group!r}")
 
 
-@pytest.mark.parametrize(("one", "other", "expected"), MEETS)
-def test_a_meet_holds_what_both_hold(one: type, other: type, expected: type) -> None:
-    generator = seeded(18)
-    tried = [kind(4).sample(generator) for kind in _SUBGROUPS for _ in range(10)]
-    for element in tried:
-        both = one(4).contains(element) and other(4).contains(element)
-        assert both == expected(4).contains(element)
+def test_precision_decides_what_is_singular() -> None:
+    close = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6]], dtype=torch.float64)
+    assert GeneralLinear(2).contains(close)
+    with pytest.raises(ValueError, match=r"singular to its precision of 1e-07"):
+        GeneralLinear(2).element(close.float())
 
 
-_SUBGROUPS = (
-    Trivial,
-    Permutation,
-    SignedPermutation,
-    PositiveMonomial,
-    Monomial,
-    Orthogonal,
-    LineStabiliser,
-    GeneralLinear,
+def test_blocks_that_keep_their_places() -> None:
+    kept = Blocks(Permutation(2), 2, order="kept")
+    swap = torch.eye(4)[[2, 3, 0, 1]]
+    assert not kept.contains(swap) and Blocks(Permutation(2), 2).contains(swap)
+    drawn = kept.draw(seeded(33))
+    assert isinstance(drawn, BlockElement) and drawn.order.tolist() == [0, 1]
+    assert "keep their places" in kept.describe()
+    assert kept.latex == r"(S_n)^{2}"
+
+
+def test_signed_planes_are_the_symmetries_of_squares() -> None:
+    drawn = {
+        tuple(SignedPlanes(2).sample(generator).flatten().tolist())
+        for generator in [seeded(34)]
+        for _ in range(200)
+    }
+    assert len(drawn) == 8
+
+
+def _same_chance(counts: Tensor, expected: float) -> bool:
+    """True unless a count is more than 4.5 standard deviations off a binomial expectation."""
+    total = float(counts.sum())
+    deviation = math.sqrt(total * expected * (1 - expected))
+    return bool(((counts - total * expected).abs() < 4.5 * deviation).all())
+
+
+@pytest.mark.parametrize(
+    ("group", "size"),
+    [
+        (Permutation(3), 6),
+        (SignedPermutation(2), 8),
+        (Signs(3), 8),
+        (SignedPlanes(2), 8),
+        (Blocks(Permutation(2), 2), 8),
+        (Blocks(Permutation(2), 2, order="kept"), 4),
+        (DirectSum((Permutation(2), Signs(2))), 8),
+        (Monomial(2), 8),
+    ],
+    ids=repr,
 )
+def test_orders_and_signs_are_uniform(group: Group, size: int) -> None:
+    generator = seeded(35)
+    seen: dict[tuple[float, ...], int] = {}
+    for _ in range(4000):
+        signs = tuple(group.sample(generator).sign().flatten().tolist())
+        seen[signs] = seen.get(signs, 0) + 1
+    assert len(seen) == size
+    assert _same_chance(torch.tensor(list(seen.values())), 1 / size)
 
 
-def test_the_unknown_absorbs() -> None:
-    assert meet(Unknown(4), Trivial(4)) == meet(Trivial(4), Unknown(4)) == Unknown(4)
+def test_the_check_of_chances_can_fail() -> None:
+    assert not _same_chance(torch.tensor([600.0, 400.0]), 0.5)
 
 
-def test_meets_that_are_none_of_the_groups() -> None:
-    with pytest.raises(ValueError, match="none of the groups here"):
-        meet(LineStabiliser(4), Orthogonal(4))
-    with pytest.raises(ValueError, match="different dimensions"):
-        meet(Permutation(4), Permutation(5))
-    assert meet(Planes(4), Planes(4)) == Planes(4)
+def test_scales_are_uniform_in_their_logarithm() -> None:
+    generator = seeded(36)
+    sizes = torch.stack([Monomial(4).sample(generator).abs().sum(1) for _ in range(1000)]).log2()
+    assert -1 <= float(sizes.min()) < -0.98 and 0.98 < float(sizes.max()) <= 1
+    assert abs(float(sizes.mean())) < 4.5 * math.sqrt(1 / 3 / 4000)
+    assert float(sizes.var()) == pytest.approx(1 / 3, abs=0.03)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -505,9 +681,12 @@ def test_arrays_and_lists_and_other_dtypes_are_matrices_too() -> None:
     assert Permutation(2).contains(torch.eye(2).requires_grad_())
 
 
+_KINDS = tuple({type(group) for group in ELEMENTARY})
+
+
 @pytest.mark.parametrize("dim", [0, -1, True, 2.0])
 def test_dimensions_that_are_none(dim: object) -> None:
-    for kind in (*_SUBGROUPS, Unknown):
+    for kind in (*_KINDS, Unknown):
         with pytest.raises((ValueError, TypeError), match=r"whole number of at least 1|int"):
             kind(dim)  # pyright: ignore
 
@@ -521,6 +700,16 @@ def test_blocks_planes_and_sums_that_are_none() -> None:
         Planes(5)
     with pytest.raises(ValueError, match="at least one part"):
         DirectSum(())
+    with pytest.raises(ValueError, match="give an even dim"):
+        SignedPlanes(3)
+    for message, group, field in (
+        ("pairing 'x' is not known", Planes(2), "pairing"),
+        ("order 'x' is not known", Blocks(Permutation(2), 1), "order"),
+    ):
+        # The checks of annotations, which run in tests only, would stop it first.
+        object.__setattr__(group, field, "x")
+        with pytest.raises(ValueError, match=message):
+            group.__post_init__()
 
 
 def test_the_unknown_claims_nothing() -> None:
@@ -530,6 +719,18 @@ def test_the_unknown_claims_nothing() -> None:
         Unknown(3).sample(seeded())
     with pytest.raises(ValueError, match="not known"):
         Blocks(Unknown(3), 2).sample(seeded())
+    for ask in (Unknown(3).element, Unknown(3).excess):
+        with pytest.raises(ValueError, match="cannot be said whether it holds"):
+            ask(torch.eye(3))
+    with pytest.raises(ValueError, match="no element can be drawn"):
+        Unknown(3).generic(seeded())
+
+
+@pytest.mark.parametrize("atol", [-1.0, 1.0, math.inf, math.nan])
+def test_tolerances_that_are_none(atol: float) -> None:
+    for ask in (Permutation(2).contains, Permutation(2).excess, Permutation(2).element):
+        with pytest.raises(ValueError, match="give a number from 0 to below 1"):
+            ask(torch.eye(2), atol=atol)
 
 
 def test_a_generator_elsewhere() -> None:
@@ -537,5 +738,6 @@ def test_a_generator_elsewhere() -> None:
         device = torch.device("cuda")  # pyright: ignore
 
     for group in (Trivial(2), Permutation(2), GeneralLinear(2)):
-        with pytest.raises(ValueError, match="Generator on the CPU"):
-            group.sample(Elsewhere())
+        for ask in (group.sample, group.draw, group.generic):
+            with pytest.raises(ValueError, match="Generator on the CPU"):
+                ask(Elsewhere())

@@ -10,8 +10,9 @@ import enum
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from basis_probe.adapters.attention import Attention, attentions
 from basis_probe.adapters.graph import Graph, Kind, Layout, Vertex, condense, replay
 from basis_probe.adapters.places import Site, spoken
 from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
@@ -47,6 +48,7 @@ class Region:
         why: the reason, where the shape is UNKNOWN.
         op: the function's name, for messages.
         learned: True if every vector in it is a weight of the model.
+        within: True if it acts on each head by itself, with one gain for all of them.
     """
 
     shape: Shape
@@ -56,6 +58,7 @@ class Region:
     why: str = ""
     op: str = ""
     learned: bool = True
+    within: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,6 +95,8 @@ class Facts:
         streams: the streams.
         stream_of: vertex -> index of its stream.
         regions: vertex -> what was measured of it.
+        attentions: where queries meet keys.
+        given: vertex -> what it uses in place of a weight that training could change.
     """
 
     graph: Graph
@@ -99,6 +104,8 @@ class Facts:
     streams: tuple[Stream, ...]
     stream_of: dict[int, int]
     regions: dict[int, Region]
+    attentions: tuple[Attention, ...] = ()
+    given: dict[int, str] = dataclasses.field(default_factory=dict[int, str])
 
     def vertex(self, site: Site) -> Vertex | None:
         """The vertex of a site, or None if the site's tensor has no understood features."""
@@ -126,23 +133,41 @@ def _spread(x: Tensor, layout: Layout | None, ndim: int) -> Tensor:
     return x.reshape(x.shape[0], *([1] * (ndim - 2)), x.shape[1]) if ndim > 2 else x
 
 
+def evaluate(
+    graph: Graph,
+    vertex: Vertex,
+    values: tuple[Tensor, ...],
+    fixed: dict[int, Tensor] | None = None,
+) -> Tensor:
+    """What a region makes of rows of features [samples, dim], one tensor for each root.
+
+    Args:
+        graph: the graph.
+        vertex: the region.
+        values: the rows.
+        fixed: id of a parameter -> what takes its place.
+    """
+    layout, ndim = graph.layouts[vertex.node], len(graph.trace.node(vertex.node).shape)
+    flat = [value.reshape(-1, value.shape[-1]) for value in values]
+    laid = {root: _spread(f, layout, ndim) for root, f in zip(vertex.carried, flat, strict=True)}
+    return graph.replay(vertex.node, laid, fixed).reshape(values[0].shape)
+
+
 def _measure(graph: Graph, vertex: Vertex) -> Region:
     trace = graph.trace
     node = trace.node(vertex.node)
     op = spoken(trace, node)
     layout = graph.layouts.get(vertex.node)
-    if layout is None or len(layout.axes) != 1:
-        return Region(Shape.UNKNOWN, why=f"{op} on features in several axes", op=op)
-    axis, ndim = layout.axes[0], len(node.shape)
-    dim = node.shape[axis]
+    several = Region(Shape.UNKNOWN, why=f"{op} on features in several axes", op=op)
+    within = layout is not None and len(layout.axes) == 2 and layout.axes[-1] == len(node.shape) - 1
+    if layout is None or (len(layout.axes) != 1 and not within):
+        return several
+    dim = node.shape[layout.axes[-1]]
     roots = vertex.carried
     device = _device(trace)
 
     def function(*values: Tensor) -> Tensor:
-        flat = [value.reshape(-1, value.shape[-1]) for value in values]
-        laid = {root: _spread(f, layout, ndim) for root, f in zip(roots, flat, strict=True)}
-        out = graph.replay(vertex.node, laid)
-        return out.reshape(values[0].shape)
+        return evaluate(graph, vertex, values)
 
     generator = torch.Generator().manual_seed(0)
 
@@ -153,20 +178,25 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
         return Region(Shape.UNKNOWN, why=f"{op} changes the shape", op=op)
     try:
         if len(roots) == 1:
-            vectors = list(_vectors(graph, vertex))
+            vectors = [fixed for _, fixed in vectors_of(graph, vertex)]
             region = _measure_one(function, draw, op)
             learned = all(fixed.name is not None for fixed in vectors)
             if region.shape is Shape.SHIFT and not (vectors and learned):
                 region, learned = dataclasses.replace(region, shape=Shape.DIAGONAL), False
-            return dataclasses.replace(region, learned=learned)
+            if within and not (region.shape.is_norm or region.shape is Shape.SCALE):
+                # One vector for all heads is not a vector for all features.
+                return several
+            return dataclasses.replace(region, learned=learned, within=within)
+        if within:
+            return several
         return _measure_two(function, draw, op)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Region(Shape.UNKNOWN, why=f"{op} cannot be replayed: {reason}", op=op)
 
 
-def _vectors(graph: Graph, vertex: Vertex) -> Iterator[Fixed]:
-    """The constants of more than one number in what lies between a vertex and what it carries."""
+def vectors_of(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed]]:
+    """The constants of more than one number behind a region, up to what it carries."""
     trace, seen = graph.trace, set(vertex.carried)
     waiting = [vertex.node]
     while waiting:
@@ -177,7 +207,7 @@ def _vectors(graph: Graph, vertex: Vertex) -> Iterator[Fixed]:
         node = trace.node(index)
         for value in (*node.args, *node.kwargs.values()):
             if isinstance(value, Fixed) and value.tensor.numel() > 1:
-                yield value
+                yield node, value
         waiting.extend(node.inputs)
 
 
@@ -317,7 +347,95 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
         if vertex.kind is Kind.REGION
     }
     streams, stream_of = _streams(graph, regions)
-    return Facts(graph, sites, streams, stream_of, regions)
+    norms = frozenset(vertex for vertex, region in regions.items() if region.shape.is_norm)
+    found = attentions(graph, norms)
+    return Facts(graph, sites, streams, stream_of, regions, found, _given(graph))
+
+
+def _given(graph: Graph) -> dict[int, str]:
+    """Vertices whose matrix, table or added vector is no parameter."""
+    trace, found = graph.trace, dict[int, str]()
+    maps = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)
+    for vertex in graph.vertices.values():
+        node = trace.node(vertex.node)
+        where = f" in {node.module}" if node.module else ""
+        if vertex.kind in maps:
+            used = [v for v in (*node.args, *node.kwargs.values()) if _is_matrix(trace, v)]
+            if used and not any(_is_learned(trace, value) for value in used):
+                found[vertex.node] = f"the matrix of {node.op}{where} is no parameter of the model"
+        elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
+            for value in constants_of(trace, node):
+                if not _is_learned(trace, value):
+                    found[vertex.node] = (
+                        f"a constant{where} is added to it that is no parameter of the model, such "
+                        "as a table of sines for positions"
+                    )
+    return found
+
+
+def constants_of(trace: Trace, node: Node) -> Iterator[Fixed | Ref]:
+    """What a sum or a concatenation takes that does not depend on the input; nothing empty."""
+    given = node.kwargs.get("tensors", node.args[0]) if node.op == "cat" else node.args
+    for value in given if isinstance(given, tuple | list) else ():
+        if isinstance(value, Fixed) and value.tensor.numel():
+            yield value
+        elif isinstance(value, Ref):
+            made = trace.node(value.node)
+            if not made.live and 0 not in made.shape:
+                yield value
+
+
+def _is_matrix(trace: Trace, value: object) -> bool:
+    if isinstance(value, Fixed):
+        return value.tensor.ndim >= 2
+    if isinstance(value, Ref):
+        node = trace.node(value.node)
+        return not node.live and len(node.shape) >= 2
+    return False
+
+
+def _is_learned(trace: Trace, value: object) -> bool:
+    """True if a parameter is among what a constant is computed from."""
+    leaves = (value,) if isinstance(value, Fixed) else ()
+    if isinstance(value, Ref):
+        leaves = tuple(leaves_of(trace, value.node))
+    return any(isinstance(leaf.tensor, nn.Parameter) for leaf in leaves)
+
+
+def leaves_of(trace: Trace, index: int) -> Iterator[Fixed]:
+    """Every fixed tensor from which a node was computed."""
+    seen: set[int] = set()
+    waiting = [index]
+    while waiting:
+        here = waiting.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        node = trace.node(here)
+        yield from fixed_in((node.args, node.kwargs))
+        waiting.extend(node.inputs)
+
+
+def fixed_in(value: object) -> Iterator[Fixed]:
+    """Every fixed tensor among the arguments of a call."""
+    if isinstance(value, Fixed):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():  # pyright: ignore[reportUnknownVariableType]
+            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, tuple | list):
+        for entry in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def keeps_statistics(node: Node) -> bool:
+    """True if batch normalisation uses running statistics, not those of the batch."""
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    mean, training = (
+        node.kwargs.get(names[place], node.args[place] if len(node.args) > place else None)
+        for place in (1, 5)
+    )
+    return isinstance(mean, Fixed) and not training
 
 
 def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:

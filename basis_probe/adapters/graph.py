@@ -101,26 +101,38 @@ class Graph:
     readers: dict[int, tuple[int, ...]]
     returned: frozenset[int]
 
-    def replay(self, target: int, values: dict[int, Tensor]) -> Tensor:
+    def replay(
+        self, target: int, values: dict[int, Tensor], fixed: dict[int, Tensor] | None = None
+    ) -> Tensor:
         """The value of node `target` when the nodes in `values` have the given values."""
-        return replay(self.trace, target, values)
+        return replay(self.trace, target, values, fixed)
 
 
-def replay(trace: Trace, target: int, values: dict[int, Tensor]) -> Tensor:
+def replay(
+    trace: Trace, target: int, values: dict[int, Tensor], fixed: dict[int, Tensor] | None = None
+) -> Tensor:
     """The value of node `target`, computed anew from the given values of nodes before it.
+
+    Args:
+        trace: the record.
+        target: the node.
+        values: node -> its value.
+        fixed: id of a parameter or constant -> what takes its place.
 
     Raises:
         ValueError: if the target depends on a live tensor that was not given.
     """
     known: dict[int, Any] = dict(values)
-    dtype = next((v.dtype for v in values.values() if v.is_floating_point()), None)
-    device = next(iter(values.values())).device if values else None
+    fixed = fixed or {}
+    given = (*values.values(), *fixed.values())
+    dtype = next((v.dtype for v in given if v.is_floating_point()), None)
+    device = given[0].device if given else None
 
     def argument(value: Any) -> Any:
         if isinstance(value, Ref):
             return compute(value.node)
         if isinstance(value, Fixed):
-            tensor = value.tensor.detach()
+            tensor = fixed.get(id(value.tensor), value.tensor).detach()
             if tensor.is_floating_point() and dtype is not None:
                 tensor = tensor.to(device=device, dtype=dtype)
             return tensor
@@ -151,8 +163,8 @@ def replay(trace: Trace, target: int, values: dict[int, Tensor]) -> Tensor:
             return compute(index)
         args = [argument(value) for value in node.args]
         kwargs = {name: argument(value) for name, value in node.kwargs.items()}
-        if node.op == "to" and dtype is not None and node.live and node.floating:
-            # A cast inside the region must not lower the precision of the replay.
+        if node.op == "to" and dtype is not None and node.floating:
+            # A cast on the way must not lower the precision of the replay.
             return args[0] if args[0].is_floating_point() else args[0].to(dtype)
         if node.inplace and args and isinstance(args[0], Tensor):
             args[0] = args[0].clone()
@@ -361,7 +373,9 @@ class _Builder:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
         elif op == "output" and self.trace.node(first).op in ("chunk", "split", "unbind"):
             kind, part = self._piece(node, first)
-            self.put(node.index, kind, (self.vertex(first),), part=part)
+            made = self.trace.node(first)
+            whole = made.inputs[0] if made.op == "unbind" else first
+            self.put(node.index, kind, (self.vertex(whole),), part=part)
         elif op == "cat":
             self._cat(node, live, layout)
         elif op == "pad":

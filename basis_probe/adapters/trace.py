@@ -289,6 +289,8 @@ class _Recorder(Follower):
         op = spelling(func)
         if op is None:
             return out
+        if op in ("min", "max") and len(given) > 1 and isinstance(out, Tensor):
+            op = f"{op}imum"
         made = list(tensors_in(out))
         live = any(self.nodes[index].live for index in inputs)
         if made:

@@ -11,13 +11,29 @@ import abc
 import dataclasses
 import difflib
 import enum
+import itertools
 import math
+from collections.abc import Iterable
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from basis_probe.algebra.elements import (
+    BlockElement,
+    Dense,
+    Element,
+    Identity,
+    MonomialElement,
+    Pairing,
+    PlaneElement,
+    Product,
+    Reflections,
+    Sheared,
+    SumElement,
+    plane_axes,
+)
 from basis_probe.algebra.haar import haar, haar_fixing, require_cpu
 
 
@@ -45,6 +61,20 @@ class Traits:
     rescales: bool
     rotates: bool
     sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Miss:
+    """By how much a matrix fails what a group demands of it.
+
+    Attributes:
+        by: the largest violation, in the unit that tolerances are given in; infinity for a matrix
+            that is singular where the group looks.
+        where: what is wrong, and where.
+    """
+
+    by: float
+    where: str
 
 
 class Group(abc.ABC):
@@ -86,7 +116,7 @@ class Group(abc.ABC):
         return self._traits().sentence
 
     def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
-        """A well-conditioned element of the group, on the CPU; scales lie between 1/2 and 2.
+        """The matrix of `draw`: a well-conditioned element, on the CPU, written out.
 
         Args:
             generator: a generator on the CPU; one seed means one element.
@@ -94,22 +124,110 @@ class Group(abc.ABC):
         Raises:
             ValueError: if the group is unknown, or the generator is not on the CPU.
         """
+        return self.draw(generator).matrix()
+
+    def draw(self, generator: torch.Generator) -> Element:
+        """A random element, uniform where the group has a uniform law.
+
+        Rotations are Haar distributed, orders and signs uniform; scales lie between 1/2 and 2,
+        uniform in their logarithm.
+
+        Args:
+            generator: a generator on the CPU; one seed means one element.
+
+        Raises:
+            ValueError: if the group is unknown, or the generator is not on the CPU.
+
+        Example:
+            >>> Orthogonal(4).draw(torch.Generator().manual_seed(0)).dim
+            4
+        """
         require_cpu(generator)
         return self._draw(generator)
+
+    def generic(self, generator: torch.Generator) -> Element:
+        """A random element that is cheap to apply however large n is, and has no special form.
+
+        Where `draw` takes a dense matrix this takes a few reflections, an order and scales instead:
+        every axis is mixed with every other, but the law is not uniform. Elsewhere it is `draw`.
+
+        Args:
+            generator: a generator on the CPU; one seed means one element.
+
+        Raises:
+            ValueError: if the group is unknown, or the generator is not on the CPU.
+
+        Example:
+            >>> x = torch.ones(100_000, dtype=torch.float64)
+            >>> turned = Orthogonal(100_000).generic(torch.Generator().manual_seed(0)).act(x)
+            >>> torch.allclose(turned.norm(), x.norm())
+            True
+        """
+        require_cpu(generator)
+        return self._generic(generator)
 
     def contains(self, matrix: object, atol: float = 1e-6) -> bool:
         """True if the matrix is in the group.
 
         Args:
-            matrix: [dim, dim], a tensor or an array of real numbers.
+            matrix: [dim, dim], a tensor or an array of real numbers, or an element.
             atol: how far an entry may be from what the group demands; in groups that rescale axes,
                 relative to the largest entry of its row. A singular matrix and one with NaN or
                 infinity in it are in no group.
 
         Raises:
-            ValueError: if the matrix has another shape or complex entries, or the group is unknown.
+            ValueError: if the matrix has another shape or complex entries, the tolerance is not
+                between 0 and 1, or the group is unknown.
         """
-        a = torch.as_tensor(matrix)
+        return self._missed(matrix, atol).by <= atol
+
+    def excess(self, matrix: object, atol: float = 1e-6) -> float:
+        """By how much a matrix misses the group: 0 for members, infinity for singular matrices.
+
+        Args:
+            matrix: [dim, dim], a tensor or an array of real numbers, or an element.
+            atol: what counts as a member, as in `contains`; the result is measured as it is.
+
+        Raises:
+            ValueError: as in `contains`.
+
+        Example:
+            >>> Permutation(2).excess([[0.0, 2.0], [1.0, 0.0]])
+            1.0
+        """
+        return self._excess(matrix, atol).by
+
+    def element(self, matrix: object, atol: float = 1e-6) -> Element:
+        """The matrix as an element of the group, in the form that the group's elements have.
+
+        What lies within the tolerance of the form is rounded to it. An `Element` that already has
+        the form is returned as it is.
+
+        Args:
+            matrix: [dim, dim], a tensor or an array of real numbers, or an element.
+            atol: as in `contains`.
+
+        Raises:
+            ValueError: as in `contains`, and if the matrix is not in the group; the message says by
+                how much, and where.
+
+        Example:
+            >>> Monomial(2).element([[0.0, 3.0], [1.0, 0.0]])
+            MonomialElement(columns=tensor([1, 0]), factors=tensor([3., 1.], dtype=torch.float64))
+        """
+        miss = self._excess(matrix, atol)
+        if miss.by > atol:
+            size = "" if math.isinf(miss.by) else f", {miss.by:.3g} off where {atol:.3g} is allowed"
+            raise ValueError(
+                f"the matrix is not in the group {self.name}: {miss.where}{size}; give an element "
+                f"of {self!r}"
+            )
+        read = self._read(self._exact(matrix)[0], atol)
+        return matrix if isinstance(matrix, Element) and _alike(matrix, read) else read
+
+    def _exact(self, matrix: object) -> tuple[Float64[Tensor, "dim dim"], float]:
+        """The matrix in float64 on the CPU, and how precisely its entries are known."""
+        a = matrix.matrix() if isinstance(matrix, Element) else torch.as_tensor(matrix)
         if tuple(a.shape) != (self.dim, self.dim):
             raise ValueError(
                 f"the matrix has shape {tuple(a.shape)}, the group {self.name} acts on "
@@ -121,18 +239,44 @@ class Group(abc.ABC):
             )
         rounding = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
         exact = a.detach().to("cpu", torch.float64)
-        rounding = max(rounding, torch.finfo(torch.float64).eps)
-        return bool(exact.isfinite().all()) and self._holds(exact, atol, rounding)
+        return exact, max(rounding, torch.finfo(torch.float64).eps)
+
+    def _missed(self, matrix: object, atol: float) -> Miss:
+        if not 0 <= atol < 1:
+            raise ValueError(f"the tolerance is {atol}: give a number from 0 to below 1")
+        exact, rounding = self._exact(matrix)
+        wrong = (~exact.isfinite()).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            return Miss(math.inf, f"entry [{row}, {column}] is {float(exact[row, column])}")
+        return self._miss(exact, atol, rounding)
+
+    def _excess(self, matrix: object, atol: float) -> Miss:
+        """The miss, 0 for members, and infinite for all singular matrices."""
+        miss = self._missed(matrix, atol)
+        if miss.by <= atol:
+            return Miss(0.0, "")
+        if math.isfinite(miss.by):
+            singular = singularity(*self._exact(matrix))
+            return Miss(math.inf, singular) if singular else miss
+        return miss
 
     @abc.abstractmethod
     def _traits(self) -> Traits: ...
 
     @abc.abstractmethod
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]: ...
+    def _draw(self, generator: torch.Generator) -> Element: ...
+
+    def _generic(self, generator: torch.Generator) -> Element:
+        return self._draw(generator)
 
     @abc.abstractmethod
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
-        """Whether a finite matrix, known to `rounding` relative, is in the group."""
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        """By how much a finite matrix, known to `rounding` relative, misses the group."""
+
+    @abc.abstractmethod
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        """A matrix of the group in the form of its elements."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,26 +317,22 @@ class GeneralLinear(Elementary):
             sentence="Every invertible linear change of basis, so that no direction is marked out.",
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Element:
         left, right = haar(self.dim, generator), haar(self.dim, generator)
         stretch = 1.4 * _uniform(self.dim, generator) - 0.7
-        return left * stretch.exp() @ right
+        return Dense(left * stretch.exp() @ right)
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
-        # Rows and columns of unit size first: a matrix is not singular for having small units.
-        rows = a.abs().amax(dim=1, keepdim=True)
-        if bool((rows == 0).any()):
-            return False
-        a = a / rows
-        columns = a.abs().amax(dim=0, keepdim=True)
-        if bool((columns == 0).any()):
-            return False
-        a = a / columns
-        inverse, singular = torch.linalg.inv_ex(a)
-        if int(singular) != 0:
-            return False
-        condition = torch.linalg.matrix_norm(a, 1) * torch.linalg.matrix_norm(inverse, 1)
-        return bool(condition * rounding * self.dim < 1)
+    def _generic(self, generator: torch.Generator) -> Element:
+        left = Reflections(torch.randn(2, self.dim, generator=generator, dtype=torch.float64))
+        right = Reflections(torch.randn(2, self.dim, generator=generator, dtype=torch.float64))
+        return Product((left, Monomial(self.dim).draw(generator), right))
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        singular = singularity(a, rounding)
+        return Miss(math.inf, singular) if singular else Miss(0.0, "")
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        return Dense(a)
 
 
 @final
@@ -216,11 +356,22 @@ class Orthogonal(Elementary):
             sentence="Every rotation and reflection: lengths and angles are kept, but no axis is.",
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
-        return haar(self.dim, generator)
+    def _draw(self, generator: torch.Generator) -> Element:
+        return Dense(haar(self.dim, generator))
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
-        return _close(a.T @ a, torch.eye(self.dim, dtype=a.dtype), atol)
+    def _generic(self, generator: torch.Generator) -> Element:
+        left = Reflections(torch.randn(2, self.dim, generator=generator, dtype=torch.float64))
+        right = Reflections(torch.randn(2, self.dim, generator=generator, dtype=torch.float64))
+        return Product((left, SignedPermutation(self.dim).draw(generator), right))
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        off, i, j = _worst((a.T @ a - torch.eye(self.dim, dtype=a.dtype)).abs())
+        if i == j:
+            return Miss(off, f"column {i} has length {float(a[:, i].norm()):.4g}, not 1")
+        return Miss(off, f"columns {i} and {j} have the product {float(a[:, i] @ a[:, j]):.3g}")
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        return Dense(a)
 
 
 @final
@@ -255,22 +406,37 @@ class LineStabiliser(Elementary):
             ),
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Element:
         turn = haar_fixing(torch.ones(1, self.dim, dtype=torch.float64), generator)
-        along = (_signs(1, generator) * _scales(1, generator) - 1.0) / self.dim
+        return Dense(turn + self._written_along(generator))
+
+    def _generic(self, generator: torch.Generator) -> Element:
+        # Vectors across the ones mirror the space across them, and an order keeps the ones.
+        normals = torch.randn(4, self.dim, generator=generator, dtype=torch.float64)
+        normals = (normals - normals.mean(dim=1, keepdim=True))[: max(self.dim - 1, 0)]
+        order = Permutation(self.dim).draw(generator)
+        turn = Product((Reflections(normals[:2]), order, Reflections(normals[2:])))
+        return Sheared(turn, self._written_along(generator))
+
+    def _written_along(self, generator: torch.Generator) -> Float64[Tensor, " dim"]:
+        along = (random_signs(1, generator) * random_scales(1, generator) - 1.0) / self.dim
         across = torch.randn(self.dim, generator=generator, dtype=torch.float64)
         # 1 w^T is as long as sqrt(n) w; half a unit of it keeps the element well conditioned.
-        return turn + (along + 0.5 * (across - across.mean()) / self.dim)
+        return along + 0.5 * (across - across.mean()) / self.dim
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
         across = a - a.mean(dim=0, keepdim=True)
         projection = torch.eye(self.dim, dtype=a.dtype) - 1.0 / self.dim
-        along = float(a.sum()) / self.dim
-        return (
-            _close(across @ across.T, projection, atol)
-            and bool((across.sum(dim=1).abs() <= atol * math.sqrt(self.dim)).all())
-            and abs(along) > atol
-        )
+        if abs(float(a.sum()) / self.dim) <= atol:
+            return Miss(math.inf, "the all-ones vector goes to zero along itself")
+        turned, i, j = _worst((across @ across.T - projection).abs())
+        leaving = float(across.sum(dim=1).abs().max()) / math.sqrt(self.dim)
+        if leaving > turned:
+            return Miss(leaving, "the all-ones vector leaves its line")
+        return Miss(turned, f"across the all-ones vector, rows {i} and {j} are not those of a turn")
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        return Dense(a)
 
 
 # --- groups that keep axes ------------------------------------------------------------------------
@@ -294,25 +460,23 @@ class OnAxes(Elementary):
             sentence=f"The axes change places{self.change}.",
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Element:
         order = torch.randperm(self.dim, generator=generator)
         values = torch.ones(self.dim, dtype=torch.float64)
         if self.signs:
-            values = values * _signs(self.dim, generator)
+            values = values * random_signs(self.dim, generator)
         if self.positive_scales:
-            values = values * _scales(self.dim, generator)
-        element = torch.zeros(self.dim, self.dim, dtype=torch.float64)
-        element[order, torch.arange(self.dim)] = values
-        return element
+            values = values * random_scales(self.dim, generator)
+        # Axis j goes to order[j].
+        columns = order.argsort()
+        return MonomialElement(columns, values[columns])
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
-        parts = monomial_parts(a, atol)
-        if parts is None:
-            return False
-        _, scales = parts
-        if not self.signs and bool((scales < 0).any()):
-            return False
-        return self.positive_scales or bool(((scales.abs() - 1).abs() <= atol).all())
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        return _off_axes(a, atol, signs=self.signs, positive_scales=self.positive_scales)
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        columns, factors = _taken(a)
+        return MonomialElement(columns, factors if self.positive_scales else factors.sign())
 
 
 @final
@@ -404,16 +568,95 @@ class Trivial(Elementary):
             sentence="Nothing changes: every axis has its place, its sign and its unit.",
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
-        return torch.eye(self.dim, dtype=torch.float64)
+    def _draw(self, generator: torch.Generator) -> Element:
+        return Identity(self.dim)
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
-        return _close(a, torch.eye(self.dim, dtype=a.dtype), atol)
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        off, i, j = _worst((a - torch.eye(self.dim, dtype=a.dtype)).abs())
+        return Miss(off, f"entry [{i}, {j}] is {float(a[i, j]):.4g}, not {float(i == j):.0f}")
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        return Identity(self.dim)
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Planes(Group):
+class Signs(Elementary):
+    """Every reversal of axes: each keeps its place and its unit.
+
+    Example:
+        >>> Signs(2).contains([[-1.0, 0.0], [0.0, 1.0]])
+        True
+    """
+
+    name: ClassVar[str] = "signs"
+
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.AXES,
+            latex=r"\{\pm 1\}^n",
+            rescales=False,
+            rotates=False,
+            sentence="Each axis may be reversed, and none changes its place.",
+        )
+
+    def _draw(self, generator: torch.Generator) -> Element:
+        return MonomialElement(torch.arange(self.dim), random_signs(self.dim, generator))
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        miss = _off_axes(a, atol, signs=True, positive_scales=False)
+        if miss.by > atol:
+            return miss
+        moved = (_taken(a)[0] != torch.arange(self.dim)).nonzero().flatten().tolist()
+        return Miss(1.0, f"row {moved[0]} takes another axis") if moved else miss
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        return MonomialElement(torch.arange(self.dim), a.diagonal().sign())
+
+
+# --- groups that keep planes ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPlanes(Group):
+    """A group that acts inside n/2 planes of two axes, which keep their places.
+
+    Attributes:
+        dim: n, even.
+        pairing: "half" for the planes (i, i + n/2), "adjacent" for (2i, 2i + 1).
+    """
+
+    dim: int
+    pairing: Pairing = "half"
+
+    def __post_init__(self) -> None:
+        _require_size("dim", self.dim)
+        if self.dim % 2:
+            raise ValueError(f"{self.dim} axes do not divide into planes: give an even dim")
+        if self.pairing not in ("half", "adjacent"):
+            raise ValueError(
+                f"pairing {self.pairing!r} is not known: give 'half' for planes (i, i + n/2) or "
+                "'adjacent' for (2i, 2i + 1)"
+            )
+
+    def axes(self) -> tuple[Int64[Tensor, " direction"], Int64[Tensor, " direction"]]:
+        """The first and the second axis of every plane."""
+        return plane_axes(self.dim, self.pairing)
+
+    def _pairs(self) -> str:
+        return "i and i + n/2" if self.pairing == "half" else "2i and 2i + 1"
+
+    def _partners(self) -> Tensor:
+        """The other axis of every axis's plane."""
+        first, second = self.axes()
+        partners = torch.empty(self.dim, dtype=torch.int64)
+        partners[first], partners[second] = second, first
+        return partners
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Planes(OnPlanes):
     """A rotation and a positive scale of each of n/2 planes, which keep their places.
 
     What rotary position embeddings leave free: each plane turns at a frequency of its own, so that
@@ -429,58 +672,98 @@ class Planes(Group):
         True
     """
 
-    dim: int
-    pairing: Literal["half", "adjacent"] = "half"
-
     name: ClassVar[str] = "planes"
 
-    def __post_init__(self) -> None:
-        _require_size("dim", self.dim)
-        if self.dim % 2:
-            raise ValueError(f"{self.dim} axes do not divide into planes: give an even dim")
-        if self.pairing not in ("half", "adjacent"):
-            raise ValueError(
-                f"pairing {self.pairing!r} is not known: give 'half' for planes (i, i + n/2) or "
-                "'adjacent' for (2i, 2i + 1)"
-            )
-
     def _traits(self) -> Traits:
-        pairs = "i and i + n/2" if self.pairing == "half" else "2i and 2i + 1"
         return Traits(
             privileged=Privileged.PLANES,
             latex=r"(\mathbb{C} \setminus \{0\})^{n/2}",
             rescales=True,
             rotates=True,
             sentence=(
-                f"Each plane of the axes {pairs} is turned and scaled as a whole, and keeps its "
-                "place."
+                f"Each plane of the axes {self._pairs()} is turned and scaled as a whole, and "
+                "keeps its place."
             ),
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Element:
         angle = 2 * math.pi * _uniform(self.dim // 2, generator)
-        scale = _scales(self.dim // 2, generator)
-        return self._element(scale * angle.cos(), scale * angle.sin())
+        scale = random_scales(self.dim // 2, generator)
+        return PlaneElement(scale * angle.cos(), scale * angle.sin(), self.pairing)
 
-    def _element(self, real: Tensor, imaginary: Tensor) -> Float64[Tensor, "dim dim"]:
-        first, second = self._axes()
-        element = torch.zeros(self.dim, self.dim, dtype=torch.float64)
-        element[first, first], element[second, second] = real, real
-        element[second, first], element[first, second] = imaginary, -imaginary
-        return element
-
-    def _axes(self) -> tuple[Tensor, Tensor]:
-        axes = torch.arange(self.dim)
-        halves = axes.view(2, -1) if self.pairing == "half" else axes.view(-1, 2).T
-        return halves[0], halves[1]
-
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
-        first, second = self._axes()
-        nearest = self._element(
-            (a[first, first] + a[second, second]) / 2, (a[second, first] - a[first, second]) / 2
-        )
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        real, imaginary = self._complex(a)
+        zero = ((real == 0) & (imaginary == 0)).nonzero().flatten().tolist()
+        if zero:
+            return Miss(1.0, f"no multiple of a complex number is near plane {zero[0]}")
+        nearest = PlaneElement(real, imaginary, self.pairing).matrix()
         size = nearest.abs().amax(dim=1, keepdim=True)
-        return bool((size > 0).all()) and bool(((a - nearest).abs() <= atol * size).all())
+        off, i, j = _worst((a - nearest).abs() / size)
+        where = f"entry [{i}, {j}] is {float(a[i, j]):.4g}, where one complex number for every "
+        return Miss(off, f"{where}plane gives {float(nearest[i, j]):.4g}")
+
+    def _complex(self, a: Float64[Tensor, "dim dim"]) -> tuple[Tensor, Tensor]:
+        """The nearest complex number for every plane."""
+        first, second = self.axes()
+        real = (a[first, first] + a[second, second]) / 2
+        return real, (a[second, first] - a[first, second]) / 2
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        return PlaneElement(*self._complex(a), self.pairing)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class SignedPlanes(OnPlanes):
+    """The axes of each of n/2 planes change places and are reversed, and the planes stay.
+
+    Each plane takes one of the eight symmetries of a square: what rotary position embeddings behind
+    a norm of every head can leave.
+
+    Attributes:
+        dim: n, even.
+        pairing: "half" for the planes (i, i + n/2), "adjacent" for (2i, 2i + 1).
+
+    Example:
+        >>> SignedPlanes(4).contains(torch.eye(4)[[2, 1, 0, 3]])
+        True
+        >>> SignedPlanes(4).contains(torch.eye(4)[[1, 0, 3, 2]])
+        False
+    """
+
+    name: ClassVar[str] = "signed-planes"
+
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.AXES,
+            latex=r"(S_2 \ltimes \{\pm 1\}^2)^{n/2}",
+            rescales=False,
+            rotates=False,
+            sentence=(
+                f"In each plane of the axes {self._pairs()} the two axes may change places and be "
+                "reversed, and the planes keep their places."
+            ),
+        )
+
+    def _draw(self, generator: torch.Generator) -> Element:
+        swapped = random_signs(self.dim // 2, generator) < 0
+        first, second = self.axes()
+        columns = torch.arange(self.dim)
+        columns[first] = torch.where(swapped, second, first)
+        columns[second] = torch.where(swapped, first, second)
+        return MonomialElement(columns, random_signs(self.dim, generator))
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        miss = _off_axes(a, atol, signs=True, positive_scales=False)
+        if miss.by > atol:
+            return miss
+        columns, own = _taken(a)[0], torch.arange(self.dim)
+        left = ((columns != own) & (columns != self._partners())).nonzero().flatten().tolist()
+        return Miss(1.0, f"row {left[0]} takes an axis of another plane") if left else miss
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        columns, factors = _taken(a)
+        return MonomialElement(columns, factors.sign())
 
 
 @final
@@ -499,17 +782,20 @@ class Unknown(Elementary):
             sentence="It is not known which changes of basis are free here.",
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
+    def _draw(self, generator: torch.Generator) -> Element:
         raise ValueError(
             f"the group on these {self.dim} axes is not known, so no element can be drawn from it: "
             "name a group"
         )
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
         raise ValueError(
             f"the group on these {self.dim} axes is not known, so it cannot be said whether it "
             "holds a matrix: name a group"
         )
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        raise AssertionError("no matrix is known to be in an unknown group")
 
 
 # --- groups built from groups ---------------------------------------------------------------------
@@ -518,7 +804,7 @@ class Unknown(Elementary):
 @final
 @dataclasses.dataclass(frozen=True)
 class Blocks(Group):
-    """One group inside each of several blocks of axes, and the blocks change places as wholes.
+    """One group inside each of several blocks of axes, which change places as wholes or stay.
 
     The axes are ordered (block, copy, axis of `inner`). Each block draws an element of its own; its
     copies, such as the queries that share one key, get the same one and move with it.
@@ -527,6 +813,7 @@ class Blocks(Group):
         inner: the group inside one copy of a block.
         count: number of blocks.
         copies: how often each block's axes are repeated, one copy after the other.
+        order: "free" if the blocks change places, "kept" if every block keeps its own.
 
     Example:
         >>> heads = Blocks(GeneralLinear(8), count=4, copies=2)
@@ -537,12 +824,22 @@ class Blocks(Group):
     inner: Group
     count: int
     copies: int = 1
+    order: Literal["free", "kept"] = "free"
 
     name: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:
         _require_size("count", self.count)
         _require_size("copies", self.copies)
+        if self.order not in ("free", "kept"):
+            raise ValueError(
+                f"order {self.order!r} is not known: give 'free' for blocks that change places or "
+                "'kept' for blocks that do not"
+            )
+
+    def __repr__(self) -> str:
+        order = "" if self.order == "free" else f", order={self.order!r}"
+        return f"Blocks(inner={self.inner!r}, count={self.count}, copies={self.copies}{order})"
 
     @property
     def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -555,46 +852,84 @@ class Blocks(Group):
         finer = (Privileged.AXES, Privileged.PLANES, Privileged.UNKNOWN)
         whole = self.count * self.copies == 1
         copies = f", the same in its {self.copies} copies" if self.copies > 1 else ""
+        if self.order == "free":
+            latex = rf"{bracketed(inner.latex)} \wr S_{{{self.count}}}"
+            places = "change places as wholes"
+        else:
+            latex, places = rf"({inner.latex})^{{{self.count}}}", "keep their places"
         return Traits(
             privileged=(
                 inner.privileged if inner.privileged in finer or whole else Privileged.BLOCKS
             ),
-            latex=rf"{_bracketed(inner.latex)} \wr S_{{{self.count}}}",
+            latex=latex,
             rescales=inner.rescales,
             rotates=inner.rotates,
             sentence=(
-                f"{self.count} blocks of {self.inner.dim} axes change places as wholes, and inside "
-                f"each{copies}: {_continued(inner.sentence)}."
+                f"{self.count} blocks of {self.inner.dim} axes {places}, and inside "
+                f"each{copies}: {continued(inner.sentence)}."
             ),
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
-        order = torch.randperm(self.count, generator=generator)
-        size, copies = self.inner.dim, self.copies
-        element = torch.zeros(
-            self.count, copies, size, self.count, copies, size, dtype=torch.float64
-        )
-        for block in range(self.count):
-            part = self.inner._draw(generator)
-            for copy in range(copies):
-                element[order[block], copy, :, block, copy, :] = part
-        return element.reshape(self.dim, self.dim)
+    def _draw(self, generator: torch.Generator) -> Element:
+        order = self._random_order(generator)
+        parts = tuple(self.inner._draw(generator) for _ in range(self.count))
+        return BlockElement(order, parts, self.copies)
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
-        count, copies, size = self.count, self.copies, self.inner.dim
-        parts = a.reshape(count, copies, size, count, copies, size)
-        sizes = parts.abs().amax(dim=(1, 2, 4, 5))
-        scale, target = sizes.max(dim=1)
-        if len(set(target.tolist())) < count or bool((scale == 0).any()):
-            return False
+    def _generic(self, generator: torch.Generator) -> Element:
+        order = self._random_order(generator)
+        parts = tuple(self.inner._generic(generator) for _ in range(self.count))
+        return BlockElement(order, parts, self.copies)
+
+    def _random_order(self, generator: torch.Generator) -> Tensor:
+        if self.order == "kept":
+            return torch.arange(self.count)
+        return torch.randperm(self.count, generator=generator)
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        parts = self._parts(a)
+        scale = parts.abs().amax(dim=(1, 2, 3, 4, 5))
+        empty = (scale == 0).nonzero().flatten().tolist()
+        if empty:
+            return Miss(math.inf, f"block {empty[0]} is zero")
+        sources = self._sources(parts)
         rest = parts.clone()
-        for block, source in enumerate(target.tolist()):
+        for block, source in enumerate(sources):
             first = parts[block, 0, :, source, 0, :]
-            for copy in range(copies):
+            for copy in range(self.copies):
                 rest[block, copy, :, source, copy, :] -= first
-            if not self.inner._holds(first, atol, rounding):
-                return False
-        return bool((rest.abs().amax(dim=(1, 2, 3, 4, 5)) <= atol * scale).all())
+        off, block, source = _worst(rest.abs().amax(dim=(1, 2, 4, 5)) / scale[:, None])
+        if off > atol:
+            if source == sources[block]:
+                return Miss(off, f"block {block} is not the same in all its copies")
+            return Miss(off, f"block {block} takes from the blocks {sources[block]} and {source}")
+        if len(set(sources)) < self.count:
+            return Miss(math.inf, "two blocks take from one block, so the matrix is singular")
+        inside = (
+            (block, self.inner._miss(parts[block, 0, :, source, 0, :], atol, rounding))
+            for block, source in enumerate(sources)
+        )
+        return _worst_inside("block", inside, Miss(off, ""))
+
+    def _parts(self, a: Float64[Tensor, "dim dim"]) -> Tensor:
+        """The matrix as [block, copy, axis, block, copy, axis]."""
+        shape = (self.count, self.copies, self.inner.dim)
+        return a.reshape(*shape, *shape)
+
+    def _sources(self, parts: Tensor) -> list[int]:
+        """Which block comes to every place."""
+        if self.order == "kept":
+            return list(range(self.count))
+        return parts.abs().amax(dim=(1, 2, 4, 5)).argmax(dim=1).tolist()
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        parts = self._parts(a)
+        sources = self._sources(parts)
+        read = [
+            self.inner._read(parts[block, 0, :, source, 0, :], atol)
+            for block, source in enumerate(sources)
+        ]
+        order = torch.tensor(sources).argsort()
+        return BlockElement(order, tuple(read[place] for place in order.tolist()), self.copies)
 
 
 @final
@@ -632,36 +967,56 @@ class DirectSum(Group):
             # All that the parts have in common is that they are not mixed with each other.
             privileged = Privileged.UNKNOWN if Privileged.UNKNOWN in kinds else Privileged.BLOCKS
         said = "; then ".join(
-            f"{part.dim} axes: {_continued(traits.sentence)}"
+            f"{part.dim} axes: {continued(traits.sentence)}"
             for part, traits in zip(self.parts, parts, strict=True)
         )
         return Traits(
             privileged=privileged,
-            latex=r" \oplus ".join(_bracketed(part.latex) for part in parts),
+            latex=r" \oplus ".join(bracketed(part.latex) for part in parts),
             rescales=any(part.rescales for part in parts),
             rotates=any(part.rotates for part in parts),
             sentence=f"The axes fall into {len(parts)} parts, in order: {said}.",
         )
 
-    def _draw(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
-        return torch.block_diag(*(part._draw(generator) for part in self.parts))
+    def _draw(self, generator: torch.Generator) -> Element:
+        return SumElement(tuple(part._draw(generator) for part in self.parts))
 
-    def _holds(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> bool:
+    def _generic(self, generator: torch.Generator) -> Element:
+        return SumElement(tuple(part._generic(generator) for part in self.parts))
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
         rest = a.clone()
-        start = 0
-        held: list[bool] = []
-        for part in self.parts:
-            own = slice(start, start + part.dim)
-            held.append(part._holds(a[own, own], atol, rounding))
+        for own in self._places():
             rest[own, own] = 0
-            start += part.dim
         scale = a.abs().amax(dim=1, keepdim=True)
-        return all(held) and bool((rest.abs() <= atol * scale).all())
+        empty = (scale[:, 0] == 0).nonzero().flatten().tolist()
+        if empty:
+            return Miss(math.inf, f"row {empty[0]} is zero")
+        off, i, j = _worst(rest.abs() / scale)
+        if off > atol:
+            where = f"row {i} takes {float(a[i, j]):.3g} from column {j}, which is in another part"
+            return Miss(off, where)
+        inside = (
+            (number, part._miss(a[own, own], atol, rounding))
+            for number, (part, own) in enumerate(zip(self.parts, self._places(), strict=True))
+        )
+        return _worst_inside("part", inside, Miss(off, ""))
+
+    def _places(self) -> list[slice]:
+        """Which axes every part acts on."""
+        ends = [0]
+        for part in self.parts:
+            ends.append(ends[-1] + part.dim)
+        return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        pairs = zip(self.parts, self._places(), strict=True)
+        return SumElement(tuple(part._read(a[own, own], atol) for part, own in pairs))
 
 
-# --- names, intersections, monomial matrices ------------------------------------------------------
+# --- names, and what the parts of matrices are ----------------------------------------------------
 
-_NAMED: tuple[type[Elementary] | type[Planes], ...] = (
+_NAMED: tuple[type[Elementary] | type[OnPlanes], ...] = (
     GeneralLinear,
     Orthogonal,
     LineStabiliser,
@@ -669,8 +1024,10 @@ _NAMED: tuple[type[Elementary] | type[Planes], ...] = (
     SignedPermutation,
     PositiveMonomial,
     Monomial,
+    Signs,
     Trivial,
     Planes,
+    SignedPlanes,
     Unknown,
 )
 
@@ -694,6 +1051,9 @@ _ALIASES: dict[str, str] = {
     "positive-monomials": "positive-monomial",
     "monomials": "monomial",
     "identity": "trivial",
+    "sign": "signs",
+    "sign-flips": "signs",
+    "signed-plane": "signed-planes",
 }
 
 
@@ -734,45 +1094,6 @@ def group_from_name(name: str, dim: int) -> Group:
     )
 
 
-# What generates each elementary group; an intersection of groups keeps what both have.
-_GENERATORS: dict[type[Group], frozenset[str]] = {
-    Permutation: frozenset({"orders"}),
-    SignedPermutation: frozenset({"orders", "signs"}),
-    PositiveMonomial: frozenset({"orders", "scales"}),
-    Monomial: frozenset({"orders", "signs", "scales"}),
-    Orthogonal: frozenset({"orders", "signs", "rotations"}),
-}
-
-
-def meet(a: Group, b: Group) -> Group:
-    """The intersection of two groups on the same space, where it is one of the groups here.
-
-    Raises:
-        ValueError: if the groups act on different dimensions, or the intersection is not one of the
-            elementary groups.
-
-    Example:
-        >>> meet(Monomial(3), Orthogonal(3))
-        SignedPermutation(dim=3)
-    """
-    if a.dim != b.dim:
-        raise ValueError(f"{a!r} and {b!r} act on different dimensions: give groups on one space")
-    if isinstance(a, Unknown) or isinstance(b, Unknown):
-        return Unknown(a.dim)
-    for one, other in ((a, b), (b, a)):
-        if one == other or isinstance(one, Trivial) or isinstance(other, GeneralLinear):
-            return one
-    if type(a) in _GENERATORS and type(b) in _GENERATORS:
-        shared = _GENERATORS[type(a)] & _GENERATORS[type(b)]
-        for kind, generators in _GENERATORS.items():
-            if generators == shared:
-                return kind(a.dim)  # pyright: ignore[reportCallIssue]
-    raise ValueError(
-        f"the intersection of {a!r} and {b!r} is none of the groups here: check with `contains` "
-        "of both instead"
-    )
-
-
 def monomial_parts(
     a: Float64[Tensor, "dim dim"], atol: float
 ) -> tuple[Tensor, Float64[Tensor, " dim"]] | None:
@@ -785,19 +1106,93 @@ def monomial_parts(
     Returns:
         columns [dim] and factors [dim] with (A x)_i = factors_i * x_columns_i.
     """
-    dim = a.shape[0]
-    size, column = a.abs().max(dim=1)
-    if bool((size == 0).any()) or int(column.unique().numel()) < dim:
-        return None
-    rows = torch.arange(dim)
-    factor = a[rows, column]
+    miss = _off_axes(a, atol, signs=True, positive_scales=True)
+    return _taken(a) if miss.by <= atol else None
+
+
+def singularity(a: Float64[Tensor, "dim dim"], rounding: float) -> str:
+    """Why a finite matrix, known to `rounding` relative, has no inverse; "" where it has one."""
+    # Rows and columns of unit size first: a matrix is not singular for having small units.
+    for kind, dim in (("row", 1), ("column", 0)):
+        size = a.abs().amax(dim=dim, keepdim=True)
+        zero = (size.flatten() == 0).nonzero().flatten().tolist()
+        if zero:
+            return f"{kind} {zero[0]} is zero, so the matrix is singular"
+        a = a / size
+    inverse, singular = torch.linalg.inv_ex(a)
+    if int(singular) != 0:
+        return "the matrix is singular"
+    condition = torch.linalg.matrix_norm(a, 1) * torch.linalg.matrix_norm(inverse, 1)
+    if not bool(condition * rounding * len(a) < 1):
+        return f"the matrix is singular to its precision of {rounding:.1g}"
+    return ""
+
+
+def _taken(a: Float64[Tensor, "dim dim"]) -> tuple[Tensor, Float64[Tensor, " dim"]]:
+    """The column of the largest entry of every row, and that entry."""
+    columns = a.abs().argmax(dim=1)
+    return columns, a[torch.arange(len(a)), columns]
+
+
+def _off_axes(
+    a: Float64[Tensor, "dim dim"], atol: float, *, signs: bool, positive_scales: bool
+) -> Miss:
+    """By how much a matrix fails to move axes and multiply each by a number that is allowed."""
+    columns, factors = _taken(a)
+    zero = (factors == 0).nonzero().flatten().tolist()
+    if zero:
+        return Miss(math.inf, f"row {zero[0]} is zero")
     rest = a.abs()
-    rest[rows, column] = 0
-    return (column, factor) if bool((rest.amax(dim=1) <= atol * size).all()) else None
+    rest[torch.arange(len(a)), columns] = 0
+    second, i, j = _worst(rest / factors.abs()[:, None])
+    if second > atol:
+        where = f"row {i} has a second entry of {float(a[i, j]):.3g} beside {float(factors[i]):.3g}"
+        return Miss(second, where)
+    if int(columns.unique().numel()) < len(a):
+        return Miss(math.inf, "two rows take the same axis, so the matrix is singular")
+    if not signs and bool((factors < 0).any()):
+        row = int((factors < 0).nonzero()[0])
+        # As far as from a unit to its opposite.
+        return Miss(2.0, f"row {row} is reversed: its factor is {factors[row]:.3g}")
+    if positive_scales:
+        return Miss(second, "")
+    off, row = (factors.abs() - 1).abs().max(dim=0)
+    return Miss(max(float(off), second), f"row {int(row)} has the factor {factors[row]:.4g}")
 
 
-def _close(a: Tensor, b: Tensor, atol: float) -> bool:
-    return bool(((a - b).abs() <= atol).all())
+def _worst(off: Float64[Tensor, "out in"]) -> tuple[float, int, int]:
+    """The largest entry and where it is; what left the range of float64 is infinitely large."""
+    row, column = divmod(int(off.argmax()), off.shape[1])
+    largest = float(off[row, column])
+    return (math.inf if math.isnan(largest) else largest), row, column
+
+
+def _worst_inside(what: str, inside: Iterable[tuple[int, Miss]], least: Miss) -> Miss:
+    """The largest miss of all parts, with the part named."""
+    worst = least
+    for number, miss in inside:
+        if miss.by > worst.by:
+            worst = Miss(miss.by, f"in {what} {number}, {miss.where}")
+    return worst
+
+
+def _alike(given: Element, read: Element) -> bool:
+    """True if the element that was given has at least the form that was read off its matrix."""
+    if isinstance(read, BlockElement):
+        return (
+            isinstance(given, BlockElement)
+            and (len(given.parts), given.copies) == (len(read.parts), read.copies)
+            and all(_alike(*pair) for pair in zip(given.parts, read.parts, strict=True))
+        )
+    if isinstance(read, SumElement):
+        return (
+            isinstance(given, SumElement)
+            and [part.dim for part in given.parts] == [part.dim for part in read.parts]
+            and all(_alike(*pair) for pair in zip(given.parts, read.parts, strict=True))
+        )
+    if isinstance(read, PlaneElement):
+        return isinstance(given, PlaneElement) and given.pairing == read.pairing
+    return isinstance(read, Dense) or type(given) is type(read)
 
 
 def _require_size(what: str, size: object) -> None:
@@ -805,11 +1200,13 @@ def _require_size(what: str, size: object) -> None:
         raise ValueError(f"{what} is {size!r}: give a whole number of at least 1")
 
 
-def _continued(sentence: str) -> str:
+def continued(sentence: str) -> str:
+    """A sentence as a part of another."""
     return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
-def _bracketed(latex: str) -> str:
+def bracketed(latex: str) -> str:
+    """A formula that can be put beside an operator."""
     return f"({latex})" if " " in latex else latex
 
 
@@ -817,10 +1214,11 @@ def _uniform(count: int, generator: torch.Generator) -> Float64[Tensor, " count"
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _signs(count: int, generator: torch.Generator) -> Float64[Tensor, " count"]:
+def random_signs(count: int, generator: torch.Generator) -> Float64[Tensor, " count"]:
+    """Each of 1 and -1 with the same chance."""
     return torch.where(_uniform(count, generator) < 0.5, -1.0, 1.0).double()
 
 
-def _scales(count: int, generator: torch.Generator) -> Float64[Tensor, " count"]:
+def random_scales(count: int, generator: torch.Generator) -> Float64[Tensor, " count"]:
     """Factors between 1/2 and 2, uniform in their logarithm."""
     return torch.exp2(2 * _uniform(count, generator) - 1)

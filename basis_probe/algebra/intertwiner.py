@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -195,7 +195,20 @@ class _Function:
         return 16 * torch.finfo(self.dtype).eps
 
     def __call__(self, x: Float64[Tensor, "sample dim"]) -> Float64[Tensor, "sample dim"]:
-        y = self.call(x.to(self.given, copy=True))
+        return self.unrounded(x).to("cpu", torch.float64)
+
+    def unrounded(self, x: Float64[Tensor, "sample dim"]) -> Shaped[Tensor, "sample dim"]:
+        """The values as the function gives them, in a type of its own."""
+        try:
+            y = self.call(x.to(self.given, copy=True))
+        except Exception as error:
+            # The function is the user's and may raise anything.
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise _Failed(
+                f"{self.name} failed on a {str(self.given).removeprefix('torch.')} tensor "
+                f"{tuple(x.shape)} on the CPU: {reason[0]}; give a function of one tensor "
+                "[samples, dim]"
+            ) from error
         if not isinstance(y, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
                 f"{self.name} returned {type(y).__name__}: give a function that returns a tensor"
@@ -207,7 +220,11 @@ class _Function:
             )
         if y.is_complex():
             raise ValueError(f"{self.name} returned complex numbers: give a real function")
-        return y.detach().to("cpu", torch.float64)
+        return y.detach()
+
+
+class _Failed(ValueError):
+    """A function that raised an error."""
 
 
 def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: int) -> _Function:
@@ -221,26 +238,25 @@ def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: i
     x = torch.randn(-(-256 // dim) + 8, dim, generator=generator, dtype=torch.float64)
     function = _Function(name, call, dim)
     try:
-        y = function(x)
-    except (RuntimeError, TypeError, IndexError, AttributeError) as error:
+        given = function.unrounded(x).dtype
+    except _Failed as failed:
         function = _Function(name, call, dim, dtype=torch.float32, given=torch.float32)
         try:
-            y = function(x)
-        except (RuntimeError, TypeError, IndexError, AttributeError):
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ValueError(
-                f"{name} failed on a float64 tensor {tuple(x.shape)} on the CPU: {reason[0]}; give "
-                "a function of one tensor [samples, dim]"
-            ) from error
+            given = function.unrounded(x).dtype
+        except _Failed:
+            raise failed from failed.__cause__
+    # Values of all sizes tell steps of any width from rounding, which has none.
+    rows = 8 + 4096 // dim
+    x = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
+    x = x * torch.logspace(-3, 3, rows, dtype=torch.float64)[:, None]
+    y = function(x)
     if not _same(y, function(x)):
         raise ValueError(
             f"{name} gave two different results for the same values: it is random; give it without "
             "its noise, a module in evaluation mode"
         )
-    # A function that rounds its input cannot tell it from its rounded copy; few distinct values,
-    # as of a step, look the same without any rounding.
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        if y.unique().numel() > 16 and _same(y, function(x.to(dtype).double())):
+        if given == dtype or _rounds(function, x, y, dtype):
             if dtype != torch.float32:
                 raise ValueError(
                     f"{name} computes in {str(dtype).removeprefix('torch.')}, too coarse to tell "
@@ -248,6 +264,38 @@ def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: i
                 )
             return dataclasses.replace(function, dtype=dtype)
     return function
+
+
+def _rounds(
+    function: _Function,
+    x: Float64[Tensor, "sample dim"],
+    y: Float64[Tensor, "sample dim"],
+    dtype: torch.dtype,
+) -> bool:
+    """True if f(x) = y shows that f rounds its inputs or its outputs to this type.
+
+    A function that rounds its input cannot tell it from its rounded copy. Nor can one that makes
+    steps of one width, unless they are as fine as the rounding of a constant in f, nor one whose
+    constant is so large that it swallows the difference: these are taken as they are.
+    """
+
+    def rounded(values: Tensor) -> Tensor:
+        return values.to(dtype).double()
+
+    if y[y.isfinite()].unique().numel() <= 16:
+        return False
+    kind, double = torch.finfo(dtype), torch.finfo(torch.float64)
+    rest = _at_zero(function)
+    constant = float(rest.abs().max())
+    varied = (y - rest)[(y != rest) & y.isfinite()].abs()
+    if float(varied.max()) * kind.eps <= 16 * double.eps * constant:
+        return False
+    step = varied.min()
+    even = bool(((varied / step - (varied / step).round()).abs() <= 1e-9 * varied / step).all())
+    finest = max(constant * kind.eps, kind.smallest_normal * kind.eps)
+    if even and float(step) > 2 * finest:
+        return False
+    return _same(y, rounded(y)) or _same(y, function(rounded(x)))
 
 
 def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
@@ -287,9 +335,20 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
 
 
-def _close(function: _Function, a: Tensor, b: Tensor, scale: float) -> bool:
-    """True if all values agree, relative to themselves or to the rounding of values of `scale`."""
-    allowed = function.tolerance * torch.maximum(a.abs(), b.abs()) + function.rounding * scale
+def _close(
+    function: _Function, a: Tensor, b: Tensor, size: float | Tensor, rest: float | Tensor = 0.0
+) -> bool:
+    """True if all values agree, relative to their distance from `rest` or to rounding.
+
+    Args:
+        function: whose values they are.
+        a: values.
+        b: other values, of the same shape or one that fits it.
+        size: how large the numbers are whose rounding may be seen.
+        rest: the value of f at 0. A constant in f, however large, must not hide how f varies.
+    """
+    varied = torch.maximum((a - rest).abs(), (b - rest).abs())
+    allowed = function.tolerance * varied + function.rounding * size
     finite = a.isfinite() & b.isfinite()
     return bool(((a - b).abs() <= allowed)[finite].all())
 
@@ -317,7 +376,7 @@ def _require_row_by_row(function: _Function) -> None:
         at = float(x.flatten()[(~y.isfinite()).flatten()][0])
         raise _NotUnderstood(f"{function.name} is not finite for all real inputs, such as {at:.3g}")
     alone = torch.cat([function(x[:1]), function(x[7:9]).flip(0)])
-    if not _close(function, alone, y[[0, 8, 7]], _size(y)):
+    if not _close(function, alone, y[[0, 8, 7]], _size(y), _at_zero(function)):
         raise _NotUnderstood(f"{function.name} mixes the samples of a batch")
 
 
@@ -330,20 +389,28 @@ def _mixes(function: _Function) -> bool:
     """
     dim = function.dim
     count = min(256, max(12, 4096 // dim))
-    x, other = (_rows(function, count, seed, (*_SIZES, 100.0)) for seed in (2, 3))
-    y = function(x)
+    x, other = (_rows(function, count, seed, (*_SIZES, 100.0, 1e4)) for seed in (2, 3))
+    y, rest = function(x), _at_zero(function)
+    # Every row by itself: the rounding of the large ones must not hide what the small ones show.
+    size = torch.where(y.isfinite(), y, torch.zeros_like(y)).abs().amax(dim=1, keepdim=True)
     index = torch.arange(dim)
     for bit in range((dim - 1).bit_length()):
         high = (index >> bit) % 2 == 1
         for redrawn in (high, ~high):
             moved = function(torch.where(redrawn, other, x))
-            if not _close(function, moved[:, ~redrawn], y[:, ~redrawn], _size(y)):
+            kept = ~redrawn
+            if not _close(function, moved[:, kept], y[:, kept], size, rest[:, kept]):
                 return True
     return False
 
 
 def _size(y: Tensor) -> float:
     return float(y.abs().max())
+
+
+def _at_zero(function: _Function) -> Float64[Tensor, "1 dim"]:
+    """f(0), or 0 where it is not finite there, as of what divides by a length."""
+    return function(torch.zeros(1, function.dim, dtype=torch.float64)).nan_to_num(0.0, 0.0, 0.0)
 
 
 # --- functions of single features -----------------------------------------------------------------
@@ -364,56 +431,89 @@ def _grid() -> Float64[Tensor, " position"]:
     ).unique()
 
 
+def _fine_grid() -> Float64[Tensor, " position"]:
+    """More inputs, each for one feature only: 0.15 apart at most within 60, and 15 % beyond."""
+    double = torch.float64
+    golden = torch.arange(1, 1201, dtype=double).mul(0.5 * (math.sqrt(5) - 1)).frac() * 2 - 1
+    powers = torch.logspace(-8, 8, 269, dtype=double)
+    return torch.cat([_grid(), 60 * golden, powers, -powers]).unique()
+
+
 _FINITE_WITHIN = 50.0
 _POSITIVE_SCALES = (2.0, 0.5, 3.7, 1.01, 0.037, 31.0)
 
 
 def _on_single_features(function: _Function) -> Intertwiner:
-    grid = _grid()
     # Fewer values for many channels: each of them is looked at, and shown to be like the first.
-    coarse = torch.cat([grid[::4], torch.tensor([-1.0, 0.0, 1.0], dtype=grid.dtype)])
+    ends = torch.tensor([-1e8, 1e8, -1.0, 0.0, 1.0], dtype=torch.float64)
+    coarse = torch.cat([_grid()[::4], ends])
     table = function(coarse[:, None].expand(-1, function.dim).contiguous())
     _require_finite(function, coarse, table)
-    if _close(function, table, table[:, :1], _unit_size(coarse, table)):
-        return _one_function(function, grid)
-    return _function_per_channel(function, coarse, table)
+    sizes = _sizes(coarse, table)[:, None]
+    if _close(function, table, table[:, :1], sizes, table[-2:-1]):
+        return _one_function(function)
+    return _function_per_channel(function, coarse, table, sizes)
 
 
 def _require_finite(function: _Function, t: Tensor, values: Tensor) -> None:
-    broken = ~values.isfinite().reshape(len(t), -1).all(1) & (t.abs() <= _FINITE_WITHIN)
+    broken = ~values.isfinite()
+    if broken.ndim > t.ndim:
+        broken = broken.any(dim=1)
+    broken &= t.abs() <= _FINITE_WITHIN
     if bool(broken.any()):
         raise _NotUnderstood(
             f"{function.name} is not finite for all real inputs, such as {float(t[broken][0]):.3g}"
         )
 
 
-def _unit_size(t: Tensor, values: Tensor) -> float:
-    """The largest value at inputs up to 1: the size of what may cancel inside the function."""
-    return float(values[t.abs() <= 1].abs().max())
+def _sizes(t: Float64[Tensor, " position"], values: Tensor) -> Float64[Tensor, " position"]:
+    """How large the numbers are that may cancel inside f(t), of which rounding leaves a trace.
+
+    As large as f is at smaller |t|, or as a slope times t, such as in a sum of hinges that ends in
+    a constant. The slope is that of values of t up to 1.
+
+    Args:
+        t: where f was evaluated, 0 and 1 among it.
+        values: what it was there, [position] or [position, dim].
+    """
+    values = values.reshape(len(t), -1)
+    values = torch.where(values.isfinite(), values, torch.zeros_like(values))
+    order = t.abs().argsort()
+    largest = torch.empty_like(t)
+    largest[order] = values.abs().amax(dim=1)[order].cummax(dim=0).values
+    unit = t.abs() <= 1
+    rest = values[int(t.abs().argmin())]
+    slope = (values[unit] - rest).abs().max()
+    return torch.maximum(largest, largest[unit].max()) + slope * t.abs() / 4
 
 
-def _one_function(function: _Function, grid: Tensor) -> Intertwiner:
+def _one_function(function: _Function) -> Intertwiner:
     """The group of f applied to every feature alike."""
+    grid = _fine_grid()
 
-    def values(t: Tensor) -> Tensor:
+    def values(t: Tensor, shift: int = 0) -> Tensor:
+        """f(t), each value on one channel; on another one where all are shifted."""
         rows = -(-len(t) // function.dim)
         filled = t.new_zeros(rows * function.dim)
         filled[: len(t)] = t
-        return function(filled.view(rows, function.dim)).flatten()[: len(t)]
+        y = function(filled.view(rows, function.dim).roll(shift, dims=1)).roll(-shift, dims=1)
+        return y.flatten()[: len(t)]
 
     y = values(grid)
     _require_finite(function, grid, y)
-    scale = _unit_size(grid, y)
+    sizes = _sizes(grid, y)
     name, dim, among = function.name, function.dim, f"at {len(grid)} values of t from -1e8 to 1e8"
     offset = float(values(grid.new_zeros(1))[0])
-    low, high = values(grid.new_tensor([-_FINITE_WITHIN, _FINITE_WITHIN])).tolist()
-    slope = (high - low) / (2 * _FINITE_WITHIN)
-    if _close(function, y, slope * grid + offset, scale):
+    for shift in range(1, min(dim, 8)):
+        if not _close(function, values(grid, shift), y, sizes, offset):
+            raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
+    slope = float((y[-1] - y[0]) / (grid[-1] - grid[0]))
+    if _close(function, y, slope * grid + offset, sizes, offset) and math.isfinite(slope):
         return _affine(name, dim, slope, offset, among)
 
     def relation(c: float, constant: bool) -> tuple[float, float] | None:
         """The d and e with f(c t) = d f(t) + e at all values, if any; e = 0 unless `constant`."""
-        return _relation(function, grid, y, values(c * grid), scale, constant)
+        return _relation(function, grid, y, values(c * grid), constant)
 
     def degree(constant: bool) -> float | None:
         """The p with f(c t) = c^p f(t) (+ a constant) for all positive c."""
@@ -454,9 +554,11 @@ _ON_AXES: dict[tuple[bool, bool], Callable[[int], Group]] = {
 
 
 def _relation(
-    function: _Function, t: Tensor, y: Tensor, scaled: Tensor, scale: float, constant: bool
+    function: _Function, t: Tensor, y: Tensor, scaled: Tensor, constant: bool
 ) -> tuple[float, float] | None:
     within = torch.where(t.abs() <= _FINITE_WITHIN, y, torch.zeros_like(y))
+    if not bool(within.any()):
+        within = torch.where(y.isfinite() & scaled.isfinite(), y, torch.zeros_like(y))
     high = int(within.argmax() if constant else within.abs().argmax())
     low = int(within.argmin())
     if constant:
@@ -466,14 +568,22 @@ def _relation(
         d, e = float(scaled[high] / y[high]), 0.0
     if not math.isfinite(d) or d == 0:
         return None
-    size = scale * max(1.0, abs(d)) + abs(e)
-    return (d, e) if _close(function, scaled, d * y + e, size) else None
+    # What is not finite must be so because it is too large for its type.
+    expected = torch.where(y.isfinite(), d * y + e, (scaled - e) / d).abs()
+    if bool((expected < _OVERFLOW)[y.isfinite() != scaled.isfinite()].any()):
+        return None
+    sizes = torch.maximum(_sizes(t, y) * abs(d), _sizes(t, scaled)) + abs(e)
+    rest = float(y[int(t.abs().argmin())])
+    return (d, e) if _close(function, scaled, d * y + e, sizes, rest) else None
+
+
+_OVERFLOW = 1e30
 
 
 def _affine(name: str, dim: int, slope: float, offset: float, among: str) -> Intertwiner:
     if slope == 0:
         raise _NotUnderstood(f"{name} is constant: nothing passes through it")
-    line = ("" if slope == 1 else f"{slope:.6g} ") + "t"
+    line = f"{slope:.6g} t".removeprefix("1 ")
     if offset:
         line += f" {'-' if offset < 0 else '+'} {abs(offset):.6g}"
     group = GeneralLinear(dim)
@@ -484,12 +594,21 @@ def _affine(name: str, dim: int, slope: float, offset: float, among: str) -> Int
 _OFFSET = "f(A x) = A f(x) up to a constant vector, which the next bias absorbs"
 
 
-def _function_per_channel(function: _Function, t: Tensor, table: Tensor) -> Intertwiner:
-    """The group of a f that differs from channel to channel, where one is known."""
-    name, dim, scale = function.name, function.dim, _unit_size(t, table)
-    positive, zero, negative = table[-1], table[-2], table[-3]
-    gain = (positive - negative) / 2
-    if _close(function, table, t[:, None] * gain + zero, scale):
+def _function_per_channel(
+    function: _Function, t: Tensor, table: Tensor, sizes: Tensor
+) -> Intertwiner:
+    """The group of a f that differs from channel to channel, where one is known.
+
+    Args:
+        function: f.
+        t: where it was evaluated; at the end stand -1e8, 1e8, -1, 0 and 1.
+        table: what it was there on every channel, [position, dim].
+        sizes: what may be rounded there, [position, 1].
+    """
+    name, dim, scale = function.name, function.dim, float(sizes[-1])
+    first, last, negative, zero, positive = table[-5:]
+    gain = (last - first) / 2e8
+    if _close(function, table, t[:, None] * gain + zero, sizes, zero):
         if bool((gain.abs() <= function.rounding * scale).any()):
             raise _NotUnderstood(
                 f"{name} is constant on some channels: nothing passes through them"
@@ -500,7 +619,7 @@ def _function_per_channel(function: _Function, t: Tensor, table: Tensor) -> Inte
         return Intertwiner(name, group, group, because, note, 1.0, -1, gain)
     lines = torch.where(t[:, None] < 0, -t[:, None] * negative, t[:, None] * positive)
     alike = bool(((positive - positive[0]).abs() <= function.tolerance * scale).all())
-    if alike and positive[0] != 0 and _close(function, table, lines, scale):
+    if alike and positive[0] != 0 and _close(function, table, lines, sizes):
         group = PositiveMonomial(dim)
         return Intertwiner(
             name,
@@ -511,7 +630,10 @@ def _function_per_channel(function: _Function, t: Tensor, table: Tensor) -> Inte
             "the slopes of the channels are permuted along with the channels",
             1.0,
         )
-    raise _NotUnderstood(f"{name} computes different functions on different channels")
+    raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
+
+
+_DIFFERENT_CHANNELS = "{name} computes different functions on different channels"
 
 
 # --- what was measured, in words ------------------------------------------------------------------
@@ -561,7 +683,8 @@ def _coupled(function: _Function) -> Intertwiner:
     """Permutations, where the function commutes with them and with nothing else that is usual."""
     name, dim = function.name, function.dim
     x = _rows(function, 48, seed=4)
-    y = function(x)
+    y, rest = function(x), _at_zero(function)
+    _require_finite(function, x, y)
     scale = _size(y)
     generator = torch.Generator().manual_seed(5)
     orders = [torch.randperm(dim, generator=generator) for _ in range(3)]
@@ -569,11 +692,11 @@ def _coupled(function: _Function) -> Intertwiner:
     swap = torch.arange(dim)
     swap[:2] = swap[:2].flip(0)
     for order in (*orders, swap):
-        if not _close(function, function(x[:, order]), y[:, order], scale):
+        if not _close(function, function(x[:, order]), y[:, order], scale, rest[:, order]):
             raise _NotUnderstood(
                 f"{name} mixes features, and its outputs are not permuted with them"
             )
-    shifts = _close(function, function(x + 1.7), y, scale)
+    shifts = _close(function, function(x + 1.7), y, scale, rest)
     for what, size, change in _larger(dim, shifts):
         if _intertwines(function, y, function(change(x)), size):
             raise _NotUnderstood(
@@ -603,11 +726,15 @@ def _larger(dim: int, shifts: bool) -> list[tuple[str, int, Callable[[Tensor], T
         ("the negative of one feature", 1, first([[-1.0]])),
         ("a rotation of two features", 2, first([[0.6, -0.8], [0.8, 0.6]])),
         ("a shear of two features", 2, first([[1.0, 0.7], [0.0, 1.0]])),
+        ("a blend of two features", 2, first([[0.8, 0.2], [0.2, 0.8]])),
+        ("a blend that keeps the sum of two features", 2, first([[0.7, 0.2], [0.3, 0.8]])),
+        ("a blend that keeps two equal features", 2, first([[0.7, 0.3], [0.2, 0.8]])),
     ]
     if shifts and dim == 2:
         # The negative of two features is their swap, up to a shift.
         del tried[1]
     if dim >= 3:
+        tried.append(("the negatives of two features", 2, first([[-1.0, 0.0], [0.0, -1.0]])))
         # I - 2 v v^T / |v|^2 for v = (1, 2, -3), whose entries sum to zero.
         around = [[6, -2, 3], [-2, 3, 6], [3, 6, -2]]
         tried.append(
@@ -623,6 +750,8 @@ def _intertwines(function: _Function, y: Tensor, moved: Tensor, size: int) -> bo
     with f and with A. It reads the first features one by one, the others by their sum, and writes
     each of the others from itself besides: few unknowns, however many features there are.
     """
+    finite = (y.isfinite() & moved.isfinite()).all(dim=1)
+    y, moved = y[finite], moved[finite]
     rest = y[:, size:].sum(1, keepdim=True)
     shared = torch.cat([y[:, :size], rest], dim=1)
     outputs = [(moved[:, i], shared) for i in range(size)]

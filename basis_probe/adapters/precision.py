@@ -1,0 +1,68 @@
+"""Running a model in float64 from end to end, whatever its modules cast to."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from basis_probe.adapters.batches import Batch
+from basis_probe.adapters.trace import spelling, tensors_in
+
+_LOWER = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _NoRounding(TorchFunctionMode):
+    """Casts to a lower precision give float64 instead."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") in _LOWER and any(
+            tensor.dtype is torch.float64 for tensor in tensors_in((args, kwargs))
+        ):
+            kwargs = {**kwargs, "dtype": torch.float64}
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.dtype in _LOWER and spelling(func) == "to":
+            exact = args[0] if isinstance(args[0], Tensor) else out
+            return exact.to(device=out.device, dtype=torch.float64)
+        return out
+
+
+@contextmanager
+def in_double() -> Generator[None]:
+    """Within the context nothing is rounded to less than float64 on the way through a model.
+
+    Norms of many libraries compute in float32 whatever they are given; what a change of weights
+    does to the function could not be told from their rounding.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _NoRounding():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def doubled(batch: Batch) -> Batch:
+    """The batch with its floating-point numbers in float64."""
+
+    def double(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.double() if floating else value
+
+    return Batch(
+        tuple(double(value) for value in batch.args),
+        {name: double(value) for name, value in batch.kwargs.items()},
+        double(batch.inputs),
+        batch.mask,
+        batch.form,
+    )

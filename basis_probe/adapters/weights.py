@@ -1,0 +1,175 @@
+"""Where the numbers that a model computes with lie among its parameters, to be read and changed."""
+
+import copy
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.adapters.facts import leaves_of
+from basis_probe.adapters.graph import replay
+from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
+
+
+class WeightError(ValueError):
+    """What stands between a number in a computation and the parameter that it comes from."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slot:
+    """A tensor that a function is given, as a place in one parameter.
+
+    Attributes:
+        name: path of the parameter.
+        entries: for every entry of the tensor its flat place in the parameter; None if the tensor
+            is the parameter.
+    """
+
+    name: str
+    entries: Tensor | None = None
+
+
+class Slots:
+    """The parameters of a model by the tensors that they are.
+
+    Args:
+        model: the model that was recorded.
+        trace: the record.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        self.trace = trace
+        self.names: dict[int, list[str]] = {}
+        for name, tensor in model.named_parameters(remove_duplicate=False):
+            self.names.setdefault(id(tensor), []).append(name)
+        statistics = {
+            f"{path}.{leaf}" if path else leaf
+            for path, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
+            for leaf in ("running_mean", "running_var")
+        }
+        for name, tensor in model.named_buffers(remove_duplicate=False):
+            if name in statistics:
+                self.names.setdefault(id(tensor), []).append(name)
+
+    def parameter(self, tensor: Tensor, node: Node) -> str | None:
+        """The path of a parameter, as the module that used it knows it."""
+        names = self.names.get(id(tensor))
+        if names is None:
+            return None
+        return next((name for name in names if name.rpartition(".")[0] == node.module), names[0])
+
+    def slot(self, node: Node, value: object) -> Slot:
+        """Where an argument of a call lies among the parameters.
+
+        Raises:
+            WeightError: if it is no parameter, nor a selection of the entries of one.
+        """
+        if isinstance(value, Fixed):
+            name = self.parameter(value.tensor, node)
+            if name is None:
+                raise WeightError(f"a tensor that {_speak(node)} uses is no parameter of the model")
+            return Slot(name)
+        if not isinstance(value, Ref):
+            raise WeightError(f"{_speak(node)} uses a number that is no parameter of the model")
+        leaves = {
+            id(fixed.tensor): fixed.tensor
+            for fixed in leaves_of(self.trace, value.node)
+            if id(fixed.tensor) in self.names
+        }
+        if len(leaves) != 1:
+            raise WeightError(f"what {_speak(node)} uses is computed from {len(leaves)} parameters")
+        (tensor,) = leaves.values()
+        if tensor.is_meta:
+            raise WeightError("the weights are on the meta device, which holds no numbers")
+        places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
+        entries = replay(self.trace, value.node, {}, {id(tensor): places.reshape(tensor.shape)})
+        rounded = entries.round().long()
+        given = replay(self.trace, value.node, {})
+        inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
+        if not inside or not torch.equal(tensor.detach().flatten()[rounded].to(given), given):
+            raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
+        name = self.parameter(tensor, node)
+        assert name is not None
+        return Slot(name, rounded)
+
+
+class Weights:
+    """A copy of a model whose weights can be set and put back; the model itself is untouched.
+
+    Args:
+        model: the model.
+        dtype: the type of the copy's floating-point numbers; None to keep it.
+
+    Raises:
+        WeightError: if the weights hold no numbers that can be changed.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                raise WeightError(
+                    f"the weights are on the meta device ({name}), which holds no numbers: load "
+                    "them first"
+                )
+            if not parameter.is_floating_point() or type(parameter) is not nn.Parameter:
+                raise WeightError(
+                    f"the parameter {name} is quantised or packed ({type(parameter).__name__}, "
+                    f"{parameter.dtype}): give the model in floating point"
+                )
+        try:
+            self.model = copy.deepcopy(model)
+        except Exception as error:
+            raise WeightError(
+                f"the model cannot be copied: {type(error).__name__}: {error}"
+            ) from error
+        if dtype is not None:
+            self.model = self.model.to(dtype)
+        self._kept: dict[str, Tensor] = {}
+
+    def _place(self, name: str) -> tuple[nn.Module, dict[str, Tensor | None], str]:
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        held = module._parameters if leaf in module._parameters else module._buffers
+        return module, held, leaf  # pyright: ignore[reportReturnType]
+
+    def get(self, slot: Slot) -> Tensor:
+        """The numbers there, in float64."""
+        _, held, leaf = self._place(slot.name)
+        tensor = held[leaf]
+        assert tensor is not None
+        exact = tensor.detach().double()
+        return exact if slot.entries is None else exact.flatten()[slot.entries]
+
+    def set(self, slot: Slot, values: Tensor) -> None:
+        """Puts numbers there; a parameter that was shared is one of its own from now on."""
+        module, held, leaf = self._place(slot.name)
+        before = held[leaf]
+        assert before is not None
+        if slot.entries is not None:
+            whole = before.detach().double().flatten().clone()
+            whole[slot.entries.flatten()] = values.flatten()
+            values = whole.reshape(before.shape)
+        values = values.to(before.dtype)
+        if slot.name not in self._kept:
+            self._kept[slot.name] = before
+        if isinstance(before, nn.Parameter):
+            module._parameters[leaf] = nn.Parameter(values, before.requires_grad)
+        else:
+            module._buffers[leaf] = values
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The parameters that were set."""
+        return tuple(self._kept)
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        for name, tensor in self._kept.items():
+            _, held, leaf = self._place(name)
+            held[leaf] = tensor
+        self._kept.clear()
+
+
+def _speak(node: Node) -> str:
+    return f"{node.op} in {node.module}" if node.module else node.op
