@@ -56,6 +56,9 @@ class Action:
         derivation: what was derived of the model.
         slots: where its weights lie.
         weights: the copy whose weights change.
+
+    Attributes:
+        rows: embedding -> the rows of its table that are in use; the others need not change.
     """
 
     def __init__(self, derivation: Derivation, slots: Slots, weights: Weights) -> None:
@@ -64,11 +67,13 @@ class Action:
         self.graph = self.facts.graph
         self.slots = slots
         self.weights = weights
+        self.rows: dict[int, Tensor] = {}
         self._done: set[tuple[object, ...]] = set()
         self._before: dict[str, Tensor] = {}
+        self._behind: dict[int, Element] = {}
         self._affines: dict[int, _Affine] = {}
 
-    def move(self, site: Site, element: Element) -> None:
+    def move(self, site: Site, element: Element) -> dict[int, Element]:
         """Changes the weights so that the activations at a site become `element` times themselves.
 
         Everything behind the site stays the same.
@@ -77,12 +82,15 @@ class Action:
             site: the site.
             element: of the site's group, acting on its features.
 
+        Returns:
+            Stream -> the element that acted on it.
+
         Raises:
             WeightError: if a weight that must change is no parameter.
         """
-        self._start(site, element, self._move)
+        return self._start(site, element, self._move)
 
-    def strain(self, site: Site, make: Callable[[int], Element | None]) -> bool:
+    def strain(self, site: Site, make: Callable[[int], Element | None]) -> dict[int, Element]:
         """Changes the weights around a site as `move` does, by a stranger to its group.
 
         Only linear maps change, as if what lies between them let the stranger pass.
@@ -92,41 +100,42 @@ class Action:
             make: size -> the stranger on a stream of that size; None where it has no form.
 
         Returns:
-            False if the stranger has no form that fits.
+            Stream -> the stranger that acted on it; empty if it has no form that fits.
         """
         vertex = self.facts.vertex(site)
         assert vertex is not None
         element = make(self._size(vertex.node))
         if element is None:
-            return False
+            return {}
 
         def strange(index: int, _: Element) -> dict[int, Element]:
             return self._strange(index, make)
 
-        self._start(site, element, strange)
-        return True
+        return self._start(site, element, strange)
 
     def _start(
         self, site: Site, element: Element, move: Callable[[int, Element], dict[int, Element]]
-    ) -> None:
+    ) -> dict[int, Element]:
         """Moves the stream of a site, and those that change with it as they share a matrix."""
         vertex = self.facts.vertex(site)
         assert vertex is not None
         self._done.clear()
         self._before.clear()
+        self._behind.clear()
         waiting = [(self.facts.stream_of[vertex.node], element)]
-        seen: set[int] = set()
+        found: dict[int, Element] = {}
         while waiting:
             here, what = waiting.pop()
-            if here in seen:
+            if here in found:
                 continue
             moved = move(here, what)
-            seen |= {here, *moved}
+            found |= {here: what, **moved}
             for stream, own in moved.items():
                 for tie in self.derivation.ties.get(stream, ()):
-                    if tie.stream not in seen:
+                    if tie.stream not in found:
                         after = own.inverse().transpose() if tie.transposed else own
                         waiting.append((tie.stream, after))
+        return {**found, **self._behind}
 
     def _move(self, index: int, element: Element) -> dict[int, Element]:
         """Moves one stream with what belongs to it; says which streams moved, and by what."""
@@ -191,6 +200,12 @@ class Action:
             for before in source.writers:
                 self._write(before, element, part)
             self._add(source.members, element, part)
+        elif vertex.kind is Kind.EMBEDDING and writer in self.rows and rows is None:
+            slot = self._map(vertex).weight
+            if (slot.name, "out", None) not in self._done:
+                self._done.add((slot.name, "out", None))
+                used = self.rows[writer]
+                self.weights.set_rows(slot, used, element.act(self.weights.now(slot.name)[used]))
         elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
             found = self._map(vertex)
             self._edit(found.weight, found.outputs, element, rows, "out")
@@ -257,7 +272,7 @@ class Action:
             weight, bias = argument(1, "weight"), argument(2, "bias")
             outputs, inputs = (1, 0) if "transpose" in op else (0, 1)
         slot = self.slots.slot(node, weight)
-        given = self.weights.get(slot)
+        given = self.weights.now(slot.name) if slot.entries is None else slot.entries
         if given.ndim < 2 or (vertex.kind is Kind.LINEAR and given.ndim != 2):
             raise WeightError(f"the weight of {op} in {node.module} is no matrix")
         return _Map(slot, outputs, inputs, bias)
@@ -335,6 +350,7 @@ class Action:
         if axes is not None:
             columns, factors = axes
             self._set_affine(norm, gain[columns], bias[columns] * factors)
+            self._behind[self.facts.stream_of[norm]] = turn
             self._readers(stream.readers, turn)
             return
         direct = [r for r in stream.readers if self._is_map(r)]
@@ -367,10 +383,11 @@ class Action:
         for reader in readers:
             region = self.facts.regions.get(reader, NOTHING)
             if region.shape is Shape.DIAGONAL:
-                columns, factors = _axes(element)
+                columns, factors = monomial(element)
                 gain, bias = self._affine(reader)
                 # The signs stay with the normalised stream, so that the gain is only permuted.
                 self._set_affine(reader, gain[columns], bias[columns] * factors)
+                self._behind[self.facts.stream_of[reader]] = element
                 stream = self.facts.streams[self.facts.stream_of[reader]]
                 self._readers(stream.readers, element)
             else:
@@ -378,7 +395,7 @@ class Action:
 
     def _norm_output(self, index: int, element: Element) -> dict[int, Element]:
         """P D behind a norm: P for the stream that the norm reads, D for its gain."""
-        columns, factors = _axes(element)
+        columns, factors = monomial(element)
         stream = self.facts.streams[index]
         (writer,) = stream.writers
         gain, bias = self._affine(writer)
@@ -386,14 +403,17 @@ class Action:
         while not self.facts.regions[vertex.node].shape.is_norm:
             vertex = self.graph.vertices[vertex.carried[0]]
         order = MonomialElement(columns, torch.ones_like(factors))
-        moved = self._move(self.facts.stream_of[vertex.carried[0]], order)
+        moved: dict[int, Element] = {}
+        if not torch.equal(columns, torch.arange(len(columns))):
+            moved = self._move(self.facts.stream_of[vertex.carried[0]], order)
         # The gain was permuted with the stream; what is left is to rescale behind it.
         self._set_affine(writer, gain[columns] * factors, bias[columns] * factors)
         scale = MonomialElement(torch.arange(len(factors)), factors)
         self._done = {key for key in self._done if key[0] == "norm"}
         for reader in stream.readers:
             self._read(reader, scale)
-        return {index: element, **moved}
+        self._behind[index] = element
+        return {**moved, index: element}
 
     # --- vectors in regions -----------------------------------------------------------------------
 
@@ -487,7 +507,7 @@ class Action:
 
     def _family(self, index: int, element: Element) -> dict[int, Element]:
         """All streams of a family move as one: each axis keeps its partners."""
-        columns, factors = _axes(element)
+        columns, factors = monomial(element)
         family = self.derivation.family(index)
         follow = self.derivation.relations(family).following(index)
         origins = self._origins(index, family)
@@ -541,8 +561,8 @@ class Action:
         """What joins streams feature by feature, after they were changed."""
         vertex, node = self.graph.vertices[index], self.graph.trace.node(index)
         sources = self.derivation.sources(index)
-        columns, before = _axes(moved[self.facts.stream_of[sources[0]]])
-        _, after = _axes(moved[self.facts.stream_of[index]])
+        columns, before = monomial(moved[self.facts.stream_of[sources[0]]])
+        _, after = monomial(moved[self.facts.stream_of[index]])
         region = self.facts.regions.get(index, NOTHING)
         if vertex.kind is Kind.BATCH_NORM:
             self._batch_norm(node, columns, before, after)
@@ -617,6 +637,7 @@ class Action:
             at = what.copied(other.heads // len(own.parts))
             self._linear(stream, at)
             moved[stream] = at
+            moved.setdefault(self.facts.stream_of[other.end], at.copied(at.copies * other.copies))
         values = self._order(attention, element.order, queries=False)
         return {**moved, **values}
 
@@ -646,6 +667,11 @@ class Action:
             moved[stream] = BlockElement(order, parts)
         for stream, element in moved.items():
             self._linear(stream, element)
+        if queries:
+            for side in self._both(attention):
+                parts = (Identity(side.size),) * count
+                at = BlockElement(order, parts, side.heads * side.copies // count)
+                moved.setdefault(self.facts.stream_of[side.end], at)
         return moved
 
     def _before_norm(self, index: int, norm: int, element: Element) -> dict[int, Element]:
@@ -655,7 +681,7 @@ class Action:
         gain is s g, permuted, with signs s that make C commute with what positions do.
         """
         attention, side = self.derivation.normed[norm]
-        columns, factors = _axes(element)
+        columns, factors = monomial(element)
         turn = _commuting(columns, factors, side)
         moved: dict[int, Element] = {}
         for other in self._both(attention):
@@ -668,7 +694,7 @@ class Action:
             elif self.facts.regions[norm].within:
                 signs = turn
             gain, bias = self._affine(other.source)
-            places, given = _axes(own)
+            places, given = monomial(own)
             wanted = signs if other is side else given
             width = len(gain)
             places, given, wanted = places[:width], given[:width], wanted[:width]
@@ -749,7 +775,8 @@ def as_monomial(element: Element) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _axes(element: Element) -> tuple[Tensor, Tensor]:
+def monomial(element: Element) -> tuple[Tensor, Tensor]:
+    """Columns and factors of an element that is known to keep axes."""
     found = as_monomial(element)
     assert found is not None, "an element on axes was expected"
     return found

@@ -6,16 +6,17 @@ act: the outputs must move.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from basis_probe.action import Action
+from basis_probe.action import Action, as_monomial, monomial
 from basis_probe.adapters.batches import Batch
 from basis_probe.adapters.capture import catching
-from basis_probe.adapters.facts import Facts
+from basis_probe.adapters.facts import Facts, fixed_in
+from basis_probe.adapters.graph import replay, replay_all
 from basis_probe.adapters.models import recognise
 from basis_probe.adapters.places import Site
 from basis_probe.adapters.precision import doubled, in_double
@@ -25,6 +26,7 @@ from basis_probe.algebra.elements import (
     BlockElement,
     Dense,
     Element,
+    Identity,
     MonomialElement,
     Reflections,
 )
@@ -52,6 +54,10 @@ SINGLE = 1e-4
 
 MARGIN = 1000.0
 """How many times more strangers must move the outputs."""
+
+
+Maker = Callable[[int], Element | None]
+"""Makes an element for a stream of some size; None where it has no form there."""
 
 
 class Unproved(Exception):
@@ -83,7 +89,7 @@ class Prover:
     ) -> None:
         self.facts = facts
         self.seed = seed
-        slots = Slots(model, facts.graph.trace)
+        self.slots = Slots(model, facts.graph.trace)
         problems: list[str] = []
         for exact in (True, False):
             try:
@@ -94,7 +100,7 @@ class Prover:
             self.subject = recognise(self.weights.model)
             self.batch = doubled(batch) if exact else batch
             try:
-                first, second = self._run({}), self._run({})
+                first, second = self._run()[0], self._run()[0]
                 break
             except Exception as error:
                 problems.append(f"{type(error).__name__}: {error}".splitlines()[0])
@@ -110,12 +116,12 @@ class Prover:
         if not all(bool(tensor.isfinite().any()) for tensor in first):
             raise Unproved("the model returns no finite number")
         self.outputs = first
-        self.action = Action(derivation, slots, self.weights)
+        self.action = Action(derivation, self.slots, self.weights)
         double = exact and all(tensor.dtype is torch.float64 for tensor in first)
         self.tolerance = TOLERANCE if double else SINGLE
 
     def certify(self, site: Site, group: Group, *, elements: int = 2) -> Certificate:
-        """What elements of a group and strangers to it do to the model.
+        """What elements of a group and strangers to it do to the model, one after the other.
 
         Args:
             site: where they act.
@@ -126,23 +132,63 @@ class Prover:
             Unproved: if a weight that must change is no parameter of the model.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        caught: dict[Site, Tensor] = {}
-        self._run(caught, (site,))
-        before = self._features(site, caught)
+        before = self._at(site, self._run((site,))[1])
         error = moved = 0.0
         for _ in range(1 if isinstance(group, Trivial) else elements):
             element = group.generic(generator)
-            outputs, after = self._acted(lambda e=element: self.action.move(site, e), site)
+            with self._restored():
+                self.action.move(site, element)
+                outputs, caught = self._run((site,))
             error = max(error, _change(self.outputs, outputs))
-            moved = max(moved, _change([element.act(before)], [after]))
+            moved = max(moved, _change([element.act(before)], [self._at(site, caught)]))
         least, stranger = math.inf, ""
         for name, make in strangers(group, generator).items():
-            outputs, _ = self._acted(lambda m=make: self.action.strain(site, m), site)
+            with self._restored():
+                if not self.action.strain(site, make):
+                    continue
+                outputs = self._run()[0]
             change = _change(self.outputs, outputs)
-            # A stranger that has no form here has changed nothing at all.
-            if self._strained and change < least:
+            if change < least:
                 least, stranger = change, name
-        refuted = stranger == "" or least > MARGIN * max(error, min(self.tolerance, TOLERANCE))
+        return self._judged(error, moved, least, stranger)
+
+    def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
+        """A certificate for each of many claims, or why there is none, at the cost of few runs.
+
+        Elements of all groups act at once, and if nothing moves that must not, all claims are
+        proved. If something does, each claim stands for itself. Strangers act one by one, and are
+        felt at the linear maps behind them, so that the rest of the model need not run.
+
+        Args:
+            claims: the sites, and the group claimed for each.
+        """
+        found: dict[tuple[int, Group], Certificate | Unproved] = {}
+        keys = [(self._stream(site), group) for site, group in claims]
+        distinct = dict(zip(keys, claims, strict=True))
+        try:
+            error, moved = self._together(distinct)
+        except (Unproved, WeightError):
+            error, moved = math.inf, {}
+        values = self._values() if error <= self.tolerance else None
+        felt: dict[tuple[frozenset[int], str], float] = {}
+        for key, (site, group) in distinct.items():
+            try:
+                if values is None or moved[key] > self.tolerance:
+                    found[key] = self.certify(site, group)
+                    continue
+                generator = torch.Generator().manual_seed(self.seed)
+                least, stranger = math.inf, ""
+                for name, make in strangers(group, generator).items():
+                    change = self._felt(site, name, make, values, felt)
+                    if change is not None and change < least:
+                        least, stranger = change, name
+                found[key] = self._judged(error, moved[key], least, stranger)
+            except (Unproved, WeightError) as problem:
+                found[key] = Unproved(str(problem))
+        return [found[key] for key in keys]
+
+    def _judged(self, error: float, moved: float, least: float, stranger: str) -> Certificate:
+        refuted = not stranger or least > MARGIN * max(error, min(self.tolerance, TOLERANCE))
         return Certificate(
             holds=max(error, moved) <= self.tolerance and refuted,
             max_error=error,
@@ -152,18 +198,163 @@ class Prover:
             stranger=stranger,
         )
 
-    def _acted(self, act: Callable[[], object], site: Site) -> tuple[list[Tensor], Tensor]:
+    # --- all at once ----------------------------------------------------------------------------
+
+    def _together(
+        self, claims: Mapping[tuple[int, Group], tuple[Site, Group]]
+    ) -> tuple[float, dict[tuple[int, Group], float]]:
+        """By how much the outputs move when all groups act, and each site misses its element."""
+        generator = torch.Generator().manual_seed(self.seed)
+        # What a norm writes moves with the stream that it reads, but is not turned with it.
+        behind = {k for k in claims if self.action.derivation.is_norm_output(k[0])}
+        error, moved = 0.0, dict.fromkeys(claims, 0.0)
+        with self._restored():
+            before = self._run([site for site, _ in claims.values()])[1]
+            for phase in (set(claims) - behind, behind):
+                made: dict[int, Element] = {}
+                ordered: set[int] = set()
+                for key in (key for key in claims if key in phase):
+                    site, group = claims[key]
+                    if self._is_covered(made.get(key[0]), group):
+                        continue
+                    element = group.generic(generator)
+                    source = self._before_norm(key[0]) if key in behind else None
+                    if source in ordered:
+                        # Its stream was permuted already; now only the gain is rescaled.
+                        _, factors = monomial(element)
+                        element = MonomialElement(torch.arange(len(factors)), factors)
+                    ordered |= {source} if source is not None else set()
+                    for stream, own in self.action.move(site, element).items():
+                        made[stream] = _after(own, made.get(stream))
+                if not made:
+                    continue
+                outputs, after = self._run([site for site, _ in claims.values()])
+                error = max(error, _change(self.outputs, outputs))
+                for key in phase:
+                    site = claims[key][0]
+                    old, new = self._at(site, before), self._at(site, after)
+                    element = _fitted(made.get(key[0], Identity(old.shape[-1])), old.shape[-1])
+                    moved[key] = _change([element.act(old)], [new])
+                before = after
+        return error, moved
+
+    def _is_covered(self, element: Element | None, group: Group) -> bool:
+        """True if what acts on a stream already is as general as the group of one of its sites."""
+        if element is None:
+            return False
+        axes = as_monomial(element)
+        if axes is None:
+            return not isinstance(group, Trivial)
+        columns, factors = axes
+        still = torch.equal(columns, torch.arange(len(columns))) and len(columns) > 2
+        scaled = not group.rescales or bool((factors.abs() != 1).any())
+        signed = not isinstance(group, SignedPermutation | Monomial) or bool((factors < 0).any())
+        return not still and scaled and signed
+
+    def _before_norm(self, index: int) -> int:
+        """The stream that a norm reads, of a stream that the norm writes."""
+        graph, facts = self.facts.graph, self.facts
+        vertex = graph.vertices[facts.streams[index].writers[0]]
+        while not facts.regions[vertex.node].shape.is_norm:
+            vertex = graph.vertices[vertex.carried[0]]
+        return facts.stream_of[vertex.carried[0]]
+
+    # --- strangers, felt nearby -----------------------------------------------------------------
+
+    def _values(self) -> dict[int, Tensor] | None:
+        """Every recorded tensor in float64; None if the record cannot be run again."""
+        trace = self.facts.graph.trace
+        given = list(tensors_in((self.batch.args, self.batch.kwargs)))
+        inputs = [node.index for node in trace.nodes if node.op == "input"]
+        if len(given) != len(inputs):
+            return None
+        known = dict(zip(inputs, given, strict=True))
+        fixed = {key: self.weights.now(names[0]) for key, names in self.slots.names.items()}
         try:
-            self._strained = act() is not False
-            caught: dict[Site, Tensor] = {}
-            outputs = self._run(caught, (site,))
+            return replay_all(trace, known, fixed)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            return None
+
+    def _felt(
+        self,
+        site: Site,
+        name: str,
+        make: Maker,
+        values: dict[int, Tensor],
+        felt: dict[tuple[frozenset[int], str], float],
+    ) -> float | None:
+        """By how much a stranger changes what the last linear maps around a site compute."""
+        with self._restored():
+            streams = self.action.strain(site, make)
+            if not streams:
+                return None
+            key = (frozenset(streams), name)
+            if key not in felt:
+                changed = set(self.weights.changed)
+                felt[key] = self._change_behind(site, changed, values)
+                if felt[key] == 0.0:
+                    felt[key] = _change(self.outputs, self._run()[0])
+        return felt[key]
+
+    def _change_behind(self, site: Site, changed: set[str], values: dict[int, Tensor]) -> float:
+        trace = self.facts.graph.trace
+        users = [
+            node
+            for node in trace.nodes
+            if any(self.slots.parameter(f.tensor, node) in changed for f in fixed_in(node.args))
+            or any(self.slots.parameter(f.tensor, node) in changed for f in fixed_in(node.kwargs))
+        ]
+        stale: set[int] = {node.index for node in users}
+        last: set[int] = {node.index for node in users if node.live}
+        for node in trace.nodes:
+            if stale & set(node.inputs):
+                stale.add(node.index)
+        for node in users:
+            behind = {node.index}
+            for other in trace.nodes[node.index + 1 :]:
+                if behind & set(other.inputs):
+                    behind.add(other.index)
+            if node.live and (behind - {node.index}) & {user.index for user in users}:
+                last.discard(node.index)
+        index = self._stream(site)
+        meeting = self.action.derivation.attention_before(index)
+        ends = [meeting.vertex] if meeting is not None else sorted(last)
+        fixed = {
+            id(f.tensor): self.weights.now(name)
+            for node in users
+            for f in (*fixed_in(node.args), *fixed_in(node.kwargs))
+            if (name := self.slots.parameter(f.tensor, node)) in changed and name is not None
+        }
+        known = {i: value for i, value in values.items() if i not in stale}
+        largest = 0.0
+        for end in ends:
+            try:
+                after = replay(trace, end, known, fixed)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+                continue
+            largest = max(largest, _change([values[end]], [after]))
+        return largest
+
+    # --- running --------------------------------------------------------------------------------
+
+    def _stream(self, site: Site) -> int:
+        vertex = self.facts.vertex(site)
+        assert vertex is not None
+        return self.facts.stream_of[vertex.node]
+
+    @contextmanager
+    def _restored(self) -> Generator[None]:
+        """Within the context weights change; then they are as they were."""
+        try:
+            yield
         except WeightError as error:
             raise Unproved(str(error)) from error
         finally:
             self.weights.restore()
-        return outputs, self._features(site, caught)
 
-    def _run(self, caught: dict[Site, Tensor], sites: tuple[Site, ...] = ()) -> list[Tensor]:
+    def _run(self, sites: Sequence[Site] = ()) -> tuple[list[Tensor], dict[Site, Tensor]]:
+        caught: dict[Site, Tensor] = {}
+
         def keep(site: Site) -> Callable[[Tensor], None]:
             def catch(tensor: Tensor) -> None:
                 caught[site] = tensor.detach().clone()
@@ -175,14 +366,28 @@ class Prover:
         with torch.no_grad(), precision, catching(self.weights.model, wanted):
             returned = self.subject.call(self.batch)
         found = [tensor.detach().clone() for tensor in tensors_in(returned)]
-        return [tensor for tensor in found if tensor.is_floating_point()]
+        return [tensor for tensor in found if tensor.is_floating_point()], caught
 
-    def _features(self, site: Site, caught: Mapping[Site, Tensor]) -> Tensor:
+    def _at(self, site: Site, caught: Mapping[Site, Tensor]) -> Tensor:
         """[sample, dim], the activations at a site."""
         layout = self.facts.layout(site)
         assert layout is not None
         last = caught[site].movedim(layout.axes, tuple(range(-len(layout.axes), 0)))
         return last.flatten(last.ndim - len(layout.axes)).flatten(0, -2)
+
+
+def _after(element: Element, before: Element | None) -> Element:
+    """The element after another on the same stream, with as many copies of its blocks."""
+    if before is None:
+        return element
+    return _fitted(element, before.dim) @ before
+
+
+def _fitted(element: Element, size: int) -> Element:
+    """The element with as many copies of its blocks as a place has."""
+    if isinstance(element, BlockElement) and element.dim != size:
+        return element.copied(size * element.copies // element.dim)
+    return element
 
 
 def _change(before: list[Tensor], after: list[Tensor]) -> float:
@@ -200,9 +405,6 @@ def _change(before: list[Tensor], after: list[Tensor]) -> float:
 
 
 # --- strangers ------------------------------------------------------------------------------------
-
-Maker = Callable[[int], Element | None]
-
 
 def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
     """Changes of basis just outside a group, by name: size -> the element, where it has a form.

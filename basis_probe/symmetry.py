@@ -264,6 +264,15 @@ class Derivation:
         )
         return Monomial(dim), because, ALGEBRA
 
+    def attention_before(self, index: int) -> Attention | None:
+        """The attention whose queries or keys a stream holds, or will hold behind a norm."""
+        if index in self.meetings:
+            return self.meetings[index][0][0]
+        for reader in self.facts.streams[index].readers:
+            if reader in self.normed:
+                return self.normed[reader][0]
+        return None
+
     # --- attention ------------------------------------------------------------------------------
 
     def _queries(self, index: int, vertex: Vertex, dim: int) -> tuple[Group, str, str]:

@@ -178,6 +178,28 @@ def replay(
         known.clear()
 
 
+def replay_all(
+    trace: Trace, values: dict[int, Tensor], fixed: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """Every node's value, computed anew from those of the inputs, in float64.
+
+    Args:
+        trace: the record.
+        values: input node -> its value.
+        fixed: id of a parameter or constant -> what takes its place.
+
+    Raises:
+        ValueError: if a node cannot be computed again.
+    """
+    known = dict(values)
+    for node in trace.nodes:
+        if node.index not in known:
+            found = replay(trace, node.index, known, fixed)
+            if isinstance(found, Tensor):
+                known[node.index] = found
+    return known
+
+
 # --- which function is what ---------------------------------------------------------------------
 
 _IDENTITY = frozenset(

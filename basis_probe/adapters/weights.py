@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,15 +118,22 @@ class Weights:
                     f"the parameter {name} is quantised or packed ({type(parameter).__name__}, "
                     f"{parameter.dtype}): give the model in floating point"
                 )
+        memo: dict[int, Any] = {}
+        if dtype is not None:
+            for parameter in model.parameters():
+                cast = parameter.detach().to(dtype, copy=True)
+                memo[id(parameter)] = nn.Parameter(cast, parameter.requires_grad)
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    memo[id(buffer)] = buffer.detach().to(dtype, copy=True)
         try:
-            self.model = copy.deepcopy(model)
+            self.model = copy.deepcopy(model, memo)
         except Exception as error:
             raise WeightError(
                 f"the model cannot be copied: {type(error).__name__}: {error}"
             ) from error
-        if dtype is not None:
-            self.model = self.model.to(dtype)
         self._kept: dict[str, Tensor] = {}
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def _place(self, name: str) -> tuple[nn.Module, dict[str, Tensor | None], str]:
         path, _, leaf = name.rpartition(".")
@@ -158,13 +166,33 @@ class Weights:
         else:
             module._buffers[leaf] = values
 
+    def set_rows(self, slot: Slot, rows: Tensor, values: Tensor) -> None:
+        """Puts numbers into some rows of a parameter, in place."""
+        _, held, leaf = self._place(slot.name)
+        whole = held[leaf]
+        assert whole is not None and slot.entries is None
+        with torch.no_grad():
+            self._rows.append((whole, rows, whole[rows].clone()))
+            whole[rows] = values.to(whole.dtype)
+
     @property
     def changed(self) -> tuple[str, ...]:
         """The parameters that were set."""
         return tuple(self._kept)
 
+    def now(self, name: str) -> Tensor:
+        """The parameter as it is now."""
+        _, held, leaf = self._place(name)
+        tensor = held[leaf]
+        assert tensor is not None
+        return tensor.detach()
+
     def restore(self) -> None:
         """Puts everything back."""
+        with torch.no_grad():
+            for whole, rows, values in reversed(self._rows):
+                whole[rows] = values
+        self._rows.clear()
         for name, tensor in self._kept.items():
             _, held, leaf = self._place(name)
             held[leaf] = tensor
