@@ -20,11 +20,13 @@ from basis_probe.algebra.groups import Trivial as Trivial
 from basis_probe.algebra.groups import Unknown as Unknown
 from basis_probe.algebra.intertwiner import Intertwiner as Intertwiner
 from basis_probe.algebra.intertwiner import intertwiner_group as intertwiner_group
+from basis_probe.architecture import certify as certify
+from basis_probe.architecture import reparametrize as reparametrize
+from basis_probe.architecture import symmetries as symmetries
 from basis_probe.errors import DataError as DataError
 from basis_probe.errors import SiteError as SiteError
 from basis_probe.errors import StreamError as StreamError
 from basis_probe.probe import probe as probe
-from basis_probe.probe import symmetries as symmetries
 from basis_probe.results import Certificate as Certificate
 from basis_probe.results import ClosedFormRecord as ClosedFormRecord
 from basis_probe.results import NullRecord as NullRecord
@@ -33,6 +35,7 @@ from basis_probe.results import Provenance as Provenance
 from basis_probe.results import Report as Report
 from basis_probe.results import ScoreResult as ScoreResult
 from basis_probe.results import SiteReport as SiteReport
+from basis_probe.results import Symmetries as Symmetries
 from basis_probe.results import Symmetry as Symmetry
 from basis_probe.results import Tail as Tail
 from basis_probe.results import Verdict as Verdict

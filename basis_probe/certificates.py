@@ -406,6 +406,7 @@ def _change(before: list[Tensor], after: list[Tensor]) -> float:
 
 # --- strangers ------------------------------------------------------------------------------------
 
+
 def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
     """Changes of basis just outside a group, by name: size -> the element, where it has a form.
 
@@ -451,7 +452,7 @@ def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
     if isinstance(group, Orthogonal):
         return {"scales": scales}
     if isinstance(group, LineStabiliser):
-        return {"rotation": rotation, "scales": scales}
+        return {"rotation": rotation}
     if isinstance(group, GeneralLinear):
         return {}
     if isinstance(group, DirectSum):

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch, batch_of
-from basis_probe.adapters.facts import Facts, collect
+from basis_probe.adapters.facts import Facts
 from basis_probe.adapters.layers import Layer, bend, layer
 from basis_probe.adapters.models import Subject, device_of, prepared, recognise
 from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
+from basis_probe.architecture import proved, watched
 from basis_probe.errors import DataError, SiteError, StreamError
 from basis_probe.findings import (
     Case,
@@ -72,6 +73,7 @@ def probe(
     device: str | torch.device | None = None,
     max_samples: int | None = None,
     progress: bool = True,
+    certificates: bool | None = None,
 ) -> Report:
     """A verdict for every site: what the architecture allows, what the data show, what follows.
 
@@ -97,6 +99,8 @@ def probe(
         device: where the model runs; it is put back afterwards. None: where it is.
         max_samples: at most this many samples (tokens, pixels, rows) at each site.
         progress: whether to show progress bars.
+        certificates: whether to prove what is claimed of the architecture on a float64 copy of the
+            model; None to do so if that is cheap, up to 150 million parameters.
 
     Raises:
         SiteError: if a name stands for no site; the message lists the nearest.
@@ -129,13 +133,13 @@ def probe(
         first = next(batches, None)
         if first is None:
             raise DataError("the data hold no batch: give at least one, better several")
-        facts = _facts(subject, first)
+        facts = watched(subject, first)
         names = facts.sites
         if sites is None:
             chosen = sensible(facts, names, subject.usual)
         else:
             chosen = asked(sites, names, silent=subject.silent())
-        places = _places(facts, chosen, groups)
+        places = _places(subject, first, facts, chosen, groups, certificates)
         capacity = _capacity(wanted)
         stream = Stream(
             {name: place.plan for name, place in places.items()},
@@ -181,61 +185,25 @@ def probe(
         return finish(partial=False)
 
 
-def symmetries(model: nn.Module, example_input: Any) -> dict[str, Symmetry]:
-    """The architecture's answer at every place of the model that ran, in forward order.
-
-    Args:
-        model: as for `probe`.
-        example_input: one batch, as for `probe`.
-
-    Raises:
-        DataError: if the batch cannot be used.
-
-    Example:
-        >>> import torch, basis_probe as bp
-        >>> layers = torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 2)
-        >>> found = bp.symmetries(torch.nn.Sequential(*layers), torch.randn(2, 4))
-        >>> found["1"].group
-        Permutation(dim=6)
-    """
-    subject = recognise(model)
-    with prepared(subject.model, None):
-        batch = batch_of(
-            example_input, number=0, tokenizer=subject.tokenizer, device=subject.device
-        )
-        facts = _facts(subject, batch)
-    derivation = Derivation(facts)
-    seen: set[tuple[object, int]] = set()
-    found: dict[str, Symmetry] = {}
-    for name, site in facts.sites.items():
-        key = (site.address, site.node)
-        if key not in seen:
-            seen.add(key)
-            found[name] = derivation.symmetry(site)
-    return found
-
-
 # --- before the data ------------------------------------------------------------------------------
 
 
-def _facts(subject: Subject, batch: Batch) -> Facts:
-    try:
-        trace = subject.watch(batch)
-    except Exception as error:
-        raise DataError(
-            f"the model failed on the first batch ({batch.form}, shape "
-            f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
-        ) from error
-    return collect(trace, subject.names(trace))
-
-
-def _places(facts: Facts, chosen: Mapping[str, Site], groups: Groups | None) -> dict[str, _Place]:
+def _places(
+    subject: Subject,
+    first: Batch,
+    facts: Facts,
+    chosen: Mapping[str, Site],
+    groups: Groups | None,
+    certificates: bool | None,
+) -> dict[str, _Place]:
     derivation = Derivation(facts)
+    claims = {name: derivation.symmetry(site) for name, site in chosen.items()}
+    claims = proved(subject, first, derivation, chosen, claims, certificates)
     places: dict[str, _Place] = {}
     overrides = _overrides(groups, chosen)
     for name, site in chosen.items():
         shape = facts.shape(site)
-        symmetry = _overridden(derivation.symmetry(site), overrides.get(name), math.prod(shape))
+        symmetry = _overridden(claims[name], overrides.get(name), math.prod(shape))
         found = layer(facts, site)
         bent = bend(facts, site)
         notes: tuple[str, ...] = ()

@@ -101,6 +101,34 @@ class Symmetry:
     unproved: str = ""
 
 
+class Symmetries(dict[str, Symmetry]):
+    """Site name -> symmetry, in forward order; shows itself as a table."""
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame` with one row per site: group, what it privileges, certificate, why.
+
+        Example:
+            >>> from basis_probe import Permutation, Symmetries, Symmetry
+            >>> group = Permutation(3)
+            >>> found = Symmetries(mlp=Symmetry(group, group.privileged, "GELU.", "algebra"))
+            >>> found.to_dataframe().loc["mlp", "privileges"]
+            'AXES'
+        """
+        from basis_probe.presentation.architecture import dataframe
+
+        return dataframe(self)
+
+    def _repr_html_(self) -> str:
+        from basis_probe.presentation.architecture import html
+
+        return html(self)
+
+    def __str__(self) -> str:
+        from basis_probe.presentation.architecture import text
+
+        return text(self)
+
+
 @dataclasses.dataclass(frozen=True)
 class NullRecord:
     """Against what the axes of a site were compared.

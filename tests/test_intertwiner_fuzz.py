@@ -1,4 +1,4 @@
-"""Nonlinearities that no table knows: the right group from their values, or UNKNOWN, never too much.
+"""Nonlinearities that no table knows: the right group from their values, or UNKNOWN, no larger one.
 
 The functions are drawn at random, together with an answer that their construction gives. That no
 group is too large is checked besides from the definition: members of the claimed group, and f at
@@ -130,8 +130,9 @@ def piecewise_linear(draw: st.DrawFn) -> Case:
             kinks[Fraction(0)] = -2 * slope
         elif draw(st.booleans()):
             offset = Fraction(0)
+    hinged = ", ".join(f"{jump} at {at}" for at, jump in kinks.items())
     return Case(
-        f"{offset} + {slope} t + {({str(at): str(jump) for at, jump in kinks.items()})}",
+        f"{offset} + {slope} t, bent by {hinged}",
         hinges(offset, slope, kinks),
         group_of_hinges(offset, slope, kinks),
         reach=2.0,

@@ -1,11 +1,11 @@
 """What the paper states of intertwiner groups, held against their definition.
 
-G_σ = {A in GL(n) : there is B with σ(A x) = B σ(x) for all x}, and φ_σ(A) = B. Nothing here asks the
-package how it found a group: that a matrix is in one is decided by fitting B to samples and looking
-at others.
+For a nonlinearity f, G = {A in GL(n) : there is B with f(A x) = B f(x) for all x}, and φ(A) = B.
+Nothing here asks the package how it found a group: whether a matrix is in one is decided by fitting
+B to samples and looking at others.
 
 Source: C. Godfrey, D. Brown, T. Emerson, H. Kvinge, "On the Symmetries of Deep Learning Models and
-their Internal Representations" (2022), arXiv 2205.14258, section 3, Table 1 and the appendix on GELU.
+their Internal Representations" (2022), arXiv 2205.14258, section 3, Table 1, appendix on GELU.
 """
 
 import itertools
@@ -27,7 +27,7 @@ FIXED = settings(deadline=None, derandomize=True, database=None, max_examples=60
 
 
 class Row(NamedTuple):
-    """A row of Table 1: σ, the name of G_σ, and what φ_σ makes of the entries of A."""
+    """A row of Table 1: f, the name of G, and what φ makes of the entries of A."""
 
     sigma: Function
     group: str
@@ -73,9 +73,9 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 def fitted(sigma: Function, a: Tensor, seed: int = 0) -> tuple[Tensor, float]:
-    """The B nearest to σ(A x) = B σ(x), and how far other x are from obeying it, relative.
+    """The B nearest to f(A x) = B f(x), and how far other x are from obeying it, relative.
 
-    Every sample weighs alike, however fast σ grows, so that none hides the others.
+    Every sample weighs alike, however fast f grows, so that none hides the others.
     """
     dim = len(a)
     count = 40 * dim + 40
@@ -223,7 +223,7 @@ def test_phi_is_sigma_of_a_by_the_inverse_of_sigma_of_one(name: str, dim: int) -
 @pytest.mark.parametrize(
     ("sigma", "dim"),
     [
-        # σ(1) = σ(0), and σ(1) = -(n - 1) σ(0): where σ(I) has no inverse.
+        # f(1) = f(0), and f(1) = -(n - 1) f(0): where f(I) has no inverse.
         (lambda x: torch.sin(math.pi * x), 4),
         (lambda x: x**3 - x, 4),
         (lambda x: torch.cos(math.pi * x), 2),
@@ -246,7 +246,7 @@ def test_phi_is_found_where_sigma_of_one_has_no_inverse(sigma: Function, dim: in
 
 @pytest.mark.parametrize(("first", "last"), [(0.3, 1.0), (1.0, 1.0), (-1.0, 3.0), (0.5, -1.5)])
 def test_sigma_of_one_is_invertible_as_the_two_values_say(first: float, last: float) -> None:
-    """σ(I) = (σ(1) - σ(0)) I + σ(0) 1 1^T."""
+    """Because f(I) = (f(1) - f(0)) I + f(0) 1 1^T."""
     dim = 4
     at_one = torch.full((dim, dim), first, dtype=torch.float64).fill_diagonal_(last)
     said = last not in (first, -(dim - 1) * first)

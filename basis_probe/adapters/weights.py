@@ -180,6 +180,13 @@ class Weights:
         """The parameters that were set."""
         return tuple(self._kept)
 
+    def untied(self, model: nn.Module) -> bool:
+        """True if a parameter that was set is one that the model has under several names."""
+        shared: dict[int, list[str]] = {}
+        for name, tensor in model.named_parameters(remove_duplicate=False):
+            shared.setdefault(id(tensor), []).append(name)
+        return any(len(names) > 1 and set(names) & set(self._kept) for names in shared.values())
+
     def now(self, name: str) -> Tensor:
         """The parameter as it is now."""
         _, held, leaf = self._place(name)

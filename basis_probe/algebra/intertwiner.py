@@ -335,8 +335,26 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan())
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """How large the numbers are that may cancel inside f, of which rounding leaves a trace.
+
+    Attributes:
+        near: sizes that are known: f itself, at values that are not larger.
+        far: sizes that are guessed, from f at 1. Their rounding may be seen only where it is small
+            beside f itself, for else it would hide what f does at small values.
+    """
+
+    near: Tensor
+    far: Tensor
+
+    def __or__(self, other: _Sizes) -> _Sizes:
+        """The larger of the two."""
+        return _Sizes(torch.maximum(self.near, other.near), torch.maximum(self.far, other.far))
+
+
 def _close(
-    function: _Function, a: Tensor, b: Tensor, size: float | Tensor, rest: float | Tensor = 0.0
+    function: _Function, a: Tensor, b: Tensor, sizes: _Sizes, rest: float | Tensor = 0.0
 ) -> bool:
     """True if all values agree, relative to their distance from `rest` or to rounding.
 
@@ -344,11 +362,12 @@ def _close(
         function: whose values they are.
         a: values.
         b: other values, of the same shape or one that fits it.
-        size: how large the numbers are whose rounding may be seen.
+        sizes: how large the numbers are whose rounding may be seen.
         rest: the value of f at 0. A constant in f, however large, must not hide how f varies.
     """
     varied = torch.maximum((a - rest).abs(), (b - rest).abs())
-    allowed = function.tolerance * varied + function.rounding * size
+    guessed = torch.minimum(function.rounding * sizes.far, 1e-6 * torch.maximum(varied, sizes.near))
+    allowed = function.tolerance * varied + function.rounding * sizes.near + guessed
     finite = a.isfinite() & b.isfinite()
     return bool(((a - b).abs() <= allowed)[finite].all())
 
@@ -376,7 +395,7 @@ def _require_row_by_row(function: _Function) -> None:
         at = float(x.flatten()[(~y.isfinite()).flatten()][0])
         raise _NotUnderstood(f"{function.name} is not finite for all real inputs, such as {at:.3g}")
     alone = torch.cat([function(x[:1]), function(x[7:9]).flip(0)])
-    if not _close(function, alone, y[[0, 8, 7]], _size(y), _at_zero(function)):
+    if not _close(function, alone, y[[0, 8, 7]], _largest(y), _at_zero(function)):
         raise _NotUnderstood(f"{function.name} mixes the samples of a batch")
 
 
@@ -392,25 +411,32 @@ def _mixes(function: _Function) -> bool:
     x, other = (_rows(function, count, seed, (*_SIZES, 100.0, 1e4)) for seed in (2, 3))
     y, rest = function(x), _at_zero(function)
     # Every row by itself: the rounding of the large ones must not hide what the small ones show.
-    size = torch.where(y.isfinite(), y, torch.zeros_like(y)).abs().amax(dim=1, keepdim=True)
+    size = _finite(y).abs().amax(dim=1, keepdim=True)
+    sizes = _Sizes(size, torch.zeros_like(size))
     index = torch.arange(dim)
     for bit in range((dim - 1).bit_length()):
         high = (index >> bit) % 2 == 1
         for redrawn in (high, ~high):
             moved = function(torch.where(redrawn, other, x))
             kept = ~redrawn
-            if not _close(function, moved[:, kept], y[:, kept], size, rest[:, kept]):
+            if not _close(function, moved[:, kept], y[:, kept], sizes, rest[:, kept]):
                 return True
     return False
 
 
-def _size(y: Tensor) -> float:
-    return float(y.abs().max())
+def _largest(y: Tensor) -> _Sizes:
+    """The size of the largest of all values, wherever one is looked at."""
+    return _Sizes(y.abs().max(), y.new_zeros(()))
+
+
+def _finite(values: Tensor) -> Tensor:
+    """The values, or 0 where they are not finite."""
+    return values.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _at_zero(function: _Function) -> Float64[Tensor, "1 dim"]:
     """f(0), or 0 where it is not finite there, as of what divides by a length."""
-    return function(torch.zeros(1, function.dim, dtype=torch.float64)).nan_to_num(0.0, 0.0, 0.0)
+    return _finite(function(torch.zeros(1, function.dim, dtype=torch.float64)))
 
 
 # --- functions of single features -----------------------------------------------------------------
@@ -449,7 +475,7 @@ def _on_single_features(function: _Function) -> Intertwiner:
     coarse = torch.cat([_grid()[::4], ends])
     table = function(coarse[:, None].expand(-1, function.dim).contiguous())
     _require_finite(function, coarse, table)
-    sizes = _sizes(coarse, table)[:, None]
+    sizes = _sizes(coarse, table)
     if _close(function, table, table[:, :1], sizes, table[-2:-1]):
         return _one_function(function)
     return _function_per_channel(function, coarse, table, sizes)
@@ -466,25 +492,25 @@ def _require_finite(function: _Function, t: Tensor, values: Tensor) -> None:
         )
 
 
-def _sizes(t: Float64[Tensor, " position"], values: Tensor) -> Float64[Tensor, " position"]:
-    """How large the numbers are that may cancel inside f(t), of which rounding leaves a trace.
+def _sizes(t: Float64[Tensor, " position"], values: Tensor) -> _Sizes:
+    """How large the numbers are that may cancel inside f(t).
 
-    As large as f is at smaller |t|, or as a slope times t, such as in a sum of hinges that ends in
-    a constant. The slope is that of values of t up to 1.
+    Near, as large as f is at smaller |t|. Far, as large as f is at 1, or as a slope times t, such
+    as in a sum of hinges that ends in a constant.
 
     Args:
         t: where f was evaluated, 0 and 1 among it.
         values: what it was there, [position] or [position, dim].
     """
-    values = values.reshape(len(t), -1)
-    values = torch.where(values.isfinite(), values, torch.zeros_like(values))
+    table = _finite(values.reshape(len(t), -1))
     order = t.abs().argsort()
-    largest = torch.empty_like(t)
-    largest[order] = values.abs().amax(dim=1)[order].cummax(dim=0).values
+    near = torch.empty_like(t)
+    near[order] = table.abs().amax(dim=1)[order].cummax(dim=0).values
     unit = t.abs() <= 1
-    rest = values[int(t.abs().argmin())]
-    slope = (values[unit] - rest).abs().max()
-    return torch.maximum(largest, largest[unit].max()) + slope * t.abs() / 4
+    slope = (table[unit] - table[order[0]]).abs().max()
+    far = near[unit].max() + slope * t.abs() / 4
+    shape = (len(t),) + (1,) * (values.ndim - 1)
+    return _Sizes(near.view(shape), far.view(shape))
 
 
 def _one_function(function: _Function) -> Intertwiner:
@@ -572,7 +598,7 @@ def _relation(
     expected = torch.where(y.isfinite(), d * y + e, (scaled - e) / d).abs()
     if bool((expected < _OVERFLOW)[y.isfinite() != scaled.isfinite()].any()):
         return None
-    sizes = torch.maximum(_sizes(t, y) * abs(d), _sizes(t, scaled)) + abs(e)
+    sizes = _sizes(t, d * y + e) | _sizes(t, scaled)
     rest = float(y[int(t.abs().argmin())])
     return (d, e) if _close(function, scaled, d * y + e, sizes, rest) else None
 
@@ -595,7 +621,7 @@ _OFFSET = "f(A x) = A f(x) up to a constant vector, which the next bias absorbs"
 
 
 def _function_per_channel(
-    function: _Function, t: Tensor, table: Tensor, sizes: Tensor
+    function: _Function, t: Tensor, table: Tensor, sizes: _Sizes
 ) -> Intertwiner:
     """The group of a f that differs from channel to channel, where one is known.
 
@@ -603,9 +629,9 @@ def _function_per_channel(
         function: f.
         t: where it was evaluated; at the end stand -1e8, 1e8, -1, 0 and 1.
         table: what it was there on every channel, [position, dim].
-        sizes: what may be rounded there, [position, 1].
+        sizes: what may be rounded there.
     """
-    name, dim, scale = function.name, function.dim, float(sizes[-1])
+    name, dim, scale = function.name, function.dim, float(sizes.near[-1])
     first, last, negative, zero, positive = table[-5:]
     gain = (last - first) / 2e8
     if _close(function, table, t[:, None] * gain + zero, sizes, zero):
@@ -685,18 +711,18 @@ def _coupled(function: _Function) -> Intertwiner:
     x = _rows(function, 48, seed=4)
     y, rest = function(x), _at_zero(function)
     _require_finite(function, x, y)
-    scale = _size(y)
+    sizes = _largest(y)
     generator = torch.Generator().manual_seed(5)
     orders = [torch.randperm(dim, generator=generator) for _ in range(3)]
     orders.append(torch.arange(dim).roll(1))
     swap = torch.arange(dim)
     swap[:2] = swap[:2].flip(0)
     for order in (*orders, swap):
-        if not _close(function, function(x[:, order]), y[:, order], scale, rest[:, order]):
+        if not _close(function, function(x[:, order]), y[:, order], sizes, rest[:, order]):
             raise _NotUnderstood(
                 f"{name} mixes features, and its outputs are not permuted with them"
             )
-    shifts = _close(function, function(x + 1.7), y, scale, rest)
+    shifts = _close(function, function(x + 1.7), y, sizes, rest)
     for what, size, change in _larger(dim, shifts):
         if _intertwines(function, y, function(change(x)), size):
             raise _NotUnderstood(
