@@ -31,9 +31,12 @@ from basis_probe.algebra.elements import (
     Dense,
     Element,
     Identity,
+    Local,
     MonomialElement,
+    Product,
     Sheared,
     SumElement,
+    local,
 )
 from basis_probe.algebra.groups import monomial_parts
 from basis_probe.symmetry import NOTHING, Derivation
@@ -205,7 +208,8 @@ class Action:
             if (slot.name, "out", None) not in self._done:
                 self._done.add((slot.name, "out", None))
                 used = self.rows[writer]
-                self.weights.set_rows(slot, used, element.act(self.weights.now(slot.name)[used]))
+                given = self.weights.now(slot.name).detach()[used]
+                self.weights.set_some(slot, 0, used, element.act(given))
         elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
             found = self._map(vertex)
             self._edit(found.weight, found.outputs, element, rows, "out")
@@ -217,7 +221,7 @@ class Action:
             gain, bias = self._affine(writer)
             self._set_affine(writer, torch.ones_like(gain), element.act(bias))
             source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
-            folded = element @ MonomialElement(torch.arange(len(gain)), gain)
+            folded = Product((element, MonomialElement(torch.arange(len(gain)), gain)))
             for before in source.writers:
                 self._write(before, folded)
 
@@ -228,10 +232,12 @@ class Action:
             found = self._map(vertex)
             at = self._at(vertex.used[0], element)
             self._edit(found.weight, found.inputs, at.inverse().transpose(), None, "in")
-        elif self.facts.regions.get(reader, NOTHING).shape.is_norm and not (
-            self.derivation.is_link(reader)
-        ):
-            self._through_norm(reader, element if strange else _across(element))
+            return
+        region = self.facts.regions.get(reader, NOTHING)
+        if region.shape.is_norm and not self.derivation.is_link(reader):
+            # What lies along the all-ones direction does not come through a LayerNorm.
+            blind = region.shape is Shape.LAYER_NORM and not strange
+            self._through_norm(reader, _across(element) if blind else element)
 
     def _edit(
         self, slot: Slot, axis: int, element: Element, rows: Tensor | None, side: str
@@ -240,6 +246,13 @@ class Action:
         if key in self._done:
             return
         self._done.add(key)
+        few = local(element)
+        if isinstance(few, Local) and rows is None and slot.entries is None:
+            now = self.weights.now(slot.name).detach()
+            if now.shape[axis] == few.dim:
+                some = few.inner.act(now.index_select(axis, few.axes.to(now.device)).double(), axis)
+                self.weights.set_some(slot, axis % now.ndim, few.axes, some)
+                return
         values = self.weights.get(slot)
         if rows is not None:
             chosen = values.index_select(axis, rows.to(values.device))
@@ -375,7 +388,7 @@ class Action:
             raise WeightError("a gain is zero, so that its norm's bias cannot be moved")
         self._set_affine(vertex, torch.ones_like(gain), turn.act(bias / gain))
         stream = self.facts.streams[self.facts.stream_of[vertex]]
-        folded = turn @ MonomialElement(torch.arange(len(gain)), 1.0 / gain)
+        folded = Product((turn, MonomialElement(torch.arange(len(gain)), 1.0 / gain)))
         self._readers(stream.readers, folded)
 
     def _readers(self, readers: Iterable[int], element: Element) -> None:

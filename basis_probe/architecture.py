@@ -220,8 +220,8 @@ def proved(
         why = (
             "certificates were not asked for"
             if wanted is False
-            else f"the model has {size:,} parameters, and a proof needs a copy of them in float64: ask "
-            "for it with certify, or with certificates=True"
+            else f"the model has {size:,} parameters, and a proof needs a copy of them in float64: "
+            "ask for it with certify, or with certificates=True"
         )
         return _without(claims, claims, why)
     names = [name for name, claim in claims.items() if not isinstance(claim.group, Unknown)]

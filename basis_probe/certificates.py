@@ -5,6 +5,7 @@ move, and the activations at the site must move by exactly the element. Then str
 act: the outputs must move.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,13 +21,13 @@ from basis_probe.adapters.graph import replay, replay_all
 from basis_probe.adapters.models import recognise
 from basis_probe.adapters.places import Site
 from basis_probe.adapters.precision import doubled, in_double
-from basis_probe.adapters.trace import tensors_in
+from basis_probe.adapters.trace import Node, tensors_in
 from basis_probe.adapters.weights import Slots, WeightError, Weights
 from basis_probe.algebra.elements import (
     BlockElement,
-    Dense,
     Element,
     Identity,
+    Local,
     MonomialElement,
     Reflections,
 )
@@ -51,6 +52,12 @@ TOLERANCE = 1e-9
 
 SINGLE = 1e-4
 """The same for a model that returns single precision whatever it is given."""
+
+_UNIFORM = 256
+"""Up to this dimension an element of each group is drawn uniformly, as a full matrix if need be."""
+
+_FEW = 16
+"""So many axes a stranger changes: it is just outside the group, and cheap in a wide layer."""
 
 MARGIN = 1000.0
 """How many times more strangers must move the outputs."""
@@ -134,8 +141,10 @@ class Prover:
         generator = torch.Generator().manual_seed(self.seed)
         before = self._at(site, self._run((site,))[1])
         error = moved = 0.0
-        for _ in range(1 if isinstance(group, Trivial) else elements):
-            element = group.generic(generator)
+        for number in range(1 if isinstance(group, Trivial) else elements):
+            # The first is uniform in the group, the others are cheap in every size.
+            uniform = number == 0 and group.dim <= _UNIFORM
+            element = group.draw(generator) if uniform else group.generic(generator)
             with self._restored():
                 self.action.move(site, element)
                 outputs, caught = self._run((site,))
@@ -223,7 +232,9 @@ class Prover:
                         # Its stream was permuted already; now only the gain is rescaled.
                         _, factors = monomial(element)
                         element = MonomialElement(torch.arange(len(factors)), factors)
-                    ordered |= {source} if source is not None else set()
+                    elif source is not None:
+                        ordered.add(source)
+                        element = _few_places(element)
                     for stream, own in self.action.move(site, element).items():
                         made[stream] = _after(own, made.get(stream))
                 if not made:
@@ -298,33 +309,28 @@ class Prover:
 
     def _change_behind(self, site: Site, changed: set[str], values: dict[int, Tensor]) -> float:
         trace = self.facts.graph.trace
-        users = [
-            node
-            for node in trace.nodes
-            if any(self.slots.parameter(f.tensor, node) in changed for f in fixed_in(node.args))
-            or any(self.slots.parameter(f.tensor, node) in changed for f in fixed_in(node.kwargs))
-        ]
-        stale: set[int] = {node.index for node in users}
-        last: set[int] = {node.index for node in users if node.live}
+        fixed: dict[int, Tensor] = {}
+        users: list[Node] = []
+        for node in trace.nodes:
+            for use in fixed_in((node.args, node.kwargs)):
+                name = self.slots.parameter(use.tensor, node)
+                if name is not None and name in changed:
+                    users.append(node)
+                    fixed[id(use.tensor)] = self.weights.now(name)
+        stale = {node.index for node in users}
         for node in trace.nodes:
             if stale & set(node.inputs):
                 stale.add(node.index)
-        for node in users:
-            behind = {node.index}
-            for other in trace.nodes[node.index + 1 :]:
+        last = {node.index for node in users if node.live}
+        for index in sorted(last):
+            behind = {index}
+            for other in trace.nodes[index + 1 :]:
                 if behind & set(other.inputs):
                     behind.add(other.index)
-            if node.live and (behind - {node.index}) & {user.index for user in users}:
-                last.discard(node.index)
-        index = self._stream(site)
-        meeting = self.action.derivation.attention_before(index)
+            if behind & last != {index}:
+                last.discard(index)
+        meeting = self.action.derivation.attention_before(self._stream(site))
         ends = [meeting.vertex] if meeting is not None else sorted(last)
-        fixed = {
-            id(f.tensor): self.weights.now(name)
-            for node in users
-            for f in (*fixed_in(node.args), *fixed_in(node.kwargs))
-            if (name := self.slots.parameter(f.tensor, node)) in changed and name is not None
-        }
         known = {i: value for i, value in values.items() if i not in stale}
         largest = 0.0
         for end in ends:
@@ -376,6 +382,14 @@ class Prover:
         return last.flatten(last.ndim - len(layout.axes)).flatten(0, -2)
 
 
+def _few_places(element: Element) -> Element:
+    """The same factors, with few axes that change places: a whole stream moves with them."""
+    columns, factors = monomial(element)
+    order = torch.arange(len(columns))
+    order[: 4 * _FEW] = order[: 4 * _FEW].roll(1)
+    return MonomialElement(order, factors)
+
+
 def _after(element: Element, before: Element | None) -> Element:
     """The element after another on the same stream, with as many copies of its blocks."""
     if before is None:
@@ -419,25 +433,32 @@ def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
     def fresh() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
+    def some(size: int, most: int = _FEW) -> Tensor:
+        return torch.randperm(size, generator=fresh())[: min(size, most)].sort().values
+
     def rotation(size: int) -> Element | None:
         if size < 2:
             return None
-        vectors = torch.randn(2, size, generator=fresh(), dtype=torch.float64)
-        return Reflections(vectors)
+        axes = some(size)
+        vectors = torch.randn(2, len(axes), generator=fresh(), dtype=torch.float64)
+        return Local(size, axes, Reflections(vectors))
 
     def scales(size: int) -> Element:
-        factors = torch.rand(size, generator=fresh(), dtype=torch.float64)
-        return MonomialElement(torch.arange(size), 0.5 + factors)
+        axes = some(size)
+        factors = 0.5 + torch.rand(len(axes), generator=fresh(), dtype=torch.float64)
+        return Local(size, axes, MonomialElement(torch.arange(len(axes)), factors))
 
     def signs(size: int) -> Element:
-        factors = torch.ones(size, dtype=torch.float64)
-        factors[:: 2 if size > 1 else 1] = -1
-        return MonomialElement(torch.arange(size), factors)
+        axes = some(size, max(1, min(size // 2, _FEW)))
+        factors = -torch.ones(len(axes), dtype=torch.float64)
+        return Local(size, axes, MonomialElement(torch.arange(len(axes)), factors))
 
     def order(size: int) -> Element | None:
         if size < 2:
             return None
-        return MonomialElement(torch.arange(size).roll(1), torch.ones(size, dtype=torch.float64))
+        axes = some(size)
+        ones = torch.ones(len(axes), dtype=torch.float64)
+        return Local(size, axes, MonomialElement(torch.arange(len(axes)).roll(1), ones))
 
     if isinstance(group, Permutation):
         return {"rotation": rotation, "scales": scales, "signs": signs}
@@ -462,15 +483,36 @@ def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
     return {"rotation": rotation}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Mixing(Element):
+    """Blocks of axes that are mixed with each other, axis by axis."""
+
+    turn: Element
+    size: int
+
+    @property
+    def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.turn.dim * self.size
+
+    def inverse(self) -> "_Mixing":
+        return _Mixing(self.turn.inverse(), self.size)
+
+    def transpose(self) -> "_Mixing":
+        return _Mixing(self.turn.transpose(), self.size)
+
+    def _act_on_rows(self, rows: Tensor) -> Tensor:
+        return self.turn.act(rows.unflatten(-1, (self.turn.dim, self.size)), -2).flatten(-2)
+
+    def _times(self, other: Element) -> Element | None:
+        return None
+
+
 def _strange_blocks(group: Blocks, rotation: Maker) -> dict[str, Maker]:
     count, inner = group.count, group.inner.dim
 
     def mixing(size: int) -> Element | None:
         turn = rotation(count)
-        if turn is None or size % count:
-            return None
-        rest = torch.eye(size // count, dtype=torch.float64)
-        return Dense(torch.kron(turn.matrix(), rest))
+        return None if turn is None or size % count else _Mixing(turn, size // count)
 
     def inside(size: int) -> Element | None:
         turn = rotation(inner)

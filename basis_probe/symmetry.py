@@ -106,6 +106,8 @@ class Derivation:
         if layout is not None and layout.repeat != 1:
             return _unknown(dim, "positions are flattened into its features")
         stream = facts.stream_of[vertex.node]
+        if not facts.streams[stream].readers and not facts.streams[stream].returned:
+            return _unknown(dim, "nothing that the model returns depends on it")
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)
             self._require_free_ties(stream)

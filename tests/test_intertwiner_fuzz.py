@@ -475,6 +475,19 @@ def test_a_large_constant_hides_nothing(examples: int) -> None:
     )
 
 
+@pytest.mark.parametrize("steepness", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize(
+    ("name", "group"), [("silu", PERMUTATION), ("tanh", SIGNED), ("gaussian", PERMUTATION)]
+)
+def test_what_grows_fast_hides_nothing_of_small_values(
+    name: str, group: str, steepness: float
+) -> None:
+    """The rounding of f(1), or of f at 1e8, is far larger than all that f is near 0."""
+    f = (ODD | EVEN | NEITHER)[name]
+    case = Case(f"steep {name}", lambda x: f(steepness * x) + (steepness * x) ** 3, group)
+    assert_right(Case(case.text, case.function, group, 1 / steepness), 3)
+
+
 # --- few digits, steps, chance, no value ----------------------------------------------------------
 
 KNOWN: dict[str, tuple[Function, str]] = {
@@ -804,7 +817,7 @@ def test_mixed_features_that_let_permutations_pass(name: str, dim: int) -> None:
         f = ONLY_PERMUTATIONS[name]
         assert_right(Case(f"{name}, {c}", lambda x: f(x, c), PERMUTATION), dim)
 
-    held(4, check, st.floats(0.3, 3))
+    held(3, check, st.floats(0.3, 3))
 
 
 # Of two features there is one order but the given one, which all of these let pass.
@@ -829,7 +842,7 @@ def test_mixed_features_of_which_nothing_is_claimed(name: str, dim: int) -> None
             return
         assert_right(Case(f"{name}, {c}", lambda x: f(x, c), UNKNOWN), dim)
 
-    held(4, check, st.floats(0.3, 3))
+    held(3, check, st.floats(0.3, 3))
 
 
 @pytest.mark.parametrize(**EXAMPLES)

@@ -367,10 +367,11 @@ def _turned(graph: Graph, source: int, end: int, axis: int, size: int) -> tuple[
         return None
     width = last - first
     axes = torch.arange(first, last)
-    for pairing, one, other in (
+    ways: tuple[tuple[Literal["half", "adjacent"], Tensor, Tensor], ...] = (
         ("half", axes[: width // 2], axes[width // 2 :]),
         ("adjacent", axes[::2], axes[1::2]),
-    ):
+    )
+    for pairing, one, other in ways:
         (x, y), (x2, y2) = pairs
         length = x[..., one].square() + x[..., other].square()
         a = (x[..., one] * y[..., one] + x[..., other] * y[..., other]) / length

@@ -194,7 +194,8 @@ def replay_all(
     known = dict(values)
     for node in trace.nodes:
         if node.index not in known:
-            found = replay(trace, node.index, known, fixed)
+            found: Any = replay(trace, node.index, known, fixed)
+            # A call with several outputs has none of its own.
             if isinstance(found, Tensor):
                 known[node.index] = found
     return known

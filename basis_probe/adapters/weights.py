@@ -133,52 +133,55 @@ class Weights:
                 f"the model cannot be copied: {type(error).__name__}: {error}"
             ) from error
         self._kept: dict[str, Tensor] = {}
-        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._some: list[tuple[str, Tensor, int, Tensor, Tensor]] = []
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        self._shared = {name for several in names.values() if len(several) > 1 for name in several}
 
-    def _place(self, name: str) -> tuple[nn.Module, dict[str, Tensor | None], str]:
+    def now(self, name: str) -> Tensor:
+        """The parameter, or the batch statistic, as it is now."""
         path, _, leaf = name.rpartition(".")
-        module = self.model.get_submodule(path)
-        held = module._parameters if leaf in module._parameters else module._buffers
-        return module, held, leaf  # pyright: ignore[reportReturnType]
+        tensor = getattr(self.model.get_submodule(path), leaf)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        path, _, leaf = name.rpartition(".")
+        setattr(self.model.get_submodule(path), leaf, tensor)
 
     def get(self, slot: Slot) -> Tensor:
         """The numbers there, in float64."""
-        _, held, leaf = self._place(slot.name)
-        tensor = held[leaf]
-        assert tensor is not None
-        exact = tensor.detach().double()
+        exact = self.now(slot.name).detach().double()
         return exact if slot.entries is None else exact.flatten()[slot.entries]
 
     def set(self, slot: Slot, values: Tensor) -> None:
         """Puts numbers there; a parameter that was shared is one of its own from now on."""
-        module, held, leaf = self._place(slot.name)
-        before = held[leaf]
-        assert before is not None
+        before = self.now(slot.name)
         if slot.entries is not None:
             whole = before.detach().double().flatten().clone()
             whole[slot.entries.flatten()] = values.flatten()
             values = whole.reshape(before.shape)
-        values = values.to(before.dtype)
-        if slot.name not in self._kept:
-            self._kept[slot.name] = before
-        if isinstance(before, nn.Parameter):
-            module._parameters[leaf] = nn.Parameter(values, before.requires_grad)
-        else:
-            module._buffers[leaf] = values
+        values = values.to(device=before.device, dtype=before.dtype)
+        self._kept.setdefault(slot.name, before)
+        learned = isinstance(before, nn.Parameter)
+        self._put(slot.name, nn.Parameter(values, before.requires_grad) if learned else values)
 
-    def set_rows(self, slot: Slot, rows: Tensor, values: Tensor) -> None:
-        """Puts numbers into some rows of a parameter, in place."""
-        _, held, leaf = self._place(slot.name)
-        whole = held[leaf]
-        assert whole is not None and slot.entries is None
+    def set_some(self, slot: Slot, axis: int, places: Tensor, values: Tensor) -> None:
+        """Puts numbers at some places along an axis of a parameter, in place."""
+        assert slot.entries is None
+        if slot.name in self._shared:
+            self.set(slot, self.now(slot.name).detach().clone())
+        whole = self.now(slot.name)
+        places = places.to(whole.device)
         with torch.no_grad():
-            self._rows.append((whole, rows, whole[rows].clone()))
-            whole[rows] = values.to(whole.dtype)
+            self._some.append((slot.name, whole, axis, places, whole.index_select(axis, places)))
+            whole.index_copy_(axis, places, values.to(whole.dtype))
 
     @property
     def changed(self) -> tuple[str, ...]:
         """The parameters that were set."""
-        return tuple(self._kept)
+        return tuple(dict.fromkeys((*self._kept, *(name for name, *_ in self._some))))
 
     def untied(self, model: nn.Module) -> bool:
         """True if a parameter that was set is one that the model has under several names."""
@@ -187,22 +190,14 @@ class Weights:
             shared.setdefault(id(tensor), []).append(name)
         return any(len(names) > 1 and set(names) & set(self._kept) for names in shared.values())
 
-    def now(self, name: str) -> Tensor:
-        """The parameter as it is now."""
-        _, held, leaf = self._place(name)
-        tensor = held[leaf]
-        assert tensor is not None
-        return tensor.detach()
-
     def restore(self) -> None:
         """Puts everything back."""
         with torch.no_grad():
-            for whole, rows, values in reversed(self._rows):
-                whole[rows] = values
-        self._rows.clear()
+            for _, whole, axis, places, values in reversed(self._some):
+                whole.index_copy_(axis, places, values)
+        self._some.clear()
         for name, tensor in self._kept.items():
-            _, held, leaf = self._place(name)
-            held[leaf] = tensor
+            self._put(name, tensor)
         self._kept.clear()
 
 

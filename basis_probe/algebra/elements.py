@@ -229,9 +229,10 @@ class MonomialElement(Element):
 
     def _act_along(self, x: Tensor, axis: int) -> Tensor:
         # Along the axis where it lies: a large matrix is neither turned round nor copied twice.
-        moved = x.index_select(axis, self.columns.to(x.device))
+        still = torch.equal(self.columns, torch.arange(self.dim))
+        moved = x if still else x.index_select(axis, self.columns.to(x.device))
         if bool((self.factors == 1).all()):
-            return moved
+            return x.clone() if still else moved
         return moved * self.factors.to(x).reshape(-1, *([1] * (x.ndim - 1 - axis)))
 
     def _act_on_rows(self, rows: Tensor) -> Tensor:
@@ -242,6 +243,67 @@ class MonomialElement(Element):
             return None
         factors = self.factors * other.factors[self.columns]
         return MonomialElement(other.columns[self.columns], factors)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Local(Element):
+    """An element that changes a few axes only, and those among themselves.
+
+    Attributes:
+        dim: the number of axes.
+        axes: the ones that change.
+        inner: what it does to them.
+
+    Example:
+        >>> swap = MonomialElement(torch.tensor([1, 0]), torch.ones(2))
+        >>> Local(4, torch.tensor([0, 3]), swap).act(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        tensor([4., 2., 3., 1.])
+    """
+
+    dim: int
+    axes: Int64[Tensor, " head"]
+    inner: Element
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != self.inner.dim or len(self.axes.unique()) != len(self.axes):
+            raise ValueError(
+                f"{len(self.axes)} axes were given for an element on {self.inner.dim}: give as "
+                "many, each once"
+            )
+
+    def inverse(self) -> Local:
+        return Local(self.dim, self.axes, self.inner.inverse())
+
+    def transpose(self) -> Local:
+        return Local(self.dim, self.axes, self.inner.transpose())
+
+    def _act_along(self, x: Tensor, axis: int) -> Tensor:
+        axes = self.axes.to(x.device)
+        changed = self.inner.act(x.index_select(axis, axes), axis)
+        return x.index_copy(axis, axes, changed)
+
+    def _act_on_rows(self, rows: Tensor) -> Tensor:
+        return self._act_along(rows, rows.ndim - 1)
+
+    def _times(self, other: Element) -> Element | None:
+        if not isinstance(other, Local) or not torch.equal(self.axes, other.axes):
+            return None
+        return Local(self.dim, self.axes, self.inner @ other.inner)
+
+
+def local(element: Element) -> Element:
+    """The element as one on the few axes that it changes, if it leaves most of them alone."""
+    if not isinstance(element, MonomialElement):
+        return element
+    moving = (element.columns != torch.arange(element.dim)) | (element.factors != 1)
+    axes = moving.nonzero().flatten()
+    if not 0 < len(axes) <= element.dim // 4:
+        return element
+    places = torch.full((element.dim,), -1)
+    places[axes] = torch.arange(len(axes))
+    inner = MonomialElement(places[element.columns[axes]], element.factors[axes])
+    return Local(element.dim, axes, inner)
 
 
 @final

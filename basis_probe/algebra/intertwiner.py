@@ -278,10 +278,6 @@ def _rounds(
     steps of one width, unless they are as fine as the rounding of a constant in f, nor one whose
     constant is so large that it swallows the difference: these are taken as they are.
     """
-
-    def rounded(values: Tensor) -> Tensor:
-        return values.to(dtype).double()
-
     if y[y.isfinite()].unique().numel() <= 16:
         return False
     kind, double = torch.finfo(dtype), torch.finfo(torch.float64)
@@ -295,7 +291,7 @@ def _rounds(
     finest = max(constant * kind.eps, kind.smallest_normal * kind.eps)
     if even and float(step) > 2 * finest:
         return False
-    return _same(y, rounded(y)) or _same(y, function(rounded(x)))
+    return _same(y, y.to(dtype).double()) or _same(y, function(x.to(dtype).double()))
 
 
 def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
@@ -513,58 +509,99 @@ def _sizes(t: Float64[Tensor, " position"], values: Tensor) -> _Sizes:
     return _Sizes(near.view(shape), far.view(shape))
 
 
-def _one_function(function: _Function) -> Intertwiner:
-    """The group of f applied to every feature alike."""
-    grid = _fine_grid()
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Curve:
+    """A function of one number, which acts on every feature alike.
 
-    def values(t: Tensor, shift: int = 0) -> Tensor:
-        """f(t), each value on one channel; on another one where all are shifted."""
-        rows = -(-len(t) // function.dim)
-        filled = t.new_zeros(rows * function.dim)
-        filled[: len(t)] = t
-        y = function(filled.view(rows, function.dim).roll(shift, dims=1)).roll(-shift, dims=1)
-        return y.flatten()[: len(t)]
+    Attributes:
+        function: f.
+        t: where f was evaluated, in order, 0 among it.
+        y: what it was there.
+    """
 
-    y = values(grid)
-    _require_finite(function, grid, y)
-    sizes = _sizes(grid, y)
-    name, dim, among = function.name, function.dim, f"at {len(grid)} values of t from -1e8 to 1e8"
-    offset = float(values(grid.new_zeros(1))[0])
-    for shift in range(1, min(dim, 8)):
-        if not _close(function, values(grid, shift), y, sizes, offset):
-            raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
-    slope = float((y[-1] - y[0]) / (grid[-1] - grid[0]))
-    if _close(function, y, slope * grid + offset, sizes, offset) and math.isfinite(slope):
-        return _affine(name, dim, slope, offset, among)
+    function: _Function
+    t: Float64[Tensor, " position"]
+    y: Float64[Tensor, " position"]
 
-    def relation(c: float, constant: bool) -> tuple[float, float] | None:
+    @property
+    def rest(self) -> float:
+        """f(0)."""
+        return float(self.y[int(self.t.abs().argmin())])
+
+    def relation(self, c: float, *, constant: bool) -> tuple[float, float] | None:
         """The d and e with f(c t) = d f(t) + e at all values, if any; e = 0 unless `constant`."""
-        return _relation(function, grid, y, values(c * grid), constant)
+        t, y, scaled = self.t, self.y, _values(self.function, c * self.t)
+        within = torch.where(t.abs() <= _FINITE_WITHIN, y, torch.zeros_like(y))
+        if not bool(within.any()):
+            within = torch.where(y.isfinite() & scaled.isfinite(), y, torch.zeros_like(y))
+        high = int(within.argmax() if constant else within.abs().argmax())
+        low = int(within.argmin())
+        if constant:
+            d = float((scaled[high] - scaled[low]) / (y[high] - y[low]))
+            e = float(scaled[high]) - d * float(y[high])
+        else:
+            d, e = float(scaled[high] / y[high]), 0.0
+        if not math.isfinite(d) or d == 0:
+            return None
+        # What is not finite must be so because it is too large for its type.
+        expected = torch.where(y.isfinite(), d * y + e, (scaled - e) / d).abs()
+        if bool((expected < _OVERFLOW)[y.isfinite() != scaled.isfinite()].any()):
+            return None
+        sizes = _sizes(t, d * y + e) | _sizes(t, scaled)
+        return (d, e) if _close(self.function, scaled, d * y + e, sizes, self.rest) else None
 
-    def degree(constant: bool) -> float | None:
+    def degree(self, *, constant: bool) -> float | None:
         """The p with f(c t) = c^p f(t) (+ a constant) for all positive c."""
         powers: list[float] = []
         for c in _POSITIVE_SCALES:
-            found = relation(c, constant)
+            found = self.relation(c, constant=constant)
             if found is None or found[0] <= 0:
                 return None
             powers.append(math.log(found[0]) / math.log(c))
-        power = powers[0]
+        power, tolerance = powers[0], self.function.tolerance
         # The factor of 1.01 magnifies the error of its logarithm a hundredfold.
-        close = all(abs(other - power) <= 200 * function.tolerance for other in powers)
-        return power if close else None
+        if any(abs(other - power) > 200 * tolerance for other in powers):
+            return None
+        return float(round(power)) if abs(power - round(power)) <= 10 * tolerance else power
 
-    power, flip = degree(constant=False), relation(-1.0, constant=False)
+
+_OVERFLOW = 1e30
+
+
+def _values(
+    function: _Function, t: Float64[Tensor, " position"], shift: int = 0
+) -> Float64[Tensor, " position"]:
+    """f(t), each value on one channel; on another one where all are shifted."""
+    rows = -(-len(t) // function.dim)
+    filled = t.new_zeros(rows * function.dim)
+    filled[: len(t)] = t
+    y = function(filled.view(rows, function.dim).roll(shift, dims=1)).roll(-shift, dims=1)
+    return y.flatten()[: len(t)]
+
+
+def _one_function(function: _Function) -> Intertwiner:
+    """The group of f applied to every feature alike."""
+    t = _fine_grid()
+    curve = _Curve(function, t, _values(function, t))
+    y, rest = curve.y, curve.rest
+    _require_finite(function, t, y)
+    sizes = _sizes(t, y)
+    name, dim, among = function.name, function.dim, f"at {len(t)} values of t from -1e8 to 1e8"
+    for shift in range(1, min(dim, 8)):
+        if not _close(function, _values(function, t, shift), y, sizes, rest):
+            raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
+    slope = float((y[-1] - y[0]) / (t[-1] - t[0]))
+    if math.isfinite(slope) and _close(function, y, slope * t + rest, sizes, rest):
+        return _affine(name, dim, slope, rest, among)
+    power, flip = curve.degree(constant=False), curve.relation(-1.0, constant=False)
     signs = flip is not None
     parity = -1 if flip is not None and flip[0] < 0 else 1
-    if power is not None and abs(power - round(power)) <= 10 * function.tolerance:
-        power = float(round(power))
     group = _ON_AXES[signs, power is not None](dim)
     image = _ON_AXES[signs and parity < 0, power not in (None, 0.0)](dim)
     note = _note(
         name,
-        None if signs else relation(-1.0, constant=True),
-        power is None and degree(constant=True) is not None,
+        None if signs else curve.relation(-1.0, constant=True),
+        power is None and curve.degree(constant=True) is not None,
     )
     because = _because(name, power, flip, parity, among)
     return Intertwiner(name, group, image, because, note, power or 0.0, parity)
@@ -577,33 +614,6 @@ _ON_AXES: dict[tuple[bool, bool], Callable[[int], Group]] = {
     (False, True): PositiveMonomial,
     (True, True): Monomial,
 }
-
-
-def _relation(
-    function: _Function, t: Tensor, y: Tensor, scaled: Tensor, constant: bool
-) -> tuple[float, float] | None:
-    within = torch.where(t.abs() <= _FINITE_WITHIN, y, torch.zeros_like(y))
-    if not bool(within.any()):
-        within = torch.where(y.isfinite() & scaled.isfinite(), y, torch.zeros_like(y))
-    high = int(within.argmax() if constant else within.abs().argmax())
-    low = int(within.argmin())
-    if constant:
-        d = float((scaled[high] - scaled[low]) / (y[high] - y[low]))
-        e = float(scaled[high]) - d * float(y[high])
-    else:
-        d, e = float(scaled[high] / y[high]), 0.0
-    if not math.isfinite(d) or d == 0:
-        return None
-    # What is not finite must be so because it is too large for its type.
-    expected = torch.where(y.isfinite(), d * y + e, (scaled - e) / d).abs()
-    if bool((expected < _OVERFLOW)[y.isfinite() != scaled.isfinite()].any()):
-        return None
-    sizes = _sizes(t, d * y + e) | _sizes(t, scaled)
-    rest = float(y[int(t.abs().argmin())])
-    return (d, e) if _close(function, scaled, d * y + e, sizes, rest) else None
-
-
-_OVERFLOW = 1e30
 
 
 def _affine(name: str, dim: int, slope: float, offset: float, among: str) -> Intertwiner:
