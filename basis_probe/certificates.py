@@ -97,6 +97,7 @@ class Prover:
         self.facts = facts
         self.seed = seed
         self.slots = Slots(model, facts.graph.trace)
+        self._used: list[tuple[Node, Tensor, str]] | None = None
         problems: list[str] = []
         for exact in (True, False):
             try:
@@ -176,7 +177,8 @@ class Prover:
         distinct = dict(zip(keys, claims, strict=True))
         try:
             error, moved = self._together(distinct)
-        except (Unproved, WeightError):
+        except Exception:
+            # Which claim it is that cannot be proved, each says for itself.
             error, moved = math.inf, {}
         values = self._values() if error <= self.tolerance else None
         felt: dict[tuple[frozenset[int], str], float] = {}
@@ -192,8 +194,10 @@ class Prover:
                     if change is not None and change < least:
                         least, stranger = change, name
                 found[key] = self._judged(error, moved[key], least, stranger)
-            except (Unproved, WeightError) as problem:
-                found[key] = Unproved(str(problem))
+            except Unproved as problem:
+                found[key] = problem
+            except Exception as problem:
+                found[key] = Unproved(f"the copy failed: {type(problem).__name__}: {problem}")
         return [found[key] for key in keys]
 
     def _judged(self, error: float, moved: float, least: float, stranger: str) -> Certificate:
@@ -311,12 +315,10 @@ class Prover:
         trace = self.facts.graph.trace
         fixed: dict[int, Tensor] = {}
         users: list[Node] = []
-        for node in trace.nodes:
-            for use in fixed_in((node.args, node.kwargs)):
-                name = self.slots.parameter(use.tensor, node)
-                if name is not None and name in changed:
-                    users.append(node)
-                    fixed[id(use.tensor)] = self.weights.now(name)
+        for node, tensor, name in self._uses():
+            if name in changed:
+                users.append(node)
+                fixed[id(tensor)] = self.weights.now(name)
         stale = {node.index for node in users}
         for node in trace.nodes:
             if stale & set(node.inputs):
@@ -340,6 +342,17 @@ class Prover:
                 continue
             largest = max(largest, _change([values[end]], [after]))
         return largest
+
+    def _uses(self) -> list[tuple[Node, Tensor, str]]:
+        """Every use of a parameter in the record: by which node, which, and its name."""
+        if self._used is None:
+            self._used = [
+                (node, use.tensor, name)
+                for node in self.facts.graph.trace.nodes
+                for use in fixed_in((node.args, node.kwargs))
+                if (name := self.slots.parameter(use.tensor, node)) is not None
+            ]
+        return self._used
 
     # --- running --------------------------------------------------------------------------------
 

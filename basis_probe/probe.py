@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch, batch_of
-from basis_probe.adapters.facts import Facts
 from basis_probe.adapters.layers import Layer, bend, layer
 from basis_probe.adapters.models import Subject, device_of, prepared, recognise
 from basis_probe.adapters.places import Site
@@ -139,7 +138,8 @@ def probe(
             chosen = sensible(facts, names, subject.usual)
         else:
             chosen = asked(sites, names, silent=subject.silent())
-        places = _places(subject, first, facts, chosen, groups, certificates)
+        derivation = Derivation(facts)
+        places = _places(derivation, chosen, groups)
         capacity = _capacity(wanted)
         stream = Stream(
             {name: place.plan for name, place in places.items()},
@@ -169,12 +169,20 @@ def probe(
                 level=LEVEL,
                 settings=settings,
             )
+            stopped = False
+            shown = places
+            try:
+                shown = _proved(places, subject, first, derivation, certificates)
+            except KeyboardInterrupt:
+                stopped = True
+                more = (*more, "It was interrupted while the architecture was proved.")
             gathered, interrupted = _gather(
-                places, stream, used, wanted, seed=seed, dtype=subject.dtype, progress=progress
+                shown, stream, used, wanted, seed=seed, dtype=subject.dtype, progress=progress
             )
             if interrupted:
                 more = (*more, "It was interrupted while axes were compared with alternatives.")
-            return Report(report(gathered), provenance, partial or interrupted, (*notes, *more))
+            partial = partial or interrupted or stopped
+            return Report(report(gathered), provenance, partial, (*notes, *more))
 
         interrupted = _run(subject, stream, first, batches, finish, progress=progress)
         if interrupted:
@@ -188,22 +196,41 @@ def probe(
 # --- before the data ------------------------------------------------------------------------------
 
 
-def _places(
+def _proved(
+    places: Mapping[str, _Place],
     subject: Subject,
     first: Batch,
-    facts: Facts,
-    chosen: Mapping[str, Site],
-    groups: Groups | None,
-    certificates: bool | None,
+    derivation: Derivation,
+    wanted: bool | None,
 ) -> dict[str, _Place]:
-    derivation = Derivation(facts)
-    claims = {name: derivation.symmetry(site) for name, site in chosen.items()}
-    claims = proved(subject, first, derivation, chosen, claims, certificates)
+    """The places with a certificate for what was derived of each; what fails becomes unknown."""
+    derived = {n: place for n, place in places.items() if place.symmetry.reference != _GIVEN}
+    found = proved(
+        subject,
+        first,
+        derivation,
+        {name: place.site for name, place in derived.items()},
+        {name: place.symmetry for name, place in derived.items()},
+        wanted,
+    )
+    return {
+        name: dataclasses.replace(place, symmetry=found.get(name, place.symmetry))
+        for name, place in places.items()
+    }
+
+
+_GIVEN = "the user"
+
+
+def _places(
+    derivation: Derivation, chosen: Mapping[str, Site], groups: Groups | None
+) -> dict[str, _Place]:
+    facts = derivation.facts
     places: dict[str, _Place] = {}
     overrides = _overrides(groups, chosen)
     for name, site in chosen.items():
         shape = facts.shape(site)
-        symmetry = _overridden(claims[name], overrides.get(name), math.prod(shape))
+        symmetry = _overridden(derivation.symmetry(site), overrides.get(name), math.prod(shape))
         found = layer(facts, site)
         bent = bend(facts, site)
         notes: tuple[str, ...] = ()
@@ -278,7 +305,7 @@ def _overridden(symmetry: Symmetry, group: Group | str | None, dim: int) -> Symm
         group = group_from_name(group, dim)
     if group.dim != dim:
         raise ValueError(f"the group {group!r} acts on {group.dim} features, the site has {dim}")
-    return Symmetry(group, group.privileged, "The group was given, not derived.", "the user")
+    return Symmetry(group, group.privileged, "The group was given, not derived.", _GIVEN)
 
 
 def _capacity(wanted: Null | None) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basis_probe.algebra import groups as _groups
+from basis_probe.algebra import subgroups as _subgroups
 from basis_probe.algebra.groups import Group, Privileged
 from basis_probe.statistics.multiplicity import Tail as Tail
 
@@ -433,7 +434,8 @@ def _group(text: str) -> Group:
         if isinstance(node, ast.Tuple | ast.List):
             return tuple(build(entry) for entry in node.elts)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            kind = getattr(_groups, node.func.id, None)
+            name = node.func.id
+            kind = getattr(_groups, name, None) or getattr(_subgroups, name, None)
             if isinstance(kind, type) and issubclass(kind, Group):
                 named = {word.arg: build(word.value) for word in node.keywords if word.arg}
                 return kind(*(build(entry) for entry in node.args), **named)
@@ -491,7 +493,10 @@ def _decode_site(value: dict[str, Any]) -> SiteReport:
                 max_error=float(certificate["max_error"]),
                 tolerance=float(certificate["tolerance"]),
                 violation=float(certificate["violation"]),
+                action_error=float(certificate.get("action_error", 0.0)),
+                stranger=certificate.get("stranger", ""),
             ),
+            unproved=symmetry.get("unproved", ""),
         ),
         null=None if value["null"] is None else NullRecord(**value["null"]),
         scores={name: _decode_score(score) for name, score in value["scores"].items()},

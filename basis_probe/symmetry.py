@@ -16,7 +16,15 @@ from collections.abc import Callable
 from typing import Literal
 
 from basis_probe.adapters.attention import Attention, Side
-from basis_probe.adapters.facts import Facts, Region, Shape, Stream, keeps_statistics, vectors_of
+from basis_probe.adapters.facts import (
+    Facts,
+    Region,
+    Shape,
+    Stream,
+    keeps_statistics,
+    signature,
+    vectors_of,
+)
 from basis_probe.adapters.graph import Kind, Vertex
 from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import (
@@ -69,6 +77,7 @@ class Derivation:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self._intertwiners: dict[int, Intertwiner] = {}
+        self._measured: dict[tuple[int, str | None], Intertwiner] = {}
         self._families: dict[int, frozenset[int]] = {}
         self._relations: dict[frozenset[int], Relations] = {}
         self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
@@ -137,9 +146,12 @@ class Derivation:
                 raise ValueError(f"{region.op} is no function of one tensor")
             node = self.facts.graph.trace.node(vertex)
             layout = self.facts.graph.layouts[vertex]
-            self._intertwiners[vertex] = intertwiner_group(
-                region.function, node.shape[layout.axes[-1]]
-            )
+            dim = node.shape[layout.axes[-1]]
+            # The same steps with the same numbers are one function: it is measured once.
+            key = (dim, signature(self.facts.graph, self.facts.graph.vertices[vertex]))
+            if key[1] is None or key not in self._measured:
+                self._measured[key] = intertwiner_group(region.function, dim)
+            self._intertwiners[vertex] = self._measured[key]
         return self._intertwiners[vertex]
 
     # --- one stream -----------------------------------------------------------------------------

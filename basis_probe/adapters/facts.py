@@ -7,7 +7,7 @@ depends on one input only.
 
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -209,6 +209,41 @@ def vectors_of(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed]]:
             if isinstance(value, Fixed) and value.tensor.numel() > 1:
                 yield node, value
         waiting.extend(node.inputs)
+
+
+def signature(graph: Graph, vertex: Vertex) -> str | None:
+    """The steps of a region, the same for regions that compute the same; None if it has weights."""
+    trace, places = graph.trace, dict[int, int]()
+
+    def said(value: object) -> str | None:
+        if isinstance(value, Ref):
+            return step(value.node)
+        if isinstance(value, Fixed):
+            number = value.tensor
+            return str(number.item()) if number.numel() == 1 and value.name is None else None
+        if isinstance(value, tuple | list):
+            return joined(value)  # pyright: ignore[reportUnknownArgumentType]
+        plain = value is None or isinstance(value, bool | int | float | str | torch.dtype)
+        return repr(value) if plain else None
+
+    def joined(values: Iterable[object]) -> str | None:
+        found = [said(value) for value in values]
+        return None if None in found else f"({','.join(map(str, found))})"
+
+    def step(index: int) -> str | None:
+        if index in vertex.carried:
+            return f"x{vertex.carried.index(index)}"
+        if index in places:
+            return f"s{places[index]}"
+        node = trace.node(index)
+        if node.function is None and node.op != "output":
+            return None
+        names = joined([*node.kwargs])
+        inside = joined([*node.args, *node.kwargs.values()])
+        places[index] = len(places)
+        return None if inside is None else f"{node.op}{names}{inside}"
+
+    return step(vertex.node)
 
 
 def _device(trace: Trace) -> torch.device:

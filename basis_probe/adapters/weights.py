@@ -137,7 +137,14 @@ class Weights:
         names: dict[int, list[str]] = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(name)
-        self._shared = {name for several in names.values() if len(several) > 1 for name in several}
+        several = [found for found in names.values() if len(found) > 1]
+        if dtype is not None:
+            # Nobody sees this copy: what is tied is untied now, and not anew for every element.
+            for name in (name for found in several for name in found[1:]):
+                tied = self.now(name)
+                self._put(name, nn.Parameter(tied.detach().clone(), tied.requires_grad))
+            several = []
+        self._shared = {name for found in several for name in found}
 
     def now(self, name: str) -> Tensor:
         """The parameter, or the batch statistic, as it is now."""
