@@ -205,17 +205,17 @@ class Action:
             self._add(source.members, element, part)
         elif vertex.kind is Kind.EMBEDDING and writer in self.rows and rows is None:
             slot = self._map(vertex).weight
-            if (slot.name, "out", None) not in self._done:
-                self._done.add((slot.name, "out", None))
+            if (slot.name, 1, None) not in self._done:
+                self._done.add((slot.name, 1, None))
                 used = self.rows[writer]
                 given = self.weights.now(slot.name).detach()[used]
                 self.weights.set_some(slot, 0, used, element.act(given))
         elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
             found = self._map(vertex)
-            self._edit(found.weight, found.outputs, element, rows, "out")
+            self._edit(found.weight, found.outputs, element, rows)
             bias = self._bias(self.graph.trace.node(writer), found.bias)
             if bias is not None:
-                self._edit(bias, 0, element, rows, "out")
+                self._edit(bias, 0, element, rows)
         elif self.derivation.is_folded_gain(writer) and rows is None:
             # out = g * (W x + b) becomes 1 * (E D_g W x + E D_g b).
             gain, bias = self._affine(writer)
@@ -231,7 +231,7 @@ class Action:
         if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION):
             found = self._map(vertex)
             at = self._at(vertex.used[0], element)
-            self._edit(found.weight, found.inputs, at.inverse().transpose(), None, "in")
+            self._edit(found.weight, found.inputs, at.inverse().transpose(), None)
             return
         region = self.facts.regions.get(reader, NOTHING)
         if region.shape.is_norm and not self.derivation.is_link(reader):
@@ -239,10 +239,10 @@ class Action:
             blind = region.shape is Shape.LAYER_NORM and not strange
             self._through_norm(reader, _across(element) if blind else element)
 
-    def _edit(
-        self, slot: Slot, axis: int, element: Element, rows: Tensor | None, side: str
-    ) -> None:
-        key = (slot.name, side, None if rows is None else tuple(rows.tolist()))
+    def _edit(self, slot: Slot, axis: int, element: Element, rows: Tensor | None) -> None:
+        # A matrix that is read where its transpose was written has changed already.
+        place = self._axis(slot, axis)
+        key = (slot.name, place, None if rows is None else tuple(rows.tolist()))
         if key in self._done:
             return
         self._done.add(key)
@@ -265,6 +265,17 @@ class Action:
         else:
             values = element.act(values, axis)
         self.weights.set(slot, values)
+
+    def _axis(self, slot: Slot, axis: int) -> int:
+        """Which axis of a parameter an axis of what was taken from it is; -1 if it is none."""
+        shape = self.weights.now(slot.name).shape
+        if slot.entries is None:
+            return axis % len(shape)
+        step = slot.entries.movedim(axis, -1).flatten(0, -2)[0]
+        stride = int(step[1] - step[0]) if len(step) > 1 else 0
+        strides = torch.empty(shape, device="meta").stride()
+        found = [a for a, s in enumerate(strides) if s == stride and shape[a] == len(step)]
+        return found[0] if len(found) == 1 else -1
 
     def _map(self, vertex: Vertex) -> _Map:
         node = self.graph.trace.node(vertex.node)
@@ -312,7 +323,7 @@ class Action:
             elif region.shape is Shape.SHIFT:
                 at = element if rows is not None else self._at(index, element)
                 for vector in self._parts(index).vectors:
-                    self._edit(vector.slot, -1, at, rows, "out")
+                    self._edit(vector.slot, -1, at, rows)
 
     def _table(
         self, index: int, node: Node, value: object, element: Element, rows: Tensor | None
@@ -331,20 +342,16 @@ class Action:
             if made.op == "embedding":
                 table = next(fixed_in((made.args, made.kwargs)), None)
                 slot = self.slots.slot(made, table)
-                self._edit(slot, 1, element, rows, "out")
+                self._edit(slot, 1, element, rows)
                 return
         slot = self.slots.slot(node, value)
         if slot.entries is None:
-            self._edit(slot, axis, element, rows, "out")
+            self._edit(slot, axis, element, rows)
             return
-        whole = self.weights.get(Slot(slot.name))
-        step = slot.entries.movedim(axis, -1).flatten(0, -2)[0]
-        strides = torch.empty(whole.shape).stride()
-        wanted = int(step[1] - step[0]) if len(step) > 1 else 1
-        axes = [a for a, stride in enumerate(strides) if stride == wanted and whole.shape[a] > 1]
-        if not axes or (rows is None and whole.shape[axes[-1]] != element.dim):
+        found = self._axis(slot, axis)
+        if found < 0:
             raise WeightError(f"the features of {slot.name} could not be found in it")
-        self._edit(Slot(slot.name), axes[-1], element, rows, "out")
+        self._edit(Slot(slot.name), found, element, rows)
 
     # --- norms ------------------------------------------------------------------------------------
 
@@ -584,7 +591,7 @@ class Action:
             bias = self._bias(node, found.bias)
             for slot, factors in ((found.weight, after / before), (bias, after)):
                 if slot is not None:
-                    self._edit(slot, 0, MonomialElement(columns, factors), None, "out")
+                    self._edit(slot, 0, MonomialElement(columns, factors), None)
         elif region.shape is Shape.DIAGONAL or region.shape.is_norm:
             gain, bias = self._affine(index)
             signs = before.sign() if region.shape.is_norm else before
@@ -680,6 +687,15 @@ class Action:
             moved[stream] = BlockElement(order, parts)
         for stream, element in moved.items():
             self._linear(stream, element)
+        for side in self._both(attention) if queries else ():
+            if side.source in self.derivation.normed and not (
+                self.facts.regions[side.source].within
+            ):
+                # One norm reads all heads, and its gain changes places with them.
+                before = self.graph.vertices[side.source].carried[0]
+                columns, _ = monomial(moved[self.facts.stream_of[before]])
+                gain, bias = self._affine(side.source)
+                self._set_affine(side.source, gain[columns], bias[columns])
         if queries:
             for side in self._both(attention):
                 parts = (Identity(side.size),) * count

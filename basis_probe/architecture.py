@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from basis_probe.action import Action
 from basis_probe.adapters.batches import Batch, batch_of
@@ -14,10 +14,11 @@ from basis_probe.adapters.examples import example_for
 from basis_probe.adapters.facts import Facts, collect
 from basis_probe.adapters.models import Subject, prepared, recognise
 from basis_probe.adapters.places import Site
+from basis_probe.adapters.trace import tensors_in
 from basis_probe.adapters.weights import Slots, WeightError, Weights
 from basis_probe.algebra.elements import Element
 from basis_probe.algebra.groups import Unknown
-from basis_probe.certificates import Prover, Unproved
+from basis_probe.certificates import Prover, Unproved, largest_change
 from basis_probe.errors import DataError
 from basis_probe.results import Certificate, Symmetries, Symmetry
 from basis_probe.sites import asked
@@ -174,6 +175,7 @@ def reparametrize(
         _act(Action(derivation, slots, weights), place, acting)
     except WeightError as error:
         raise ValueError(f"{name} cannot be changed: {error}") from error
+    _require_same_function(subject, recognise(weights.model), batch, name)
     config = getattr(weights.model, "config", None)
     if getattr(config, "tie_word_embeddings", False) and weights.untied(subject.model):
         # Saved and loaded again, the two must stay what they are now.
@@ -265,6 +267,22 @@ def _without(claims: Mapping[str, Symmetry], names: Iterable[str], why: str) -> 
         for name in names
         if not isinstance(claims[name].group, Unknown)
     }
+
+
+def _require_same_function(before: Subject, after: Subject, batch: Batch, name: str) -> None:
+    """Raises ValueError if a twin does not compute what the model does, to its precision."""
+    outputs: list[list[Tensor]] = []
+    for subject in (before, after):
+        with prepared(subject.model, None), torch.no_grad():
+            outputs.append([t for t in tensors_in(subject.call(batch)) if t.is_floating_point()])
+    change = largest_change(*outputs)
+    allowed = max((torch.finfo(t.dtype).eps for t in outputs[0]), default=1.0) ** 0.5
+    if not change <= allowed:
+        raise ValueError(
+            f"the model that was changed at {name} does not compute the same: its outputs differ "
+            f"by {change:.1e} of the largest. Either the forward of the model is bound to the "
+            "original's weights, or the claim is not true of it: ask certify"
+        )
 
 
 def _act(action: Action, place: Site, element: Element) -> None:

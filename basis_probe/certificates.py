@@ -22,7 +22,7 @@ from basis_probe.adapters.models import recognise
 from basis_probe.adapters.places import Site
 from basis_probe.adapters.precision import doubled, in_double
 from basis_probe.adapters.trace import Node, tensors_in
-from basis_probe.adapters.weights import Slots, WeightError, Weights
+from basis_probe.adapters.weights import Slot, Slots, WeightError, Weights
 from basis_probe.algebra.elements import (
     BlockElement,
     Element,
@@ -97,6 +97,7 @@ class Prover:
         self.facts = facts
         self.seed = seed
         self.slots = Slots(model, facts.graph.trace)
+        self._owned: set[str] = set()
         self._used: list[tuple[Node, Tensor, str]] | None = None
         problems: list[str] = []
         for exact in (True, False):
@@ -116,10 +117,10 @@ class Prover:
             raise Unproved(f"the model does not run on a copy of itself: {problems[-1]}")
         if not first:
             raise Unproved("the model returns no floating-point tensor")
-        if _change(first, second) != 0.0:
+        if largest_change(first, second) != 0.0:
             raise Unproved(
                 "the model is not deterministic: the same input gave outputs that differ by "
-                f"{_change(first, second):.1e}"
+                f"{largest_change(first, second):.1e}"
             )
         if not all(bool(tensor.isfinite().any()) for tensor in first):
             raise Unproved("the model returns no finite number")
@@ -149,15 +150,17 @@ class Prover:
             with self._restored():
                 self.action.move(site, element)
                 outputs, caught = self._run((site,))
-            error = max(error, _change(self.outputs, outputs))
-            moved = max(moved, _change([element.act(before)], [self._at(site, caught)]))
+            error = max(error, largest_change(self.outputs, outputs))
+            moved = max(moved, largest_change([element.act(before)], [self._at(site, caught)]))
+        if max(error, moved) > self.tolerance:
+            self._require_own_weights(site, group.generic(generator))
         least, stranger = math.inf, ""
         for name, make in strangers(group, generator).items():
             with self._restored():
                 if not self.action.strain(site, make):
                     continue
                 outputs = self._run()[0]
-            change = _change(self.outputs, outputs)
+            change = largest_change(self.outputs, outputs)
             if change < least:
                 least, stranger = change, name
         return self._judged(error, moved, least, stranger)
@@ -200,8 +203,35 @@ class Prover:
                 found[key] = Unproved(f"the copy failed: {type(problem).__name__}: {problem}")
         return [found[key] for key in keys]
 
+    def _require_own_weights(self, site: Site, element: Element) -> None:
+        """Raises `Unproved` if the copy does not compute with its own weights.
+
+        Some libraries bind the forward of a model to the model itself; a copy of it goes on using
+        the weights of the original, and nothing can be said from it.
+        """
+        with self._restored():
+            self.action.move(site, element)
+            changed = self.weights.changed
+        for name in changed:
+            if name in self._owned:
+                continue
+            with self._restored():
+                self.weights.set(Slot(name), torch.full_like(self.weights.now(name), math.nan))
+                outputs = self._run()[0]
+            if largest_change(self.outputs, outputs) == 0.0:
+                raise Unproved(
+                    f"a copy of the model does not use its own {name}: its forward is bound to the "
+                    "original"
+                )
+            self._owned.add(name)
+
     def _judged(self, error: float, moved: float, least: float, stranger: str) -> Certificate:
         refuted = not stranger or least > MARGIN * max(error, min(self.tolerance, TOLERANCE))
+        if self.tolerance > TOLERANCE and max(error, moved) <= self.tolerance and not refuted:
+            raise Unproved(
+                f"the model computes in single precision whatever it is given, and a {stranger} "
+                f"moved its outputs by {least:.1e} only: too little to tell from rounding"
+            )
         return Certificate(
             holds=max(error, moved) <= self.tolerance and refuted,
             max_error=error,
@@ -244,12 +274,12 @@ class Prover:
                 if not made:
                     continue
                 outputs, after = self._run([site for site, _ in claims.values()])
-                error = max(error, _change(self.outputs, outputs))
+                error = max(error, largest_change(self.outputs, outputs))
                 for key in phase:
                     site = claims[key][0]
                     old, new = self._at(site, before), self._at(site, after)
                     element = _fitted(made.get(key[0], Identity(old.shape[-1])), old.shape[-1])
-                    moved[key] = _change([element.act(old)], [new])
+                    moved[key] = largest_change([element.act(old)], [new])
                 before = after
         return error, moved
 
@@ -308,7 +338,7 @@ class Prover:
                 changed = set(self.weights.changed)
                 felt[key] = self._change_behind(site, changed, values)
                 if felt[key] == 0.0:
-                    felt[key] = _change(self.outputs, self._run()[0])
+                    felt[key] = largest_change(self.outputs, self._run()[0])
         return felt[key]
 
     def _change_behind(self, site: Site, changed: set[str], values: dict[int, Tensor]) -> float:
@@ -340,7 +370,7 @@ class Prover:
                 after = replay(trace, end, known, fixed)
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
                 continue
-            largest = max(largest, _change([values[end]], [after]))
+            largest = max(largest, largest_change([values[end]], [after]))
         return largest
 
     def _uses(self) -> list[tuple[Node, Tensor, str]]:
@@ -417,7 +447,7 @@ def _fitted(element: Element, size: int) -> Element:
     return element
 
 
-def _change(before: list[Tensor], after: list[Tensor]) -> float:
+def largest_change(before: list[Tensor], after: list[Tensor]) -> float:
     """The largest change of any number, relative to the largest number of its tensor."""
     largest = 0.0
     for old, new in zip(before, after, strict=True):

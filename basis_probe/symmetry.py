@@ -392,9 +392,6 @@ class Derivation:
                 problem = "queries or keys are shared by several attentions"
             if problem:
                 return problem
-            region = self.facts.regions.get(side.source, NOTHING)
-            if region.shape.is_norm and not region.within:
-                return "one norm reads all heads"
         values = self.facts.streams[self.facts.stream_of[attention.vertex]]
         try:
             self._require_understood(values)

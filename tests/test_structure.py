@@ -90,7 +90,14 @@ ARROWS = {
     "algebra": ("algebra", "errors"),
     "statistics": ("algebra", "statistics", "errors"),
     # A report shows itself: its methods call the presentation when they are called, not before.
-    "results": ("results", "algebra.groups", "statistics.multiplicity", "presentation", "errors"),
+    "results": (
+        "results",
+        "algebra.groups",
+        "algebra.subgroups",
+        "statistics.multiplicity",
+        "presentation",
+        "errors",
+    ),
     "presentation": ("presentation", "results", "algebra.groups", "errors"),
     # Adapters say what a model is; they compute no statistic and draw no picture.
     "adapters": ("adapters", "algebra", "results", "errors"),

@@ -504,9 +504,9 @@ class _Builder:
                 return False
         else:
             dims = _dims(node, shape)
-        return dims == (len(shape) - 1,) == self.layouts[first].axes and (
-            len(node.shape) == len(shape)
-        )
+        # Heads are rows of their own to a function of the last axis.
+        last = self.layouts[first].axes[-1:]
+        return dims == (len(shape) - 1,) == last and len(node.shape) == len(shape)
 
     def _piece(self, node: Node, first: int) -> tuple[Kind, tuple[int, ...] | None]:
         """One of the pieces that a tensor was split into, whole features or a part of them."""

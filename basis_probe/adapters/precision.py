@@ -29,11 +29,32 @@ class _NoRounding(TorchFunctionMode):
             tensor.dtype is torch.float64 for tensor in tensors_in((args, kwargs))
         ):
             kwargs = {**kwargs, "dtype": torch.float64}
+        if getattr(func, "__name__", "") in ("_grouped_mm", "grouped_mm"):
+            exact = _grouped(*args, **kwargs)
+            if exact is not None:
+                return exact
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.dtype in _LOWER and spelling(func) == "to":
             exact = args[0] if isinstance(args[0], Tensor) else out
             return exact.to(device=out.device, dtype=torch.float64)
         return out
+
+
+def _grouped(
+    a: Tensor, b: Tensor, *rest: object, offs: Tensor | None = None, **settings: object
+) -> Tensor | None:
+    """The product of rows [row, in] with one matrix [in, out] for each group, in float64.
+
+    The kernels of torch know lower precisions only. None for what they are not given here.
+    """
+    plain = not rest and all(value is None for value in settings.values())
+    if a.dtype is not torch.float64 or offs is None or not plain or (a.ndim, b.ndim) != (2, 3):
+        return None
+    ends = offs.tolist()
+    out = a.new_zeros(len(a), b.shape[-1])
+    for group, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        out[start:end] = a[start:end] @ b[group].to(a)
+    return out
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,17 +42,8 @@ class Slots:
     def __init__(self, model: nn.Module, trace: Trace) -> None:
         self.trace = trace
         self.names: dict[int, list[str]] = {}
-        for name, tensor in model.named_parameters(remove_duplicate=False):
+        for name, tensor in held(model):
             self.names.setdefault(id(tensor), []).append(name)
-        statistics = {
-            f"{path}.{leaf}" if path else leaf
-            for path, module in model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
-            for leaf in ("running_mean", "running_var")
-        }
-        for name, tensor in model.named_buffers(remove_duplicate=False):
-            if name in statistics:
-                self.names.setdefault(id(tensor), []).append(name)
 
     def parameter(self, tensor: Tensor, node: Node) -> str | None:
         """The path of a parameter, as the module that used it knows it."""
@@ -95,6 +87,21 @@ class Slots:
         return Slot(name, rounded)
 
 
+def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and batch statistic, by the module that holds it, as often as it is held.
+
+    Modules bear the paths under which they are recorded, whatever the model calls its parameters.
+    """
+    for path, module in model.named_modules():
+        stem = f"{path}." if path else ""
+        for leaf, parameter in module.named_parameters(recurse=False):
+            yield stem + leaf, parameter
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            for leaf, buffer in module.named_buffers(recurse=False):
+                if leaf in ("running_mean", "running_var"):
+                    yield stem + leaf, buffer
+
+
 class Weights:
     """A copy of a model whose weights can be set and put back; the model itself is untouched.
 
@@ -134,8 +141,9 @@ class Weights:
             ) from error
         self._kept: dict[str, Tensor] = {}
         self._some: list[tuple[str, Tensor, int, Tensor, Tensor]] = []
+        self._modules = dict(self.model.named_modules())
         names: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+        for name, parameter in held(self.model):
             names.setdefault(id(parameter), []).append(name)
         several = [found for found in names.values() if len(found) > 1]
         if dtype is not None:
@@ -149,13 +157,13 @@ class Weights:
     def now(self, name: str) -> Tensor:
         """The parameter, or the batch statistic, as it is now."""
         path, _, leaf = name.rpartition(".")
-        tensor = getattr(self.model.get_submodule(path), leaf)
+        tensor = getattr(self._modules[path], leaf)
         assert isinstance(tensor, Tensor)
         return tensor
 
     def _put(self, name: str, tensor: Tensor) -> None:
         path, _, leaf = name.rpartition(".")
-        setattr(self.model.get_submodule(path), leaf, tensor)
+        setattr(self._modules[path], leaf, tensor)
 
     def get(self, slot: Slot) -> Tensor:
         """The numbers there, in float64."""
@@ -193,7 +201,7 @@ class Weights:
     def untied(self, model: nn.Module) -> bool:
         """True if a parameter that was set is one that the model has under several names."""
         shared: dict[int, list[str]] = {}
-        for name, tensor in model.named_parameters(remove_duplicate=False):
+        for name, tensor in held(model):
             shared.setdefault(id(tensor), []).append(name)
         return any(len(names) > 1 and set(names) & set(self._kept) for names in shared.values())
 
