@@ -20,7 +20,7 @@ from basis_probe.adapters.facts import Facts, fixed_in
 from basis_probe.adapters.graph import replay, replay_all
 from basis_probe.adapters.models import recognise
 from basis_probe.adapters.places import Site
-from basis_probe.adapters.precision import doubled, in_double
+from basis_probe.adapters.precision import doubled, in_double, with_noise
 from basis_probe.adapters.trace import Node, tensors_in
 from basis_probe.adapters.weights import Slot, Slots, WeightError, Weights
 from basis_probe.algebra.elements import (
@@ -107,7 +107,7 @@ class Prover:
                 raise Unproved(str(error)) from error
             self.exact = exact
             self.subject = recognise(self.weights.model)
-            self.batch = doubled(batch) if exact else batch
+            self.batch = with_noise(doubled(batch) if exact else batch)
             try:
                 first, second = self._run()[0], self._run()[0]
                 break

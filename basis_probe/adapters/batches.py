@@ -42,14 +42,18 @@ class Batch:
         if count >= self.size:
             return self
 
+        inputs = self.inputs[:count]
+
         def cut(value: Any) -> Any:
+            if value is self.inputs:
+                return inputs
             whole = isinstance(value, Tensor) and value.ndim and len(value) == self.size
             return value[:count] if whole else value
 
         return Batch(
             tuple(cut(value) for value in self.args),
             {name: cut(value) for name, value in self.kwargs.items()},
-            self.inputs[:count],
+            inputs,
             None if self.mask is None else self.mask[:count],
             self.form,
         )

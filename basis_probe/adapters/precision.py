@@ -80,10 +80,39 @@ def doubled(batch: Batch) -> Batch:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.double() if floating else value
 
+    inputs = double(batch.inputs)
+
+    def same(value: Any) -> Any:
+        return inputs if value is batch.inputs else double(value)
+
     return Batch(
-        tuple(double(value) for value in batch.args),
-        {name: double(value) for name, value in batch.kwargs.items()},
-        double(batch.inputs),
+        tuple(same(value) for value in batch.args),
+        {name: same(value) for name, value in batch.kwargs.items()},
+        inputs,
+        batch.mask,
+        batch.form,
+    )
+
+
+def with_noise(batch: Batch) -> Batch:
+    """The batch with standard normal numbers for examples, if they are numbers; tokens stay.
+
+    What is true of an architecture is true for every input, and what is false shows on a generic
+    one: on an image that is black all over it may not.
+    """
+    if not batch.inputs.is_floating_point():
+        return batch
+    generator = torch.Generator().manual_seed(0)
+    given = batch.inputs
+    noise = torch.randn(given.shape, generator=generator, dtype=torch.float64).to(given)
+
+    def other(value: Any) -> Any:
+        return noise if value is given else value
+
+    return Batch(
+        tuple(other(value) for value in batch.args),
+        {name: other(value) for name, value in batch.kwargs.items()},
+        noise,
         batch.mask,
         batch.form,
     )
