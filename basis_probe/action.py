@@ -253,6 +253,11 @@ class Action:
                 some = few.inner.act(now.index_select(axis, few.axes.to(now.device)).double(), axis)
                 self.weights.set_some(slot, axis % now.ndim, few.axes, some)
                 return
+        if rows is not None and slot.entries is None:
+            now = self.weights.now(slot.name).detach()
+            some = element.act(now.index_select(axis, rows.to(now.device)).double(), axis)
+            self.weights.set_some(slot, axis % now.ndim, rows, some)
+            return
         values = self.weights.get(slot)
         if rows is not None:
             chosen = values.index_select(axis, rows.to(values.device))
@@ -375,27 +380,33 @@ class Action:
             return
         direct = [r for r in stream.readers if self._is_map(r)]
         gained = [r for r in stream.readers if not self._is_map(r)]
+        idle = torch.ones_like(gain), torch.zeros_like(bias)
+        if gained and (direct or largest_gap((gain, bias), idle) > 1e-9):
+            raise WeightError("a norm with a gain is read through another gain")
         for reader in gained:
-            own, beside = self._affine(reader)
-            total, offset = own * gain, own * bias + beside
-            self._fold(reader, total, offset, turn)
-        if direct and gained:
-            raise WeightError("a norm is read by linear maps, and through a gain of its own")
-        if direct or not gained:
+            self._fold(reader, *self._affine(reader), turn)
+        if not gained:
             self._fold(norm, gain, bias, turn)
-        elif bool((gain != 1).any()) or bool((bias != 0).any()):
-            self._set_affine(norm, torch.ones_like(gain), torch.zeros_like(bias))
 
     def _is_map(self, vertex: int) -> bool:
         return self.graph.vertices[vertex].kind in (Kind.LINEAR, Kind.CONVOLUTION)
 
     def _fold(self, vertex: int, gain: Tensor, bias: Tensor, turn: Element) -> None:
         """Moves the gain at a vertex into the linear maps that read it, and turns between them."""
-        if bool((gain == 0).any()):
+        axes = turn.axes if isinstance(turn, Local) else torch.arange(len(gain))
+        inner = turn.inner if isinstance(turn, Local) else turn
+        folding, carried = gain[axes], bias[axes]
+        if bool((folding == 0).any()):
             raise WeightError("a gain is zero, so that its norm's bias cannot be moved")
-        self._set_affine(vertex, torch.ones_like(gain), turn.act(bias / gain))
+        gain, bias = gain.clone(), bias.clone()
+        gain[axes], bias[axes] = 1.0, inner.act(carried / folding)
+        self._set_affine(vertex, gain, bias)
         stream = self.facts.streams[self.facts.stream_of[vertex]]
-        folded = Product((turn, MonomialElement(torch.arange(len(gain)), 1.0 / gain)))
+        folded: Element = MonomialElement(torch.arange(len(axes)), 1.0 / folding)
+        folded = Product((inner, folded))
+        if isinstance(turn, Local):
+            # The axes that stay where they are keep their gain.
+            folded = Local(turn.dim, axes, folded)
         self._readers(stream.readers, folded)
 
     def _readers(self, readers: Iterable[int], element: Element) -> None:
@@ -782,6 +793,11 @@ class _Affine:
     vectors: tuple[_Vector, ...]
 
 
+def largest_gap(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """The largest difference between two gains, or between two biases."""
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
 def as_monomial(element: Element) -> tuple[Tensor, Tensor] | None:
     """Columns and factors of an element that keeps axes; None for others.
 
@@ -799,6 +815,14 @@ def as_monomial(element: Element) -> tuple[Tensor, Tensor] | None:
         starts = torch.tensor([0, *(part.dim for part in element.parts)]).cumsum(0).tolist()
         columns = [c + start for (c, _), start in zip(known, starts[:-1], strict=True)]
         return torch.cat(columns), torch.cat([factors for _, factors in known])
+    if isinstance(element, Local):
+        inner = as_monomial(element.inner)
+        if inner is None:
+            return None
+        columns = torch.arange(element.dim)
+        factors = torch.ones(element.dim, dtype=torch.float64)
+        columns[element.axes], factors[element.axes] = element.axes[inner[0]], inner[1]
+        return columns, factors
     if isinstance(element, BlockElement | Dense):
         return monomial_parts(element.matrix(), 1e-9)
     return None

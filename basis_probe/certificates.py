@@ -30,10 +30,12 @@ from basis_probe.algebra.elements import (
     Local,
     MonomialElement,
     Reflections,
+    Sheared,
 )
 from basis_probe.algebra.groups import (
     Blocks,
     DirectSum,
+    Elementary,
     GeneralLinear,
     Group,
     LineStabiliser,
@@ -55,6 +57,9 @@ SINGLE = 1e-4
 
 _UNIFORM = 256
 """Up to this dimension an element of each group is drawn uniformly, as a full matrix if need be."""
+
+_WIDE = 512
+"""Above this dimension elements that act together with others change only some axes."""
 
 _FEW = 16
 """So many axes a stranger changes: it is just outside the group, and cheap in a wide layer."""
@@ -260,7 +265,7 @@ class Prover:
                     site, group = claims[key]
                     if self._is_covered(made.get(key[0]), group):
                         continue
-                    element = group.generic(generator)
+                    element = _acting(group, generator)
                     source = self._before_norm(key[0]) if key in behind else None
                     if source in ordered:
                         # Its stream was permuted already; now only the gain is rescaled.
@@ -425,8 +430,22 @@ class Prover:
         return last.flatten(last.ndim - len(layout.axes)).flatten(0, -2)
 
 
+def _acting(group: Group, generator: torch.Generator) -> Element:
+    """A generic element; in a wide layer one that changes few axes, among themselves."""
+    if group.dim <= _WIDE or not isinstance(group, Elementary) or isinstance(group, Trivial):
+        return group.generic(generator)
+    axes = torch.randperm(group.dim, generator=generator)[: 4 * _FEW].sort().values
+    inner = type(group)(len(axes)).generic(generator)
+    if isinstance(inner, Sheared):
+        # What is written along the all-ones direction would reach every axis.
+        inner = inner.turn
+    return Local(group.dim, axes, inner)
+
+
 def _few_places(element: Element) -> Element:
     """The same factors, with few axes that change places: a whole stream moves with them."""
+    if isinstance(element, Local):
+        return element
     columns, factors = monomial(element)
     order = torch.arange(len(columns))
     order[: 4 * _FEW] = order[: 4 * _FEW].roll(1)
@@ -437,6 +456,9 @@ def _after(element: Element, before: Element | None) -> Element:
     """The element after another on the same stream, with as many copies of its blocks."""
     if before is None:
         return element
+    last, first = as_monomial(element), as_monomial(before)
+    if last is not None and first is not None and element.dim == before.dim:
+        return MonomialElement(*last) @ MonomialElement(*first)
     return _fitted(element, before.dim) @ before
 
 
