@@ -25,7 +25,7 @@ from basis_probe.adapters.facts import (
 from basis_probe.adapters.graph import Kind, Vertex
 from basis_probe.adapters.places import Site
 from basis_probe.adapters.trace import Fixed, Node, Ref
-from basis_probe.adapters.weights import Slot, Slots, WeightError, Weights
+from basis_probe.adapters.weights import Slot, Slots, WeightError, Weights, some
 from basis_probe.algebra.elements import (
     BlockElement,
     Dense,
@@ -250,13 +250,13 @@ class Action:
         if isinstance(few, Local) and rows is None and slot.entries is None:
             now = self.weights.now(slot.name).detach()
             if now.shape[axis] == few.dim:
-                some = few.inner.act(now.index_select(axis, few.axes.to(now.device)).double(), axis)
-                self.weights.set_some(slot, axis % now.ndim, few.axes, some)
+                changed = few.inner.act(some(now, axis % now.ndim, few.axes).double(), axis)
+                self.weights.set_some(slot, axis % now.ndim, few.axes, changed)
                 return
         if rows is not None and slot.entries is None:
             now = self.weights.now(slot.name).detach()
-            some = element.act(now.index_select(axis, rows.to(now.device)).double(), axis)
-            self.weights.set_some(slot, axis % now.ndim, rows, some)
+            changed = element.act(some(now, axis % now.ndim, rows).double(), axis)
+            self.weights.set_some(slot, axis % now.ndim, rows, changed)
             return
         values = self.weights.get(slot)
         if rows is not None:

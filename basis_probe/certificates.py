@@ -430,11 +430,18 @@ class Prover:
         return last.flatten(last.ndim - len(layout.axes)).flatten(0, -2)
 
 
+def _neighbours(size: int, most: int, generator: torch.Generator) -> Tensor:
+    """Some axes, beside each other: a part of a matrix that can be changed where it lies."""
+    count = min(size, most)
+    first = int(torch.randint(size - count + 1, (1,), generator=generator))
+    return torch.arange(first, first + count)
+
+
 def _acting(group: Group, generator: torch.Generator) -> Element:
     """A generic element; in a wide layer one that changes few axes, among themselves."""
     if group.dim <= _WIDE or not isinstance(group, Elementary) or isinstance(group, Trivial):
         return group.generic(generator)
-    axes = torch.randperm(group.dim, generator=generator)[: 4 * _FEW].sort().values
+    axes = _neighbours(group.dim, 4 * _FEW, generator)
     inner = type(group)(len(axes)).generic(generator)
     if isinstance(inner, Sheared):
         # What is written along the all-ones direction would reach every axis.
@@ -499,7 +506,7 @@ def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
         return torch.Generator().manual_seed(seed)
 
     def some(size: int, most: int = _FEW) -> Tensor:
-        return torch.randperm(size, generator=fresh())[: min(size, most)].sort().values
+        return _neighbours(size, most, fresh())
 
     def rotation(size: int) -> Element | None:
         if size < 2:

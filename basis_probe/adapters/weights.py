@@ -188,10 +188,9 @@ class Weights:
         if slot.name in self._shared:
             self.set(slot, self.now(slot.name).detach().clone())
         whole = self.now(slot.name)
-        places = places.to(whole.device)
         with torch.no_grad():
-            self._some.append((slot.name, whole, axis, places, whole.index_select(axis, places)))
-            whole.index_copy_(axis, places, values.to(whole.dtype))
+            self._some.append((slot.name, whole, axis, places, some(whole, axis, places).clone()))
+            _put_some(whole, axis, places, values)
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -203,17 +202,35 @@ class Weights:
         shared: dict[int, list[str]] = {}
         for name, tensor in held(model):
             shared.setdefault(id(tensor), []).append(name)
-        return any(len(names) > 1 and set(names) & set(self._kept) for names in shared.values())
+        return any(len(names) > 1 and set(names) & set(self.changed) for names in shared.values())
 
     def restore(self) -> None:
         """Puts everything back."""
         with torch.no_grad():
             for _, whole, axis, places, values in reversed(self._some):
-                whole.index_copy_(axis, places, values)
+                _put_some(whole, axis, places, values)
         self._some.clear()
         for name, tensor in self._kept.items():
             self._put(name, tensor)
         self._kept.clear()
+
+
+def some(whole: Tensor, axis: int, places: Tensor) -> Tensor:
+    """What lies at some places along an axis; a view where they are neighbours."""
+    if _neighbours(places):
+        return whole.narrow(axis, int(places[0]), len(places))
+    return whole.index_select(axis, places.to(whole.device))
+
+
+def _put_some(whole: Tensor, axis: int, places: Tensor, values: Tensor) -> None:
+    if _neighbours(places):
+        whole.narrow(axis, int(places[0]), len(places)).copy_(values)
+    else:
+        whole.index_copy_(axis, places.to(whole.device), values.to(whole))
+
+
+def _neighbours(places: Tensor) -> bool:
+    return len(places) > 0 and bool((places.diff() == 1).all())
 
 
 def _speak(node: Node) -> str:

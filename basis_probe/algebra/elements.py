@@ -298,6 +298,9 @@ def local(element: Element) -> Element:
         return element
     moving = (element.columns != torch.arange(element.dim)) | (element.factors != 1)
     axes = moving.nonzero().flatten()
+    if len(axes) and 4 * int(axes[-1] - axes[0] + 1) <= element.dim:
+        # Those between them come along: neighbours can be changed where they lie.
+        axes = torch.arange(int(axes[0]), int(axes[-1]) + 1)
     if not 0 < len(axes) <= element.dim // 4:
         return element
     places = torch.full((element.dim,), -1)
