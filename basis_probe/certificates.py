@@ -533,17 +533,17 @@ def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
         return Local(size, axes, MonomialElement(torch.arange(len(axes)).roll(1), ones))
 
     if isinstance(group, Permutation):
-        return {"rotation": rotation, "scales": scales, "signs": signs}
+        return {"rotation": rotation, "rescaling": scales, "sign change": signs}
     if isinstance(group, PositiveMonomial):
-        return {"rotation": rotation, "signs": signs}
+        return {"rotation": rotation, "sign change": signs}
     if isinstance(group, SignedPermutation):
-        return {"rotation": rotation, "scales": scales}
+        return {"rotation": rotation, "rescaling": scales}
     if isinstance(group, Monomial):
         return {"rotation": rotation}
     if isinstance(group, Trivial):
         return {"rotation": rotation, "reordering": order}
     if isinstance(group, Orthogonal):
-        return {"scales": scales}
+        return {"rescaling": scales}
     if isinstance(group, LineStabiliser):
         return {"rotation": rotation}
     if isinstance(group, GeneralLinear):

@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     symmetries.add_argument("model", metavar="MODEL", help="a local folder, or a name on the hub")
     symmetries.add_argument("--sites", nargs="+", metavar="NAME", help="names or globs")
+    symmetries.add_argument(
+        "--certificates",
+        action=argparse.BooleanOptionalAction,
+        help="prove every claim on a float64 copy (default: if the model is small)",
+    )
     symmetries.set_defaults(run=_symmetries)
 
     show = commands.add_parser("show", help="show a saved report, or write it in another form")
@@ -175,32 +180,14 @@ def _report(parsed: argparse.Namespace, console: Console) -> None:
 
 
 def _symmetries(parsed: argparse.Namespace, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from basis_probe.probe import symmetries
+    from basis_probe.architecture import symmetries
+    from basis_probe.presentation.architecture import terminal
 
     bridge = _load(parsed.model, "cpu", console)
-    found = symmetries(bridge, ["The quick brown fox jumps over the lazy dog."])
-    if parsed.sites:
-        found = _matching(found, parsed.sites)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("site", "group", "privileges", "because"):
-        table.add_column(heading, overflow="fold")
-    for name, symmetry in found.items():
-        table.add_row(
-            *(
-                Text(entry)
-                for entry in (
-                    name,
-                    f"{symmetry.group.name} ({symmetry.group.dim})",
-                    symmetry.privileged.name,
-                    symmetry.because,
-                )
-            )
-        )
-    console.print(table)
+    text = ["The quick brown fox jumps over the lazy dog."]
+    with console.status("deriving and proving"):
+        found = symmetries(bridge, text, certificates=parsed.certificates)
+    console.print(terminal(_matching(found, parsed.sites) if parsed.sites else found))
 
 
 def _show(parsed: argparse.Namespace, console: Console) -> None:

@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from basis_probe.algebra.groups import Privileged
@@ -15,6 +15,8 @@ from basis_probe.results import Outcome, Report, SiteReport
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+    from basis_probe.presentation.architecture import Row
 
 _MOST_SECTIONS = 8
 """In a notebook a longer report shows its map and table only."""
@@ -59,6 +61,11 @@ def fragment(report: Report) -> str:
 def site_fragment(site: SiteReport) -> str:
     """Everything found at one site as one HTML element for a notebook."""
     return _environment().get_template("lone_site.jinja").render(site=site)
+
+
+def architecture(rows: Sequence[Row], summary: str) -> str:
+    """The architecture's answers as one HTML element for a notebook."""
+    return _environment().get_template("architecture.jinja").render(rows=rows, summary=summary)
 
 
 def _prefix(report: Report) -> str:

@@ -304,15 +304,15 @@ def certificate(site: SiteReport) -> str:
     if found is None:
         if site.symmetry.privileged is Privileged.UNKNOWN:
             return "no certificate: nothing is claimed here"
-        return "no certificate: claim derived, not yet proved on this model"
+        return f"no certificate: {site.symmetry.unproved or 'the claim was derived, not proved'}"
     moved = (
-        f"elements of the group moved the outputs by at most {number(found.max_error)} "
-        f"(allowed: {number(found.tolerance)})"
+        f"elements of the group moved the outputs by at most {number(found.max_error)} and missed "
+        f"the site by {number(found.action_error)} (allowed: {number(found.tolerance)})"
     )
     outside = (
         "no element outside it was tried"
         if math.isnan(found.violation)
-        else f"an element outside it moved them by {number(found.violation)}"
+        else f"a {found.stranger or 'change'} outside it moved them by {number(found.violation)}"
     )
     return f"{'holds' if found.holds else 'fails'}: {moved}; {outside}"
 
