@@ -108,5 +108,5 @@ def test_an_empty_answer_is_shown_too() -> None:
 def test_many_names_of_one_answer_are_counted() -> None:
     made = bp.Symmetries({f"site.{number}": _claim(HOLDS) for number in range(9)})
     (row,) = rows(made)
-    assert row.named == "site.0, site.1, site.2 and 6 more"
+    assert row.named == "site.0, site.1, site.2, site.3 and 5 more"
     assert all(f"site.{number}" in made._repr_html_() for number in range(9))

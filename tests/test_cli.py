@@ -117,7 +117,8 @@ def test_symmetries_are_listed(
     assert main(words) == 0
     out = capsys.readouterr().out
     joined = re.sub(r"\s+", "", out)
-    for expected in ("site", "group", "privileges", "because", "orthogonal", "AXES", "NONE"):
+    headings = ("site", "group", "privileges", "certificate", "because")
+    for expected in (*headings, "orthogonal", "AXES", "NONE", "holds"):
         assert expected in joined
     assert "blocks.3.hook_resid_mid" in joined
     assert "blocks.0.attn" not in joined

@@ -308,6 +308,20 @@ def check_queries(found: dict[str, bp.Symmetry], family: Family, q: str, k: str)
         check(found, k, replace(heads, copies=1), reason)
 
 
+def check_proofs(found: dict[str, bp.Symmetry], unproved: bool = False) -> None:
+    """Every claim was proved on this very model, in float64, and nothing was refuted."""
+    for name, symmetry in found.items():
+        made = symmetry.certificate
+        if made is None:
+            claimed = symmetry.privileged is not bp.Privileged.UNKNOWN
+            assert not claimed or (unproved and symmetry.unproved), (name, symmetry.unproved)
+        else:
+            assert made.holds, (name, symmetry.because)
+            # A stranger moves them a thousand times further, or there is none to try.
+            assert max(made.max_error, made.action_error) <= 1e-9, name
+            assert not made.violation <= 1e-6, name
+
+
 def hooks(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {
         name: (len(module._forward_hooks), len(module._forward_pre_hooks))
@@ -349,6 +363,7 @@ def test_families_have_the_groups_that_theory_gives_them(family: Family) -> None
         block, z = expected.stream[0], expected.z[0]
         names = PROJECTIONS[z.removeprefix(f"{block}.")]
         check_queries(found, family, *(f"{block}.{name}" for name in names))
+    check_proofs(found)
     assert hooks(model) == before
     after = model.state_dict()
     assert state.keys() == after.keys()
@@ -377,6 +392,8 @@ def test_inside_a_bridge_families_compute_the_same_and_have_the_same_groups(
     if expected.z is not None:
         check(found, Z, expected.z[1], expected.unknown.get("z"))
         check_queries(found, family, "blocks.0.attn.hook_q", "blocks.0.attn.hook_k")
+    # The Bridge binds Falcon's forward to the very modules that it was made from.
+    check_proofs(found, unproved=family.name.startswith("Falcon"))
     assert hooks(model) == before
 
 
@@ -389,6 +406,7 @@ def test_native_shapes_have_the_groups_that_theory_gives_them(family: Family) ->
     check(found, Z, z)
     if post is not None:
         check(found, POST, post)
+    check_proofs(found)
 
 
 def test_every_family_has_its_truth_and_every_truth_its_family() -> None:

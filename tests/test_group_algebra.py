@@ -282,7 +282,7 @@ def test_no_way_to_draw_is_said() -> None:
         Intersection((LineStabiliser(4), Blocks(GeneralLinear(2), 2))),
         Stabiliser(Blocks(Orthogonal(2), 2), (1.0, 0.0, 0.0, 1.0)),
     ):
-        with pytest.raises(ValueError, match="no way is known to draw from .* with `contains`"):
+        with pytest.raises(ValueError, match=r"no way is known to draw from .* with `contains`"):
             group.draw(seeded())
         assert group.contains(torch.eye(4))
 

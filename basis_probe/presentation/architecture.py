@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
-_NAMES = 3
+_NAMES = 4
 """So many names of one row are written out; the others are counted."""
 
 
