@@ -4,20 +4,17 @@ Everything a figure, a table or a sentence shows is read from here, so that any 
 again from a saved file.
 """
 
-import ast
 import dataclasses
 import enum
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basis_probe.algebra import groups as _groups
-from basis_probe.algebra import subgroups as _subgroups
 from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.records import Exact, decode, encode
 from basis_probe.statistics.multiplicity import Tail as Tail
 
 if TYPE_CHECKING:
@@ -47,18 +44,8 @@ class Outcome(enum.Enum):
     UNDECIDED = "no finding, for the reason given"
 
 
-class _Exact:
-    """Equality of every number, NaN included."""
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and _encode(self) == _encode(other)
-
-    def __hash__(self) -> int:
-        return hash(str(_encode(self)))
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Certificate(_Exact):
+class Certificate(Exact):
     """How far the outputs moved when elements of the claimed group acted, and others outside it.
 
     Attributes:
@@ -154,7 +141,7 @@ class NullRecord:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClosedFormRecord(_Exact):
+class ClosedFormRecord(Exact):
     """The mean (and standard deviation, where known) that the null has without sampling."""
 
     mean: float
@@ -164,7 +151,7 @@ class ClosedFormRecord(_Exact):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScoreResult(_Exact):
+class ScoreResult(Exact):
     """One score of one site against its null.
 
     Attributes:
@@ -323,7 +310,7 @@ class Report:
 
     def to_json(self) -> str:
         """A text from which `Report.from_json` makes an equal report, every number exact."""
-        return json.dumps({"basis_probe": FORMAT, "report": _encode(self)}, indent=1)
+        return json.dumps({"basis_probe": FORMAT, "report": encode(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
@@ -344,7 +331,7 @@ class Report:
                 "write it again with this version of basis_probe"
             )
         try:
-            return _decode_report(value["report"])
+            return decode(Report, value["report"])
         except (KeyError, TypeError, IndexError, AttributeError, ValueError, SyntaxError) as error:
             raise ValueError(f"not a basis_probe report: damaged at {error}") from error
 
@@ -397,118 +384,3 @@ class Report:
         from basis_probe.presentation.markdown import summary
 
         return summary(self)
-
-
-# --- the text form ------------------------------------------------------------------------------
-
-
-def _encode(value: object) -> Any:
-    if isinstance(value, np.ndarray):
-        return [_encode(float(entry)) for entry in value.tolist()]
-    if isinstance(value, bool) or value is None or isinstance(value, int | str):
-        return value
-    if isinstance(value, float):
-        # JSON has no NaN and no infinity; repr of a finite float is exact.
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, enum.Enum):
-        return value.name
-    if isinstance(value, Group):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return {str(key): _encode(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [_encode(entry) for entry in value]
-    if dataclasses.is_dataclass(value):
-        return {
-            field.name: _encode(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    raise TypeError(f"a report cannot hold {type(value).__name__}")
-
-
-def _group(text: str) -> Group:
-    """The group whose repr is `text`, without evaluating anything."""
-
-    def build(node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant):
-            return node.value
-        if isinstance(node, ast.Tuple | ast.List):
-            return tuple(build(entry) for entry in node.elts)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            name = node.func.id
-            kind = getattr(_groups, name, None) or getattr(_subgroups, name, None)
-            if isinstance(kind, type) and issubclass(kind, Group):
-                named = {word.arg: build(word.value) for word in node.keywords if word.arg}
-                return kind(*(build(entry) for entry in node.args), **named)
-        raise ValueError(f"not a group: {text!r}")
-
-    group = build(ast.parse(text, mode="eval").body)
-    if not isinstance(group, Group):
-        raise ValueError(f"not a group: {text!r}")
-    return group
-
-
-def _array(values: list[Any]) -> np.ndarray:
-    return np.array([float(value) for value in values], dtype=np.float64)
-
-
-def _decode_score(value: dict[str, Any]) -> ScoreResult:
-    closed = value["closed_form"]
-    numbers = (
-        "observed null_mean null_std effect p_value p_tail p_adjusted fraction_privileged "
-        "effect_without_top_axes all_samples"
-    ).split()
-    arrays = ("null_values", "per_direction", "per_direction_p")
-    return ScoreResult(
-        **{name: float(value[name]) for name in numbers},
-        **{name: _array(value[name]) for name in arrays},
-        **{name: value[name] for name in ("name", "p_tail_method", "decides", "null", "note")},
-        tail=Tail[value["tail"]],
-        closed_form=None
-        if closed is None
-        else ClosedFormRecord(
-            mean=float(closed["mean"]),
-            std=None if closed["std"] is None else float(closed["std"]),
-            source=closed["source"],
-            exact=closed["exact"],
-        ),
-    )
-
-
-def _decode_site(value: dict[str, Any]) -> SiteReport:
-    symmetry = value["symmetry"]
-    certificate = symmetry["certificate"]
-    return SiteReport(
-        **{name: value[name] for name in ("site", "kind", "layer", "dim", "n_samples", "n_dead")},
-        shape=tuple(value["shape"]),
-        notes=tuple(value["notes"]),
-        symmetry=Symmetry(
-            group=_group(symmetry["group"]),
-            privileged=Privileged[symmetry["privileged"]],
-            because=symmetry["because"],
-            reference=symmetry["reference"],
-            certificate=None
-            if certificate is None
-            else Certificate(
-                holds=certificate["holds"],
-                max_error=float(certificate["max_error"]),
-                tolerance=float(certificate["tolerance"]),
-                violation=float(certificate["violation"]),
-                action_error=float(certificate.get("action_error", 0.0)),
-                stranger=certificate.get("stranger", ""),
-            ),
-            unproved=symmetry.get("unproved", ""),
-        ),
-        null=None if value["null"] is None else NullRecord(**value["null"]),
-        scores={name: _decode_score(score) for name, score in value["scores"].items()},
-        beside={name: _decode_score(score) for name, score in value["beside"].items()},
-        verdict=Verdict(Outcome[value["verdict"]["outcome"]], value["verdict"]["sentence"]),
-    )
-
-
-def _decode_report(value: dict[str, Any]) -> Report:
-    return Report(
-        site_reports=tuple(_decode_site(site) for site in value["site_reports"]),
-        provenance=Provenance(**value["provenance"]),
-        partial=value["partial"],
-        notes=tuple(value["notes"]),
-    )

@@ -90,10 +90,11 @@ ARROWS = {
     "algebra": ("algebra", "errors"),
     "statistics": ("algebra", "statistics", "errors"),
     # A report shows itself: its methods call the presentation when they are called, not before.
+    "records": ("records", "algebra", "errors"),
     "results": (
         "results",
+        "records",
         "algebra.groups",
-        "algebra.subgroups",
         "statistics.multiplicity",
         "presentation",
         "errors",
