@@ -42,7 +42,7 @@ Groups = Mapping[str, Group | str] | Group | str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Place:
+class Placed:
     """A site with everything that does not depend on the data beyond the first batch."""
 
     site: Site
@@ -128,7 +128,7 @@ def probe(
     subject = recognise(model)
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
-        batches = _batches(data, subject)
+        batches = batches_of(data, subject)
         first = next(batches, None)
         if first is None:
             raise DataError("the data hold no batch: give at least one, better several")
@@ -139,7 +139,7 @@ def probe(
         else:
             chosen = asked(sites, names, silent=subject.silent())
         derivation = Derivation(facts)
-        places = _places(derivation, chosen, groups)
+        places = placed(derivation, chosen, groups)
         capacity = _capacity(wanted)
         stream = Stream(
             {name: place.plan for name, place in places.items()},
@@ -197,12 +197,12 @@ def probe(
 
 
 def _proved(
-    places: Mapping[str, _Place],
+    places: Mapping[str, Placed],
     subject: Subject,
     first: Batch,
     derivation: Derivation,
     wanted: bool | None,
-) -> dict[str, _Place]:
+) -> dict[str, Placed]:
     """The places with a certificate for what was derived of each; what fails becomes unknown."""
     derived = {n: place for n, place in places.items() if place.symmetry.reference != _GIVEN}
     found = proved(
@@ -222,11 +222,12 @@ def _proved(
 _GIVEN = "the user"
 
 
-def _places(
+def placed(
     derivation: Derivation, chosen: Mapping[str, Site], groups: Groups | None
-) -> dict[str, _Place]:
+) -> dict[str, Placed]:
+    """The sites with their groups, and with what is known of the layers in front of them."""
     facts = derivation.facts
-    places: dict[str, _Place] = {}
+    places: dict[str, Placed] = {}
     overrides = _overrides(groups, chosen)
     for name, site in chosen.items():
         shape = facts.shape(site)
@@ -241,7 +242,7 @@ def _places(
             bent = None
         if isinstance(found, str) and bent is not None:
             notes = (f"The layer in front of the site is not one linear map away: {found}.",)
-        places[name] = _Place(
+        places[name] = Placed(
             site=site,
             role=role(facts, site),
             shape=shape,
@@ -331,7 +332,7 @@ def _versions() -> dict[str, str]:
 # --- the data -------------------------------------------------------------------------------------
 
 
-def _batches(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
+def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
     """The batches of the data, checked one by one.
 
     Raises:
@@ -408,7 +409,7 @@ def _run(
 
 
 def _gather(
-    places: Mapping[str, _Place],
+    places: Mapping[str, Placed],
     stream: Stream,
     used: tuple[Score, ...],
     wanted: Null | None,
@@ -445,7 +446,7 @@ def _gather(
 _INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
 
 
-def _case(name: str, place: _Place, stream: Stream, dtype: torch.dtype) -> Case:
+def _case(name: str, place: Placed, stream: Stream, dtype: torch.dtype) -> Case:
     seen = stream.seen[name]
     notes = list(place.notes)
     trouble = ""
@@ -461,7 +462,7 @@ def _case(name: str, place: _Place, stream: Stream, dtype: torch.dtype) -> Case:
     dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
     problem = None
     if not trouble and len(seen.kept.priorities):
-        problem, more_notes = _problem(place, seen, dtype)
+        problem, more_notes = problem_of(place, seen, dtype)
         notes.extend(more_notes)
     return Case(
         site=name,
@@ -478,7 +479,7 @@ def _case(name: str, place: _Place, stream: Stream, dtype: torch.dtype) -> Case:
     )
 
 
-def _all_samples(place: _Place, seen: Seen) -> dict[str, float]:
+def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
     geometry = geometry_of(place.symmetry.group)
     if geometry in (Geometry.WHITENED, Geometry.HEADS):
         # What is compared there is the whitened axes, and whitening needs a second pass.
@@ -495,7 +496,14 @@ def _all_samples(place: _Place, seen: Seen) -> dict[str, float]:
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
-def _problem(place: _Place, seen: Seen, dtype: torch.dtype) -> tuple[Problem, tuple[str, ...]]:
+def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, tuple[str, ...]]:
+    """The kept rows of a site as nulls need them, and what a reader must know.
+
+    Args:
+        place: the site.
+        seen: what was seen there.
+        dtype: the model's own floating-point type, in which its layers are computed again.
+    """
     rows = seen.kept.rows
     x = rows["x"].double()
     halves = halves_of(seen.kept.priorities)

@@ -29,6 +29,12 @@ from basis_probe.statistics.sampling import (
 
 Sums = TypeVar("Sums", Moments, SampleKurtosis)
 
+Beside = Callable[[torch.Size], Mapping[str, Tensor]]
+"""From the sizes of a site's axes before its features to what belongs to each of its rows, by name.
+
+It is asked while the batch runs; every tensor has one row for every row of the site, on the CPU.
+"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -104,6 +110,7 @@ class Observer:
         capacity: how many rows are kept in all.
         threshold: rows with a larger priority cannot be kept any more.
         room: how many samples may still be counted; None for no limit.
+        beside: what else is kept of every row that is kept.
     """
 
     def __init__(
@@ -116,7 +123,9 @@ class Observer:
         capacity: int,
         threshold: float,
         room: int | None,
+        beside: Beside | None = None,
     ) -> None:
+        self.beside = beside
         self.plan, self.batch, self.number, self.ranks = plan, batch, number, ranks
         self.capacity, self.threshold, self.room = capacity, threshold, room
         self.seen: Seen | None = None
@@ -172,6 +181,9 @@ class Observer:
             if name in self.waiting:
                 beside = _rows(self.waiting[name], plan.layout)
                 kept[name] = beside.reshape(-1, plan.dim)[chosen].cpu()
+        if self.beside is not None:
+            picked = chosen.cpu()
+            kept |= {name: rows[picked] for name, rows in self.beside(x.shape[:-1]).items()}
         self.waiting = {}
         self.seen = Seen(
             _at_home(Moments.of(exact)),
@@ -300,13 +312,21 @@ class Stream:
             seen.moments.count >= self.most for seen in self.seen.values()
         )
 
-    def see(self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]) -> None:
+    def see(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        run: Callable[[], object],
+        *,
+        beside: Beside | None = None,
+    ) -> None:
         """Adds what a batch shows; if anything fails, nothing of the batch is counted.
 
         Args:
             model: the model.
             batch: the batch.
             run: calls the model with the batch, once.
+            beside: what else is kept of every row that is kept, such as its labels.
         """
         ranks = Ranks(batch, seed=self.seed)
         observers = {
@@ -318,6 +338,7 @@ class Stream:
                 capacity=self.capacity,
                 threshold=self.seen[name].kept.threshold,
                 room=None if self.most is None else self.most - self.seen[name].moments.count,
+                beside=beside,
             )
             for name, plan in self.plans.items()
             if self.most is None or self.seen[name].moments.count < self.most
