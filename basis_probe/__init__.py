@@ -43,10 +43,13 @@ from basis_probe.statistics.nulls import Counterfactual as Counterfactual
 from basis_probe.statistics.nulls import Null as Null
 from basis_probe.statistics.nulls import Rotation as Rotation
 from basis_probe.statistics.nulls import TurnedPreactivation as TurnedPreactivation
+from basis_probe.statistics.scores import DEFAULT_SCORES as DEFAULT_SCORES
 from basis_probe.statistics.scores import KURTOSIS as KURTOSIS
+from basis_probe.statistics.scores import NEGENTROPY as NEGENTROPY
 from basis_probe.statistics.scores import NON_GAUSSIANITY as NON_GAUSSIANITY
 from basis_probe.statistics.scores import SAMPLE_KURTOSIS as SAMPLE_KURTOSIS
 from basis_probe.statistics.scores import SCORES as SCORES
+from basis_probe.statistics.scores import Invariance as Invariance
 from basis_probe.statistics.scores import Score as Score
 
 __version__ = "0.1.0"

@@ -53,7 +53,7 @@ def probe_activations(
         weight: [dim, in], as in `torch.nn.Linear`.
         bias: [dim].
         null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
-        scores: names of scores; None for all.
+        scores: names of scores, any of `SCORES`; None for `DEFAULT_SCORES`.
         seed: seeds the sample of rows and the alternatives.
 
     Raises:

@@ -11,7 +11,7 @@ from basis_probe.evidence import Choice, choose, measure
 from basis_probe.results import NullRecord, ScoreResult, SiteReport, Symmetry
 from basis_probe.statistics.nulls import Counterfactual, Null, Problem, Rotation
 from basis_probe.statistics.nulls import TurnedPreactivation as Turned
-from basis_probe.statistics.scores import SCORES, Score
+from basis_probe.statistics.scores import DEFAULT_SCORES, SCORES, Score
 from basis_probe.verdict import Found, adjust, decide, samples_needed
 
 BESIDE = Rotation(frames=49, samples=1024)
@@ -72,13 +72,13 @@ class Evidence:
 
 
 def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[Score, ...]:
-    """The scores that are meant: names, values, or None for all.
+    """The scores that are meant: names, values, or None for the default ones.
 
     Raises:
         ValueError: for a name that no score bears, or no score at all.
     """
     if wanted is None:
-        return tuple(SCORES.values())
+        return tuple(DEFAULT_SCORES.values())
     several = [wanted] if isinstance(wanted, str | Score) else list(wanted)
     found: list[Score] = []
     for score in several:
@@ -89,7 +89,7 @@ def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[S
         else:
             raise ValueError(f"no score is called {score!r}; there are {', '.join(SCORES)}")
     if not found:
-        raise ValueError(f"scores is empty: give some of {', '.join(SCORES)}, or None for all")
+        raise ValueError(f"scores is empty: give some of {', '.join(SCORES)}, or None")
     return tuple(found)
 
 

@@ -89,7 +89,7 @@ def probe(
             A tensor or array or a dict in place of the iterable is taken for one batch.
         sites: names or globs ("blocks.*.mlp.hook_post"); None for residual streams, attention
             outputs and neurons.
-        scores: names of scores; None for all.
+        scores: names of scores, any of `SCORES`; None for `DEFAULT_SCORES`.
         null: "rotation", "counterfactual" or a null as a value; None for the one each site calls
             for.
         groups: groups that override the derived ones: one for all sites, or name or glob -> group

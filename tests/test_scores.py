@@ -28,10 +28,13 @@ from basis_probe.statistics.nulls import (
     Rotation,
 )
 from basis_probe.statistics.scores import (
+    DEFAULT_SCORES,
     KURTOSIS,
+    NEGENTROPY,
     NON_GAUSSIANITY,
     SAMPLE_KURTOSIS,
     SCORES,
+    Invariance,
     Measured,
     Reads,
     Rows,
@@ -111,12 +114,8 @@ def test_a_score_reads_the_tensor_that_it_names() -> None:
     frame = Frame(pre.relu(), pre)
     torch.testing.assert_close(_of(NON_GAUSSIANITY, frame), _of(NON_GAUSSIANITY, Frame(pre)))
     torch.testing.assert_close(_of(KURTOSIS, frame), _of(KURTOSIS, Frame(pre.relu())))
-    reads = {score.name: score.reads for score in SCORES.values()}
-    assert reads == {
-        "non_gaussianity": Reads.PREACTIVATIONS,
-        "kurtosis": Reads.ACTIVATIONS,
-        "sample_kurtosis": Reads.ACTIVATIONS,
-    }
+    before = {score.name for score in SCORES.values() if score.reads is Reads.PREACTIVATIONS}
+    assert before == {"non_gaussianity", "negentropy"}
 
 
 def test_parts_are_scored_apart_and_averaged() -> None:
@@ -148,20 +147,173 @@ def test_moments_are_computed_once_for_all_scores(monkeypatch: pytest.MonkeyPatc
     assert calls == [1]
 
 
+# The naive formula of every score: of one column of values, or of one row.
+COLUMN = {
+    "non_gaussianity": lambda x: abs(((x - x.mean()) ** 4).mean() / x.var(correction=0) ** 2 - 3),
+    "negentropy": lambda x: _naive_negentropy((x - x.mean()) / x.std(correction=0)),
+    "kurtosis": lambda x: ((x - x.mean()) ** 4).mean() / x.var(correction=0) ** 2,
+    "skewness": lambda x: abs(((x - x.mean()) ** 3).mean()) / x.std(correction=0) ** 3,
+    "bimodality": lambda x: (COLUMN["skewness"](x) ** 2 + 1) / COLUMN["kurtosis"](x),
+    "hoyer": lambda x: (len(x) ** 0.5 - x.abs().sum() / x.norm()) / (len(x) ** 0.5 - 1),
+    # Half the mean difference between two values, relative to the mean.
+    "gini": lambda x: (x.abs()[:, None] - x.abs()).abs().mean() / (2 * x.abs().mean()),
+    "treves_rolls": lambda x: x.abs().mean() ** 2 / (x**2).mean(),
+    "half_norm": lambda x: 1 - x.abs().sqrt().mean() ** 2 / x.abs().mean(),
+}
+ROW = {
+    "sample_kurtosis": lambda x: len(x) * (x**4).sum() / (x**2).sum() ** 2,
+    "sample_hoyer": COLUMN["hoyer"],
+    "sample_gini": COLUMN["gini"],
+    "sample_treves_rolls": COLUMN["treves_rolls"],
+    "sample_half_norm": COLUMN["half_norm"],
+    "participation_ratio": lambda x: (x**2).sum() ** 2 / (x**4).sum(),
+    "max_median_ratio": lambda x: x.abs().max() / x.abs().quantile(0.5),
+}
+
+
+def _naive_negentropy(z: Tensor) -> Tensor:
+    odd, even = (z * (-z * z / 2).exp()).mean(), (-z * z / 2).exp().mean()
+    return 7.4129 * odd**2 + 33.6695 * (even - 0.5**0.5) ** 2
+
+
+def test_every_score_has_its_naive_formula() -> None:
+    assert set(SCORES) == {*COLUMN, *ROW}
+    assert {name for name, score in SCORES.items() if score.across_axes} == set(ROW)
+    assert set(DEFAULT_SCORES) <= set(SCORES)
+
+
+@pytest.mark.parametrize("name", COLUMN)
+def test_a_score_of_axes_is_its_formula(name: str) -> None:
+    x = _data()
+    expected = torch.stack([COLUMN[name](column) for column in x.T])
+    torch.testing.assert_close(_of(SCORES[name], Frame(x)), expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ROW)
+@pytest.mark.parametrize("dim", [DIM, DIM - 1])
+def test_a_score_of_samples_is_its_formula_averaged(name: str, dim: int) -> None:
+    x = _data()[:, :dim]
+    x[3] = 0.0
+    expected = torch.stack([ROW[name](row) for row in x if row.any()]).mean()
+    torch.testing.assert_close(_of(SCORES[name], Frame(x)).mean(), expected)
+
+
+def test_samples_without_a_median_have_no_ratio() -> None:
+    x = torch.tensor([[4.0, 0.0, 0.0], [4.0, 2.0, 1.0]])
+    assert _of(SCORES["max_median_ratio"], Frame(x)).mean().item() == pytest.approx(2)
+    assert _of(SCORES["max_median_ratio"], Frame(x[:1])).isnan().all()
+    assert _of(SCORES["sample_gini"], Frame(0 * x)).isnan().all()
+
+
+def test_large_values_do_not_overflow() -> None:
+    x = _data() * 1e90
+    for name in ("sample_hoyer", "participation_ratio", "sample_treves_rolls"):
+        found = _of(SCORES[name], Frame(x))
+        torch.testing.assert_close(found, _of(SCORES[name], Frame(x * 1e-90)))
+
+
+def test_known_laws_have_known_values() -> None:
+    """Quantiles of the law, so that only the step between them is in the way."""
+    steps = (torch.arange(400_000, dtype=torch.float64) + 0.5) / 400_000
+    normal = math.sqrt(2) * torch.erfinv(2 * steps - 1)
+    exponential = -(1 - steps).log()
+    laplace = torch.where(steps < 0.5, (2 * steps).log(), -(2 - 2 * steps).log())
+    columns = {"normal": normal, "relu": normal.relu(), "uniform": steps, "laplace": laplace}
+    columns["exponential"] = exponential
+    frame, places = Frame(torch.stack(list(columns.values()), 1)), list(columns)
+    known = {
+        ("kurtosis", "relu"): 5.409,
+        ("skewness", "relu"): 1.641,
+        ("treves_rolls", "relu"): 1 / math.pi,
+        ("treves_rolls", "normal"): 2 / math.pi,
+        ("gini", "normal"): math.sqrt(2) - 1,
+        ("hoyer", "normal"): 1 - math.sqrt(2 / math.pi),
+        ("half_norm", "normal"): 0.15279,
+        ("kurtosis", "normal"): 3.0,
+        ("non_gaussianity", "normal"): 0.0,
+        ("non_gaussianity", "uniform"): 1.2,
+        ("negentropy", "normal"): 0.0,
+        ("negentropy", "laplace"): 0.08677,
+        ("skewness", "laplace"): 0.0,
+        ("bimodality", "uniform"): 5 / 9,
+        ("bimodality", "exponential"): 5 / 9,
+        ("bimodality", "normal"): 1 / 3,
+    }
+    for (name, law), value in known.items():
+        found = _of(SCORES[name], frame)[places.index(law)].item()
+        assert found == pytest.approx(value, abs=2e-3), (name, law)
+
+
+def test_directions_of_the_sphere_have_known_values() -> None:
+    x = _gaussian(2000, 768)
+    known = {
+        "sample_hoyer": 0.2094,
+        "sample_gini": math.sqrt(2) - 1,
+        "sample_kurtosis": 3 * 768 / 770,
+        "sample_treves_rolls": 2 / math.pi,
+    }
+    for name, value in known.items():
+        found = _of(SCORES[name], Frame(x)).mean().item()
+        assert found == pytest.approx(value, rel=5e-3), name
+    assert _of(SCORES["participation_ratio"], Frame(x)).mean() / 768 == pytest.approx(
+        1 / 3, rel=0.01
+    )
+
+
+def test_negentropy_hears_one_far_value_less_than_kurtosis_does() -> None:
+    x = _gaussian(4000, 1)
+    touched = x.clone()
+    touched[0] = 12.0
+    moved = {
+        score.name: float(_of(score, Frame(touched)) - _of(score, Frame(x)))
+        for score in (KURTOSIS, NEGENTROPY)
+    }
+    laplace = {"kurtosis": 3.0, "negentropy": 0.0868}
+    relative = {name: moved[name] / laplace[name] for name in moved}
+    assert relative["kurtosis"] > 1
+    assert 0 < relative["negentropy"] < 0.05
+
+
+MOVES: dict[Invariance, Callable[[Tensor], Tensor]] = {
+    Invariance.POSITIVE_SCALES: lambda x: x * torch.logspace(-3, 3, DIM, dtype=torch.float64),
+    Invariance.SIGNS: lambda x: x * torch.tensor([1.0, -1.0] * (DIM // 2)),
+    Invariance.OFFSETS: lambda x: x + 10 * torch.arange(1, DIM + 1),
+    Invariance.ONE_SCALE: lambda x: 0.01 * x,
+    Invariance.SAMPLE_SCALES: lambda x: x * _gaussian(len(x), 1, seed=21).exp(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES, ids=lambda move: move.name)
+@pytest.mark.parametrize("score", SCORES.values(), ids=list(SCORES))
+def test_a_score_is_invariant_under_what_it_says_and_no_more(
+    score: Score, move: Invariance
+) -> None:
+    x = _data()
+    moved = _of(score, Frame(MOVES[move](x))) - _of(score, Frame(x))
+    assert bool(moved.abs().max() < 1e-6) == (move in score.invariant_under)
+
+
 @pytest.mark.parametrize("score", SCORES.values(), ids=list(SCORES))
 def test_a_score_does_what_it_declares(score: Score) -> None:
     assert SCORES[score.name] is score
-    assert score.formula
-    assert score.source
-    x = _data()
-    units = torch.logspace(-3, 3, DIM, dtype=torch.float64)
-    moved = _of(score, Frame(x * units)) - _of(score, Frame(x))
-    assert bool(moved.abs().max() < 1e-8) == score.scale_free
-    # Scale-free scores of an axis do not depend on the other axes; those across axes do.
+    for text in (score.formula, score.source, score.range, score.not_for):
+        assert text
+    x, order = _data(), torch.randperm(DIM, generator=_generator(3))
+    assert Invariance.PERMUTATIONS in score.invariant_under
+    torch.testing.assert_close(_of(score, Frame(x[:, order])), _of(score, Frame(x))[order])
+    # A turn moves every score: that is what scores are for.
+    turn = torch.linalg.qr(_gaussian(DIM, DIM, seed=22)).Q
+    assert (_of(score, Frame(x @ turn)) - _of(score, Frame(x))).abs().max() > 0.01
+    # Scores of an axis do not depend on the other axes; those across axes do.
     changed = x.clone()
     changed[:, 1:] = _gaussian(SAMPLES, DIM - 1, seed=8)
     same = torch.isclose(_of(score, Frame(changed))[0], _of(score, Frame(x))[0])
     assert bool(same) != score.across_axes
+    if score.across_axes:
+        units = torch.logspace(-3, 3, DIM, dtype=torch.float64)
+        torch.testing.assert_close(
+            _of(score, Frame(x * units), unit_axes=True), _of(score, Frame(x), unit_axes=True)
+        )
 
 
 # --- equivariance ---------------------------------------------------------------------------------
@@ -203,8 +355,15 @@ def _alternatives(x: Tensor, group: Group) -> Alternatives:
     return Rotation().alternatives(Problem(x=x, group=group, halves=halves))
 
 
+OF_AXES = [
+    pytest.param(score, id=name, marks=() if name in DEFAULT_SCORES else pytest.mark.slow)
+    for name, score in SCORES.items()
+    if not score.across_axes
+]
+
+
 @pytest.mark.parametrize("name", ACTING)
-@pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
+@pytest.mark.parametrize("score", OF_AXES)
 def test_the_law_of_the_null_does_not_move_when_the_group_acts(name: str, score: Score) -> None:
     group = ACTING[name]
     element = group.sample(_generator(4))
@@ -231,7 +390,7 @@ def _compared(name: str, element: Tensor) -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("name", ["positive-monomial", "monomial"])
-@pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
+@pytest.mark.parametrize("score", SCORES.values(), ids=list(SCORES))
 def test_the_observed_axes_keep_their_scores_where_the_group_keeps_axes(
     name: str, score: Score
 ) -> None:

@@ -330,6 +330,58 @@ class SampleKurtosis:
         return self.variance.sqrt()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ColumnMoments:
+    """Central moments of every column, without what only merging needs."""
+
+    mean: Float[Tensor, " dim"]
+    """Mean over samples."""
+    variance: Float[Tensor, " dim"]
+    """Population variance."""
+    third: Float[Tensor, " dim"]
+    """Mean over samples of (x - mean)^3."""
+    fourth: Float[Tensor, " dim"]
+    """Mean over samples of (x - mean)^4."""
+
+    @property
+    def varies(self) -> Bool[Tensor, " dim"]:
+        """False for a column that does not vary beyond rounding."""
+        return self.variance > (_ROUNDING * self.mean).square()
+
+    @property
+    def skewness(self) -> Float[Tensor, " dim"]:
+        """Third standardised moment; NaN for a column that does not vary beyond rounding."""
+        return torch.where(self.varies, self.third / self.variance**1.5, math.nan)
+
+    @property
+    def kurtosis(self) -> Float[Tensor, " dim"]:
+        """Fourth standardised moment; NaN for a column that does not vary beyond rounding."""
+        return torch.where(self.varies, self.fourth / self.variance.square(), math.nan)
+
+
+def column_moments(x: Float[Tensor, "samples dim"]) -> ColumnMoments:
+    """The central moments of every column, as `Moments.of(x)` gives them.
+
+    Args:
+        x: activations of any floating type, [samples, dim]. Not changed.
+
+    Example:
+        >>> column_moments(torch.tensor([[0.0], [2.0], [0.0], [6.0]])).kurtosis
+        tensor([2.], dtype=torch.float64)
+    """
+    _require_matrix(x)
+    samples = max(x.shape[0], 1)
+    mean = sum((chunk.sum(0) for chunk in small_chunks(x)), start=_zeros(x)) / samples
+    second, third, fourth = _zeros(x), _zeros(x), _zeros(x)
+    for chunk in small_chunks(x):
+        centred = chunk - mean
+        square = centred.square()
+        second += square.sum(0)
+        third += torch.linalg.vecdot(square, centred, dim=0)
+        fourth += square.square_().sum(0)
+    return ColumnMoments(mean, second / samples, third / samples, fourth / samples)
+
+
 def column_kurtosis(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
     """The kurtosis of every column, as `Moments.of(x).kurtosis` but for what only merging needs.
 
@@ -345,9 +397,9 @@ def column_kurtosis(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
     """
     _require_matrix(x)
     samples = x.shape[0]
-    mean = sum((chunk.sum(0) for chunk in _small_chunks(x)), start=_zeros(x)) / max(samples, 1)
+    mean = sum((chunk.sum(0) for chunk in small_chunks(x)), start=_zeros(x)) / max(samples, 1)
     second, fourth = _zeros(x), _zeros(x)
-    for chunk in _small_chunks(x):
+    for chunk in small_chunks(x):
         square = (chunk - mean).square_()
         second += square.sum(0)
         fourth += square.square_().sum(0)
@@ -370,7 +422,7 @@ def row_shares(
     _require_matrix(x)
     dim = x.shape[1]
     total, count = _zeros(x), 0
-    for chunk in _small_chunks(x):
+    for chunk in small_chunks(x):
         square = (chunk if units is None else chunk / units).square()
         energy = square.sum(1, keepdim=True)
         zero = energy == 0
@@ -383,7 +435,7 @@ def row_shares(
 
 def root_mean_square(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
     """The root mean square of every column, in float64, [dim]; 1 for a column of zeros."""
-    power = sum((chunk.square().sum(0) for chunk in _small_chunks(x)), start=_zeros(x))
+    power = sum((chunk.square().sum(0) for chunk in small_chunks(x)), start=_zeros(x))
     size = (power / max(x.shape[0], 1)).sqrt()
     return torch.where(size > 0, size, 1.0)
 
@@ -405,7 +457,7 @@ def _zeros(x: Tensor) -> Tensor:
     return torch.zeros(x.shape[1], dtype=torch.float64, device=float64_device(x))
 
 
-def _small_chunks(x: Tensor) -> Iterator[Tensor]:
+def small_chunks(x: Tensor) -> Iterator[Tensor]:
     """Consecutive rows in float64, few enough at a time to stay in a processor's cache."""
     device = float64_device(x)
     elements = _CACHED_ELEMENTS if device.type == "cpu" else _CHUNK_ELEMENTS_ACCELERATOR

@@ -1,7 +1,12 @@
 """What is computed of every frame: one number per direction, averaged over directions.
 
 A score is a declaration: which tensor it reads, the number of a direction, which departures from
-the null count, under which group it keeps its value. Adding one is adding one value to `SCORES`.
+the null count, which changes of the activations leave it alone, and what it must not be used for.
+Adding one is adding one value to `SCORES`.
+
+Scores of an *axis* look at its values over samples ("lifetime" sparseness); those whose names begin
+with `sample_`, and the participation and max-median ratios, look at the values of one sample across
+axes ("population" sparseness), and are credited to axes.
 """
 
 import dataclasses
@@ -13,7 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from basis_probe.statistics.moments import column_kurtosis, root_mean_square, row_shares
+from basis_probe.statistics import sparsity
+from basis_probe.statistics.moments import (
+    ColumnMoments,
+    column_kurtosis,
+    column_moments,
+    root_mean_square,
+    row_shares,
+)
 from basis_probe.statistics.multiplicity import Tail
 from basis_probe.statistics.nulls import Frame
 
@@ -23,6 +35,23 @@ class Reads(enum.Enum):
 
     ACTIVATIONS = "the activations"
     PREACTIVATIONS = "the tensor before the nonlinearity, or the activations where there is none"
+
+
+class Invariance(enum.Enum):
+    """A change of the activations that moves no score of an axis, or carries it along."""
+
+    PERMUTATIONS = "putting the axes in another order, their scores along"
+    POSITIVE_SCALES = "multiplying single axes by positive numbers"
+    SIGNS = "flipping the signs of single axes"
+    OFFSETS = "adding constants to single axes"
+    ONE_SCALE = "multiplying all axes by one number"
+    SAMPLE_SCALES = "multiplying single samples by numbers of their own"
+
+
+_BARE = frozenset({Invariance.PERMUTATIONS, Invariance.SIGNS, Invariance.ONE_SCALE})
+_AXIS = _BARE | {Invariance.POSITIVE_SCALES}
+_CENTRED = _AXIS | {Invariance.OFFSETS}
+_SAMPLE = _BARE | {Invariance.SAMPLE_SCALES}
 
 
 class Rows:
@@ -42,9 +71,23 @@ class Rows:
         return column_kurtosis(self.x)
 
     @functools.cached_property
+    def moments(self) -> ColumnMoments:
+        """Central moments of every axis over the rows."""
+        return column_moments(self.x)
+
+    @functools.cached_property
+    def units(self) -> Float[Tensor, " dim"] | None:
+        """By what scores that compare axes divide each of them; None for nothing."""
+        return root_mean_square(self.x) if self.unit_axes else None
+
+    @functools.cached_property
     def shares(self) -> Float[Tensor, " dim"]:
         """Every axis' share of the kurtosis of the rows across axes."""
-        return row_shares(self.x, units=root_mean_square(self.x) if self.unit_axes else None)
+        return row_shares(self.x, units=self.units)
+
+    def credited(self, measure: Callable[[Tensor], Tensor]) -> Float[Tensor, " dim"]:
+        """A measure of rows across axes, credited to axes by their share of each row's energy."""
+        return sparsity.credited(self.x, measure, units=self.units)
 
 
 class Measured:
@@ -79,14 +122,18 @@ class Score:
 
     Attributes:
         name: what users call it.
-        per_direction: rows -> [dim]; NaN for a direction that never varies.
+        per_direction: rows -> [dim]; NaN for a direction that has none, as one that never varies.
         reads: which tensor it is computed on.
         tail: which departures from the null count.
-        formula: how it is computed, with its range.
+        formula: how it is computed.
         source: where it is from.
-        scale_free: True if rescaling single axes leaves it alone.
+        range: its values, and that of a Gaussian direction where it has one.
+        invariant_under: which changes of the activations leave it alone. No score of axes is
+            invariant under rotations of them: that is what it is for.
+        not_for: what it must not be used for.
         across_axes: True if it compares the axes of one sample with each other, so that it means
-            nothing where single axes may be changed by any linear map.
+            nothing where single axes may be changed by any linear map. Where single axes may be
+            rescaled, each is divided by its root mean square first.
     """
 
     name: str
@@ -95,50 +142,237 @@ class Score:
     tail: Tail
     formula: str
     source: str
-    scale_free: bool
+    range: str = ""
+    invariant_under: frozenset[Invariance] = frozenset({Invariance.PERMUTATIONS})
+    not_for: str = ""
     across_axes: bool = False
 
-
-def _kurtosis(rows: Rows) -> Tensor:
-    return rows.kurtosis
-
-
-def _non_gaussianity(rows: Rows) -> Tensor:
-    return (rows.kurtosis - 3).abs()
+    @property
+    def scale_free(self) -> bool:
+        """True if rescaling single axes leaves it alone."""
+        return Invariance.POSITIVE_SCALES in self.invariant_under
 
 
-def _sample_kurtosis(rows: Rows) -> Tensor:
-    return rows.shares
-
+# --- of an axis over samples ----------------------------------------------------------------------
 
 NON_GAUSSIANITY = Score(
     name="non_gaussianity",
-    per_direction=_non_gaussianity,
+    per_direction=lambda rows: (rows.kurtosis - 3).abs(),
     reads=Reads.PREACTIVATIONS,
     tail=Tail.UPPER,
-    formula="|E(x - Ex)^4 / (E(x - Ex)^2)^2 - 3| of every axis over samples, in [0, inf)",
+    formula="|E(x - Ex)^4 / (E(x - Ex)^2)^2 - 3| of every axis over samples",
     source="mixtures are more Gaussian than their sources: Hyvarinen and Oja 2000, section 4",
-    scale_free=True,
+    range="[0, inf), Gaussian 0",
+    invariant_under=_CENTRED,
+    not_for="laws that are lopsided but neither heavy nor flat; one far value rules it",
+)
+NEGENTROPY = Score(
+    name="negentropy",
+    per_direction=lambda rows: sparsity.column_negentropy(rows.x),
+    reads=Reads.PREACTIVATIONS,
+    tail=Tail.UPPER,
+    formula="36/(8 sqrt 3 - 9) (E z e^(-z^2/2))^2 + 24/(16 sqrt 3 - 27) (E e^(-z^2/2) - "
+    "sqrt(1/2))^2 of every axis z at mean 0 and variance 1",
+    source="Hyvarinen 1998, New approximations of differential entropy, equations 16 and 17",
+    range="[0, 6), Gaussian 0, Laplace 0.087",
+    invariant_under=_CENTRED,
+    not_for="saying in which way an axis departs from the Gaussian; it is silent on that",
 )
 KURTOSIS = Score(
     name="kurtosis",
-    per_direction=_kurtosis,
+    per_direction=lambda rows: rows.kurtosis,
     reads=Reads.ACTIVATIONS,
     tail=Tail.TWO_SIDED,
-    formula="E(x - Ex)^4 / (E(x - Ex)^2)^2 of every axis over samples, in [1, inf), Gaussian = 3",
+    formula="E(x - Ex)^4 / (E(x - Ex)^2)^2 of every axis over samples",
     source="fourth standardised moment",
-    scale_free=True,
+    range="[1, inf), Gaussian 3",
+    invariant_under=_CENTRED,
+    not_for="comparing with 3: samples of unequal length make it larger in every basis",
 )
+SKEWNESS = Score(
+    name="skewness",
+    per_direction=lambda rows: rows.moments.skewness.abs(),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="|E(x - Ex)^3| / (E(x - Ex)^2)^(3/2) of every axis over samples",
+    source="third standardised moment",
+    range="[0, inf), Gaussian 0",
+    invariant_under=_CENTRED,
+    not_for="one-sided axes against rotations of them, which are not one-sided; symmetric features",
+)
+BIMODALITY = Score(
+    name="bimodality",
+    per_direction=lambda rows: (rows.moments.skewness.square() + 1) / rows.moments.kurtosis,
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="(skewness^2 + 1) / kurtosis of every axis over samples",
+    source="Sarle's bimodality coefficient: SAS/STAT User's Guide 1990, MODECLUS and CLUSTER",
+    range="(0, 1], Gaussian 1/3, uniform 5/9, two values 1",
+    invariant_under=_CENTRED,
+    not_for="telling two modes from one lopsided mode: an exponential law has 5/9 too",
+)
+HOYER = Score(
+    name="hoyer",
+    per_direction=lambda rows: sparsity.column_hoyer(rows.x),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="(sqrt T - sum|x| / sqrt(sum x^2)) / (sqrt T - 1) of every axis over T samples",
+    source="Hoyer 2004, JMLR 5:1457",
+    range="[0, 1], Gaussian 1 - sqrt(2/pi) = 0.202 for large T",
+    invariant_under=_AXIS,
+    not_for="axes far from 0 against rotations; one-sided axes, which it credits for nothing",
+)
+GINI = Score(
+    name="gini",
+    per_direction=lambda rows: sparsity.column_gini(rows.x),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="sum_i (2i - T - 1) |x|_(i) / (T sum |x|) of every axis over T samples, |x|_(i) ascending",
+    source="Hurley and Rickard 2009, Comparing measures of sparsity",
+    range="[0, 1), Gaussian sqrt 2 - 1 = 0.414",
+    invariant_under=_AXIS,
+    not_for="axes far from 0 against rotations; one-sided axes, which it credits for nothing",
+)
+TREVES_ROLLS = Score(
+    name="treves_rolls",
+    per_direction=lambda rows: sparsity.column_treves_rolls(rows.x),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="(E|x|)^2 / E x^2 of every axis over samples; small is sparse",
+    source="Treves and Rolls 1991, Network 2:371",
+    range="(0, 1], Gaussian 2/pi, rectified Gaussian 1/pi",
+    invariant_under=_AXIS,
+    not_for="axes far from 0 against rotations; one-sided axes, which it credits for nothing",
+)
+HALF_NORM = Score(
+    name="half_norm",
+    per_direction=lambda rows: sparsity.column_half_norm(rows.x),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="1 - (E|x|^(1/2))^2 / E|x| of every axis over samples",
+    source="the L^0.5 measure of Hurley and Rickard 2009, relative to L^1",
+    range="[0, 1), Gaussian 0.153",
+    invariant_under=_AXIS,
+    not_for="axes far from 0 against rotations; one-sided axes, which it credits for nothing",
+)
+
+# --- of a sample across axes ----------------------------------------------------------------------
+
+_ORDERS = (
+    "telling sparse features from constant offsets or unequal variances, all of which raise it"
+)
+
 SAMPLE_KURTOSIS = Score(
     name="sample_kurtosis",
-    per_direction=_sample_kurtosis,
+    per_direction=lambda rows: rows.shares,
     reads=Reads.ACTIVATIONS,
     tail=Tail.TWO_SIDED,
-    formula="n sum_j x_j^4 / (sum_j x_j^2)^2 of every sample across axes, averaged, in [1, n]",
+    formula="n sum_j x_j^4 / (sum_j x_j^2)^2 of every sample across n axes, averaged",
     source="Elhage, Lasenby, Olah 2023, Privileged Bases in the Transformer Residual Stream",
-    scale_free=False,
+    range="[1, n], 3n/(n+2) over rotations of any sample",
+    invariant_under=_SAMPLE,
+    not_for=_ORDERS,
     across_axes=True,
 )
+SAMPLE_HOYER = Score(
+    name="sample_hoyer",
+    per_direction=lambda rows: rows.credited(sparsity.row_hoyer),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="(sqrt n - sum|x| / sqrt(sum x^2)) / (sqrt n - 1) of every sample across n axes, "
+    "averaged",
+    source="Hoyer 2004, JMLR 5:1457",
+    range="[0, 1], 1 - sqrt(2/pi) = 0.202 over rotations for large n",
+    invariant_under=_SAMPLE,
+    not_for=_ORDERS,
+    across_axes=True,
+)
+SAMPLE_GINI = Score(
+    name="sample_gini",
+    per_direction=lambda rows: rows.credited(sparsity.row_gini),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="Gini index of |x| of every sample across axes, averaged",
+    source="Hurley and Rickard 2009, Comparing measures of sparsity",
+    range="[0, 1 - 1/n], sqrt 2 - 1 = 0.414 over rotations for large n",
+    invariant_under=_SAMPLE,
+    not_for=_ORDERS,
+    across_axes=True,
+)
+SAMPLE_TREVES_ROLLS = Score(
+    name="sample_treves_rolls",
+    per_direction=lambda rows: rows.credited(sparsity.row_treves_rolls),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="(mean_j |x_j|)^2 / mean_j x_j^2 of every sample across axes, averaged; small is "
+    "sparse",
+    source="Rolls and Tovee 1995, J. Neurophysiology 73:713",
+    range="[1/n, 1], 2/pi over rotations for large n",
+    invariant_under=_SAMPLE,
+    not_for="telling sparse features from offsets or unequal variances, all of which lower it",
+    across_axes=True,
+)
+SAMPLE_HALF_NORM = Score(
+    name="sample_half_norm",
+    per_direction=lambda rows: rows.credited(sparsity.row_half_norm),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="1 - (mean_j |x_j|^(1/2))^2 / mean_j |x_j| of every sample across axes, averaged",
+    source="the L^0.5 measure of Hurley and Rickard 2009, relative to L^1",
+    range="[0, 1 - 1/n], 0.153 over rotations for large n",
+    invariant_under=_SAMPLE,
+    not_for=_ORDERS,
+    across_axes=True,
+)
+PARTICIPATION = Score(
+    name="participation_ratio",
+    per_direction=lambda rows: rows.credited(sparsity.row_participation),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="(sum_j x_j^2)^2 / sum_j x_j^4 of every sample across axes, averaged; small is sparse",
+    source="inverse participation ratio: Bell and Dean 1970; as many axes as carry a sample",
+    range="[1, n], n/3 over rotations for large n",
+    invariant_under=_SAMPLE,
+    not_for="telling sparse features from offsets or unequal variances, all of which lower it",
+    across_axes=True,
+)
+MAX_MEDIAN = Score(
+    name="max_median_ratio",
+    per_direction=lambda rows: rows.credited(sparsity.row_max_median),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="max_j |x_j| / median_j |x_j| of every sample across axes, averaged",
+    source="He et al. 2024, Understanding and Minimising Outlier Features in Transformer Training",
+    range="[1, inf); samples with a median of 0 have none",
+    invariant_under=_SAMPLE,
+    not_for="samples that are mostly zero, as behind a ReLU; " + _ORDERS,
+    across_axes=True,
+)
+
 SCORES: dict[str, Score] = {
-    score.name: score for score in (NON_GAUSSIANITY, KURTOSIS, SAMPLE_KURTOSIS)
+    score.name: score
+    for score in (
+        NON_GAUSSIANITY,
+        NEGENTROPY,
+        KURTOSIS,
+        SKEWNESS,
+        BIMODALITY,
+        HOYER,
+        GINI,
+        TREVES_ROLLS,
+        HALF_NORM,
+        SAMPLE_KURTOSIS,
+        SAMPLE_HOYER,
+        SAMPLE_GINI,
+        SAMPLE_TREVES_ROLLS,
+        SAMPLE_HALF_NORM,
+        PARTICIPATION,
+        MAX_MEDIAN,
+    )
 }
+"""Every score that has a name."""
+
+DEFAULT_SCORES: dict[str, Score] = {
+    score.name: score for score in (NON_GAUSSIANITY, NEGENTROPY, KURTOSIS, SAMPLE_KURTOSIS)
+}
+"""Those that are computed where none is asked for: each costs time in every frame."""
