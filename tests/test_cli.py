@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import pathlib
 import re
+import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -13,8 +16,10 @@ import torch
 from fake_report import fake_report
 
 import basis_probe as bp
-from basis_probe import cli, demo
+from basis_probe import demo
 from basis_probe.cli import main
+from basis_probe.cli.entry import COMMANDS
+from basis_probe.cli.probing import windows
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -95,7 +100,7 @@ def test_a_report_on_a_folder_and_a_text(
 def test_texts_are_cut_into_examples_that_begin_as_texts_do(
     bridge: Any, text: pathlib.Path
 ) -> None:
-    batches = cli._windows(bridge, text.read_text(encoding="utf-8"), length=16, size=4)
+    batches = windows(bridge, text.read_text(encoding="utf-8"), length=16, size=4)
     rows = torch.cat(batches)
     ids = list(bridge.tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
     first = bridge.tokenizer.bos_token_id
@@ -113,7 +118,13 @@ def test_symmetries_are_listed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    words = ["symmetries", str(demo.MODEL_DIR), "--sites", "blocks.0.mlp.*", "*.hook_resid_mid"]
+    words = [
+        "symmetries",
+        str(demo.MODEL_DIR),
+        "--sites",
+        "blocks.0.mlp.hook_*",
+        "*.hook_resid_mid",
+    ]
     assert main(words) == 0
     out = capsys.readouterr().out
     joined = re.sub(r"\s+", "", out)
@@ -160,12 +171,16 @@ def test_the_version(
     )
 
 
-@pytest.mark.parametrize("command", ["demo", "report", "symmetries", "show"])
+@pytest.mark.parametrize("command", [c.name for c in COMMANDS])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
     assert leaving.value.code == 0
-    assert f"usage: basis-probe {command}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"usage: basis-probe {command}" in said
+    assert "examples:\n  " in said
+    assert "--json" in said
+    assert "exit status:" in said
 
 
 # --- what it refuses ------------------------------------------------------------------------------
@@ -300,7 +315,7 @@ def test_what_was_gathered_is_written_when_a_run_breaks(
     report = bp.Report.from_json(path.read_text(encoding="utf-8"))
     assert report.partial
     assert report["inner"].n_samples == 240
-    assert status == (2 if error is RuntimeError else 0)
+    assert status == (1 if error is RuntimeError else 130)
     if error is RuntimeError:
         assert "batch 2 failed: RuntimeError: on purpose" in re.sub(r"\s+", " ", captured.err)
     assert "Traceback" not in captured.err
@@ -330,3 +345,142 @@ def test_the_words_of_this_process_are_the_default(
     monkeypatch.setattr(sys, "argv", ["basis-probe", "show", "nowhere.json"])
     assert main() == 2
     assert "there is no file nowhere.json" in capsys.readouterr().err
+
+
+# --- for whom it speaks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_json_for_a_program(
+    before: bool, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fake_report().save(tmp_path / "r.json")
+    words = ["show", str(path)]
+    assert main(["--json", *words] if before else [*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert bp.Report.from_json(captured.out) == fake_report()
+    assert captured.err == ""
+
+
+def test_json_in_place_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _broken_demo(monkeypatch, RuntimeError)
+    monkeypatch.chdir(tmp_path)
+    assert (
+        main(["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner", "--json"]) == 0
+    )
+    assert bp.Report.from_json(capsys.readouterr().out).sites == ("inner",)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_symmetries_as_json(
+    bridge: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("basis_probe.adapters.pretrained.from_directory", lambda *_, **__: bridge)
+    words = ["symmetries", "anything", "--sites", "blocks.0.mlp.hook_post", "--no-certificates"]
+    assert main([*words, "--json"]) == 0
+    [entry] = json.loads(capsys.readouterr().out)
+    assert entry["site"] == "blocks.0.mlp.hook_post"
+    assert (entry["privileges"], entry["certificate"]) == ("AXES", None)
+    assert entry["unproved"]
+
+
+def test_quiet_says_nothing_and_still_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _broken_demo(monkeypatch, RuntimeError)
+    monkeypatch.chdir(tmp_path)
+    words = ["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner", "--quiet"]
+    assert main(words) == 0
+    assert capsys.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["basis_probe_demo.html"]
+    assert main(["--quiet", "show", "nowhere.json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "there is no file nowhere.json" in captured.err
+
+
+def test_a_fault_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: Any) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(demo, "load", load)
+    assert main(["demo"]) == 1
+    captured = capsys.readouterr()
+    said = re.sub(r"\s+", " ", captured.err)
+    assert "Traceback" not in said
+    assert "basis-probe demo: 'unforeseen' (KeyError; --debug shows where it came from)" in said
+    with pytest.raises(KeyError, match="unforeseen"):
+        main(["demo", "--debug"])
+
+
+# --- the rest of it -------------------------------------------------------------------------------
+
+
+def test_the_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["python"]["found"] == ".".join(map(str, sys.version_info[:3]))
+    assert checks["torch"]["found"] == importlib.metadata.version("torch")
+    assert checks["torch"]["needed"]
+    assert all(check["fine"] for check in checks.values())
+    assert main(["doctor"]) == 0
+    assert "everything that is needed is there" in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs = ["torch>=99", "a-package-nobody-wrote>=2", "only-for-tests>=1; extra == 'dev'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: needs)
+    monkeypatch.setattr(demo, "MODEL_DIR", tmp_path)
+    assert main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    said = re.sub(r"\s+", " ", captured.err)
+    assert "needed: >=99" in said
+    assert "a-package-nobody-wrote: not installed, needed: >=2" in said
+    assert "demo model: lacks config.json, model.safetensors, tokenizer.json" in said
+    assert "only-for-tests" not in captured.out + captured.err
+    assert "something is missing" in captured.out
+
+
+def test_bash_completes_commands_options_and_files(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    (tmp_path / "saved.json").touch()
+
+    def completed(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        code = (
+            f"source '{script}'; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "
+            "$(complete -p basis-probe | sed 's/.*-F \\([^ ]*\\).*/\\1/'); "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        run = subprocess.run(
+            [bash, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        return run.stdout.split()
+
+    assert completed("basis-probe", "sy") == ["symmetries"]
+    assert completed("basis-probe", "demo", "--te") == ["--texts"]
+    assert completed("basis-probe", "show", "sav") == ["saved.json"]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "basis_probe", "show", "nowhere.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert "there is no file nowhere.json" in run.stderr

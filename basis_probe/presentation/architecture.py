@@ -106,6 +106,41 @@ def dataframe(found: Mapping[str, Symmetry]) -> pandas.DataFrame:
     return frame.astype(types | {"max_error": "float64", "violation": "float64"})
 
 
+def records(found: Mapping[str, Symmetry]) -> list[dict[str, object]]:
+    """One entry for every site, of values that JSON can hold.
+
+    Example:
+        >>> from basis_probe import Permutation
+        >>> group = Permutation(2)
+        >>> [entry] = records({"mlp": Symmetry(group, group.privileged, "GELU.", "algebra")})
+        >>> entry["group"], entry["dim"], entry["certificate"]
+        ('permutation', 2, None)
+    """
+
+    def certificate(made: Certificate | None) -> dict[str, object] | None:
+        if made is None:
+            return None
+        # JSON has no NaN.
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in dataclasses.asdict(made).items()
+        }
+
+    return [
+        {
+            "site": name,
+            "group": symmetry.group.name,
+            "dim": symmetry.group.dim,
+            "privileges": symmetry.privileged.name,
+            "because": symmetry.because,
+            "reference": symmetry.reference,
+            "certificate": certificate(symmetry.certificate),
+            "unproved": symmetry.unproved,
+        }
+        for name, symmetry in found.items()
+    ]
+
+
 def html(found: Mapping[str, Symmetry]) -> str:
     """The table as one HTML element for a notebook; its styles touch nothing outside it."""
     from basis_probe.presentation.html import architecture

@@ -1,0 +1,69 @@
+"""Words that several commands take, and what they must be."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+ENDINGS = (".html", ".htm", ".json", ".csv", ".md")
+
+
+def positive(text: str) -> int:
+    """A whole number above zero.
+
+    Raises:
+        ArgumentTypeError: for any other.
+    """
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def output(text: str) -> Path:
+    """A file that a report can be written to.
+
+    Raises:
+        ArgumentTypeError: for an ending that names no format, or a folder that is not there.
+    """
+    path = Path(text)
+    if path.suffix.lower() not in ENDINGS:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(ENDINGS)}")
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.absolute().parent}")
+    return path
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds MODEL, the language model."""
+    parser.add_argument("model", metavar="MODEL", help="a local folder, or a name on the hub")
+
+
+def add_sites(parser: argparse.ArgumentParser) -> None:
+    """Adds --sites."""
+    parser.add_argument("--sites", nargs="+", metavar="NAME", help="names or globs")
+
+
+def add_probing(parser: argparse.ArgumentParser, *, out: str) -> None:
+    """Adds what every command takes that runs a probe and writes a report.
+
+    Args:
+        parser: the parser of the command.
+        out: the file that is written where none is named.
+    """
+    parser.add_argument(
+        "--out",
+        type=output,
+        action="append",
+        metavar="FILE",
+        help=f".html, .json, .csv or .md; may be given several times (default {out}, or no file "
+        "with --json)",
+    )
+    parser.set_defaults(default_out=Path(out))
+    add_sites(parser)
+    parser.add_argument("--null", choices=("rotation", "counterfactual"), help="default: by site")
+    parser.add_argument("--seed", type=int, default=0, help="seeds every random choice (default 0)")
+    parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, help="examples in one batch (default 32)"
+    )

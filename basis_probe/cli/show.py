@@ -1,0 +1,43 @@
+"""`basis-probe show`: a saved report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from basis_probe.cli.arguments import output
+from basis_probe.cli.command import Command, Refused, Status
+
+if TYPE_CHECKING:
+    from basis_probe.cli.screen import Screen
+
+
+class ShowCommand(Command):
+    """Shows a saved report."""
+
+    name = "show"
+    summary = "show a saved report, or write it in another form"
+    examples = (
+        ("basis-probe show r.json", "the answer and a table of the sites"),
+        ("basis-probe show r.json --out r.html --out r.csv", "as a page and as a table"),
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("report", type=Path, metavar="REPORT.json", help="a saved report")
+        parser.add_argument(
+            "--out", type=output, action="append", metavar="FILE", help="write it here too"
+        )
+
+    def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
+        from basis_probe.presentation.terminal import render
+        from basis_probe.results import Report
+
+        if not parsed.report.is_file():
+            raise Refused(f"there is no file {parsed.report}; give a report saved as .json")
+        report = Report.from_json(parsed.report.read_text(encoding="utf-8"))
+        screen.show(render(report))
+        screen.give(report.to_json())
+        for path in parsed.out or ():
+            screen.say(f"wrote {report.save(path)}")
+        return Status.DONE

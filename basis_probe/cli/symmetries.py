@@ -1,0 +1,62 @@
+"""`basis-probe symmetries`: what the architecture alone says."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from basis_probe.cli.arguments import add_model, add_sites
+from basis_probe.cli.command import Command, Refused, Status
+from basis_probe.cli.probing import load
+
+if TYPE_CHECKING:
+    from basis_probe.cli.screen import Screen
+    from basis_probe.results import Symmetries, Symmetry
+
+
+class SymmetriesCommand(Command):
+    """Lists the groups of a model's sites."""
+
+    name = "symmetries"
+    summary = "list which changes of basis the architecture allows, site by site"
+    examples = (
+        ("basis-probe symmetries ./my-model", "every site that has a name"),
+        ("basis-probe symmetries ./my-model --sites '*.hook_resid_*' --json", "for a program"),
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_model(parser)
+        add_sites(parser)
+        parser.add_argument(
+            "--certificates",
+            action=argparse.BooleanOptionalAction,
+            help="prove every claim on a float64 copy (default: if the model is small)",
+        )
+
+    def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
+        from basis_probe.architecture import symmetries
+        from basis_probe.presentation.architecture import records, terminal
+
+        bridge = load(parsed.model, "cpu", screen)
+        text = ["The quick brown fox jumps over the lazy dog."]
+        with screen.waiting("deriving and proving"):
+            found = symmetries(bridge, text, certificates=parsed.certificates)
+        if parsed.sites:
+            found = _matching(found, parsed.sites)
+        screen.show(terminal(found))
+        screen.give(records(found))
+        return Status.DONE
+
+
+def _matching(found: Symmetries, patterns: Sequence[str]) -> dict[str, Symmetry]:
+    kept: set[str] = set()
+    for pattern in patterns:
+        names = fnmatch.filter(found, pattern)
+        if not names:
+            near = difflib.get_close_matches(pattern, found, n=5, cutoff=0.4)
+            raise Refused(f"no site matches {pattern!r}; nearest: {', '.join(near) or 'none'}")
+        kept.update(names)
+    return {name: symmetry for name, symmetry in found.items() if name in kept}
