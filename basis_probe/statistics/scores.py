@@ -227,7 +227,7 @@ GINI = Score(
     per_direction=lambda rows: sparsity.column_gini(rows.x),
     reads=Reads.ACTIVATIONS,
     tail=Tail.TWO_SIDED,
-    formula="sum_i (2i - T - 1) |x|_(i) / (T sum |x|) of every axis over T samples, |x|_(i) ascending",
+    formula="sum_i (2i - T - 1) |x|_(i) / (T sum |x|) of every axis over T samples, rising in i",
     source="Hurley and Rickard 2009, Comparing measures of sparsity",
     range="[0, 1), Gaussian sqrt 2 - 1 = 0.414",
     invariant_under=_AXIS,
