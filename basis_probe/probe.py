@@ -118,13 +118,16 @@ def probe(
         >>> report.sites, report["1"].symmetry.group
         (('1',), PositiveMonomial(dim=16))
     """
-    used = chosen_scores(scores)
-    wanted = chosen_null(null)
-    seed = chosen_seed(seed)
-    # An iterator can be read only once.
-    sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples={max_samples}: give a positive number, or None for all")
+    choices = Choices.of(
+        sites=sites,
+        scores=scores,
+        null=null,
+        groups=groups,
+        seed=seed,
+        max_samples=max_samples,
+        certificates=certificates,
+        progress=progress,
+    )
     subject = recognise(model)
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
@@ -132,65 +135,176 @@ def probe(
         first = next(batches, None)
         if first is None:
             raise DataError("the data hold no batch: give at least one, better several")
-        facts = watched(subject, first)
-        names = facts.sites
-        if sites is None:
-            chosen = sensible(facts, names, subject.usual)
-        else:
-            chosen = asked(sites, names, silent=subject.silent())
-        derivation = Derivation(facts)
-        places = placed(derivation, chosen, groups)
-        capacity = _capacity(wanted)
-        stream = Stream(
-            {name: place.plan for name, place in places.items()},
-            seed=seed,
-            capacity=capacity,
-            most=max_samples,
-        )
-
-        def finish(*, partial: bool, more: tuple[str, ...] = ()) -> Report:
-            settings = {
-                "sites": "the sensible ones" if sites is None else _said(sites),
-                "scores": ", ".join(score.name for score in used),
-                "null": "by site" if null is None else str(null),
-                "groups": "derived" if groups is None else str(groups),
-                "max_samples": "all" if max_samples is None else str(max_samples),
-                "rows_for_nulls": str(capacity),
-            }
-            provenance = Provenance(
-                model=subject.description,
-                data=f"{stream.batches} batches of {first.form}, {stream.examples} examples",
-                seed=seed,
-                n_batches=stream.batches,
-                n_examples=stream.examples,
-                versions=_versions(),
-                device=str(subject.device),
-                dtype=str(subject.dtype).removeprefix("torch."),
-                level=LEVEL,
-                settings=settings,
-            )
-            stopped = False
-            shown = places
-            try:
-                shown = _proved(places, subject, first, derivation, certificates)
-            except KeyboardInterrupt:
-                stopped = True
-                more = (*more, "It was interrupted while the architecture was proved.")
-            gathered, interrupted = _gather(
-                shown, stream, used, wanted, seed=seed, dtype=subject.dtype, progress=progress
-            )
-            if interrupted:
-                more = (*more, "It was interrupted while axes were compared with alternatives.")
-            partial = partial or interrupted or stopped
-            return Report(report(gathered), provenance, partial, (*notes, *more))
-
-        interrupted = _run(subject, stream, first, batches, finish, progress=progress)
+        session = Session.open(subject, first, choices)
+        finish = functools.partial(session.report, notes=notes)
+        interrupted = _run(subject, session.stream, first, batches, finish, progress=progress)
         if interrupted:
             return finish(
                 partial=True,
-                more=(f"The run was interrupted after {stream.batches} batches.",),
+                more=(f"The run was interrupted after {session.stream.batches} batches.",),
             )
         return finish(partial=False)
+
+
+# --- what is asked for, and what it is asked of ---------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choices:
+    """What a user chose, checked as far as no model is needed for it.
+
+    Attributes:
+        sites: names or globs; None for the sensible ones.
+        scores: the scores.
+        null: the null for all sites; None for the one each site calls for.
+        said: the null in the user's words.
+        groups: groups that override the derived ones.
+        seed: seeds the sample of rows and the alternatives.
+        max_samples: at most this many samples at each site.
+        certificates: whether to prove what is claimed; None if that is cheap.
+        progress: whether to show progress bars.
+    """
+
+    sites: str | tuple[str, ...] | None
+    scores: tuple[Score, ...]
+    null: Null | None
+    said: str | Null | None
+    groups: Groups | None
+    seed: int
+    max_samples: int | None
+    certificates: bool | None
+    progress: bool
+
+    @staticmethod
+    def of(
+        *,
+        sites: str | Iterable[str] | None,
+        scores: Iterable[str | Score] | None,
+        null: str | Null | None,
+        groups: Groups | None,
+        seed: int,
+        max_samples: int | None,
+        certificates: bool | None,
+        progress: bool,
+    ) -> "Choices":
+        """The choices, if they make sense.
+
+        Raises:
+            ValueError: for a score, null or number that makes none.
+        """
+        used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"max_samples={max_samples}: give a positive number, or None for all")
+        # An iterator can be read only once.
+        sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
+        return Choices(sites, used, wanted, null, groups, seed, max_samples, certificates, progress)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The choices in words."""
+        return {
+            "sites": "the sensible ones" if self.sites is None else _said(self.sites),
+            "scores": ", ".join(score.name for score in self.scores),
+            "null": "by site" if self.said is None else str(self.said),
+            "groups": "derived" if self.groups is None else str(self.groups),
+            "max_samples": "all" if self.max_samples is None else str(self.max_samples),
+            "rows_for_nulls": str(_capacity(self.null)),
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """A model and its sites, and what has been seen at them so far.
+
+    Attributes:
+        choices: what the user asked for.
+        subject: the model.
+        first: the batch on which it was watched.
+        derivation: what follows from what was seen of it.
+        places: the sites.
+        stream: what has been seen at them.
+    """
+
+    choices: Choices
+    subject: Subject
+    first: Batch
+    derivation: Derivation
+    places: Mapping[str, Placed]
+    stream: Stream
+
+    @staticmethod
+    def open(subject: Subject, first: Batch, choices: Choices) -> "Session":
+        """The sites of the model as it runs on a batch, nothing seen at them yet.
+
+        Args:
+            subject: the model, in evaluation mode.
+            first: the batch; it is counted only when the stream sees it.
+            choices: what the user asked for.
+
+        Raises:
+            SiteError: if a name stands for no site.
+            DataError: if the model fails on the batch.
+        """
+        facts = watched(subject, first)
+        if choices.sites is None:
+            chosen = sensible(facts, facts.sites, subject.usual)
+        else:
+            chosen = asked(choices.sites, facts.sites, silent=subject.silent())
+        derivation = Derivation(facts)
+        places = placed(derivation, chosen, choices.groups)
+        stream = Stream(
+            {name: place.plan for name, place in places.items()},
+            seed=choices.seed,
+            capacity=_capacity(choices.null),
+            most=choices.max_samples,
+        )
+        return Session(choices, subject, first, derivation, places, stream)
+
+    def report(
+        self, *, partial: bool, notes: tuple[str, ...] = (), more: tuple[str, ...] = ()
+    ) -> Report:
+        """The verdicts on what has been seen so far.
+
+        Args:
+            partial: whether the data were meant to go on.
+            notes: what a reader must know of how the model was run.
+            more: what a reader must know besides.
+        """
+        choices, stream = self.choices, self.stream
+        provenance = Provenance(
+            model=self.subject.description,
+            data=f"{stream.batches} batches of {self.first.form}, {stream.examples} examples",
+            seed=choices.seed,
+            n_batches=stream.batches,
+            n_examples=stream.examples,
+            versions=_versions(),
+            device=str(self.subject.device),
+            dtype=str(self.subject.dtype).removeprefix("torch."),
+            level=LEVEL,
+            settings=choices.settings,
+        )
+        stopped = False
+        shown = self.places
+        try:
+            shown = _proved(
+                self.places, self.subject, self.first, self.derivation, choices.certificates
+            )
+        except KeyboardInterrupt:
+            stopped = True
+            more = (*more, "It was interrupted while the architecture was proved.")
+        gathered, interrupted = _gather(
+            shown,
+            stream,
+            choices.scores,
+            choices.null,
+            seed=choices.seed,
+            dtype=self.subject.dtype,
+            progress=choices.progress,
+        )
+        if interrupted:
+            more = (*more, "It was interrupted while axes were compared with alternatives.")
+        partial = partial or interrupted or stopped
+        return Report(report(gathered), provenance, partial, (*notes, *more))
 
 
 # --- before the data ------------------------------------------------------------------------------
