@@ -12,7 +12,10 @@ from basis_probe.statistics.closed_forms import (
     centred_sample_kurtosis_under_rotation,
     kurtosis_under_whitened_rotation,
     pooled_kurtosis_under_rotation,
+    sample_hoyer_under_rotation,
     sample_kurtosis_under_rotation,
+    sample_treves_rolls_under_rotation,
+    unit_power_kurtosis_under_rotation,
 )
 
 TURNS = 20_000
@@ -146,6 +149,110 @@ def test_the_trace_is_the_same_by_rows_and_by_columns(
     assert pooled_kurtosis_under_rotation(x).mean == pytest.approx(expected.item(), rel=1e-12)
 
 
+# --- every dimension ------------------------------------------------------------------------------
+
+DIMS = [4, 8, 16, 64, 768]
+
+
+def _turned(x: Tensor, draws: int, seed: int) -> Tensor:
+    """Rows in uniformly turned bases, [draws, samples, dim], by as many columns as x has ranks."""
+    dim, rank = x.shape[1], min(x.shape)
+    left, sizes, _ = torch.linalg.svd(x, full_matrices=False)
+    parts = []
+    for block in range(0, draws, 200):
+        gaussian = torch.randn(
+            min(200, draws - block), dim, rank, generator=_generator(1000 * seed + block)
+        ).double()
+        q, r = torch.linalg.qr(gaussian)
+        frame = q * r.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+        parts.append((left * sizes) @ frame.mT)
+    return torch.cat(parts)
+
+
+def _hoyer(x: Tensor) -> Tensor:
+    root = math.sqrt(x.shape[-1])
+    return ((root - x.abs().sum(-1) / x.norm(dim=-1)) / (root - 1)).mean(-1)
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_closed_forms_hold_in_every_dimension(dim: int) -> None:
+    x = _correlated(5, dim)
+    x[1] = 2 * x[0]
+    turned = _turned(x, 2000, seed=dim)
+    _agrees(sample_kurtosis_under_rotation(x), _kappa(turned))
+    _agrees(sample_hoyer_under_rotation(x), _hoyer(turned))
+    treves = turned.abs().mean(-1).square() / turned.square().mean(-1)
+    _agrees(sample_treves_rolls_under_rotation(dim), treves[:, 0])
+    _agrees(kurtosis_under_whitened_rotation(x), turned.pow(4).mean((1, 2)))
+    moments = x.T @ x / len(x)
+    power = turned.square().mean(1)
+    size = power.square().mean(1) / power.mean(1).square()
+    _agrees(unit_power_kurtosis_under_rotation(moments), size)
+    centred = turned - turned.mean(1, keepdim=True)
+    top, bottom = centred.pow(4).mean((1, 2)), centred.square().mean(1).square().mean(1)
+    residual = top - pooled_kurtosis_under_rotation(x).mean * bottom
+    assert abs(residual.mean()) < 4 * residual.std() / math.sqrt(len(residual))
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_the_centred_form_holds_in_every_dimension(dim: int) -> None:
+    x = _correlated(4, dim)
+    # Coordinates across the ones line, where turns that fix it are all turns.
+    basis = torch.linalg.qr(
+        torch.cat([torch.ones(dim, 1).double(), torch.eye(dim)[:, 1:].double()], 1)
+    ).Q
+    across = basis[:, 1:]
+    turned = _turned(x @ across, 1000, seed=dim) @ across.T
+    _agrees(centred_sample_kurtosis_under_rotation(x), _kappa(turned))
+
+
+def test_the_known_values_of_the_sphere() -> None:
+    one = torch.eye(768)[:1]
+    assert sample_hoyer_under_rotation(one).mean == pytest.approx(0.2094, abs=5e-5)
+    large = torch.eye(100_000, 1).T
+    assert sample_hoyer_under_rotation(large).mean == pytest.approx(0.2021, abs=3e-3)
+    assert sample_kurtosis_under_rotation(torch.eye(1280)[:1]).mean == pytest.approx(
+        2.9953, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("dim", [5, 64])
+def test_hoyer_of_unrelated_parallel_and_many_samples(dim: int) -> None:
+    one = torch.eye(dim)[:1]
+    alone = sample_hoyer_under_rotation(one).std
+    parallel = sample_hoyer_under_rotation(one.repeat(7, 1) * torch.arange(1, 8)[:, None]).std
+    assert parallel == pytest.approx(alone)
+    many = _correlated(600, dim)
+    exact = sample_hoyer_under_rotation(many, pairs=600).std
+    assert exact is not None
+    assert sample_hoyer_under_rotation(many, pairs=200).std is None
+    estimate = sample_hoyer_under_rotation(many, pairs=300, generator=_generator(1))
+    assert estimate.std == pytest.approx(exact, rel=0.25)
+    assert "300 of 600 samples" in estimate.source
+
+
+@pytest.mark.parametrize("dim", [64, pytest.param(768, marks=pytest.mark.slow)])
+def test_the_z_of_a_token_average_needs_no_rotations(dim: int) -> None:
+    """Two hundred tokens at mean cosine 0.9, one outlier dimension among them."""
+    samples = 200
+    shared = torch.randn(dim, generator=_generator(9), dtype=torch.float64)
+    shared[3] = 6.0
+    own = torch.randn(samples, dim, generator=_generator(8), dtype=torch.float64)
+    x = shared * math.sqrt(dim) / shared.norm() + own / 3
+    unit = x / x.norm(dim=1, keepdim=True)
+    cosines = unit @ unit.T
+    assert float(cosines.mean()) == pytest.approx(0.9, abs=0.01)
+    for null, statistic in (
+        (sample_kurtosis_under_rotation(x), _kappa),
+        (sample_hoyer_under_rotation(x), _hoyer),
+    ):
+        draws = torch.cat([statistic(_turned(x, 200, seed=s)) for s in range(10)])
+        observed = statistic(x[None])
+        sampled = (observed - draws.mean()) / draws.std()
+        assert null.std is not None
+        assert (observed - null.mean) / null.std == pytest.approx(sampled.item(), rel=0.05)
+
+
 def test_gaussian_data_have_the_gaussian_null() -> None:
     x = torch.randn(200_000, 5, generator=_generator(), dtype=torch.float64)
     assert pooled_kurtosis_under_rotation(x).mean == pytest.approx(3, abs=0.05)
@@ -202,6 +309,7 @@ def test_every_floating_type_is_computed_in_float64(dtype: torch.dtype) -> None:
         centred_sample_kurtosis_under_rotation,
         pooled_kurtosis_under_rotation,
         kurtosis_under_whitened_rotation,
+        sample_hoyer_under_rotation,
     ):
         assert null(x) == null(x.double())
 
@@ -230,3 +338,11 @@ def test_errors_say_what_was_given_and_what_to_do() -> None:
         ValueError, match="pairs must be at least 2 samples to form pairs of, got 1"
     ):
         sample_kurtosis_under_rotation(torch.eye(4), pairs=1)
+    with pytest.raises(ValueError, match="at least two of them, got 1"):
+        sample_hoyer_under_rotation(torch.ones(3, 1))
+    with pytest.raises(ValueError, match="pairs must be at least 2"):
+        sample_hoyer_under_rotation(torch.eye(4), pairs=1)
+    with pytest.raises(ValueError, match=r"shape \[dim, dim\], got \[3, 4\]"):
+        unit_power_kurtosis_under_rotation(torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"not all zero, got a total power of 0\.0"):
+        unit_power_kurtosis_under_rotation(torch.zeros(3, 3))

@@ -5,6 +5,7 @@ fixed data, so every mean and standard deviation is over bases, not over samples
 """
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,8 @@ from basis_probe.statistics.moments import float64_device
 _WHITE = 1e-6
 # Inner products of this many vectors with all others are held at a time.
 _COLUMNS_AT_ONCE = 1024
+# To which degree the variance of the sum of absolute values is taken apart.
+_HIGHEST_DEGREE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +218,206 @@ def pooled_kurtosis_under_rotation(x: Float[Tensor, "samples dim"]) -> ClosedFor
     trace_of_square /= samples**2
     mean = 3 * squares.square().mean() / (2 * trace_of_square + trace**2)
     return ClosedForm(mean.item(), None, "3 E|x|^4 / (2 tr S^2 + (tr S)^2)", False)
+
+
+def sample_hoyer_under_rotation(
+    x: Float[Tensor, "samples dim"],
+    *,
+    pairs: int = 512,
+    generator: torch.Generator | None = None,
+) -> ClosedForm:
+    """The null of Hoyer's sparsity across axes, averaged over samples, is known exactly.
+
+    For u uniform on the sphere, as Qx / |x| is, the sum of absolute values has
+
+        E|u|_1   = n G(n/2) / (sqrt(pi) G((n+1)/2))
+        Var|u|_1 = 1 + 2 (n-1)/pi - (E|u|_1)^2,
+
+    and h(x) = (sqrt n - |x|_1/|x|_2) / (sqrt n - 1) follows. |u|_1 is a sum over an orthonormal
+    frame of one function of <e_j, u>, so its part of degree k on the sphere has the variance
+
+        V_k = N_k (E |t| P_k(t))^2 (n + n (n-1) P_k(0)),
+
+    N_k harmonics of degree k in n variables and P_k the Gegenbauer polynomial with P_k(1) = 1;
+    V_2 = 0 because the frame is tight. Two samples at cosine r covary by sum_k V_k P_k(r). Degrees
+    4 to 16 are summed; what is left of the variance is given to degree 16, whose polynomial is
+    near 0 for all but parallel samples.
+
+    Args:
+        x: activations, [samples, dim]; rows of zeros are left out.
+        pairs: as in `sample_kurtosis_under_rotation`.
+        generator: as in `sample_kurtosis_under_rotation`.
+
+    Raises:
+        ValueError: `x` is not a matrix with two axes and a non-zero row, or `pairs` is below 2.
+
+    Source: moments of the uniform law on the sphere; the theorems of Funk-Hecke and of addition.
+
+    Example:
+        >>> null = sample_hoyer_under_rotation(torch.eye(768)[:1])
+        >>> round(null.mean, 4), round(null.std, 4)
+        (0.2094, 0.0079)
+    """
+    rows = _nonzero_rows(x)
+    n = rows.shape[1]
+    if n < 2:
+        raise ValueError(f"sparsity across axes needs at least two of them, got {n}")
+    length = mean_absolute_sum(n)
+    spread = max(1 + 2 * (n - 1) / math.pi - length**2, 0.0)
+    parts = {k: _variance_of_absolute_sum(n, k) for k in range(4, _HIGHEST_DEGREE + 1, 2)}
+    parts[_HIGHEST_DEGREE] += max(spread - sum(parts.values()), 0.0)
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    std, rests_on = _std_of_zonal_mean(unit, parts, pairs=pairs, generator=generator)
+    scale = math.sqrt(n) - 1
+    return ClosedForm(
+        (math.sqrt(n) - length) / scale,
+        None if std is None else std / scale,
+        f"(sqrt n - E|u|_1) / (sqrt n - 1), Gegenbauer to degree {_HIGHEST_DEGREE} in n = "
+        f"{n}{rests_on}",
+        True,
+    )
+
+
+def mean_absolute_sum(dim: int) -> float:
+    """E|u|_1 = n G(n/2) / (sqrt(pi) G((n+1)/2)) for u uniform on the sphere in `dim` dimensions.
+
+    Example:
+        >>> round(mean_absolute_sum(2), 6) == round(4 / math.pi, 6)
+        True
+    """
+    ratio = math.lgamma(dim / 2) - math.lgamma((dim + 1) / 2)
+    return dim * math.exp(ratio) / math.sqrt(math.pi)
+
+
+def sample_treves_rolls_under_rotation(dim: int) -> ClosedForm:
+    """The null of (mean |x|)^2 / mean x^2 across axes: 2/pi + (1 - 2/pi)/n for every sample.
+
+    Its standard deviation is not known here.
+
+    Args:
+        dim: number of axes, at least 1.
+
+    Example:
+        >>> round(sample_treves_rolls_under_rotation(768).mean, 4)
+        0.6371
+    """
+    mean = 2 / math.pi + (1 - 2 / math.pi) / dim
+    return ClosedForm(mean, None, f"2/pi + (1 - 2/pi)/n, n = {dim}", True)
+
+
+def unit_power_kurtosis_under_rotation(second_moments: Float[Tensor, "dim dim"]) -> ClosedForm:
+    """The null of the kurtosis of the axes' sizes: how unequal rotated axes are on average.
+
+    With s_j the root mean square of axis j, the statistic mean_j s_j^4 / (mean_j s_j^2)^2 in [1, n]
+    has the mean over rotations
+
+        n/(n+2) (1 + 2 tr M^2 / (tr M)^2)
+
+    for the second moments M: 1 if all directions are equally large. Exact, because no rotation
+    changes the denominator. Its standard deviation is of fourth degree in M and not known here.
+
+    Args:
+        second_moments: E x x^T, or the covariance if offsets are not to count, [dim, dim].
+
+    Raises:
+        ValueError: not a square matrix with a positive trace.
+
+    Source: the statistic of B. He et al., "Understanding and Minimising Outlier Features in
+        Transformer Training" (2024); fourth moments of the uniform law on the sphere.
+
+    Example:
+        >>> unit_power_kurtosis_under_rotation(torch.eye(6)).mean
+        1.0
+    """
+    matrix = _float64_matrix(second_moments)
+    dim = matrix.shape[0]
+    if matrix.shape[1] != dim:
+        raise ValueError(
+            f"second moments have shape [dim, dim], got {list(second_moments.shape)}: "
+            "give x.T @ x / samples"
+        )
+    trace = matrix.trace().item()
+    if not trace > 0:
+        raise ValueError(
+            f"the kurtosis of sizes needs axes that are not all zero, got a total power of {trace}"
+        )
+    spread = matrix.square().sum().item() / trace**2
+    return ClosedForm(
+        dim / (dim + 2) * (1 + 2 * spread), None, "n/(n+2) (1 + 2 tr M^2/(tr M)^2)", True
+    )
+
+
+def _variance_of_absolute_sum(n: int, degree: int) -> float:
+    """The variance over rotations of the part of `degree`, even, of |Qu|_1 for a unit vector u.
+
+    By Rodrigues' formula E |t| P_k(t) is the k-th derivative of |t|, twice the (k-2)-nd of a delta,
+    against (1 - t^2)^(k + (n-3)/2), up to known factors.
+    """
+    k, half = degree, degree // 2
+    if n == 2:
+        harmonics = 2.0
+    else:
+        harmonics = math.exp(
+            math.log(2 * k + n - 2)
+            + math.lgamma(k + n - 2)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - 1)
+        )
+    power = k + (n - 3) / 2
+    log_projection = (
+        math.log(2)
+        + math.lgamma(n / 2)
+        - 0.5 * math.log(math.pi)
+        - k * math.log(2)
+        - math.lgamma(k + (n - 1) / 2)
+        + math.lgamma(k - 1)
+        + math.lgamma(power + 1)
+        - math.lgamma(half)
+        - math.lgamma(power - half + 2)
+    )
+    log_at_zero = (
+        math.lgamma(half + 0.5)
+        - math.lgamma(0.5)
+        + math.lgamma((n - 1) / 2)
+        - math.lgamma(half + (n - 1) / 2)
+    )
+    at_zero = (-1) ** half * math.exp(log_at_zero)
+    frame = n + n * (n - 1) * at_zero
+    return math.exp(2 * log_projection) * harmonics * max(frame, 0.0)
+
+
+def _std_of_zonal_mean(
+    unit: Float[Tensor, "samples dim"],
+    variances: dict[int, float],
+    *,
+    pairs: int,
+    generator: torch.Generator | None,
+) -> tuple[float | None, str]:
+    """sqrt(mean_{s,t} sum_k V_k P_k(cos_st)), and words for what it rests on."""
+    if pairs < 2:
+        raise ValueError(f"pairs must be at least 2 samples to form pairs of, got {pairs}")
+    samples, n = unit.shape
+    subset, words = unit, ""
+    if samples > pairs:
+        if generator is None:
+            return None, ""
+        chosen = torch.randperm(samples, generator=generator)[:pairs].to(unit.device)
+        subset, words = unit[chosen], f"; std from {pairs} of {samples} samples"
+    cosines = (subset @ subset.T).clamp(-1, 1)
+    before, now = torch.ones_like(cosines), cosines
+    total = torch.zeros_like(cosines)
+    for k in range(1, max(variances)):
+        # (k + n - 2) P_{k+1} = (2k + n - 2) r P_k - k P_{k-1}
+        before, now = now, ((2 * k + n - 2) * cosines * now - k * before) / (k + n - 2)
+        if k + 1 in variances:
+            total += variances[k + 1] * now
+    whole = sum(variances.values())
+    count = len(subset)
+    off_diagonal = (total.sum().item() - count * whole) / max(1, count * (count - 1))
+    if samples > pairs:
+        off_diagonal = max(off_diagonal, 0.0)
+    mean = whole / samples + (1 - 1 / samples) * off_diagonal
+    return math.sqrt(max(mean, 0.0)), words
 
 
 def _std_of_mean(
