@@ -28,7 +28,14 @@ from basis_probe.statistics.nulls import (
     TurnedPreactivation,
     geometry_of,
 )
-from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, Measured, Score
+from basis_probe.statistics.scores import (
+    KURTOSIS,
+    NON_GAUSSIANITY,
+    SAMPLE_HOYER,
+    SAMPLE_KURTOSIS,
+    Measured,
+    Score,
+)
 
 FALSE_DISCOVERY_RATE = 0.05
 TOP_AXES = 3
@@ -302,10 +309,12 @@ def _closed_form(
     x = problem.x
     found = None
     try:
-        if score.across_axes and geometry is Geometry.EUCLIDEAN:
+        if score is SAMPLE_KURTOSIS and geometry is Geometry.EUCLIDEAN:
             found = closed_forms.sample_kurtosis_under_rotation(x, generator=generator)
-        elif score.across_axes and geometry is Geometry.LINE:
+        elif score is SAMPLE_KURTOSIS and geometry is Geometry.LINE:
             found = closed_forms.centred_sample_kurtosis_under_rotation(x, generator=generator)
+        elif score is SAMPLE_HOYER and geometry is Geometry.EUCLIDEAN:
+            found = closed_forms.sample_hoyer_under_rotation(x, generator=generator)
         elif score is KURTOSIS and geometry is Geometry.EUCLIDEAN:
             found = closed_forms.pooled_kurtosis_under_rotation(x)
     except ValueError:

@@ -362,3 +362,18 @@ def test_the_report_of_a_matrix_can_be_saved_like_any_other() -> None:
     record = bp.Provenance("none", "a matrix", 0, 1, 300, {}, "cpu", "float64", 0.05, {})
     report = bp.Report((site,), record)
     assert bp.Report.from_json(report.to_json()) == report
+
+
+def test_every_score_may_be_asked_for_and_bears_its_own_closed_form() -> None:
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    found = bp.probe_activations(
+        x, group="orthogonal", scores=list(bp.SCORES), null=bp.Rotation(frames=199)
+    ).scores
+    assert set(found) == set(bp.SCORES)
+    known = {name: score.closed_form for name, score in found.items() if score.closed_form}
+    assert set(known) == {"kurtosis", "sample_kurtosis", "sample_hoyer"}
+    for name, form in known.items():
+        error = 5 * found[name].null_std / 199**0.5
+        assert abs(form.mean - found[name].null_mean) < error + 0.01 * (name == "kurtosis")
+        if form.std is not None:
+            assert form.std == pytest.approx(found[name].null_std, rel=0.25)
