@@ -3,6 +3,9 @@
 The names below are the public interface; everything else is where its file says.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from basis_probe.activations import probe_activations as probe_activations
 from basis_probe.algebra.groups import Blocks as Blocks
 from basis_probe.algebra.groups import DirectSum as DirectSum
@@ -52,4 +55,28 @@ from basis_probe.statistics.scores import SCORES as SCORES
 from basis_probe.statistics.scores import Invariance as Invariance
 from basis_probe.statistics.scores import Score as Score
 
+if TYPE_CHECKING:
+    from basis_probe.comparison.results import Similarities as Similarities
+    from basis_probe.comparison.results import Similarity as Similarity
+    from basis_probe.comparison.similarity import similarity as similarity
+
 __version__ = "0.1.0"
+
+# Not everybody compares two networks: what that needs is imported when it is first asked for.
+_LATER = {
+    "Similarities": "comparison.results",
+    "Similarity": "comparison.results",
+    "similarity": "comparison.similarity",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -162,7 +162,7 @@ def test_nobody_imports_the_root_of_the_package() -> None:
 ROOMS = {
     "transformer_lens": ("adapters",),
     "transformers": ("adapters",),
-    "matplotlib": ("presentation.plots", "presentation.plot"),
+    "matplotlib": ("presentation.plots", "presentation.plot", "presentation.heatmap"),
     "rich": ("cli", "presentation"),
     "jinja2": ("presentation",),
 }

@@ -1,0 +1,134 @@
+"""Second moments of two sets of axes over the same samples: values that add, in float64."""
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# So many entries are brought to float64 at a time.
+_ENTRIES_AT_ONCE = 2**22
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spread:
+    """Count, mean and centred sums of products of some axes; `a + b` are those of both samples.
+
+    Source: T. F. Chan, G. H. Golub and R. J. LeVeque (1979), for matrices.
+    """
+
+    count: int
+    mean: Float[Tensor, " dim"]
+    sums: Float[Tensor, "dim dim"]
+    """Sum over samples of (x - mean) (x - mean)^T."""
+
+    @staticmethod
+    def empty(dim: int) -> "Spread":
+        """The moments of nothing: the neutral element of `+`."""
+        zeros = torch.zeros(dim, dtype=torch.float64)
+        return Spread(0, zeros, torch.zeros(dim, dim, dtype=torch.float64))
+
+    @staticmethod
+    def of(x: Float[Tensor, "samples dim"]) -> "Spread":
+        """The moments of some samples."""
+        mean = _mean(x)
+        return Spread(len(x), mean, _products(x, x, mean, mean))
+
+    def __add__(self, other: "Spread") -> "Spread":
+        count = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        between = torch.outer(step, step) * (self.count * other.count / count)
+        return Spread(count, mean, self.sums + other.sums + between)
+
+    @property
+    def raw(self) -> Float[Tensor, "dim dim"]:
+        """Sum over samples of x x^T, the mean included."""
+        return self.sums + self.count * torch.outer(self.mean, self.mean)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Crossed:
+    """The moments of two sets of axes and between them; `a + b` are those of both samples.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(9, 2, generator=generator), torch.randn(9, 3, generator=generator)
+        >>> parts = Crossed.of(x[:4], y[:4]) + Crossed.of(x[4:], y[4:])
+        >>> torch.allclose(parts.sums, Crossed.of(x, y).sums)
+        True
+    """
+
+    x: Spread
+    y: Spread
+    sums: Float[Tensor, "dim_x dim_y"]
+    """Sum over samples of (x - mean x) (y - mean y)^T."""
+
+    @staticmethod
+    def empty(dim_x: int, dim_y: int) -> "Crossed":
+        """The moments of nothing: the neutral element of `+`."""
+        between = torch.zeros(dim_x, dim_y, dtype=torch.float64)
+        return Crossed(Spread.empty(dim_x), Spread.empty(dim_y), between)
+
+    @staticmethod
+    def of(
+        x: Float[Tensor, "samples dim_x"],
+        y: Float[Tensor, "samples dim_y"],
+        *,
+        spreads: tuple[Spread, Spread] | None = None,
+    ) -> "Crossed":
+        """The moments of some samples.
+
+        Args:
+            x: the one set of axes.
+            y: the other, over the same samples.
+            spreads: the moments of each, where they are known already.
+        """
+        own, other = spreads or (Spread.of(x), Spread.of(y))
+        return Crossed(own, other, _products(x, y, own.mean, other.mean))
+
+    def __add__(self, other: "Crossed") -> "Crossed":
+        count = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        step = torch.outer(other.x.mean - self.x.mean, other.y.mean - self.y.mean)
+        between = step * (self.count * other.count / count)
+        return Crossed(self.x + other.x, self.y + other.y, self.sums + other.sums + between)
+
+    @property
+    def count(self) -> int:
+        """How many samples were seen."""
+        return self.x.count
+
+    def uncentred(self) -> "Crossed":
+        """The same with means of zero and products about zero."""
+        between = self.sums + self.count * torch.outer(self.x.mean, self.y.mean)
+        own, other = (
+            Spread(side.count, torch.zeros_like(side.mean), side.raw) for side in (self.x, self.y)
+        )
+        return Crossed(own, other, between)
+
+
+def _mean(x: Tensor) -> Tensor:
+    total = torch.zeros(x.shape[1], dtype=torch.float64)
+    for rows in _chunks(x):
+        total += rows.double().sum(0).cpu()
+    return total / max(1, len(x))
+
+
+def _products(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor) -> Tensor:
+    """[dim_x, dim_y]: the sums of products about the means."""
+    sums = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64)
+    same = x is y
+    for rows, others in zip(_chunks(x, y), _chunks(y, x), strict=True):
+        own = rows.cpu().double() - mean_x
+        other = own if same else others.cpu().double() - mean_y
+        sums += own.T @ other
+    return sums
+
+
+def _chunks(x: Tensor, beside: Tensor | None = None) -> tuple[Tensor, ...]:
+    width = x.shape[1] + (0 if beside is None else beside.shape[1])
+    return x.split(max(1, _ENTRIES_AT_ONCE // max(1, width)))

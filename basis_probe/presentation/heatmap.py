@@ -1,0 +1,60 @@
+"""A matrix of similarities as a heat map, its numbers and error bars written into the cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_CELL = 0.55
+_LETTER = 0.075
+_INK, _PAPER = "#1b1f24", "#ffffff"
+
+
+def heat_map(
+    values: np.ndarray,
+    errors: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+) -> Figure:
+    """A figure with one cell for each pair, made without touching the state of pyplot.
+
+    Args:
+        values: [rows, columns], from 0 (light) to 1 (dark); NaN stays empty.
+        errors: of each, written below it.
+        rows: their names, from above.
+        columns: their names, from the left.
+        title: what is shown.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    left = 0.4 + _LETTER * max(map(len, rows))
+    below = 0.4 + _LETTER * max(map(len, columns))
+    width, height = left + _CELL * len(columns) + 0.3, below + _CELL * len(rows) + 0.5
+    figure = Figure(figsize=(max(width, 0.4 + _LETTER * len(title)), height))
+    FigureCanvasAgg(figure)
+    wide, high = figure.get_size_inches()
+    box = (left / wide, below / high, _CELL * len(columns) / wide, _CELL * len(rows) / high)
+    axes = figure.add_axes(box)
+    axes.imshow(values, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(length=0)
+    for row in range(len(rows)):
+        for column in range(len(columns)):
+            value, error = float(values[row, column]), float(errors[row, column])
+            if math.isnan(value):
+                continue
+            said = f"{value:.2f}" if math.isnan(error) else f"{value:.2f}\n±{error:.2f}"
+            colour = _PAPER if value > 0.6 else _INK
+            axes.text(column, row, said, ha="center", va="center", fontsize=6, color=colour)
+    axes.set_title(title, fontsize=9, loc="left")
+    return figure
