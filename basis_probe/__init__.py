@@ -59,14 +59,41 @@ if TYPE_CHECKING:
     from basis_probe.comparison.results import Similarities as Similarities
     from basis_probe.comparison.results import Similarity as Similarity
     from basis_probe.comparison.similarity import similarity as similarity
+    from basis_probe.statistics.bases import BASES as BASES
+    from basis_probe.statistics.bases import ICA as ICA
+    from basis_probe.statistics.bases import PCA as PCA
+    from basis_probe.statistics.bases import Basis as Basis
+    from basis_probe.statistics.bases import BasisComparison as BasisComparison
+    from basis_probe.statistics.bases import Candidate as Candidate
+    from basis_probe.statistics.bases import Given as Given
+    from basis_probe.statistics.bases import Hadamard as Hadamard
+    from basis_probe.statistics.bases import Quartimax as Quartimax
+    from basis_probe.statistics.bases import Random as Random
+    from basis_probe.statistics.bases import Standard as Standard
+    from basis_probe.statistics.bases import Standing as Standing
+    from basis_probe.statistics.bases import Varimax as Varimax
 
 __version__ = "0.1.0"
 
-# Not everybody compares two networks: what that needs is imported when it is first asked for.
+# Not everybody compares two networks or looks for other bases: what that needs is imported when it
+# is first asked for.
 _LATER = {
     "Similarities": "comparison.results",
     "Similarity": "comparison.results",
     "similarity": "comparison.similarity",
+    "BASES": "statistics.bases",
+    "ICA": "statistics.bases",
+    "PCA": "statistics.bases",
+    "Basis": "statistics.bases",
+    "BasisComparison": "statistics.bases",
+    "Candidate": "statistics.bases",
+    "Given": "statistics.bases",
+    "Hadamard": "statistics.bases",
+    "Quartimax": "statistics.bases",
+    "Random": "statistics.bases",
+    "Standard": "statistics.bases",
+    "Standing": "statistics.bases",
+    "Varimax": "statistics.bases",
 }
 
 
