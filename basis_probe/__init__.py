@@ -26,6 +26,8 @@ from basis_probe.algebra.intertwiner import intertwiner_group as intertwiner_gro
 from basis_probe.architecture import certify as certify
 from basis_probe.architecture import reparametrize as reparametrize
 from basis_probe.architecture import symmetries as symmetries
+from basis_probe.attach import Attachment as Attachment
+from basis_probe.attach import attach as attach
 from basis_probe.errors import DataError as DataError
 from basis_probe.errors import SiteError as SiteError
 from basis_probe.errors import StreamError as StreamError

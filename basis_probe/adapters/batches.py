@@ -11,7 +11,7 @@ from torch import Tensor
 from basis_probe.adapters.trace import tensors_in
 from basis_probe.errors import DataError
 
-_MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input", "x")
+MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input", "x")
 """Under these keywords models take what an example consists of."""
 
 
@@ -128,7 +128,7 @@ def _from_mapping(raw: Mapping[Any, Any], number: int, device: torch.device, *, 
     for name, value in raw.items():
         value = _tensor(value, number) if isinstance(value, np.ndarray) else value
         keywords[str(name)] = value.to(device) if isinstance(value, Tensor) else value
-    main = next((keywords[name] for name in _MAIN if isinstance(keywords.get(name), Tensor)), None)
+    main = next((keywords[name] for name in MAIN if isinstance(keywords.get(name), Tensor)), None)
     if main is None:
         main = next((tensor for tensor in tensors_in(keywords) if tensor.ndim), None)
     if main is None or main.ndim == 0 or len(main) == 0:

@@ -1,0 +1,309 @@
+"""Collecting from whatever the user runs, in place of running the model oneself."""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from basis_probe.adapters.batches import Batch, batch_of
+from basis_probe.adapters.models import Subject, prepared, recognise
+from basis_probe.adapters.passes import batch_of_call, example_of_call
+from basis_probe.errors import DataError
+from basis_probe.probe import Choices, Groups, Session
+from basis_probe.results import Report
+from basis_probe.statistics.nulls import Null
+from basis_probe.statistics.scores import Score
+
+_resting: contextvars.ContextVar[bool] = contextvars.ContextVar("resting", default=False)
+"""True while a model runs for the sake of an attachment, which none of them is to see."""
+
+_watched: contextvars.ContextVar[bool] = contextvars.ContextVar("watched", default=False)
+"""True while a forward pass runs that an attachment sees."""
+
+_LIBRARIES = frozenset({"torch", "accelerate", "deepspeed", "peft", "transformer_lens"})
+"""Their hooks are part of how a model computes."""
+
+
+def attach(
+    model: nn.Module,
+    *,
+    sites: str | Iterable[str] | None = None,
+    scores: Iterable[str | Score] | None = None,
+    null: str | Null | None = None,
+    groups: Groups | None = None,
+    seed: int = 0,
+    max_samples: int | None = None,
+    progress: bool = False,
+    certificates: bool | None = None,
+    example_input: Any = None,
+) -> Attachment:
+    """A context in which every forward pass of the model is collected from, whoever makes it.
+
+    Generation, evaluation, a training loop, `run_with_hooks`, `run_with_cache`: what they compute
+    is what they would compute without it, gradients and random numbers included, and everything is
+    as it was at the end, however it comes. Modes are left as they are, so that dropout and the
+    statistics of batches belong to the activations in training mode. An `attention_mask` drops
+    padding from all statistics.
+
+    A pass that ends with an exception does not count. While the model trains, a report mixes what
+    its weights were at different steps; one attachment after another follows it over time.
+
+    Args:
+        model: as for `probe`; of a compiled model, what it was compiled from.
+        sites: as for `probe`.
+        scores: as for `probe`.
+        null: as for `probe`.
+        groups: as for `probe`.
+        seed: as for `probe`.
+        max_samples: as for `probe`.
+        progress: whether `report` shows progress bars.
+        certificates: as for `probe`.
+        example_input: one batch, as for `probe`, on which the model is watched before the block
+            starts. None: it is watched on two examples of the first forward pass that is made,
+            once more, beside it; hooks of the user's do not see that.
+
+    Raises:
+        TypeError: if it is no torch module.
+        ValueError: for a score, null, group or number that makes no sense.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> layers = torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> with bp.attach(model, sites="1") as probe:
+        ...     for _ in range(3):
+        ...         loss = model(torch.randn(100, 8)).square().mean()
+        >>> probe.report()["1"].n_samples
+        300
+    """
+    choices = Choices.of(
+        sites=sites,
+        scores=scores,
+        null=null,
+        groups=groups,
+        seed=seed,
+        max_samples=max_samples,
+        certificates=certificates,
+        progress=progress,
+    )
+    return Attachment(recognise(model), choices, example_input)
+
+
+class Attachment:
+    """What is collected from the forward passes of a model while a block runs; see `attach`.
+
+    Args:
+        subject: the model.
+        choices: what the user asked for.
+        example: a batch on which the model is watched before the block, or None.
+    """
+
+    def __init__(self, subject: Subject, choices: Choices, example: Any) -> None:
+        self.live = False
+        self._subject, self._choices, self._example = subject, choices, example
+        self._session: Session | None = None
+        self._calls = self._failed = self._training = 0
+        self._inside = self._interrupted = False
+
+    @property
+    def passes(self) -> int:
+        """The number of forward passes collected from so far."""
+        return 0 if self._session is None else self._session.stream.batches
+
+    def __enter__(self) -> Attachment:
+        if self.live:
+            raise RuntimeError("this attachment is in use: leave its block first")
+        if self._example is not None and self._session is None:
+            example = batch_of(
+                self._example,
+                number=0,
+                tokenizer=self._subject.tokenizer,
+                device=self._subject.device,
+            )
+            self._open(example)
+        model = self._subject.model
+        self.live = True
+        # Not setattr: some models hand on what is set on them.
+        model.__dict__["forward"] = _Forward(self, model)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.live = False
+        self._interrupted = kind is not None
+        _clear(self._subject.model)
+
+    def report(self) -> Report:
+        """The verdicts on what has been collected so far, in the block or after it.
+
+        Raises:
+            DataError: if no forward pass was made.
+        """
+        session = self._session
+        if session is None or not self.passes:
+            raise DataError(
+                "no forward pass of the model has been seen: run it inside the block, and the "
+                "very module that was attached to (a copy, a part or a compiled form of it is "
+                "another)"
+            )
+        with _at_rest(), prepared(self._subject.model, None):
+            report = session.report(partial=self._interrupted, more=self._notes())
+        stream = session.stream
+        data = f"{stream.batches} forward passes that the user made, {stream.examples} examples"
+        return dataclasses.replace(
+            report, provenance=dataclasses.replace(report.provenance, data=data)
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        notes: list[str] = []
+        if self._training:
+            notes.append(
+                f"The model was in training mode in {self._training} of {self.passes} forward "
+                "passes: what is random or changes in that mode, and weights of different steps, "
+                "are in the numbers."
+            )
+        if self._failed:
+            notes.append(
+                f"{self._failed} forward passes ended with an exception and are not counted."
+            )
+        if self._interrupted:
+            notes.append("The block was left by an exception; what came before it is counted.")
+        return tuple(notes)
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Watches the model on what it is called with, unless it has been watched before."""
+        if self._session is not None or not self.live:
+            return
+        if _watched.get():
+            raise ValueError(
+                "the model runs inside another one that is attached to, so it cannot be watched on "
+                "its first forward pass: give example_input"
+            )
+        subject = self._subject
+        self._open(example_of_call(subject.model, subject.signature, args, kwargs))
+
+    def call(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What `forward` returns for the arguments, seen on the way."""
+        session = self._session
+        if session is None or self._inside or session.stream.full:
+            return forward(*args, **kwargs)
+        batch = self._batch(args, kwargs)
+        training = self._subject.model.training
+        gradients = torch.is_grad_enabled()
+        returned: list[Any] = []
+
+        def run() -> None:
+            # Statistics need no gradients; the user may.
+            with torch.set_grad_enabled(gradients):
+                returned.append(forward(*args, **kwargs))
+
+        self._inside, before = True, _watched.set(True)
+        self._calls += 1
+        try:
+            session.stream.see(self._subject.model, batch, run)
+        except BaseException:
+            self._failed += 1
+            raise
+        finally:
+            self._inside = False
+            _watched.reset(before)
+        self._training += training
+        return returned[0]
+
+    def _batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
+        return batch_of_call(
+            self._subject.model, self._subject.signature, args, kwargs, number=self._calls
+        )
+
+    def _open(self, example: Batch) -> None:
+        with _at_rest(), prepared(self._subject.model, None), _unhooked(self._subject):
+            self._session = Session.open(self._subject, example, self._choices)
+
+
+class _Forward:
+    """A model's `forward`, every call of which an attachment sees."""
+
+    def __init__(self, attachment: Attachment, model: nn.Module) -> None:
+        self.model, self.attachment = model, attachment
+        self.replaced: Any = model.__dict__.get("forward")
+        self.inner: Callable[..., Any] = model.forward
+        functools.update_wrapper(self, self.inner, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _resting.get() or not self.attachment.live:
+            return self.inner(*args, **kwargs)
+        # All are prepared before any of them watches, so that none sees another's preparation.
+        layer: Any = self
+        while isinstance(layer, _Forward):
+            layer.attachment.prepare(args, kwargs)
+            layer = layer.inner
+        return self.attachment.call(self.inner, args, kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the model, or a saved one, has the forward that the model had.
+        if self.replaced is None:
+            return getattr, (self.model, "forward")
+        return _itself, (self.replaced,)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _clear(model: nn.Module) -> None:
+    """Takes away every `forward` whose attachment is over and that nothing lies upon."""
+    top: Any = model.__dict__.get("forward")
+    while isinstance(top, _Forward) and not top.attachment.live:
+        top = top.replaced
+        if top is None:
+            del model.__dict__["forward"]
+        else:
+            model.__dict__["forward"] = top
+
+
+@contextmanager
+def _at_rest() -> Generator[None]:
+    """Within the context no attachment sees anything."""
+    before = _resting.set(True)
+    try:
+        yield
+    finally:
+        _resting.reset(before)
+
+
+@contextmanager
+def _unhooked(subject: Subject) -> Generator[None]:
+    """Within the context the model runs without hooks of the user's."""
+    model = subject.model
+    points = {id(point) for point in getattr(model, "hook_dict", {}).values()}
+    whole: list[tuple[nn.Module, str, Any]] = []
+    try:
+        for module in model.modules():
+            for kind in ("_forward_hooks", "_forward_pre_hooks"):
+                hooks = getattr(module, kind)
+                if hooks:
+                    whole.append((module, kind, hooks))
+                    kept = collections.OrderedDict(
+                        (key, hook)
+                        for key, hook in hooks.items()
+                        if id(module) not in points and _of_a_library(hook)
+                    )
+                    module.__dict__[kind] = kept
+        yield
+    finally:
+        for module, kind, hooks in whole:
+            module.__dict__[kind] = hooks
+
+
+def _of_a_library(hook: object) -> bool:
+    module = str(getattr(getattr(hook, "func", hook), "__module__", ""))
+    return module.split(".")[0] in _LIBRARIES
