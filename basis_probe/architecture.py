@@ -240,7 +240,7 @@ def proved(
     for name, proof in zip(names, found, strict=True):
         claim = claims[name]
         if isinstance(proof, Unproved):
-            result |= _without(claims, [name], str(proof))
+            result[name] = dataclasses.replace(claim, unproved=str(proof))
         elif proof.holds:
             result[name] = dataclasses.replace(claim, certificate=proof)
         else:

@@ -12,9 +12,32 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from typing import Any
+
 import jaxtyping
 import pytest
 import torch
+
+_jaxtyped: Any = jaxtyping.jaxtyped
+
+
+def _checked_once(*given: Any, **settings: Any) -> Any:
+    """Annotations are checked, but not of functions inside functions.
+
+    Those are made anew whenever the outer one runs, and the code that checks them would be written
+    and compiled anew too, which takes far longer than what they do.
+    """
+    decorate = _jaxtyped(*given, **settings)
+    if given:
+        return decorate
+    return lambda found: found if "<locals>" in _qualified(found) else decorate(found)
+
+
+def _qualified(found: object) -> str:
+    return getattr(found, "__qualname__", "")
+
+
+jaxtyping.jaxtyped = _checked_once
 
 # Tests run side by side in processes; threads within each would only get in each other's way.
 torch.set_num_threads(1)

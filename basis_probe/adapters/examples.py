@@ -43,8 +43,11 @@ def example_for(subject: Subject) -> Batch:
 def _candidates(model: nn.Module) -> Iterator[Any]:
     generator = torch.Generator().manual_seed(0)
 
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = next(floating, torch.float32)
+
     def numbers(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(dtype)
 
     config = getattr(model, "config", None) or getattr(model, "cfg", None)
     words = next(

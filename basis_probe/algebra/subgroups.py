@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, cast, final
 
 import torch
@@ -190,6 +190,8 @@ def _is_finite(group: Group) -> bool:
         return all(map(_is_finite, group.parts))
     if isinstance(group, Intersection):
         return any(map(_is_finite, group.parts))
+    if isinstance(group, Stabiliser):
+        return _is_finite(group.group)
     return isinstance(group, Permutation | SignedPermutation | Signs | SignedPlanes | Trivial)
 
 
@@ -215,6 +217,10 @@ def meet(a: Group, b: Group) -> Group:
         return a
     if isinstance(a, Unknown) or isinstance(b, Unknown):
         return Unknown(a.dim)
+    (one, fixed), (other, also) = _unfixed(a), _unfixed(b)
+    if fixed or also:
+        # Vectors last, so that it does not matter when each of them was asked to stay.
+        return functools.reduce(stabiliser, sorted(fixed | also), meet(one, other))
     parts: list[Group] = []
     waiting = [*_parts(a), *_parts(b)]
     while waiting:
@@ -265,6 +271,31 @@ def _pair(a: Group, b: Group) -> Group | None:
             if shared is not None:
                 return _plain(shared)
     return None
+
+
+def _unfixed(group: Group) -> tuple[Group, frozenset[tuple[float, ...]]]:
+    """A group without the demand that vectors stay as they are, and those vectors."""
+    if isinstance(group, Stabiliser):
+        inner, fixed = _unfixed(group.group)
+        return inner, fixed | {group.vector}
+    if isinstance(group, Intersection | DirectSum):
+        parts = [_unfixed(part) for part in group.parts]
+        if any(fixed for _, fixed in parts):
+            whole = dataclasses.replace(group, parts=tuple(part for part, _ in parts))
+            if isinstance(group, Intersection):
+                return whole, frozenset[tuple[float, ...]]().union(*(fixed for _, fixed in parts))
+            return whole, frozenset(_beside(group.parts, [fixed for _, fixed in parts]))
+    return group, frozenset()
+
+
+def _beside(
+    parts: Sequence[Group], fixed: Sequence[frozenset[tuple[float, ...]]]
+) -> Iterator[tuple[float, ...]]:
+    """Vectors of the parts of a sum as vectors of the whole."""
+    ends = list(itertools.accumulate((part.dim for part in parts), initial=0))
+    for start, end, vectors in zip(ends, ends[1:], fixed, strict=False):
+        for vector in vectors:
+            yield (0.0,) * start + vector + (0.0,) * (ends[-1] - end)
 
 
 # Every rule says what the two groups share, or None where it does not know.
@@ -439,17 +470,6 @@ def _piece(group: Group, size: int) -> Group | None:
     return _restricted(group, size)
 
 
-def _with_stabilisers(one: Group, other: Group) -> Group | None:
-    if not isinstance(one, Stabiliser):
-        return None
-    if isinstance(other, Stabiliser):
-        if one.vector != other.vector:
-            return None
-        return stabiliser(meet(one.group, other.group), one.vector)
-    shared = meet(one.group, other)
-    return None if isinstance(shared, Intersection) else stabiliser(shared, one.vector)
-
-
 def _in_one_basis(one: Group, other: Group) -> Group | None:
     if isinstance(one, Conjugate) and isinstance(other, Conjugate) and one.by == other.by:
         return conjugate(meet(one.group, other.group), one.by)
@@ -464,7 +484,6 @@ _RULES: tuple[Callable[[Group, Group], Group | None], ...] = (
     _blockwise,
     _blocks_with_blocks,
     _sums_with_sums,
-    _with_stabilisers,
     _in_one_basis,
 )
 
@@ -586,6 +605,9 @@ class Stabiliser(Group):
             return self._draw_across_line(generator)
         if isinstance(group, SignedPlanes):
             return self._draw_in_signed_planes(group, generator)
+        if isinstance(group, Intersection):
+            parts = tuple(Stabiliser(part, self.vector) for part in group.parts)
+            return Intersection(parts).draw(generator)
         raise ValueError(
             f"no way is known to draw from {self!r}: draw from a stabiliser in one of its parts, "
             "or check single matrices with `contains`"
@@ -679,6 +701,10 @@ def stabiliser(group: Group, vector: Tensor | Sequence[float]) -> Group:
     fixed = Stabiliser(group, tuple(entries.tolist()))
     if isinstance(group, Unknown | Trivial) or not bool(entries.any()):
         return group
+    if isinstance(group, Stabiliser) and fixed.vector <= group.vector:
+        # In order, and each once.
+        inner = stabiliser(group.group, entries)
+        return group if fixed.vector == group.vector else stabiliser(inner, group.vector)
     if isinstance(group, DirectSum):
         pieces = entries.split([part.dim for part in group.parts])
         return DirectSum(
@@ -812,7 +838,7 @@ def conjugate(group: Group, by: object) -> Group:
         >>> conjugate(Monomial(2), [[2.0, 0.0], [0.0, 1.0]])
         Monomial(dim=2)
     """
-    b = by.matrix() if isinstance(by, Element) else torch.as_tensor(by)
+    b = by.matrix() if isinstance(by, Element) else torch.as_tensor(by, dtype=torch.float64)
     b = b.detach().to("cpu", torch.float64)
     if isinstance(group, Conjugate) and b.shape == (group.dim, group.dim):
         rows = torch.tensor(group.by, dtype=torch.float64)
@@ -825,11 +851,11 @@ def _is_kept(group: Group, b: Float64[Tensor, "dim dim"]) -> bool:
     """True if it is known that B G B^-1 = G."""
     if isinstance(group, GeneralLinear | Trivial | Unknown):
         return True
-    if isinstance(group, Monomial | PositiveMonomial | Signs):
+    if isinstance(group, Monomial | Signs):
         return Monomial(group.dim).contains(b, atol=1e-12)
     # A multiple of the identity commutes with everything.
     size = b.norm() / math.sqrt(group.dim)
-    return group.contains(b, atol=1e-12) or group.contains(b / size, atol=1e-12)
+    return any(group.contains(b * c, atol=1e-12) for c in (1, -1, 1 / size, -1 / size))
 
 
 def _require_one_space(*groups: Group) -> None:
