@@ -7,19 +7,20 @@ order and padding change nothing.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+import math
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from basis_probe.adapters.batches import Batch
-from basis_probe.adapters.capture import Catcher, catching
+from basis_probe.adapters.capture import Catcher, Enough, Settled, catching
 from basis_probe.adapters.graph import Layout
 from basis_probe.adapters.layers import Convolution
 from basis_probe.adapters.places import Address
 from basis_probe.statistics.moments import Moments, SampleKurtosis
+from basis_probe.statistics.one_pass import BatchSums
 from basis_probe.statistics.sampling import (
     Reservoir,
     content_positions,
@@ -27,7 +28,16 @@ from basis_probe.statistics.sampling import (
     priorities,
 )
 
-Sums = TypeVar("Sums", Moments, SampleKurtosis)
+_PROOF_ROWS = 64
+"""So many rows of a site are kept where its others can be computed again, to see that they can."""
+
+_TRIAL_EXAMPLES = 2
+"""On so many examples of the first batch it is seen what need not be kept."""
+
+_TRIAL_ROWS = 512
+
+Dispensable = Callable[[str, Mapping[str, Tensor]], frozenset[str]]
+"""From a site and some of its rows, by name, to the names whose rows need not be kept."""
 
 Beside = Callable[[torch.Size], Mapping[str, Tensor]]
 """From the sizes of a site's axes before its features to what belongs to each of its rows, by name.
@@ -51,6 +61,7 @@ class Plan:
         pre: where the tensor before its nonlinearity is, if it is to be caught.
         held: where the tensors are that are added to what the linear map makes.
         centred: True to subtract each sample's mean over features before comparing features.
+        across: whether features are compared with each other in every sample.
     """
 
     address: Address
@@ -63,6 +74,7 @@ class Plan:
     pre: Address | None = None
     held: tuple[Address, ...] = ()
     centred: bool = False
+    across: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +85,9 @@ class Seen:
         moments: of every axis over all samples.
         kurtosis: of every sample across axes.
         kept: a uniform sample of rows: "x" [samples, dim], and what was planned of "inputs"
-            [samples, width, positions], "pre" and "held 0", "held 1" ... [samples, dim].
+            [samples, width, positions], "pre" and "held 0", "held 1" ... [samples, dim]; without
+            what turned out to be dispensable.
+        proof: where "x" was dispensable, a few rows that have it nevertheless.
         bad: (number of the batch, NaN or infinite values in it) for every batch that had some.
         missed: batches in which the site did not run.
     """
@@ -83,6 +97,7 @@ class Seen:
     kept: Reservoir
     bad: tuple[tuple[int, int], ...] = ()
     missed: int = 0
+    proof: Reservoir = dataclasses.field(default_factory=lambda: Reservoir.empty(_PROOF_ROWS))
 
     @staticmethod
     def nothing(dim: int, *, capacity: int) -> "Seen":
@@ -94,9 +109,84 @@ class Seen:
             self.moments + other.moments,
             self.kurtosis + other.kurtosis,
             self.kept + other.kept,
-            self.bad + other.bad,
+            tuple(sorted(self.bad + other.bad)),
             self.missed + other.missed,
+            self.proof + other.proof,
         )
+
+
+class Keeper:
+    """The rows with the smallest priorities so far, in memory that is claimed once.
+
+    Args:
+        capacity: how many rows are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.seen, self.filled = capacity, 0, 0
+        self.priorities = torch.empty(capacity, dtype=torch.float64)
+        self.rows: dict[str, Tensor] = {}
+        self.threshold = math.inf
+
+    def add(self, offered: int, priorities: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Takes in the rows of a batch that may stay.
+
+        Args:
+            offered: how many rows the batch had in all.
+            priorities: of the rows that may stay, [samples].
+            rows: what belongs to each of them, by name.
+        """
+        self.seen += offered
+        if not len(priorities):
+            return
+        if not self.rows:
+            self.rows = {
+                name: torch.empty(
+                    (self.capacity, *values.shape[1:]), dtype=values.dtype, device="cpu"
+                )
+                for name, values in rows.items()
+            }
+        both = torch.cat([self.priorities[: self.filled], priorities])
+        stays = torch.zeros(len(both), dtype=torch.bool)
+        stays[both.sort(stable=True).indices[: self.capacity]] = True
+        new = torch.nonzero(stays[self.filled :]).flatten()
+        free = torch.nonzero(~stays[: self.filled]).flatten()
+        end = self.filled + len(new) - len(free)
+        places = torch.cat([free, torch.arange(self.filled, end)])
+        self.priorities[places] = priorities[new]
+        for name, kept in self.rows.items():
+            kept[places] = rows[name][new]
+        self.filled = end
+        if end == self.capacity:
+            self.threshold = float(self.priorities.max())
+
+    def restore(self, reservoir: Reservoir) -> None:
+        """Goes on from what was kept elsewhere."""
+        self.seen, self.filled, self.rows = 0, 0, {}
+        self.add(reservoir.seen, reservoir.priorities, reservoir.rows)
+        if self.filled == self.capacity:
+            self.threshold = float(self.priorities.max())
+
+    def value(self) -> Reservoir:
+        """What is kept now, by rising priority; a copy."""
+        order = self.priorities[: self.filled].argsort(stable=True)
+        return Reservoir(
+            capacity=self.capacity,
+            seen=self.seen,
+            priorities=self.priorities[order],
+            rows={name: rows.index_select(0, order) for name, rows in self.rows.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Caught:
+    """What one batch showed at one site, still on its device."""
+
+    sums: BatchSums
+    offered: int
+    priorities: Tensor
+    rows: dict[str, Tensor]
+    without: frozenset[str]
 
 
 class Observer:
@@ -105,11 +195,14 @@ class Observer:
     Args:
         plan: what to catch.
         batch: the batch that runs.
-        number: its number.
-        seed: seeds the sample of rows.
+        ranks: which of its rows count, and their priorities.
         capacity: how many rows are kept in all.
         threshold: rows with a larger priority cannot be kept any more.
         room: how many samples may still be counted; None for no limit.
+        without: what need not be kept.
+        proves: how many rows are kept of what need not be; 0 for none.
+        tries: asked what need not be kept, from some rows of the first examples that have everything
+            that was planned; None if that is known.
         beside: what else is kept of every row that is kept.
     """
 
@@ -118,17 +211,19 @@ class Observer:
         plan: Plan,
         batch: Batch,
         *,
-        number: int,
         ranks: "Ranks",
         capacity: int,
         threshold: float,
         room: int | None,
+        without: frozenset[str] = frozenset(),
+        proves: int = 0,
+        tries: Callable[[Mapping[str, Tensor]], frozenset[str]] | None = None,
         beside: Beside | None = None,
     ) -> None:
-        self.beside = beside
-        self.plan, self.batch, self.number, self.ranks = plan, batch, number, ranks
+        self.plan, self.batch, self.ranks, self.beside = plan, batch, ranks, beside
         self.capacity, self.threshold, self.room = capacity, threshold, room
-        self.seen: Seen | None = None
+        self.without, self.proves, self.tries = without, proves, tries
+        self.caught: _Caught | None = None
         self.waiting: dict[str, Tensor] = {}
 
     def catchers(self) -> dict[Address, Catcher]:
@@ -146,7 +241,9 @@ class Observer:
     def _beside(self) -> list[tuple[str, Address]]:
         """What is caught besides, feature by feature as the site itself."""
         found = [(f"held {place}", address) for place, address in enumerate(self.plan.held)]
-        return found if self.plan.pre is None else [*found, ("pre", self.plan.pre)]
+        if self.plan.pre is not None and "pre" not in self.without:
+            found.append(("pre", self.plan.pre))
+        return found
 
     def _take(self, name: str, tensor: Tensor) -> None:
         # An in-place function may overwrite what is caught before the site is reached.
@@ -160,40 +257,51 @@ class Observer:
                 f"the site had {plan.dim} features in the first batch and has {x.shape[-1]} now"
             )
         flat = x.reshape(-1, plan.dim)
-        ranks = self.ranks.of(x.shape[:-1], tensor)
-        counted = ranks.counted
+        ranks = self.ranks.of(x.shape[:-1])
+        counted, priority = ranks.counted, ranks.priority
         if self.room is not None:
-            counted = counted[: self.room]
-        rows = flat[counted]
-        finite = torch.isfinite(rows)
-        bad: tuple[tuple[int, int], ...] = ()
-        if not bool(finite.all()):
-            bad = ((self.number, int((~finite).sum())),)
-        exact = _exact(rows)
-        compared = exact - exact.mean(1, keepdim=True) if plan.centred else exact
-        priority = ranks.priority[: len(counted)]
-        near = torch.nonzero(priority <= self.threshold).flatten()
-        chosen = counted[near.to(counted.device)]
-        kept = {"x": flat[chosen].cpu()}
+            counted, priority = counted[: self.room], priority[: self.room]
+        everything = len(counted) == len(flat)
+        rows = flat if everything else flat[counted.to(flat.device)]
+        if self.tries is not None:
+            few = counted[counted < len(flat) * _TRIAL_EXAMPLES // max(1, self.batch.size)]
+            step = max(1, len(few) // _TRIAL_ROWS)
+            trial = self._gather(flat, tensor, few[::step], None)
+            self.without = self.tries({name: values.cpu() for name, values in trial.items()})
+        near = _smallest(priority, self.capacity, self.threshold)
+        kept = self._gather(flat, tensor, counted[near], x.shape[:-1])
+        self.waiting = {}
+        self.caught = _Caught(
+            sums=BatchSums.of(rows, across=plan.across, centred=plan.centred),
+            offered=len(counted),
+            priorities=priority[near],
+            rows=kept,
+            without=self.without,
+        )
+
+    def _gather(
+        self, flat: Tensor, site: Tensor, chosen: Tensor, lead: torch.Size | None
+    ) -> dict[str, Tensor]:
+        """What belongs to the chosen rows, on their device."""
+        here = chosen.to(flat.device)
+        kept: dict[str, Tensor] = {}
+        if "x" not in self.without:
+            kept["x"] = flat[here]
+        elif self.proves:
+            kept["x"] = flat[here[: self.proves]]
         if "inputs" in self.waiting:
-            kept["inputs"] = self._windows(self.waiting["inputs"], tensor, chosen).cpu()
+            kept["inputs"] = self._windows(self.waiting["inputs"], site, here)
         for name, _ in self._beside():
             if name in self.waiting:
-                beside = _rows(self.waiting[name], plan.layout)
-                kept[name] = beside.reshape(-1, plan.dim)[chosen].cpu()
-        if self.beside is not None:
-            picked = chosen.cpu()
-            kept |= {name: rows[picked] for name, rows in self.beside(x.shape[:-1]).items()}
-        self.waiting = {}
-        self.seen = Seen(
-            _at_home(Moments.of(exact)),
-            _at_home(SampleKurtosis.of(compared)),
-            Reservoir.of(priority[near], kept, capacity=self.capacity),
-            bad,
-        )
+                values = _rows(self.waiting[name], self.plan.layout)
+                kept[name] = values.reshape(-1, self.plan.dim)[here.to(values.device)]
+        if self.beside is not None and lead is not None:
+            kept |= {name: rows[chosen] for name, rows in self.beside(lead).items()}
+        return kept
 
     def _windows(self, inputs: Tensor, site: Tensor, chosen: Tensor) -> Tensor:
         """[samples, width, positions]: what the linear map read to make the chosen rows."""
+        chosen = chosen.to(inputs.device)
         cut = self.plan.convolution
         if cut is None:
             return inputs.reshape(-1, self.plan.width, self.plan.repeat)[chosen]
@@ -209,6 +317,12 @@ class Observer:
         columns = (column * cut.stride[1])[:, None, None] + right[None, None, :]
         windows = padded.movedim(1, -1)[example[:, None, None], rows, columns]
         return rearrange(windows, "sample row column width -> sample width (row column)")
+
+
+def _smallest(priority: Tensor, capacity: int, threshold: float) -> Tensor:
+    """The places of the smallest priorities that may still be kept, by rising priority."""
+    near = torch.nonzero(priority <= threshold).flatten()
+    return near[priority[near].sort(stable=True).indices[:capacity]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -236,13 +350,12 @@ class Ranks:
         """A hash of every example."""
         return hash_examples(self.batch.inputs, self.batch.mask).cpu()
 
-    def of(self, lead: torch.Size, tensor: Tensor) -> _Ranked:
+    def of(self, lead: torch.Size) -> "_Ranked":
         """The rows of a tensor whose axes before the features are `lead`."""
         key = tuple(lead)
         if key not in self._found:
             self._found[key] = self._rank(key)
-        found = self._found[key]
-        return _Ranked(found.counted.to(tensor.device), found.priority)
+        return self._found[key]
 
     def _rank(self, lead: tuple[int, ...]) -> _Ranked:
         size, mask = self.batch.size, self.batch.mask
@@ -273,16 +386,66 @@ def _rows(tensor: Tensor, layout: Layout | None) -> Tensor:
     return tensor.movedim(axes, last).flatten(-len(axes))
 
 
-def _exact(rows: Tensor) -> Tensor:
-    """The rows in float64, on the CPU where the device has none."""
-    return (rows.cpu() if rows.device.type == "mps" else rows).double()
+class _Sums:
+    """What was seen at one site so far."""
+
+    def __init__(self, plan: Plan, capacity: int) -> None:
+        self.plan = plan
+        self.moments = Moments.empty(plan.dim)
+        self.kurtosis = SampleKurtosis.empty(plan.dim)
+        self.kept, self.proof = Keeper(capacity), Keeper(_PROOF_ROWS)
+        self.bad: tuple[tuple[int, int], ...] = ()
+        self.missed = 0
+        self.tried = False
+        self.without: frozenset[str] = frozenset()
+
+    def add(self, caught: _Caught, number: int) -> None:
+        """Takes in what a batch showed; here its numbers come off the device."""
+        self.tried, self.without = True, caught.without
+        self.moments = self.moments + _at_home(caught.sums.moments)
+        kurtosis = caught.sums.kurtosis()
+        if kurtosis is not None:
+            self.kurtosis = self.kurtosis + kurtosis
+        bad = int(caught.sums.bad)
+        if bad:
+            self.bad = (*self.bad, (number, bad))
+        rows = {name: values.cpu() for name, values in caught.rows.items()}
+        if "x" in self.without:
+            few = len(rows["x"])
+            self.proof.add(
+                caught.offered,
+                caught.priorities[:few],
+                {name: values[:few] for name, values in rows.items()},
+            )
+            del rows["x"]
+        self.kept.add(caught.offered, caught.priorities, rows)
+
+    def value(self) -> Seen:
+        """What was seen, as a value; a copy."""
+        return Seen(
+            self.moments,
+            self.kurtosis,
+            self.kept.value(),
+            self.bad,
+            self.missed,
+            self.proof.value(),
+        )
 
 
-def _at_home(value: Sums) -> Sums:
-    """The sums on the CPU, where they are added up."""
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    moved = {name: field.cpu() for name, field in fields.items() if isinstance(field, Tensor)}
-    return dataclasses.replace(value, **moved)
+class Values(Mapping[str, Seen]):
+    """What was seen at every site, copied when it is asked for."""
+
+    def __init__(self, sums: Mapping[str, _Sums]) -> None:
+        self._sums = sums
+
+    def __getitem__(self, name: str) -> Seen:
+        return self._sums[name].value()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
 
 
 class Stream:
@@ -293,23 +456,39 @@ class Stream:
         seed: seeds the sample of rows.
         capacity: how many rows are kept at each site.
         most: at most this many samples are counted at each site; None for all.
+        dispensable: asked once for every site what of its rows need not be kept; None to keep all
+            that is planned.
+        stops: True if the model may be stopped once every site has been seen in a batch. A model
+            that keeps something of a pass is run to its end all the same.
     """
 
     def __init__(
-        self, plans: Mapping[str, Plan], *, seed: int, capacity: int, most: int | None
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        seed: int,
+        capacity: int,
+        most: int | None,
+        dispensable: Dispensable | None = None,
+        stops: bool = False,
     ) -> None:
         self.plans, self.seed, self.capacity, self.most = dict(plans), seed, capacity, most
-        self.seen = {
-            name: Seen.nothing(plan.dim, capacity=capacity) for name, plan in plans.items()
-        }
+        self.dispensable = dispensable
+        self.sums = {name: _Sums(plan, capacity) for name, plan in plans.items()}
         self.batches = 0
         self.examples = 0
+        self._settled = Settled() if stops else None
+
+    @property
+    def seen(self) -> Mapping[str, Seen]:
+        """What was seen at every site."""
+        return Values(self.sums)
 
     @property
     def full(self) -> bool:
         """True if no site may count any more samples."""
         return self.most is not None and all(
-            seen.moments.count >= self.most for seen in self.seen.values()
+            sums.moments.count >= self.most for sums in self.sums.values()
         )
 
     def see(
@@ -319,6 +498,8 @@ class Stream:
         run: Callable[[], object],
         *,
         beside: Beside | None = None,
+        before: Mapping[str, int] | None = None,
+        number: int | None = None,
     ) -> None:
         """Adds what a batch shows; if anything fails, nothing of the batch is counted.
 
@@ -327,42 +508,94 @@ class Stream:
             batch: the batch.
             run: calls the model with the batch, once.
             beside: what else is kept of every row that is kept, such as its labels.
+            before: how many samples come before the batch at each site, where batches are seen
+                elsewhere too; None for those that were seen here.
+            number: which batch of the data it is; None for the next one.
         """
+        number = self.batches if number is None else number
+        rooms = {name: self._room(name, before) for name in self.plans}
+        observers = self._observers(batch, rooms, beside)
+        self._run(model, observers, run)
+        for name, observer in observers.items():
+            sums = self.sums[name]
+            if observer.caught is None:
+                sums.missed += 1
+                continue
+            sums.add(observer.caught, number)
+        self.batches += 1
+        self.examples += batch.size
+
+    def rehearse(
+        self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]
+    ) -> None:
+        """Sees what need not be kept, on a batch that is counted elsewhere."""
+        if self.dispensable is None:
+            return
+        observers = self._observers(batch, dict.fromkeys(self.plans), None)
+        self._run(model, observers, run)
+        for name, observer in observers.items():
+            if observer.caught is not None:
+                sums = self.sums[name]
+                sums.tried, sums.without = True, observer.caught.without
+
+    def _room(self, name: str, before: Mapping[str, int] | None) -> int | None:
+        if self.most is None:
+            return None
+        come = self.sums[name].moments.count if before is None else before[name]
+        return max(0, self.most - come)
+
+    def _observers(
+        self, batch: Batch, rooms: Mapping[str, int | None], beside: Beside | None
+    ) -> dict[str, Observer]:
         ranks = Ranks(batch, seed=self.seed)
-        observers = {
+        return {
             name: Observer(
                 plan,
                 batch,
-                number=self.batches,
                 ranks=ranks,
                 capacity=self.capacity,
-                threshold=self.seen[name].kept.threshold,
-                room=None if self.most is None else self.most - self.seen[name].moments.count,
+                threshold=self.sums[name].kept.threshold,
+                room=rooms[name],
+                without=self.sums[name].without,
+                proves=_PROOF_ROWS,
+                tries=None
+                if self.dispensable is None or self.sums[name].tried
+                else functools.partial(self.dispensable, name),
                 beside=beside,
             )
             for name, plan in self.plans.items()
-            if self.most is None or self.seen[name].moments.count < self.most
+            if rooms[name] != 0
         }
+
+    def _run(
+        self,
+        model: torch.nn.Module,
+        observers: Mapping[str, Observer],
+        run: Callable[[], object],
+    ) -> None:
         catchers: dict[Address, list[Catcher]] = {}
         for observer in observers.values():
             for address, catcher in observer.catchers().items():
                 catchers.setdefault(address, []).append(catcher)
-        with torch.no_grad(), catching(model, {a: _each(c) for a, c in catchers.items()}):
-            run()
-        added = {
-            name: self.seen[name] + observer.seen
-            if observer.seen is not None
-            else dataclasses.replace(self.seen[name], missed=self.seen[name].missed + 1)
-            for name, observer in observers.items()
-        }
-        self.seen |= added
-        self.batches += 1
-        self.examples += batch.size
+        settled = self._settled
+        ends = settled is not None and settled.may_stop(model)
+
+        def hand(each: list[Catcher], tensor: Tensor) -> None:
+            for catcher in each:
+                catcher(tensor)
+            if ends and all(observer.caught is not None for observer in observers.values()):
+                raise Enough
+
+        wanted = {address: functools.partial(hand, each) for address, each in catchers.items()}
+        with torch.no_grad(), catching(model, wanted):
+            if settled is None:
+                run()
+            else:
+                settled.run(model, run)
 
 
-def _each(catchers: list[Catcher]) -> Catcher:
-    def hand(tensor: Tensor) -> None:
-        for catcher in catchers:
-            catcher(tensor)
-
-    return hand
+def _at_home(moments: Moments) -> Moments:
+    """The sums on the CPU, where they are added up."""
+    fields = {field.name: getattr(moments, field.name) for field in dataclasses.fields(moments)}
+    moved = {name: field.cpu() for name, field in fields.items() if isinstance(field, Tensor)}
+    return dataclasses.replace(moments, **moved)

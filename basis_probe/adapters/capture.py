@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,10 @@ from basis_probe.adapters.places import Address, Place
 from basis_probe.adapters.trace import Follower, followed, spelling, tensors_in
 
 Catcher = Callable[[Tensor], None]
+
+
+class Enough(BaseException):
+    """Raised by a catcher to end a forward pass in which everything wanted has been caught."""
 
 
 @contextmanager
@@ -121,3 +125,84 @@ class _Watcher(Follower):
                 for _ in made:
                     self.step("output")
         return out
+
+
+_CONTAINERS = (list, dict, set, Counter)
+
+
+class Settled:
+    """Whether a model keeps anything of a forward pass, which decides if one may be cut short.
+
+    A pass may be cut short once a whole one has left every attribute of every module as it was. If
+    the first one that is cut short leaves something behind, that is put back, and no other is.
+    """
+
+    def __init__(self) -> None:
+        self.allowed = False
+        self._decided = False
+
+    def may_stop(self, model: nn.Module) -> bool:
+        """True if the pass that comes next may be cut short."""
+        return self.allowed and not _followed_by_others(model)
+
+    def run(self, model: nn.Module, run: Callable[[], object]) -> None:
+        """Runs one pass, which may be cut short by `Enough`."""
+        if self._decided:
+            with suppress(Enough):
+                run()
+            return
+        before = _attributes(model)
+        try:
+            run()
+            whole = True
+        except Enough:
+            whole = False
+        changed = _changed(before)
+        if whole:
+            self.allowed = not changed
+            return
+        self._decided = True
+        if changed:
+            self.allowed = False
+            for held, values, _ in before:
+                held.clear()
+                held.update(values)
+
+
+def _attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, int]]]:
+    """Of every module: its attributes, what they are, and the lengths of those that may grow."""
+    found: list[tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = []
+    for module in model.modules():
+        for held in (vars(module), vars(module)["_buffers"]):
+            sizes = {
+                name: len(value)
+                for name, value in held.items()
+                if isinstance(value, _CONTAINERS) and not name.startswith("_")
+            }
+            found.append((held, dict(held), sizes))
+    return found
+
+
+def _changed(before: list[tuple[dict[str, Any], dict[str, Any], dict[str, int]]]) -> bool:
+    return any(
+        held.keys() != values.keys()
+        or any(held[name] is not value for name, value in values.items())
+        or any(len(held[name]) != size for name, size in sizes.items())
+        for held, values, sizes in before
+    )
+
+
+def _followed_by_others(model: nn.Module) -> bool:
+    """True if somebody else's hooks wait for modules, which a pass cut short may not reach."""
+    for module in model.modules():
+        if getattr(module, "_hf_hook", None) is not None or getattr(module, "fwd_hooks", None):
+            return True
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        # TransformerLens hooks the norms of a model to see inside them.
+        if any(not _module_of(hook).startswith("transformer_lens.") for hook in hooks):
+            return True
+    return False
+
+
+def _module_of(hook: object) -> str:
+    return str(getattr(getattr(hook, "func", hook), "__module__", ""))
