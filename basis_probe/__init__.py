@@ -31,6 +31,8 @@ from basis_probe.attach import attach as attach
 from basis_probe.errors import DataError as DataError
 from basis_probe.errors import SiteError as SiteError
 from basis_probe.errors import StreamError as StreamError
+from basis_probe.partial import Partial as Partial
+from basis_probe.probe import observe as observe
 from basis_probe.probe import probe as probe
 from basis_probe.results import Certificate as Certificate
 from basis_probe.results import ClosedFormRecord as ClosedFormRecord

@@ -3,8 +3,14 @@
 import dataclasses
 import fnmatch
 import functools
+import hashlib
 import importlib.metadata
+import json
 import math
+import os
+import pathlib
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +20,7 @@ from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch, batch_of
 from basis_probe.adapters.layers import Layer, bend, layer
-from basis_probe.adapters.models import Subject, device_of, prepared, recognise
+from basis_probe.adapters.models import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
 from basis_probe.architecture import proved, watched
@@ -29,10 +35,12 @@ from basis_probe.findings import (
     halves_of,
     report,
 )
+from basis_probe.partial import Part, Partial, moved
 from basis_probe.results import Provenance, Report, Symmetry
 from basis_probe.roles import Role, role
 from basis_probe.sites import asked, sensible
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, geometry_of
+from basis_probe.statistics.sampling import hash_examples
 from basis_probe.statistics.scores import Score
 from basis_probe.stream import Plan, Seen, Stream
 from basis_probe.symmetry import Derivation
@@ -73,6 +81,8 @@ def probe(
     max_samples: int | None = None,
     progress: bool = True,
     certificates: bool | None = None,
+    memory_budget: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Report:
     """A verdict for every site: what the architecture allows, what the data show, what follows.
 
@@ -100,6 +110,11 @@ def probe(
         progress: whether to show progress bars.
         certificates: whether to prove what is claimed of the architecture on a float64 copy of the
             model; None to do so if that is cheap, up to 150 million parameters.
+        memory_budget: about how many bytes may be held beyond the model and its forward pass. Where
+            all sites need more, the data pass through the model several times, for some sites at a
+            time; a warning says so before the first. None for one pass.
+        checkpoint: a file to which what was seen is written every minute. If it exists, the run
+            goes on where it ended; it is removed when the report is made.
 
     Raises:
         SiteError: if a name stands for no site; the message lists the nearest.
@@ -128,25 +143,154 @@ def probe(
         certificates=certificates,
         progress=progress,
     )
+    if memory_budget is not None and checkpoint is not None:
+        raise ValueError(
+            "memory_budget and checkpoint are both given, and a run of several passes keeps no "
+            "checkpoint: give one of them"
+        )
     subject = recognise(model)
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
-        batches = batches_of(data, subject)
-        first = next(batches, None)
-        if first is None:
-            raise DataError("the data hold no batch: give at least one, better several")
-        session = Session.open(subject, first, choices)
-        finish = functools.partial(session.report, notes=notes)
-        interrupted = _run(subject, session.stream, first, batches, finish, progress=progress)
-        if interrupted:
-            return finish(
-                partial=True,
-                more=(f"The run was interrupted after {session.stream.batches} batches.",),
-            )
-        return finish(partial=False)
+        numbered = _numbered(data, subject)
+        watching = Watched.of(subject, _first(numbered), choices)
+        passes = _passes(watching, choices, data, memory_budget)
+        notes = (*notes, *_announced(passes, memory_budget))
+        concluding = _Concluding(watching, choices, {})
+        for turn, names in enumerate(passes):
+            if turn:
+                numbered = _numbered(data, subject)
+                _first(numbered)
+            run = _Run(watching, choices, names, Part(), checkpoint)
+
+            def finish(run: _Run = run) -> Report:
+                return concluding.report(run.partial(), notes)
+
+            run.read(numbered, finish, progress=progress)
+            if not run.part.whole or turn + 1 == len(passes):
+                made = finish()
+                if checkpoint is not None and not made.partial:
+                    pathlib.Path(checkpoint).unlink(missing_ok=True)
+                return made
+            concluding.gather(run.partial())
+    raise AssertionError("there is always a last pass")
 
 
-# --- what is asked for, and what it is asked of ---------------------------------------------------
+def observe(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    sites: str | Iterable[str] | None = None,
+    null: str | Null | None = None,
+    groups: Groups | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    max_samples: int | None = None,
+    progress: bool = True,
+    shard: tuple[int, int] = (0, 1),
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> Partial:
+    """What is seen of a model on a part of the data, to be added to what is seen of the others.
+
+    `observe(model, data).report(model)` is `probe(model, data)`. The parts of the data may be seen
+    by different processes and machines; their partials add.
+
+    Args:
+        model: as for `probe`.
+        data: as for `probe`; every shard is given all of them, in the same order.
+        sites: as for `probe`.
+        null: as for `probe`.
+        groups: as for `probe`.
+        seed: as for `probe`.
+        device: as for `probe`.
+        max_samples: as for `probe`, in all shards together.
+        progress: as for `probe`.
+        shard: (i, n): batches i, i + n, i + 2 n ... of the data are seen, and the first examples of
+            the first batch, on which the model is watched.
+        checkpoint: a file to which the partial is written every minute and at the end; a run that
+            finds it there goes on where it ended.
+
+    Raises:
+        SiteError, DataError, StreamError, ValueError: as `probe`; ValueError also for a checkpoint
+            of another model, plan or seed.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+        >>> data = list(torch.randn(3, 100, 8))
+        >>> parts = [bp.observe(model, data, shard=(i, 2), progress=False) for i in range(2)]
+        >>> report = (parts[0] + parts[1]).report(model, progress=False)
+        >>> report == bp.probe(model, data, progress=False) or report["1"].n_samples
+        300
+    """
+    index, of = shard
+    if not 0 <= index < of:
+        raise ValueError(
+            f"shard=({index}, {of}): give (i, n) with i from 0 to n - 1, such as (0, 4) for the "
+            "first of four"
+        )
+    choices = Choices.of(
+        sites=sites,
+        scores=None,
+        null=null,
+        groups=groups,
+        seed=seed,
+        max_samples=max_samples,
+        certificates=None,
+        progress=progress,
+    )
+    subject = recognise(model)
+    target = None if device is None else device_of(device)
+    with prepared(subject.model, target) as notes:
+        # Without a limit to the samples, what other shards see need not be read here.
+        mine = None if max_samples is not None else (index, of)
+        numbered = _numbered(data, subject, mine)
+        watching = Watched.of(subject, _first(numbered), choices)
+        run = _Run(watching, choices, tuple(watching.plans), Part(index, of), checkpoint, True)
+        run.notes = notes
+
+        def finish() -> Report:
+            return _Concluding(watching, choices, {}).report(run.partial(), notes)
+
+        run.read(numbered, finish, progress=progress)
+        return run.partial()
+
+
+def conclude(
+    partial: Partial,
+    model: nn.Module,
+    *,
+    scores: Iterable[str | Score] | None = None,
+    null: str | Null | None = None,
+    groups: Groups | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    certificates: bool | None = None,
+) -> Report:
+    """The report of what was observed, as `Partial.report` says."""
+    plan = partial.plan
+    choices = dataclasses.replace(
+        Choices.of(
+            sites=tuple(json.loads(plan["names"])),
+            scores=scores,
+            null=null,
+            groups=groups,
+            seed=int(plan["seed"]),
+            max_samples=None if plan["max_samples"] == "all" else int(plan["max_samples"]),
+            certificates=certificates,
+            progress=progress,
+        ),
+        asked=plan["sites"],
+    )
+    subject = recognise(model)
+    target = None if device is None else device_of(device)
+    with prepared(subject.model, target) as notes:
+        watching = Watched.of(subject, moved(partial.first, subject.device), choices)
+        _require_same(plan, watching.plan(choices, identified=True), "the partial was made with")
+        concluding = _Concluding(watching, choices, {})
+        return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))
+
+
+# --- what was asked for, and where it is ----------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,6 +307,7 @@ class Choices:
         max_samples: at most this many samples at each site.
         certificates: whether to prove what is claimed; None if that is cheap.
         progress: whether to show progress bars.
+        asked: the sites in the user's words, where `sites` says what they came to.
     """
 
     sites: str | tuple[str, ...] | None
@@ -174,6 +319,7 @@ class Choices:
     max_samples: int | None
     certificates: bool | None
     progress: bool
+    asked: str = ""
 
     @staticmethod
     def of(
@@ -203,13 +349,18 @@ class Choices:
     def settings(self) -> dict[str, str]:
         """The choices in words."""
         return {
-            "sites": "the sensible ones" if self.sites is None else _said(self.sites),
+            "sites": self.asked or _said(self.sites),
             "scores": ", ".join(score.name for score in self.scores),
             "null": "by site" if self.said is None else str(self.said),
             "groups": "derived" if self.groups is None else str(self.groups),
             "max_samples": "all" if self.max_samples is None else str(self.max_samples),
-            "rows_for_nulls": str(_capacity(self.null)),
+            "rows_for_nulls": str(self.capacity),
         }
+
+    @property
+    def capacity(self) -> int:
+        """How many rows are kept of a site."""
+        return _capacity(self.null)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,18 +369,12 @@ class Session:
 
     Attributes:
         choices: what the user asked for.
-        subject: the model.
-        first: the batch on which it was watched.
-        derivation: what follows from what was seen of it.
-        places: the sites.
+        watching: the model and its sites.
         stream: what has been seen at them.
     """
 
     choices: Choices
-    subject: Subject
-    first: Batch
-    derivation: Derivation
-    places: Mapping[str, Placed]
+    watching: "Watched"
     stream: Stream
 
     @staticmethod
@@ -245,20 +390,21 @@ class Session:
             SiteError: if a name stands for no site.
             DataError: if the model fails on the batch.
         """
-        facts = watched(subject, first)
-        if choices.sites is None:
-            chosen = sensible(facts, facts.sites, subject.usual)
-        else:
-            chosen = asked(choices.sites, facts.sites, silent=subject.silent())
-        derivation = Derivation(facts)
-        places = placed(derivation, chosen, choices.groups)
+        watching = Watched.of(subject, first, choices)
         stream = Stream(
-            {name: place.plan for name, place in places.items()},
-            seed=choices.seed,
-            capacity=_capacity(choices.null),
-            most=choices.max_samples,
+            watching.plans, seed=choices.seed, capacity=choices.capacity, most=choices.max_samples
         )
-        return Session(choices, subject, first, derivation, places, stream)
+        return Session(choices, watching, stream)
+
+    @property
+    def subject(self) -> Subject:
+        """The model."""
+        return self.watching.subject
+
+    @property
+    def places(self) -> Mapping[str, Placed]:
+        """The sites."""
+        return self.watching.places
 
     def report(
         self, *, partial: bool, notes: tuple[str, ...] = (), more: tuple[str, ...] = ()
@@ -270,41 +416,158 @@ class Session:
             notes: what a reader must know of how the model was run.
             more: what a reader must know besides.
         """
-        choices, stream = self.choices, self.stream
-        provenance = Provenance(
-            model=self.subject.description,
-            data=f"{stream.batches} batches of {self.first.form}, {stream.examples} examples",
-            seed=choices.seed,
-            n_batches=stream.batches,
-            n_examples=stream.examples,
-            versions=_versions(),
-            device=str(self.subject.device),
-            dtype=str(self.subject.dtype).removeprefix("torch."),
-            level=LEVEL,
-            settings=choices.settings,
-        )
-        stopped = False
-        shown = self.places
-        try:
-            shown = _proved(
-                self.places, self.subject, self.first, self.derivation, choices.certificates
+        stream = self.stream
+        part = Part(batches=stream.batches, examples=stream.examples, whole=True)
+        seen = Partial(stream.seen, self.watching.first, {}, (part,))
+        found = _Concluding(self.watching, self.choices, {}).report(seen, (*notes, *more))
+        return dataclasses.replace(found, partial=found.partial or partial)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watched:
+    """A model that was watched on the first examples, and the sites that were asked for.
+
+    Attributes:
+        leaders: site -> the site whose numbers it shares, because both show one tensor.
+        plans: what is caught at every leader.
+    """
+
+    subject: Subject
+    first: Batch
+    derivation: Derivation
+    places: dict[str, Placed]
+    leaders: dict[str, str]
+    plans: dict[str, Plan]
+
+    @staticmethod
+    def of(subject: Subject, first: Batch, choices: Choices) -> "Watched":
+        """The sites of a model as it runs on a batch.
+
+        Raises:
+            SiteError: if a name stands for no site.
+            DataError: if the model fails on the batch.
+        """
+        facts = watched(subject, first)
+        if choices.sites is None:
+            chosen = sensible(facts, facts.sites, subject.usual)
+        else:
+            chosen = asked(choices.sites, facts.sites, silent=subject.silent())
+        derivation = Derivation(facts)
+        places = placed(derivation, chosen, choices.groups)
+        leaders: dict[str, str] = {}
+        plans: dict[str, Plan] = {}
+        for name, place in places.items():
+            leaders[name] = next(
+                (
+                    other
+                    for other, plan in plans.items()
+                    if places[other].site.node == place.site.node
+                    and plan == dataclasses.replace(place.plan, address=plan.address)
+                ),
+                name,
             )
-        except KeyboardInterrupt:
-            stopped = True
-            more = (*more, "It was interrupted while the architecture was proved.")
-        gathered, interrupted = _gather(
-            shown,
-            stream,
-            choices.scores,
-            choices.null,
-            seed=choices.seed,
-            dtype=self.subject.dtype,
-            progress=choices.progress,
+            if leaders[name] == name:
+                plans[name] = place.plan
+        return Watched(subject, first, derivation, places, leaders, plans)
+
+    def plan(self, choices: Choices, *, identified: bool) -> dict[str, str]:
+        """Everything that must agree for what was seen to be added."""
+        settings = dict(choices.settings)
+        # What is seen does not depend on the scores that are taken of it.
+        del settings["scores"]
+        caught = hashlib.sha256(repr(sorted(self.plans.items())).encode()).hexdigest()
+        return {
+            "model": self.subject.description,
+            "weights": fingerprint(self.subject.model) if identified else "",
+            "dtype": str(self.subject.dtype).removeprefix("torch."),
+            "names": json.dumps([*self.places]),
+            "seed": str(choices.seed),
+            "caught": caught[:16],
+        } | settings
+
+
+def _require_same(was: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
+    differing = [
+        f"{name} {was.get(name, 'nothing')!r} (now {now.get(name, 'nothing')!r})"
+        for name in sorted({*was, *now})
+        if was.get(name) != now.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{what} {'; '.join(differing)}: give the same model and settings, or start anew "
+            "without that file"
         )
-        if interrupted:
-            more = (*more, "It was interrupted while axes were compared with alternatives.")
-        partial = partial or interrupted or stopped
-        return Report(report(gathered), provenance, partial, (*notes, *more))
+
+
+# --- several passes -------------------------------------------------------------------------------
+
+
+def _passes(
+    watching: Watched, choices: Choices, data: object, budget: int | None
+) -> list[tuple[str, ...]]:
+    """The sites of every pass over the data, so that no pass holds more than the budget."""
+    names = tuple(watching.plans)
+    if budget is None:
+        return [names]
+    size = watching.subject.dtype.itemsize
+    held = {name: _held(watching.places[name], choices.capacity, size) for name in names}
+    # While axes are compared with alternatives, the rows of one site are there a few times more.
+    working = max(choices.capacity * watching.plans[name].dim * 8 * 4 for name in names)
+    if working + max(held.values()) > budget:
+        raise ValueError(
+            f"memory_budget={budget:,}: the largest site alone needs about "
+            f"{working + max(held.values()):,} bytes; give that much, or a null with fewer samples"
+        )
+    passes: list[tuple[str, ...]] = []
+    used = 0
+    for name in names:
+        if passes and working + used + held[name] <= budget:
+            passes[-1] = (*passes[-1], name)
+            used += held[name]
+        else:
+            passes.append((name,))
+            used = held[name]
+    if len(passes) > 1 and isinstance(data, Iterator):
+        raise DataError(
+            f"memory_budget={budget:,} needs {len(passes)} passes over the data, and an iterator "
+            "can be read only once: give a list, a DataLoader, or anything that can be iterated "
+            "again; or a larger budget"
+        )
+    return passes
+
+
+def _held(place: Placed, capacity: int, size: int) -> int:
+    """About how many bytes are kept of a site."""
+    plan = place.plan
+    window = 1 if plan.convolution is None else math.prod(plan.convolution.kernel)
+    kept = plan.width * plan.repeat * window + plan.dim * len(plan.held)
+    if not _computed(place):
+        kept += plan.dim
+    if plan.pre is not None and (place.layer is None or place.layer.pre is None):
+        kept += plan.dim
+    return capacity * kept * size + plan.dim * 8 * 16
+
+
+def _computed(place: Placed) -> bool:
+    """True if the activations are larger than what they can be computed of."""
+    plan = place.plan
+    return (
+        place.layer is not None
+        and plan.inputs is not None
+        and plan.convolution is None
+        and plan.dim > plan.width * plan.repeat
+    )
+
+
+def _announced(passes: list[tuple[str, ...]], budget: int | None) -> tuple[str, ...]:
+    if len(passes) < 2 or budget is None:
+        return ()
+    said = (
+        f"To stay within {budget:,} bytes, the data pass through the model {len(passes)} times, "
+        f"for {max(len(names) for names in passes)} sites at a time."
+    )
+    warnings.warn(said, stacklevel=3)
+    return (said,)
 
 
 # --- before the data ------------------------------------------------------------------------------
@@ -372,6 +635,7 @@ def placed(
                 pre=None if bent is None else bent[0],
                 held=() if known is None else known.held,
                 centred=geometry_of(symmetry.group) is Geometry.LINE,
+                across=_across(symmetry.group),
             ),
             layer=known,
             geometry=_input_geometry(derivation, known),
@@ -379,6 +643,11 @@ def placed(
             notes=notes,
         )
     return places
+
+
+def _across(group: Group) -> bool:
+    """True if comparing a sample's axes with each other says something under the group."""
+    return geometry_of(group) not in (Geometry.WHITENED, Geometry.HEADS, Geometry.STANDARDISED)
 
 
 def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:
@@ -429,7 +698,9 @@ def _capacity(wanted: Null | None) -> int:
     return Rotation().samples if wanted is None else wanted.samples
 
 
-def _said(sites: str | Iterable[str]) -> str:
+def _said(sites: str | Iterable[str] | None) -> str:
+    if sites is None:
+        return "the sensible ones"
     return sites if isinstance(sites, str) else ", ".join(sites)
 
 
@@ -452,6 +723,15 @@ def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
     Raises:
         DataError: for data that are no iterable of batches, or change their form on the way.
     """
+    for _, batch in _numbered(data, subject):
+        assert batch is not None
+        yield batch
+
+
+def _numbered(
+    data: Iterable[Any], subject: Subject, shard: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Batch | None]]:
+    """The batches and their numbers; None for all but the first that are not of the shard."""
     if isinstance(data, str):
         raise DataError(
             "the data are one string: give batches, for example [[text]], a list with one batch of "
@@ -466,6 +746,9 @@ def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
         )
     tokenizer, device, form = subject.tokenizer, subject.device, None
     for number, raw in enumerate(data):
+        if shard is not None and number and number % shard[1] != shard[0]:
+            yield number, None
+            continue
         batch = batch_of(raw, number=number, tokenizer=tokenizer, device=device)
         if form is not None and batch.form != form:
             raise DataError(
@@ -473,99 +756,405 @@ def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
                 "form"
             )
         form = batch.form
-        yield batch
+        yield number, batch
 
 
-def _run(
-    subject: Subject,
-    stream: Stream,
-    first: Batch,
-    rest: Iterator[Batch],
-    finish: Callable[..., Report],
-    *,
-    progress: bool,
-) -> bool:
-    """Streams all batches; True if the user interrupted it after at least one."""
-    from tqdm.auto import tqdm
+def _first(numbered: Iterator[tuple[int, Batch | None]]) -> Batch:
+    _, batch = next(numbered, (0, None))
+    if batch is None:
+        raise DataError("the data hold no batch: give at least one, better several")
+    return batch
 
-    bar = tqdm(desc="running the model", unit="batch", disable=not progress, leave=False)
-    try:
-        batch: Batch | None = first
-        while batch is not None:
-            stream.see(subject.model, batch, functools.partial(subject.call, batch))
-            bar.update()
-            batch = None if stream.full else next(rest, None)
-    except KeyboardInterrupt:
-        if not stream.batches:
-            raise
-        return True
-    except Exception as error:
-        if not stream.batches:
-            raise
-        # The error itself is forgotten when this clause ends.
-        what = f"{type(error).__name__}: {error}"
-        raise StreamError(
-            f"batch {stream.batches} failed: {what}. The "
-            f"{stream.batches} batches before it are kept: call .report() of this error for their "
-            "report",
-            batches=stream.batches,
-            finish=lambda: finish(
-                partial=True,
-                more=(f"The run failed after {stream.batches} batches: {what}",),
-            ),
-        ) from error
-    finally:
-        bar.close()
-    return False
+
+CHECKPOINT_SECONDS = 60.0
+"""So often what was seen is written to the checkpoint."""
+
+
+class _Run:
+    """One pass over the data, or over a shard of it, for some sites.
+
+    Args:
+        watching: the model and its sites.
+        choices: what was asked for.
+        names: the sites, leaders among them.
+        part: which part of the data.
+        checkpoint: where what was seen is written.
+        identified: True if what was seen may meet what was seen elsewhere.
+    """
+
+    def __init__(
+        self,
+        watching: Watched,
+        choices: Choices,
+        names: tuple[str, ...],
+        part: Part,
+        checkpoint: str | os.PathLike[str] | None,
+        identified: bool = False,
+    ) -> None:
+        self.watching, self.choices, self.part = watching, choices, part
+        self.notes: tuple[str, ...] = ()
+        self.checkpoint = None if checkpoint is None else pathlib.Path(checkpoint)
+        self.plan = watching.plan(choices, identified=identified or checkpoint is not None)
+        self.stream = Stream(
+            {name: watching.plans[name] for name in names},
+            seed=choices.seed,
+            capacity=choices.capacity,
+            most=choices.max_samples,
+            dispensable=functools.partial(_dispensable, watching),
+            stops=True,
+        )
+        self._written = time.monotonic()
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._resume(Partial.load(self.checkpoint))
+
+    def partial(self) -> Partial:
+        """What was seen so far."""
+        return Partial(
+            seen=self.stream.seen,
+            first=self.watching.first.first(2),
+            plan=self.plan,
+            parts=(self.part,),
+            notes=self.notes,
+        )
+
+    def _resume(self, before: Partial) -> None:
+        _require_same(before.plan, self.plan, f"the checkpoint {self.checkpoint} was made with")
+        [part] = before.parts
+        if (part.index, part.of) != (self.part.index, self.part.of):
+            raise ValueError(
+                f"the checkpoint {self.checkpoint} is of shard {part.index}/{part.of}, and shard "
+                f"{self.part.index}/{self.part.of} was asked for: give each shard its own file"
+            )
+        self.part = part
+        self.stream.restore(before.seen, batches=part.batches, examples=part.examples)
+
+    def read(
+        self,
+        rest: Iterator[tuple[int, Batch | None]],
+        finish: Callable[[], Report],
+        *,
+        progress: bool,
+    ) -> None:
+        """Streams all batches; if the user interrupts it after one, the part is not whole.
+
+        Raises:
+            StreamError: if the data or the model fail after a batch; `finish` makes its report.
+        """
+        from tqdm.auto import tqdm
+
+        if self.part.whole:
+            return
+        bar = tqdm(desc="running the model", unit="batch", disable=not progress, leave=False)
+        try:
+            self._read(rest, bar.update)
+        except KeyboardInterrupt:
+            if not self.part.batches:
+                raise
+            return
+        except Exception as error:
+            if not self.part.batches:
+                raise
+            # The error itself is forgotten when this clause ends.
+            what = f"{type(error).__name__}: {error}"
+            batches = self.part.batches
+            self.notes = (*self.notes, f"The run failed after {batches} batches: {what}")
+            raise StreamError(
+                f"batch {batches} failed: {what}. The {batches} batches before it are kept: call "
+                ".report() of this error for their report",
+                batches=batches,
+                finish=finish,
+            ) from error
+        finally:
+            bar.close()
+        self.part = dataclasses.replace(self.part, whole=True)
+        self._write(always=True)
+
+    def _read(self, rest: Iterator[tuple[int, Batch | None]], update: Callable[[], object]) -> None:
+        subject, first, stream = self.watching.subject, self.watching.first, self.stream
+        index, of, reached = self.part.index, self.part.of, self.part.reached
+        counting = _Counting(self.watching, self.stream) if of > 1 and stream.most else None
+        digest = 0
+        if index and not self.part.batches:
+            few = first.first(2)
+            stream.rehearse(subject.model, few, functools.partial(subject.call, few))
+        number, batch = 0, first
+        while True:
+            spans = counting.spans(number, batch) if counting is not None and batch else None
+            if number % of == index and batch is not None:
+                if number < reached:
+                    digest = _digested(digest, number, batch)
+                else:
+                    if number == reached or number - of < reached:
+                        self._require_digest(digest)
+                    stream.see(
+                        subject.model,
+                        batch,
+                        functools.partial(subject.call, batch),
+                        spans=spans,
+                        number=number,
+                    )
+                    self.part = dataclasses.replace(
+                        self.part,
+                        reached=number + 1,
+                        batches=stream.batches,
+                        examples=stream.examples,
+                        digest=_digested(self.part.digest, number, batch),
+                    )
+                    self._write(always=False)
+                    update()
+            if stream.full if counting is None else counting.full:
+                break
+            following = next(rest, None)
+            if following is None:
+                break
+            number, batch = following
+        if number < reached - 1:
+            raise DataError(
+                f"the checkpoint {self.checkpoint} has seen {reached} batches, and the data end "
+                f"after {number + 1}: give the same data again, or start anew without it"
+            )
+
+    def _require_digest(self, digest: int) -> None:
+        if digest != self.part.digest:
+            raise DataError(
+                f"the first {self.part.reached} batches are not those that the checkpoint "
+                f"{self.checkpoint} has seen: give the same data in the same order, or start anew "
+                "without it"
+            )
+
+    def _write(self, *, always: bool) -> None:
+        if self.checkpoint is None:
+            return
+        if always or time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+            self.partial().save(self.checkpoint)
+            self._written = time.monotonic()
+
+
+def _digested(digest: int, number: int, batch: Batch) -> int:
+    """A number that depends on the examples of all batches so far, and on which batch is which."""
+    examples = hash_examples(batch.inputs, batch.mask)
+    return (digest + int(examples.sum()) * (2 * number + 1)) % 2**64
+
+
+class _Counting:
+    """How many samples come before a batch at every site, in shards that others see too."""
+
+    def __init__(self, watching: Watched, stream: Stream) -> None:
+        self.first, self.most = watching.first, stream.most or 0
+        trace = watching.derivation.facts.graph.trace
+        self.rows: dict[str, tuple[int, int]] = {}
+        for name, plan in stream.plans.items():
+            shape = trace.node(watching.places[name].site.node).shape
+            axes = (len(shape) - 1,) if plan.layout is None else plan.layout.axes
+            lead = math.prod(size for axis, size in enumerate(shape) if axis not in axes)
+            self.rows[name] = (lead, trace.example_batch)
+        self.counts = dict.fromkeys(self.rows, 0)
+
+    @property
+    def full(self) -> bool:
+        return all(count >= self.most for count in self.counts.values())
+
+    def spans(self, number: int, batch: Batch) -> dict[str, range]:
+        """Site -> which of the samples of the data the batch holds."""
+        found: dict[str, range] = {}
+        for name, (lead, examples) in self.rows.items():
+            positions = self.first.inputs.shape[1] if self.first.inputs.ndim > 1 else 1
+            if lead == examples * positions:
+                shape = batch.inputs.shape[:2]
+                count = math.prod(shape) if batch.mask is None else int(batch.mask.sum())
+            elif batch.inputs.shape[1:] == self.first.inputs.shape[1:] and lead % examples == 0:
+                count = lead // examples * batch.size
+            else:
+                raise DataError(
+                    f"batch {number} has shape {tuple(batch.inputs.shape)} and the first had "
+                    f"{tuple(self.first.inputs.shape)}, so it is not known how many samples come "
+                    "before those of this shard: give batches of one shape, or max_samples=None"
+                )
+            start = self.counts[name]
+            found[name] = range(start, start + count)
+            self.counts[name] += count
+        return found
+
+
+def _dispensable(watching: Watched, name: str, rows: Mapping[str, Tensor]) -> frozenset[str]:
+    """What need not be kept of a site, because it can be computed from what is kept."""
+    place = watching.places[name]
+    if place.layer is None or "inputs" not in rows or not len(rows["x"]):
+        return frozenset()
+    dtype = watching.subject.dtype
+    linear = _linear_layer(place.layer, rows, place.geometry, dtype)
+    # What is close to the limit here may be beyond it elsewhere.
+    if not _off(linear, rows["x"]) <= _tolerance(dtype, rows["x"]) / 4:
+        return frozenset()
+    found = {"pre"} if place.layer.pre is not None else set[str]()
+    return frozenset(found | {"x"} if _computed(place) else found)
+
+
+def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
+    """Why activations that were not kept cannot be computed again after all; empty if they can."""
+    rows = seen.proof.rows
+    if place.layer is None or "x" in seen.kept.rows or not rows:
+        return ""
+    error = _off(_linear_layer(place.layer, rows, place.geometry, dtype), rows["x"])
+    if error <= _tolerance(dtype, rows["x"]):
+        return ""
+    return (
+        "the activations could be computed from the layer's input and weights in the first batch "
+        f"and not in later ones (off by {error:.1g} at a size of {_size(rows['x']):.1g}), so "
+        "nothing was compared; give data of one kind."
+    )
+
+
+def _off(linear: LinearLayer, x: Tensor) -> float:
+    """By how much a layer's outputs, computed from its inputs, miss the activations."""
+    made = linear.post(_outputs(linear)).double()
+    return float((made - x.double()).abs().max()) if made.shape == x.shape else math.inf
+
+
+def _tolerance(dtype: torch.dtype, x: Tensor) -> float:
+    return _TOLERANCE.get(dtype, 0.1) * max(_size(x), 1e-30) * 10
+
+
+def _size(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
 
 
 # --- after the data -------------------------------------------------------------------------------
 
 
-def _gather(
-    places: Mapping[str, Placed],
-    stream: Stream,
-    used: tuple[Score, ...],
-    wanted: Null | None,
-    *,
-    seed: int,
-    dtype: torch.dtype,
-    progress: bool,
-) -> tuple[list[Evidence], bool]:
-    """The evidence of every site, and whether the user interrupted it."""
-    from tqdm.auto import tqdm
+class _Concluding:
+    """From what was seen to the report.
 
-    gathered: list[Evidence] = []
-    interrupted = False
-    bar = tqdm(
-        places.items(),
-        desc="comparing axes with alternatives",
-        unit="site",
-        disable=not progress,
-        leave=False,
-    )
-    for name, place in bar:
-        if not interrupted:
-            try:
-                case = _case(name, place, stream, dtype)
-                gathered.append(gather(case, used, wanted, seed=seed))
-                continue
-            except KeyboardInterrupt:
-                interrupted = True
-        case = _case(name, place, stream, dtype)
-        gathered.append(Evidence(dataclasses.replace(case, trouble=_INTERRUPTED)))
-    return gathered, interrupted
+    Args:
+        watching: the model and its sites.
+        choices: what was asked for.
+        gathered: the evidence so far, by site; more is added to it.
+    """
+
+    def __init__(
+        self,
+        watching: Watched,
+        choices: Choices,
+        gathered: dict[str, Evidence],
+    ) -> None:
+        self.watching, self.choices, self.gathered = watching, choices, gathered
+        self.notes: tuple[str, ...] = ()
+        self._places: dict[str, Placed] | None = None
+
+    def report(self, partial: Partial, notes: tuple[str, ...]) -> Report:
+        """The report of all sites with evidence so far and of those that the partial saw."""
+        watching, choices = self.watching, self.choices
+        interrupted = self.gather(partial)
+        notes = (*notes, *partial.notes, partial.missing, *self.notes)
+        if len(self.gathered) < len(watching.places):
+            absent = [name for name in watching.places if name not in self.gathered]
+            notes = (*notes, f"No data passed for {len(absent)} sites: {', '.join(absent)}.")
+        provenance = Provenance(
+            model=watching.subject.description,
+            data=(
+                f"{partial.batches} batches of {watching.first.form}, {partial.examples} examples"
+            ),
+            seed=choices.seed,
+            n_batches=partial.batches,
+            n_examples=partial.examples,
+            versions=_versions(),
+            device=str(watching.subject.device),
+            dtype=str(watching.subject.dtype).removeprefix("torch."),
+            level=LEVEL,
+            settings=choices.settings,
+        )
+        gathered = [self.gathered[name] for name in watching.places if name in self.gathered]
+        return Report(
+            report(gathered),
+            provenance,
+            interrupted or bool(partial.missing),
+            tuple(dict.fromkeys(note for note in notes if note)),
+        )
+
+    def gather(self, partial: Partial) -> bool:
+        """Adds the evidence of the sites that were seen; True if the user interrupted it."""
+        from tqdm.auto import tqdm
+
+        stopped = self._prove()
+        places, leaders = self._places or self.watching.places, self.watching.leaders
+        dtype = self.watching.subject.dtype
+        mine = [name for name in places if leaders[name] in partial.seen]
+        interrupted = False
+        bar = tqdm(
+            mine,
+            desc="comparing axes with alternatives",
+            unit="site",
+            disable=not self.choices.progress,
+            leave=False,
+        )
+        for name in bar:
+            place, leader = places[name], leaders[name]
+            if not interrupted:
+                try:
+                    if leader != name and _alike(place, places[leader]):
+                        self.gathered[name] = _renamed(self.gathered[leader], name)
+                        continue
+                    case = _case(name, place, partial.seen[leader], partial.batches, dtype)
+                    found = gather(
+                        case, self.choices.scores, self.choices.null, seed=self.choices.seed
+                    )
+                    self.gathered[name] = found
+                    continue
+                except KeyboardInterrupt:
+                    interrupted = True
+                    self.notes = (
+                        *self.notes,
+                        "It was interrupted while axes were compared with alternatives.",
+                    )
+            case = _case(name, place, partial.seen[leader], partial.batches, dtype)
+            self.gathered[name] = Evidence(dataclasses.replace(case, trouble=_INTERRUPTED))
+        return interrupted or stopped
+
+    def _prove(self) -> bool:
+        """Proves the claims, once; True if the user interrupted it."""
+        if self._places is not None:
+            return False
+        watching = self.watching
+        try:
+            self._places = _proved(
+                watching.places,
+                watching.subject,
+                watching.first,
+                watching.derivation,
+                self.choices.certificates,
+            )
+        except KeyboardInterrupt:
+            self.notes = (
+                *self.notes,
+                "It was interrupted while the architecture was proved.",
+            )
+            return True
+        return False
+
+
+def _alike(one: Placed, other: Placed) -> bool:
+    """True if two names of one tensor are to be judged alike."""
+    return (one.symmetry.group, one.role.kind, one.shape, one.geometry, one.notes) == (
+        other.symmetry.group,
+        other.role.kind,
+        other.shape,
+        other.geometry,
+        other.notes,
+    ) and (one.layer is None) == (other.layer is None)
+
+
+def _renamed(evidence: Evidence, name: str) -> Evidence:
+    return dataclasses.replace(evidence, case=dataclasses.replace(evidence.case, site=name))
 
 
 _INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
 
 
-def _case(name: str, place: Placed, stream: Stream, dtype: torch.dtype) -> Case:
-    seen = stream.seen[name]
+def _case(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
     notes = list(place.notes)
     trouble = ""
     if seen.missed:
-        notes.append(f"The site did not run in {seen.missed} of {stream.batches} batches.")
+        notes.append(f"The site did not run in {seen.missed} of {batches} batches.")
     if seen.bad:
         number, count = seen.bad[0]
         more = f", and more in {len(seen.bad) - 1} later batches" if len(seen.bad) > 1 else ""
@@ -575,6 +1164,8 @@ def _case(name: str, place: Placed, stream: Stream, dtype: torch.dtype) -> Case:
         )
     dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
     problem = None
+    if not trouble and len(seen.kept.priorities):
+        trouble = _unproven(place, seen, dtype)
     if not trouble and len(seen.kept.priorities):
         problem, more_notes = problem_of(place, seen, dtype)
         notes.extend(more_notes)
@@ -599,7 +1190,7 @@ def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
         # What is compared there is the whitened axes, and whitening needs a second pass.
         return {}
     found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}
-    if geometry is not Geometry.STANDARDISED:
+    if place.plan.across and _across(place.symmetry.group):
         found["sample_kurtosis"] = float(seen.kurtosis.mean)
     # Behind a nonlinearity it is computed before it, and that is not streamed.
     if place.bend is None and (place.layer is None or place.layer.pre is None):
@@ -619,22 +1210,24 @@ def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, 
         dtype: the model's own floating-point type, in which its layers are computed again.
     """
     rows = seen.kept.rows
-    x = rows["x"].double()
     halves = halves_of(seen.kept.priorities)
     notes: tuple[str, ...] = ()
     linear = None
     if place.layer is not None and "inputs" in rows:
         linear = _linear_layer(place.layer, rows, place.geometry, dtype)
-        made = linear.post(_outputs(linear)).double()
-        scale = float(x.square().mean().sqrt())
-        error = float((made - x).abs().max()) if made.shape == x.shape else math.inf
-        if not error <= _TOLERANCE.get(dtype, 0.1) * max(scale, 1e-30) * 10:
-            linear = None
-            notes = (
-                "The activations could not be computed again from the layer's input and weights "
-                f"(off by {error:.1g} at a size of {scale:.1g}), so its counterfactuals were not "
-                "used.",
-            )
+    if linear is not None and "x" not in rows:
+        x = linear.post(_outputs(linear)).double()
+    else:
+        x = rows["x"].double()
+        if linear is not None:
+            error = _off(linear, x)
+            if not error <= _tolerance(dtype, x):
+                linear = None
+                notes = (
+                    "The activations could not be computed again from the layer's input and "
+                    f"weights (off by {error:.1g} at a size of {_size(x):.1g}), so its "
+                    "counterfactuals were not used.",
+                )
     pre = rows["pre"].double() if "pre" in rows and place.bend is not None else None
     if pre is not None and not bool(torch.isfinite(pre).all()):
         pre = None

@@ -183,6 +183,7 @@ class _Caught:
     """What one batch showed at one site, still on its device."""
 
     sums: BatchSums
+    counted: int
     offered: int
     priorities: Tensor
     rows: dict[str, Tensor]
@@ -201,8 +202,8 @@ class Observer:
         room: how many samples may still be counted; None for no limit.
         without: what need not be kept.
         proves: how many rows are kept of what need not be; 0 for none.
-        tries: asked what need not be kept, from some rows of the first examples that have everything
-            that was planned; None if that is known.
+        tries: asked what need not be kept, from some rows of the first examples that have
+            everything that was planned; None if that is known.
         beside: what else is kept of every row that is kept.
     """
 
@@ -273,6 +274,7 @@ class Observer:
         self.waiting = {}
         self.caught = _Caught(
             sums=BatchSums.of(rows, across=plan.across, centred=plan.centred),
+            counted=len(ranks.counted),
             offered=len(counted),
             priorities=priority[near],
             rows=kept,
@@ -420,6 +422,16 @@ class _Sums:
             del rows["x"]
         self.kept.add(caught.offered, caught.priorities, rows)
 
+    def restore(self, seen: Seen) -> None:
+        """Goes on from what was seen before."""
+        self.moments, self.kurtosis = seen.moments, seen.kurtosis
+        self.bad, self.missed = seen.bad, seen.missed
+        self.kept.restore(seen.kept)
+        self.proof.restore(seen.proof)
+        if seen.kept.rows:
+            planned = {"x"} | ({"pre"} if self.plan.pre is not None else set[str]())
+            self.tried, self.without = True, frozenset(planned - seen.kept.rows.keys())
+
     def value(self) -> Seen:
         """What was seen, as a value; a copy."""
         return Seen(
@@ -498,7 +510,7 @@ class Stream:
         run: Callable[[], object],
         *,
         beside: Beside | None = None,
-        before: Mapping[str, int] | None = None,
+        spans: Mapping[str, range] | None = None,
         number: int | None = None,
     ) -> None:
         """Adds what a batch shows; if anything fails, nothing of the batch is counted.
@@ -508,14 +520,16 @@ class Stream:
             batch: the batch.
             run: calls the model with the batch, once.
             beside: what else is kept of every row that is kept, such as its labels.
-            before: how many samples come before the batch at each site, where batches are seen
-                elsewhere too; None for those that were seen here.
+            spans: which of the samples of the data the batch holds at each site, where other
+                batches are seen elsewhere; None if they are those after the samples seen here.
             number: which batch of the data it is; None for the next one.
         """
         number = self.batches if number is None else number
-        rooms = {name: self._room(name, before) for name in self.plans}
+        rooms = {name: self._room(name, spans) for name in self.plans}
         observers = self._observers(batch, rooms, beside)
         self._run(model, observers, run)
+        if spans is not None:
+            _require_spans(observers, spans, number)
         for name, observer in observers.items():
             sums = self.sums[name]
             if observer.caught is None:
@@ -525,9 +539,7 @@ class Stream:
         self.batches += 1
         self.examples += batch.size
 
-    def rehearse(
-        self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]
-    ) -> None:
+    def rehearse(self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]) -> None:
         """Sees what need not be kept, on a batch that is counted elsewhere."""
         if self.dispensable is None:
             return
@@ -538,10 +550,16 @@ class Stream:
                 sums = self.sums[name]
                 sums.tried, sums.without = True, observer.caught.without
 
-    def _room(self, name: str, before: Mapping[str, int] | None) -> int | None:
+    def restore(self, seen: Mapping[str, Seen], *, batches: int, examples: int) -> None:
+        """Goes on from what was seen before."""
+        for name, sums in self.sums.items():
+            sums.restore(seen[name])
+        self.batches, self.examples = batches, examples
+
+    def _room(self, name: str, spans: Mapping[str, range] | None) -> int | None:
         if self.most is None:
             return None
-        come = self.sums[name].moments.count if before is None else before[name]
+        come = self.sums[name].moments.count if spans is None else spans[name].start
         return max(0, self.most - come)
 
     def _observers(
@@ -592,6 +610,18 @@ class Stream:
                 run()
             else:
                 settled.run(model, run)
+
+
+def _require_spans(
+    observers: Mapping[str, Observer], spans: Mapping[str, range], number: int
+) -> None:
+    for name, observer in observers.items():
+        if observer.caught is not None and observer.caught.counted != len(spans[name]):
+            raise ValueError(
+                f"batch {number} holds {observer.caught.counted} samples at {name}, and "
+                f"{len(spans[name])} were foreseen from its shape, so it is not known where "
+                "max_samples falls in other shards: give max_samples=None"
+            )
 
 
 def _at_home(moments: Moments) -> Moments:

@@ -197,7 +197,8 @@ def _followed_by_others(model: nn.Module) -> bool:
     for module in model.modules():
         if getattr(module, "_hf_hook", None) is not None or getattr(module, "fwd_hooks", None):
             return True
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        held = vars(module)
+        hooks = (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
         # TransformerLens hooks the norms of a model to see inside them.
         if any(not _module_of(hook).startswith("transformer_lens.") for hook in hooks):
             return True

@@ -119,10 +119,7 @@ def _powers(x: Tensor, *, across: bool) -> tuple[Tensor, Rows | None]:
         sums[1] += square.sum(0)
         value.mul_(square)
         sums[2] += value.sum(0)
-        if across:
-            energy = square.sum(1)
-        else:
-            energy = None
+        energy = square.sum(1) if across else None
         square.mul_(square)
         sums[3] += square.sum(0)
         if energy is not None:

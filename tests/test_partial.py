@@ -1,0 +1,360 @@
+"""Parts of the data, seen apart, add up to what one process sees; a run that was killed goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe.probe import CHECKPOINT_SECONDS
+
+SITES = ["0", "1", "3"]
+
+
+def _model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(6, 24), nn.GELU(), nn.Linear(24, 8), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
+
+
+def _data(batches: int = 7, rows: int = 40) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    # Their mean drifts, so that parts differ from each other.
+    return [torch.randn(rows, 6, generator=generator) + 0.3 * n for n in range(batches)]
+
+
+def _observe(data: Any, **settings: Any) -> bp.Partial:
+    settings = {"sites": SITES, "null": bp.Rotation(frames=19, samples=64)} | settings
+    return bp.observe(settings.pop("model", _model()), data, progress=False, **settings)
+
+
+def _report(partial: bp.Partial, **settings: Any) -> bp.Report:
+    settings = {"null": bp.Rotation(frames=19, samples=64), "certificates": False} | settings
+    return partial.report(settings.pop("model", _model()), progress=False, **settings)
+
+
+def _same(one: bp.Partial, other: bp.Partial, *, within: float) -> None:
+    assert one.seen.keys() == other.seen.keys()
+    for name, seen in one.seen.items():
+        twin = other.seen[name]
+        assert (seen.bad, seen.missed) == (twin.bad, twin.missed)
+        for mine, theirs in ((seen.moments, twin.moments), (seen.kurtosis, twin.kurtosis)):
+            for field in dataclasses.fields(mine):
+                a, b = (torch.as_tensor(getattr(v, field.name)) for v in (mine, theirs))
+                # A third central sum may be nearly zero; its size is that of its terms.
+                size = float(mine.m4.abs().max()) if field.name == "m3" else 0.0
+                torch.testing.assert_close(a, b, rtol=within, atol=within * size, equal_nan=True)
+        for mine, theirs in ((seen.kept, twin.kept), (seen.proof, twin.proof)):
+            assert torch.equal(mine.priorities, theirs.priorities)
+            assert mine.rows.keys() == theirs.rows.keys()
+            assert mine.seen == theirs.seen
+            for key, rows in mine.rows.items():
+                assert torch.equal(rows, theirs.rows[key])
+
+
+# --- parts that add -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", [2, 3, 9])
+@pytest.mark.parametrize("most", [None, 97, 200])
+def test_shards_give_the_numbers_of_one_process(of: int, most: int | None) -> None:
+    whole = _observe(_data(), max_samples=most)
+    parts = [_observe(_data(), shard=(index, of), max_samples=most) for index in range(of)]
+    random.Random(of).shuffle(parts)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    _same(total, whole, within=1e-11)
+    assert total.examples == (whole.examples if most is None else sum(p.examples for p in parts))
+    assert total.missing == ""
+
+
+def test_a_partial_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
+    partial = _observe(_data())
+    again = bp.Partial.load(partial.save(tmp_path / "part.safetensors"))
+    _same(again, partial, within=0.0)
+    for name in ("plan", "parts", "source", "notes"):
+        assert getattr(again, name) == getattr(partial, name)
+    assert torch.equal(again.first.inputs, partial.first.inputs)
+    assert again.first.args[0] is again.first.inputs
+    assert [path.name for path in tmp_path.iterdir()] == ["part.safetensors"]
+    _same(bp.Partial.from_bytes(partial.to_bytes()), partial, within=0.0)
+
+
+def test_the_report_of_a_partial_is_that_of_a_probe(tmp_path: pathlib.Path) -> None:
+    null = bp.Rotation(frames=19, samples=64)
+    probed = bp.probe(_model(), _data(), sites=SITES, null=null, certificates=False, progress=False)
+    parts = [_observe(_data(), shard=(index, 2)) for index in range(2)]
+    merged = _report(parts[0] + bp.Partial.load(parts[1].save(tmp_path / "1.safetensors")))
+    assert not merged.partial
+    for one, other in zip(merged, probed, strict=True):
+        assert (one.site, one.n_samples, one.verdict) == (
+            other.site,
+            other.n_samples,
+            other.verdict,
+        )
+        for name, score in one.scores.items():
+            twin = other.scores[name]
+            assert score.observed == twin.observed
+            assert score.effect == pytest.approx(twin.effect, rel=1e-9, nan_ok=True)
+            assert score.all_samples == pytest.approx(twin.all_samples, rel=1e-9, nan_ok=True)
+    assert merged.provenance.settings == probed.provenance.settings
+    assert (merged.provenance.n_batches, merged.provenance.data) == (
+        probed.provenance.n_batches,
+        probed.provenance.data,
+    )
+
+
+def test_a_missing_shard_is_said_to_be_missing() -> None:
+    report = _report(_observe(_data(), shard=(0, 3)) + _observe(_data(), shard=(2, 3)))
+    assert report.partial
+    assert "Shards of the data are missing: 1/3." in report.notes
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"sites": ["0"]}, "names"),
+        ({"model": _model(1)}, "weights"),
+        ({"null": bp.Rotation(frames=19, samples=65)}, "rows_for_nulls"),
+        ({"shard": (1, 3)}, "parts of 2 and of 3 shards"),
+        ({"shard": (0, 2)}, "shard 0/2 is in both"),
+    ],
+)
+def test_partials_that_do_not_belong_together_are_refused(
+    other: dict[str, Any], words: str
+) -> None:
+    one = _observe(_data(), shard=(0, 2))
+    two = _observe(_data(), **({"shard": (1, 2)} | other))
+    with pytest.raises(ValueError, match=words):
+        one + two
+
+
+def test_a_report_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights"):
+        _report(_observe(_data()), model=_model(1))
+
+
+def test_what_is_no_partial_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"no")
+    with pytest.raises(ValueError, match="is no partial"):
+        bp.Partial.load(path)
+
+
+def test_batches_that_hold_more_than_numbers_and_words_cannot_be_saved(
+    tmp_path: pathlib.Path,
+) -> None:
+    class Taking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = _model()
+
+        def forward(self, x: Tensor, how: object) -> Tensor:
+            return self.inner(x)
+
+    data = [{"x": x, "how": object()} for x in _data()]
+    partial = _observe(data, model=Taking(), sites=["inner.0"])
+    with pytest.raises(bp.DataError, match="hold a object under 'how'"):
+        partial.save(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_a_shard_that_does_not_exist_is_refused(shard: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="i from 0 to n - 1"):
+        _observe(_data(), shard=shard)
+
+
+def test_shards_of_uneven_batches_refuse_a_limit_that_they_cannot_place() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()).eval()
+    data = [torch.randn(3, 2, 8, 8), torch.randn(3, 2, 9, 9)]
+    with pytest.raises(bp.DataError, match="batches of one shape, or max_samples=None"):
+        bp.observe(model, data, max_samples=50, shard=(0, 2), progress=False)
+    part = bp.observe(model, data[:1] * 2, max_samples=150, shard=(1, 2), progress=False)
+    assert next(iter(part.seen.values())).moments.count == 150 - 108
+
+
+# --- a run that goes on ---------------------------------------------------------------------------
+
+
+class _Breaks:
+    """Data that fail at a batch."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __iter__(self) -> Any:
+        for number, batch in enumerate(_data()):
+            if number == self.at:
+                raise RuntimeError("on purpose")
+            yield batch
+
+
+@pytest.fixture
+def written_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[bp.probe.__module__], "CHECKPOINT_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("at", [1, 3, 6])
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+def test_a_run_goes_on_exactly(
+    at: int, shard: tuple[int, int], tmp_path: pathlib.Path, written_always: None
+) -> None:
+    path = tmp_path / "run.safetensors"
+    settings = {"shard": shard, "checkpoint": path}
+    if at > shard[0]:
+        with pytest.raises((bp.StreamError, RuntimeError), match="on purpose"):
+            _observe(_Breaks(at), **settings)
+    resumed = _observe(_data(), **settings)
+    _same(resumed, _observe(_data(), shard=shard), within=0.0)
+    assert bp.Partial.load(path).parts == resumed.parts
+    # What is whole is not read again.
+    _same(_observe(_Breaks(1), **settings), resumed, within=0.0)
+
+
+def test_a_checkpoint_of_something_else_is_refused(
+    tmp_path: pathlib.Path, written_always: None
+) -> None:
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(bp.StreamError):
+        _observe(_Breaks(3), checkpoint=path)
+    for other, words in (
+        ({"model": _model(1)}, "weights"),
+        ({"seed": 3}, "seed '0' \\(now '3'\\)"),
+        ({"sites": ["1"]}, "names"),
+        ({"shard": (0, 2)}, "is of shard 0/1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            _observe(_data(), checkpoint=path, **other)
+    others = [_data()[0], *_data()[:-1]]
+    with pytest.raises(bp.DataError, match="the first 3 batches are not those"):
+        _observe(others, checkpoint=path)
+    with pytest.raises(bp.DataError, match="the data end after 2"):
+        _observe(_data(2), checkpoint=path)
+
+
+def test_a_probe_removes_its_checkpoint_when_the_report_is_made(
+    tmp_path: pathlib.Path, written_always: None
+) -> None:
+    path = tmp_path / "run.safetensors"
+    settings: dict[str, Any] = {
+        "sites": SITES,
+        "null": bp.Rotation(frames=19, samples=64),
+        "certificates": False,
+        "progress": False,
+    }
+    with pytest.raises(bp.StreamError):
+        bp.probe(_model(), _Breaks(4), checkpoint=path, **settings)
+    assert path.exists()
+    resumed = bp.probe(_model(), _data(), checkpoint=path, **settings)
+    assert not path.exists()
+    assert resumed.site_reports == bp.probe(_model(), _data(), **settings).site_reports
+    with pytest.raises(ValueError, match="give one of them"):
+        bp.probe(_model(), _data(), checkpoint=path, memory_budget=10**9)
+    assert CHECKPOINT_SECONDS == 60.0
+
+
+_KILLED = """
+import sys, time, torch, basis_probe as bp
+sys.path.insert(0, {tests!r})
+import test_partial
+sys.modules[bp.probe.__module__].CHECKPOINT_SECONDS = 0.0
+def slow():
+    for batch in test_partial._data(60):
+        time.sleep(0.02)
+        yield batch
+print("started", flush=True)
+test_partial._observe(slow(), checkpoint={path!r})
+"""
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "run.safetensors"
+    here = str(pathlib.Path(__file__).parent)
+    code = _KILLED.format(tests=here, path=str(path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    seen = bp.Partial.load(path)
+    assert seen.batches > 0
+    resumed = _observe(_data(60), checkpoint=path)
+    _same(resumed, _observe(_data(60)), within=0.0)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_a_small_budget_passes_several_times_and_changes_no_number() -> None:
+    settings: dict[str, Any] = {"sites": SITES, "certificates": False, "progress": False}
+    settings["null"] = bp.Rotation(frames=19, samples=64)
+    whole = bp.probe(_model(), _data(), **settings)
+    with pytest.warns(UserWarning, match=r"the data pass through the model 3 times, for 1 sites"):
+        parts = bp.probe(_model(), _data(), memory_budget=60_000, **settings)
+    assert parts.site_reports == whole.site_reports
+    assert any("3 times" in note for note in parts.notes)
+    with pytest.raises(ValueError, match="the largest site alone needs about"):
+        bp.probe(_model(), _data(), memory_budget=1000, **settings)
+    with pytest.raises(bp.DataError, match="an iterator can be read only once"):
+        bp.probe(_model(), iter(_data()), memory_budget=60_000, **settings)
+
+
+def test_activations_that_can_be_computed_again_are_not_kept() -> None:
+    partial = _observe(_data(), sites=["1"], null=None)
+    seen = partial.seen["1"]
+    # 24 neurons read 6 inputs: the inputs are kept, and a few activations to check them by.
+    assert {name: rows.shape[1] for name, rows in seen.kept.rows.items()} == {"inputs": 6}
+    assert seen.proof.rows["x"].shape == (64, 24)
+    full = bp.probe(_model(), _data(), sites=["1"], certificates=False, progress=False)
+    x = torch.cat([_model()[:2](batch) for batch in _data()]).double()
+    d = x - x.mean(0)
+    kurtosis = (d.pow(4).mean(0) / d.square().mean(0).square()).mean()
+    score = full["1"].scores["kurtosis"]
+    assert score.all_samples == pytest.approx(float(kurtosis), rel=1e-9)
+    assert score.observed == pytest.approx(float(kurtosis), rel=1e-4)
+
+
+class Fickle(nn.Module):
+    """Adds something to its neurons from the third call on, which no linear map explains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(6, 24), nn.Identity()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = torch.nn.functional.gelu(self.first(x))
+        if self.calls > 3:
+            h.mul_(1 + torch.arange(24) / 10)
+        return self.out(h)
+
+
+def test_a_layer_that_changes_under_way_is_noticed() -> None:
+    report = bp.probe(
+        Fickle().eval(), _data(), sites=["gelu()", "out"], certificates=False, progress=False
+    )
+    assert "not in later ones" in report["out"].verdict.sentence
