@@ -770,6 +770,10 @@ CHECKPOINT_SECONDS = 60.0
 """So often what was seen is written to the checkpoint."""
 
 
+class _OtherData(DataError):
+    """The data are not those that a checkpoint has seen."""
+
+
 class _Run:
     """One pass over the data, or over a shard of it, for some sites.
 
@@ -852,7 +856,7 @@ class _Run:
                 raise
             return
         except Exception as error:
-            if not self.part.batches:
+            if not self.part.batches or isinstance(error, _OtherData):
                 raise
             # The error itself is forgotten when this clause ends.
             what = f"{type(error).__name__}: {error}"
@@ -909,14 +913,14 @@ class _Run:
                 break
             number, batch = following
         if number < reached - 1:
-            raise DataError(
+            raise _OtherData(
                 f"the checkpoint {self.checkpoint} has seen {reached} batches, and the data end "
                 f"after {number + 1}: give the same data again, or start anew without it"
             )
 
     def _require_digest(self, digest: int) -> None:
         if digest != self.part.digest:
-            raise DataError(
+            raise _OtherData(
                 f"the first {self.part.reached} batches are not those that the checkpoint "
                 f"{self.checkpoint} has seen: give the same data in the same order, or start anew "
                 "without it"

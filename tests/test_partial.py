@@ -67,8 +67,7 @@ def _same(one: bp.Partial, other: bp.Partial, *, within: float) -> None:
 # --- parts that add -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("of", [2, 3, 9])
-@pytest.mark.parametrize("most", [None, 97, 200])
+@pytest.mark.parametrize(("of", "most"), [(2, None), (9, None), (3, 97)])
 def test_shards_give_the_numbers_of_one_process(of: int, most: int | None) -> None:
     whole = _observe(_data(), max_samples=most)
     parts = [_observe(_data(), shard=(index, of), max_samples=most) for index in range(of)]
@@ -181,8 +180,8 @@ def test_a_shard_that_does_not_exist_is_refused(shard: tuple[int, int]) -> None:
 def test_shards_of_uneven_batches_refuse_a_limit_that_they_cannot_place() -> None:
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU()).eval()
     data = [torch.randn(3, 2, 8, 8), torch.randn(3, 2, 9, 9)]
-    with pytest.raises(bp.DataError, match="batches of one shape, or max_samples=None"):
-        bp.observe(model, data, max_samples=50, shard=(0, 2), progress=False)
+    with pytest.raises(bp.StreamError, match="batches of one shape, or max_samples=None"):
+        bp.observe(model, data, max_samples=150, shard=(0, 2), progress=False)
     part = bp.observe(model, data[:1] * 2, max_samples=150, shard=(1, 2), progress=False)
     assert next(iter(part.seen.values())).moments.count == 150 - 108
 
@@ -208,8 +207,7 @@ def written_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[bp.probe.__module__], "CHECKPOINT_SECONDS", 0.0)
 
 
-@pytest.mark.parametrize("at", [1, 3, 6])
-@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+@pytest.mark.parametrize(("at", "shard"), [(3, (0, 1)), (6, (1, 2)), (1, (1, 2))])
 def test_a_run_goes_on_exactly(
     at: int, shard: tuple[int, int], tmp_path: pathlib.Path, written_always: None
 ) -> None:
@@ -312,10 +310,10 @@ def test_a_small_budget_passes_several_times_and_changes_no_number() -> None:
     settings: dict[str, Any] = {"sites": SITES, "certificates": False, "progress": False}
     settings["null"] = bp.Rotation(frames=19, samples=64)
     whole = bp.probe(_model(), _data(), **settings)
-    with pytest.warns(UserWarning, match=r"the data pass through the model 3 times, for 1 sites"):
+    with pytest.warns(UserWarning, match=r"the data pass through the model 2 times, for 2 sites"):
         parts = bp.probe(_model(), _data(), memory_budget=60_000, **settings)
     assert parts.site_reports == whole.site_reports
-    assert any("3 times" in note for note in parts.notes)
+    assert any("2 times" in note for note in parts.notes)
     with pytest.raises(ValueError, match="the largest site alone needs about"):
         bp.probe(_model(), _data(), memory_budget=1000, **settings)
     with pytest.raises(bp.DataError, match="an iterator can be read only once"):
@@ -329,7 +327,7 @@ def test_activations_that_can_be_computed_again_are_not_kept() -> None:
     assert {name: rows.shape[1] for name, rows in seen.kept.rows.items()} == {"inputs": 6}
     assert seen.proof.rows["x"].shape == (64, 24)
     full = bp.probe(_model(), _data(), sites=["1"], certificates=False, progress=False)
-    x = torch.cat([_model()[:2](batch) for batch in _data()]).double()
+    x = torch.cat([_model()[:2](batch) for batch in _data()]).detach().double()
     d = x - x.mean(0)
     kurtosis = (d.pow(4).mean(0) / d.square().mean(0).square()).mean()
     score = full["1"].scores["kurtosis"]
@@ -354,7 +352,5 @@ class Fickle(nn.Module):
 
 
 def test_a_layer_that_changes_under_way_is_noticed() -> None:
-    report = bp.probe(
-        Fickle().eval(), _data(), sites=["gelu()", "out"], certificates=False, progress=False
-    )
+    report = bp.probe(Fickle().eval(), _data(), sites=["out"], certificates=False, progress=False)
     assert "not in later ones" in report["out"].verdict.sentence
