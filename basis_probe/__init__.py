@@ -29,15 +29,20 @@ from basis_probe.architecture import symmetries as symmetries
 from basis_probe.attach import Attachment as Attachment
 from basis_probe.attach import attach as attach
 from basis_probe.errors import DataError as DataError
+from basis_probe.errors import MisleadingNull as MisleadingNull
 from basis_probe.errors import SiteError as SiteError
 from basis_probe.errors import StreamError as StreamError
 from basis_probe.partial import Partial as Partial
 from basis_probe.probe import observe as observe
 from basis_probe.probe import probe as probe
+from basis_probe.results import BasisRanking as BasisRanking
+from basis_probe.results import BasisStanding as BasisStanding
 from basis_probe.results import Certificate as Certificate
 from basis_probe.results import ClosedFormRecord as ClosedFormRecord
 from basis_probe.results import NullRecord as NullRecord
+from basis_probe.results import OrderRecord as OrderRecord
 from basis_probe.results import Outcome as Outcome
+from basis_probe.results import PathRecord as PathRecord
 from basis_probe.results import Provenance as Provenance
 from basis_probe.results import Report as Report
 from basis_probe.results import ScoreResult as ScoreResult
@@ -47,7 +52,10 @@ from basis_probe.results import Symmetry as Symmetry
 from basis_probe.results import Tail as Tail
 from basis_probe.results import Verdict as Verdict
 from basis_probe.statistics.nulls import Counterfactual as Counterfactual
+from basis_probe.statistics.nulls import CovariancePreserving as CovariancePreserving
+from basis_probe.statistics.nulls import GaussianSurrogate as GaussianSurrogate
 from basis_probe.statistics.nulls import Null as Null
+from basis_probe.statistics.nulls import RandomWeights as RandomWeights
 from basis_probe.statistics.nulls import Rotation as Rotation
 from basis_probe.statistics.nulls import TurnedPreactivation as TurnedPreactivation
 from basis_probe.statistics.scores import DEFAULT_SCORES as DEFAULT_SCORES
@@ -58,6 +66,7 @@ from basis_probe.statistics.scores import SAMPLE_KURTOSIS as SAMPLE_KURTOSIS
 from basis_probe.statistics.scores import SCORES as SCORES
 from basis_probe.statistics.scores import Invariance as Invariance
 from basis_probe.statistics.scores import Score as Score
+from basis_probe.twins import reinitialised as reinitialised
 
 if TYPE_CHECKING:
     from basis_probe.comparison.results import Similarities as Similarities

@@ -1,6 +1,8 @@
 """The main job for people who already have a matrix of activations."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -8,7 +10,16 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group, Unknown, group_from_name
 from basis_probe.algebra.intertwiner import callable_of
-from basis_probe.findings import Case, chosen_null, chosen_scores, chosen_seed, gather, report
+from basis_probe.evidence import affordable
+from basis_probe.findings import (
+    Case,
+    Companions,
+    chosen_null,
+    chosen_scores,
+    chosen_seed,
+    gather,
+    report,
+)
 from basis_probe.results import SiteReport, Symmetry
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.statistics.nulls import (
@@ -17,10 +28,12 @@ from basis_probe.statistics.nulls import (
     LinearLayer,
     Null,
     Problem,
-    Rotation,
     geometry_of,
 )
 from basis_probe.statistics.scores import Score
+
+if TYPE_CHECKING:
+    from basis_probe.statistics.bases import Candidate
 
 Matrix = Tensor | np.ndarray
 Nonlinearity = str | Callable[[Tensor], Tensor] | nn.Module
@@ -35,8 +48,11 @@ def probe_activations(
     inputs: Matrix | None = None,
     weight: Matrix | None = None,
     bias: Matrix | None = None,
+    examples: Sequence[Any] | Matrix | None = None,
     null: str | Null | None = None,
     scores: Iterable[str | Score] | None = None,
+    bases: "Iterable[str | Candidate | Matrix] | str | Candidate | None" = None,
+    paths: int = 0,
     seed: int = 0,
 ) -> SiteReport:
     """The report of one site whose activations are at hand.
@@ -52,8 +68,13 @@ def probe_activations(
         inputs: the layer's inputs, [samples, in]; with `weight` they make the exact one.
         weight: [dim, in], as in `torch.nn.Linear`.
         bias: [dim].
+        examples: which sequence or image every row is of, [samples]: rows of one are not
+            independent of each other, and intervals leave them out together. None: each its own.
         null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
         scores: names of scores, any of `SCORES`; None for `DEFAULT_SCORES`.
+        bases: other bases to compare the axes with: names ("pca", "ica", "varimax" ...), candidates
+            or matrices [directions, dim]; None for none. The best one is returned.
+        paths: to how many turned bases the deciding score is followed, 0 for none.
         seed: seeds the sample of rows and the alternatives.
 
     Raises:
@@ -71,6 +92,7 @@ def probe_activations(
     values = _matrix("x", x)
     samples, dim = values.shape
     used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
+    besides = Companions.of(bases, paths)
     symmetry = _symmetry(group, dim)
     before = None if pre is None else _matrix("pre", pre, rows=samples, columns=dim)
     function = None if nonlinearity is None else callable_of(nonlinearity)[1]
@@ -90,16 +112,20 @@ def probe_activations(
             "allows the rotation null"
         )
     moments = Moments.of(values)
-    capacity = (wanted or Rotation()).samples
+    read = dim
+    if inputs is not None and weight is not None:
+        read = math.prod(weight.shape[1:])
+    capacity = affordable(read, dim).samples if wanted is None else wanted.samples
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(samples, generator=generator)
-    kept = order[:capacity]
+    kept = order[: max(capacity, besides.rows)]
     problem = Problem(
         x=values[kept],
         group=symmetry.group,
         halves=torch.arange(len(kept)) % 2,
         pre=None if before is None else before[kept],
         nonlinearity=function if before is not None else None,
+        examples=_examples(examples, samples)[kept],
         layer=None
         if inputs is None or weight is None
         else _layer(inputs, weight, bias, function, values, kept),
@@ -123,7 +149,21 @@ def probe_activations(
         problem=problem,
         all_samples=everywhere,
     )
-    return report([gather(case, used, wanted, seed=seed)])[0]
+    return report([gather(case, used, wanted, seed=seed, companions=besides)])[0]
+
+
+def _examples(examples: Sequence[Any] | Matrix | None, samples: int) -> Tensor:
+    """A whole number for every row, the same for rows of one example."""
+    if examples is None:
+        return torch.arange(samples)
+    given = examples.detach().cpu().numpy() if isinstance(examples, Tensor) else examples
+    names = np.asarray(given)
+    if names.shape != (samples,):
+        raise ValueError(
+            f"examples has shape {names.shape}, and x has {samples} rows: name the sequence or "
+            "image of every row"
+        )
+    return torch.from_numpy(np.unique(names, return_inverse=True)[1].astype(np.int64))
 
 
 def _symmetry(group: Group | str | None, dim: int) -> Symmetry:

@@ -30,3 +30,7 @@ class StreamError(RuntimeError):
     def report(self) -> "Report":
         """The report of the completed batches, marked partial."""
         return self._finish()
+
+
+class MisleadingNull(UserWarning):
+    """A null was asked for that credits the axes for nothing at a site, and by how much."""

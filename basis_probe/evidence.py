@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,24 +21,88 @@ from basis_probe.statistics.multiplicity import (
 )
 from basis_probe.statistics.nulls import (
     Counterfactual,
+    CovariancePreserving,
+    Frame,
+    GaussianSurrogate,
     Geometry,
     Null,
     Problem,
+    RandomWeights,
     Rotation,
     TurnedPreactivation,
     geometry_of,
+    outputs,
 )
+from basis_probe.statistics.resampling import MIN_GROUPS, jackknife_error, kurtosis_without
 from basis_probe.statistics.scores import (
     KURTOSIS,
     NON_GAUSSIANITY,
     SAMPLE_HOYER,
     SAMPLE_KURTOSIS,
     Measured,
+    Reads,
     Score,
 )
 
 FALSE_DISCOVERY_RATE = 0.05
 TOP_AXES = 3
+
+_FULL_WORK = 6e10
+"""Multiplications and additions at one site up to which every axis is compared in full."""
+_LEAST_WORK = 1e10
+"""About as many are spent on a wider site."""
+_FEWEST_DIRECTIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How many frames, samples and directions a null has at a site where none were asked for."""
+
+    frames: int
+    samples: int
+    directions: int | None
+
+    def of(self, null: Null) -> Null:
+        """The null in this size."""
+        return dataclasses.replace(
+            null, frames=self.frames, samples=self.samples, directions=self.directions
+        )
+
+
+def affordable(read: int, dim: int) -> Size:
+    """What can be compared at a site for little more than it costs to run a model of its width.
+
+    Where all axes in 199 frames on 4,096 samples are too many products, a block of at least 64 axes
+    is compared in 99 frames on 1,024 samples: enough frames for the tail of their law, and a test
+    that is as exact, but less sharp.
+
+    Args:
+        read: how many numbers make one axis: the inputs of a neuron, or the axes that are turned.
+        dim: the number of axes.
+
+    Example:
+        >>> affordable(64, 172), affordable(768, 3072)
+        (Size(frames=199, samples=4096, directions=None), Size(frames=99, samples=1024, \
+directions=64))
+    """
+    if 2.0 * 4096 * 199 * read * dim <= _FULL_WORK:
+        return Size(199, 4096, None)
+    directions = max(_FEWEST_DIRECTIONS, int(_LEAST_WORK / (2.0 * 1024 * 99 * read)))
+    return Size(99, 1024, None if directions >= dim else directions)
+
+
+def reads(problem: Problem) -> int:
+    """How many numbers make one axis of a site."""
+    layer = problem.layer
+    if layer is not None:
+        return layer.inputs.shape[1] * layer.inputs.shape[2] * len(layer.weights)
+    if geometry_of(problem.group) is Geometry.HEADS:
+        return getattr(problem.group, "inner", problem.group).dim
+    return problem.x.shape[1]
+
+
+_OTHER_QUESTIONS = (CovariancePreserving, GaussianSurrogate, RandomWeights)
+"""Nulls that untrained networks, or data without a preferred direction, differ from too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +124,7 @@ class Choice:
     believable: bool = True
 
 
-def choose(problem: Problem, wanted: Null | None) -> Choice:
+def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     """The null of a site: the one asked for, or the one that its group and layer call for."""
     layer = problem.layer
     bent = (layer is not None and layer.pre is not None) or (
@@ -71,17 +135,21 @@ def choose(problem: Problem, wanted: Null | None) -> Choice:
     axes = problem.group.privileged is Privileged.AXES
     if wanted is not None:
         deciding = both if bent and not isinstance(wanted, Rotation) else one
-        misleads = isinstance(wanted, Rotation) and bent
         because = "it was asked for"
+        misleads = isinstance(wanted, Rotation) and bent
         if misleads:
             because += (
                 "; behind a nonlinearity every axis is one-sided and no rotated axis is, so this "
                 "null credits the axes for nothing and no verdict rests on it"
             )
+        elif isinstance(wanted, _OTHER_QUESTIONS):
+            misleads = True
+            because += f"; it holds fixed {wanted.holds_fixed}: no verdict rests on it"
         return Choice(wanted, because, deciding, bent, believable=not misleads)
+    size = affordable(reads(problem), problem.x.shape[1])
     if bent and layer is not None:
         return Choice(
-            Counterfactual(),
+            size.of(Counterfactual()),
             "a nonlinearity makes every axis one-sided, so the axes are compared with those of the "
             "same layer whose neurons point elsewhere",
             both,
@@ -89,7 +157,7 @@ def choose(problem: Problem, wanted: Null | None) -> Choice:
         )
     if bent:
         return Choice(
-            TurnedPreactivation(),
+            size.of(TurnedPreactivation()),
             "a nonlinearity lies just before the site and its input is not one linear map away, so "
             "the pre-activations are turned instead; approximate",
             both,
@@ -97,7 +165,7 @@ def choose(problem: Problem, wanted: Null | None) -> Choice:
         )
     if layer is not None and axes:
         return Choice(
-            Counterfactual(),
+            size.of(Counterfactual()),
             "the axes are neurons that read an input one linear map away, so they are compared "
             "with neurons that point elsewhere",
             one,
@@ -111,7 +179,7 @@ def choose(problem: Problem, wanted: Null | None) -> Choice:
             "the layer's input are known: turning the activations credits the axes for nothing, "
             "and no verdict rests on it"
         )
-    return Choice(Rotation(), because, one, False, believable=not one_sided)
+    return Choice(size.of(Rotation()), because, one, False, believable=not one_sided)
 
 
 def _one_sided(x: Tensor) -> bool:
@@ -132,6 +200,7 @@ def measure(
     *,
     seed: int,
     all_samples: dict[str, float] | None = None,
+    twins: Sequence[Mapping[str, Tensor]] = (),
 ) -> tuple[NullRecord, dict[str, ScoreResult], tuple[str, ...]]:
     """Every score of a site against its null, p-values not yet adjusted for their number.
 
@@ -141,11 +210,13 @@ def measure(
         scores: which scores.
         seed: seeds the frames; the same seed gives the same turns at every site of one width.
         all_samples: the scores over all samples of the stream, where they were streamed.
+        twins: what `untrained` gave for each twin of the model, where the null is made of them.
 
     Returns:
         What the null was, the results by name, and what a reader must know.
     """
     null = choice.null
+    problem = taken(problem, null.samples)
     geometry = _geometry(null, problem)
     dim = problem.x.shape[1]
     kept = torch.arange(dim)
@@ -162,27 +233,54 @@ def measure(
                 problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
             )
     used, notes = _applicable(scores, problem.group, geometry, null)
+    axes = _block(null, problem.x.shape[1], seed)
+    compared = used if axes is None else [score for score in used if not score.across_axes]
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
-    alternatives = null.alternatives(problem)
-    generator = torch.Generator().manual_seed(seed)
-    rows: dict[str, list[Tensor]] = {score.name: [] for score in used}
-    for index in range(null.frames + 1):
-        measured = Measured(
-            alternatives.frame(None if index == 0 else generator), unit_axes=unit_axes
-        )
-        for score in used:
-            rows[score.name].append(measured.of(score).cpu())
+    rows: dict[str, list[Tensor]] = {score.name: [] for score in compared}
+    everywhere: Measured | None = None
+    spread = _Spread(problem, compared)
+    if isinstance(null, RandomWeights):
+        first = Measured(_untouched(problem), unit_axes=unit_axes)
+        for score in compared:
+            rows[score.name] = [first.of(score).cpu(), *(twin[score.name] for twin in twins)]
+    else:
+        alternatives = null.alternatives(problem, axes)
+        generator = torch.Generator().manual_seed(seed)
+        for index in range(null.frames + 1):
+            frame = alternatives.frame(None if index == 0 else generator)
+            measured = Measured(frame, unit_axes=unit_axes)
+            for score in compared:
+                rows[score.name].append(measured.of(score).cpu())
+            spread.see(frame)
+        if axes is not None:
+            everywhere = Measured(null.observed(problem), unit_axes=unit_axes)
     results: dict[str, ScoreResult] = {}
     for score in used:
+        closed = _closed_form(score, problem, null, geometry, seed)
+        if score not in compared:
+            if closed is not None and closed.std is not None and everywhere is not None:
+                values = everywhere.of(score).cpu()
+                results[score.name] = _without_frames(score, values, choice, closed, kept, dim)
+            continue
         directions = torch.stack(rows[score.name])
         results[score.name] = _result(
             score,
             directions,
             choice,
-            closed=_closed_form(score, problem, null, geometry, seed),
+            closed=closed,
             kept=kept,
             dim=dim,
             streamed=(all_samples or {}).get(score.name, math.nan),
+            axes=axes,
+            values=None if everywhere is None else everywhere.of(score).cpu(),
+            error=spread.error(score),
+        )
+    left_out = [score.name for score in used if score.name not in results]
+    if left_out:
+        notes = (
+            *notes,
+            f"{', '.join(left_out)} compare all axes with each other, and {len(axes or ())} of "
+            f"{dim} axes were compared here: left out (a null with directions=None computes them).",
         )
     record = NullRecord(
         name=null.name,
@@ -192,8 +290,98 @@ def measure(
         holds_fixed=null.holds_fixed,
         because=choice.because,
         approximate=null.approximate or not choice.believable,
+        directions=dim if axes is None else len(axes),
+        examples=0 if problem.examples is None else int(problem.examples.unique().numel()),
     )
     return record, results, notes
+
+
+def taken(problem: Problem, samples: int) -> Problem:
+    """The problem on its first rows only: they lie in the order of their random priorities."""
+    if len(problem.x) <= samples:
+        return problem
+    few = slice(0, samples)
+    layer = problem.layer
+    if layer is not None:
+        layer = dataclasses.replace(
+            layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
+        )
+    return dataclasses.replace(
+        problem,
+        x=problem.x[few],
+        halves=problem.halves[few],
+        pre=None if problem.pre is None else problem.pre[few],
+        layer=layer,
+        examples=None if problem.examples is None else problem.examples[few],
+    )
+
+
+def untrained(problem: Problem, choice: Choice, scores: Sequence[Score]) -> dict[str, Tensor]:
+    """The scores of every axis of a twin, as the model's own are computed, by name."""
+    few = taken(problem, choice.null.samples)
+    measured = Measured(_untouched(few), unit_axes=few.group.rescales)
+    return {score.name: measured.of(score).cpu() for score in scores}
+
+
+def _untouched(problem: Problem) -> Frame:
+    """The site as it is, before its nonlinearity too where that is known."""
+    layer = problem.layer
+    if layer is not None and layer.pre is not None:
+        return Frame(problem.x, layer.pre(outputs(layer)))
+    return Frame(problem.x, problem.pre)
+
+
+def _block(null: Null, dim: int, seed: int) -> Tensor | None:
+    """The axes that are compared, drawn with the seed; None for all."""
+    if null.directions is None or null.directions >= dim or isinstance(null, RandomWeights):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(dim, generator=generator)[: null.directions].sort().values
+
+
+_GROUPS = 20
+_SPREAD_FRAMES = 24
+
+
+class _Spread:
+    """How far the difference between axes and alternatives would move with other examples.
+
+    A delete-group jackknife over sequences or images: rows of one example stay together, because
+    they are not independent of each other.
+    """
+
+    def __init__(self, problem: Problem, scores: Sequence[Score]) -> None:
+        self.scores = [score for score in scores if score.of_kurtosis is not None]
+        self.frames = 0
+        self.groups: Tensor | None = None
+        self.values: dict[str, list[Tensor]] = {score.name: [] for score in self.scores}
+        if problem.examples is None or not self.scores:
+            return
+        names, place = problem.examples.unique(return_inverse=True)
+        if len(names) >= 2 * MIN_GROUPS:
+            self.groups = place % min(_GROUPS, len(names) // 2)
+
+    def see(self, frame: Frame) -> None:
+        """Takes one more frame into account, the observed one first."""
+        if self.groups is None or self.frames > _SPREAD_FRAMES:
+            return
+        self.frames += 1
+        found: dict[Reads, Tensor] = {}
+        for score in self.scores:
+            if score.reads not in found:
+                pre = score.reads is Reads.PREACTIVATIONS and frame.pre is not None
+                x = frame.pre if pre and frame.pre is not None else frame.post
+                found[score.reads] = kurtosis_without(x, self.groups, frame.parts).cpu()
+            if score.of_kurtosis is not None:
+                self.values[score.name].append(score.of_kurtosis(found[score.reads]).nanmean(1))
+
+    def error(self, score: Score) -> float:
+        """The standard error of the score's distance from the null's mean; NaN if not known."""
+        values = self.values.get(score.name)
+        if self.groups is None or not values or len(values) < 2:
+            return math.nan
+        several = torch.stack(values)
+        return jackknife_error(several[0] - several[1:].mean(0))
 
 
 def _geometry(null: Null, problem: Problem) -> Geometry:
@@ -230,29 +418,38 @@ def _result(
     kept: Tensor,
     dim: int,
     streamed: float,
+    axes: Tensor | None,
+    values: Tensor | None,
+    error: float,
 ) -> ScoreResult:
     decides = score.name in choice.deciding and choice.believable
-    tail = score.tail
-    note = ""
-    if choice.behind_nonlinearity and score is KURTOSIS and score.name in choice.deciding:
-        tail = Tail.UPPER
-        note = "behind a nonlinearity: heavy tails, one-sided"
+    tail, note = _tail(score, choice)
     totals = directions.nanmean(1)
     top = _without_top(directions)
     observed, others = float(totals[0]), totals[1:]
     mean, std = _mean_std(others)
     effect = _effect(observed, mean, std)
     approximated = tail_p(observed, others, tail=tail)
-    per_direction_p = pooled_direction_p(
-        directions[0], directions[1:], pool=choice.null.pools_directions, tail=tail
-    )
+    pools = choice.null.pools_directions
+    per_direction_p = pooled_direction_p(directions[0], directions[1:], pool=pools, tail=tail)
     adjusted = benjamini_hochberg(per_direction_p)
     known = ~torch.isnan(adjusted)
     privileged = (adjusted[known] <= FALSE_DISCOVERY_RATE).double().mean() if known.any() else None
-    values = np.full(dim, np.nan)
-    values[kept.numpy()] = directions[0].numpy()
+    if values is not None and axes is not None:
+        note = "; ".join(filter(None, [note, f"on {len(axes)} of the axes, drawn at random"]))
+        if pools:
+            per_direction_p = pooled_direction_p(values, directions[1:], pool=True, tail=tail)
+        else:
+            # An axis that was not compared has no alternatives of its own.
+            compared, per_direction_p = per_direction_p, torch.full_like(values, math.nan)
+            per_direction_p[axes] = compared
+    else:
+        values = directions[0]
+    shown = np.full(dim, np.nan)
+    shown[kept.numpy()] = values.numpy()
     p_values = np.full(dim, np.nan)
     p_values[kept.numpy()] = per_direction_p.numpy()
+    margin = 1.96 * error / std if std > 0 and not math.isnan(effect) else math.nan
     return ScoreResult(
         name=score.name,
         observed=observed,
@@ -267,13 +464,61 @@ def _result(
         decides=decides,
         null=choice.null.name,
         null_values=others.numpy().copy(),
-        per_direction=values,
+        per_direction=shown,
         per_direction_p=p_values,
         fraction_privileged=math.nan if privileged is None else float(privileged),
         effect_without_top_axes=_effect(float(top[0]), *_mean_std(top[1:])),
         all_samples=streamed,
         closed_form=closed,
         note=note,
+        effect_interval=(effect - margin, effect + margin),
+    )
+
+
+def _tail(score: Score, choice: Choice) -> tuple[Tail, str]:
+    if choice.behind_nonlinearity and score is KURTOSIS and score.name in choice.deciding:
+        return Tail.UPPER, "behind a nonlinearity: heavy tails, one-sided"
+    return score.tail, ""
+
+
+def _without_frames(
+    score: Score,
+    values: Tensor,
+    choice: Choice,
+    closed: ClosedFormRecord,
+    kept: Tensor,
+    dim: int,
+) -> ScoreResult:
+    """A score of all axes together whose null is known without drawing a whole frame."""
+    observed, std = float(values.nanmean()), closed.std or math.nan
+    effect = _effect(observed, closed.mean, std)
+    tail, _ = _tail(score, choice)
+    sides = 2 if tail is Tail.TWO_SIDED else 1
+    far = abs(effect) if tail is Tail.TWO_SIDED else effect
+    p = min(1.0, sides * max(0.5 * math.erfc(far / math.sqrt(2)), 1e-300))
+    shown = np.full(dim, np.nan)
+    shown[kept.numpy()] = values.numpy()
+    return ScoreResult(
+        name=score.name,
+        observed=observed,
+        null_mean=closed.mean,
+        null_std=std,
+        effect=effect,
+        p_value=math.nan,
+        p_tail=math.nan if math.isnan(effect) else p,
+        p_tail_method="normal law with the null's exact mean and variance",
+        p_adjusted=math.nan,
+        tail=tail,
+        decides=False,
+        null=choice.null.name,
+        null_values=np.zeros(0),
+        per_direction=shown,
+        per_direction_p=np.full(dim, np.nan),
+        fraction_privileged=math.nan,
+        effect_without_top_axes=math.nan,
+        all_samples=math.nan,
+        closed_form=closed,
+        note="no frame was drawn: the null's mean and variance are known",
     )
 
 

@@ -3,24 +3,66 @@
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
+from basis_probe.companions import ROWS, chosen_bases, orders, path, ranked
+from basis_probe.errors import MisleadingNull
 from basis_probe.evidence import Choice, choose, measure
-from basis_probe.results import NullRecord, ScoreResult, SiteReport, Symmetry
-from basis_probe.statistics.nulls import Counterfactual, Null, Problem, Rotation
+from basis_probe.results import (
+    BasisRanking,
+    NullRecord,
+    OrderRecord,
+    PathRecord,
+    ScoreResult,
+    SiteReport,
+    Symmetry,
+)
+from basis_probe.statistics.nulls import (
+    Counterfactual,
+    CovariancePreserving,
+    GaussianSurrogate,
+    Null,
+    Problem,
+    RandomWeights,
+    Rotation,
+)
 from basis_probe.statistics.nulls import TurnedPreactivation as Turned
-from basis_probe.statistics.scores import DEFAULT_SCORES, SCORES, Score
+from basis_probe.statistics.scores import (
+    DEFAULT_SCORES,
+    KURTOSIS,
+    NON_GAUSSIANITY,
+    SCORES,
+    Score,
+)
 from basis_probe.verdict import Found, adjust, decide, samples_needed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from basis_probe.statistics.bases import Candidate
 
 BESIDE = Rotation(frames=49, samples=1024)
 """The raw rotation of activations behind a nonlinearity: shown because people ask for it."""
+_WIDE = 256
+"""Above so many axes it is drawn for fewer directions."""
 
 _SMALL = 4096 * 1024
 """Rows times axes below which one thread is the fastest."""
 
-NULLS: dict[str, type[Null]] = {"rotation": Rotation, "counterfactual": Counterfactual}
+NULLS: dict[str, Null] = {
+    "rotation": Rotation(),
+    "counterfactual": Counterfactual(),
+    "counterfactual-in-bands": Counterfactual(bands=2.0),
+    "turned-preactivation": Turned(),
+    "covariance-preserving": CovariancePreserving(),
+    "gaussian-surrogate": GaussianSurrogate(),
+    "random-weights": RandomWeights(),
+}
+"""Every null that has a name; each says what it holds fixed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +111,41 @@ class Evidence:
     null: NullRecord | None = None
     scores: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
+    orders: tuple[OrderRecord, ...] = ()
+    bases: BasisRanking | None = None
+    path: PathRecord | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """What is computed besides the evidence, where it was asked for.
+
+    Attributes:
+        bases: other bases to compare the axes with.
+        paths: how many turned bases to follow the deciding score to.
+    """
+
+    bases: "tuple[Candidate, ...]" = ()
+    paths: int = 0
+
+    @staticmethod
+    def of(
+        bases: "Iterable[str | Candidate | np.ndarray | torch.Tensor] | str | Candidate | None",
+        paths: int,
+    ) -> "Companions":
+        """What was asked for.
+
+        Raises:
+            ValueError: for a basis that has no such name, or a negative number of paths.
+        """
+        if paths < 0:
+            raise ValueError(f"paths={paths}: give how many turned bases to go to, or 0 for none")
+        return Companions(chosen_bases(bases), paths)
+
+    @property
+    def rows(self) -> int:
+        """How many rows they want; 0 for no more than the null."""
+        return ROWS if self.bases else 0
 
 
 def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[Score, ...]:
@@ -102,7 +179,7 @@ def chosen_null(wanted: str | Null | None) -> Null | None:
     if wanted is None or isinstance(wanted, Null):
         return wanted
     if wanted in NULLS:
-        return NULLS[wanted]()
+        return NULLS[wanted]
     raise ValueError(
         f"no null is called {wanted!r}; there are {', '.join(NULLS)}, or None to choose by the site"
     )
@@ -119,7 +196,15 @@ def chosen_seed(seed: int) -> int:
     return seed
 
 
-def gather(case: Case, scores: Sequence[Score], wanted: Null | None, *, seed: int) -> Evidence:
+def gather(
+    case: Case,
+    scores: Sequence[Score],
+    wanted: Null | None,
+    *,
+    seed: int,
+    twins: Sequence[Mapping[str, torch.Tensor]] = (),
+    companions: Companions = Companions(),
+) -> Evidence:
     """The evidence of one site.
 
     Args:
@@ -127,6 +212,8 @@ def gather(case: Case, scores: Sequence[Score], wanted: Null | None, *, seed: in
         scores: which scores.
         wanted: the null asked for; None for the one that the site calls for.
         seed: seeds the frames.
+        twins: the scores of the untrained twins' axes, where the null is made of them.
+        companions: what is computed besides.
     """
     problem = case.problem
     if case.trouble or problem is None or case.n_dead == case.dim:
@@ -134,17 +221,30 @@ def gather(case: Case, scores: Sequence[Score], wanted: Null | None, *, seed: in
     if len(problem.x) < 8:
         return Evidence(case)
     choice = _choice(problem, wanted)
+    if isinstance(wanted, RandomWeights) and len(twins) < 2:
+        choice = "no untrained twin of the model stayed finite here, or the run was cut short"
     if isinstance(choice, str):
         return Evidence(dataclasses.replace(case, trouble=choice))
     beside: Mapping[str, ScoreResult] = {}
     with _threads_for(problem):
         null, found, notes = measure(
-            problem, choice, scores, seed=seed, all_samples=dict(case.all_samples)
+            problem, choice, scores, seed=seed, all_samples=dict(case.all_samples), twins=twins
         )
         if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
             beside = _beside(problem, scores, seed)
+        elif choice.behind_nonlinearity:
+            said = _misleading(problem, choice.null, found, seed)
+            notes = (*notes, said)
+            warnings.warn(f"{case.site}: {said}", MisleadingNull, stacklevel=2)
+        apart = orders(problem, bent=choice.behind_nonlinearity, seed=seed)
+        ranking = ranked(problem, companions.bases, seed=seed)
+        way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
+    if isinstance(ranking, str):
+        notes = (*notes, ranking)
     case = dataclasses.replace(case, notes=case.notes + notes)
-    return Evidence(case, null, found, beside)
+    return Evidence(
+        case, null, found, beside, apart, None if isinstance(ranking, str) else ranking, way
+    )
 
 
 @contextlib.contextmanager
@@ -178,10 +278,26 @@ def _choice(problem: Problem, wanted: Null | None) -> Choice | str:
 
 
 def _beside(problem: Problem, scores: Sequence[Score], seed: int) -> Mapping[str, ScoreResult]:
-    few = slice(0, BESIDE.samples)
-    bare = Problem(x=problem.x[few], group=problem.group, halves=problem.halves[few])
-    choice = Choice(BESIDE, "shown beside", frozenset(), True, believable=False)
+    bare = Problem(x=problem.x, group=problem.group, halves=problem.halves)
+    wide = problem.x.shape[1] > _WIDE
+    null = dataclasses.replace(BESIDE, frames=19, directions=64) if wide else BESIDE
+    choice = Choice(null, "shown beside", frozenset(), True, believable=False)
     return measure(bare, choice, scores, seed=seed)[1]
+
+
+def _misleading(problem: Problem, asked: Null, found: Mapping[str, ScoreResult], seed: int) -> str:
+    """By how much the raw rotation of activations behind a nonlinearity misleads at a site."""
+    better = choose(problem)
+    size = {"frames": asked.frames, "samples": asked.samples, "directions": asked.directions}
+    better = dataclasses.replace(better, null=dataclasses.replace(better.null, **size))
+    honest = measure(problem, better, [KURTOSIS], seed=seed)[1][KURTOSIS.name]
+    raw = found.get(KURTOSIS.name)
+    said = "" if raw is None else f" (z = {raw.effect:.3g} in kurtosis here)"
+    return (
+        f"Turning the activations behind a nonlinearity credits every axis for being "
+        f"one-sided{said}; against {better.null.name} neurons the same axes have z = "
+        f"{honest.effect:.3g}. No verdict rests on it."
+    )
 
 
 def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
@@ -197,6 +313,7 @@ def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
             null=evidence.null,
             scores=dict(evidence.scores),
             trouble=evidence.case.trouble,
+            bases=evidence.bases,
         )
         for evidence in gathered
     ]
@@ -218,6 +335,9 @@ def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
                 beside=dict(evidence.beside),
                 verdict=decide(found, scores),
                 notes=case.notes,
+                orders=evidence.orders,
+                bases=evidence.bases,
+                path=evidence.path,
             )
         )
     return tuple(reports)

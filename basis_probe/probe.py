@@ -5,14 +5,15 @@ import fnmatch
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
 from basis_probe.architecture import proved, watched
 from basis_probe.errors import DataError, SiteError, StreamError
+from basis_probe.evidence import affordable, choose, untrained
 from basis_probe.findings import (
     Case,
+    Companions,
     Evidence,
     chosen_null,
     chosen_scores,
@@ -39,14 +42,29 @@ from basis_probe.partial import Part, Partial, moved
 from basis_probe.results import Provenance, Report, Symmetry
 from basis_probe.roles import Role, role
 from basis_probe.sites import asked, sensible
-from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, geometry_of
+from basis_probe.statistics.nulls import (
+    Geometry,
+    LinearLayer,
+    Null,
+    Problem,
+    RandomWeights,
+    Rotation,
+    geometry_of,
+    outputs,
+)
 from basis_probe.statistics.sampling import hash_examples
 from basis_probe.statistics.scores import Score
 from basis_probe.stream import Plan, Seen, Stream
 from basis_probe.symmetry import Derivation
+from basis_probe.twins import reinitialised, settle
 from basis_probe.verdict import LEVEL
 
+if TYPE_CHECKING:
+    from basis_probe.statistics.bases import Candidate
+
 Groups = Mapping[str, Group | str] | Group | str
+Twins = Mapping[str, Sequence[Mapping[str, Tensor]]]
+"""Site -> the scores of every untrained twin's axes there, by name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +99,8 @@ def probe(
     max_samples: int | None = None,
     progress: bool = True,
     certificates: bool | None = None,
+    bases: "Iterable[str | Candidate | np.ndarray | Tensor] | str | Candidate | None" = None,
+    paths: int = 0,
     memory_budget: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Report:
@@ -110,6 +130,10 @@ def probe(
         progress: whether to show progress bars.
         certificates: whether to prove what is claimed of the architecture on a float64 copy of the
             model; None to do so if that is cheap, up to 150 million parameters.
+        bases: other bases to compare the axes of every site with: names ("pca", "ica", "varimax"
+            ...), candidates or matrices [directions, dim]; None for none. Each site's best one is
+            returned, judged on samples that it was not fitted on.
+        paths: to how many turned bases the deciding score is followed at every site, 0 for none.
         memory_budget: about how many bytes may be held beyond the model and its forward pass. Where
             all sites need more, the data pass through the model several times, for some sites at a
             time; a warning says so before the first. None for one pass.
@@ -142,7 +166,14 @@ def probe(
         max_samples=max_samples,
         certificates=certificates,
         progress=progress,
+        companions=Companions.of(bases, paths),
     )
+    twins = choices.null if isinstance(choices.null, RandomWeights) else None
+    if twins is not None and iter(data) is data:
+        raise DataError(
+            "null='random-weights' reads the data once for every twin of the model, and the data "
+            f"are a {type(data).__name__} that can be read only once: give a list or a DataLoader"
+        )
     if memory_budget is not None and checkpoint is not None:
         raise ValueError(
             "memory_budget and checkpoint are both given, and a run of several passes keeps no "
@@ -166,6 +197,8 @@ def probe(
                 return concluding.report(run.partial(), notes)
 
             run.read(numbered, finish, progress=progress)
+            if twins is not None and run.part.whole:
+                concluding.twins = _untrained(watching, choices, data, twins, run.part.batches)
             if not run.part.whole or turn + 1 == len(passes):
                 made = finish()
                 if checkpoint is not None and not made.partial:
@@ -308,6 +341,7 @@ class Choices:
         certificates: whether to prove what is claimed; None if that is cheap.
         progress: whether to show progress bars.
         asked: the sites in the user's words, where `sites` says what they came to.
+        companions: what is computed besides the evidence.
     """
 
     sites: str | tuple[str, ...] | None
@@ -320,6 +354,7 @@ class Choices:
     certificates: bool | None
     progress: bool
     asked: str = ""
+    companions: Companions = dataclasses.field(default_factory=Companions)
 
     @staticmethod
     def of(
@@ -332,6 +367,7 @@ class Choices:
         max_samples: int | None,
         certificates: bool | None,
         progress: bool,
+        companions: Companions | None = None,
     ) -> "Choices":
         """The choices, if they make sense.
 
@@ -343,7 +379,18 @@ class Choices:
             raise ValueError(f"max_samples={max_samples}: give a positive number, or None for all")
         # An iterator can be read only once.
         sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
-        return Choices(sites, used, wanted, null, groups, seed, max_samples, certificates, progress)
+        return Choices(
+            sites=sites,
+            scores=used,
+            null=wanted,
+            said=null,
+            groups=groups,
+            seed=seed,
+            max_samples=max_samples,
+            certificates=certificates,
+            progress=progress,
+            companions=companions or Companions(),
+        )
 
     @property
     def settings(self) -> dict[str, str]:
@@ -355,12 +402,13 @@ class Choices:
             "groups": "derived" if self.groups is None else str(self.groups),
             "max_samples": "all" if self.max_samples is None else str(self.max_samples),
             "rows_for_nulls": str(self.capacity),
+            "bases": ", ".join(basis.name for basis in self.companions.bases) or "none",
         }
 
     @property
     def capacity(self) -> int:
-        """How many rows are kept of a site."""
-        return _capacity(self.null)
+        """How many rows are kept of a site at most."""
+        return max(_capacity(self.null), self.companions.rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -453,7 +501,10 @@ class Watched:
         else:
             chosen = asked(choices.sites, facts.sites, silent=subject.silent())
         derivation = Derivation(facts)
-        places = placed(derivation, chosen, choices.groups)
+        places = {
+            name: dataclasses.replace(place, plan=_sized(place, choices))
+            for name, place in placed(derivation, chosen, choices.groups).items()
+        }
         leaders: dict[str, str] = {}
         plans: dict[str, Plan] = {}
         for name, place in places.items():
@@ -512,7 +563,8 @@ def _passes(
     size = watching.subject.dtype.itemsize
     held = {name: _held(watching.places[name], choices.capacity, size) for name in names}
     # While axes are compared with alternatives, the rows of one site are there a few times more.
-    working = max(choices.capacity * watching.plans[name].dim * 8 * 4 for name in names)
+    plans = watching.plans.values()
+    working = max(plan.room(choices.capacity) * plan.dim * 8 * 4 for plan in plans)
     if working + max(held.values()) > budget:
         raise ValueError(
             f"memory_budget={budget:,}: the largest site alone needs about "
@@ -545,7 +597,7 @@ def _held(place: Placed, capacity: int, size: int) -> int:
         kept += plan.dim
     if plan.pre is not None and (place.layer is None or place.layer.pre is None):
         kept += plan.dim
-    return capacity * kept * size + plan.dim * 8 * 16
+    return plan.room(capacity) * kept * size + plan.dim * 8 * 16
 
 
 def _computed(place: Placed) -> bool:
@@ -693,9 +745,20 @@ def _overridden(symmetry: Symmetry, group: Group | str | None, dim: int) -> Symm
 
 
 def _capacity(wanted: Null | None) -> int:
-    from basis_probe.statistics.nulls import Rotation
-
     return Rotation().samples if wanted is None else wanted.samples
+
+
+def _sized(place: Placed, choices: Choices) -> Plan:
+    """The plan of a site with as many rows as will be used of it."""
+    if choices.null is not None or choices.companions.rows:
+        return place.plan
+    known = place.layer
+    read = place.dim
+    if known is not None:
+        windows = place.plan.convolution
+        positions = known.repeat if windows is None else math.prod(windows.kernel)
+        read = known.width * positions * len(known.weights)
+    return dataclasses.replace(place.plan, capacity=affordable(read, place.dim).samples)
 
 
 def _said(sites: str | Iterable[str] | None) -> str:
@@ -1011,7 +1074,7 @@ def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
 
 def _off(linear: LinearLayer, x: Tensor) -> float:
     """By how much a layer's outputs, computed from its inputs, miss the activations."""
-    made = linear.post(_outputs(linear)).double()
+    made = linear.post(outputs(linear)).double()
     return float((made - x.double()).abs().max()) if made.shape == x.shape else math.inf
 
 
@@ -1043,6 +1106,7 @@ class _Concluding:
     ) -> None:
         self.watching, self.choices, self.gathered = watching, choices, gathered
         self.notes: tuple[str, ...] = ()
+        self.twins: Twins = {}
         self._places: dict[str, Placed] | None = None
 
     def report(self, partial: Partial, notes: tuple[str, ...]) -> Report:
@@ -1100,7 +1164,12 @@ class _Concluding:
                         continue
                     case = _case(name, place, partial.seen[leader], partial.batches, dtype)
                     found = gather(
-                        case, self.choices.scores, self.choices.null, seed=self.choices.seed
+                        case,
+                        self.choices.scores,
+                        self.choices.null,
+                        seed=self.choices.seed,
+                        twins=self.twins.get(leader, ()),
+                        companions=self.choices.companions,
                     )
                     self.gathered[name] = found
                     continue
@@ -1149,6 +1218,46 @@ def _alike(one: Placed, other: Placed) -> bool:
 
 def _renamed(evidence: Evidence, name: str) -> Evidence:
     return dataclasses.replace(evidence, case=dataclasses.replace(evidence.case, site=name))
+
+
+def _untrained(
+    watching: Watched, choices: Choices, data: Iterable[Any], wanted: RandomWeights, batches: int
+) -> Twins:
+    """What every untrained twin of the model shows on the same rows of the first batches."""
+    from tqdm.auto import tqdm
+
+    found: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in watching.plans}
+    for index in tqdm(
+        range(wanted.frames),
+        desc="running untrained twins",
+        unit="twin",
+        disable=not choices.progress,
+        leave=False,
+    ):
+        twin = recognise(reinitialised(watching.subject.model, seed=choices.seed + index))
+        with prepared(twin.model, None):
+            again = itertools.islice(batches_of(data, twin), batches)
+            settle(twin.model, (functools.partial(twin.call, batch) for batch in again))
+            several = itertools.islice(batches_of(data, twin), batches)
+            first = next(several)
+            derivation = Derivation(watched(twin, first))
+            sites = {n: s for n, s in derivation.facts.sites.items() if n in watching.plans}
+            groups = {name: watching.places[name].symmetry.group for name in sites}
+            own = placed(derivation, sites, groups)
+            stream = Stream(
+                {name: place.plan for name, place in own.items()},
+                seed=choices.seed,
+                capacity=choices.capacity,
+                most=choices.max_samples,
+            )
+            for batch in itertools.chain([first], several):
+                stream.see(twin.model, batch, functools.partial(twin.call, batch))
+        for name, place in own.items():
+            seen = stream.seen[name]
+            if not seen.bad and len(seen.kept.priorities):
+                problem, _ = problem_of(place, seen, twin.dtype)
+                found[name].append(untrained(problem, choose(problem, wanted), choices.scores))
+    return found
 
 
 _INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
@@ -1217,12 +1326,14 @@ def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, 
     halves = halves_of(seen.kept.priorities)
     notes: tuple[str, ...] = ()
     linear = None
+    # Products are in single precision unless the model is in double; sums are in double.
+    working = torch.float64 if dtype is torch.float64 else torch.float32
     if place.layer is not None and "inputs" in rows:
         linear = _linear_layer(place.layer, rows, place.geometry, dtype)
     if linear is not None and "x" not in rows:
-        x = linear.post(_outputs(linear)).double()
+        x = linear.post(outputs(linear)).to(working)
     else:
-        x = rows["x"].double()
+        x = rows["x"].to(working)
         if linear is not None:
             error = _off(linear, x)
             if not error <= _tolerance(dtype, x):
@@ -1232,7 +1343,7 @@ def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, 
                     f"weights (off by {error:.1g} at a size of {_size(x):.1g}), so its "
                     "counterfactuals were not used.",
                 )
-    pre = rows["pre"].double() if "pre" in rows and place.bend is not None else None
+    pre = rows["pre"].to(working) if "pre" in rows and place.bend is not None else None
     if pre is not None and not bool(torch.isfinite(pre).all()):
         pre = None
         if linear is None:
@@ -1245,18 +1356,10 @@ def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, 
             pre=pre,
             nonlinearity=place.bend if pre is not None else None,
             layer=linear,
+            examples=rows.get("example"),
         ),
         notes,
     )
-
-
-def _outputs(linear: LinearLayer) -> tuple[Tensor, ...]:
-    flat = linear.inputs.reshape(len(linear.inputs), -1)
-    outputs: list[Tensor] = []
-    for weight, bias in zip(linear.weights, linear.biases, strict=True):
-        out = flat @ weight.reshape(len(weight), -1).T
-        outputs.append(out if bias is None else out + bias)
-    return tuple(outputs)
 
 
 def _linear_layer(
@@ -1284,15 +1387,9 @@ def _linear_layer(
         inputs=inputs.to(working),
         weights=tuple(weight.to(working) for weight in weights),
         biases=tuple(None if bias is None else bias.to(working) for bias in biases),
-        pre=_holding(found.pre, held),
-        post=_holding(found.post, held) or found.post,
+        pre=found.pre,
+        post=found.post,
         geometry=geometry,
         centred=found.centred,
+        held=held,
     )
-
-
-def _holding(
-    function: Callable[[tuple[Tensor, ...]], Tensor] | None, held: tuple[Tensor, ...]
-) -> Callable[[tuple[Tensor, ...]], Tensor] | None:
-    """The function of the maps' outputs alone, what is held given."""
-    return None if function is None else lambda outputs: function((*outputs, *held))

@@ -7,6 +7,7 @@ again from a saved file.
 import dataclasses
 import enum
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,9 @@ class NullRecord:
         holds_fixed: what an alternative shares with the observed layer, in words.
         because: why this null was chosen here.
         approximate: True where the null is not exact for untrained networks.
+        directions: how many axes were compared, drawn at random where that is not all of them, and
+            as many directions of every alternative; 0 in reports that do not say.
+        examples: how many sequences or images the compared samples are of; 0 if that is not known.
     """
 
     name: str
@@ -138,6 +142,8 @@ class NullRecord:
     holds_fixed: str
     because: str
     approximate: bool = False
+    directions: int = 0
+    examples: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,6 +183,8 @@ class ScoreResult(Exact):
         all_samples: the value on the axes over every sample of the stream; NaN where not streamed.
         closed_form: the null without sampling, where a formula is known.
         note: what a reader must know, or an empty string.
+        effect_interval: 95 % interval of the effect under resampling of whole sequences or images,
+            by the jackknife; NaN where it is not known.
     """
 
     name: str
@@ -199,6 +207,112 @@ class ScoreResult(Exact):
     all_samples: float
     closed_form: ClosedFormRecord | None = None
     note: str = ""
+    effect_interval: tuple[float, ...] = (math.nan, math.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class BasisStanding:
+    """How one basis of a site's space fared on samples that it was not fitted on.
+
+    Attributes:
+        name: what made it: "standard" (the axes), "pca", "ica" ...
+        score: the score, averaged over its directions.
+        effect: its distance from random rotations, in their standard deviations.
+        ceiling: (score - random) / (best - random): 0 is random, 1 the best basis that was found;
+            NaN where none stands out from random rotations.
+        cosine: mean |cosine| between its directions and the axes, each paired with one other.
+        directions: how many directions it has.
+        note: what a reader must know of how it was found, or an empty string.
+    """
+
+    name: str
+    score: float
+    effect: float
+    ceiling: float
+    cosine: float
+    directions: int
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BasisRanking(Exact):
+    """Which basis, then? The axes and other bases of the same space, under one score.
+
+    Attributes:
+        score: the score.
+        standings: the axes first, then the others in the order asked for.
+        best: the name of the basis that departs most from random rotations.
+        directions: its directions, one a row, [direction, dim], in the coordinates of `geometry`;
+            empty where it is the axes themselves, or no basis stands out.
+        geometry: of the rows that were compared: "euclidean", "standardised", "whitened" ...
+        reads: what was compared: the activations, or the tensor before the nonlinearity.
+        null_mean, null_std: of the score over random rotations, on the same held-out samples.
+        frames: how many rotations.
+        fitted_on, judged_on: numbers of samples.
+    """
+
+    score: str
+    standings: tuple[BasisStanding, ...]
+    best: str
+    directions: np.ndarray
+    geometry: str
+    reads: str
+    null_mean: float
+    null_std: float
+    frames: int
+    fitted_on: int
+    judged_on: int
+
+    @property
+    def axes(self) -> BasisStanding:
+        """How the axes fared."""
+        return self.standings[0]
+
+    def __getitem__(self, name: str) -> BasisStanding:
+        for standing in self.standings:
+            if standing.name == name:
+                return standing
+        known = ", ".join(standing.name for standing in self.standings)
+        raise KeyError(f"no basis is called {name!r} here; there are {known}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OrderRecord:
+    """One of the three orders in which axes can be privileged, by itself.
+
+    Attributes:
+        order: "first" (offsets), "second" (variances and covariance), "higher" (form).
+        statistic: what was computed, in words.
+        observed: its value on the axes.
+        null_mean, null_std: over random rotations.
+        effect: (observed - null_mean) / null_std; NaN where it says nothing here.
+        p_value: against random rotations; NaN where it says nothing here.
+        sentence: what follows, to quote.
+    """
+
+    order: str
+    statistic: str
+    observed: float
+    null_mean: float
+    null_std: float
+    effect: float
+    p_value: float
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PathRecord(Exact):
+    """A score on the way from the axes to turned bases: along Q^a for a from 0 to 1.
+
+    Attributes:
+        score: the score.
+        powers: the a, rising from 0 (the axes) to 1 (the turned basis).
+        values: [turns, powers].
+    """
+
+    score: str
+    powers: tuple[float, ...]
+    values: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +342,9 @@ class SiteReport:
             which misleads behind a nonlinearity; empty elsewhere.
         verdict: what follows.
         notes: anything that a reader must know.
+        orders: offsets, variances and form apart; empty where the group changes them at will.
+        bases: other bases of the same space beside the axes; None where none were asked for.
+        path: the deciding score on the way to turned bases; None where it was not asked for.
     """
 
     site: str
@@ -243,6 +360,9 @@ class SiteReport:
     beside: Mapping[str, ScoreResult]
     verdict: Verdict
     notes: tuple[str, ...] = ()
+    orders: tuple[OrderRecord, ...] = ()
+    bases: BasisRanking | None = None
+    path: PathRecord | None = None
 
     def _repr_html_(self) -> str:
         from basis_probe.presentation.html import site_fragment

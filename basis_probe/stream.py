@@ -62,6 +62,7 @@ class Plan:
         held: where the tensors are that are added to what the linear map makes.
         centred: True to subtract each sample's mean over features before comparing features.
         across: whether features are compared with each other in every sample.
+        capacity: how many rows are kept of it; None for as many as the stream keeps at most.
     """
 
     address: Address
@@ -75,6 +76,11 @@ class Plan:
     held: tuple[Address, ...] = ()
     centred: bool = False
     across: bool = True
+    capacity: int | None = None
+
+    def room(self, most: int) -> int:
+        """How many rows are kept of it in a stream that keeps so many at most."""
+        return most if self.capacity is None else min(most, self.capacity)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +90,8 @@ class Seen:
     Attributes:
         moments: of every axis over all samples.
         kurtosis: of every sample across axes.
-        kept: a uniform sample of rows: "x" [samples, dim], and what was planned of "inputs"
+        kept: a uniform sample of rows: "x" [samples, dim], "example" [samples], a hash of the
+            sequence or image that a row is of, and what was planned of "inputs"
             [samples, width, positions], "pre" and "held 0", "held 1" ... [samples, dim]; without
             what turned out to be dispensable.
         proof: where "x" was dispensable, a few rows that have it nevertheless.
@@ -287,6 +294,8 @@ class Observer:
         """What belongs to the chosen rows, on their device."""
         here = chosen.to(flat.device)
         kept: dict[str, Tensor] = {}
+        if lead is not None:
+            kept["example"] = self.ranks.of(lead).owner[chosen]
         if "x" not in self.without:
             kept["x"] = flat[here]
         elif self.proves:
@@ -329,10 +338,11 @@ def _smallest(priority: Tensor, capacity: int, threshold: float) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Ranked:
-    """The rows of a tensor that count, and the priority of each, on the CPU."""
+    """The rows of a tensor that count and the priority of each; the example of every row."""
 
     counted: Tensor
     priority: Tensor
+    owner: Tensor
 
 
 class Ranks:
@@ -376,9 +386,14 @@ class Ranks:
             place = content_positions(counts)
             whole = self.examples.sum()[None]
             rank = priorities(whole, place, seed=self.seed)
-            return _Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts])
+            return _ranked(counts, rank, whole)
         rank = priorities(self.examples, place, seed=self.seed)
-        return _Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts])
+        return _ranked(counts, rank, self.examples)
+
+
+def _ranked(counts: Tensor, rank: Tensor, examples: Tensor) -> _Ranked:
+    owner = examples[:, None].expand_as(counts).flatten()
+    return _Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts], owner)
 
 
 def _rows(tensor: Tensor, layout: Layout | None) -> Tensor:
@@ -486,7 +501,7 @@ class Stream:
     ) -> None:
         self.plans, self.seed, self.capacity, self.most = dict(plans), seed, capacity, most
         self.dispensable = dispensable
-        self.sums = {name: _Sums(plan, capacity) for name, plan in plans.items()}
+        self.sums = {name: _Sums(plan, plan.room(capacity)) for name, plan in plans.items()}
         self.batches = 0
         self.examples = 0
         self._settled = Settled() if stops else None
@@ -571,7 +586,7 @@ class Stream:
                 plan,
                 batch,
                 ranks=ranks,
-                capacity=self.capacity,
+                capacity=plan.room(self.capacity),
                 threshold=self.sums[name].kept.threshold,
                 room=rooms[name],
                 without=self.sums[name].without,

@@ -8,7 +8,15 @@ import numpy as np
 import torch
 
 from basis_probe.algebra.groups import Privileged
-from basis_probe.results import NullRecord, Outcome, ScoreResult, Symmetry, Tail, Verdict
+from basis_probe.results import (
+    BasisRanking,
+    NullRecord,
+    Outcome,
+    ScoreResult,
+    Symmetry,
+    Tail,
+    Verdict,
+)
 from basis_probe.statistics.multiplicity import holm
 
 LEVEL = 0.05
@@ -32,6 +40,7 @@ class Found:
         null: what the axes were compared with.
         scores: the scores, p-values not yet adjusted.
         trouble: a reason why nothing can be decided, or an empty string.
+        bases: other bases beside the axes, where some were asked for.
     """
 
     kind: str
@@ -43,6 +52,7 @@ class Found:
     null: NullRecord | None
     scores: dict[str, ScoreResult]
     trouble: str = ""
+    bases: BasisRanking | None = None
 
 
 def samples_needed(symmetry: Symmetry, dim: int) -> int:
@@ -120,31 +130,57 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
     data = _data_clause(best, deciding, found.null, stands_out)
     data += _aside(scores, found.null, stands_out)
     privileged = found.symmetry.privileged
+    instead = "" if found.bases is None else f" {another_basis(found.bases)}"
     if privileged is Privileged.UNKNOWN:
         return _undecided(
             f"Undecided about the architecture, whose group at this site is not known; {data}."
+            f"{instead}"
         )
     if privileged is Privileged.AXES:
         if stands_out:
             return Verdict(
                 Outcome.PRIVILEGED,
                 f"The architecture fixes these axes, and {data}: this layer may be read neuron by "
-                "neuron.",
+                f"neuron.{instead}",
             )
         return Verdict(
             Outcome.UNUSED,
             f"The architecture fixes these axes, but {data}: the neurons are real, but features "
-            "are not seen to lie on them; look for a dictionary.",
+            f"are not seen to lie on them; look for a dictionary.{instead}",
         )
     allowed = _allowed(privileged)
     if stands_out:
         return Verdict(
             Outcome.EMERGENT,
-            f"{allowed}, yet {data}: training, not the architecture, made these axes stand out.",
+            f"{allowed}, yet {data}: training, not the architecture, made these axes stand out."
+            f"{instead}",
         )
     return Verdict(
         Outcome.ARBITRARY,
-        f"{allowed}, and {data}: do not read single coordinates here.",
+        f"{allowed}, and {data}: do not read single coordinates here.{instead}",
+    )
+
+
+NEAR = 0.9
+"""At this mean |cosine|, paired one by one, a basis that was found is called the axes."""
+
+
+def another_basis(ranking: BasisRanking) -> str:
+    """What the search for other bases says, in a sentence."""
+    tried = ", ".join(standing.name for standing in ranking.standings[1:])
+    best, axes = ranking[ranking.best], ranking.axes
+    if math.isnan(best.ceiling):
+        return f"No other basis stands out either (tried: {tried})."
+    if best.name == axes.name:
+        return f"Of the bases that were tried ({tried}) none stands out more than the axes."
+    where = f"mean |cosine| with the axes {best.cosine:.2f}, paired one by one"
+    if best.cosine >= NEAR:
+        return f"The basis that stands out most ({best.name}) is that of the axes ({where})."
+    return (
+        f"Another basis stands out: {best.name}, with {_spoken(ranking.score)} "
+        f"{_number(best.score)} on samples it was not fitted on, against {_number(axes.score)} on "
+        f"the axes and {_number(ranking.null_mean)} ± {_number(ranking.null_std)} on random ones; "
+        f"the axes come {axes.ceiling:.0%} of the way to it ({where})."
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from basis_probe.algebra.haar import haar, haar_directions, haar_fixing
+from basis_probe.algebra.haar import Turned, haar, haar_directions, haar_fixing
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -158,3 +158,41 @@ def test_a_generator_elsewhere() -> None:
 
     with pytest.raises(ValueError, match="Generator on the CPU"):
         haar(3, Elsewhere())
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 9])
+@pytest.mark.parametrize("held", [0, 1, 2])
+def test_turned_vectors_keep_what_is_fixed_and_their_angles(count: int, held: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    vectors = torch.randn(count, 6, generator=generator, dtype=torch.float64)
+    fixed = torch.randn(held, 6, generator=generator, dtype=torch.float64) if held else None
+    turned = Turned(vectors, fixed).draw(generator)
+    torch.testing.assert_close(turned @ turned.T, vectors @ vectors.T)
+    if fixed is not None:
+        torch.testing.assert_close(turned @ fixed.T, vectors @ fixed.T)
+    assert not torch.allclose(turned, vectors)
+
+
+def test_turned_vectors_have_the_law_of_whole_turns() -> None:
+    generator = torch.Generator().manual_seed(4)
+    vectors = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    fixed = torch.ones(1, 5, dtype=torch.float64)
+    turning = Turned(vectors, fixed)
+    draws = 4000
+    thin = torch.stack([turning.draw(generator) for _ in range(draws)]).flatten(1)
+    whole = torch.stack([vectors @ haar_fixing(fixed, generator) for _ in range(draws)]).flatten(1)
+    for power in (1, 2, 4):
+        one, other = thin**power, whole**power
+        error = ((one.var(0) + other.var(0)) / draws).sqrt()
+        assert bool(((one.mean(0) - other.mean(0)).abs() < 4.5 * error).all()), power
+    between = (thin[:, :1] * thin, whole[:, :1] * whole)
+    error = sum(part.var(0) / draws for part in between) ** 0.5
+    assert bool(((between[0].mean(0) - between[1].mean(0)).abs() < 4.5 * error).all())
+
+
+def test_vectors_in_what_is_fixed_do_not_turn() -> None:
+    fixed = torch.eye(2, dtype=torch.float64)
+    vectors = torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)
+    torch.testing.assert_close(Turned(vectors, fixed).draw(torch.Generator()), vectors)
+    with pytest.raises(ValueError, match="not all finite"):
+        Turned(vectors / 0, None)

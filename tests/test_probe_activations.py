@@ -242,9 +242,11 @@ def test_one_sided_activations_alone_decide_nothing() -> None:
     # The raw rotation would have called them special; so would anyone who asks for it.
     assert site.scores["kurtosis"].effect > 5
     *_, pre = _layer(on_axes=True)
-    asked = bp.probe_activations(
-        pre.relu(), group="positive-monomial", pre=pre, nonlinearity="relu", null="rotation"
-    )
+    with pytest.warns(bp.MisleadingNull, match=r"one-sided \(z = .* the same axes have z = "):
+        asked = bp.probe_activations(
+            pre.relu(), group="positive-monomial", pre=pre, nonlinearity="relu", null="rotation"
+        )
+    assert any("credits every axis for being one-sided" in note for note in asked.notes)
     assert asked.verdict.outcome is Outcome.UNDECIDED
     assert "this null credits the axes for nothing and no verdict rests on it" in (
         asked.verdict.sentence

@@ -102,6 +102,60 @@ def haar_fixing(
     return torch.ormqr(reflections, scales, frame, left=False, transpose=True)
 
 
+class Turned:
+    """Given vectors after turns of their space that leave others where they are, uniform otherwise.
+
+    The turned vectors are what `vectors @ haar_fixing(fixed, generator)` holds, and have its law;
+    but no square matrix is made of the whole space, only a frame of as many directions as there are
+    vectors: with F uniform among the orthonormal frames across what is fixed, and V = B R for an
+    orthonormal B, the turned V has the law of F R.
+
+    Args:
+        vectors: what is turned, one per row.
+        fixed: what is left where it is, one per row; None for nothing.
+
+    Raises:
+        ValueError: if the vectors are no matrix of finite real numbers.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> axes = torch.eye(1000, dtype=torch.float64)[:3]
+        >>> turned = Turned(axes, None).draw(generator)
+        >>> torch.allclose(turned @ turned.T, torch.eye(3, dtype=torch.float64))
+        True
+    """
+
+    def __init__(
+        self,
+        vectors: Float[Tensor, "direction dim"],
+        fixed: Float[Tensor, "sample dim"] | None,
+    ) -> None:
+        if not bool(vectors.isfinite().all()):
+            raise ValueError("the vectors to turn are not all finite: leave those out")
+        given = vectors.detach().to("cpu", torch.float64)
+        dim = given.shape[1]
+        empty = given.new_zeros(dim, 0)
+        self._span = empty if fixed is None else _span(fixed.detach().to("cpu", torch.float64))
+        rank = self._span.shape[1]
+        self._kept = (given @ self._span) @ self._span.T
+        across = given - self._kept
+        self._free = min(len(given), dim - rank)
+        if self._free == dim - rank:
+            basis = torch.linalg.qr(self._span, mode="complete").Q[:, rank:] if rank else None
+            self._inside = across if basis is None else across @ basis
+        else:
+            self._inside = torch.linalg.qr(across.T).R.T
+
+    def draw(self, generator: torch.Generator) -> Float64[Tensor, "direction dim"]:
+        """The vectors, turned; the generator is on the CPU."""
+        if self._free == 0:
+            return self._kept.clone()
+        dim, rank = self._span.shape
+        drawn = _gaussian(dim, self._free, generator)
+        frame = _positive_qr(torch.cat([self._span, drawn], dim=1))[:, rank:]
+        return torch.addmm(self._kept, self._inside, frame.T)
+
+
 def require_cpu(generator: torch.Generator) -> None:
     """Nothing; raises where the numbers would depend on the device.
 

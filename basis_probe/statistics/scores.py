@@ -134,6 +134,8 @@ class Score:
         across_axes: True if it compares the axes of one sample with each other, so that it means
             nothing where single axes may be changed by any linear map. Where single axes may be
             rescaled, each is divided by its root mean square first.
+        of_kurtosis: the number of a direction from its kurtosis over samples, where that is all it
+            depends on: errors by resampling are then known for it.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Score:
     invariant_under: frozenset[Invariance] = frozenset({Invariance.PERMUTATIONS})
     not_for: str = ""
     across_axes: bool = False
+    of_kurtosis: Callable[[Tensor], Tensor] | None = None
 
     @property
     def scale_free(self) -> bool:
@@ -165,6 +168,7 @@ NON_GAUSSIANITY = Score(
     range="[0, inf), Gaussian 0",
     invariant_under=_CENTRED,
     not_for="laws that are lopsided but neither heavy nor flat; one far value rules it",
+    of_kurtosis=lambda kurtosis: (kurtosis - 3).abs(),
 )
 NEGENTROPY = Score(
     name="negentropy",
@@ -188,6 +192,7 @@ KURTOSIS = Score(
     range="[1, inf), Gaussian 3",
     invariant_under=_CENTRED,
     not_for="comparing with 3: samples of unequal length make it larger in every basis",
+    of_kurtosis=lambda kurtosis: kurtosis,
 )
 SKEWNESS = Score(
     name="skewness",

@@ -1,0 +1,85 @@
+"""The untrained twin of a model: the same architecture with every weight drawn anew.
+
+A network that was never trained has axes too, one-sided and off-centre where its nonlinearities
+make them so. What a measure says of the twin is what it says of nothing.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """A copy of a model as if it had not been trained; the model itself is left alone.
+
+    Every matrix, kernel and embedding is drawn from a Gaussian of mean zero and of the tensor's own
+    root mean square, so that activations keep their size; every vector (gains, biases, slopes) is
+    set to its own mean, so that no axis differs from another; running averages of batch
+    normalisation start again at mean zero and variance one. A tensor that several modules share
+    stays shared.
+
+    Args:
+        model: any module whose parameters hold floating-point numbers.
+        seed: another seed, another twin.
+
+    Raises:
+        ValueError: if a parameter is quantised, or has no numbers, as on the meta device.
+
+    Example:
+        >>> model = torch.nn.Linear(30, 20)
+        >>> twin = reinitialised(model, seed=1)
+        >>> bool(twin.weight.ne(model.weight).all()), twin.bias.unique().numel()
+        (True, 1)
+    """
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if parameter.is_meta or not parameter.is_floating_point():
+                raise ValueError(
+                    f"{name} holds {parameter.dtype} on {parameter.device}: an untrained twin "
+                    "needs floating-point weights in memory; load the model without quantisation"
+                )
+            exact = parameter.detach().cpu().double()
+            if parameter.ndim >= 2:
+                drawn = torch.randn(exact.shape, generator=generator, dtype=torch.float64)
+                new = drawn * exact.square().mean().sqrt()
+            else:
+                new = exact.mean().expand_as(exact) if exact.numel() else exact
+            parameter.copy_(new.to(parameter.dtype))
+        for module in twin.modules():
+            if isinstance(module, _NORMS) and module.track_running_stats:
+                module.reset_running_stats()
+    return twin
+
+
+def settle(model: nn.Module, runs: Iterable[Callable[[], object]]) -> None:
+    """Estimates the running averages of all batch normalisations from some runs of the model.
+
+    Without it a twin's averages belong to no data, and its activations grow or die from layer to
+    layer. Every batch counts alike. Nothing is run where there is no batch normalisation.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _NORMS) and module.track_running_stats
+    ]
+    if not norms:
+        return
+    before = [(norm.training, norm.momentum) for norm in norms]
+    try:
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None
+        with torch.no_grad():
+            for run in runs:
+                run()
+    finally:
+        for norm, (training, momentum) in zip(norms, before, strict=True):
+            norm.train(training)
+            norm.momentum = momentum
