@@ -833,6 +833,9 @@ CHECKPOINT_SECONDS = 60.0
 """So often what was seen is written to the checkpoint."""
 
 
+_FAILED = "The run failed"
+
+
 class _OtherData(DataError):
     """The data are not those that a checkpoint has seen."""
 
@@ -924,7 +927,7 @@ class _Run:
             # The error itself is forgotten when this clause ends.
             what = f"{type(error).__name__}: {error}"
             batches = self.part.batches
-            self.notes = (*self.notes, f"The run failed after {batches} batches: {what}")
+            self.notes = (*self.notes, f"{_FAILED} after {batches} batches: {what}")
             raise StreamError(
                 f"batch {batches} failed: {what}. The {batches} batches before it are kept: call "
                 ".report() of this error for their report",
@@ -1113,7 +1116,10 @@ class _Concluding:
         """The report of all sites with evidence so far and of those that the partial saw."""
         watching, choices = self.watching, self.choices
         interrupted = self.gather(partial)
-        notes = (*notes, *partial.notes, partial.missing, *self.notes)
+        # A run that failed says where; that it ended there need not be said again.
+        failed = any(note.startswith(_FAILED) for note in (*notes, *partial.notes))
+        missing = "" if failed else partial.missing
+        notes = (*notes, *partial.notes, missing, *self.notes)
         if len(self.gathered) < len(watching.places):
             absent = [name for name in watching.places if name not in self.gathered]
             notes = (*notes, f"No data passed for {len(absent)} sites: {', '.join(absent)}.")
@@ -1343,7 +1349,11 @@ def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, 
                     f"weights (off by {error:.1g} at a size of {_size(x):.1g}), so its "
                     "counterfactuals were not used.",
                 )
-    pre = rows["pre"].to(working) if "pre" in rows and place.bend is not None else None
+    pre = None
+    if place.bend is not None and "pre" in rows:
+        pre = rows["pre"].to(working)
+    elif place.bend is not None and linear is not None and linear.pre is not None:
+        pre = linear.pre(outputs(linear)).to(working)
     if pre is not None and not bool(torch.isfinite(pre).all()):
         pre = None
         if linear is None:
