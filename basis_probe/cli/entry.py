@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from basis_probe.cli.calibrate import CalibrateCommand
 from basis_probe.cli.command import STATUSES, Command, Refused, Status
 from basis_probe.cli.completion import CompletionCommand
 from basis_probe.cli.demo import DemoCommand
@@ -19,6 +20,7 @@ COMMANDS: tuple[Command, ...] = (
     ReportCommand(),
     SymmetriesCommand(),
     ShowCommand(),
+    CalibrateCommand(),
     DoctorCommand(),
     CompletionCommand(),
 )

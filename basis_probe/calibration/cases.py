@@ -1,0 +1,364 @@
+"""Data with nothing on the axes, and data with something: what the instrument is tried on.
+
+Every case draws one data set of a given size and returns the report of one site, by the public
+functions that everybody calls. In a null case an axis is one direction among others by the way the
+data were made: the data were turned by a uniform rotation, or the weights that made the axes are
+Gaussian and as likely as any rotation of them. In a planted case the sources lie on the axes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from basis_probe.activations import probe_activations
+from basis_probe.algebra.haar import haar
+from basis_probe.probe import probe
+from basis_probe.results import SiteReport
+from basis_probe.statistics.nulls import Counterfactual, Null, Rotation, TurnedPreactivation
+
+Data = Float64[Tensor, "samples dim"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One data set to be made and probed.
+
+    Attributes:
+        dim: number of axes, and of inputs to a layer.
+        samples: number of samples.
+        frames: alternatives that the axes are compared with.
+        compared: at most so many of the samples are compared.
+        seed: of the data, the weights and the frames.
+    """
+
+    dim: int
+    samples: int
+    frames: int
+    compared: int
+    seed: int
+
+    @functools.cached_property
+    def generator(self) -> torch.Generator:
+        """What everything is drawn with, in turn."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard Gaussian numbers."""
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [-0.5, 0.5)."""
+        return torch.rand(*shape, generator=self.generator, dtype=torch.float64) - 0.5
+
+    def turn(self) -> Tensor:
+        """A uniform rotation of the axes."""
+        return haar(self.dim, self.generator)
+
+    def null(self, kind: type[Null]) -> Null:
+        """The null of a kind with the frames and samples of this draw."""
+        return kind(frames=self.frames, samples=self.compared)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A way to make data sets, and what is known of their axes.
+
+    Attributes:
+        name: what it is called in tables.
+        planted: True if the sources lie on the axes, False if the axes are like any others.
+        place: what kind of site it stands for.
+        report: a draw -> the report of its site.
+    """
+
+    name: str
+    planted: bool
+    place: str
+    report: Callable[[Draw], SiteReport]
+
+
+# --- sources, of unit variance --------------------------------------------------------------------
+
+
+def _gaussian(draw: Draw) -> Data:
+    return draw.normal(draw.samples, draw.dim)
+
+
+def _laplace(draw: Draw) -> Data:
+    uniform = draw.uniform(draw.samples, draw.dim)
+    return -uniform.sign() * (1 - 2 * uniform.abs()).log() * math.sqrt(0.5)
+
+
+def _uniform(draw: Draw) -> Data:
+    return draw.uniform(draw.samples, draw.dim) * math.sqrt(12)
+
+
+def _sinusoid(draw: Draw) -> Data:
+    return (2 * math.pi * draw.uniform(draw.samples, draw.dim)).sin() * math.sqrt(2)
+
+
+def _binary(draw: Draw) -> Data:
+    return draw.uniform(draw.samples, draw.dim).sign()
+
+
+def _weak(draw: Draw) -> Data:
+    """A fifth of the variance is Laplace, the rest Gaussian."""
+    return math.sqrt(0.8) * _gaussian(draw) + math.sqrt(0.2) * _laplace(draw)
+
+
+# --- data without anything on the axes ------------------------------------------------------------
+
+
+def _unequal(draw: Draw) -> Data:
+    return _gaussian(draw) * (0.8 * draw.normal(draw.dim)).exp()
+
+
+def _correlated(draw: Draw) -> Data:
+    return _gaussian(draw) @ _mixing(draw)
+
+
+def _mixing(draw: Draw) -> Tensor:
+    """Variances of lognormal spread along uniformly random orthogonal directions."""
+    return draw.turn() * (0.8 * draw.normal(draw.dim)).exp() @ draw.turn()
+
+
+def _elliptical(draw: Draw) -> Data:
+    """Student's t with five degrees of freedom: samples of very unequal length."""
+    length = (draw.normal(draw.samples, 5).square().sum(1, keepdim=True) / 5).rsqrt()
+    return _correlated(draw) * length
+
+
+def _offset(draw: Draw) -> Data:
+    return _correlated(draw) + 3 * draw.normal(draw.dim)
+
+
+def _rogue(draw: Draw) -> Data:
+    x = _gaussian(draw)
+    x[:, 0] = 20 * x[:, 0] + 30
+    return x
+
+
+def _low_variance_tails(draw: Draw) -> Data:
+    """Heavy tails in the half of the directions that has a ninth of the variance."""
+    x = _gaussian(draw)
+    half = draw.dim // 2
+    x[:, :half] *= 3
+    x[:, half:] = _laplace(draw)[:, half:] ** 3 / math.sqrt(90)
+    return x @ draw.turn()
+
+
+def _turned(source: Callable[[Draw], Data]) -> Callable[[Draw], Data]:
+    return lambda draw: source(draw) @ draw.turn()
+
+
+def _mixed(source: Callable[[Draw], Data]) -> Callable[[Draw], Data]:
+    return lambda draw: source(draw) @ _mixing(draw)
+
+
+def _texts(draw: Draw) -> Data:
+    """Words of English sentences as random vectors, with a fading memory of the words before."""
+    words = _words()
+    start = int(torch.randint(len(words) - draw.samples, (1,), generator=draw.generator))
+    vectors = draw.normal(int(words.max()) + 1, draw.dim)[words[start : start + draw.samples]]
+    x = vectors.clone()
+    for lag in range(1, 12):
+        x[lag:] += 0.8**lag * vectors[:-lag]
+    return x
+
+
+@functools.cache
+def _words() -> Tensor:
+    from basis_probe import demo
+
+    words = " ".join(demo.texts(3000, seed=1)).replace(".", " .").replace(",", " ,").split()
+    numbers = {word: number for number, word in enumerate(sorted(set(words)))}
+    return torch.tensor([numbers[word] for word in words])
+
+
+def _clusters(draw: Draw) -> Data:
+    """A mixture of thirty clusters of unequal frequency, size and shape."""
+    count = 30
+    frequency = 1 / torch.arange(1, count + 1, dtype=torch.float64)
+    which = torch.multinomial(frequency, draw.samples, replacement=True, generator=draw.generator)
+    size = (0.5 * draw.normal(count)).exp()[which, None]
+    return draw.normal(count, draw.dim)[which] + 0.5 * size * _correlated(draw)
+
+
+# --- sites ----------------------------------------------------------------------------------------
+
+_GROUPS = {"relu": "positive-monomial", "gelu": "permutation", "tanh": "signed-permutation"}
+
+
+def _linear(make: Callable[[Draw], Data], group: str) -> Callable[[Draw], SiteReport]:
+    def report(draw: Draw) -> SiteReport:
+        null = draw.null(Rotation)
+        return probe_activations(make(draw), group=group, null=null, seed=draw.seed)
+
+    return report
+
+
+def _bend(name: str, x: Tensor) -> Tensor:
+    return {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}[name](x)
+
+
+def _layer(
+    make: Callable[[Draw], Data], bend: str, *, depth: int = 1
+) -> Callable[[Draw], SiteReport]:
+    """The last of `depth` untrained layers with Gaussian weights and biases."""
+
+    def report(draw: Draw) -> SiteReport:
+        inputs = make(draw)
+        inputs = inputs / inputs.square().mean().sqrt()
+        for _ in range(depth - 1):
+            weight = draw.normal(draw.dim, draw.dim) * math.sqrt(2 / draw.dim)
+            inputs = _bend(bend, inputs @ weight.T + 0.1 * draw.normal(draw.dim))
+        weight = draw.normal(draw.dim, draw.dim) * math.sqrt(2 / draw.dim)
+        return _neurons(draw, inputs, weight, 0.3 * draw.normal(draw.dim), bend)
+
+    return report
+
+
+def _neurons(draw: Draw, inputs: Tensor, weight: Tensor, bias: Tensor, bend: str) -> SiteReport:
+    return probe_activations(
+        _bend(bend, inputs @ weight.T + bias),
+        group=_GROUPS[bend],
+        inputs=inputs,
+        weight=weight,
+        bias=bias,
+        nonlinearity=bend,
+        null=draw.null(Counterfactual),
+        seed=draw.seed,
+    )
+
+
+def _before(make: Callable[[Draw], Data], bend: str) -> Callable[[Draw], SiteReport]:
+    """The same where nothing is known of the layer but what is before the nonlinearity."""
+
+    def report(draw: Draw) -> SiteReport:
+        pre = make(draw)
+        pre = pre / pre.std(0) + 0.3 * draw.normal(draw.dim)
+        return probe_activations(
+            _bend(bend, pre),
+            group=_GROUPS[bend],
+            pre=pre,
+            nonlinearity=bend,
+            null=draw.null(TurnedPreactivation),
+            seed=draw.seed,
+        )
+
+    return report
+
+
+def _on_neurons(source: Callable[[Draw], Data], bend: str) -> Callable[[Draw], SiteReport]:
+    """A layer whose weights undo the turn that hides the sources in its input."""
+
+    def report(draw: Draw) -> SiteReport:
+        turn, bias = draw.turn(), 0.3 * draw.normal(draw.dim)
+        return _neurons(draw, source(draw) @ turn, turn, bias, bend)
+
+    return report
+
+
+class _Gated(nn.Module):
+    """Blocks of norm and gated layer on a residual stream, as in Llama, without attention."""
+
+    def __init__(self, dim: int, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(_GatedBlock(dim) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class _GatedBlock(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim)
+        self.gate, self.up, self.down = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+def _swiglu(make: Callable[[Draw], Data], *, depth: int = 1) -> Callable[[Draw], SiteReport]:
+    """The gated product of the last of `depth` untrained blocks, by probing the module."""
+
+    def report(draw: Draw) -> SiteReport:
+        model = _Gated(draw.dim, depth).double().eval()
+        with torch.no_grad():
+            for block in model.modules():
+                if isinstance(block, nn.Linear):
+                    block.weight.copy_(draw.normal(draw.dim, draw.dim) / math.sqrt(draw.dim))
+        inputs = make(draw)
+        found = probe(
+            model,
+            [inputs / inputs.square().mean().sqrt()],
+            sites=f"blocks.{depth - 1}.down:in",
+            null=draw.null(Counterfactual),
+            seed=draw.seed % 2**31,
+            certificates=False,
+            progress=False,
+        )
+        return found.site_reports[0]
+
+    return report
+
+
+_AXES_FREE = "no nonlinearity, rotations admitted"
+_FIXED = "no nonlinearity, axes rescaled"
+_GENERAL = "no nonlinearity, every linear map admitted"
+_BEHIND = "neurons, untrained layer"
+_FALLBACK = "neurons, only the pre-activations known"
+_NETWORK = "neurons, second layer of an untrained network"
+_NEURONS = "neurons"
+
+TRIALS: tuple[Trial, ...] = (
+    Trial("isotropic Gaussian", False, _AXES_FREE, _linear(_gaussian, "orthogonal")),
+    Trial("unequal variances", False, _AXES_FREE, _linear(_unequal, "orthogonal")),
+    Trial("correlated Gaussian", False, _AXES_FREE, _linear(_correlated, "orthogonal")),
+    Trial("offsets", False, _AXES_FREE, _linear(_offset, "orthogonal")),
+    Trial("one rogue dimension", False, _AXES_FREE, _linear(_rogue, "orthogonal")),
+    Trial("elliptical Student t", False, _AXES_FREE, _linear(_elliptical, "orthogonal")),
+    Trial("rotated Laplace", False, _AXES_FREE, _linear(_turned(_laplace), "orthogonal")),
+    Trial("rotated sinusoids", False, _AXES_FREE, _linear(_turned(_sinusoid), "orthogonal")),
+    Trial(
+        "heavy tails in low variance", False, _AXES_FREE, _linear(_low_variance_tails, "orthogonal")
+    ),
+    Trial("unequal variances", False, _FIXED, _linear(_unequal, "positive-monomial")),
+    Trial("elliptical Student t", False, _FIXED, _linear(_elliptical, "positive-monomial")),
+    Trial("elliptical Student t", False, _GENERAL, _linear(_elliptical, "general-linear")),
+    Trial("mixed Laplace", False, _GENERAL, _linear(_mixed(_laplace), "general-linear")),
+    *(
+        Trial(f"{name}, correlated inputs", False, _BEHIND, _layer(_offset, name.lower()))
+        for name in ("ReLU", "GELU", "tanh")
+    ),
+    Trial("SwiGLU, correlated inputs", False, _BEHIND, _swiglu(_offset)),
+    Trial("ReLU, elliptical inputs", False, _BEHIND, _layer(_elliptical, "relu")),
+    Trial("ReLU, one rogue input", False, _BEHIND, _layer(_rogue, "relu")),
+    Trial("ReLU, tails in low variance", False, _BEHIND, _layer(_low_variance_tails, "relu")),
+    Trial("ReLU, sparse inputs", False, _BEHIND, _layer(_laplace, "relu")),
+    Trial("ReLU, correlated Gaussian", False, _FALLBACK, _before(_correlated, "relu")),
+    Trial("GELU, rotated Laplace", False, _FALLBACK, _before(_turned(_laplace), "gelu")),
+    Trial("ReLU on texts", False, _NETWORK, _layer(_texts, "relu", depth=2)),
+    Trial("GELU on texts", False, _NETWORK, _layer(_texts, "gelu", depth=2)),
+    Trial("SwiGLU on texts", False, _NETWORK, _swiglu(_texts, depth=2)),
+    Trial("ReLU on clusters", False, _NETWORK, _layer(_clusters, "relu", depth=2)),
+    Trial("GELU on clusters", False, _NETWORK, _layer(_clusters, "gelu", depth=2)),
+    Trial("SwiGLU on clusters", False, _NETWORK, _swiglu(_clusters, depth=2)),
+    Trial("Laplace", True, _AXES_FREE, _linear(_laplace, "orthogonal")),
+    Trial("uniform", True, _AXES_FREE, _linear(_uniform, "orthogonal")),
+    Trial("sinusoids", True, _AXES_FREE, _linear(_sinusoid, "orthogonal")),
+    Trial("binary", True, _AXES_FREE, _linear(_binary, "orthogonal")),
+    Trial("ReLU, weak: 20 % Laplace", True, _NEURONS, _on_neurons(_weak, "relu")),
+    Trial("GELU, weak: 20 % Laplace", True, _NEURONS, _on_neurons(_weak, "gelu")),
+    Trial("ReLU, sinusoids", True, _NEURONS, _on_neurons(_sinusoid, "relu")),
+)
+"""The null battery, then the planted one."""

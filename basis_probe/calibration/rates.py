@@ -1,0 +1,279 @@
+"""From many data sets to rates with intervals: counts that add, written down as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from basis_probe.calibration.cases import TRIALS, Draw, Trial
+from basis_probe.results import Outcome, SiteReport
+
+LEVEL = 0.05
+SIZES = ((16, 1000), (64, 1000), (16, 8000), (64, 8000))
+"""(axes, samples) of the data sets."""
+
+FRAMES = 99
+COMPARED = 2048
+"""Of a null data set at most so many samples are compared, of a planted one twice as many: that is
+what a probe compares unasked."""
+
+# Data sets of one case between two lines of the record.
+_BATCH = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A rate and the interval that holds the true one in 95 cases of 100."""
+
+    rate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.rate:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def wilson(successes: int, trials: int, *, z: float = 1.959964) -> Interval:
+    """Wilson's interval of a rate: never outside [0, 1], and right for rates near 0 too.
+
+    Args:
+        successes: how often it happened.
+        trials: of how many; without any, the interval is [0, 1] and the rate NaN.
+        z: the quantile of the normal law.
+
+    Raises:
+        ValueError: if the counts are not 0 <= successes <= trials.
+
+    Source: E. B. Wilson, Journal of the American Statistical Association 22 (1927) 209.
+
+    Example:
+        >>> print(wilson(5, 100))
+        5.0% [2.2%, 11.2%]
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} of {trials} is no rate: give 0 <= successes <= trials")
+    if trials == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    rate, shrink = successes / trials, 1 + z**2 / trials
+    centre = (rate + z**2 / (2 * trials)) / shrink
+    reach = z / shrink * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    return Interval(rate, max(0.0, centre - reach), min(1.0, centre + reach))
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """How one score fared: `a + b` are both sets of data together.
+
+    Attributes:
+        known: data sets with a p-value.
+        below: of these, with a p-value at or below 5 %.
+        effect: sum of the effects.
+        square: sum of their squares.
+    """
+
+    known: int = 0
+    below: int = 0
+    effect: float = 0.0
+    square: float = 0.0
+
+    def __add__(self, other: Count) -> Count:
+        return Count(
+            self.known + other.known,
+            self.below + other.below,
+            self.effect + other.effect,
+            self.square + other.square,
+        )
+
+    @property
+    def mean(self) -> float:
+        """The mean effect."""
+        return self.effect / self.known if self.known else math.nan
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of the effects."""
+        if self.known < 2:
+            return math.nan
+        spread = self.square - self.effect**2 / self.known
+        return math.sqrt(max(0.0, spread) / (self.known - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """What came of some data sets of one trial and one size: `a + b` is what came of both.
+
+    Attributes:
+        place, trial: which trial.
+        planted: whether something was there to be found.
+        dim, samples: the size.
+        datasets: how many.
+        called: how many verdicts said that the axes stand out: false alarms, or detections.
+        undecided: how many said nothing.
+        scores: score name -> how it fared, before any adjustment.
+    """
+
+    place: str
+    trial: str
+    planted: bool
+    dim: int
+    samples: int
+    datasets: int = 0
+    called: int = 0
+    undecided: int = 0
+    scores: Mapping[str, Count] = dataclasses.field(default_factory=dict[str, Count])
+
+    @property
+    def key(self) -> tuple[str, str, bool, int, int]:
+        """What has to agree for tallies to add."""
+        return (self.place, self.trial, self.planted, self.dim, self.samples)
+
+    def __add__(self, other: Tally) -> Tally:
+        if self.key != other.key:
+            raise ValueError(f"tallies of {self.key} and {other.key} do not add")
+        names = [*self.scores, *(name for name in other.scores if name not in self.scores)]
+        none = Count()
+        return dataclasses.replace(
+            self,
+            datasets=self.datasets + other.datasets,
+            called=self.called + other.called,
+            undecided=self.undecided + other.undecided,
+            scores={n: self.scores.get(n, none) + other.scores.get(n, none) for n in names},
+        )
+
+    def with_report(self, report: SiteReport) -> Tally:
+        """This tally and one more data set."""
+        outcome = report.verdict.outcome
+        scores = {
+            name: Count(1, int(score.p_value <= LEVEL), score.effect, score.effect**2)
+            for name, score in report.scores.items()
+            if not (math.isnan(score.p_value) or math.isnan(score.effect))
+        }
+        one = dataclasses.replace(
+            self,
+            datasets=1,
+            called=int(outcome in (Outcome.PRIVILEGED, Outcome.EMERGENT)),
+            undecided=int(outcome is Outcome.UNDECIDED),
+            scores=scores,
+        )
+        return self + one
+
+    def to_json(self) -> str:
+        """One line of text."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(line: str) -> Tally:
+        """The tally that `to_json` wrote."""
+        value: dict[str, Any] = json.loads(line)
+        value["scores"] = {name: Count(**count) for name, count in value["scores"].items()}
+        return Tally(**value)
+
+
+def read(record: pathlib.Path) -> list[Tally]:
+    """The tallies in a record, added up; a last line that was cut short is left out."""
+    totals: dict[tuple[str, str, bool, int, int], Tally] = {}
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    for line in lines:
+        try:
+            tally = Tally.from_json(line)
+        except ValueError:
+            continue
+        totals[tally.key] = totals[tally.key] + tally if tally.key in totals else tally
+    return list(totals.values())
+
+
+def calibrate(
+    *,
+    datasets: int,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    trials: Sequence[Trial] = TRIALS,
+    frames: int = FRAMES,
+    compared: int = COMPARED,
+    record: pathlib.Path | None = None,
+) -> Iterator[Tally]:
+    """Every trial at every size, a few data sets of each in turn, each batch yielded as it is done.
+
+    With a record, each batch is added to it as one line, and data sets that are already in it are
+    not drawn again: a run that was stopped goes on where it was. Data set k of a trial and size is
+    the same in every run.
+
+    Args:
+        datasets: how many of each trial and size.
+        sizes: (axes, samples).
+        trials: which.
+        frames: alternatives for each data set.
+        compared: at most so many samples of a null data set are compared, and twice as many of a
+            planted one.
+        record: a file of one JSON object a line.
+    """
+    done = {tally.key: tally.datasets for tally in (read(record) if record else [])}
+    threads = torch.get_num_threads()
+    try:
+        # The data sets are so small that threads would mostly wait for each other.
+        torch.set_num_threads(1)
+        for stop in range(_BATCH, datasets + _BATCH, _BATCH):
+            for trial in trials:
+                for dim, samples in sizes:
+                    tally = Tally(trial.place, trial.name, trial.planted, dim, samples)
+                    start = done.get(tally.key, 0)
+                    if start >= min(stop, datasets):
+                        continue
+                    for index in range(start, min(stop, datasets)):
+                        draw = Draw(
+                            dim,
+                            samples,
+                            frames,
+                            compared * (2 if trial.planted else 1),
+                            zlib.crc32(f"{tally.key} {index}".encode()),
+                        )
+                        tally = tally.with_report(trial.report(draw))
+                    done[tally.key] = min(stop, datasets)
+                    if record:
+                        with record.open("a", encoding="utf-8") as file:
+                            file.write(tally.to_json() + "\n")
+                    yield tally
+    finally:
+        torch.set_num_threads(threads)
+
+
+def markdown(tallies: Sequence[Tally]) -> str:
+    """The tallies as two tables in Markdown: false alarms, and detections."""
+    parts: list[str] = []
+    for planted, title, what in (
+        (False, "Nothing on the axes", "false alarms"),
+        (True, "Sources on the axes", "found"),
+    ):
+        some = [tally for tally in tallies if tally.planted is planted]
+        if not some:
+            continue
+        names = list(dict.fromkeys(name for tally in some for name in tally.scores))
+        head = ["site", "data", "axes", "samples", "data sets", what, "undecided"]
+        head += [f"{name.replace('_', ' ')}: p ≤ 5 %; z" for name in names]
+        lines = [f"### {title}", "", _row(head), _row(["---"] * len(head))]
+        for tally in some:
+            cells = [tally.place, tally.trial, tally.dim, tally.samples, tally.datasets]
+            cells += [wilson(tally.called, tally.datasets), tally.undecided]
+            cells += [_cell(tally.scores.get(name)) for name in names]
+            lines.append(_row(cells))
+        total = sum(tally.datasets for tally in some)
+        called = wilson(sum(tally.called for tally in some), total)
+        lines += ["", f"All together, of {total} data sets: {what} {called}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _cell(count: Count | None) -> str:
+    if count is None or not count.known:
+        return ""
+    return f"{count.below / count.known:.1%}; {count.mean:+.1f} ± {count.std:.1f}"
