@@ -17,6 +17,7 @@ from basis_probe.statistics.multiplicity import (
     benjamini_hochberg,
     monte_carlo_p,
     pooled_direction_p,
+    pooled_p,
     tail_p,
 )
 from basis_probe.statistics.nulls import (
@@ -279,8 +280,8 @@ def measure(
     if left_out:
         notes = (
             *notes,
-            f"{', '.join(left_out)} compare all axes with each other, and {len(axes or ())} of "
-            f"{dim} axes were compared here: left out (a null with directions=None computes them).",
+            f"{', '.join(left_out)} compare all axes with each other, and {0 if axes is None else len(axes)} "
+            f"of {dim} axes were compared here: left out (a null with directions=None computes them).",
         )
     record = NullRecord(
         name=null.name,
@@ -438,7 +439,7 @@ def _result(
     if values is not None and axes is not None:
         note = "; ".join(filter(None, [note, f"on {len(axes)} of the axes, drawn at random"]))
         if pools:
-            per_direction_p = pooled_direction_p(values, directions[1:], pool=True, tail=tail)
+            per_direction_p = pooled_p(values, directions[1:].flatten(), tail=tail)
         else:
             # An axis that was not compared has no alternatives of its own.
             compared, per_direction_p = per_direction_p, torch.full_like(values, math.nan)

@@ -218,9 +218,32 @@ def pooled_direction_p(
             f"{list(observed.shape)} and {list(null.shape)}: pass one null column per direction"
         )
     own, others = _float64(observed), _float64(null)
-    unchanged = torch.zeros_like(own, dtype=torch.bool)
-    if not pool:
-        own, others, unchanged = _standardise(own, others)
+    if pool:
+        return pooled_p(own, others.flatten(), tail=tail)
+    own, others, unchanged = _standardise(own, others)
+    p = pooled_p(own, others.flatten(), tail=tail)
+    p = torch.where(unchanged, 1.0, p)
+    return torch.where(own.isnan(), math.nan, p)
+
+
+def pooled_p(
+    observed: Float[Tensor, " dim"], null: Float[Tensor, " directions"], *, tail: Tail
+) -> Float[Tensor, " dim"]:
+    """Per-direction p-values against null directions of one law: (1 + #{null >= x}) / (1 + number).
+
+    Args:
+        observed: the statistic of every direction, [dim].
+        null: the same of random directions, as many as there are; NaN values are left out.
+        tail: which departures count.
+
+    Returns:
+        p-values in (0, 1], [dim]; NaN where `observed` is.
+
+    Example:
+        >>> pooled_p(torch.tensor([8.5, 3.0]), torch.arange(9.0), tail=Tail.UPPER)
+        tensor([0.1000, 0.7000], dtype=torch.float64)
+    """
+    own, others = _float64(observed), _float64(null)
     values = others[~others.isnan()].sort().values
     tie = _tie(values)
     total = values.shape[0]
@@ -229,7 +252,6 @@ def pooled_direction_p(
         reached_below = 1 + torch.searchsorted(values, own + tie, side="right")
         reached = 2 * torch.minimum(reached, reached_below)
     p = (reached.to(torch.float64) / (1 + total)).clamp_max(1.0)
-    p = torch.where(unchanged, 1.0, p)
     return torch.where(own.isnan(), math.nan, p)
 
 

@@ -255,28 +255,36 @@ class Rotation(Null):
         geometry = self.geometry or geometry_of(problem.group)
         x, dim = problem.x, problem.x.shape[1]
         read = torch.arange(dim) if axes is None else axes
-        if geometry is Geometry.LINE:
-            ones = torch.ones(1, dim, dtype=torch.float64)
-            return _TurnedAxes(x - x.mean(1, keepdim=True), read, fixed=ones)
-        if geometry is Geometry.STANDARDISED:
-            return _TurnedAxes(_standardised(x, problem.halves), read, halves=problem.halves)
-        if geometry is Geometry.WHITENED:
-            return _WhitenedHeads(x, problem.halves, (dim, 1, 1), read)
-        if geometry is Geometry.HEADS:
-            group = problem.group
-            if not isinstance(group, Blocks):
-                raise ValueError("turning inside heads needs a group of blocks")
-            heads = (group.inner.dim, group.count, group.copies)
-            return _WhitenedHeads(x, problem.halves, heads, read)
+        if geometry in (Geometry.WHITENED, Geometry.HEADS):
+            return _WhitenedHeads(x, problem.halves, _heads(problem.group, geometry, dim), read)
         if geometry is Geometry.PLANES:
             group = problem.group
             if not isinstance(group, Planes):
                 raise ValueError("turning inside planes needs a group of planes")
             return _InPlanes(x, group.pairing, read)
-        return _TurnedAxes(x, read)
+        return _TurnedAxes(self.observed(problem), read, line=geometry is Geometry.LINE)
 
     def observed(self, problem: Problem) -> Frame:
-        return self.alternatives(problem).frame(None)
+        geometry = self.geometry or geometry_of(problem.group)
+        x, dim = problem.x, problem.x.shape[1]
+        if geometry is Geometry.LINE:
+            return Frame(x - x.mean(1, keepdim=True))
+        if geometry is Geometry.STANDARDISED:
+            halves = (problem.halves == 0, problem.halves == 1)
+            return Frame(_standardised(x, halves), parts=halves)
+        if geometry in (Geometry.WHITENED, Geometry.HEADS):
+            heads = _heads(problem.group, geometry, dim)
+            return _WhitenedHeads(x, problem.halves, heads, torch.arange(dim)).frame(None)
+        return Frame(x)
+
+
+def _heads(group: Group, geometry: Geometry, dim: int) -> tuple[int, int, int]:
+    """The size of the blocks that are whitened, their number, and the copies of each in a row."""
+    if geometry is Geometry.WHITENED:
+        return (dim, 1, 1)
+    if not isinstance(group, Blocks):
+        raise ValueError("turning inside heads needs a group of blocks")
+    return (group.inner.dim, group.count, group.copies)
 
 
 class _TurnedAxes(Alternatives):
@@ -285,19 +293,18 @@ class _TurnedAxes(Alternatives):
     Products are of rows about their mean: in single precision a large offset would drown the rest.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        axes: Tensor,
-        *,
-        fixed: Tensor | None = None,
-        halves: Tensor | None = None,
-    ) -> None:
+    def __init__(self, observed: Frame, axes: Tensor, *, line: bool) -> None:
+        x, self.parts = observed.post, observed.parts
+        dim = x.shape[1]
         self.observed = x.index_select(1, axes.to(x.device))
-        self.mean = x.double().mean(0)
-        self.centred = (x.double() - self.mean).to(x.dtype)
-        self.turning = Turned(torch.eye(x.shape[1], dtype=torch.float64)[axes.cpu()], fixed)
-        self.parts = None if halves is None else (halves == 0, halves == 1)
+        self.mean = x.mean(0, dtype=torch.float64)
+        self.centred = x - self.mean.to(x.dtype)
+        # What rounding leaves of the mean is turned with the rows; only the offset is added again.
+        self.mean = self.mean.to(x.dtype).double()
+        unit = torch.zeros(len(axes), dim, dtype=torch.float64)
+        unit[torch.arange(len(axes)), axes.cpu()] = 1.0
+        fixed = torch.ones(1, dim, dtype=torch.float64) if line else None
+        self.turning = Turned(unit, fixed)
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         if generator is None:
@@ -308,9 +315,8 @@ class _TurnedAxes(Alternatives):
         return Frame(turned, parts=self.parts)
 
 
-def _standardised(x: Tensor, halves: Tensor) -> Tensor:
+def _standardised(x: Tensor, rows: tuple[Tensor, Tensor]) -> Tensor:
     """Every axis in units of its standard deviation on the other half of the rows."""
-    rows = (halves == 0, halves == 1)
     scaled = torch.empty_like(x)
     for own, other in (rows, rows[::-1]):
         std = x[other].double().std(0, correction=0)
