@@ -318,9 +318,9 @@ def test_pages_are_deterministic() -> None:
     assert markdown.markdown(fake_report()) == markdown.markdown(again)
 
 
-def test_a_page_of_60_wide_sites_stays_below_3_megabytes() -> None:
+def test_a_page_of_60_wide_sites_stays_below_4_megabytes_with_its_numbers() -> None:
     report = wide_report(60, dim=4096)
-    assert len(pages.page(report).encode()) < 3e6
+    assert len(pages.page(report).encode()) < 4e6
     assert len(pages.fragment(report).encode()) < 3e5
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from basis_probe.algebra.groups import Privileged
-from basis_probe.presentation import drawing, selection, words
+from basis_probe.presentation import drawing, figures, selection, words
 from basis_probe.results import Outcome, Report, SiteReport
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def page(report: Report) -> str:
             grid=selection.grid(report),
             prefix="site",
             sections=True,
+            numbers=figures.numbers(report),
             script=script,
             script_hash=digest,
         )
