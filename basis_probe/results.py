@@ -20,6 +20,7 @@ from basis_probe.statistics.multiplicity import Tail as Tail
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FORMAT = 1
@@ -68,6 +69,11 @@ class Certificate(Exact):
     action_error: float = 0.0
     stranger: str = ""
 
+    def _repr_html_(self) -> str:
+        from basis_probe.presentation.html import certificate_fragment
+
+        return certificate_fragment(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class Symmetry:
@@ -88,6 +94,11 @@ class Symmetry:
     reference: str
     certificate: Certificate | None = None
     unproved: str = ""
+
+    def _repr_html_(self) -> str:
+        from basis_probe.presentation.html import symmetry_fragment
+
+        return symmetry_fragment(self)
 
 
 class Symmetries(dict[str, Symmetry]):
@@ -364,6 +375,23 @@ class SiteReport:
     bases: BasisRanking | None = None
     path: PathRecord | None = None
 
+    def plot(
+        self, kind: str = "null", *, score: str | None = None, ax: "Axes | None" = None
+    ) -> "Figure":
+        """A figure of one score.
+
+        Args:
+            kind: "null" for its value against its null, "axes" for its value on every axis.
+            score: its name; None for the one that speaks for the site.
+            ax: matplotlib axes to draw on; None for a figure of its own.
+
+        Raises:
+            ValueError: for any other kind, or a score that the site does not have.
+        """
+        from basis_probe.presentation.plots import of_site
+
+        return of_site(self, kind, score, ax)
+
     def _repr_html_(self) -> str:
         from basis_probe.presentation.html import site_fragment
 
@@ -489,11 +517,19 @@ class Report:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def plot(self) -> "Figure":
-        """A figure: a map of layers x sites, and every site's observed value against its null."""
-        from basis_probe.presentation.plots import overview
+    def plot(self, kind: str = "overview", *, ax: "Axes | None" = None) -> "Figure":
+        """A figure: a map of layers x sites, and every site's observed value against its null.
 
-        return overview(self)
+        Args:
+            kind: "overview" for both, "map" or "nulls" for one of them.
+            ax: matplotlib axes to draw a single one on; None for a figure of its own.
+
+        Raises:
+            ValueError: for any other kind, or axes for the overview.
+        """
+        from basis_probe.presentation.plots import of_report
+
+        return of_report(self, kind, ax)
 
     def _repr_html_(self) -> str:
         from basis_probe.presentation.html import fragment

@@ -671,6 +671,74 @@ def test_a_figure_leaves_pyplot_alone_and_shows_itself_in_a_notebook() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("kind", ["map", "nulls"])
+def test_parts_of_a_figure_are_drawn_alone_or_on_given_axes(kind: str) -> None:
+    from matplotlib.figure import Figure
+
+    for report in (REPORTS["llama"], REPORTS["hostile"], REPORTS["no site"]):
+        alone = report.plot(kind)
+        held = io.BytesIO()
+        alone.savefig(held, format="png", dpi=40)
+        assert held.getvalue().startswith(b"\x89PNG")
+        whole = Figure()
+        left, right = whole.subplots(1, 2)
+        assert report.plot(kind, ax=right) is whole
+        assert right.texts or right.lines or not len(report)
+        assert not left.texts and not left.lines
+
+
+@pytest.mark.parametrize("kind", ["null", "axes"])
+def test_one_score_is_drawn_alone_or_on_given_axes(kind: str) -> None:
+    from matplotlib.figure import Figure
+
+    site = fake_report().site_reports[0]
+    name, score = next(iter(site.scores.items()))
+    whole = Figure()
+    ax = whole.subplots()
+    assert site.plot(kind, score=name, ax=ax) is whole
+    if kind == "null":
+        assert ax.lines[0].get_xdata()[0] == score.observed
+        assert (
+            sum(patch.get_height() for patch in ax.patches) == np.isfinite(score.null_values).sum()
+        )
+    else:
+        drawn = np.concatenate([line.get_ydata() for line in ax.lines])
+        assert sorted(drawn) == sorted(score.per_direction)
+    assert site.plot(kind)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_figures_that_cannot_be_drawn() -> None:
+    from matplotlib.figure import Figure
+
+    report = fake_report()
+    with pytest.raises(ValueError, match="kind='pie': give one of 'overview', 'map', 'nulls'"):
+        report.plot("pie")
+    with pytest.raises(ValueError, match="fills a figure of its own"):
+        report.plot(ax=Figure().subplots())
+    with pytest.raises(ValueError, match="kind='pie': give one of 'null', 'axes'"):
+        report.site_reports[0].plot("pie")
+    with pytest.raises(ValueError, match="has no score to draw; there are: "):
+        report.site_reports[0].plot(score="beauty")
+
+
+def test_claims_and_groups_show_themselves() -> None:
+    symmetry = fake_report().site_reports[0].symmetry
+    page = _Page(symmetry._repr_html_())
+    assert page.wrong == [] and page.open == []
+    for said in (symmetry.group.name, symmetry.because, words.certificate(symmetry)):
+        assert " ".join(said.split()) in page.text
+    assert symmetry.certificate is not None
+    page = _Page(symmetry.certificate._repr_html_())
+    assert page.wrong == [] and page.open == []
+    assert words.proof(symmetry.certificate) in page.text
+    page = _Page(symmetry.group._repr_html_())
+    assert page.wrong == [] and page.open == []
+    assert symmetry.group.name in page.text
+    assert symmetry.group.describe() in page.text
+    hostile = _Page(hostile_report().site_reports[0].symmetry._repr_html_())
+    assert "script" not in {tag for tag, _ in hostile.tags}
+
+
 # --- the terminal -------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import difflib
 import enum
+import html
 import itertools
 import math
 from collections.abc import Iterable
@@ -114,6 +115,10 @@ class Group(abc.ABC):
     def describe(self) -> str:
         """One sentence in plain English: what the group does to the axes."""
         return self._traits().sentence
+
+    def _repr_html_(self) -> str:
+        said = html.escape(f"{self.dim} dimensions. {self.describe()}")
+        return f"<div><b>{html.escape(self.name)}</b>, {said}</div>"
 
     def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         """The matrix of `draw`: a well-conditioned element, on the CPU, written out.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.presentation import drawing, figures, selection, words
-from basis_probe.results import Outcome, Report, SiteReport
+from basis_probe.results import Certificate, Outcome, Report, SiteReport, Symmetry
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -62,6 +62,16 @@ def fragment(report: Report) -> str:
 def site_fragment(site: SiteReport) -> str:
     """Everything found at one site as one HTML element for a notebook."""
     return _environment().get_template("lone_site.jinja").render(site=site)
+
+
+def symmetry_fragment(symmetry: Symmetry) -> str:
+    """What the architecture says of one site, as one HTML element for a notebook."""
+    return _environment().get_template("claim.jinja").render(symmetry=symmetry)
+
+
+def certificate_fragment(certificate: Certificate) -> str:
+    """What a certificate says, as one HTML element for a notebook."""
+    return _environment().get_template("certificate.jinja").render(certificate=certificate)
 
 
 def architecture(rows: Sequence[Row], summary: str) -> str:

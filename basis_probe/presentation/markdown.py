@@ -177,7 +177,7 @@ def _site(site: SiteReport) -> list[str]:
         f"- Privileges: {found.privileged.name.lower()}, {found.privileged.value}",
         f"- Because: {text(found.because) or words.DASH}",
         f"- Reference: {text(found.reference) or words.DASH}",
-        f"- Certificate: {words.certificate(site)}",
+        f"- Certificate: {words.certificate(site.symmetry)}",
     ]
     data = [f"- Samples: {words.count(site.n_samples)} streamed; axes: {words.axes(site)}"]
     if site.null is None:

@@ -100,6 +100,123 @@ def overview(report: Report) -> Figure:
     return figure
 
 
+def figure_on(axes: Axes | None, wide: float, tall: float) -> tuple[Figure, Axes]:
+    """The axes to draw on with their figure; where none are given, a figure of that size in inches.
+
+    A new one is made without touching the state of pyplot, and shows itself in a notebook.
+    """
+    if axes is not None:
+        return axes.get_figure(root=True), axes  # pyright: ignore[reportReturnType]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(wide, tall), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
+    return figure, figure.add_subplot()
+
+
+def site_map(report: Report, axes: Axes | None = None) -> Figure:
+    """The map of layers x kinds of site, by itself."""
+    grid = selection.grid(report)
+    wide = _LABELS + len(grid.columns) * _CELL + 0.6
+    figure, axes = figure_on(axes, wide, max(1, len(grid.rows)) * _CELL + 0.6)
+    _map(axes, report, grid)
+    return figure
+
+
+def all_nulls(report: Report, axes: Axes | None = None) -> Figure:
+    """Every site's leading score against its null, by itself."""
+    wide = _LABELS + _PICTURE + _FIGURES
+    figure, axes = figure_on(axes, wide, max(1, len(report)) * _ROW + 0.9)
+    _nulls(axes, report)
+    return figure
+
+
+def one_null(score: ScoreResult, axes: Axes | None = None) -> Figure:
+    """One score: the histogram of its null, and its value on the axes as a line."""
+    figure, axes = figure_on(axes, 4.8, 2.4)
+    values = score.null_values[np.isfinite(score.null_values)]
+    if values.size:
+        # Values that are all but equal have no bins between them.
+        spread = float(values.max() - values.min()) > 1e-12 * max(1.0, float(np.abs(values).max()))
+        bins = 40 if spread else [values[0] - 0.5, values[0] + 0.5]
+        axes.hist(values, bins=bins, color="#b3bcc6", label=f"{_shown(score.null, 40)} null")
+    if math.isfinite(score.observed):
+        axes.axvline(score.observed, color=_INK, linewidth=2, label="the axes")
+    axes.set_xlabel(_shown(score.name, 60), parse_math=False)
+    effect = words.effect(score.effect).replace("-", "\u2212")
+    axes.set_title(f"effect {effect}", fontsize=9, loc="left", color=_QUIET)
+    _plain(axes)
+    if values.size or math.isfinite(score.observed):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def every_axis(score: ScoreResult, axes: Axes | None = None) -> Figure:
+    """One score on every axis, in their order; those that stand out by themselves in colour."""
+    figure, axes = figure_on(axes, 6.4, 2.4)
+    values = np.asarray(score.per_direction, dtype=np.float64)
+    places = np.arange(values.size)
+    standing = drawing.standing_axes(score)
+    chosen = np.zeros(values.size, dtype=bool)
+    if standing is not None:
+        chosen[standing] = True
+    for which, colour, name in (
+        (~chosen, "#8a949f", "axes"),
+        (chosen, _COLOURS[Outcome.EMERGENT], "stand out by themselves"),
+    ):
+        if which.any():
+            axes.plot(places[which], values[which], ".", markersize=4, color=colour, label=name)
+    axes.set_xlabel("axis")
+    axes.set_ylabel(_shown(score.name, 60), parse_math=False)
+    _plain(axes)
+    if chosen.any():
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8, labelcolor=_QUIET, color=_RULE)
+
+
+def of_report(report: Report, kind: str, axes: Axes | None) -> Figure:
+    """The figure of that kind.
+
+    Raises:
+        ValueError: for an unknown kind, or axes for the one that fills a whole figure.
+    """
+    if kind == "overview":
+        if axes is not None:
+            raise ValueError(
+                "the overview has two parts and fills a figure of its own: leave ax out, or draw "
+                "its parts with kind='map' and kind='nulls'"
+            )
+        return overview(report)
+    drawn = {"map": site_map, "nulls": all_nulls}.get(kind)
+    if drawn is None:
+        raise ValueError(f"kind={kind!r}: give one of 'overview', 'map', 'nulls'")
+    return drawn(report, axes)
+
+
+def of_site(site: SiteReport, kind: str, score: str | None, axes: Axes | None) -> Figure:
+    """The figure of that kind, of the named score or of the leading one.
+
+    Raises:
+        ValueError: for an unknown kind or score, or a site without scores.
+    """
+    drawn = {"null": one_null, "axes": every_axis}.get(kind)
+    if drawn is None:
+        raise ValueError(f"kind={kind!r}: give one of 'null', 'axes'")
+    found = selection.leading(site) if score is None else site.scores.get(score)
+    if found is None:
+        there = ", ".join(site.scores) or "none"
+        raise ValueError(f"the site {site.site!r} has no score to draw; there are: {there}")
+    return drawn(found, axes)
+
+
 def _png(figure: Figure) -> bytes:
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=100)
