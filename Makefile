@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types fast-test slow-test wheel clean
+.PHONY: help demo test lint types fast-test slow-test docs wheel clean
 
 help:
 	@echo "make demo       probe the model that comes with the package, write a report"
@@ -17,6 +17,7 @@ help:
 	@echo "make types      types only"
 	@echo "make fast-test  the default tests only"
 	@echo "make slow-test  the tests that take long"
+	@echo "make docs       the pages of docs/, in build/site; a broken link is an error"
 	@echo "make wheel      dist/*.whl and dist/*.tar.gz"
 	@echo "make clean      remove the environment, caches and built files"
 
@@ -37,6 +38,9 @@ fast-test: $(VENV)/.ready-dev
 
 slow-test: $(VENV)/.ready-dev
 	$(BIN)/pytest -q -n $(WORKERS) -m slow --durations=10
+
+docs: $(VENV)/.ready-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 wheel: $(VENV)/.ready-dev
 	$(BIN)/python -m build --no-isolation

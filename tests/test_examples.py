@@ -20,11 +20,11 @@ def test_the_readme_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = _blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(blocks) == 3
+    assert len(blocks) == 1
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert getattr(names["site"], "verdict").outcome.name == "ARBITRARY"  # noqa: B009
+    assert getattr(names["probe"], "passes") >= 8  # noqa: B009
 
 
 @pytest.mark.slow

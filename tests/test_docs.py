@@ -1,0 +1,95 @@
+"""The pages of the documentation: their code runs, their links lead somewhere, they fetch nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted(DOCS.glob("*.md"))]
+
+
+def _blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
+def test_the_code_of_a_page_runs(
+    page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in _blocks(page.read_text(encoding="utf-8")):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_some_pages_have_code() -> None:
+    assert sum(bool(_blocks(page.read_text(encoding="utf-8"))) for page in PAGES) >= 3
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_links_of_a_page_resolve(page: pathlib.Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(_slug, headings), f"{page.name} links to {target}"
+
+
+def test_commands_that_pages_show_exist() -> None:
+    from basis_probe.cli.entry import COMMANDS
+
+    known = {command.name for command in COMMANDS} | {"COMMAND"}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for command in re.findall(r"basis-probe ([a-zA-Z]+)", text):
+            assert command in known, f"{page.name} shows `basis-probe {command}`"
+
+
+def test_targets_of_make_that_pages_show_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"`make ([\w-]+)|\$ make ([\w-]+)", page.read_text()):
+            assert set(filter(None, target)) <= targets
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed"
+)
+def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(
+    tmp_path: pathlib.Path,
+) -> None:
+    site = tmp_path / "site"
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    reference = (site / "reference" / "index.html").read_text(encoding="utf-8")
+    for name in ("probe", "attach", "symmetries", "Report", "ScoreResult", "StreamError"):
+        assert f">{name}</span>" in reference, name
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//', text)
+        assert not re.findall(r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="https?://', text)
