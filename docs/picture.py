@@ -1,6 +1,6 @@
 """Writes picture.png: what was found in the language model that comes with the package.
 
-    python docs/picture.py
+python docs/picture.py
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from basis_probe import demo
 
 
 def main() -> None:
+    """Probes the model and writes the picture."""
     torch.set_num_threads(1)
     texts = demo.texts(128, seed=1)
     data = [texts[start : start + 32] for start in range(0, len(texts), 32)]

@@ -1,4 +1,4 @@
-"""The pages of the documentation: their code runs, their links lead somewhere, they fetch nothing."""
+"""The documentation: its code runs, its links lead somewhere, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -70,9 +70,7 @@ def test_targets_of_make_that_pages_show_exist() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed")
 def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -92,4 +90,6 @@ def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//', text)
-        assert not re.findall(r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="https?://', text)
+        assert not re.findall(
+            r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="https?://', text
+        )

@@ -27,6 +27,79 @@ def test_the_readme_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     assert getattr(names["probe"], "passes") >= 8  # noqa: B009
 
 
+# Every example in a short form: what stands in it, and what is put in its place.
+SHORT = {
+    "quickstart": {"TEXTS = 96": "TEXTS = 12", "texts[:8]": "texts[:1]"},
+    "torch_cnn": {"STEPS = 150": "STEPS = 4", "IMAGES = 256": "IMAGES = 64"},
+    "raw_activations": {"SAMPLES = 4000": "SAMPLES = 600"},
+    "rotation": {"TEXTS = 64": "TEXTS = 12"},
+    "adam_and_sgd": {"STEPS = 1600": "STEPS = 2", "EVERY = 400": "EVERY = 2", "= 600": "= 20"},
+}
+
+
+def _run(name: str) -> None:
+    source = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    assert "# %%" in source
+    for long, short in SHORT[name].items():
+        assert source.count(long) == 1, f"{name} does not hold {long!r} once"
+        source = source.replace(long, short)
+    # The nulls are as many as they are in the whole form; samples are what is saved.
+    exec(compile(source, f"{name}.py", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("name", ["raw_activations", "torch_cnn"])
+def test_an_example_runs_in_a_short_form(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _run(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart", "rotation", "adam_and_sgd"])
+def test_a_longer_example_runs_in_a_short_form(
+    name: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _run(name)
+    said = capsys.readouterr().out
+    if name == "rotation":
+        assert "certificate holds: True" in said
+    if name == "adam_and_sgd":
+        assert (tmp_path / "adam_and_sgd.png").stat().st_size > 5_000
+        assert said.count("step     2") == 3
+
+
+def test_every_example_is_listed_and_run() -> None:
+    listed = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "examples").glob("*.py"):
+        assert f"]({path.name})" in listed, f"examples/README.md does not list {path.name}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_quickstart_notebook_runs_in_a_kernel(tmp_path: pathlib.Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
+    NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", ())]
+    assert not [out for out in outputs if out.output_type == "error"]
+    shown = [out.data for out in outputs if "data" in out]
+    pages = [data["text/html"] for data in shown if "text/html" in data]
+    assert any('class="bp fragment"' in page for page in pages)
+    assert any("image/png" in data for data in shown)
+
+
 @pytest.mark.slow
 def test_the_quickstart_notebook_runs(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,137 @@
+"""Privilege during training: Adam, SGD, and Adam in a turned basis. A few minutes on two cores.
+
+The residual stream of this network may be turned without changing its function, so nothing but
+the optimiser can tell its axes from other directions. Adam divides every coordinate by its own
+size; SGD knows no coordinates. The third run lets Adam see the same gradients in a turned basis.
+"""
+
+# %% The next token of the demo's sentences, from the two before it.
+import torch
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe import demo
+
+STEPS = 1600
+EVERY = 400
+TEXTS = 600
+WIDTH = 48
+
+tokenizer = demo.load().tokenizer
+rows = [tokenizer(text)["input_ids"] for text in demo.texts(TEXTS, seed=3)]
+triples = torch.tensor([row[at : at + 3] for row in rows for at in range(len(row) - 2)])
+VOCABULARY = int(triples.max()) + 1
+print(f"{len(triples)} examples, {VOCABULARY} tokens")
+
+
+# %% A residual network that reads its stream through RMSNorm only.
+class Block(nn.Module):
+    """stream + MLP(RMSNorm(stream))."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(WIDTH, elementwise_affine=False)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, stream: Tensor) -> Tensor:
+        return stream + self.down(torch.relu(self.up(self.norm(stream))))
+
+
+class Network(nn.Module):
+    """Two tokens in, the logits of the third out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = nn.Sequential(Block(), Block())
+        self.norm = nn.RMSNorm(WIDTH, elementwise_affine=False)
+        self.out = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        stream = self.first(tokens[:, 0]) + self.second(tokens[:, 1])
+        return self.out(self.norm(self.blocks(stream)))
+
+
+class TurnedAdam:
+    """Adam on the weights as they are in a basis of the stream that is turned by Q."""
+
+    def __init__(self, model: Network, turn: Tensor, rate: float) -> None:
+        self.pairs: list[tuple[nn.Parameter, Tensor, int | None]] = []
+        for parameter in model.parameters():
+            # Along which of its axes a weight touches the stream.
+            sizes = list(parameter.shape)
+            axis = sizes.index(WIDTH) if WIDTH in sizes else None
+            self.pairs.append((parameter, self._turned(parameter.detach(), turn, axis), axis))
+        self.turn = turn
+        self.inner = torch.optim.Adam([proxy for _, proxy, _ in self.pairs], lr=rate)
+
+    @staticmethod
+    def _turned(weight: Tensor, turn: Tensor, axis: int | None) -> Tensor:
+        if axis is None:
+            return weight.clone()
+        return (weight.movedim(axis, -1) @ turn).movedim(-1, axis).contiguous()
+
+    def zero_grad(self) -> None:
+        for parameter, _, _ in self.pairs:
+            parameter.grad = None
+
+    def step(self) -> None:
+        for parameter, proxy, axis in self.pairs:
+            assert parameter.grad is not None
+            proxy.grad = self._turned(parameter.grad, self.turn, axis)
+        self.inner.step()
+        with torch.no_grad():
+            for parameter, proxy, axis in self.pairs:
+                parameter.copy_(self._turned(proxy, self.turn.T, axis))
+
+
+# %% Train, and look at the stream behind the first block on the way.
+def run(name: str) -> list[tuple[int, float, float]]:
+    """(step, loss, effect of non-Gaussianity) for a network trained in that way."""
+    torch.manual_seed(0)
+    model = Network()
+    turn = bp.Orthogonal(WIDTH).sample(torch.Generator().manual_seed(1)).float()
+    optimiser = {
+        "Adam": lambda: torch.optim.Adam(model.parameters(), lr=3e-3),
+        "SGD": lambda: torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9),
+        "Adam, turned": lambda: TurnedAdam(model, turn, 3e-3),
+    }[name]()
+    generator = torch.Generator().manual_seed(2)
+    followed = []
+    for step in range(STEPS + 1):
+        if step % EVERY == 0:
+            with (
+                torch.no_grad(),
+                bp.attach(model, sites="blocks.0", certificates=False) as probe,
+            ):
+                loss = nn.functional.cross_entropy(model(triples[:4096, :2]), triples[:4096, 2])
+            [site] = probe.report()
+            followed.append((step, float(loss), site.scores["non_gaussianity"].effect))
+            print(
+                f"{name:13s} step {step:5d} loss {loss:.2f} {site.verdict.outcome.name:9s}", end=" "
+            )
+            print(f"effect {followed[-1][2]:+.1f}", flush=True)
+        batch = triples[torch.randint(0, len(triples), (256,), generator=generator)]
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(batch[:, :2]), batch[:, 2]).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    return followed
+
+
+found = {name: run(name) for name in ("Adam", "SGD", "Adam, turned")}
+
+# %% The same as a figure.
+from matplotlib.figure import Figure  # noqa: E402
+
+figure = Figure(figsize=(6, 3.2), layout="constrained")
+axes = figure.subplots()
+for name, followed in found.items():
+    axes.plot(
+        [step for step, _, _ in followed], [effect for *_, effect in followed], "o-", label=name
+    )
+axes.axhspan(-2, 2, color="0.9", label="chance")
+axes.set_xlabel("step")
+axes.set_ylabel("how far the axes stand out")
+axes.legend(frameon=False)
+figure.savefig("adam_and_sgd.png", dpi=100)
