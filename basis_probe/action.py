@@ -20,9 +20,10 @@ from basis_probe.adapters.facts import (
     constants_of,
     evaluate,
     fixed_in,
+    keeps_statistics,
     vectors_of,
 )
-from basis_probe.adapters.graph import Kind, Vertex
+from basis_probe.adapters.graph import Kind, Vertex, norm_argument
 from basis_probe.adapters.places import Site
 from basis_probe.adapters.trace import Fixed, Node, Ref
 from basis_probe.adapters.weights import Slot, Slots, WeightError, Weights, some
@@ -132,7 +133,8 @@ class Action:
             if here in found:
                 continue
             moved = move(here, what)
-            found |= {here: what, **moved}
+            # Also where less could be done than was asked: whoever looks will see the difference.
+            found |= {**moved, here: what}
             for stream, own in moved.items():
                 for tie in self.derivation.ties.get(stream, ()):
                     if tie.stream not in found:
@@ -595,7 +597,7 @@ class Action:
         columns, before = monomial(moved[self.facts.stream_of[sources[0]]])
         _, after = monomial(moved[self.facts.stream_of[index]])
         region = self.facts.regions.get(index, NOTHING)
-        if vertex.kind is Kind.BATCH_NORM:
+        if vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
             self._batch_norm(node, columns, before, after)
         elif vertex.kind is Kind.DEPTHWISE:
             found = self._map(vertex)
@@ -616,36 +618,38 @@ class Action:
                     self.weights.set(slot, values.index_select(axes[0], columns))
 
     def _batch_norm(self, node: Node, columns: Tensor, before: Tensor, after: Tensor) -> None:
-        names = ("input", "running_mean", "running_var", "weight", "bias", "", "", "eps")
+        statistics = "" if node.op == "group_norm" else "running_mean running_var"
+        mean, variance, gain, bias = (
+            self._argument(node, name) if name in f"{statistics} weight bias" else None
+            for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        own = torch.ones_like(before)
+        if mean is not None and variance is not None and keeps_statistics(node):
+            given = norm_argument(node, "eps")
+            eps = float(given) if isinstance(given, int | float) else 1e-5
+            spread = (self._original(variance) + eps)[columns]
+            self.weights.set(mean, before * self._original(mean)[columns])
+            if gain is None or bias is None:
+                # Without a gain the variance takes the scale.
+                wanted = spread * (before / after).square() - eps
+                if bool((before * after < 0).any()) or bool((wanted < 0).any()):
+                    raise WeightError(f"{node.module} has no gain that could change")
+                self.weights.set(variance, wanted)
+                return
+            scaled = before.square() * self._original(variance)[columns]
+            self.weights.set(variance, scaled)
+            own = ((scaled + eps) / spread).sqrt()
+        factors = own * after / before
+        if gain is not None:
+            self.weights.set(gain, self._original(gain)[columns] * factors)
+        elif bool(((factors - 1).abs() > 1e-12).any()):
+            raise WeightError(f"{node.module} has no gain that could change")
+        if bias is not None:
+            self.weights.set(bias, self._original(bias)[columns] * after)
 
-        def argument(place: int) -> object:
-            return node.kwargs.get(
-                names[place], node.args[place] if len(node.args) > place else None
-            )
-
-        slots = [
-            self.slots.slot(node, argument(place)) if argument(place) is not None else None
-            for place in (1, 2, 3, 4)
-        ]
-        if slots[0] is None or slots[1] is None:
-            raise WeightError(f"{node.module} keeps no running statistics")
-        given = argument(7)
-        eps = float(given) if isinstance(given, int | float) else 1e-5
-        mean, variance = self._original(slots[0]), self._original(slots[1])
-        self.weights.set(slots[0], before * mean[columns])
-        spread = (variance + eps)[columns]
-        if slots[2] is None or slots[3] is None:
-            # Without a gain the variance takes the scale.
-            wanted = spread * (before / after).square() - eps
-            if bool((before * after < 0).any()) or bool((wanted < 0).any()):
-                raise WeightError(f"{node.module} has no gain that could change")
-            self.weights.set(slots[1], wanted)
-            return
-        scaled = before.square() * variance[columns]
-        self.weights.set(slots[1], scaled)
-        gain = self._original(slots[2])[columns] * ((scaled + eps) / spread).sqrt()
-        self.weights.set(slots[2], gain * after / before)
-        self.weights.set(slots[3], self._original(slots[3])[columns] * after)
+    def _argument(self, node: Node, name: str) -> Slot | None:
+        value = norm_argument(node, name)
+        return None if value is None else self.slots.slot(node, value)
 
     # --- attention --------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from basis_probe.adapters.facts import (
     signature,
     vectors_of,
 )
-from basis_probe.adapters.graph import Kind, Vertex
+from basis_probe.adapters.graph import Kind, Vertex, norm_argument
 from basis_probe.adapters.places import Site
 from basis_probe.algebra.groups import (
     Blocks,
@@ -477,8 +477,8 @@ class Derivation:
         parts = self._parts(index, family, dim)
         if len(parts) > 1:
             because += (
-                " Features were concatenated or padded on the way, and change places only inside "
-                "a part."
+                " Features were concatenated, padded or normalised in groups on the way, and "
+                "change places only inside a part."
             )
             return DirectSum(tuple(_sized(kind, size) for size in parts)), because, PAPER
         return _sized(kind, dim), because, PAPER
@@ -490,7 +490,7 @@ class Derivation:
             region = regions.get(reader)
             if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
                 said.append(
-                    f"it is read by {region.op}, for which {self.intertwiner(reader).because}"
+                    f"it is read by {region.op}, for which {_said(self.intertwiner(reader))}"
                 )
         for writer in stream.writers:
             region = regions.get(writer)
@@ -498,7 +498,7 @@ class Derivation:
                 continue
             if region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
                 said.append(
-                    f"it is written by {region.op}, for which {self.intertwiner(writer).because}"
+                    f"it is written by {region.op}, for which {_said(self.intertwiner(writer))}"
                 )
             elif region.shape is Shape.PRODUCT:
                 said.append("it is the product of two tensors, feature by feature")
@@ -512,6 +512,8 @@ class Derivation:
             said.append("batch normalisation writes it, channel by channel")
         if any(vertices[r].kind is Kind.BATCH_NORM for r in stream.readers):
             said.append("batch normalisation reads it, channel by channel")
+        if any(vertices[v].kind is Kind.GROUP_NORM for v in touching):
+            said.append("channels are normalised in groups")
         if any(vertices[r].kind is Kind.DEPTHWISE for r in stream.readers):
             said.append("a depthwise convolution reads it, channel by channel")
         if any(regions.get(v, NOTHING).shape is Shape.DIAGONAL for v in touching):
@@ -595,6 +597,11 @@ class Derivation:
             if found.kind in (Kind.CONCAT, Kind.PADDED):
                 edges = [(o, o + w) for _, target, o, w in seams if target == stream_of[vertex]]
                 bounds[stream_of[vertex]] |= {edge for pair in edges for edge in pair}
+            elif found.kind is Kind.GROUP_NORM:
+                node = graph.trace.node(vertex)
+                groups = norm_argument(node, "num_groups")
+                assert isinstance(groups, int)
+                bounds[stream_of[vertex]] |= set(range(0, node.shape[1], node.shape[1] // groups))
         changed = True
         while changed:
             before = sum(map(len, bounds.values()))
@@ -775,7 +782,7 @@ class Derivation:
 
     def is_link(self, index: int) -> bool:
         vertex = self.facts.graph.vertices[index]
-        if vertex.kind in (Kind.BATCH_NORM, Kind.DEPTHWISE, Kind.CONCAT, Kind.PADDED):
+        if vertex.kind in _BETWEEN_CHANNELS:
             return True
         if vertex.kind is not Kind.REGION:
             return False
@@ -900,11 +907,8 @@ class Derivation:
             odd = before in (Scales.ANY, Scales.SIGNS) and intertwiner.parity < 0
             flips = sum_of({target: 1.0}, {sources[0]: 1.0}) if odd else {target: 1.0}
             relations.add(flips, scales=False)
-        elif vertex.kind is Kind.BATCH_NORM and not keeps_statistics(
-            self.facts.graph.trace.node(index)
-        ):
-            # The epsilon beside the variance of the batch sees every scale.
-            relations.add({sources[0]: 1.0}, signs=False)
+        elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+            self._relate_norm(index, sources[0], target, relations)
         elif region.shape is Shape.PRODUCT:
             factors = {source: 0.0 for source in sources}
             for source in sources:
@@ -915,8 +919,33 @@ class Derivation:
             rms = region.shape is Shape.RMS_NORM
             relations.add(sum_of({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
 
+    def _relate_norm(self, index: int, source: int, target: int, relations: Relations) -> None:
+        """What normalisation of channels, one by one or in groups, demands of their factors."""
+        node = self.facts.graph.trace.node(index)
+        running = node.op == "batch_norm" and keeps_statistics(node)
+        gained = norm_argument(node, "weight") is not None
+        if not running:
+            # The epsilon beside the variance sees every scale.
+            relations.add({source: 1.0}, signs=False)
+        if node.op == "group_norm":
+            # The mean of several channels sees every sign.
+            relations.add({source: 1.0}, scales=False)
+        if not gained:
+            # Running statistics take a scale, but no sign.
+            relations.add(sum_of({target: 1.0}, {source: 1.0}), scales=False)
+            if not running:
+                relations.add({target: 1.0}, signs=False)
+
 
 NOTHING = Region(Shape.UNKNOWN)
+
+_BETWEEN_CHANNELS = (
+    Kind.BATCH_NORM,
+    Kind.GROUP_NORM,
+    Kind.DEPTHWISE,
+    Kind.CONCAT,
+    Kind.PADDED,
+)
 
 
 def _around(
@@ -943,6 +972,11 @@ def _root(parent: dict[int, int], index: int) -> int:
 
 def _name(facts: Facts, vertex: int) -> str:
     return _where(facts, vertex).removeprefix(" in ") or "one linear map"
+
+
+def _said(found: Intertwiner) -> str:
+    """Why a nonlinearity has its group, and what a shift of the next bias would add to it."""
+    return f"{found.because} ({found.note})" if found.note else found.because
 
 
 def _scales_of(group: Group) -> Scales | None:

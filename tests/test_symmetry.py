@@ -616,6 +616,9 @@ def test_the_weights_absorb_the_group_of_a_site_and_nothing_outside_it(case: Cas
     assert symmetry.group == case.group, symmetry.because
     assert symmetry.because[0].isupper()
     assert symmetry.because.endswith(".")
+    made = symmetry.certificate
+    assert made is not None and made.holds and max(made.max_error, made.action_error) <= 1e-9
+    assert not made.violation <= 1e-6
     generator = torch.Generator().manual_seed(5)
     for _ in range(3):
         a = symmetry.group.sample(generator)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from basis_probe.adapters.places import Address, Place
-from basis_probe.adapters.trace import Follower, followed, spelling, tensors_in
+from basis_probe.adapters.trace import Follower, followed, in_steps, spelling, tensors_in
 
 Catcher = Callable[[Tensor], None]
 
@@ -107,6 +107,10 @@ class _Watcher(Follower):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        whole = None if self.rests else in_steps(func)
+        if whole is not None:
+            with self:
+                return whole(*args, **kwargs)
         op = None if self.rests else spelling(func)
         if op is None:
             return func(*args, **kwargs)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.attention import Attention, attentions
-from basis_probe.adapters.graph import Graph, Kind, Layout, Vertex, condense, replay
+from basis_probe.adapters.graph import (
+    Graph,
+    Kind,
+    Layout,
+    Vertex,
+    condense,
+    norm_argument,
+    replay,
+)
 from basis_probe.adapters.places import Site, spoken
 from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
 
@@ -465,11 +473,7 @@ def fixed_in(value: object) -> Iterator[Fixed]:
 
 def keeps_statistics(node: Node) -> bool:
     """True if batch normalisation uses running statistics, not those of the batch."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
-    mean, training = (
-        node.kwargs.get(names[place], node.args[place] if len(node.args) > place else None)
-        for place in (1, 5)
-    )
+    mean, training = norm_argument(node, "running_mean"), norm_argument(node, "training")
     return isinstance(mean, Fixed) and not training
 
 

@@ -35,6 +35,7 @@ class Kind(enum.Enum):
     ATTENTION = "attention, reading values"
     REGION = "a function of single rows"
     BATCH_NORM = "batch normalisation"
+    GROUP_NORM = "normalisation within groups of channels"
     OTHER = "an operation that is not understood"
 
 
@@ -242,6 +243,18 @@ PLAIN = frozenset(
 """Pointwise functions that are arithmetic, not nonlinearities that a user would name."""
 
 
+def norm_argument(node: Node, name: str) -> object:
+    """What a normalisation over batches, examples or groups of channels was given; None if not."""
+    if node.op == "group_norm":
+        names = ("input", "num_groups", "weight", "bias", "eps")
+    else:
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "", "eps")
+        if node.op == "instance_norm" and name == "training":
+            name = "use_input_stats" if "use_input_stats" in node.kwargs else name
+    place = names.index(name) if name in names else len(node.args)
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+
+
 def nonlinear(op: str) -> bool:
     """True if the function is one that users call a nonlinearity."""
     return op in _POINTWISE and op not in PLAIN
@@ -343,7 +356,7 @@ class _Builder:
         live = self.live(node)
         shape = node.shape
         if node.op == "input":
-            channels = len(shape) == 4
+            channels = len(shape) == 4 or (len(shape) > 2 and self._is_convolved(node.index))
             self.layouts[node.index] = Layout((1 if channels else len(shape) - 1,), channels)
             self.put(node.index, Kind.INPUT, ())
             return
@@ -377,8 +390,10 @@ class _Builder:
                 # Channels mix inside their groups: neither one linear map nor single channels.
                 kind = Kind.OTHER
             self.put(node.index, kind, (), (self.vertex(first),), across=across)
-        elif op == "batch_norm":
+        elif op in ("batch_norm", "instance_norm") and self._features_at(first, 1):
             self.put(node.index, Kind.BATCH_NORM, (self.vertex(first),))
+        elif op == "group_norm" and self._features_at(first, 1):
+            self.put(node.index, Kind.GROUP_NORM, (self.vertex(first),))
         elif op in _MAX_POOLS and self._pools_positions(node, first):
             self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
         elif op == "output" and self.trace.node(first).op in _MAX_POOLS and node.args[0] == 0:
@@ -420,6 +435,11 @@ class _Builder:
             full = any(self.trace.node(root).shape == shape for root in self.roots[node.index])
             if full:
                 self.vertex(node.index)
+
+    def _is_convolved(self, index: int) -> bool:
+        """True if a convolution is the first that reads a tensor."""
+        readers = [self.trace.node(reader) for reader in self.trace.readers.get(index, ())]
+        return any(reader.op in _CONVOLUTIONS for reader in readers)
 
     # --- single functions -----------------------------------------------------------------------
 

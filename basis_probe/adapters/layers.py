@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from basis_probe.adapters.facts import Facts, Shape, constant, matrix
+from basis_probe.adapters.facts import Facts, Shape, constant, keeps_statistics, matrix
 from basis_probe.adapters.graph import Graph, Kind, Vertex
 from basis_probe.adapters.places import Address, Site, catch
 from basis_probe.adapters.trace import Node, Trace
@@ -83,7 +83,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
             linears.append(here.node)
             continue
-        passes = here.kind in (Kind.BATCH_NORM, Kind.PART)
+        passes = here.kind is Kind.PART or _is_rowwise_norm(facts, here)
         if here.kind is Kind.REGION:
             shape = facts.regions[here.node].shape
             if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
@@ -189,6 +189,11 @@ def _splits_positions(facts: Facts, vertex: Vertex) -> bool:
     )
 
 
+def _is_rowwise_norm(facts: Facts, vertex: Vertex) -> bool:
+    """True for batch normalisation by running statistics, which does the same to every row."""
+    return vertex.kind is Kind.BATCH_NORM and keeps_statistics(facts.graph.trace.node(vertex.node))
+
+
 def _linears_below(facts: Facts, index: int) -> list[int]:
     """The linear maps that write a tensor with nothing but single-feature functions in between."""
     graph, found = facts.graph, list[int]()
@@ -197,7 +202,7 @@ def _linears_below(facts: Facts, index: int) -> list[int]:
         here = graph.vertices[waiting.pop()]
         if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
             found.append(here.node)
-        elif here.kind is Kind.BATCH_NORM:
+        elif _is_rowwise_norm(facts, here):
             waiting.extend(here.carried)
         elif here.kind is Kind.REGION and facts.regions[here.node].shape in (
             Shape.SCALE,
