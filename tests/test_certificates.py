@@ -101,7 +101,8 @@ CLAIMS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, bp.Group]]] =
         {"0": bp.GeneralLinear(H), "1": bp.GeneralLinear(H)},
     ),
     "embedding and logits": (
-        lambda: nn.Sequential(nn.Embedding(20, D), nn.Linear(D, H), nn.GELU(), nn.Linear(H, 9)), IDS,
+        lambda: nn.Sequential(nn.Embedding(20, D), nn.Linear(D, H), nn.GELU(), nn.Linear(H, 9)),
+        IDS,
         {"0": bp.GeneralLinear(D), "1": bp.Permutation(H), "3": bp.Trivial(9)},
     ),
 }  # fmt: skip
