@@ -1,0 +1,248 @@
+"""A block of axes is compared as the whole is: the same null, less sharp; and intervals hold."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import basis_probe as bp
+from basis_probe.algebra.groups import Blocks, GeneralLinear, Group, Orthogonal, PositiveMonomial
+from basis_probe.evidence import affordable, choose, measure
+from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, Rotation
+from basis_probe.statistics.resampling import jackknife_error, kurtosis_without
+from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
+
+SAMPLES, DIM = 400, 24
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=_generator(seed), dtype=torch.float64)
+
+
+def _problem(group: Group, x: Tensor | None = None, **more: object) -> Problem:
+    rows = _normal(SAMPLES, DIM) ** 3 if x is None else x
+    return Problem(x=rows, group=group, halves=torch.arange(len(rows)) % 2, **more)  # type: ignore[arg-type]
+
+
+def _layer(post: object, geometry: Geometry = Geometry.EUCLIDEAN) -> tuple[LinearLayer, Tensor]:
+    inputs, weight, bias = _normal(SAMPLES, 10), _normal(DIM, 10, seed=1), _normal(DIM, seed=2)
+    made = LinearLayer(
+        inputs=inputs[:, :, None],
+        weights=(weight[:, :, None],),
+        biases=(bias,),
+        pre=lambda outputs: outputs[0],
+        post=post,  # type: ignore[arg-type]
+        geometry=geometry,
+        centred=False,
+    )
+    return made, inputs @ weight.T + bias
+
+
+AXES = torch.tensor([1, 4, 5, 17])
+
+
+@pytest.mark.parametrize(
+    "group",
+    [Orthogonal(DIM), PositiveMonomial(DIM), GeneralLinear(DIM), bp.LineStabiliser(DIM),
+     Blocks(GeneralLinear(4), count=3, copies=2), bp.Planes(DIM, pairing="half")],
+)  # fmt: skip
+def test_a_block_shows_the_columns_of_the_whole(group: Group) -> None:
+    problem = _problem(group)
+    whole = Rotation().alternatives(problem).frame(None)
+    block = Rotation().alternatives(problem, AXES).frame(None)
+    torch.testing.assert_close(block.post, whole.post[:, AXES])
+    assert Rotation().observed(problem).post.shape == (SAMPLES, DIM)
+    turned = Rotation().alternatives(problem, AXES).frame(_generator())
+    assert turned.post.shape == block.post.shape
+    assert not torch.allclose(turned.post, block.post)
+
+
+def test_a_block_of_turned_axes_has_the_law_of_the_whole() -> None:
+    problem = _problem(Orthogonal(DIM))
+    draws = 600
+    thin, whole = (Rotation().alternatives(problem, axes) for axes in (AXES, None))
+    one, other = _generator(1), _generator(2)
+    a = torch.stack([KURTOSIS.per_direction(_rows(thin.frame(one).post)) for _ in range(draws)])
+    b = torch.stack([KURTOSIS.per_direction(_rows(whole.frame(other).post)) for _ in range(draws)])
+    b = b[:, AXES]
+    error = ((a.var() + b.var()) / (4 * draws)).sqrt()
+    assert abs(float(a.mean() - b.mean())) < 4 * float(error)
+    # The block's mean varies as that of as many axes of a whole frame.
+    assert 0.8 < float(a.mean(1).std() / b.mean(1).std()) < 1.25
+
+
+def _rows(x: Tensor) -> object:
+    from basis_probe.statistics.scores import Rows
+
+    return Rows(x)
+
+
+SLOPES = _normal(DIM, seed=9)
+
+
+@pytest.mark.parametrize(
+    ("post", "what"),
+    [
+        (lambda outputs: outputs[0].relu(), "each axis by itself"),
+        (lambda outputs: (outputs[0] * SLOPES).tanh(), "each axis in its own way"),
+        (lambda outputs: outputs[0].softmax(1), "all axes together"),
+    ],
+)
+@pytest.mark.parametrize("geometry", [Geometry.EUCLIDEAN, Geometry.BALANCED, Geometry.POLAR])
+def test_counterfactual_neurons_of_a_block_are_those_of_the_whole(
+    post: object, what: str, geometry: Geometry
+) -> None:
+    layer, pre = _layer(post, geometry)
+    problem = _problem(PositiveMonomial(DIM), layer.post((pre,)), layer=layer)
+    block = bp.Counterfactual().alternatives(problem, AXES)
+    for frame in (block.frame(None), block.frame(_generator())):
+        assert frame.post.shape == (SAMPLES, len(AXES)), what
+        assert frame.pre is not None
+    observed = block.frame(None)
+    torch.testing.assert_close(observed.post, problem.x[:, AXES])
+    torch.testing.assert_close(observed.pre, pre[:, AXES])
+    turned = block.frame(_generator())
+    assert turned.pre is not None
+    # What the null holds fixed: the mean pre-activation of every neuron.
+    torch.testing.assert_close(turned.pre.mean(0), pre[:, AXES].mean(0))
+    if what != "all axes together":
+        whole = layer.post((_whole(turned.pre),))[:, AXES]
+        torch.testing.assert_close(turned.post, whole)
+
+
+def _whole(block: Tensor) -> Tensor:
+    whole = torch.zeros(len(block), DIM, dtype=block.dtype)
+    whole[:, AXES] = block
+    return whole
+
+
+@pytest.mark.parametrize("null", [bp.CovariancePreserving(), bp.GaussianSurrogate()])
+def test_frames_that_keep_the_covariance_do(null: Null) -> None:
+    x = _normal(8000, 5) @ _normal(5, 5, seed=3) + 2
+    problem = _problem(PositiveMonomial(5), x)
+    alternatives = null.alternatives(problem, torch.tensor([0, 3]))
+    torch.testing.assert_close(alternatives.frame(None).post, x[:, [0, 3]])
+    drawn = alternatives.frame(_generator()).post
+    torch.testing.assert_close(drawn.mean(0), x[:, [0, 3]].mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), x[:, [0, 3]].T.cov(), atol=0.15, rtol=0.08)
+    assert null.approximate and null.holds_fixed
+    bent = _problem(PositiveMonomial(5), x.relu(), pre=x, nonlinearity=torch.relu)
+    frame = null.alternatives(bent).frame(_generator())
+    torch.testing.assert_close(frame.post, frame.pre.relu())
+
+
+def test_neurons_in_bands_keep_how_much_variance_they_read() -> None:
+    layer, _ = _layer(lambda outputs: outputs[0].relu())
+    spread = torch.logspace(0, 1.5, 10, dtype=torch.float64)
+    inputs = layer.inputs[:, :, 0] * spread
+    layer = _replaced(layer, inputs)
+    weight = layer.weights[0][:, :, 0]
+    problem = _problem(PositiveMonomial(DIM), layer.post((inputs @ weight.T,)), layer=layer)
+    variance = {}
+    for bands in (None, 1.2):
+        generator = _generator(4)
+        alternatives = bp.Counterfactual(bands=bands).alternatives(problem)
+        before = alternatives.frame(None).pre.var(0)
+        after = torch.stack([alternatives.frame(generator).pre.var(0) for _ in range(20)])
+        variance[bands] = float((after / before).log().abs().mean())
+        mean = alternatives.frame(generator).pre.mean(0)
+        torch.testing.assert_close(mean, alternatives.frame(None).pre.mean(0))
+    assert variance[1.2] < 0.5 * variance[None]
+    with pytest.raises(ValueError, match="bands=1: give a ratio above 1"):
+        bp.Counterfactual(bands=1)
+
+
+def _replaced(layer: LinearLayer, inputs: Tensor) -> LinearLayer:
+    import dataclasses
+
+    return dataclasses.replace(layer, inputs=inputs[:, :, None])
+
+
+def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
+    assert affordable(64, 172).directions is None
+    wide = affordable(768, 3072)
+    assert (wide.frames, wide.samples, wide.directions) == (99, 1024, 64)
+    x = _normal(900, 40) ** 3
+    site = bp.probe_activations(x, group="orthogonal", null=bp.Rotation(99, 512, directions=8))
+    score = site.scores["non_gaussianity"]
+    assert site.null is not None and site.null.directions == 8
+    assert score.per_direction.shape == (40,) and not any(map(math.isnan, score.per_direction))
+    # Directions of rotations have one law, so that axes outside the block have p-values too.
+    assert not any(map(math.isnan, score.per_direction_p))
+    assert "on 8 of the axes" in score.note
+    assert site.verdict.outcome is bp.Outcome.EMERGENT
+    # What compares all axes has its null in closed form.
+    across = site.scores["sample_kurtosis"]
+    full = bp.probe_activations(x, group="orthogonal", null=bp.Rotation(999, 512))
+    assert across.p_tail_method == "normal law with the null's exact mean and variance"
+    assert across.effect == pytest.approx(full.scores["sample_kurtosis"].effect, rel=0.1)
+    with pytest.raises(ValueError, match="directions=0: give a positive number"):
+        bp.Rotation(directions=0)
+
+
+def test_the_same_axes_are_compared_for_one_seed() -> None:
+    problem = _problem(Orthogonal(DIM))
+    choice = choose(problem, Rotation(frames=19, samples=200, directions=6))
+    one, again = (measure(problem, choice, [NON_GAUSSIANITY], seed=3)[1] for _ in range(2))
+    assert one == again
+    other = measure(problem, choice, [NON_GAUSSIANITY], seed=4)[1]
+    assert one[NON_GAUSSIANITY.name].observed != other[NON_GAUSSIANITY.name].observed
+
+
+# --- other examples -------------------------------------------------------------------------------
+
+
+def test_kurtoses_without_a_group_are_those_of_the_other_rows() -> None:
+    x = _normal(60, 3) ** 3 + 100
+    groups = torch.arange(60) % 7
+    found = kurtosis_without(x, groups)
+    for group in range(7):
+        rows = x[groups != group]
+        d = rows - rows.mean(0)
+        wanted = d.pow(4).mean(0) / d.square().mean(0).square()
+        torch.testing.assert_close(found[group], wanted)
+
+
+def test_errors_by_leaving_out_cover_what_they_should() -> None:
+    covered = 0
+    for seed in range(200):
+        x = _normal(200, seed=seed)
+        groups = torch.arange(200) % 20
+        without = torch.stack([x[groups != group].mean() for group in range(20)])
+        covered += abs(float(x.mean())) <= 1.96 * jackknife_error(without)
+    assert 0.88 * 200 <= covered <= 0.99 * 200
+    assert math.isnan(jackknife_error(torch.zeros(3)))
+
+
+def test_rows_of_one_example_are_left_out_together() -> None:
+    """Copies of every row add nothing: the interval must not shrink as if they did."""
+    x = _normal(307, 12) ** 3
+    null = bp.Rotation(frames=49, samples=4096)
+    alone = bp.probe_activations(x, group="orthogonal", null=null)
+    copies = bp.probe_activations(
+        x.repeat(4, 1), group="orthogonal", null=null, examples=torch.arange(307).repeat(4)
+    )
+    naive = bp.probe_activations(x.repeat(4, 1), group="orthogonal", null=null)
+    width = {
+        name: site.scores["kurtosis"].effect_interval[1] - site.scores["kurtosis"].effect
+        for name, site in (("alone", alone), ("copies", copies), ("naive", naive))
+    }
+    assert copies.null is not None and copies.null.examples == 307
+    assert width["copies"] == pytest.approx(width["alone"], rel=0.6)
+    assert width["naive"] < 0.75 * width["copies"]
+    with pytest.raises(ValueError, match=r"examples has shape \(3,\), and x has 307 rows"):
+        bp.probe_activations(x, examples=[1, 2, 3])
+
+
+def test_scores_across_axes_of_a_block_are_left_out_where_no_formula_is_known() -> None:
+    x = _normal(600, 30).relu()
+    site = bp.probe_activations(
+        x, group="permutation", null=bp.GaussianSurrogate(frames=19, samples=600, directions=5)
+    )
+    assert SAMPLE_KURTOSIS.name not in site.scores
+    assert any("sample_kurtosis compare all axes with each other" in note for note in site.notes)
