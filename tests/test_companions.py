@@ -27,7 +27,7 @@ FEW = bp.Rotation(frames=99, samples=1024)
 
 
 def test_a_hidden_basis_is_found_named_and_returned() -> None:
-    secret = torch.linalg.qr(torch.randn(16, 16, generator=_generator(1), dtype=torch.float64)).Q
+    secret = torch.linalg.qr(torch.randn(16, 16, generator=_generator(7), dtype=torch.float64)).Q
     x = _laplace(12000, 16) @ secret
     site = bp.probe_activations(x, group="orthogonal", bases=("pca", "ica"), null=FEW)
     assert site.verdict.outcome is bp.Outcome.ARBITRARY
@@ -152,9 +152,8 @@ def test_a_twin_is_untrained_and_the_model_is_left_alone() -> None:
     assert all(torch.equal(value, same[name]) for name, value in twin.state_dict().items())
     kernel = twin[0].weight.detach()
     assert not torch.isclose(kernel, model[0].weight).any()
-    assert float(kernel.square().mean()) == pytest.approx(
-        float(model[0].weight.square().mean()), rel=0.35
-    )
+    power = float(model[0].weight.detach().square().mean())
+    assert float(kernel.square().mean()) == pytest.approx(power, rel=0.35)
     assert twin[1].weight.detach().unique().numel() == 1
     with pytest.raises(ValueError, match=r"weight holds torch.float32 on meta: an untrained twin"):
         bp.reinitialised(nn.Linear(2, 2, device="meta"))
