@@ -28,6 +28,7 @@ from basis_probe.statistics.nulls import (
     LinearLayer,
     Null,
     Problem,
+    RandomWeights,
     geometry_of,
 )
 from basis_probe.statistics.scores import Score
@@ -110,6 +111,11 @@ def probe_activations(
         raise ValueError(
             "the counterfactual null needs inputs and weight, or pre and nonlinearity; x alone "
             "allows the rotation null"
+        )
+    if isinstance(wanted, RandomWeights):
+        raise ValueError(
+            "the random-weights null needs the model itself: ask for it in bp.probe, with data "
+            "that can be read several times"
         )
     moments = Moments.of(values)
     read = dim
