@@ -34,9 +34,10 @@ from basis_probe.statistics.nulls import (
     geometry_of,
     outputs,
 )
-from basis_probe.statistics.resampling import MIN_GROUPS, jackknife_error, kurtosis_without
+from basis_probe.statistics.resampling import MIN_GROUPS, LeftOut, jackknife_error
 from basis_probe.statistics.scores import (
     KURTOSIS,
+    NEGENTROPY,
     NON_GAUSSIANITY,
     SAMPLE_HOYER,
     SAMPLE_KURTOSIS,
@@ -131,7 +132,8 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     bent = (layer is not None and layer.pre is not None) or (
         problem.pre is not None and problem.nonlinearity is not None
     )
-    one = frozenset({NON_GAUSSIANITY.name})
+    # In either direction: by the fourth moment, and by bounded functions that no far value rules.
+    one = frozenset({NON_GAUSSIANITY.name, NEGENTROPY.name})
     both = one | {KURTOSIS.name}
     axes = problem.group.privileged is Privileged.AXES
     if wanted is not None:
@@ -353,7 +355,7 @@ class _Spread:
     """
 
     def __init__(self, problem: Problem, scores: Sequence[Score]) -> None:
-        self.scores = [score for score in scores if score.of_kurtosis is not None]
+        self.scores = [score for score in scores if score.left_out is not None]
         self.frames = 0
         self.groups: Tensor | None = None
         self.values: dict[str, list[Tensor]] = {score.name: [] for score in self.scores}
@@ -368,14 +370,15 @@ class _Spread:
         if self.groups is None or self.frames > _SPREAD_FRAMES:
             return
         self.frames += 1
-        found: dict[Reads, Tensor] = {}
+        found: dict[Reads, LeftOut] = {}
         for score in self.scores:
             if score.reads not in found:
                 pre = score.reads is Reads.PREACTIVATIONS and frame.pre is not None
                 x = frame.pre if pre and frame.pre is not None else frame.post
-                found[score.reads] = kurtosis_without(x, self.groups, frame.parts).cpu()
-            if score.of_kurtosis is not None:
-                self.values[score.name].append(score.of_kurtosis(found[score.reads]).nanmean(1))
+                found[score.reads] = LeftOut(x, self.groups, frame.parts)
+            if score.left_out is not None:
+                values = score.left_out(found[score.reads]).nanmean(1)
+                self.values[score.name].append(values.cpu())
 
     def error(self, score: Score) -> float:
         """The standard error of the score's distance from the null's mean; NaN if not known."""

@@ -10,8 +10,9 @@ import basis_probe as bp
 from basis_probe.algebra.groups import Blocks, GeneralLinear, Group, Orthogonal, PositiveMonomial
 from basis_probe.evidence import affordable, choose, measure
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, Rotation
-from basis_probe.statistics.resampling import jackknife_error, kurtosis_without
+from basis_probe.statistics.resampling import LeftOut, jackknife_error
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
+from basis_probe.statistics.sparsity import column_negentropy
 
 SAMPLES, DIM = 400, 24
 
@@ -197,15 +198,22 @@ def test_the_same_axes_are_compared_for_one_seed() -> None:
 # --- other examples -------------------------------------------------------------------------------
 
 
-def test_kurtoses_without_a_group_are_those_of_the_other_rows() -> None:
-    x = _normal(60, 3) ** 3 + 100
-    groups = torch.arange(60) % 7
-    found = kurtosis_without(x, groups)
-    for group in range(7):
+def test_statistics_without_a_group_are_those_of_the_other_rows() -> None:
+    x = _normal(600, 3) ** 3 + 100
+    x[:, 2] = 5.0
+    groups = torch.arange(600) % 20
+    found = LeftOut(x, groups)
+    for group in range(20):
         rows = x[groups != group]
-        d = rows - rows.mean(0)
+        d = rows[:, :2] - rows[:, :2].mean(0)
         wanted = d.pow(4).mean(0) / d.square().mean(0).square()
-        torch.testing.assert_close(found[group], wanted)
+        torch.testing.assert_close(found.kurtosis[group, :2], wanted)
+    exact = torch.stack([column_negentropy(x[groups != group]) for group in range(20)])
+    assert bool(found.kurtosis[:, 2].isnan().all() & found.negentropy[:, 2].isnan().all())
+    # What a group moves is known to first order; it is small itself.
+    moved = (exact - exact.mean(0))[:, :2]
+    missed = (found.negentropy - exact)[:, :2]
+    assert float(missed.std(0).max() / moved.std(0).min()) < 0.15
 
 
 def test_errors_by_leaving_out_cover_what_they_should() -> None:

@@ -28,6 +28,7 @@ from basis_probe.statistics.moments import (
 )
 from basis_probe.statistics.multiplicity import Tail
 from basis_probe.statistics.nulls import Frame
+from basis_probe.statistics.resampling import LeftOut
 
 
 class Reads(enum.Enum):
@@ -134,8 +135,8 @@ class Score:
         across_axes: True if it compares the axes of one sample with each other, so that it means
             nothing where single axes may be changed by any linear map. Where single axes may be
             rescaled, each is divided by its root mean square first.
-        of_kurtosis: the number of a direction from its kurtosis over samples, where that is all it
-            depends on: errors by resampling are then known for it.
+        left_out: the numbers of a direction without each group of samples in turn, where they are
+            known for little: errors by resampling are then stated for it.
     """
 
     name: str
@@ -148,7 +149,7 @@ class Score:
     invariant_under: frozenset[Invariance] = frozenset({Invariance.PERMUTATIONS})
     not_for: str = ""
     across_axes: bool = False
-    of_kurtosis: Callable[[Tensor], Tensor] | None = None
+    left_out: Callable[[LeftOut], Tensor] | None = None
 
     @property
     def scale_free(self) -> bool:
@@ -168,7 +169,7 @@ NON_GAUSSIANITY = Score(
     range="[0, inf), Gaussian 0",
     invariant_under=_CENTRED,
     not_for="laws that are lopsided but neither heavy nor flat; one far value rules it",
-    of_kurtosis=lambda kurtosis: (kurtosis - 3).abs(),
+    left_out=lambda without: (without.kurtosis - 3).abs(),
 )
 NEGENTROPY = Score(
     name="negentropy",
@@ -181,6 +182,7 @@ NEGENTROPY = Score(
     range="[0, 6), Gaussian 0, Laplace 0.087",
     invariant_under=_CENTRED,
     not_for="saying in which way an axis departs from the Gaussian; it is silent on that",
+    left_out=lambda without: without.negentropy,
 )
 KURTOSIS = Score(
     name="kurtosis",
@@ -192,7 +194,7 @@ KURTOSIS = Score(
     range="[1, inf), Gaussian 3",
     invariant_under=_CENTRED,
     not_for="comparing with 3: samples of unequal length make it larger in every basis",
-    of_kurtosis=lambda kurtosis: kurtosis,
+    left_out=lambda without: without.kurtosis,
 )
 SKEWNESS = Score(
     name="skewness",

@@ -66,9 +66,12 @@ def column_negentropy(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
         even += bump.sum(0)
         odd += torch.linalg.vecdot(z, bump, dim=0)
     samples = max(x.shape[0], 1)
-    j = _ODD_WEIGHT * (odd / samples).square()
-    j = j + _EVEN_WEIGHT * (even / samples - _GAUSSIAN_BUMP).square()
-    return torch.where(moments.varies, j, math.nan)
+    return torch.where(moments.varies, negentropy_of(odd / samples, even / samples), math.nan)
+
+
+def negentropy_of(odd: Tensor, even: Tensor) -> Tensor:
+    """The negentropy from E z exp(-z^2/2) and E exp(-z^2/2), as in `column_negentropy`."""
+    return _ODD_WEIGHT * odd.square() + _EVEN_WEIGHT * (even - _GAUSSIAN_BUMP).square()
 
 
 def column_hoyer(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
