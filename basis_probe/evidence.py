@@ -280,10 +280,10 @@ def measure(
         )
     left_out = [score.name for score in used if score.name not in results]
     if left_out:
-        compared = 0 if axes is None else len(axes)
+        several = 0 if axes is None else len(axes)
         notes = (
             *notes,
-            f"{', '.join(left_out)} compare all axes with each other, and {compared} of {dim} axes "
+            f"{', '.join(left_out)} compare all axes with each other, and {several} of {dim} axes "
             "were compared here: left out (a null with directions=None computes them).",
         )
     record = NullRecord(
