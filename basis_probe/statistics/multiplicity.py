@@ -212,11 +212,7 @@ def pooled_direction_p(
         >>> pooled_direction_p(observed, null, pool=True, tail=Tail.UPPER)
         tensor([0.0769, 0.5385,    nan], dtype=torch.float64)
     """
-    if observed.ndim != 1 or null.ndim != 2 or null.shape[1] != observed.shape[0]:
-        raise ValueError(
-            "expected observed of shape [dim] and null of shape [frames, dim], got "
-            f"{list(observed.shape)} and {list(null.shape)}: pass one null column per direction"
-        )
+    _require_columns(observed, null)
     own, others = _float64(observed), _float64(null)
     if pool:
         return pooled_p(own, others.flatten(), tail=tail)
@@ -253,6 +249,109 @@ def pooled_p(
         reached = 2 * torch.minimum(reached, reached_below)
     p = (reached.to(torch.float64) / (1 + total)).clamp_max(1.0)
     return torch.where(own.isnan(), math.nan, p)
+
+
+def max_t(
+    observed: Float[Tensor, " dim"],
+    null: Float[Tensor, "frames dim"],
+    *,
+    pool: bool,
+    tail: Tail,
+) -> Float[Tensor, " dim"]:
+    """Adjusted p-values of units from the largest statistic of every frame, stepping down.
+
+    Rejecting at alpha errs anywhere with probability at most alpha, whatever the dependence between
+    units, because the frames carry it. The j-th largest unit is compared with the largest, frame by
+    frame, of itself and all smaller ones; adjusted p-values never fall along the order. Nineteen
+    frames are enough for 5 %, however many units there are.
+
+    Args:
+        observed: the statistic of every unit in the observed basis, [dim].
+        null: the same in K random bases, [frames, dim]; a NaN is no competitor.
+        pool: as in `pooled_direction_p`: False standardises every unit by its own K + 1 frames, so
+            that units of small spread are heard.
+        tail: which departures count; two-sided, statistics are measured from the median of all
+            null values.
+
+    Returns:
+        p-values in (0, 1], [dim]; NaN where `observed` is.
+
+    Raises:
+        ValueError: `null` does not have one column per unit.
+
+    Source: P. H. Westfall and S. S. Young, Resampling-Based Multiple Testing (1993), algorithm 2.8.
+
+    Example:
+        >>> null = torch.randn(99, 500, generator=torch.Generator().manual_seed(0))
+        >>> observed = torch.zeros(500)
+        >>> observed[7] = 9.0
+        >>> p = max_t(observed, null, pool=True, tail=Tail.UPPER)
+        >>> round(p[7].item(), 3), int((p < 0.05).sum())
+        (0.01, 1)
+    """
+    _require_columns(observed, null)
+    own, others = _float64(observed), _float64(null)
+    unchanged = torch.zeros_like(own, dtype=torch.bool)
+    if not pool:
+        own, others, unchanged = _standardise(own, others)
+    if tail is Tail.TWO_SIDED:
+        middle = others.nanmedian() if pool else torch.zeros((), dtype=own.dtype)
+        own, others = (own - middle).abs(), (others - middle).abs()
+    tie = _tie(others.flatten())
+    known = ~own.isnan()
+    places = known.nonzero().squeeze(1)
+    order = places[own[places].argsort()]
+    # Running maxima from the smallest unit up: column j holds the largest of units 0 .. j.
+    largest = others[:, order].nan_to_num(-math.inf).cummax(1).values
+    reached = (largest >= own[order] - tie).sum(0)
+    stepped = (1 + reached).to(torch.float64) / (1 + others.shape[0])
+    adjusted = torch.full_like(own, math.nan)
+    adjusted[order] = stepped.flip(0).cummax(0).values.flip(0)
+    return torch.where(unchanged & known, 1.0, adjusted)
+
+
+def frames_needed(level: float, *, tests: int, tail: Tail, directions: int = 1) -> int:
+    """The fewest null frames with which the smallest p-value can pass the strictest test.
+
+    A Monte-Carlo p-value is at least 1 / (K + 1), twice that where both tails count, and Holm or
+    Benjamini and Hochberg compare the smallest of m with level / m. With fewer frames nothing can
+    be found, however far out it is: no verdict may be decided by K being small.
+
+    Args:
+        level: of the family, in (0, 1).
+        tests: how many tests there are.
+        tail: which departures count.
+        directions: null values that every frame gives to a test: the number of units where p-values
+            pool them, else 1.
+
+    Raises:
+        ValueError: for a level outside (0, 1) or a count below 1.
+
+    Example:
+        >>> frames_needed(0.05, tests=1, tail=Tail.UPPER)
+        19
+        >>> frames_needed(0.05, tests=48, tail=Tail.UPPER)
+        959
+        >>> frames_needed(0.05, tests=3072, tail=Tail.UPPER, directions=3072)
+        20
+    """
+    if not 0 < level < 1 or tests < 1 or directions < 1:
+        raise ValueError(
+            f"level={level}, tests={tests}, directions={directions}: give a level in (0, 1) and "
+            "counts of at least 1"
+        )
+    smallest = (1 if tail is Tail.UPPER else 2) * tests
+    # A little less, lest rounding ask for one frame too many.
+    values = math.ceil(smallest / level * (1 - 1e-12)) - 1
+    return math.ceil(values / directions)
+
+
+def _require_columns(observed: Tensor, null: Tensor) -> None:
+    if observed.ndim != 1 or null.ndim != 2 or null.shape[1] != observed.shape[0]:
+        raise ValueError(
+            "expected observed of shape [dim] and null of shape [frames, dim], got "
+            f"{list(observed.shape)} and {list(null.shape)}: pass one null column per direction"
+        )
 
 
 def _standardise(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
