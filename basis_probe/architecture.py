@@ -195,8 +195,21 @@ def watched(subject: Subject, batch: Batch) -> Facts:
         raise DataError(
             f"the model failed on the first batch ({batch.form}, shape "
             f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
+            f"{_types_apart(subject, batch)}"
         ) from error
     return collect(trace, subject.names(trace))
+
+
+def _types_apart(subject: Subject, batch: Batch) -> str:
+    """What to do where the numbers of a batch are of another type than the weights."""
+    given, needed = batch.inputs.dtype, subject.dtype
+    if not batch.inputs.is_floating_point() or given == needed:
+        return ""
+    given, needed = (str(dtype).removeprefix("torch.") for dtype in (given, needed))
+    return (
+        f". The batch holds {given} numbers and the model has {needed} weights: convert one of "
+        f"them, for example the batch with .to(torch.{needed})"
+    )
 
 
 def proved(

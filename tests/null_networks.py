@@ -95,7 +95,7 @@ def turned_resnet(seed: int) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Networks of one kind, one for every seed, the data they read and the sites of their neurons."""
+    """Networks of one kind, one for every seed, what they read, and the sites of their neurons."""
 
     make: Callable[[int], nn.Module]
     data: Callable[[], Sequence[Tensor]]
@@ -155,7 +155,9 @@ def _lines(name: str, seeds: int, null: bp.Null) -> Iterator[str]:
     start, reports = time.perf_counter(), []
     for seed in range(seeds):
         reports.append(NETWORKS[name].probe(seed, null=null))
-        found = {score: [round(z, 2) for z in some] for score, some in effects(reports[-1:]).items()}
+        found = {
+            score: [round(z, 2) for z in some] for score, some in effects(reports[-1:]).items()
+        }
         print(f"{name}: {seed + 1} of {seeds}: {found}", file=sys.stderr)
     sites = [site for report in reports for site in report]
     called = sum(site.verdict.outcome in STANDS_OUT for site in sites)

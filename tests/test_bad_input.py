@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -166,6 +167,17 @@ def test_a_batch_that_the_model_cannot_take_is_refused_with_the_reason() -> None
         bp.symmetries(_mlp(), _draw(4, 5))
 
 
+@pytest.mark.parametrize(("given", "needed"), [("float64", "float32"), ("float32", "bfloat16")])
+def test_numbers_of_another_type_than_the_weights_are_named(given: str, needed: str) -> None:
+    model, x = _mlp().to(getattr(torch, needed)), _draw(300, 6).to(getattr(torch, given))
+    said = rf"The batch holds {given} numbers and the model has {needed} weights: convert one of"
+    with pytest.raises(bp.DataError, match=said):
+        _probe(model, [x])
+    # Where the shape is at fault, nothing is said of types.
+    with pytest.raises(bp.DataError, match=r"cannot be multiplied \(2x5 and 6x12\)$"):
+        _probe(_mlp(), [_draw(4, 5)])
+
+
 def test_a_mask_must_fit_its_input(bridge: Any) -> None:
     ids = torch.ones(2, 5, dtype=torch.int64)
     with pytest.raises(bp.DataError) as caught:
@@ -209,6 +221,35 @@ def test_a_loader_that_breaks_leaves_a_partial_report() -> None:
     assert report.partial
     assert report["1"].n_samples == 300
     assert report.notes == ("The run failed after 3 batches: OSError: the disk is gone",)
+
+
+@pytest.mark.parametrize("inside", ["the loader", "the model"])
+def test_an_interrupt_from_the_keyboard_leaves_a_partial_report(inside: str) -> None:
+    model, interrupts = _mlp(), iter([False, False, inside == "the model"])
+
+    def between(*_: object) -> None:
+        if next(interrupts, False):
+            signal.raise_signal(signal.SIGINT)
+
+    def loader() -> Iterator[Tensor]:
+        yield _draw(150, 6)
+        yield _draw(150, 6, seed=1)
+        if inside == "the loader":
+            signal.raise_signal(signal.SIGINT)
+        yield _draw(150, 6, seed=2)
+
+    # The first call only looks at the model.
+    handle = model[0].register_forward_hook(between)
+    report = _probe(model, loader(), sites="0")
+    handle.remove()
+    whole = 2 if inside == "the loader" else 1
+    assert report.partial
+    assert len(report.notes) == 1
+    assert report.notes[0].startswith(f"The run was interrupted after {whole} batch")
+    assert report["0"].n_samples == 150 * whole
+    assert bp.Report.from_json(report.to_json()) == report
+    # The next run is whole again.
+    assert not _probe(model, [_draw(150, 6)], sites="0").partial
 
 
 def test_a_width_that_changes_on_the_way_is_refused() -> None:
