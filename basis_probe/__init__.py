@@ -28,6 +28,8 @@ from basis_probe.architecture import reparametrize as reparametrize
 from basis_probe.architecture import symmetries as symmetries
 from basis_probe.attach import Attachment as Attachment
 from basis_probe.attach import attach as attach
+from basis_probe.distributed import gathered as gathered
+from basis_probe.distributed import process_group as process_group
 from basis_probe.errors import DataError as DataError
 from basis_probe.errors import MisleadingNull as MisleadingNull
 from basis_probe.errors import SiteError as SiteError

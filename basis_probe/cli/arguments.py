@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 ENDINGS = (".html", ".htm", ".json", ".csv", ".md")
+PART = ".safetensors"
 
 
 def positive(text: str) -> int:
@@ -26,9 +27,51 @@ def output(text: str) -> Path:
     Raises:
         ArgumentTypeError: for an ending that names no format, or a folder that is not there.
     """
+    return _file(text, ENDINGS)
+
+
+def output_or_part(text: str) -> Path:
+    """A file that a report or a part of one can be written to.
+
+    Raises:
+        ArgumentTypeError: as for `output`.
+    """
+    return _file(text, (*ENDINGS, PART))
+
+
+def shard(text: str) -> tuple[int, int]:
+    """(i, n) for i/n: the part of the data that one of n processes sees.
+
+    Raises:
+        ArgumentTypeError: for anything else.
+    """
+    index, _, of = text.partition("/")
+    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shard: give i/n with i from 0 to n - 1, such as 0/4"
+        )
+    return int(index), int(of)
+
+
+def gigabytes(text: str) -> int:
+    """So many bytes.
+
+    Raises:
+        ArgumentTypeError: for what is no positive number.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of gigabytes")
+    return int(value * 1e9)
+
+
+def _file(text: str, endings: tuple[str, ...]) -> Path:
     path = Path(text)
-    if path.suffix.lower() not in ENDINGS:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(ENDINGS)}")
+    if path.suffix.lower() not in endings:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(endings)}")
     if not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.absolute().parent}")
     return path
@@ -44,16 +87,17 @@ def add_sites(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sites", nargs="+", metavar="NAME", help="names or globs")
 
 
-def add_probing(parser: argparse.ArgumentParser, *, out: str) -> None:
+def add_probing(parser: argparse.ArgumentParser, *, out: str, parts: bool = False) -> None:
     """Adds what every command takes that runs a probe and writes a report.
 
     Args:
         parser: the parser of the command.
         out: the file that is written where none is named.
+        parts: whether a part of a report may be written too.
     """
     parser.add_argument(
         "--out",
-        type=output,
+        type=output_or_part if parts else output,
         action="append",
         metavar="FILE",
         help=f".html, .json, .csv or .md; may be given several times (default {out}, or no file "

@@ -10,6 +10,7 @@ from basis_probe.cli.command import STATUSES, Command, Refused, Status
 from basis_probe.cli.completion import CompletionCommand
 from basis_probe.cli.demo import DemoCommand
 from basis_probe.cli.doctor import DoctorCommand
+from basis_probe.cli.merge import MergeCommand
 from basis_probe.cli.report import ReportCommand
 from basis_probe.cli.screen import Screen, Voice
 from basis_probe.cli.show import ShowCommand
@@ -18,6 +19,7 @@ from basis_probe.cli.symmetries import SymmetriesCommand
 COMMANDS: tuple[Command, ...] = (
     DemoCommand(),
     ReportCommand(),
+    MergeCommand(),
     SymmetriesCommand(),
     ShowCommand(),
     CalibrateCommand(),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from basis_probe.cli.command import Refused, Status
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
+    from basis_probe.results import Report
 
 
 def load(model: str, device: str, screen: Screen) -> Any:
@@ -29,10 +31,11 @@ def probe_and_write(
     screen: Screen,
     *,
     max_samples: int | None,
+    memory_budget: int | None = None,
+    checkpoint: Path | None = None,
 ) -> Status:
     """How a probe ended whose report was shown and written, a partial one too."""
     from basis_probe.errors import StreamError
-    from basis_probe.presentation.terminal import render
     from basis_probe.probe import probe
 
     failure: StreamError | None = None
@@ -45,16 +48,26 @@ def probe_and_write(
             seed=parsed.seed,
             max_samples=max_samples,
             progress=screen.draws_progress,
+            memory_budget=memory_budget,
+            checkpoint=checkpoint,
         )
     except StreamError as error:
         failure, report = error, error.report()
+    status = write(report, parsed, screen)
+    if failure is not None:
+        # What was gathered is written; that it is not everything is still a failure.
+        raise failure
+    return status
+
+
+def write(report: Report, parsed: argparse.Namespace, screen: Screen) -> Status:
+    """How a probe ended, its report shown and written."""
+    from basis_probe.presentation.terminal import render
+
     screen.show(render(report))
     screen.give(report.to_json())
     for path in parsed.out or ([] if parsed.json else [parsed.default_out]):
         screen.say(f"wrote {report.save(path)}")
-    if failure is not None:
-        # What was gathered is written; that it is not everything is still a failure.
-        raise failure
     return Status.INTERRUPTED if report.partial else Status.DONE
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from basis_probe.cli.arguments import add_model, add_probing, positive
+from basis_probe.cli.arguments import PART, add_model, add_probing, gigabytes, positive, shard
 from basis_probe.cli.command import Command, Refused, Status
-from basis_probe.cli.probing import load, probe_and_write, windows
+from basis_probe.cli.probing import load, probe_and_write, windows, write
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -29,12 +31,20 @@ class ReportCommand(Command):
             "basis-probe report ./my-model --text corpus.txt --json > r.json",
             "its numbers, for a program",
         ),
+        (
+            "basis-probe report ./my-model --text corpus.txt --shard 0/4 --out 0.safetensors",
+            "a quarter of the text, to be merged with the others",
+        ),
+        (
+            "torchrun --nproc-per-node 4 -m basis_probe report ./my-model --text corpus.txt",
+            "four processes, one report",
+        ),
     )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         add_model(parser)
         parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="plain text")
-        add_probing(parser, out="basis_probe_report.html")
+        add_probing(parser, out="basis_probe_report.html", parts=True)
         parser.add_argument(
             "--length", type=positive, default=128, help="tokens in one example (default 128)"
         )
@@ -45,10 +55,105 @@ class ReportCommand(Command):
             help="tokens at each site (default 16384)",
         )
 
+        larger = parser.add_argument_group("large runs")
+        larger.add_argument(
+            "--shard",
+            type=shard,
+            metavar="I/N",
+            help="see only the I-th of N parts of the text (from 0), and write what `merge` adds",
+        )
+        larger.add_argument(
+            "--checkpoint",
+            type=Path,
+            metavar="FILE",
+            help="write what was seen here every minute, and go on from it after a stop",
+        )
+        larger.add_argument(
+            "--memory-budget",
+            type=gigabytes,
+            metavar="GB",
+            help="pass over the text several times rather than hold more than this",
+        )
+
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
+        from basis_probe.distributed import local_device, process_group
+
+        _require_fitting(parsed)
         if not parsed.text.is_file():
             raise Refused(f"there is no file {parsed.text}; --text takes a plain text file")
         text = parsed.text.read_text(encoding="utf-8", errors="replace")
-        bridge = load(parsed.model, parsed.device, screen)
-        data = windows(bridge, text, length=parsed.length, size=parsed.batch_size)
-        return probe_and_write(bridge, data, parsed, screen, max_samples=parsed.max_samples)
+        with process_group() as (rank, world):
+            if world > 1 and parsed.shard:
+                raise Refused("--shard and torchrun both cut the text into parts: use one of them")
+            bridge = load(parsed.model, local_device(parsed.device), screen)
+            data = windows(bridge, text, length=parsed.length, size=parsed.batch_size)
+            if world > 1 or parsed.shard:
+                return _in_parts(bridge, data, parsed, screen, rank=rank, world=world)
+            return probe_and_write(
+                bridge,
+                data,
+                parsed,
+                screen,
+                max_samples=parsed.max_samples,
+                memory_budget=parsed.memory_budget,
+                checkpoint=parsed.checkpoint,
+            )
+
+
+def _require_fitting(parsed: argparse.Namespace) -> None:
+    parts = [path for path in parsed.out or () if path.suffix.lower() == PART]
+    if (
+        bool(parts) != bool(parsed.shard)
+        or len(parts) > 1
+        or len(parsed.out or ()) > len(parts) > 0
+    ):
+        raise Refused(
+            f"a part of a report, and nothing else, is written with --shard: give --shard I/N with "
+            f"one --out FILE{PART}, or neither"
+        )
+    if parsed.shard and parsed.memory_budget:
+        raise Refused("--memory-budget is for runs of one process; leave it out with --shard")
+
+
+def _in_parts(
+    bridge: Any,
+    data: Sequence[Any],
+    parsed: argparse.Namespace,
+    screen: Screen,
+    *,
+    rank: int,
+    world: int,
+) -> Status:
+    """How the part of this process ended; rank 0 writes the report of all."""
+    from basis_probe.distributed import gathered
+    from basis_probe.probe import observe
+
+    checkpoint = parsed.checkpoint
+    if checkpoint is not None and world > 1:
+        checkpoint = checkpoint.with_name(f"{checkpoint.name}.{rank}")
+    partial = observe(
+        bridge,
+        data,
+        sites=parsed.sites,
+        null=parsed.null,
+        seed=parsed.seed,
+        max_samples=parsed.max_samples,
+        progress=screen.draws_progress and not rank,
+        shard=parsed.shard or (rank, world),
+        checkpoint=checkpoint,
+    )
+    folder = Path(parsed.model)
+    source = str(folder.resolve()) if folder.is_dir() else parsed.model
+    partial = dataclasses.replace(partial, source=source)
+    if parsed.shard:
+        path = partial.save(parsed.out[0])
+        screen.say(f"wrote {path}; add it to the others with `basis-probe merge`")
+        return Status.INTERRUPTED if not partial.parts[0].whole else Status.DONE
+    total = gathered(partial)
+    if total is None:
+        return Status.DONE
+    report = total.report(bridge, null=parsed.null, progress=screen.draws_progress)
+    if checkpoint is not None and not report.partial:
+        for other in range(world):
+            parsed.checkpoint.with_name(f"{parsed.checkpoint.name}.{other}").unlink(missing_ok=True)
+    return write(report, parsed, screen)

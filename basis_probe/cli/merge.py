@@ -1,0 +1,66 @@
+"""`basis-probe merge`: one report of parts that were seen apart."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from basis_probe.cli.arguments import output
+from basis_probe.cli.command import Command, Refused, Status
+from basis_probe.cli.probing import load, write
+
+if TYPE_CHECKING:
+    from basis_probe.cli.screen import Screen
+
+
+class MergeCommand(Command):
+    """Adds parts and writes their report."""
+
+    name = "merge"
+    summary = "write the report of parts that `report --shard` wrote"
+    examples = (
+        ("basis-probe merge *.safetensors --out r.html", "the report of all parts"),
+        (
+            "basis-probe merge *.safetensors --model /data/my-model --out r.html",
+            "where the model lies elsewhere than on the machines that saw the parts",
+        ),
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("parts", type=Path, nargs="+", metavar="PART", help="parts to add")
+        parser.add_argument(
+            "--model",
+            metavar="MODEL",
+            help="a local folder, or a name on the hub (default: the one the parts were seen of)",
+        )
+        parser.add_argument(
+            "--null",
+            choices=("rotation", "counterfactual"),
+            help="as it was when the parts were seen",
+        )
+        parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
+        parser.add_argument(
+            "--out",
+            type=output,
+            action="append",
+            metavar="FILE",
+            help=".html, .json, .csv or .md; may be given several times",
+        )
+        parser.set_defaults(default_out=Path("basis_probe_report.html"))
+
+    def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
+        from basis_probe.partial import Partial
+
+        for path in parsed.parts:
+            if not path.is_file():
+                raise Refused(f"there is no file {path}; give parts that `report --shard` wrote")
+        total = Partial.load(parsed.parts[0])
+        for path in parsed.parts[1:]:
+            total = total + Partial.load(path)
+        name = parsed.model or total.source
+        if not name:
+            raise Refused("the parts do not say where their model is: give --model")
+        model = load(name, parsed.device, screen)
+        report = total.report(model, null=parsed.null, progress=screen.draws_progress)
+        return write(report, parsed, screen)
