@@ -8,6 +8,7 @@ machine, whether or not the models run on accelerators.
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -57,7 +58,7 @@ def gathered(partial: Partial) -> Partial | None:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return partial
-    group = dist.new_group(backend="gloo")
+    group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = torch.frombuffer(bytearray(partial.to_bytes()), dtype=torch.uint8)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]

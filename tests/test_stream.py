@@ -239,3 +239,76 @@ def test_the_sums_of_nothing_are_neutral() -> None:
     assert isinstance(nothing.kurtosis, SampleKurtosis)
     assert (nothing.moments.count, nothing.bad, nothing.missed) == (0, (), 0)
     assert dataclasses.replace(nothing, missed=2).missed == 2
+
+
+# --- where a pass ends ----------------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """Marks that a pass has begun, as some models do, and takes the mark away at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.head = nn.Linear(3, 3), nn.Linear(3, 5)
+        self.running: Tensor | None = None
+        self.heads: list[int] = []
+        self.keeps = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.running = x
+        x = self.out(x)
+        if self.keeps:
+            self.heads.append(1)
+        x = self.head(x)
+        self.running = None
+        return x
+
+
+def _stopping(model: nn.Module, batches: list[Tensor], **plan: Any) -> tuple[Stream, int]:
+    """What was seen, and how many passes reached the model's end."""
+    ends: list[int] = []
+    stream = Stream({"site": _plan(**plan)}, seed=0, capacity=CAPACITY, most=None, stops=True)
+
+    def run(x: Tensor) -> None:
+        model(x)
+        ends.append(1)
+
+    for x in batches:
+        stream.see(model, _batch(x), lambda x=x: run(x))
+    return stream, len(ends)
+
+
+def test_a_pass_ends_at_the_last_site_and_leaves_nothing_behind() -> None:
+    model, batches = Deep().eval(), [x.float() for x in _drifting(5)]
+    stream, ends = _stopping(model, batches)
+    # The first one is run whole, to see that it leaves the model as it was.
+    assert ends == 1
+    assert model.running is None
+    whole = Stream({"site": _plan()}, seed=0, capacity=CAPACITY, most=None)
+    for x in batches:
+        whole.see(model, _batch(x), lambda x=x: model(x))
+    assert torch.equal(stream.seen["site"].moments.m4, whole.seen["site"].moments.m4)
+    assert torch.equal(stream.seen["site"].kept.rows["x"], whole.seen["site"].kept.rows["x"])
+
+
+def test_a_model_that_keeps_something_of_a_pass_is_run_to_its_end() -> None:
+    model, batches = Deep().eval(), [x.float() for x in _drifting(4)]
+    model.keeps = True
+    assert _stopping(model, batches)[1] == 4
+    assert len(model.heads) == 4
+
+
+def test_hooks_of_others_behind_the_last_site_are_reached() -> None:
+    model, batches = Deep().eval(), [x.float() for x in _drifting(4)]
+    reached: list[int] = []
+    handle = model.head.register_forward_hook(lambda *_: reached.append(1))
+    assert _stopping(model, batches)[1] == len(reached) == 4
+    handle.remove()
+    assert _stopping(model, batches)[1] == 1
+
+
+def test_a_site_that_does_not_run_does_not_end_a_pass() -> None:
+    model, batches = Drift(), _drifting(4)
+    model.runs = False
+    stream, ends = _stopping(model, batches)
+    assert (ends, stream.seen["site"].missed) == (4, 4)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -137,13 +137,13 @@ _CONTAINERS = (list, dict, set, Counter)
 class Settled:
     """Whether a model keeps anything of a forward pass, which decides if one may be cut short.
 
-    A pass may be cut short once a whole one has left every attribute of every module as it was. If
-    the first one that is cut short leaves something behind, that is put back, and no other is.
+    A pass may be cut short once a whole one has left every attribute of every module as it was.
+    What one that is cut short leaves behind, such as a mark that it has begun, is put back.
     """
 
     def __init__(self) -> None:
         self.allowed = False
-        self._decided = False
+        self._grown = False
 
     def may_stop(self, model: nn.Module) -> bool:
         """True if the pass that comes next may be cut short."""
@@ -151,26 +151,18 @@ class Settled:
 
     def run(self, model: nn.Module, run: Callable[[], object]) -> None:
         """Runs one pass, which may be cut short by `Enough`."""
-        if self._decided:
-            with suppress(Enough):
-                run()
-            return
         before = _attributes(model)
         try:
             run()
-            whole = True
         except Enough:
-            whole = False
-        changed = _changed(before)
-        if whole:
-            self.allowed = not changed
-            return
-        self._decided = True
-        if changed:
-            self.allowed = False
-            for held, values, _ in before:
+            for held, values, sizes in before:
+                if any(len(values[name]) != size for name, size in sizes.items()):
+                    # What a list has taken in cannot be told from what belongs there.
+                    self._grown, self.allowed = True, False
                 held.clear()
                 held.update(values)
+        else:
+            self.allowed = not self._grown and not _changed(before)
 
 
 def _attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any], dict[str, int]]]:
