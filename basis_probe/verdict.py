@@ -117,7 +117,7 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         )
     deciding = [score for score in deciding if not math.isnan(score.effect)]
     best = min(deciding, key=lambda score: (score.p_adjusted, -score.effect))
-    stands_out = best.p_adjusted <= LEVEL
+    stands_out = best.p_adjusted <= LEVEL and not _by_accident(best, found.null)
     cut_short = [score for score in deciding if _beyond_all(score)]
     if not stands_out and cut_short:
         drawn = len(cut_short[0].null_values)
@@ -222,10 +222,14 @@ def _data_clause(
     }.get(null.name, f"the null '{null.name}'")
     if not stands_out:
         effects = ", ".join(f"{_number(s.effect)}" for s in deciding)
-        return (
-            f"the data do not stand out on them against {against} "
-            f"(z = {effects}; adjusted p = {_number(best.p_adjusted)})"
-        )
+        figures = f"(z = {effects}; adjusted p = {_number(best.p_adjusted)})"
+        if best.p_adjusted <= LEVEL:
+            low, high = best.effect_interval
+            return (
+                f"the data lie beyond {against} {figures}, but by no more than other samples would "
+                f"move them (95 % interval of z: {_number(low)} to {_number(high)})"
+            )
+        return f"the data do not stand out on them against {against} {figures}"
     size = _relative(best)
     carried = ""
     if best.effect_without_top_axes < 2 <= best.effect:
@@ -239,6 +243,16 @@ def _data_clause(
         f"{_number(best.null_std)}, z = {_number(best.effect)}{approximate}{size}"
         f"{one_by_one}{carried})"
     )
+
+
+def _by_accident(score: ScoreResult, null: NullRecord) -> bool:
+    """True if other samples might put the axes on the other side of their rotations.
+
+    Where a few axes hold nearly all variance, every rotated axis reads them: rotations share one
+    error of sampling, hardly differ from each other, and the axes lie beyond all of them by
+    accident. Neurons that point elsewhere are exchangeable with the observed ones in any case.
+    """
+    return null.name == "rotation" and score.effect_interval[0] <= 0
 
 
 def _aside(scores: dict[str, ScoreResult], null: NullRecord, stands_out: bool) -> str:

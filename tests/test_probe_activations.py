@@ -379,3 +379,17 @@ def test_every_score_may_be_asked_for_and_bears_its_own_closed_form() -> None:
         assert abs(form.mean - found[name].null_mean) < error + 0.01 * (name == "kurtosis")
         if form.std is not None:
             assert form.std == pytest.approx(found[name].null_std, rel=0.25)
+
+
+def test_one_rogue_dimension_is_not_called_special() -> None:
+    beyond = 0
+    for seed in range(12):
+        x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(seed)).double()
+        x[:, 0] = 20 * x[:, 0] + 30
+        found = bp.probe_activations(x, group="orthogonal", null=bp.Rotation(frames=99))
+        assert found.verdict.outcome is Outcome.ARBITRARY
+        if found.scores["non_gaussianity"].p_adjusted <= 0.05:
+            beyond += 1
+            assert "by no more than other samples would move them" in found.verdict.sentence
+    # All turned axes read that one dimension: against them alone the axes would often be called.
+    assert beyond >= 2
