@@ -116,9 +116,10 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
             "nothing to stand out against."
         )
     deciding = [score for score in deciding if not math.isnan(score.effect)]
-    best = min(deciding, key=lambda score: (score.p_adjusted, -score.effect))
-    stands_out = best.p_adjusted <= LEVEL and not _by_accident(best, found.null)
-    cut_short = [score for score in deciding if _beyond_all(score)]
+    sure = [score for score in deciding if not _by_accident(score, found.null)]
+    best = min(sure or deciding, key=lambda score: (score.p_adjusted, -score.effect))
+    stands_out = bool(sure) and best.p_adjusted <= LEVEL
+    cut_short = [score for score in sure if _beyond_all(score)]
     if not stands_out and cut_short:
         drawn = len(cut_short[0].null_values)
         return _undecided(
@@ -222,9 +223,10 @@ def _data_clause(
     }.get(null.name, f"the null '{null.name}'")
     if not stands_out:
         effects = ", ".join(f"{_number(s.effect)}" for s in deciding)
-        figures = f"(z = {effects}; adjusted p = {_number(best.p_adjusted)})"
-        if best.p_adjusted <= LEVEL:
-            low, high = best.effect_interval
+        figures = f"(z = {effects}; adjusted p = {_number(min(s.p_adjusted for s in deciding))})"
+        beyond = min(deciding, key=lambda score: score.p_adjusted)
+        if beyond.p_adjusted <= LEVEL:
+            low, high = beyond.effect_interval
             return (
                 f"the data lie beyond {against} {figures}, but by no more than other samples would "
                 f"move them (95 % interval of z: {_number(low)} to {_number(high)})"
