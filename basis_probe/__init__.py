@@ -71,9 +71,17 @@ from basis_probe.statistics.scores import Score as Score
 from basis_probe.twins import reinitialised as reinitialised
 
 if TYPE_CHECKING:
+    from basis_probe.comparison.matrices import compare_layers as compare_layers
+    from basis_probe.comparison.rebasin import Rebasin as Rebasin
+    from basis_probe.comparison.rebasin import rebasin as rebasin
+    from basis_probe.comparison.results import LayerMatrix as LayerMatrix
     from basis_probe.comparison.results import Similarities as Similarities
     from basis_probe.comparison.results import Similarity as Similarity
     from basis_probe.comparison.similarity import similarity as similarity
+    from basis_probe.comparison.stitching import Stitched as Stitched
+    from basis_probe.comparison.stitching import StitchingCurve as StitchingCurve
+    from basis_probe.comparison.stitching import stitch as stitch
+    from basis_probe.comparison.stitching import stitching_curve as stitching_curve
     from basis_probe.statistics.bases import BASES as BASES
     from basis_probe.statistics.bases import ICA as ICA
     from basis_probe.statistics.bases import PCA as PCA
@@ -93,8 +101,14 @@ __version__ = "0.1.0"
 # Not everybody compares two networks or looks for other bases: what that needs is imported when it
 # is first asked for.
 _LATER = {
+    "LayerMatrix": "comparison.results",
+    "Rebasin": "comparison.rebasin",
     "Similarities": "comparison.results",
     "Similarity": "comparison.results",
+    "Stitched": "comparison.stitching",
+    "StitchingCurve": "comparison.stitching",
+    "compare_layers": "comparison.matrices",
+    "rebasin": "comparison.rebasin",
     "similarity": "comparison.similarity",
     "BASES": "statistics.bases",
     "ICA": "statistics.bases",
@@ -109,6 +123,8 @@ _LATER = {
     "Standard": "statistics.bases",
     "Standing": "statistics.bases",
     "Varimax": "statistics.bases",
+    "stitch": "comparison.stitching",
+    "stitching_curve": "comparison.stitching",
 }
 
 

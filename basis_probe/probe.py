@@ -103,6 +103,7 @@ def probe(
     paths: int = 0,
     memory_budget: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    reference: nn.Module | None = None,
 ) -> Report:
     """A verdict for every site: what the architecture allows, what the data show, what follows.
 
@@ -139,6 +140,9 @@ def probe(
             time; a warning says so before the first. None for one pass.
         checkpoint: a file to which what was seen is written every minute. If it exists, the run
             goes on where it ended; it is removed when the report is made.
+        reference: another network with sites of the same names, trained from another seed: every
+            site gets one more score, "convergence", which asks whether its axes are those of the
+            other network rather than any turned ones.
 
     Raises:
         SiteError: if a name stands for no site; the message lists the nearest.
@@ -179,9 +183,18 @@ def probe(
             "memory_budget and checkpoint are both given, and a run of several passes keeps no "
             "checkpoint: give one of them"
         )
+    if reference is not None and (memory_budget is not None or checkpoint is not None):
+        raise ValueError(
+            "a reference sees the data in the same single pass as the model, which memory_budget "
+            "and checkpoint do not know: leave them out"
+        )
     subject = recognise(model)
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
+        if reference is not None:
+            from basis_probe.comparison.convergence import probe_beside
+
+            return probe_beside(subject, reference, data, choices, notes)
         numbered = _numbered(data, subject)
         watching = Watched.of(subject, _first(numbered), choices)
         passes = _passes(watching, choices, data, memory_budget)
@@ -419,11 +432,15 @@ class Session:
         choices: what the user asked for.
         watching: the model and its sites.
         stream: what has been seen at them.
+        further: site -> scores that it gets besides those that were chosen.
     """
 
     choices: Choices
     watching: "Watched"
     stream: Stream
+    further: Mapping[str, tuple[Score, ...]] = dataclasses.field(
+        default_factory=dict[str, tuple[Score, ...]]
+    )
 
     @staticmethod
     def open(subject: Subject, first: Batch, choices: Choices) -> "Session":
@@ -467,7 +484,8 @@ class Session:
         stream = self.stream
         part = Part(batches=stream.batches, examples=stream.examples, whole=True)
         seen = Partial(stream.seen, self.watching.first, {}, (part,))
-        found = _Concluding(self.watching, self.choices, {}).report(seen, (*notes, *more))
+        concluding = _Concluding(self.watching, self.choices, {}, self.further)
+        found = concluding.report(seen, (*notes, *more))
         return dataclasses.replace(found, partial=found.partial or partial)
 
 
@@ -1099,6 +1117,7 @@ class _Concluding:
         watching: the model and its sites.
         choices: what was asked for.
         gathered: the evidence so far, by site; more is added to it.
+        further: site -> scores that it gets besides those that were chosen.
     """
 
     def __init__(
@@ -1106,8 +1125,10 @@ class _Concluding:
         watching: Watched,
         choices: Choices,
         gathered: dict[str, Evidence],
+        further: Mapping[str, tuple[Score, ...]] | None = None,
     ) -> None:
         self.watching, self.choices, self.gathered = watching, choices, gathered
+        self.further = further or {}
         self.notes: tuple[str, ...] = ()
         self.twins: Twins = {}
         self._places: dict[str, Placed] | None = None
@@ -1171,7 +1192,7 @@ class _Concluding:
                     case = _case(name, place, partial.seen[leader], partial.batches, dtype)
                     found = gather(
                         case,
-                        self.choices.scores,
+                        (*self.choices.scores, *self.further.get(leader, ())),
                         self.choices.null,
                         seed=self.choices.seed,
                         twins=self.twins.get(leader, ()),

@@ -125,3 +125,16 @@ def test_the_functional_network_runs(capsys: pytest.CaptureFixture[str]) -> None
     module.main(steps=20)
     said = capsys.readouterr().out
     assert said.count("relu()") == 4
+
+
+def test_the_two_networks_run(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location(
+        "two_networks", ROOT / "examples" / "two_networks.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(count=96, epochs=1, stitch_epochs=0, size=24)
+    said = capsys.readouterr().out
+    assert said.count("accuracy lost by stitching") == 2
+    assert said.count("hold") == 16 and "nan" not in said

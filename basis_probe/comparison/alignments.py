@@ -11,6 +11,7 @@ import abc
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from typing import Literal, final
 
 import torch
@@ -299,6 +300,34 @@ def align(
         _require_samples(which, group, form, side)
     between = forms[0].weights.T @ moments.sums @ forms[1].weights
     return Alignment(group, forms[0], forms[1], compact.best(between)[1])
+
+
+def on_axes(group: Group) -> bool:
+    """True if the elements of a group only put axes in another order and multiply them."""
+    if isinstance(group, DirectSum):
+        return all(on_axes(part) for part in group.parts)
+    return isinstance(group, OnAxes | Trivial | Signs)
+
+
+def axes_group(groups: Iterable[Group], dim: int) -> Group:
+    """The smallest group that puts all axes in any order and holds what several such groups do.
+
+    Args:
+        groups: groups of which `on_axes` is true.
+        dim: how many axes it acts on.
+    """
+    waiting, kinds = [*groups], set[type[Group]]()
+    while waiting:
+        group = waiting.pop()
+        if isinstance(group, DirectSum):
+            waiting += group.parts
+        else:
+            kinds.add(type(group))
+    scales = bool(kinds & {PositiveMonomial, Monomial})
+    signs = bool(kinds & {SignedPermutation, Monomial, Signs})
+    if scales:
+        return Monomial(dim) if signs else PositiveMonomial(dim)
+    return SignedPermutation(dim) if signs else Permutation(dim)
 
 
 def require_kin(group: Group, other: Group) -> None:

@@ -6,6 +6,7 @@ of the examples.
 
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,9 @@ from torch import Tensor
 
 _BLOCK = 1024
 """Examples along one side of a block of a kernel."""
+
+_AT_ONCE = 2**21
+"""So many entries of single axes' blocks are made in one go."""
 
 _MEDIAN_ENTRIES = 2**26
 """A median needs every axis of a block at once: at most so many numbers."""
@@ -73,8 +77,22 @@ class Maps:
         mean, scale = self._units()
         axes = self.values.shape[1]
 
-        def axis(which: int, rows: slice) -> Tensor:
-            return (self.values[rows, which] - mean[which]) * scale[which]
+        def some(first: int, count: int, rows: slice) -> Tensor:
+            """[axes, examples, positions] of some of the axes, at their units."""
+            own = slice(first, first + count)
+            centred = self.values[rows, own].transpose(0, 1) - mean[own, None, None]
+            return centred.mul_(scale[own, None, None])
+
+        def products(left: slice, right: slice, count: int) -> Iterator[Tensor]:
+            """[axes, examples, examples], a few axes at a time."""
+            for first in range(0, axes, count):
+                a = some(first, count, left)
+                b = a if left == right else some(first, count, right)
+                yield torch.bmm(a, b.transpose(1, 2))
+
+        def few(left: slice, right: slice) -> int:
+            entries = (left.stop - left.start) * (right.stop - right.start)
+            return max(1, min(axes, _AT_ONCE // max(1, entries)))
 
         def linear(left: slice, right: slice) -> Tensor:
             a, b = (
@@ -84,22 +102,15 @@ class Maps:
             return a @ b.T
 
         def largest(left: slice, right: slice) -> Tensor:
-            found = axis(0, left) @ axis(0, right).T
-            spare = torch.empty_like(found)
-            for which in range(1, axes):
-                torch.matmul(axis(which, left), axis(which, right).T, out=spare)
-                torch.maximum(found, spare, out=found)
-            return found
+            several = (part.amax(0) for part in products(left, right, few(left, right)))
+            return functools.reduce(lambda a, b: torch.maximum(a, b, out=a), several)
 
         def smooth(left: slice, right: slice) -> Tensor:
-            found = (axis(0, left) @ axis(0, right).T).pow_(3)
-            for which in range(1, axes):
-                found += (axis(which, left) @ axis(which, right).T).pow_(3)
-            return found
+            several = (part.pow_(3).sum(0) for part in products(left, right, few(left, right)))
+            return functools.reduce(lambda a, b: a.add_(b), several)
 
         def median(left: slice, right: slice) -> Tensor:
-            every = [axis(which, left) @ axis(which, right).T for which in range(axes)]
-            return torch.stack(every).median(dim=0).values
+            return next(products(left, right, axes)).median(dim=0).values
 
         return {
             Kernel.LINEAR: linear,
@@ -202,7 +213,8 @@ def hsic_of(x: Maps, y: Maps, *, unbiased: bool = True) -> Hsic:
     rows = [torch.zeros(count, dtype=torch.float64) for _ in made]
     products = torch.zeros(3, dtype=torch.float64)
     for left, right in _pairs(count, side):
-        k, el = (make(left, right) for make in made)
+        # Float32 blocks are fine, their sums are not.
+        k, el = (make(left, right).double() for make in made)
         if left == right:
             if unbiased:
                 k.fill_diagonal_(0)
@@ -211,11 +223,11 @@ def hsic_of(x: Maps, y: Maps, *, unbiased: bool = True) -> Hsic:
         else:
             times = 2.0
         for place, (a, b) in enumerate(((k, el), (k, k), (el, el))):
-            products[place] += times * float((a * b).sum(dtype=torch.float64))
+            products[place] += times * float((a * b).sum())
         for total, block in zip(rows, (k, el), strict=True):
-            total[left] += block.sum(1, dtype=torch.float64).cpu()
+            total[left] += block.sum(1).cpu()
             if left != right:
-                total[right] += block.sum(0, dtype=torch.float64).cpu()
+                total[right] += block.sum(0).cpu()
     sides = ((0, 1), (0, 0), (1, 1))
     found = [
         _estimate(
@@ -271,18 +283,31 @@ def linear_hsic(
     _require_four(len(x))
     # The criterion does not ask where zero is, and about the mean no digits are lost.
     x, y = (z.double() - z.double().mean(0) for z in (x, y))
-    product = float((x.T @ y).square().sum())
+    return feature_hsic(x.T @ y, x.square().sum(1), y.square().sum(1), unbiased=unbiased)
+
+
+def feature_hsic(
+    between: Float[Tensor, "dim_x dim_y"],
+    own: Float[Tensor, " samples"],
+    other: Float[Tensor, " samples"],
+    *,
+    unbiased: bool = True,
+) -> float:
+    """The criterion of linear kernels, from axes that have mean zero.
+
+    Args:
+        between: the sum over samples of x y^T.
+        own: the squared length of x for every sample.
+        other: that of y.
+        unbiased: as for `hsic_of`.
+    """
+    count, product = len(own), float(between.square().sum())
     if not unbiased:
-        return product / (len(x) - 1) ** 2
-    own, other = x.square().sum(1), y.square().sum(1)
+        return product / (count - 1) ** 2
     # With centred axes the rows of a kernel sum to zero, and to minus the diagonal without it.
-    return _estimate(
-        product - float(own @ other),
-        float(own @ other),
-        float(own.sum()) * float(other.sum()),
-        len(x),
-        unbiased=True,
-    )
+    shared = float(own @ other)
+    totals = float(own.sum()) * float(other.sum())
+    return _estimate(product - shared, shared, totals, count, unbiased=True)
 
 
 def _estimate(products: float, rows: float, totals: float, count: int, *, unbiased: bool) -> float:

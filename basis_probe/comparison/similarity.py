@@ -16,7 +16,6 @@ from basis_probe.algebra.groups import (
     OnAxes,
     Orthogonal,
     PositiveMonomial,
-    Trivial,
     group_from_name,
 )
 from basis_probe.comparison.alignments import (
@@ -24,6 +23,7 @@ from basis_probe.comparison.alignments import (
     Constant,
     align,
     assignment,
+    on_axes,
     require_kin,
 )
 from basis_probe.comparison.kernels import (
@@ -105,7 +105,7 @@ class Plan:
             ValueError: if there is none, or the one that was named does not.
         """
         turns = isinstance(group, Orthogonal)
-        if not (turns or isinstance(group, OnAxes | Trivial)):
+        if not (turns or on_axes(group)):
             raise ValueError(
                 f"no kernel here is the same in every basis up to {group.name}: ask for "
                 "measure='procrustes', or name a group of rotations or permutations"
@@ -290,7 +290,7 @@ def _of_matrices(x: Matrix, y: Matrix, group: Group | str | None, plan: Plan) ->
             "same order"
         )
     own, other = same_space(own, other, enlarge=plan.normalization == "paper")
-    groups = _groups(group or "orthogonal", own.shape[1], other.shape[1])
+    groups = groups_for(group or "orthogonal", own.shape[1], other.shape[1])
     state = State(plan, groups, whole=True)
     generator = torch.Generator().manual_seed(plan.seed)
     order = torch.randperm(len(own), generator=generator)
@@ -350,7 +350,12 @@ def _caught(maps: Tensor) -> Caught:
     return Caught(maps.flatten(2).movedim(1, 2) if space else maps[:, None], None, space)
 
 
-def _groups(group: Group | str, dim: int, other_dim: int) -> tuple[Group, Group]:
+def groups_for(group: Group | str, dim: int, other_dim: int) -> tuple[Group, Group]:
+    """A group on the axes of x and the same on those of y.
+
+    Raises:
+        ValueError: if it does not fit them.
+    """
     if isinstance(group, str):
         return group_from_name(group, dim), group_from_name(group, other_dim)
     if group.dim != dim:
@@ -450,7 +455,7 @@ class State:
             return self._paper(total, sites)
         if self.plan.measure == "regression":
             return self._fitted(total, sites, _regression, lambda value: 1 - value)
-        return self._fitted(total, sites, self._aligned, _chord)
+        return self._fitted(total, sites, self._aligned, chord)
 
     def _aligned(self, train: Crossed, test: Crossed) -> tuple[float, Alignment]:
         found = align(*self.groups, train, constant=self.plan.constant)
@@ -505,8 +510,8 @@ class State:
             raise DataError(
                 "one of the two is the same on every sample: there is nothing to compare"
             )
-        parts = self.parts or _leave_one_out(self.kernels)
-        error = spread_of(self.parts) if self.parts else _jackknife(parts)
+        parts = self.parts or leave_one_out(self.kernels)
+        error = spread_of(self.parts) if self.parts else jackknife(parts)
         notes: list[str] = []
         if len(self.kernels) > 1:
             notes.append(
@@ -591,7 +596,8 @@ def _unit(rows: Tensor) -> Tensor:
     return centred / torch.where(size == 0, torch.ones_like(size), size)
 
 
-def _chord(cosine: float) -> float:
+def chord(cosine: float) -> float:
+    """The distance between two points of the unit sphere."""
     return math.sqrt(max(0.0, 2 - 2 * cosine))
 
 
@@ -611,7 +617,8 @@ def _regression(train: Crossed, test: Crossed) -> tuple[float, None]:
     return float(explained / total), None
 
 
-def _leave_one_out(kernels: Sequence[Hsic]) -> list[float]:
+def leave_one_out(kernels: Sequence[Hsic]) -> list[float]:
+    """The alignment without each batch in turn."""
     if len(kernels) < 2:
         return []
     return [
@@ -620,7 +627,7 @@ def _leave_one_out(kernels: Sequence[Hsic]) -> list[float]:
     ]
 
 
-def _jackknife(values: Sequence[float]) -> float:
+def jackknife(values: Sequence[float]) -> float:
     """The standard error from values that each leave one part out."""
     if len(values) < 2:
         return math.nan
@@ -704,7 +711,7 @@ def groups_of(first: Spot, second: Spot, group: Group | str | None) -> tuple[Gro
         SiteError: if they are places of different kinds.
     """
     if group is not None:
-        return _groups(group, first.dim, second.dim)
+        return groups_for(group, first.dim, second.dim)
     own, other = first.symmetry.group, second.symmetry.group
     if first.role.kind != second.role.kind or type(own) is not type(other):
         raise SiteError(

@@ -1,9 +1,9 @@
-"""A matrix of similarities as a heat map, its numbers and error bars written into the cells."""
+"""Comparisons as pictures: a matrix as a heat map with error bars, penalties as lines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,4 +57,32 @@ def heat_map(
             colour = _PAPER if value > 0.6 else _INK
             axes.text(column, row, said, ha="center", va="center", fontsize=6, color=colour)
     axes.set_title(title, fontsize=9, loc="left")
+    return figure
+
+
+def lines(series: Mapping[str, Sequence[tuple[str, float]]], *, label: str) -> Figure:
+    """A figure with one line for each series, made without touching the state of pyplot.
+
+    Args:
+        series: name -> (place, value), in order.
+        label: what the values are.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    places = list(dict.fromkeys(place for points in series.values() for place, _ in points))
+    figure = Figure(figsize=(max(4.0, 0.5 * len(places) + 3.0), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        axes.plot(
+            [places.index(place) for place, _ in points],
+            [value for _, value in points],
+            marker="o",
+            markersize=4,
+            label=name,
+        )
+    axes.set_xticks(range(len(places)), places, rotation=45, ha="right", fontsize=8)
+    axes.set_ylabel(label, fontsize=9)
+    axes.legend(fontsize=7, frameon=False)
     return figure

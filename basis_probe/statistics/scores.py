@@ -61,10 +61,17 @@ class Rows:
     Args:
         x: [samples, dim].
         unit_axes: True where scores that compare axes divide each by its root mean square first.
+        chosen: which rows of the frame these are; None for all.
     """
 
-    def __init__(self, x: Float[Tensor, "samples dim"], *, unit_axes: bool = False) -> None:
-        self.x, self.unit_axes = x, unit_axes
+    def __init__(
+        self,
+        x: Float[Tensor, "samples dim"],
+        *,
+        unit_axes: bool = False,
+        chosen: Tensor | None = None,
+    ) -> None:
+        self.x, self.unit_axes, self.chosen = x, unit_axes, chosen
 
     @functools.cached_property
     def kurtosis(self) -> Float[Tensor, " dim"]:
@@ -114,7 +121,9 @@ class Measured:
 def _split(x: Tensor, frame: Frame, unit_axes: bool) -> list[Rows]:
     if frame.parts is None:
         return [Rows(x, unit_axes=unit_axes)]
-    return [Rows(x[rows], unit_axes=unit_axes) for rows in frame.parts if bool(rows.any())]
+    return [
+        Rows(x[rows], unit_axes=unit_axes, chosen=rows) for rows in frame.parts if bool(rows.any())
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
