@@ -1,4 +1,4 @@
-"""How fast networks are compared, as ratios within one run.
+"""How fast networks are compared, as ratios of processor time within one run.
 
 Run it as `python benchmarks/comparison.py`; `--large` adds the kernel of 8,192 examples, and
 `--assets FOLDER` the layer matrix of two trained ResNet20s on 1,000 images.
@@ -20,14 +20,15 @@ import basis_probe as bp
 from basis_probe.comparison.kernels import Kernel, Maps, hsic_of
 
 
-def seconds(run: Callable[[], object], repeats: int = 3) -> float:
-    """The shortest of several runs."""
-    found = []
+def seconds(*runs: Callable[[], object], repeats: int = 5) -> list[float]:
+    """The least processor time of each, in turns, so that a busy machine counts against neither."""
+    found: list[list[float]] = [[] for _ in runs]
     for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        for run, taken in zip(runs, found, strict=True):
+            start = time.process_time()
+            run()
+            taken.append(time.process_time() - start)
+    return [min(taken) for taken in found]
 
 
 def by_columns(h1: Tensor, h2: Tensor) -> float:
@@ -62,7 +63,7 @@ def small() -> None:
         return bp.similarity(x, y, folds=1, **options).similarity
 
     difference = abs(ours() - by_columns(x, y))
-    fast, slow = seconds(ours), seconds(lambda: by_columns(x, y))
+    fast, slow = seconds(ours, lambda: by_columns(x, y))
     print(
         f"G_ReLU-CKA, 512 x 64 x 64: {fast:.2f} s, loop over columns {slow:.2f} s: "
         f"{slow / fast:.1f} times as fast, values differ by {difference:.1e}"
