@@ -28,6 +28,7 @@ from basis_probe.algebra.groups import (
     Monomial,
     OnAxes,
     Orthogonal,
+    Permutation,
     Planes,
     PositiveMonomial,
     SignedPermutation,
