@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from basis_probe.findings import NULLS
+
 ENDINGS = (".html", ".htm", ".json", ".csv", ".md")
 PART = ".safetensors"
+NULL_NAMES = tuple(NULLS)
+NULL_HELP = f"what the axes are compared with: {', '.join(NULLS)} (default: by site)"
+BASIS_NAMES = ("pca", "ica", "varimax", "quartimax", "hadamard", "random")
 
 
 def positive(text: str) -> int:
@@ -105,7 +110,21 @@ def add_probing(parser: argparse.ArgumentParser, *, out: str, parts: bool = Fals
     )
     parser.set_defaults(default_out=Path(out))
     add_sites(parser)
-    parser.add_argument("--null", choices=("rotation", "counterfactual"), help="default: by site")
+    parser.add_argument("--null", choices=NULL_NAMES, metavar="NULL", help=NULL_HELP)
+    parser.add_argument(
+        "--bases",
+        nargs="+",
+        metavar="BASIS",
+        choices=BASIS_NAMES,
+        help=f"other bases to compare the axes with: {', '.join(BASIS_NAMES)}",
+    )
+    parser.add_argument(
+        "--paths",
+        type=int,
+        default=0,
+        metavar="N",
+        help="follow the deciding score to N turned bases (default 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seeds every random choice (default 0)")
     parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from basis_probe.cli.arguments import output
+from basis_probe.cli.arguments import NULL_NAMES, output
 from basis_probe.cli.command import Command, Refused, Status
 from basis_probe.cli.probing import load, write
 
@@ -36,7 +36,8 @@ class MergeCommand(Command):
         )
         parser.add_argument(
             "--null",
-            choices=("rotation", "counterfactual"),
+            choices=NULL_NAMES,
+            metavar="NULL",
             help="as it was when the parts were seen",
         )
         parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")

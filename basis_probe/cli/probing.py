@@ -45,6 +45,8 @@ def probe_and_write(
             data,
             sites=parsed.sites,
             null=parsed.null,
+            bases=parsed.bases,
+            paths=parsed.paths,
             seed=parsed.seed,
             max_samples=max_samples,
             progress=screen.draws_progress,
