@@ -82,6 +82,39 @@ if TYPE_CHECKING:
     from basis_probe.comparison.stitching import StitchingCurve as StitchingCurve
     from basis_probe.comparison.stitching import stitch as stitch
     from basis_probe.comparison.stitching import stitching_curve as stitching_curve
+    from basis_probe.concepts.alignment import Measure as Measure
+    from basis_probe.concepts.causes import Effects as Effects
+    from basis_probe.concepts.causes import LogitEffects as LogitEffects
+    from basis_probe.concepts.causes import ablate as ablate
+    from basis_probe.concepts.causes import logit_effects as logit_effects
+    from basis_probe.concepts.comparing import Effort as Effort
+    from basis_probe.concepts.conllu import annotated as annotated
+    from basis_probe.concepts.conllu import read_conllu as read_conllu
+    from basis_probe.concepts.contexts import Context as Context
+    from basis_probe.concepts.contexts import Examples as Examples
+    from basis_probe.concepts.contexts import TopContexts as TopContexts
+    from basis_probe.concepts.detection import Sides as Sides
+    from basis_probe.concepts.dissect import dissect as dissect
+    from basis_probe.concepts.dissect import dissect_activations as dissect_activations
+    from basis_probe.concepts.examples import top_examples as top_examples
+    from basis_probe.concepts.explain import Budget as Budget
+    from basis_probe.concepts.explain import Endpoint as Endpoint
+    from basis_probe.concepts.explain import Explained as Explained
+    from basis_probe.concepts.explain import Explanations as Explanations
+    from basis_probe.concepts.explain import explain as explain
+    from basis_probe.concepts.export import export_basis as export_basis
+    from basis_probe.concepts.findings import Comparison as Comparison
+    from basis_probe.concepts.findings import Dissection as Dissection
+    from basis_probe.concepts.findings import SiteDissection as SiteDissection
+    from basis_probe.concepts.labels import Resolution as Resolution
+    from basis_probe.concepts.labels import Split as Split
+    from basis_probe.concepts.labels import categories as categories
+    from basis_probe.concepts.probes import Probe as Probe
+    from basis_probe.concepts.probes import sparse_probes as sparse_probes
+    from basis_probe.concepts.selectivity import Scatter as Scatter
+    from basis_probe.concepts.selectivity import Selectivity as Selectivity
+    from basis_probe.concepts.selectivity import selectivity as selectivity
+    from basis_probe.concepts.tokens import token_concepts as token_concepts
     from basis_probe.statistics.bases import BASES as BASES
     from basis_probe.statistics.bases import ICA as ICA
     from basis_probe.statistics.bases import PCA as PCA
@@ -98,8 +131,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Not everybody compares two networks or looks for other bases: what that needs is imported when it
-# is first asked for.
+# Not everybody compares two networks, looks for other bases or has labels: what that needs is
+# imported when it is first asked for.
 _LATER = {
     "LayerMatrix": "comparison.results",
     "Rebasin": "comparison.rebasin",
@@ -110,6 +143,39 @@ _LATER = {
     "compare_layers": "comparison.matrices",
     "rebasin": "comparison.rebasin",
     "similarity": "comparison.similarity",
+    "Measure": "concepts.alignment",
+    "Effort": "concepts.comparing",
+    "ablate": "concepts.causes",
+    "Effects": "concepts.causes",
+    "LogitEffects": "concepts.causes",
+    "logit_effects": "concepts.causes",
+    "Context": "concepts.contexts",
+    "Examples": "concepts.contexts",
+    "TopContexts": "concepts.contexts",
+    "top_examples": "concepts.examples",
+    "Budget": "concepts.explain",
+    "Endpoint": "concepts.explain",
+    "Explained": "concepts.explain",
+    "Explanations": "concepts.explain",
+    "explain": "concepts.explain",
+    "export_basis": "concepts.export",
+    "Probe": "concepts.probes",
+    "sparse_probes": "concepts.probes",
+    "Scatter": "concepts.selectivity",
+    "Selectivity": "concepts.selectivity",
+    "selectivity": "concepts.selectivity",
+    "annotated": "concepts.conllu",
+    "read_conllu": "concepts.conllu",
+    "Sides": "concepts.detection",
+    "dissect": "concepts.dissect",
+    "dissect_activations": "concepts.dissect",
+    "Comparison": "concepts.findings",
+    "Dissection": "concepts.findings",
+    "SiteDissection": "concepts.findings",
+    "Resolution": "concepts.labels",
+    "Split": "concepts.labels",
+    "categories": "concepts.labels",
+    "token_concepts": "concepts.tokens",
     "BASES": "statistics.bases",
     "ICA": "statistics.bases",
     "PCA": "statistics.bases",

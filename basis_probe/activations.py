@@ -90,12 +90,12 @@ def probe_activations(
         >>> bp.probe_activations(laplace, group="orthogonal").verdict.outcome.name
         'EMERGENT'
     """
-    values = _matrix("x", x)
+    values = matrix("x", x)
     samples, dim = values.shape
     used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
     besides = Companions.of(bases, paths)
-    symmetry = _symmetry(group, dim)
-    before = None if pre is None else _matrix("pre", pre, rows=samples, columns=dim)
+    symmetry = symmetry_of(group, dim)
+    before = None if pre is None else matrix("pre", pre, rows=samples, columns=dim)
     function = None if nonlinearity is None else callable_of(nonlinearity)[1]
     if before is not None and function is None:
         raise ValueError("pre is given without nonlinearity: name what makes x of pre")
@@ -134,7 +134,7 @@ def probe_activations(
         examples=_examples(examples, samples)[kept],
         layer=None
         if inputs is None or weight is None
-        else _layer(inputs, weight, bias, function, values, kept),
+        else layer_of(inputs, weight, bias, function, values, kept),
     )
     line = geometry_of(symmetry.group) is Geometry.LINE
     compared = values - values.mean(1, keepdim=True) if line else values
@@ -172,7 +172,8 @@ def _examples(examples: Sequence[Any] | Matrix | None, samples: int) -> Tensor:
     return torch.from_numpy(np.unique(names, return_inverse=True)[1].astype(np.int64))
 
 
-def _symmetry(group: Group | str | None, dim: int) -> Symmetry:
+def symmetry_of(group: Group | str | None, dim: int) -> Symmetry:
+    """The symmetry that a given group stands for; nothing is known without one."""
     if group is None:
         unknown = Unknown(dim)
         return Symmetry(unknown, unknown.privileged, "No group was given.", "none")
@@ -183,9 +184,20 @@ def _symmetry(group: Group | str | None, dim: int) -> Symmetry:
     return Symmetry(group, group.privileged, "The group was given, not derived.", "the user")
 
 
-def _matrix(
+def matrix(
     name: str, values: Matrix, *, rows: int | None = None, columns: int | None = None
 ) -> Tensor:
+    """The values as a float64 matrix on the CPU, checked.
+
+    Args:
+        name: what they are called, for messages.
+        values: what was given.
+        rows: how many there must be; None for any number.
+        columns: the same.
+
+    Raises:
+        TypeError, ValueError: if they are no matrix of finite floating-point numbers of that shape.
+    """
     if not isinstance(values, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"{name} is a {type(values).__name__}: give a numpy array or a torch tensor"
@@ -222,7 +234,7 @@ def _matrix(
     return tensor.cpu().double()
 
 
-def _layer(
+def layer_of(
     inputs: Matrix,
     weight: Matrix,
     bias: Matrix | None,
@@ -236,8 +248,8 @@ def _layer(
         ValueError: if it does not make the activations that were given.
     """
     samples, dim = x.shape
-    read = _matrix("inputs", inputs, rows=samples)
-    maps = _matrix("weight", weight, rows=dim, columns=read.shape[1])
+    read = matrix("inputs", inputs, rows=samples)
+    maps = matrix("weight", weight, rows=dim, columns=read.shape[1])
     offset = None
     if bias is not None:
         offset = torch.as_tensor(bias).detach().cpu().double().flatten()

@@ -259,7 +259,7 @@ class Observer:
 
     def _finish(self, tensor: Tensor) -> None:
         plan = self.plan
-        x = _rows(tensor.detach(), plan.layout)
+        x = rows_last(tensor.detach(), plan.layout)
         if x.shape[-1] != plan.dim:
             raise ValueError(
                 f"the site had {plan.dim} features in the first batch and has {x.shape[-1]} now"
@@ -304,7 +304,7 @@ class Observer:
             kept["inputs"] = self._windows(self.waiting["inputs"], site, here)
         for name, _ in self._beside():
             if name in self.waiting:
-                values = _rows(self.waiting[name], self.plan.layout)
+                values = rows_last(self.waiting[name], self.plan.layout)
                 kept[name] = values.reshape(-1, self.plan.dim)[here.to(values.device)]
         if self.beside is not None and lead is not None:
             kept |= {name: rows[chosen] for name, rows in self.beside(lead).items()}
@@ -396,7 +396,7 @@ def _ranked(counts: Tensor, rank: Tensor, examples: Tensor) -> _Ranked:
     return _Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts], owner)
 
 
-def _rows(tensor: Tensor, layout: Layout | None) -> Tensor:
+def rows_last(tensor: Tensor, layout: Layout | None) -> Tensor:
     """[..., features]: the tensor with its feature axes last, heads behind one another."""
     axes = (tensor.ndim - 1,) if layout is None else layout.axes
     last = tuple(range(tensor.ndim - len(axes), tensor.ndim))

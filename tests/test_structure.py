@@ -101,7 +101,14 @@ ARROWS = {
         "presentation",
         "errors",
     ),
-    "presentation": ("presentation", "results", "algebra.groups", "errors"),
+    "presentation": (
+        "concepts.findings",
+        "concepts.contexts",
+        "presentation",
+        "results",
+        "algebra.groups",
+        "errors",
+    ),
     # Adapters say what a model is; they compute no statistic and draw no picture.
     "adapters": ("adapters", "algebra", "results", "errors"),
 }

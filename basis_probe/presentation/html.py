@@ -79,6 +79,11 @@ def architecture(rows: Sequence[Row], summary: str) -> str:
     return _environment().get_template("architecture.jinja").render(rows=rows, summary=summary)
 
 
+def rendered(template: str, **values: Any) -> str:
+    """A template with its values filled in, every text escaped."""
+    return _environment().get_template(template).render(**values)
+
+
 def _prefix(report: Report) -> str:
     """A start of identifiers that two reports in one notebook do not share."""
     said = repr((report.provenance, [str(site) for site in report]))

@@ -1,0 +1,337 @@
+"""What a direction does: the change of the loss without it, and the logits that it writes.
+
+Whether effects are concentrated on few directions depends on the basis: axes that carry the
+computation have a few large effects and many small ones, a rotation spreads them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from basis_probe.adapters.batches import Batch
+from basis_probe.adapters.capture import catching
+from basis_probe.adapters.models import device_of, prepared, recognise
+from basis_probe.adapters.places import Place, Site
+from basis_probe.adapters.trace import tensors_in
+from basis_probe.algebra.haar import haar
+from basis_probe.architecture import watched
+from basis_probe.concepts.comparing import tally
+from basis_probe.concepts.findings import Tally
+from basis_probe.errors import DataError, SiteError
+from basis_probe.probe import batches_of
+from basis_probe.records import Exact
+from basis_probe.sites import asked
+
+Loss = Callable[[Any, Batch], Tensor]
+"""From what the model returns and its batch to one loss."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Effects(Exact):
+    """The change of the loss when one direction at a time is held at its mean.
+
+    Attributes:
+        site: its name.
+        loss: of the model as it is.
+        directions: which axes were ablated.
+        axes: the change for each of them.
+        rotated: the change for as many directions of each rotation, [rotations, directions].
+        gini: of the absolute changes (0: all alike, 1: one has all), axes beside rotations.
+        top_share: of the largest 1 % of directions (one at least) in the sum of absolute changes.
+        mean: of the changes.
+    """
+
+    site: str
+    loss: float
+    directions: tuple[int, ...]
+    axes: np.ndarray
+    rotated: np.ndarray
+    gini: Tally
+    top_share: Tally
+    mean: Tally
+
+    def __str__(self) -> str:
+        return (
+            f"{self.site}: loss {self.loss:.4f}; Gini of effects {self.gini.observed:.3f} on axes, "
+            f"{self.gini.null_mean:.3f} on rotated directions; top 1 % carry "
+            f"{self.top_share.observed:.3f} against {self.top_share.null_mean:.3f}; mean change "
+            f"{self.mean.observed:+.5f} against {self.mean.null_mean:+.5f}"
+        )
+
+
+def ablate(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    site: str,
+    axes: Sequence[int] | None = None,
+    rotations: int = 3,
+    loss: Loss | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Effects:
+    """How concentrated effects on the loss are: axes held at their mean one by one, and rotations.
+
+    Every direction costs a pass over the data, so give few batches. Rotations are Haar, and their
+    directions are ablated in the same number and by the same code.
+
+    Args:
+        model: as for `probe`.
+        data: batches, all of which are kept.
+        site: a name; what a module returns.
+        axes: which; None for all.
+        rotations: how many rotations to compare with.
+        loss: (output, batch) -> loss; None for the next token's cross-entropy.
+        seed: seeds the rotations.
+        device: as for `probe`.
+
+    Raises:
+        SiteError: if the name stands for no site, or one whose value cannot be replaced.
+        DataError: if there is no batch, or no loss can be computed.
+        ValueError: for axes that the site does not have, or no rotation.
+    """
+    if rotations < 1:
+        raise ValueError(f"rotations={rotations}: give at least one to compare with")
+    subject = recognise(model)
+    measure = loss or _next_token
+    with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
+        batches = list(batches_of(data, subject))
+        if not batches:
+            raise DataError("the data hold no batch: give at least one")
+        facts = watched(subject, batches[0])
+        chosen = asked(site, facts.sites, silent=subject.silent())
+        if len(chosen) > 1:
+            raise SiteError(f"{site!r} stands for {len(chosen)} sites: ablate one at a time")
+        place = next(iter(chosen.values()))
+        if place.address.place is not Place.OUTPUT or place.address.call:
+            raise SiteError(
+                f"{place.name} is not what a module returns on its first call, so it cannot be "
+                "replaced: give the name of a module or a hook point"
+            )
+        layout = facts.layout(place)
+        feature = (-1,) if layout is None else layout.axes
+        means = _means(subject, batches, place, feature)
+        dim = len(means)
+        wanted = list(range(dim)) if axes is None else [int(axis) for axis in axes]
+        if any(not 0 <= axis < dim for axis in wanted) or not wanted:
+            raise ValueError(f"axes={wanted}: {place.name} has axes 0 to {dim - 1}")
+        before = _mean_loss(subject, batches, measure, None)
+        generator = torch.Generator().manual_seed(seed)
+        rows: list[Tensor] = []
+        for index in range(rotations + 1):
+            turn = haar(dim, generator) if index else torch.eye(dim, dtype=torch.float64)
+            changes: list[float] = []
+            for axis in wanted:
+                edit = _Ablation(subject.model, place, feature, turn[:, axis], means)
+                changes.append(_mean_loss(subject, batches, measure, edit) - before)
+            rows.append(torch.tensor(changes, dtype=torch.float64))
+    found = torch.stack(rows)
+    return Effects(
+        site=place.name,
+        loss=before,
+        directions=tuple(wanted),
+        axes=found[0].numpy(),
+        rotated=found[1:].numpy(),
+        gini=tally(torch.stack([gini(row.abs()) for row in found]), None),
+        top_share=tally(torch.stack([top_share(row.abs()) for row in found]), None),
+        mean=tally(found.mean(1), None),
+    )
+
+
+def gini(values: Float64[Tensor, " values"]) -> Float64[Tensor, ""]:
+    """The Gini coefficient of numbers that are not negative: 0 if alike, near 1 if one has all.
+
+    It is 0 where all are zero.
+    """
+    ordered, count = values.sort().values, len(values)
+    total = ordered.sum()
+    if not float(total) > 0:
+        return torch.zeros((), dtype=torch.float64)
+    weights = 2 * torch.arange(1, count + 1, dtype=torch.float64) - count - 1
+    return (weights * ordered).sum() / (count * total)
+
+
+def top_share(values: Float64[Tensor, " values"], share: float = 0.01) -> Float64[Tensor, ""]:
+    """What the largest `share` of the values, one at least, have of the sum of all."""
+    count = max(1, round(share * len(values)))
+    total = values.sum()
+    if not float(total) > 0:
+        return torch.zeros((), dtype=torch.float64)
+    return values.sort(descending=True).values[:count].sum() / total
+
+
+def _next_token(output: Any, batch: Batch) -> Tensor:
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        logits = next(iter(tensors_in(output)), None)
+    ids = batch.inputs
+    if logits is None or logits.ndim != 3 or ids.is_floating_point() or ids.ndim != 2:
+        raise DataError(
+            "no next-token loss can be computed from what the model returns: give loss=, a "
+            "function of (output, batch)"
+        )
+    told = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    if batch.mask is None:
+        return -told.mean()
+    counts = batch.mask[:, 1:].to(told)
+    return -(told * counts).sum() / counts.sum().clamp(min=1)
+
+
+def _mean_loss(
+    subject: Any, batches: Sequence[Batch], measure: Loss, edit: "_Ablation | None"
+) -> float:
+    total, number = 0.0, 0
+    for batch in batches:
+        if edit is None:
+            value = measure(subject.call(batch), batch)
+        else:
+            with edit.there():
+                value = measure(subject.call(batch), batch)
+        total += float(value) * batch.size
+        number += batch.size
+    return total / number
+
+
+def _means(subject: Any, batches: Sequence[Batch], site: Site, feature: tuple[int, ...]) -> Tensor:
+    sums: list[Tensor] = []
+    count = 0
+
+    def catch(tensor: Tensor) -> None:
+        rows = _last(tensor, feature).double()
+        if keep is not None and rows.shape[:2] == keep.shape:
+            rows = rows[keep]
+        rows = rows.reshape(-1, rows.shape[-1])
+        sums.append(rows.sum(0))
+        nonlocal count
+        count += len(rows)
+
+    for batch in batches:
+        keep = batch.mask
+        with catching(subject.model, {site.address: catch}):
+            subject.call(batch)
+    return torch.stack(sums).sum(0) / count
+
+
+def _last(tensor: Tensor, feature: tuple[int, ...]) -> Tensor:
+    """The feature axes last, in one."""
+    last = tuple(range(tensor.ndim - len(feature), tensor.ndim))
+    return tensor.movedim(feature, last).flatten(-len(feature))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ablation:
+    """One direction of a site held at its mean while the context lasts."""
+
+    model: nn.Module
+    site: Site
+    feature: tuple[int, ...]
+    direction: Tensor
+    means: Tensor
+
+    @contextmanager
+    def there(self) -> Generator[None]:
+        """Within the context the site's module returns the changed tensor."""
+        module = dict(self.model.named_modules())[self.site.address.path]
+
+        def replace(_: nn.Module, args: Any, output: Any) -> Any:
+            tensors = list(tensors_in(output))
+            before = tensors[self.site.address.index]
+            after = self.changed(before)
+            if isinstance(output, Tensor):
+                return after
+            if isinstance(output, tuple):
+                return tuple(after if entry is before else entry for entry in output)
+            raise SiteError(
+                f"{self.site.name} returns a {type(output).__name__}, which cannot be replaced: "
+                "give the name of a module that returns a tensor"
+            )
+
+        handle = module.register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def changed(self, tensor: Tensor) -> Tensor:
+        """X - v v'(x - mean)."""
+        last = tuple(range(tensor.ndim - len(self.feature), tensor.ndim))
+        moved = tensor.movedim(self.feature, last)
+        rows = moved.flatten(-len(self.feature))
+        v, mean = self.direction.to(rows), self.means.to(rows)
+        rows = rows - ((rows - mean) @ v)[..., None] * v
+        return rows.reshape(moved.shape).movedim(last, self.feature)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogitEffects(Exact):
+    """The logits that each direction writes by itself, from weights alone.
+
+    Attributes:
+        kurtosis: over the vocabulary, of every axis, [dim]; 3 for a Gaussian. Large where a
+            direction raises a few tokens only.
+        mean_kurtosis: the mean over axes, beside that of rotations.
+        raised: for every axis the tokens that it raises most, [dim, 5].
+    """
+
+    kurtosis: np.ndarray
+    mean_kurtosis: Tally
+    raised: np.ndarray
+
+
+def logit_effects(
+    write: Float[Tensor, "dim stream"],
+    unembed: Float[Tensor, "read vocabulary"],
+    *,
+    gain: Float[Tensor, " stream"] | None = None,
+    frames: int = 19,
+    seed: int = 0,
+) -> LogitEffects:
+    """What each direction of a site adds to the logits, and how few tokens it concerns.
+
+    Args:
+        write: what each axis writes to the residual stream: for neurons, the rows of the map behind
+            them; for the stream itself, the identity.
+        unembed: from the stream to the logits.
+        gain: of the norm in front of the logits; its division by a number is left out.
+        frames: how many rotations to compare with.
+        seed: seeds them.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    if write.shape[1] != unembed.shape[0]:
+        raise ValueError(
+            f"write has shape {list(write.shape)} and unembed {list(unembed.shape)}: give [dim, "
+            "stream] and [stream, vocabulary]"
+        )
+    reads = unembed.detach().double()
+    if gain is not None:
+        reads = gain.detach().double()[:, None] * reads
+    reads = reads - reads.mean(1, keepdim=True)
+    writes = write.detach().double()
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[Tensor] = []
+    logits = writes @ reads
+    raised = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    for index in range(frames + 1):
+        turned = haar(len(writes), generator) @ writes if index else writes
+        rows.append(_kurtosis(turned @ reads))
+    found = torch.stack(rows)
+    return LogitEffects(
+        kurtosis=found[0].numpy(),
+        mean_kurtosis=tally(found.nanmean(1), None),
+        raised=raised.double().numpy(),
+    )
+
+
+def _kurtosis(logits: Tensor) -> Tensor:
+    centred = logits - logits.mean(1, keepdim=True)
+    variance = centred.square().mean(1)
+    fourth = centred.pow(4).mean(1)
+    return torch.where(variance > 0, fourth / variance.square(), torch.nan)

@@ -1,0 +1,270 @@
+"""The axes of one site against the directions of one null: every frame asked the same questions."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basis_probe.concepts.alignment import Measure
+from basis_probe.concepts.chance import Chance, shuffled
+from basis_probe.concepts.detection import Found, Setting, Sides, examine
+from basis_probe.concepts.findings import (
+    Comparison,
+    ConceptFinding,
+    DirectionFinding,
+    Tally,
+)
+from basis_probe.concepts.intervals import Pairs
+from basis_probe.concepts.labels import parts
+from basis_probe.evidence import Choice
+from basis_probe.results import NullRecord
+from basis_probe.statistics.moments import Moments
+from basis_probe.statistics.multiplicity import Tail, monte_carlo_p, pooled_direction_p
+from basis_probe.statistics.nulls import Problem, Rotation
+
+CANDIDATES = 3
+"""Of every concept so many of the best directions are scored again on resampled examples."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How many of everything that is drawn at random.
+
+    Attributes:
+        shuffles: how often labels are shuffled, over all frames together.
+        resamples: how often examples are drawn again.
+        seed: seeds frames, shuffles and resamples.
+    """
+
+    shuffles: int = 39
+    resamples: int = 100
+    seed: int = 0
+
+
+def compare(
+    problem: Problem,
+    choice: Choice,
+    setting: Setting,
+    *,
+    threshold: float | None,
+    effort: Effort,
+) -> tuple[Comparison, ...]:
+    """The axes against the frames of a null, by every measure of the setting.
+
+    Args:
+        problem: what is known of the site, rows as `setting` has them (or spreads them).
+        choice: the null, and why.
+        setting: the concepts and how they are asked for.
+        threshold: above this a concept counts as detected; None for the measure's own.
+        effort: how many of everything.
+    """
+    null, dim = choice.null, problem.x.shape[1]
+    kept = torch.arange(dim)
+    if isinstance(null, Rotation):
+        live = ~Moments.of(problem.x).constant.cpu()
+        if problem.group.dim == dim and not bool(live.all()) and null.geometry is None:
+            # A turn inside heads or planes needs all of them.
+            kept = kept if _structured(problem) else torch.nonzero(live).flatten()
+        if len(kept) < dim:
+            problem = dataclasses.replace(
+                problem, x=problem.x[:, kept], pre=None, nonlinearity=None, layer=None
+            )
+    alternatives = null.alternatives(problem)
+    generator = torch.Generator().manual_seed(effort.seed)
+    mixing = torch.Generator().manual_seed(effort.seed + 1)
+    scored = setting.labels.examples[parts(setting.halves)[1]]
+    orders = [shuffled(scored, mixing) for _ in range(effort.shuffles)]
+    frames: list[dict[Measure, Found]] = []
+    observed = torch.zeros(0)
+    for index in range(null.frames + 1):
+        post = alternatives.frame(None if index == 0 else generator).post
+        # Every frame has its share of the shuffles: the chance level is the same for all.
+        own = orders[index :: null.frames + 1]
+        frames.append(examine(post.float(), setting, own))
+        if index == 0:
+            observed = post.float()
+    record = NullRecord(
+        name=null.name,
+        frames=null.frames,
+        samples=len(problem.x),
+        geometry=_geometry(problem, choice),
+        holds_fixed=null.holds_fixed,
+        because=choice.because,
+        approximate=null.approximate or not choice.believable,
+    )
+    return tuple(
+        _comparison(
+            measure,
+            [frame[measure] for frame in frames],
+            record,
+            setting,
+            observed,
+            kept,
+            measure.threshold if threshold is None else threshold,
+            effort,
+        )
+        for measure in setting.measures
+    )
+
+
+def _structured(problem: Problem) -> bool:
+    from basis_probe.statistics.nulls import Geometry, geometry_of
+
+    return geometry_of(problem.group) in (Geometry.HEADS, Geometry.PLANES, Geometry.LINE)
+
+
+def _geometry(problem: Problem, choice: Choice) -> str:
+    from basis_probe.statistics.nulls import Counterfactual, Geometry, geometry_of
+
+    if isinstance(choice.null, Rotation):
+        return (choice.null.geometry or geometry_of(problem.group)).name.lower()
+    if isinstance(choice.null, Counterfactual) and problem.layer is not None:
+        return problem.layer.geometry.name.lower()
+    return Geometry.STANDARDISED.name.lower()
+
+
+def _comparison(
+    measure: Measure,
+    frames: Sequence[Found],
+    record: NullRecord,
+    setting: Setting,
+    observed: Tensor,
+    kept: Tensor,
+    threshold: float,
+    effort: Effort,
+) -> Comparison:
+    axes, others = frames[0], frames[1:]
+    concepts = len(setting.labels.names)
+    largest = torch.cat([frame.largest for frame in frames])
+    chance = Chance.of(largest) if len(largest) else Chance(torch.full((concepts,), -math.inf), 0)
+    least = chance.thresholds.clamp(min=threshold)
+    again, best_again = _resampled(measure, axes, setting, observed, effort)
+    detected = torch.stack([frame.detected(least) for frame in frames])
+    distinct = detected.sum(1).double()
+    units = torch.tensor([float(frame.units(least)) for frame in frames])
+    each = torch.stack([frame.direction_score for frame in frames])
+    best = each.mean(1)
+    pairs, candidates = again
+    passed = pairs > least[axes.concept[candidates]].numpy()
+    resampled = np.zeros((len(pairs), concepts), dtype=bool)
+    for place, concept in enumerate(axes.concept[candidates].tolist()):
+        resampled[:, concept] |= passed[:, place]
+    coverage = setting.labels.values[parts(setting.halves)[1]].double().mean(0)
+    low, high = torch.quantile(each[1:], torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+    findings = tuple(
+        ConceptFinding(
+            concept=name,
+            coverage=float(coverage[place]),
+            direction=int(kept[axes.direction[place]]),
+            sign=int(axes.direction_sign[place]),
+            score=float(each[0, place]),
+            null_mean=float(each[1:, place].mean()),
+            null_low=float(low[place]),
+            null_high=float(high[place]),
+            p_value=monte_carlo_p(float(each[0, place]), each[1:, place], tail=Tail.UPPER),
+            least=float(least[place]),
+            detected=bool(detected[0, place]),
+            null_detected=float(detected[1:, place].double().mean()),
+        )
+        for place, name in enumerate(setting.labels.names)
+    )
+    p_values = pooled_direction_p(
+        axes.score, torch.stack([frame.score for frame in others]), pool=True, tail=Tail.UPPER
+    )
+    directions = tuple(
+        DirectionFinding(
+            direction=int(kept[place]),
+            concept=setting.labels.names[int(axes.concept[place])],
+            sign=int(axes.sign[place]),
+            fitted=float(axes.fitted[place]),
+            score=float(axes.score[place]),
+            p_value=float(p_values[place]),
+        )
+        for place in range(len(axes.score))
+    )
+    return Comparison(
+        null=record,
+        measure=measure.name.lower(),
+        threshold=threshold,
+        top=setting.top,
+        sides="both" if setting.sides is Sides.BOTH else "positive",
+        distinct=tally(distinct, resampled.sum(1)),
+        units=tally(units.double(), None),
+        mean_best=tally(best, best_again.mean(1)),
+        chance_high=chance.most,
+        concepts=findings,
+        directions=directions,
+    )
+
+
+def _resampled(
+    measure: Measure, axes: Found, setting: Setting, observed: Tensor, effort: Effort
+) -> tuple[tuple[np.ndarray, Tensor], np.ndarray]:
+    """Scores on examples drawn again: of the best directions of each concept, and of its choice.
+
+    Returns:
+        ([times, candidates], which directions those are), and [times, concepts].
+    """
+    order = axes.score.argsort(descending=True)
+    seen: dict[int, int] = {}
+    candidates: list[int] = []
+    for place in order.tolist():
+        concept = int(axes.concept[place])
+        seen[concept] = seen.get(concept, 0) + 1
+        if seen[concept] <= CANDIDATES:
+            candidates.append(place)
+    chosen = torch.tensor(candidates)
+    directions = torch.cat([chosen, axes.direction])
+    signs = torch.cat([axes.sign[chosen], axes.direction_sign])
+    concepts = torch.cat([axes.concept[chosen], torch.arange(len(axes.direction))])
+    first, second = parts(setting.halves)
+    generator = torch.Generator().manual_seed(effort.seed + 2)
+    found: list[np.ndarray] = []
+    # All pairs see the same draws, whichever block they come in.
+    state = generator.get_state()
+    at_once = max(1, 2**25 // max(1, len(setting.labels.values)))
+    for block in torch.arange(len(directions)).split(at_once):
+        values = setting.values(observed[:, directions[block]] * signs[block])
+        generator.set_state(state)
+        pairs = Pairs(
+            values=values[second],
+            fitted=values[first],
+            labels=setting.labels.values[second][:, concepts[block]],
+            examples=setting.labels.examples[second],
+        )
+        found.append(
+            pairs.resampled(measure, top=setting.top, times=effort.resamples, generator=generator)
+        )
+    scores = np.concatenate(found, 1)
+    return (scores[:, : len(chosen)], chosen), scores[:, len(chosen) :]
+
+
+def tally(values: Tensor, resampled: np.ndarray | None) -> Tally:
+    """A number in frame 0 beside the same in the other frames.
+
+    Args:
+        values: one for every frame, the observed one first.
+        resampled: the same number on examples drawn again, for its interval; None for none.
+    """
+    observed, others = float(values[0]), values[1:]
+    low, high = (math.nan, math.nan)
+    if resampled is not None:
+        low, high = (float(edge) for edge in np.quantile(resampled, [0.025, 0.975]))
+    mean = float(others.mean())
+    std = float(others.std()) if len(others) > 1 else math.nan
+    edges = np.quantile(others.numpy(), [0.025, 0.975])
+    return Tally(
+        observed=observed,
+        low=low,
+        high=high,
+        null_mean=mean,
+        null_std=std,
+        null_low=float(edges[0]),
+        null_high=float(edges[1]),
+        effect=(observed - mean) / std if std > 1e-12 else math.nan,
+        p_value=monte_carlo_p(observed, others, tail=Tail.UPPER),
+        null_values=tuple(others.tolist()),
+    )

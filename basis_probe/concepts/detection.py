@@ -1,0 +1,254 @@
+"""Which concepts the directions of a frame detect: chosen on one half of the data, scored on one.
+
+Every frame goes through `examine`, the observed one and those of the null alike. Directions are
+taken in blocks, so that memory does not grow with directions x concepts.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from basis_probe.concepts.alignment import (
+    Measure,
+    Ranks,
+    Table,
+    auc,
+    average_precision,
+    thresholds,
+)
+from basis_probe.concepts.labels import Labels, parts
+
+_AT_ONCE = 2**24
+"""This many values of activations are looked at at a time."""
+
+
+Scores = dict[Measure, list[Float64[Tensor, "signs directions concepts"]]]
+"""For every measure the scores for each of several label sets."""
+
+
+class Sides(enum.Enum):
+    """When a direction counts as active."""
+
+    POSITIVE = "where it is most positive"
+    BOTH = "where it is most positive or most negative, whichever tells the concept better"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """What every frame of a site is asked.
+
+    Attributes:
+        labels: the concepts that can be scored, one row per labelled sample.
+        halves: [samples], what each is used for: choosing, scoring, or both.
+        measures: how well.
+        top: the share of samples that count as active, where a threshold is needed.
+        sides: when a direction counts as active.
+        spread: from rows of activations [rows, directions] to those of labelled samples; None where
+            they are the same.
+    """
+
+    labels: Labels
+    halves: Int64[Tensor, " samples"]
+    measures: tuple[Measure, ...]
+    top: float
+    sides: Sides
+    spread: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """The signs with which a direction may be read."""
+        return (1,) if self.sides is Sides.POSITIVE else (1, -1)
+
+    def values(
+        self, block: Float[Tensor, "rows directions"]
+    ) -> Float[Tensor, "samples directions"]:
+        """The activations at the labelled samples."""
+        return block if self.spread is None else self.spread(block)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What the directions of one frame detect, by one measure.
+
+    Attributes:
+        concept: [directions], the concept that each tells best on the first half.
+        sign: [directions], the sign with which it is read for that.
+        fitted: [directions], the score of that on the first half.
+        score: [directions], and on the other half.
+        direction: [concepts], the direction that tells each best on the first half.
+        direction_sign: [concepts], the sign with which it is read for that.
+        direction_score: [concepts], the score of that on the other half.
+        largest: [shuffles, concepts], the largest score of any direction for shuffled labels.
+    """
+
+    concept: Int64[Tensor, " directions"]
+    sign: Int64[Tensor, " directions"]
+    fitted: Float64[Tensor, " directions"]
+    score: Float64[Tensor, " directions"]
+    direction: Int64[Tensor, " concepts"]
+    direction_sign: Int64[Tensor, " concepts"]
+    direction_score: Float64[Tensor, " concepts"]
+    largest: Float64[Tensor, "shuffles concepts"]
+
+    @property
+    def best(self) -> Float64[Tensor, " concepts"]:
+        """The highest score of a direction that tells the concept best of all; -inf if none."""
+        best = torch.full_like(self.direction_score, -torch.inf)
+        return best.scatter_reduce(0, self.concept, self.score, "amax")
+
+    def detected(self, least: Float64[Tensor, " concepts"]) -> Tensor:
+        """[concepts], True where a direction that tells the concept best scores above `least`."""
+        return self.best > least
+
+    def units(self, least: Float64[Tensor, " concepts"]) -> int:
+        """How many directions score above `least` for the concept that they tell best."""
+        return int((self.score > least[self.concept]).sum())
+
+
+def examine(
+    post: Float[Tensor, "rows directions"],
+    setting: Setting,
+    shuffles: Sequence[Int64[Tensor, " scored"]] = (),
+) -> dict[Measure, Found]:
+    """What the directions of one frame detect, by every measure.
+
+    Args:
+        post: the activations in that frame.
+        setting: the concepts and how they are asked for.
+        shuffles: for every sample of the second half whose label it gets, once for each shuffle.
+    """
+    labels = setting.labels.values
+    first, second = parts(setting.halves)
+    own, other = labels[first], labels[second]
+    asked = [other, *(other[order] for order in shuffles)]
+    gathered = {measure: _Gathered(measure, own) for measure in setting.measures}
+    samples, dim = len(labels), post.shape[1]
+
+    def of_block(block: Tensor) -> tuple[Tensor, Scores, Scores]:
+        values = setting.values(post[:, block])
+        fitted, scored = values[first], values[second]
+        return (
+            block,
+            scores(fitted, fitted, [own], setting),
+            scores(fitted, scored, asked, setting),
+        )
+
+    blocks = torch.arange(dim).split(max(1, min(128, _AT_ONCE // max(1, samples))))
+    # Sorting lets go of the interpreter, so threads help; results come in order all the same.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for block, choices, results in pool.map(of_block, blocks):
+            for measure, into in gathered.items():
+                observed, *by_chance = results[measure]
+                into.take(block, choices[measure][0], observed, by_chance)
+    return {measure: into.found() for measure, into in gathered.items()}
+
+
+def scores(
+    fitted: Float[Tensor, "fitted directions"],
+    values: Float[Tensor, "samples directions"],
+    asked: Sequence[Bool[Tensor, "samples concepts"]],
+    setting: Setting,
+) -> Scores:
+    """Measure -> the scores for each of the label sets, read with every sign.
+
+    Args:
+        fitted: the activations on which the threshold of being active is fitted.
+        values: the activations that are scored.
+        asked: label sets.
+        setting: the measures, the share of active samples and the signs.
+    """
+    found: Scores = {}
+    ranked = [measure for measure in setting.measures if measure.ranked]
+    if ranked:
+        ranks = Ranks.of(values)
+        read = [ranks if sign > 0 else ranks.flipped() for sign in setting.signs]
+        for measure in ranked:
+            function = auc if measure is Measure.AUC else average_precision
+            found[measure] = [
+                torch.stack([function(one, labels) for one in read]) for labels in asked
+            ]
+    counted = [measure for measure in setting.measures if not measure.ranked]
+    if counted:
+        active = [sign * values > thresholds(sign * fitted, setting.top) for sign in setting.signs]
+        tables = [[Table.of(one, labels) for one in active] for labels in asked]
+        for measure in counted:
+            found[measure] = [
+                torch.stack([table.of_measure(measure) for table in of_signs])
+                for of_signs in tables
+            ]
+    return found
+
+
+class _Gathered:
+    """The best of all blocks of directions so far, by one measure.
+
+    Args:
+        measure: by which measure.
+        labels: the labels of the first half.
+    """
+
+    def __init__(self, measure: Measure, labels: Tensor) -> None:
+        concepts = labels.shape[1]
+        # Precision is compared over what chance gives, for a common concept has much of it anyway.
+        common = measure is Measure.AVERAGE_PRECISION
+        self.free = labels.double().mean(0) if common else torch.zeros(concepts).double()
+        self.rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.fitted = torch.full((concepts,), -torch.inf, dtype=torch.float64)
+        self.direction = torch.zeros(concepts, dtype=torch.int64)
+        self.sign = torch.ones(concepts, dtype=torch.int64)
+        self.score = torch.full((concepts,), torch.nan, dtype=torch.float64)
+        self.largest: list[Tensor] = []
+
+    def take(
+        self, block: Tensor, chosen: Tensor, scored: Tensor, by_chance: Sequence[Tensor]
+    ) -> None:
+        """Adds a block of directions.
+
+        Args:
+            block: which directions.
+            chosen: their scores on the first half, [signs, directions, concepts].
+            scored: and on the second.
+            by_chance: and there for shuffled labels.
+        """
+        fitted, which = chosen.max(0)
+        held = scored.gather(0, which[None])[0]
+        signs = 1 - 2 * which
+        # Over what chance gives: for choosing between concepts, never for the score itself.
+        concept = ((fitted - self.free) / (1 - self.free)).argmax(1)
+        at = concept[:, None]
+        self.rows.append(
+            (
+                concept,
+                signs.gather(1, at)[:, 0],
+                fitted.gather(1, at)[:, 0],
+                held.gather(1, at)[:, 0],
+            )
+        )
+        top, place = fitted.max(0)
+        better = top > self.fitted
+        self.fitted = torch.where(better, top, self.fitted)
+        self.direction = torch.where(better, block[place], self.direction)
+        self.sign = torch.where(better, signs.gather(0, place[None])[0], self.sign)
+        self.score = torch.where(better, held.gather(0, place[None])[0], self.score)
+        if by_chance:
+            largest = torch.stack([found.amax((0, 1)) for found in by_chance])
+            self.largest.append(largest)
+
+    def found(self) -> Found:
+        """What all blocks together detect."""
+        columns = [torch.cat(column) for column in zip(*self.rows, strict=True)]
+        largest = torch.zeros(0, len(self.free), dtype=torch.float64)
+        if self.largest:
+            largest = torch.stack(self.largest).amax(0)
+        return Found(
+            *columns,
+            direction=self.direction,
+            direction_sign=self.sign,
+            direction_score=self.score,
+            largest=largest,
+        )

@@ -1,0 +1,609 @@
+"""Which concepts the axes of a layer detect, and how many its rotations do: the entry points."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from basis_probe.activations import Matrix, Nonlinearity, layer_of, matrix, symmetry_of
+from basis_probe.adapters.batches import Batch
+from basis_probe.adapters.capture import catching
+from basis_probe.adapters.models import Subject, device_of, prepared, recognise
+from basis_probe.algebra.groups import Group
+from basis_probe.algebra.intertwiner import callable_of
+from basis_probe.architecture import watched
+from basis_probe.concepts.alignment import Measure, measure_of
+from basis_probe.concepts.comparing import Effort, compare
+from basis_probe.concepts.detection import Setting, Sides
+from basis_probe.concepts.findings import Comparison, Dissection, SiteDissection
+from basis_probe.concepts.labels import (
+    BOTH,
+    Concepts,
+    Labels,
+    Resolution,
+    Sources,
+    Split,
+    expanded,
+    rows_of,
+)
+from basis_probe.errors import DataError
+from basis_probe.evidence import Choice, choose
+from basis_probe.findings import chosen_null, chosen_seed
+from basis_probe.probe import Groups, Placed, batches_of, placed, problem_of
+from basis_probe.sites import asked, sensible
+from basis_probe.statistics.nulls import Null, Problem, Rotation
+from basis_probe.statistics.sampling import hash_examples
+from basis_probe.stream import Seen, Stream
+from basis_probe.symmetry import Derivation
+
+FRAMES = 19
+"""Alternatives drawn unless a null says otherwise: as many as can reach p = 0.05."""
+
+USUAL = (Measure.AVERAGE_PRECISION, Measure.AUC, Measure.IOU)
+"""Measures of samples; maps interpolated to masks have too many for ranks, and are told by IoU."""
+
+FEWEST_EXAMPLES = 8
+
+
+def dissect(
+    model: nn.Module,
+    data: Iterable[Any],
+    concepts: Concepts,
+    *,
+    sites: str | Iterable[str] | None = None,
+    measures: str | Measure | Iterable[str | Measure] | None = None,
+    null: str | Null | None = None,
+    groups: Groups | None = None,
+    top: float = 0.005,
+    threshold: float | None = None,
+    sides: Sides | None = None,
+    split: Split = Split.HALVES,
+    resolution: Resolution = Resolution.LABELS,
+    frames: int | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    max_samples: int = 16384,
+    progress: bool = True,
+) -> Dissection:
+    """Which concepts the axes of each site detect, and how many directions of the null do.
+
+    For every direction the concept that it tells best is chosen on half of the examples and scored
+    on the others; a concept is detected if the score of a direction that tells it best is above the
+    threshold and above what shuffled labels reach. Axes and null go through the same code. Behind a
+    nonlinearity the null is that of counterfactual neurons, and the raw rotation is shown beside.
+
+    Args:
+        model: as for `probe`.
+        data: as for `probe`.
+        concepts: name -> labels over all data, or a function from a batch to name -> its labels, or
+            `token_concepts`, or several of these in a list. Labels are true or false for every
+            example, token [examples, positions] or pixel [examples, height, width].
+        sites: as for `probe`.
+        measures: "average_precision", "auc", "iou", "f1", "mutual_information"; None for the first
+            three, or "iou" alone for masks at their own resolution.
+        null: "rotation", "counterfactual" or a null as a value; None for the one each site calls
+            for, and the rotation beside it.
+        groups: as for `probe`.
+        top: the share of samples that count as active, for measures that need a threshold.
+        threshold: above this a concept counts as detected; None for the measure's own.
+        sides: whether a direction may be read where it is negative; None for yes, unless
+            most axes hardly leave zero on that side, as behind a ReLU.
+        split: on which data concepts are chosen, and scored.
+        resolution: whether maps of activations are interpolated to the masks, as network dissection
+            does, or masks are reduced to the maps.
+        frames: how many alternatives; None for 19, or what the null says.
+        effort: how many shuffles and resamples.
+        seed: seeds everything drawn.
+        device: as for `probe`.
+        max_samples: at most this many samples are compared at each site, drawn uniformly; of maps
+            that are interpolated all images are kept.
+        progress: whether to show progress bars.
+
+    Raises:
+        SiteError, DataError, ValueError, TypeError: as `probe`, and for labels that do not fit.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(400, 8, generator=generator)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+        >>> labels = {"first": x[:, 0] > 1}
+        >>> found = bp.dissect(model, [x], labels, measures="auc", frames=19, progress=False)
+        >>> [one.null.name for one in found["1"].comparisons]
+        ['counterfactual', 'rotation']
+    """
+    used = _measures(measures)
+    wanted, seed = chosen_null(null), chosen_seed(seed)
+    if max_samples < 1:
+        raise ValueError(f"max_samples={max_samples}: give a positive number")
+    effort = dataclasses.replace(effort or Effort(), seed=seed)
+    sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
+    sources = Sources(concepts)
+    subject = recognise(model)
+    target = None if device is None else device_of(device)
+    with prepared(subject.model, target) as notes:
+        raws: list[object] = []
+        batches = batches_of(remembering(data, raws), subject)
+        first = next(batches, None)
+        if first is None:
+            raise DataError("the data hold no batch: give at least one, better several")
+        facts = watched(subject, first)
+        if sites is None:
+            chosen = sensible(facts, facts.sites, subject.usual)
+        else:
+            chosen = asked(sites, facts.sites, silent=subject.silent())
+        places = placed(Derivation(facts), chosen, groups)
+        labelled = _Labelled(sources, resolution, capacity=max_samples)
+        # The first labels are looked at before the data are run.
+        labelled.read(raws.pop(0), first)
+        stream = Stream(
+            {name: place.plan for name, place in places.items()},
+            seed=seed,
+            capacity=_room(subject, first, places, labelled, data, max_samples),
+            most=None,
+        )
+        for batch in _progressing(first, batches, progress):
+            if batch is not first:
+                labelled.read(raws.pop(0), batch)
+            stream.see(
+                subject.model, batch, lambda b=batch: subject.call(b), beside=labelled.beside
+            )
+        sources.finish()
+        found = [
+            _site(
+                name,
+                place,
+                stream.seen[name],
+                labelled,
+                dtype=subject.dtype,
+                used=used,
+                wanted=wanted,
+                frames=frames,
+                top=top,
+                threshold=threshold,
+                sides=sides,
+                split=split,
+                effort=effort,
+            )
+            for name, place in places.items()
+        ]
+    settings = {
+        "model": subject.description,
+        "data": f"{stream.batches} batches of {first.form}, {stream.examples} examples",
+        "seed": str(seed),
+        "max_samples": str(max_samples),
+        "top": str(top),
+        "resolution": resolution.name.lower(),
+        "shuffles": str(effort.shuffles),
+        "resamples": str(effort.resamples),
+    }
+    return Dissection(tuple(found), settings, notes)
+
+
+def dissect_activations(
+    x: Matrix,
+    concepts: Mapping[str, Any],
+    *,
+    examples: Any = None,
+    group: Group | str | None = None,
+    pre: Matrix | None = None,
+    nonlinearity: Nonlinearity | None = None,
+    inputs: Matrix | None = None,
+    weight: Matrix | None = None,
+    bias: Matrix | None = None,
+    null: str | Null | None = None,
+    measures: str | Measure | Iterable[str | Measure] | None = None,
+    top: float = 0.005,
+    threshold: float | None = None,
+    sides: Sides | None = None,
+    split: Split = Split.HALVES,
+    frames: int | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+) -> SiteDissection:
+    """Which concepts the axes of a matrix of activations detect, and how many of the null's do.
+
+    Args:
+        x: the activations, [samples, dim].
+        concepts: name -> labels [samples]: true or false, or integers or strings for categories.
+        examples: [samples], which example (sequence, image) each sample belongs to, as integers;
+            None if samples are independent. Halves, shuffles and resamples take whole examples.
+        group: as for `probe_activations`, like the next six.
+        pre: [samples, dim].
+        nonlinearity: its name, a function or a module.
+        inputs: [samples, in].
+        weight: [dim, in].
+        bias: [dim].
+        null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
+        measures: as for `dissect`, like all that follows.
+        top: the share of samples that count as active.
+        threshold: above this a concept counts as detected.
+        sides: whether a direction may be read where it is negative.
+        split: on which data concepts are chosen, and scored.
+        frames: how many alternatives.
+        effort: how many shuffles and resamples.
+        seed: seeds everything drawn.
+
+    Raises:
+        TypeError, ValueError: as `probe_activations`.
+        DataError: for labels that do not fit.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(2000, 16, generator=generator)
+        >>> labels = {f"axis {i}": x[:, i] > 1.5 for i in range(8)}
+        >>> found = bp.dissect_activations(x, labels, group="orthogonal", frames=19)
+        >>> found.comparison().distinct.observed
+        8.0
+    """
+    values = matrix("x", x)
+    samples, dim = values.shape
+    used, wanted, seed = _measures(measures), chosen_null(null), chosen_seed(seed)
+    flags = expanded(concepts)
+    for name, labels in flags.items():
+        if not isinstance(labels, Tensor) or labels.shape != (samples,):
+            shape = list(labels.shape) if isinstance(labels, Tensor) else "sequences"
+            raise DataError(
+                f"the labels of {name!r} have shape {shape} and x has {samples} samples: give one "
+                "label for every sample"
+            )
+    belongs = torch.arange(samples) if examples is None else torch.as_tensor(examples).cpu().long()
+    if belongs.shape != (samples,):
+        raise DataError(
+            f"examples has shape {list(belongs.shape)} and x has {samples} samples: say of every "
+            "sample which example it belongs to"
+        )
+    order = belongs.argsort(stable=True)
+    belongs = belongs[order]
+    symmetry = symmetry_of(group, dim)
+    before = None if pre is None else matrix("pre", pre, rows=samples, columns=dim)
+    function = None if nonlinearity is None else callable_of(nonlinearity)[1]
+    if before is not None and function is None:
+        raise ValueError("pre is given without nonlinearity: name what makes x of pre")
+    if (inputs is None) != (weight is None):
+        raise ValueError("inputs and weight belong together: give both or neither")
+    halves = _halves(belongs, generator=torch.Generator().manual_seed(seed))
+    problem = Problem(
+        x=values[order],
+        group=symmetry.group,
+        halves=halves,
+        pre=None if before is None else before[order],
+        nonlinearity=function if before is not None else None,
+        layer=None
+        if inputs is None or weight is None
+        else layer_of(inputs, weight, bias, function, values, order),
+    )
+    labels = Labels(tuple(flags), torch.stack([flags[name][order] for name in flags], 1), belongs)
+    compared, left_out = _compared(
+        problem,
+        labels,
+        halves,
+        None,
+        used=used or USUAL,
+        wanted=wanted,
+        frames=frames,
+        top=top,
+        threshold=threshold,
+        sides=sides,
+        split=split,
+        effort=dataclasses.replace(effort or Effort(), seed=seed),
+    )
+    return SiteDissection(
+        site="activations",
+        kind="activations" if function is None else "neurons behind a nonlinearity",
+        dim=dim,
+        n_samples=samples,
+        n_examples=int(belongs.unique().numel()),
+        left_out=left_out,
+        comparisons=compared,
+    )
+
+
+# --- the data -------------------------------------------------------------------------------------
+
+
+def _measures(
+    wanted: str | Measure | Iterable[str | Measure] | None,
+) -> tuple[Measure, ...] | None:
+    if wanted is None:
+        return None
+    several = [wanted] if isinstance(wanted, str | Measure) else list(wanted)
+    if not several:
+        raise ValueError("measures is empty: name some, or None for the usual ones")
+    return tuple(measure_of(one) for one in several)
+
+
+def remembering(data: Iterable[Any], raws: list[object]) -> Iterable[Any]:
+    """The same items, each put down before it is handed on.
+
+    Args:
+        data: as the user gave it.
+        raws: where items are put.
+    """
+    if isinstance(data, str) or not isinstance(data, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return data
+    if isinstance(data, Tensor | np.ndarray | Mapping):
+        data = [data]
+
+    def items() -> Iterator[Any]:
+        for raw in data:
+            raws.append(raw)
+            yield raw
+
+    return items()
+
+
+def _progressing(first: Batch, rest: Iterator[Batch], progress: bool) -> Iterator[Batch]:
+    from tqdm.auto import tqdm
+
+    with tqdm(desc="running the model", unit="batch", disable=not progress, leave=False) as bar:
+        batch: Batch | None = first
+        while batch is not None:
+            yield batch
+            bar.update()
+            batch = next(rest, None)
+
+
+def _room(
+    subject: Subject,
+    first: Batch,
+    places: Mapping[str, Placed],
+    labelled: "_Labelled",
+    data: Iterable[Any],
+    max_samples: int,
+) -> int:
+    """How many rows are kept: of maps that are interpolated all, for images are not cut.
+
+    Raises:
+        DataError: if it cannot be known how many there will be.
+    """
+    if not labelled.interpolated:
+        return max_samples
+    examples = labelled.sources.examples
+    if examples is None and isinstance(data, Sized):
+        examples = len(data) * first.size
+    if examples is None:
+        raise DataError(
+            "how many images there are is not known beforehand, and all of them are kept: give "
+            "the masks as whole arrays, or the data as a list of batches, or "
+            "resolution=Resolution.MAPS"
+        )
+    sizes: list[int] = []
+
+    def measure(tensor: Tensor) -> None:
+        sizes.append(int(np.prod(tensor.shape[2:])))
+
+    addresses = {place.plan.address: measure for place in places.values()}
+    with torch.no_grad(), catching(subject.model, addresses):
+        subject.call(first.first(1))
+    return examples * max(sizes, default=1)
+
+
+class _Labelled:
+    """The labels of every batch, for whichever rows a site keeps of it.
+
+    Args:
+        sources: what the user gave.
+        resolution: at which resolution maps and masks meet.
+        capacity: how many rows are kept at each site.
+    """
+
+    def __init__(self, sources: Sources, resolution: Resolution, *, capacity: int) -> None:
+        self.sources, self.resolution, self.capacity = sources, resolution, capacity
+        self.names: tuple[str, ...] = ()
+        self.interpolated = False
+        self.hashes: list[Tensor] = []
+        self.masks: list[Tensor] = []
+        self.current: dict[str, Tensor] = {}
+
+    def read(self, raw: object, batch: Batch) -> None:
+        """Takes the labels of the next batch.
+
+        Raises:
+            DataError: if they do not fit it.
+        """
+        self.current = self.sources.of(raw, batch.inputs, batch.mask)
+        if not self.names:
+            self.names = tuple(self.current)
+            maps = [flags.ndim == 3 for flags in self.current.values()]
+            self.interpolated = all(maps) and self.resolution is Resolution.LABELS
+        self.hashes.append(hash_examples(batch.inputs, batch.mask).cpu())
+        if self.interpolated:
+            self.masks.append(torch.stack([*self.current.values()], -1))
+
+    def beside(self, lead: torch.Size) -> dict[str, Tensor]:
+        """What is kept beside every row: its example, its place, and its labels."""
+        rows = int(np.prod(lead))
+        hashes = self.hashes[-1]
+        if rows % len(hashes):
+            raise DataError(
+                f"the site has {rows} samples for {len(hashes)} examples, which cannot be told "
+                "apart: dissect sites whose first axis is the batch"
+            )
+        each = rows // len(hashes)
+        found = {"place": torch.arange(rows) % each}
+        if self.interpolated:
+            if len(lead) != 3:
+                raise DataError(
+                    f"the labels are masks and a site has samples {list(lead)}: dissect sites that "
+                    "are maps, [batch, channels, height, width]"
+                )
+            start = sum(map(len, self.hashes[:-1]))
+            found["ordinal"] = torch.arange(start, start + len(hashes)).repeat_interleave(each)
+            found["size"] = torch.tensor([lead[1], lead[2]]).expand(rows, 2)
+        else:
+            found["labels"] = torch.stack(
+                [rows_of(name, flags, lead) for name, flags in self.current.items()], 1
+            )
+        return found
+
+
+# --- after the data -------------------------------------------------------------------------------
+
+
+def _site(
+    name: str,
+    place: Placed,
+    seen: Seen,
+    labelled: _Labelled,
+    *,
+    dtype: torch.dtype,
+    used: tuple[Measure, ...] | None,
+    **settings: Any,
+) -> SiteDissection:
+    if seen.bad:
+        number, count = seen.bad[0]
+        raise DataError(
+            f"{count} values of {name} are NaN or infinite in batch {number}: give data on which "
+            "the model stays finite"
+        )
+    rows = seen.kept.rows
+    if not rows:
+        raise DataError(f"{name} did not run in any batch")
+    order = rows["place"].argsort(stable=True)
+    order = order[rows["example"][order].argsort(stable=True)]
+    kept = dataclasses.replace(
+        seen.kept,
+        priorities=seen.kept.priorities[order],
+        rows={key: values[order] for key, values in rows.items()},
+    )
+    rows = kept.rows
+    problem, notes = problem_of(place, dataclasses.replace(seen, kept=kept), dtype)
+    belongs, spread, halves = rows["example"], None, _halves(rows["example"])
+    if labelled.interpolated:
+        height, width = (int(size) for size in rows["size"][0])
+        firsts = torch.arange(0, len(belongs), height * width)
+        masks = torch.cat(labelled.masks)[rows["ordinal"][firsts]]
+        _, tall, wide, concepts = masks.shape
+        values = masks.reshape(-1, concepts)
+        examples = belongs[firsts].repeat_interleave(tall * wide)
+        label_halves = halves[firsts].repeat_interleave(tall * wide)
+        spread = _interpolation((height, width), (tall, wide))
+    else:
+        values, examples, label_halves = rows["labels"], belongs, halves
+    labels = Labels(labelled.names, values, examples)
+    problem = dataclasses.replace(
+        problem, x=problem.x if dtype is torch.float64 else problem.x.float(), halves=halves
+    )
+    compared, left_out = _compared(
+        problem,
+        labels,
+        label_halves,
+        spread,
+        used=used or ((Measure.IOU,) if labelled.interpolated else USUAL),
+        **settings,
+    )
+    return SiteDissection(
+        site=name,
+        kind=place.role.kind,
+        dim=place.dim,
+        n_samples=len(values),
+        n_examples=int(belongs.unique().numel()),
+        left_out=left_out,
+        comparisons=compared,
+        notes=(*place.notes, *notes),
+    )
+
+
+def _interpolation(
+    small: tuple[int, int], large: tuple[int, int]
+) -> Callable[[Tensor], Tensor] | None:
+    """From rows of small maps to rows of large ones, bilinear; None where the sizes agree."""
+    if small == large:
+        return None
+
+    def spread(rows: Tensor) -> Tensor:
+        maps = rows.reshape(-1, *small, rows.shape[1]).permute(0, 3, 1, 2)
+        resized = torch.nn.functional.interpolate(
+            maps, size=large, mode="bilinear", align_corners=False
+        )
+        return resized.permute(0, 2, 3, 1).reshape(-1, rows.shape[1])
+
+    return spread
+
+
+def _halves(examples: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """0 or 1 for every sample: every second example, in the order of what names them.
+
+    Args:
+        examples: equal for samples of one example; hashes, whose order is random.
+        generator: draws the order where names are in an order of their own.
+
+    Raises:
+        DataError: if there are too few examples.
+    """
+    names, index = examples.unique(return_inverse=True)
+    if len(names) < FEWEST_EXAMPLES:
+        raise DataError(
+            f"the samples come from {len(names)} different examples: concepts are chosen on half "
+            f"of the examples and scored on the others, which needs at least {FEWEST_EXAMPLES}; "
+            "cut long sequences into shorter ones"
+        )
+    turn = torch.arange(len(names)) % 2
+    if generator is not None:
+        turn = turn[torch.randperm(len(names), generator=generator)]
+    return turn[index]
+
+
+def _compared(
+    problem: Problem,
+    labels: Labels,
+    halves: Tensor,
+    spread: Callable[[Tensor], Tensor] | None,
+    *,
+    used: tuple[Measure, ...],
+    wanted: Null | None,
+    frames: int | None,
+    top: float,
+    threshold: float | None,
+    sides: Sides | None,
+    split: Split,
+    effort: Effort,
+) -> tuple[tuple[Comparison, ...], dict[str, str]]:
+    if split is Split.NONE:
+        halves = torch.full_like(halves, BOTH)
+    labels = labels.usable(halves)
+    choices = _choices(problem, wanted, frames)
+    if sides is None:
+        sides = Sides.POSITIVE if _one_sided(problem.x) else Sides.BOTH
+    setting = Setting(labels, halves, used, top, sides, spread)
+    found = [
+        compare(problem, choice, setting, threshold=threshold, effort=effort) for choice in choices
+    ]
+    return tuple(one for several in found for one in several), dict(labels.left_out)
+
+
+def _one_sided(x: Tensor) -> bool:
+    """True if most axes hardly leave zero on their negative side, as behind a ReLU or GELU."""
+    low, high = -x.amin(0), x.amax(0)
+    return float((low < 0.25 * high).double().mean()) > 0.5
+
+
+def _choices(problem: Problem, wanted: Null | None, frames: int | None) -> list[Choice]:
+    """The null that a site calls for, and the raw rotation beside it behind a nonlinearity."""
+    choice = choose(problem, wanted)
+    choices = [choice]
+    if wanted is None and not isinstance(choice.null, Rotation):
+        beside = dataclasses.replace(
+            choice,
+            null=Rotation(),
+            because=(
+                "shown beside: behind a nonlinearity every axis is one-sided and no rotated axis "
+                "is, so this null credits the axes for that"
+            ),
+            believable=False,
+        )
+        choices.append(beside)
+    sized: list[Choice] = []
+    for one in choices:
+        asked_for = one.null.frames if wanted is not None else FRAMES
+        count = asked_for if frames is None else frames
+        # Concepts are chosen among all axes, never among a block of them.
+        null = dataclasses.replace(one.null, frames=count, directions=None)
+        sized.append(dataclasses.replace(one, null=null))
+    return sized

@@ -1,0 +1,328 @@
+"""Explanations by a language model, and how well they tell held-out contexts from others.
+
+The library asks no model by itself: an explainer and a judge are whatever the user hands over. Axes
+and directions of a rotation are explained and judged alike, and no failure is dropped.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from basis_probe.concepts.contexts import Context, Examples, TopContexts
+from basis_probe.concepts.paper import read, written
+
+Explainer = Callable[[Sequence[Context]], str]
+"""From contexts that activate a direction to one sentence that says what they have in common."""
+
+Judge = Callable[[str, Sequence[Context]], Sequence[bool]]
+"""From an explanation and contexts to whether each of them fits it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much may be asked.
+
+    Attributes:
+        calls: of explainer and judge together, retries included.
+        retries: after a call that failed.
+        wait: seconds before the first retry; each further one waits twice as long.
+        shown: so many of the top contexts are shown to the explainer; the others are held out.
+    """
+
+    calls: int = 1000
+    retries: int = 2
+    wait: float = 1.0
+    shown: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """One direction's explanation and its score.
+
+    Attributes:
+        label: the direction.
+        axis: which axis it is; None for a direction of the null.
+        explanation: an empty string where none was had.
+        score: balanced accuracy of the judge on held-out top contexts against contexts of other
+            directions; 0.5 is chance, and what a failure counts as.
+        failures: what went wrong, one entry for every call that failed.
+        scored: True if the judge's answer could be used.
+    """
+
+    label: str
+    axis: int | None
+    explanation: str
+    score: float
+    failures: tuple[str, ...]
+    scored: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanations:
+    """Explanations of axes and of rotated directions at one site.
+
+    Attributes:
+        site: its name.
+        axes, rotated: one for every direction, whether or not it could be explained.
+        calls: how many calls were made.
+    """
+
+    site: str
+    axes: tuple[Explained, ...]
+    rotated: tuple[Explained, ...]
+    calls: int
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Mean score of axes and of rotated directions, failures at chance."""
+        return _mean(self.axes), _mean(self.rotated)
+
+    @property
+    def failed(self) -> tuple[int, int]:
+        """How many axes, and how many rotated directions, could not be scored."""
+        return (
+            sum(not found.scored for found in self.axes),
+            sum(not found.scored for found in self.rotated),
+        )
+
+    def to_json(self) -> str:
+        """A text from which `Explanations.from_json` makes an equal value."""
+        return written("explanations", self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Explanations":
+        """The value that `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is no such value.
+        """
+        return read("explanations", cls, text)
+
+    def __str__(self) -> str:
+        axes, rotated = self.means
+        failed = self.failed
+        return (
+            f"{self.site}: detection {axes:.3f} on axes, {rotated:.3f} on rotated directions "
+            f"({failed[0]} of {len(self.axes)} and {failed[1]} of {len(self.rotated)} failed, at "
+            f"chance; {self.calls} calls)"
+        )
+
+
+def _mean(several: Sequence[Explained]) -> float:
+    return sum(found.score for found in several) / len(several) if several else math.nan
+
+
+def explain(
+    examples: Examples,
+    explainer: Explainer,
+    judge: Judge,
+    *,
+    budget: Budget | None = None,
+    seed: int = 0,
+) -> Explanations:
+    """Every direction explained from some of its top contexts, and judged on the others.
+
+    Axes and rotated directions are asked for in one random order, so that a budget that runs out,
+    or a model that changes its mind on the way, does not favour either.
+
+    Args:
+        examples: top contexts, from `top_examples`.
+        explainer: contexts -> explanation.
+        judge: (explanation, contexts) -> which of them fit.
+        budget: how much may be asked.
+        seed: draws the order, and the contexts that are held against the top ones.
+
+    Raises:
+        ValueError: if a budget leaves nothing to show or to hold out.
+    """
+    budget = budget or Budget()
+    if budget.shown < 1 or budget.calls < 1 or budget.retries < 0:
+        raise ValueError(f"{budget}: give at least one call, one shown context and no fewer")
+    meter = _Meter(budget)
+    everything = [*examples.axes, *examples.rotated]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(everything), generator=generator).tolist()
+    found: dict[int, Explained] = {}
+    for place in order:
+        others = [c for n, other in enumerate(everything) if n != place for c in other.contexts]
+        found[place] = _explained(everything[place], others, explainer, judge, meter, generator)
+    count = len(examples.axes)
+    return Explanations(
+        site=examples.site,
+        axes=tuple(found[place] for place in range(count)),
+        rotated=tuple(found[place] for place in range(count, len(everything))),
+        calls=meter.calls,
+    )
+
+
+def _explained(
+    top: TopContexts,
+    others: Sequence[Context],
+    explainer: Explainer,
+    judge: Judge,
+    meter: "_Meter",
+    generator: torch.Generator,
+) -> Explained:
+    shown, held = top.contexts[: meter.budget.shown], top.contexts[meter.budget.shown :]
+    failures: list[str] = []
+
+    def failed(explanation: str = "", reason: str = "") -> Explained:
+        if reason:
+            failures.append(reason)
+        return Explained(top.label, top.axis, explanation, 0.5, tuple(failures), False)
+
+    if not held or not others:
+        return failed(reason="there are no contexts to hold out; keep more of them")
+    explanation = meter.ask(lambda: _sentence(explainer(shown)), failures)
+    if explanation is None:
+        return failed()
+    chosen = torch.randperm(len(others), generator=generator)[: len(held)].tolist()
+    mixed = [*held, *(others[place] for place in chosen)]
+    order = torch.randperm(len(mixed), generator=generator).tolist()
+    asked = [mixed[place] for place in order]
+    answers = meter.ask(lambda: _answers(judge(explanation, asked), len(asked)), failures)
+    if answers is None:
+        return failed(explanation)
+    true = [place < len(held) for place in order]
+    hits = sum(a and t for a, t in zip(answers, true, strict=True)) / len(held)
+    rejections = sum(not a and not t for a, t in zip(answers, true, strict=True)) / len(chosen)
+    score = (hits + rejections) / 2
+    return Explained(top.label, top.axis, explanation, score, tuple(failures), True)
+
+
+def _sentence(answer: object) -> str:
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError(f"the explainer returned {answer!r} in place of a sentence")
+    return answer.strip()
+
+
+def _answers(answer: object, count: int) -> list[bool]:
+    try:
+        flags = [bool(entry) for entry in answer]  # type: ignore[union-attr]
+    except TypeError as error:
+        raise ValueError(f"the judge returned {answer!r} in place of {count} answers") from error
+    if isinstance(answer, str) or len(flags) != count:
+        raise ValueError(f"the judge gave {len(flags)} answers to {count} contexts")
+    return flags
+
+
+class _Meter:
+    """Counts calls, tries again, and writes down every failure."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.calls = 0
+
+    def ask(self, call: Callable[[], Any], failures: list[str]) -> Any:
+        """What the call returns; None if it failed too often or the budget is spent."""
+        for attempt in range(self.budget.retries + 1):
+            if self.calls >= self.budget.calls:
+                failures.append(f"the budget of {self.budget.calls} calls is spent")
+                return None
+            if attempt and self.budget.wait:
+                time.sleep(self.budget.wait * 2 ** (attempt - 1))
+            self.calls += 1
+            try:
+                return call()
+            except Exception as error:
+                failures.append(f"{type(error).__name__}: {error}")
+        return None
+
+
+# --- an endpoint that speaks the protocol of OpenAI -----------------------------------------------
+
+_EXPLAIN = (
+    "Each line is a piece of text in which one token, between << and >>, activates the same "
+    "direction of a neural network. Say in one short sentence what these tokens or their contexts "
+    "have in common.\n\n"
+)
+_JUDGE = (
+    "A direction of a neural network is said to activate on: {explanation}\nFor each numbered "
+    "line, does its token between << and >> fit that? Answer with a JSON list of {count} entries, "
+    "1 for yes and 0 for no, and nothing else.\n\n"
+)
+
+
+def marked(context: Context) -> str:
+    """A context as one line, the token that activates between << and >>."""
+    return "".join(
+        f"<<{token}>>" if place == context.at else token
+        for place, token in enumerate(context.tokens)
+    ).replace("\n", " ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """An explainer and a judge behind a chat endpoint that speaks the protocol of OpenAI.
+
+    Attributes:
+        url: of the endpoint up to and with the version, such as "http://localhost:8000/v1".
+        model: its name there.
+        key: sent as a bearer token; an empty string for none.
+        timeout: seconds after which a call has failed.
+        options: further entries of the request, such as {"temperature": 0}.
+    """
+
+    url: str
+    model: str
+    key: str = dataclasses.field(default="", repr=False)
+    timeout: float = 60.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    def explain(self, contexts: Sequence[Context]) -> str:
+        """One sentence about what the contexts have in common.
+
+        Raises:
+            OSError, ValueError: if the endpoint cannot be reached, or answers otherwise.
+        """
+        return self.chat(_EXPLAIN + "\n".join(marked(context) for context in contexts))
+
+    def judge(self, explanation: str, contexts: Sequence[Context]) -> list[bool]:
+        """Whether each of the contexts fits the explanation.
+
+        Raises:
+            OSError, ValueError: if the endpoint cannot be reached, or answers otherwise.
+        """
+        lines = "\n".join(f"{n}. {marked(context)}" for n, context in enumerate(contexts, 1))
+        asked = _JUDGE.format(explanation=explanation, count=len(contexts)) + lines
+        answer = self.chat(asked)
+        found = re.search(r"\[[\s01,truefalseTF]*\]", answer)
+        if found is None:
+            raise ValueError(f"no list of answers in {answer[:80]!r}")
+        values = json.loads(found[0].lower())
+        return [bool(value) for value in values]
+
+    def chat(self, text: str) -> str:
+        """The endpoint's answer to one message.
+
+        Raises:
+            OSError: if it cannot be reached in time, or refuses.
+            ValueError: if it does not answer in the protocol.
+        """
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url={self.url!r}: give an http address, up to and with the version")
+        body = {"model": self.model, "messages": [{"role": "user", "content": text}]}
+        headers = {"Content-Type": "application/json"}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}/chat/completions",
+            json.dumps(body | dict(self.options)).encode(),
+            headers,
+        )
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            raw = response.read().decode("utf-8", "replace")
+        try:
+            content = json.loads(raw)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"the endpoint answered {raw[:80]!r}") from error
+        if not isinstance(content, str):
+            raise ValueError(f"the endpoint answered {content!r} in place of text")
+        return content

@@ -1,0 +1,101 @@
+"""How much the number of detected concepts owes to the examples that were drawn.
+
+Whole examples are drawn again with replacement (tokens and pixels of one example are no independent
+samples), and the chosen directions are scored on them. Choices stay as they were: they were made on
+the other half.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from basis_probe.concepts.alignment import Measure, counted, thresholds
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Directions with the concept that each is scored for, on the second half.
+
+    Attributes:
+        values: the activations read with their signs, [samples, pairs].
+        fitted: the same on the first half, where thresholds are fitted.
+        labels: [samples, pairs], of each pair's concept.
+        examples: [samples], equal for samples of one example, which stand together.
+    """
+
+    values: Float[Tensor, "samples pairs"]
+    fitted: Float[Tensor, "fitted pairs"]
+    labels: Bool[Tensor, "samples pairs"]
+    examples: Int64[Tensor, " samples"]
+
+    def resampled(
+        self, measure: Measure, *, top: float, times: int, generator: torch.Generator
+    ) -> Float64[np.ndarray, "times pairs"]:
+        """The score of every pair on examples drawn again, `times` times.
+
+        Args:
+            measure: how well.
+            top: the share of samples that count as active.
+            times: how often.
+            generator: draws the examples.
+        """
+        index = torch.unique_consecutive(self.examples, return_inverse=True)[1]
+        count = int(index[-1]) + 1
+        drawn = torch.randint(0, count, (times, count), generator=generator)
+        weights = torch.zeros(times, count, dtype=torch.float64)
+        weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
+        if measure.ranked:
+            return np.stack([self._ranked(measure, row[index].numpy()) for row in weights], 0)
+        return self._counted(measure, top, weights, index)
+
+    def _counted(self, measure: Measure, top: float, weights: Tensor, index: Tensor) -> np.ndarray:
+        active = self.values > thresholds(self.fitted, top)
+        sums: list[Tensor] = []
+        for flags in (active & self.labels, active, self.labels):
+            by_example = torch.zeros(weights.shape[1], flags.shape[1], dtype=torch.float64)
+            by_example.index_add_(0, index, flags.double())
+            sums.append(weights @ by_example)
+        sizes = weights @ torch.bincount(index, minlength=weights.shape[1]).double()
+        both, on, true = sums
+        return counted(measure, both, on, true, sizes[:, None]).numpy()
+
+    def _ranked(self, measure: Measure, weights: np.ndarray) -> np.ndarray:
+        order, starts, ends, carried = self._ordered
+        weight = weights[order]
+        true = np.cumsum(weight * carried, axis=1)
+        reached = np.cumsum(weight, axis=1)
+        places = np.arange(len(order))[:, None]
+        at_end = true[places, ends]
+        all_at_end = np.maximum(reached[places, ends], 1e-300)
+        positives = np.maximum(true[:, -1], 1e-300)
+        if measure is Measure.AVERAGE_PRECISION:
+            return (weight * carried * at_end / all_at_end).sum(1) / positives
+        # Of those above: all that were reached before this group of equals.
+        over = np.where(starts > 0, reached[places, starts - 1], 0.0)
+        true_over = np.where(starts > 0, true[places, starts - 1], 0.0)
+        negatives = np.maximum(reached[:, -1] - true[:, -1], 1e-300)
+        above = over - true_over
+        equal = (all_at_end - over) - (at_end - true_over)
+        lost = (weight * carried * (above + equal / 2)).sum(1)
+        return 1 - lost / (positives * negatives)
+
+    @functools.cached_property
+    def _ordered(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The most active sample first, for each pair: order, groups of equals, labels."""
+        rows = np.ascontiguousarray(self.values.numpy().T)
+        order = np.argsort(-rows, axis=1)
+        ordered = np.take_along_axis(rows, order, axis=1)
+        places = np.arange(rows.shape[1])
+        new = np.ones(rows.shape, dtype=bool)
+        new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        starts = np.maximum.accumulate(np.where(new, places, 0), axis=1)
+        last = np.ones(rows.shape, dtype=bool)
+        last[:, :-1] = new[:, 1:]
+        ends = np.where(last, places, rows.shape[1])
+        ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+        carried = np.take_along_axis(self.labels.numpy().T, order, axis=1)
+        return order, starts, ends, carried

@@ -1,0 +1,145 @@
+"""Concept scores against scikit-learn and against formulas written out here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    jaccard_score,
+    mutual_info_score,
+    roc_auc_score,
+)
+from torch import Tensor
+
+from basis_probe.concepts.alignment import (
+    Measure,
+    Ranks,
+    Table,
+    auc,
+    average_precision,
+    measure_of,
+    thresholds,
+)
+from basis_probe.concepts.intervals import Pairs
+
+
+def _data(seed: int, *, tied: bool) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(600, 5, generator=generator)
+    labels = torch.rand(600, 4, generator=generator) < torch.tensor([0.02, 0.1, 0.4, 0.9])
+    labels[:, 2] |= values[:, 1] > 0.8
+    # Behind a ReLU half of the samples are equal, and after rounding many more.
+    return (torch.relu(values).mul(4).round() if tied else values), labels
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_ranked_measures_agree_with_scikit_learn(tied: bool) -> None:
+    values, labels = _data(0, tied=tied)
+    for sign in (1, -1):
+        ranks = Ranks.of(values) if sign > 0 else Ranks.of(values).flipped()
+        precision, area = average_precision(ranks, labels), auc(ranks, labels)
+        for d in range(5):
+            for c in range(4):
+                true, score = labels[:, c].numpy(), sign * values[:, d].numpy()
+                assert abs(precision[d, c] - average_precision_score(true, score)) < 1e-12
+                assert abs(area[d, c] - roc_auc_score(true, score)) < 1e-12
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_counted_measures_agree_with_scikit_learn(tied: bool) -> None:
+    values, labels = _data(1, tied=tied)
+    active = values > thresholds(values, 0.05)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(2))
+    table = Table.of(active[order[:100]], labels[order[:100]])
+    table = Table.of(active[order[100:]], labels[order[100:]]) + table
+    oracles = {
+        Measure.IOU: jaccard_score,
+        Measure.F1: f1_score,
+        Measure.MUTUAL_INFORMATION: mutual_info_score,
+    }
+    for measure, oracle in oracles.items():
+        found = table.of_measure(measure)
+        for d in range(5):
+            for c in range(4):
+                assert abs(found[d, c] - oracle(labels[:, c].numpy(), active[:, d].numpy())) < 1e-12
+
+
+def test_at_most_the_wanted_share_is_active() -> None:
+    values, _ = _data(2, tied=False)
+    for top in (0.005, 0.1, 0.5):
+        limits = thresholds(values, top)
+        assert torch.equal((values > limits).sum(0), torch.full((5,), int(600 * top)))
+    tied, _ = _data(2, tied=True)
+    assert bool(((tied > thresholds(tied, 0.1)).sum(0) <= 60).all())
+    with pytest.raises(ValueError, match="share of samples that are active"):
+        thresholds(values, 5.0)
+
+
+@pytest.mark.parametrize("measure", Measure)
+@pytest.mark.parametrize("tied", [False, True])
+def test_resampled_scores_are_those_of_the_resampled_data(measure: Measure, tied: bool) -> None:
+    values, labels = _data(3, tied=tied)
+    values, labels = values[:, :4], labels[:, :4]
+    examples = torch.arange(600) // 6
+    pairs = Pairs(values, values, labels, examples)
+    found = pairs.resampled(measure, top=0.1, times=3, generator=torch.Generator().manual_seed(5))
+    drawn = torch.randint(0, 100, (3, 100), generator=torch.Generator().manual_seed(5))
+    limits = thresholds(values, 0.1)
+    for time in range(3):
+        rows = (drawn[time][:, None] * 6 + torch.arange(6)).flatten()
+        for pair in range(4):
+            true, score = labels[rows, pair].numpy(), values[rows, pair].numpy()
+            active = score > limits[pair].item()
+            expected = {
+                Measure.AVERAGE_PRECISION: lambda t=true, s=score: average_precision_score(t, s),
+                Measure.AUC: lambda t=true, s=score: roc_auc_score(t, s),
+                Measure.IOU: lambda t=true, a=active: jaccard_score(t, a),
+                Measure.F1: lambda t=true, a=active: f1_score(t, a),
+                Measure.MUTUAL_INFORMATION: lambda t=true, a=active: mutual_info_score(t, a),
+            }[measure]()
+            assert abs(found[time, pair] - expected) < 1e-10
+
+
+def test_a_concept_that_nobody_carries_has_no_score() -> None:
+    values, labels = _data(4, tied=False)
+    labels[:, 0] = False
+    ranks = Ranks.of(values)
+    assert bool(average_precision(ranks, labels)[:, 0].isnan().all())
+    assert bool(auc(ranks, labels)[:, 0].isnan().all())
+
+
+def test_measures_have_names() -> None:
+    assert measure_of("iou") is Measure.IOU
+    assert measure_of(Measure.AUC) is Measure.AUC
+    with pytest.raises(ValueError, match="no measure is called 'kappa'; there are average_prec"):
+        measure_of("kappa")
+    with pytest.raises(ValueError, match="needs ranks"):
+        Table.of(torch.ones(3, 1, dtype=torch.bool), torch.ones(3, 1, dtype=torch.bool)).of_measure(
+            Measure.AUC
+        )
+
+
+def test_scores_of_a_planted_direction_are_the_analytic_ones() -> None:
+    # Two Gaussians a distance d apart: AUC = Phi(d / sqrt 2).
+    generator = np.random.default_rng(0)
+    true = generator.random(200_000) < 0.1
+    values = torch.from_numpy(generator.standard_normal((200_000, 1)) + 1.5 * true[:, None])
+    labels = torch.from_numpy(true)[:, None]
+    phi = torch.distributions.Normal(0.0, 1.0).cdf
+    area = auc(Ranks.of(values), labels)
+    assert abs(float(area) - float(phi(torch.tensor(1.5 / 2**0.5)))) < 0.004
+    # Active above t: P(active, true) = p Phi(d - t), P(active) = that + (1 - p) Phi(-t).
+    limit = thresholds(values, 0.1)
+    hit, false = 0.1 * float(phi(1.5 - limit)), 0.9 * float(phi(-limit))
+    table = Table.of(values > limit, labels)
+    assert abs(float(table.of_measure(Measure.IOU)) - hit / (0.1 + false)) < 0.01
+    assert abs(float(table.of_measure(Measure.F1)) - 2 * hit / (0.1 + hit + false)) < 0.01
+    # Average precision: the integral of precision over recall, by the trapezoid rule.
+    t = torch.linspace(8, -6, 4001, dtype=torch.float64)
+    recall, other = phi(1.5 - t), phi(-t)
+    precision = 0.1 * recall / (0.1 * recall + 0.9 * other)
+    expected = float(torch.trapezoid(precision[100:], recall[100:]))
+    assert abs(float(average_precision(Ranks.of(values), labels)) - expected) < 0.01

@@ -1,0 +1,391 @@
+"""What directions are selective for, read together, respond to, and do."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import pathlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe.algebra.haar import haar
+from basis_probe.concepts.causes import gini, top_share
+from basis_probe.concepts.examples import Top
+from basis_probe.concepts.selectivity import best_share, mean_share, shares
+from basis_probe.statistics.nulls import Problem, Rotation
+
+
+def _classes(samples: int = 3000, dim: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 4, (samples,), generator=generator)
+    x = torch.randn(samples, dim, generator=generator, dtype=torch.float64)
+    x[:, 0] += labels
+    x[:, 1] += 3 * (labels == 2)
+    return 50 + x * torch.tensor([1.0, 2.0, 0.1, 5.0, 1.0, 1.0]), labels
+
+
+# --- selectivity ----------------------------------------------------------------------------------
+
+
+def test_shares_are_those_of_an_analysis_of_variance() -> None:
+    x, labels = _classes()
+    shift = x[:10].mean(0)
+    parts = [
+        bp.Scatter.of(x[rows], labels[rows], 4, shift) for rows in torch.arange(3000).split(700)
+    ]
+    scatter = sum(parts[1:], parts[0])
+    generator = torch.Generator().manual_seed(1)
+    turn = haar(6, generator)
+    found = shares(scatter.between, scatter.total, turn)
+    turned = (x @ turn).numpy()
+    for direction in range(6):
+        column = turned[:, direction]
+        groups = [column[labels.numpy() == value] for value in range(4)]
+        between = sum(len(g) * (g.mean() - column.mean()) ** 2 for g in groups)
+        assert abs(found[direction] - between / ((column - column.mean()) ** 2).sum()) < 1e-10
+
+
+def test_the_closed_form_is_the_mean_over_rotations() -> None:
+    x, labels = _classes()
+    scatter = bp.Scatter.of(x, labels, 4)
+    between, total = scatter.between, scatter.total
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(6, 400_000, generator=generator, dtype=torch.float64)
+    drawn = shares(between, total, z)
+    error = float(drawn.std()) / 400_000**0.5
+    assert abs(mean_share(between, total) - float(drawn.mean())) < 4 * error
+    # Where every direction varies alike, it is the trace.
+    eye = torch.eye(6, dtype=torch.float64)
+    assert abs(mean_share(between, eye) - float(between.trace()) / 6) < 1e-9
+
+
+def test_the_ceiling_is_that_of_linear_discriminant_analysis() -> None:
+    x, labels = _classes()
+    scatter = bp.Scatter.of(x, labels, 4)
+    share, _ = best_share(scatter.between, scatter.total)
+    fitted = LinearDiscriminantAnalysis(solver="eigen", n_components=1).fit(x, labels)
+    told = torch.from_numpy(fitted.transform(x.numpy()))
+    again = bp.Scatter.of(told, labels, 4)
+    assert abs(share - float(again.between / again.total)) < 1e-8
+    found = bp.selectivity(scatter, "class", frames=19)
+    assert share > found.highest.observed > found.highest.null_mean
+    assert found.chance < 0.002 and "class: axes" in str(found)
+    with pytest.raises(ValueError, match="labels go from 0 to 3 and there are 2 values"):
+        bp.Scatter.of(x, labels, 2)
+    with pytest.raises(ValueError, match="different shifts"):
+        scatter + bp.Scatter.of(x[:9], labels[:9], 4)
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def test_few_axes_tell_what_lies_on_few_axes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3000, 20, generator=generator, dtype=torch.float64)
+    either = (x[:, 3] + x[:, 7] > 1.8)[:, None]
+    halves = torch.arange(3000) % 2
+    alternatives = Rotation().alternatives(Problem(x, bp.Orthogonal(20), halves))
+    found = bp.sparse_probes(alternatives, either, ["either"], halves, sizes=(1, 2, 20))
+    assert set(found[1].axes) == {3, 7}
+    assert found[1].auc.observed > 0.99 > found[1].auc.null_high and found[1].auc.p_value == 0.05
+    # All directions together are the same space in every frame.
+    assert abs(found[2].auc.observed - found[2].auc.null_mean) < 1e-3
+    with pytest.raises(ValueError, match="never or always true"):
+        bp.sparse_probes(alternatives, either & False, ["none"], halves)
+    with pytest.raises(ValueError, match="give numbers of directions"):
+        bp.sparse_probes(alternatives, either, ["either"], halves, sizes=())
+
+
+# --- examples -------------------------------------------------------------------------------------
+
+
+def test_the_top_of_a_stream_does_not_depend_on_its_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 9, (200, 3), generator=generator).double()
+    keys = torch.arange(200)
+    whole = Top.of(values, keys, 7)
+    order = torch.randperm(200, generator=generator)
+    parts = Top.empty(7, 3)
+    for rows in order.split(31):
+        parts = parts + Top.of(values[rows], keys[rows], 7)
+    assert torch.equal(parts.values, whole.values) and torch.equal(parts.keys, whole.keys)
+    for direction in range(3):
+        expected = sorted(range(200), key=lambda i: (-values[i, direction].item(), i))[:7]
+        assert whole.keys[:, direction].tolist() == expected
+
+
+class Reader(nn.Module):
+    """Token ids -> neurons, one of which responds to token 5 -> logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.act = nn.Embedding(12, 8), nn.ReLU()
+        self.up, self.down = nn.Linear(8, 10), nn.Linear(10, 12)
+        with torch.no_grad():
+            self.embed.weight[:, 0] = 0.0
+            self.embed.weight[5, 0] = 10.0
+            self.up.weight[4] = torch.eye(8)[0]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.down(self.act(self.up(self.embed(ids))))
+
+
+def _ids() -> Tensor:
+    return torch.randint(0, 12, (30, 9), generator=torch.Generator().manual_seed(1))
+
+
+def _examples(**options: Any) -> bp.Examples:
+    ids = _ids()
+    return bp.top_examples(
+        Reader().eval(), ids.split(7), site="act", axes=[4, 5], rotated=3, size=8,
+        concepts={"five": ids == 5, "even": ids % 2 == 0}, **options,
+    )  # fmt: skip
+
+
+def test_top_contexts_are_the_most_active_ones() -> None:
+    found = _examples()
+    assert [top.label for top in found.axes] == ["axis 4", "axis 5"]
+    assert len(found.rotated) == 3
+    five = found.axes[0]
+    assert five.scores == {"token purity": 1.0, "concept purity": 1.0} and five.concept == "five"
+    ids, model = _ids(), Reader().eval()
+    with torch.no_grad():
+        activations = model.act(model.up(model.embed(ids)))
+    for top in found.axes:
+        values = [context.activation for context in top.contexts]
+        expected = activations[..., top.axis].flatten().sort(descending=True).values[:8]
+        assert torch.allclose(torch.tensor(values), expected.float(), atol=1e-6)
+        for context in top.contexts:
+            assert context.tokens[context.at] == f" {ids[context.example, context.position]}"
+    assert found.mean("token purity")[0] > 0.5
+    assert sorted(top.label for top in found.blind()) == sorted(
+        top.label for top in (*found.axes, *found.rotated)
+    )
+    assert bp.Examples.from_json(found.to_json()) == found
+    assert "outline" in found._repr_html_() and "axis 4" in five._repr_html_()
+
+
+def test_tokens_are_shown_escaped() -> None:
+    context = bp.Context(("<b>", "x"), (1.0, 0.5), 0, 0, 0)
+    top = bp.TopContexts("axis <i>", 0, 1, (context,), {"token purity": 1.0})
+    html = top._repr_html_()
+    assert "axis <i>" not in html and "<bdi><b>" not in html
+    assert "&lt;b&gt;" in html and "&lt;i&gt;" in html and context.shade(1) == 0.5
+
+
+def test_examples_that_cannot_be_had() -> None:
+    with pytest.raises(ValueError, match="the site has axes 0 to 9"):
+        bp.top_examples(Reader(), [_ids()], site="act", axes=[10])
+    with pytest.raises(ValueError, match="keep at least one context"):
+        bp.top_examples(Reader(), [_ids()], site="act", size=0)
+    with pytest.raises(bp.SiteError, match="stands for"):
+        bp.top_examples(Reader(), [_ids()], site="*")
+    with pytest.raises(bp.DataError, match="no batch"):
+        bp.top_examples(Reader(), [], site="act")
+
+
+# --- explanations ---------------------------------------------------------------------------------
+
+
+def _by_token(contexts: Sequence[bp.Context]) -> str:
+    tokens = [context.tokens[context.at] for context in contexts]
+    return max(set(tokens), key=lambda token: (tokens.count(token), token))
+
+
+def _same_token(explanation: str, contexts: Sequence[bp.Context]) -> list[bool]:
+    return [context.tokens[context.at].strip() == explanation for context in contexts]
+
+
+QUICK = bp.Budget(retries=1, wait=0.0, shown=4)
+
+
+def test_a_direction_of_one_token_is_explained_by_it() -> None:
+    found = bp.explain(_examples(), _by_token, _same_token, budget=QUICK)
+    assert found.axes[0].explanation == "5" and found.axes[0].score == 1.0
+    assert found.failed == (0, 0) and found.calls == 2 * 5
+    assert bp.Explanations.from_json(found.to_json()) == found
+    assert "detection" in str(found)
+
+
+def test_failures_are_kept_and_count_as_chance() -> None:
+    def silent(contexts: Sequence[bp.Context]) -> str:
+        return "  "
+
+    def broken(explanation: str, contexts: Sequence[bp.Context]) -> list[bool]:
+        raise TimeoutError("too slow")
+
+    examples = _examples()
+    nothing = bp.explain(examples, silent, _same_token, budget=QUICK)
+    assert nothing.failed == (2, 3) and nothing.means == (0.5, 0.5)
+    assert nothing.calls == 10 and len(nothing.axes[0].failures) == 2
+    assert "in place of a sentence" in nothing.axes[0].failures[0]
+    late = bp.explain(examples, _by_token, broken, budget=QUICK)
+    assert late.failed == (2, 3) and "TimeoutError: too slow" in late.axes[0].failures
+    wrong = bp.explain(examples, _by_token, lambda e, c: [True], budget=QUICK)
+    assert any("gave 1 answers to 8 contexts" in f for f in wrong.axes[0].failures)
+    none: Any = lambda e, c: None  # noqa: E731
+    assert (
+        "in place of 8 answers"
+        in bp.explain(examples, _by_token, none, budget=QUICK).axes[0].failures[0]
+    )
+    short = bp.explain(examples, _by_token, _same_token, budget=bp.Budget(calls=3, wait=0.0))
+    assert short.calls == 3 and sum(short.failed) == 4
+    spent = [f for one in (*short.axes, *short.rotated) for f in one.failures]
+    assert "the budget of 3 calls is spent" in spent
+    with pytest.raises(ValueError, match="give at least one call"):
+        bp.explain(examples, _by_token, _same_token, budget=bp.Budget(calls=0))
+    few = bp.explain(examples, _by_token, _same_token, budget=bp.Budget(shown=99))
+    assert "no contexts to hold out" in few.axes[0].failures[0]
+
+
+class _Stub(http.server.BaseHTTPRequestHandler):
+    """A chat endpoint: explains by a fixed sentence, judges by what is between << and >>."""
+
+    asked: list[dict[str, Any]] = []  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        _Stub.asked.append({"path": self.path, "key": self.headers["Authorization"]} | body)
+        text = body["messages"][0]["content"]
+        if body["model"] == "broken":
+            answer: Any = {"error": "no such model"}
+        elif "Answer with a JSON list" in text:
+            lines = text.split("\n\n")[-1].splitlines()
+            judged = [int("<< 5>>" in line) for line in lines]
+            answer = {"choices": [{"message": {"content": f"Sure: {judged}"}}]}
+        else:
+            answer = {"choices": [{"message": {"content": "the token 5"}}]}
+        raw = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Stub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_an_endpoint_explains_and_judges(url: str) -> None:
+    endpoint = bp.Endpoint(url, "stub", key="secret", options={"temperature": 0}, timeout=10.0)
+    found = bp.explain(_examples(), endpoint.explain, endpoint.judge, budget=QUICK)
+    assert found.axes[0].explanation == "the token 5" and found.axes[0].score == 1.0
+    last = _Stub.asked[-1]
+    assert last["path"] == "/v1/chat/completions" and last["key"] == "Bearer secret"
+    assert last["temperature"] == 0 and "secret" not in repr(endpoint)
+    broken = bp.Endpoint(url, "broken", timeout=10.0)
+    with pytest.raises(ValueError, match="the endpoint answered"):
+        broken.chat("hello")
+    with pytest.raises(ValueError, match="give an http address"):
+        bp.Endpoint("file:///etc", "x").chat("hello")
+    nobody = bp.Endpoint("http://127.0.0.1:9", "x", timeout=1.0)
+    gone = bp.explain(_examples(), nobody.explain, nobody.judge, budget=QUICK)
+    assert gone.failed == (2, 3) and "URLError" in gone.axes[0].failures[0]
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+def test_an_exported_basis_reconstructs_its_input(tmp_path: pathlib.Path) -> None:
+    turn = haar(6, torch.Generator().manual_seed(0)).float()
+    folder = bp.export_basis(
+        turn, tmp_path / "sae", hook_name="blocks.0.hook_resid_pre", model_name="m", context_size=64
+    )
+    config = json.loads((folder / "cfg.json").read_text())
+    weights = load_file(folder / "sae_weights.safetensors")
+    assert config["d_in"] == 6 and config["d_sae"] == 12 and config["context_size"] == 64
+    assert config["architecture"] == "standard" and config["hook_name"].endswith("resid_pre")
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    features = torch.relu(x @ weights["W_enc"] + weights["b_enc"])
+    assert torch.allclose(features @ weights["W_dec"] + weights["b_dec"], x, atol=1e-5)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        bp.export_basis(turn * torch.nan, tmp_path, hook_name="", model_name="")
+
+
+# --- causes ---------------------------------------------------------------------------------------
+
+
+def test_ablating_an_axis_is_holding_it_at_its_mean() -> None:
+    model, ids = Reader().eval(), _ids()
+    found = bp.ablate(model, ids.split(11), site="act", axes=[4, 2], rotations=2)
+    with torch.no_grad():
+        hidden = model.act(model.up(model.embed(ids)))
+
+    def loss(hidden: Tensor) -> float:
+        with torch.no_grad():
+            logits = model.down(hidden)[:, :-1].flatten(0, 1)
+        return float(nn.functional.cross_entropy(logits, ids[:, 1:].flatten()))
+
+    assert abs(found.loss - loss(hidden)) < 1e-5
+    for place, axis in enumerate((4, 2)):
+        held = hidden.clone()
+        held[..., axis] = hidden[..., axis].mean()
+        assert abs(found.axes[place] - (loss(held) - loss(hidden))) < 1e-5
+    v = haar(10, torch.Generator().manual_seed(0))[:, 4].float()
+    held = hidden - ((hidden - hidden.flatten(0, 1).mean(0)) @ v)[..., None] * v
+    assert abs(found.rotated[0, 0] - (loss(held) - loss(hidden))) < 1e-5
+    assert not model.act._forward_hooks and "Gini" in str(found)
+
+
+def test_concentration_is_known_where_it_is_known() -> None:
+    flat, single = torch.ones(200).double(), torch.eye(200, dtype=torch.float64)[3]
+    assert float(gini(flat)) == 0 and abs(float(gini(single)) - 199 / 200) < 1e-12
+    assert abs(float(top_share(flat)) - 0.01) < 1e-12 and float(top_share(single)) == 1
+    assert float(gini(0 * flat)) == 0 == float(top_share(0 * flat))
+
+
+def test_effects_that_cannot_be_had() -> None:
+    ids = _ids()
+    with pytest.raises(ValueError, match="has axes 0 to 9"):
+        bp.ablate(Reader(), [ids], site="act", axes=[99])
+    with pytest.raises(ValueError, match="at least one to compare with"):
+        bp.ablate(Reader(), [ids], site="act", rotations=0)
+    with pytest.raises(bp.SiteError, match="stands for"):
+        bp.ablate(Reader(), [ids], site="*")
+    with pytest.raises(bp.SiteError, match="not what a module returns"):
+        bp.ablate(Reader(), [ids], site="act:in")
+    with pytest.raises(bp.DataError, match="no next-token loss"):
+        bp.ablate(nn.Sequential(nn.Linear(4, 5), nn.ReLU()), [torch.randn(9, 4)], site="1")
+    found = bp.ablate(
+        nn.Sequential(nn.Linear(4, 5), nn.ReLU()), [torch.randn(9, 4)], site="1", axes=[0],
+        rotations=1, loss=lambda output, batch: output.square().mean(),
+    )  # fmt: skip
+    assert found.axes.shape == (1,)
+
+
+def test_logits_of_few_tokens_have_heavy_tails() -> None:
+    generator = torch.Generator().manual_seed(0)
+    unembed = torch.randn(12, 300, generator=generator)
+    unembed[0] *= 0.01
+    unembed[0, 7] = 9.0
+    found = bp.logit_effects(torch.eye(12), unembed)
+    values = unembed.double().numpy()
+    centred = values - values.mean(1, keepdims=True)
+    expected = (centred**4).mean(1) / (centred**2).mean(1) ** 2
+    assert np.allclose(found.kurtosis, expected)
+    assert found.raised[0, 0] == 7 and found.kurtosis[0] > 100
+    assert found.mean_kurtosis.observed > found.mean_kurtosis.null_high
+    with pytest.raises(ValueError, match="give"):
+        bp.logit_effects(torch.eye(3), unembed)
+    halved = bp.logit_effects(torch.eye(12), unembed, gain=torch.full((12,), 0.5))
+    assert np.allclose(halved.kurtosis, expected)
