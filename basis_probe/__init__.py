@@ -56,6 +56,7 @@ from basis_probe.results import Verdict as Verdict
 from basis_probe.statistics.nulls import Counterfactual as Counterfactual
 from basis_probe.statistics.nulls import CovariancePreserving as CovariancePreserving
 from basis_probe.statistics.nulls import GaussianSurrogate as GaussianSurrogate
+from basis_probe.statistics.nulls import Geometry as Geometry
 from basis_probe.statistics.nulls import Null as Null
 from basis_probe.statistics.nulls import RandomWeights as RandomWeights
 from basis_probe.statistics.nulls import Rotation as Rotation

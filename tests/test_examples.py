@@ -33,6 +33,7 @@ SHORT = {
     "torch_cnn": {"STEPS = 150": "STEPS = 4", "IMAGES = 256": "IMAGES = 64"},
     "raw_activations": {"SAMPLES = 4000": "SAMPLES = 600"},
     "rotation": {"TEXTS = 64": "TEXTS = 12"},
+    "network_dissection": {"IMAGES = 400": "IMAGES = 48", "STEPS = 300": "STEPS = 150"},
     "adam_and_sgd": {"STEPS = 1600": "STEPS = 2", "EVERY = 400": "EVERY = 2", "= 600": "= 20"},
 }
 
@@ -56,7 +57,7 @@ def test_an_example_runs_in_a_short_form(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quickstart", "rotation", "adam_and_sgd"])
+@pytest.mark.parametrize("name", ["quickstart", "rotation", "adam_and_sgd", "network_dissection"])
 def test_a_longer_example_runs_in_a_short_form(
     name: str,
     tmp_path: pathlib.Path,
