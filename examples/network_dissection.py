@@ -28,7 +28,7 @@ FRAMES = 19
 
 
 def shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """[count, 3, 32, 32] images of three squares each, and the colour of every pixel, 0 for none."""
+    """[count, 3, 32, 32] images of three squares each, and every pixel's colour, 0 for none."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.tensor(
         [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]]
