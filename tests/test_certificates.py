@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import assets
 import families
 import pytest
 import small_models as small
@@ -348,3 +349,60 @@ def test_twins_of_transformers(name: str, bridged: bool) -> None:
             for out in (model(**batch), twin(**batch))
         )
     assert float((ours - theirs).abs().max()) <= 1e-4 * float(ours.abs().max())
+
+
+# --- real models ----------------------------------------------------------------------------------
+
+
+def require_all(found: dict[str, bp.Symmetry]) -> None:
+    """Every claim is proved, and many are made."""
+    claims = [s for s in found.values() if s.privileged is not bp.Privileged.UNKNOWN]
+    assert len(claims) > 8
+    for symmetry in claims:
+        require_proof(symmetry)
+
+
+def test_every_claim_about_small_trained_networks_is_proved() -> None:
+    images, _ = assets.cifar(2, colours=assets.RESNET_COLOURS)
+    require_all(bp.symmetries(assets.small_cnn("relu"), images))
+    require_all(bp.symmetries(assets.small_cnn("sigmoid"), images))
+    require_all(bp.symmetries(assets.llama(), {"input_ids": assets.story_tokens(2, length=12)}))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_claim_about_larger_trained_networks_is_proved() -> None:
+    images, _ = assets.cifar(2, colours=assets.RESNET_COLOURS)
+    require_all(bp.symmetries(assets.resnet(20), images))
+    require_all(bp.symmetries(assets.resnet(32), images))
+    require_all(bp.symmetries(assets.llama_bridge(), assets.story_tokens(2, length=12)))
+    pixels = 50 * torch.randn(2, 3, 227, 227, generator=torch.Generator().manual_seed(0))
+    require_all(bp.symmetries(assets.squeezenet(), pixels))
+    words = assets.minilm_tokenizer()(["A man is eating food."], return_tensors="pt")
+    require_all(bp.symmetries(assets.minilm(), dict(words)))
+
+
+def test_a_language_model_whose_residual_stream_is_turned_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def normed(self: LlamaRMSNorm, x: Tensor) -> Tensor:
+        """As the original, but in the precision that it is given."""
+        size = x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon
+        return self.weight * x * torch.rsqrt(size)
+
+    model, ids = assets.llama(), assets.story_tokens(2, length=48)
+    turn = bp.Orthogonal(64).sample(torch.Generator().manual_seed(0))
+    twin = bp.reparametrize(model, "model.layers.2", turn, example_input={"input_ids": ids})
+    with torch.no_grad():
+        ours, theirs = model(ids).logits, twin(ids).logits
+    assert float((ours - theirs).abs().max()) <= 1e-4 * float(ours.abs().max())
+    monkeypatch.setattr(LlamaRMSNorm, "forward", normed)
+    exact = assets.llama().double()
+    twin = bp.reparametrize(exact, "model.layers.2", turn, example_input={"input_ids": ids})
+    with torch.no_grad():
+        ours, theirs = (m(ids, output_hidden_states=True) for m in (exact, twin))
+    assert float((ours.logits - theirs.logits).abs().max()) <= 1e-9 * float(ours.logits.abs().max())
+    for before, after in zip(ours.hidden_states[:-1], theirs.hidden_states[:-1], strict=True):
+        torch.testing.assert_close(after, before @ turn.T, rtol=1e-9, atol=1e-9)
