@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types fast-test slow-test docs wheel clean
+.PHONY: help demo bench test lint types fast-test slow-test docs wheel clean
 
 help:
 	@echo "make demo       probe the model that comes with the package, write a report"
+	@echo "make bench      what a probe costs, in ratios measured side by side"
 	@echo "make test       lint, types and tests"
 	@echo "make lint       lint only"
 	@echo "make types      types only"
@@ -23,6 +24,9 @@ help:
 
 demo: $(VENV)/.ready
 	$(BIN)/basis-probe demo
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m benchmarks
 
 test: lint types fast-test
 

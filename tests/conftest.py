@@ -80,6 +80,12 @@ def no_network() -> Iterator[None]:
     assert not _attempts, f"the test tried to reach {sorted(set(_attempts))}"
 
 
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where models run: the CPU, or what BASIS_PROBE_DEVICE names, such as cuda."""
+    return torch.device(os.environ.get("BASIS_PROBE_DEVICE", "cpu"))
+
+
 @pytest.fixture
 def as_shipped() -> Iterator[None]:
     """The package as users have it: annotations are not checked, so its own errors speak."""

@@ -61,10 +61,7 @@ class BatchSums:
         """
         x = x.detach().to(float64_device(x))
         if x.device.type != "cpu":
-            # Decisions that depend on values would make the processor wait for the device.
-            bad = x.numel() - torch.isfinite(x).sum()
-            rows = _across(x, centred=centred, elements=_ACCELERATOR_ELEMENTS) if across else None
-            return BatchSums(Moments.of(x), *(rows or (None, None, None)), bad)
+            return without_waiting(x, across=across, centred=centred)
         if not len(x) or not x.shape[1]:
             return _carefully(x, across=across, centred=centred)
         sums, rows = _powers(x, across=across and not centred)
@@ -96,6 +93,16 @@ class BatchSums:
             m2=(kappa - mean).square().sum(),
             share=share * (dim**2 / len(kappa)),
         )
+
+
+def without_waiting(x: Tensor, *, across: bool, centred: bool) -> BatchSums:
+    """The sums of a matrix on an accelerator, for which the processor never waits.
+
+    Nothing is decided by values, which would have to come off the device for that.
+    """
+    bad = x.numel() - torch.isfinite(x).sum()
+    rows = _across(x, centred=centred, elements=_ACCELERATOR_ELEMENTS) if across else None
+    return BatchSums(Moments.of(x), *(rows or (None, None, None)), bad)
 
 
 Rows = tuple[Tensor, Tensor, Tensor]

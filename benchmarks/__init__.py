@@ -1,0 +1,1 @@
+"""What a probe costs, in ratios that are measured side by side."""

@@ -1,0 +1,245 @@
+"""One measurement in a process of its own; the last line it prints is what it found, as JSON."""
+
+import contextlib
+import functools
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import basis_probe as bp
+from basis_probe.adapters.batches import batch_of
+from basis_probe.adapters.models import recognise
+from benchmarks.shapes import SHAPES, Shape
+
+SITES = ["blocks.*.hook_resid_pre", "blocks.*.mlp.hook_post"]
+
+
+class Clock:
+    """Seconds of all processors and on the wall, by what they were spent on."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.cpu: dict[str, list[float]] = {}
+        self.wall: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def measuring(self, name: str) -> Iterator[None]:
+        """Measures what happens in the context."""
+        self._wait()
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self._wait()
+        self.cpu.setdefault(name, []).append(time.process_time() - cpu)
+        self.wall.setdefault(name, []).append(time.perf_counter() - wall)
+
+    def _wait(self) -> None:
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def _model(shape: Shape, device: str, dtype: str) -> Any:
+    from transformer_lens import TransformerBridge, TransformerBridgeConfig
+
+    bridge = TransformerBridge.boot_native(TransformerBridgeConfig(**shape.settings))
+    return bridge.to(device=device, dtype=getattr(torch, dtype)).eval()
+
+
+def _data(shape: Shape, tokens: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.batch, shape.length)
+    count = max(1, tokens // (shape.batch * shape.length))
+    high = shape.settings["d_vocab"]
+    return [torch.randint(0, high, size, generator=generator) for _ in range(count)]
+
+
+def _peak() -> float:
+    """Megabytes: the most that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def _timed(clock: Clock, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with clock.measuring(name):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
+    """A probe beside the bare forward passes over the same batches."""
+    module = sys.modules[bp.probe.__module__]
+    model, data = _model(shape, device, dtype), _data(shape, tokens)
+    clock = Clock(device)
+    with torch.no_grad():
+        model(data[0].to(device))
+        for batch in data:
+            with clock.measuring("bare"):
+                model(batch.to(device))
+    bare = _peak()
+    stages = {
+        "read": (module._Run, "read"),
+        "watch": (module.Watched, "of"),
+        "proof": (module, "_proved"),
+        "null": (module, "gather"),
+    }
+    peaks: dict[str, float] = {}
+    for name, (holder, attribute) in stages.items():
+        timed = _timed(clock, name, getattr(holder, attribute))
+
+        def run(*args: Any, timed: Any = timed, name: str = name, **kwargs: Any) -> Any:
+            result = timed(*args, **kwargs)
+            peaks[name] = _peak()
+            return result
+
+        setattr(holder, attribute, staticmethod(run) if name == "watch" else run)
+    with clock.measuring("probe"):
+        report = bp.probe(model, data, sites=SITES, progress=False)
+    # Batch by batch, one way after the other, so that a busy machine is busy for both.
+    choices = module.Choices.of(
+        sites=SITES,
+        scores=None,
+        null=None,
+        groups=None,
+        seed=0,
+        max_samples=None,
+        certificates=False,
+        progress=False,
+    )
+    subject = recognise(model)
+    batches = [
+        batch_of(batch, number=0, tokenizer=None, device=torch.device(device)) for batch in data[:6]
+    ]
+    watching = module.Watched.of(subject, batches[0], choices)
+    made = module._Run(watching, choices, tuple(watching.plans), module.Part(), None)
+    for number, batch in enumerate(batches):
+        call = functools.partial(subject.call, batch)
+        if number >= 2:
+            with clock.measuring("pair bare"), torch.no_grad():
+                call()
+            with clock.measuring("pair stream"):
+                made.stream.see(model, batch, call)
+            settled, made.stream._settled = made.stream._settled, None
+            with clock.measuring("pair whole"):
+                made.stream.see(model, batch, call)
+            made.stream._settled = settled
+        else:
+            made.stream.see(model, batch, call)
+    cpu = {name: sum(times) for name, times in clock.cpu.items()}
+    wall = {name: sum(times) for name, times in clock.wall.items()}
+    return {
+        "tokens": tokens,
+        "bare_cpu": cpu["bare"],
+        "bare_wall": wall["bare"],
+        "read_cpu": cpu["read"],
+        "stream_cpu": _ratio(clock.cpu, "pair stream"),
+        "stream_wall": _ratio(clock.wall, "pair stream"),
+        "whole_cpu": _ratio(clock.cpu, "pair whole"),
+        "probe_cpu": cpu["probe"] / cpu["bare"],
+        "probe_wall": wall["probe"] / wall["bare"],
+        "watch_cpu": clock.cpu["watch"][0],
+        "proof_cpu": cpu.get("proof", 0.0),
+        "null_cpu": cpu["null"],
+        "null_per_site": cpu["null"] / len(report.sites),
+        "stream_peak": peaks["read"] - bare,
+        "probe_peak": max(peaks.values()) - bare,
+        "peaks": {name: peak - bare for name, peak in peaks.items()},
+    }
+
+
+def _ratio(times: dict[str, list[float]], name: str) -> float:
+    """The median over batches of the time of one way over that of the bare forward."""
+    pairs = zip(times[name], times["pair bare"], strict=True)
+    return float(np.median([one / other for one, other in pairs]))
+
+
+def notebook(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
+    """What a notebook does: everything cached, turned by full Haar frames, in NumPy."""
+    model, data = _model(shape, device, dtype), _data(shape, tokens)
+    clock = Clock(device)
+    names = [
+        name for name in model.hook_dict if name.endswith((".hook_resid_pre", "mlp.hook_post"))
+    ]
+    with torch.no_grad(), clock.measuring("cache"):
+        _, cache = model.run_with_cache(data[0].to(device), names_filter=lambda n: n in names)
+        rows = {name: cache[name].float().cpu().numpy() for name in names}
+    del cache, rows
+    generator = np.random.default_rng(0)
+    for name in ("d_model", "d_mlp"):
+        dim = shape.settings[name]
+        x = generator.standard_normal((tokens, dim), dtype=np.float32)
+        for _ in range(2):
+            with clock.measuring(name):
+                q, r = np.linalg.qr(generator.standard_normal((dim, dim)).astype(np.float32))
+                y = x @ (q * np.sign(np.diag(r)))
+                y -= y.mean(0)
+                square = y * y
+                (square * square).mean(0) / square.mean(0) ** 2
+        del x, y, square
+    with clock.measuring("probe"):
+        bp.probe(model, data, sites=SITES, progress=False)
+    frames = bp.Counterfactual().frames
+    layers = shape.settings["n_layers"]
+    one = {name: min(times) for name, times in clock.cpu.items()}
+    turned = frames * layers * (one["d_model"] + one["d_mlp"])
+    cached = one["cache"] * len(data)
+    return {
+        "cache": cached,
+        "narrow_frame": one["d_model"],
+        "wide_frame": one["d_mlp"],
+        "frames": turned,
+        "probe": one["probe"],
+        "ratio": (cached + turned) / one["probe"],
+    }
+
+
+def growth(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
+    """How the cost of streaming grows with samples, width and sites."""
+    rows: list[tuple[str, float]] = []
+    for words, samples, dim, sites in (
+        ("1,024 samples, 256 wide, one site", 1024, 256, 1),
+        ("16,384 samples", 16384, 256, 1),
+        ("131,072 samples", 131072, 256, 1),
+        ("16,384 samples, 1,024 wide", 16384, 1024, 1),
+        ("16,384 samples, 4,096 wide", 16384, 4096, 1),
+        ("16,384 samples, 256 wide, 8 sites", 16384, 256, 8),
+    ):
+        layers = torch.nn.Sequential(*(torch.nn.Identity() for _ in range(sites)))
+        layers = layers.to(device)
+        clock = Clock(device)
+        x = torch.randn(samples, dim, device=device)
+        from basis_probe.adapters.places import Address, Place
+        from basis_probe.stream import Plan, Stream
+
+        plans = {str(n): Plan(Address(Place.OUTPUT, str(n)), None, dim) for n in range(sites)}
+        stream = Stream(plans, seed=0, capacity=4096, most=None)
+        for chunk in x.split(1024):
+            batch = batch_of(chunk, number=0, tokenizer=None, device=torch.device(device))
+            with clock.measuring("see"):
+                stream.see(layers, batch, functools.partial(layers, chunk))
+        rows.append((words, sum(clock.cpu["see"]) / samples * 1e6))
+    return {"rows": rows}
+
+
+def main() -> None:
+    """Measures what the words of this process say."""
+    settings = json.loads(sys.argv[1])
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(settings["threads"])
+    tasks = {"probe": probe, "notebook": notebook, "growth": growth}
+    found = tasks[settings["task"]](
+        SHAPES[settings["shape"]], settings["tokens"], settings["device"], settings["dtype"]
+    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
