@@ -360,3 +360,11 @@ class Fickle(nn.Module):
 def test_a_layer_that_changes_under_way_is_noticed() -> None:
     report = bp.probe(Fickle().eval(), _data(), sites=["out"], certificates=False, progress=False)
     assert "not in later ones" in report["out"].verdict.sentence
+
+
+def test_two_names_of_one_tensor_are_seen_once_and_reported_twice() -> None:
+    partial = _observe(_data(2), sites=["0", "1:in"])
+    assert len(partial.seen) == 1
+    report = _report(partial)
+    assert report.sites == ("0", "1:in")
+    assert report["0"].scores == report["1:in"].scores
