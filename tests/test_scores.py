@@ -402,6 +402,24 @@ def test_the_observed_axes_keep_their_scores_where_the_group_keeps_axes(
     torch.testing.assert_close(after, before[order], rtol=1e-9, atol=1e-9)
 
 
+ACROSS = [pytest.param(score, id=name) for name, score in SCORES.items() if score.across_axes]
+
+
+@pytest.mark.parametrize("score", ACROSS)
+def test_sizes_of_planes_are_not_compared_where_the_group_scales_them(score: Score) -> None:
+    group, x = ACTING["planes"], _data()
+    size = torch.logspace(-2, 2, DIM // 2, dtype=torch.float64).repeat(2)
+    before, after = (_alternatives(y, group) for y in (x, x * size))
+    for generator in (None, _generator):
+        torch.testing.assert_close(
+            _of(score, after.frame(generator and generator())),
+            _of(score, before.frame(generator and generator())),
+        )
+    # A turn of planes moves the observed axes only among their alternatives.
+    turned = _draws(_alternatives(x @ group.sample(_generator(18)).T, group), score, seed=19)
+    _same_law(_draws(before, score, seed=20).mean(1), turned.mean(1))
+
+
 def test_rescaled_axes_give_the_very_same_frames() -> None:
     x = _data()
     units = torch.logspace(-4, 4, DIM, dtype=torch.float64)

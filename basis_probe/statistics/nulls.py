@@ -388,8 +388,21 @@ class _WhitenedHeads(Alternatives):
 
 
 class _InPlanes(Alternatives):
+    """Every plane is brought to one size first, because the group scales planes."""
+
     def __init__(self, x: Tensor, pairing: str, axes: Tensor) -> None:
-        self.x, self.pairing, self.axes = x, pairing, axes
+        self.axes = axes
+        dim = x.shape[1]
+        if pairing == "half":
+            self.planes = slice(0, dim // 2), slice(dim // 2, 2 * (dim // 2))
+        else:
+            self.planes = slice(0, dim - dim % 2, 2), slice(1, dim, 2)
+        self.x = x.clone()
+        a, b = (x[:, side] for side in self.planes)
+        size = (a.square() + b.square()).mean(0).div(2).sqrt()
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        for side in self.planes:
+            self.x[:, side] /= size
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         read = self.axes.to(self.x.device)
@@ -399,10 +412,7 @@ class _InPlanes(Alternatives):
         angle = 2 * torch.pi * torch.rand(dim // 2, generator=generator, dtype=torch.float64)
         cos, sin = angle.cos().to(self.x), angle.sin().to(self.x)
         post = self.x.clone()
-        if self.pairing == "half":
-            first, second = slice(0, dim // 2), slice(dim // 2, 2 * (dim // 2))
-        else:
-            first, second = slice(0, dim - dim % 2, 2), slice(1, dim, 2)
+        first, second = self.planes
         a, b = self.x[:, first], self.x[:, second]
         post[:, first], post[:, second] = a * cos - b * sin, a * sin + b * cos
         return Frame(post.index_select(1, read))
