@@ -126,6 +126,11 @@ def test_the_observed_frame_is_what_was_observed(geometry: Geometry) -> None:
                 torch.testing.assert_close(
                     white.T @ white / len(white), torch.eye(DIM).double(), rtol=1e-8, atol=1e-8
                 )
+    elif geometry is Geometry.PLANES:
+        # Every plane in units of its own size: the root mean square of both its axes.
+        planes = x.reshape(SAMPLES, 2, DIM // 2)
+        size = planes.square().mean((0, 1)).sqrt()
+        torch.testing.assert_close(frame.post, (planes / size).flatten(1))
     else:
         assert torch.equal(frame.post, x)
 
@@ -168,7 +173,8 @@ def test_adjacent_planes_are_turned_as_such() -> None:
     x = _data()
     alternatives = Rotation().alternatives(_problem(x, Planes(DIM, pairing="adjacent")))
     turned = alternatives.frame(_generator()).post
-    lengths = (rows.reshape(SAMPLES, DIM // 2, 2).square().sum(2) for rows in (turned, x))
+    observed = alternatives.frame(None).post
+    lengths = (rows.reshape(SAMPLES, DIM // 2, 2).square().sum(2) for rows in (turned, observed))
     torch.testing.assert_close(next(lengths), next(lengths))
 
 
