@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe import demo
 
-STEPS = 1600
-EVERY = 400
+STEPS = 800
+EVERY = 200
 TEXTS = 600
 WIDTH = 48
 
