@@ -221,8 +221,8 @@ class ScoreResult(Exact):
     effect_interval: tuple[float, ...] = (math.nan, math.nan)
 
 
-@dataclasses.dataclass(frozen=True)
-class BasisStanding:
+@dataclasses.dataclass(frozen=True, eq=False)
+class BasisStanding(Exact):
     """How one basis of a site's space fared on samples that it was not fitted on.
 
     Attributes:
@@ -287,8 +287,8 @@ class BasisRanking(Exact):
         raise KeyError(f"no basis is called {name!r} here; there are {known}")
 
 
-@dataclasses.dataclass(frozen=True)
-class OrderRecord:
+@dataclasses.dataclass(frozen=True, eq=False)
+class OrderRecord(Exact):
     """One of the three orders in which axes can be privileged, by itself.
 
     Attributes:

@@ -16,10 +16,14 @@ from basis_probe.algebra.groups import (
     Unknown,
 )
 from basis_probe.results import (
+    BasisRanking,
+    BasisStanding,
     Certificate,
     ClosedFormRecord,
     NullRecord,
+    OrderRecord,
     Outcome,
+    PathRecord,
     Provenance,
     Report,
     ScoreResult,
@@ -473,6 +477,38 @@ def wide_report(n_sites: int = 100, *, frames: int = 999, dim: int = 768) -> Rep
             )
         )
     return Report(tuple(sites), provenance("gpt2-like, 50 layers"))
+
+
+def with_companions(text: str = "") -> Report:
+    """A report with the three orders, a ranking of bases and a path; `text` stands in all names."""
+    generator = np.random.default_rng(3)
+    site = _neurons(0, 12.0, Outcome.PRIVILEGED, 0)
+    nan = math.nan
+    orders = (
+        OrderRecord(
+            "first" + text, "offset" + text, 0.4, 0.1, 0.02, 15.0, 0.005, "Offsets." + text
+        ),
+        OrderRecord("second", "variances", 1.2, 1.1, 0.1, 1.0, 0.2, "Variances do not."),
+        OrderRecord("higher", "form", nan, nan, nan, nan, nan, "Nothing can be said."),
+    )
+    standings = (
+        BasisStanding("standard" + text, 1.5, 8.0, 0.6, 1.0, 4),
+        BasisStanding("ica", 2.2, 14.0, 1.0, 0.55, 4, "Found by FastICA." + text),
+        BasisStanding("pca", 1.1, nan, nan, 0.4, 4),
+    )
+    ranking = BasisRanking(
+        score="kurtosis" + text, standings=standings, best="ica", directions=np.eye(4),
+        geometry="euclidean", reads="the activations", null_mean=1.0, null_std=0.06, frames=99,
+        fitted_on=600, judged_on=600,
+    )  # fmt: skip
+    powers = tuple(float(power) for power in np.linspace(0, 1, 5))
+    values = 2.0 - np.linspace(0, 1, 5) + 0.05 * generator.standard_normal((6, 5))
+    path = PathRecord("kurtosis" + text, powers, values)
+    first = next(iter(site.scores))
+    scores = dict(site.scores)
+    scores[first] = dataclasses.replace(scores[first], effect_interval=(9.5, 14.25))
+    full = dataclasses.replace(site, scores=scores, orders=orders, bases=ranking, path=path)
+    return Report((full,), provenance())
 
 
 def hostile_report() -> Report:

@@ -25,6 +25,7 @@ from fake_report import (
     provenance,
     score,
     wide_report,
+    with_companions,
     with_nan,
     without_null,
 )
@@ -94,6 +95,8 @@ REPORTS = {
     "partial": dataclasses.replace(fake_report(), partial=True),
     "failed certificate": _failed(),
     "hostile": hostile_report(),
+    "companions": with_companions(),
+    "hostile companions": with_companions("<script>alert(2)</script>\u202e"),
 }
 
 every_report = pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
@@ -309,6 +312,37 @@ def test_a_partial_report_and_a_failed_certificate_say_so_everywhere() -> None:
         )
         assert all(phrase in text for text in shown)
         assert phrase not in _Page(pages.page(fake_report())).text
+
+
+def test_orders_bases_and_path_are_shown_where_they_are() -> None:
+    report = with_companions()
+    [site] = report
+    text = _Page(pages.page(report)).text
+    assert site.bases is not None and site.path is not None
+    for order in site.orders:
+        assert order.sentence in text
+    places = [text.index(f" {basis} ", text.index("Which basis")) for basis in ("ica", "standard")]
+    assert places == sorted(places), "the best basis comes first"
+    assert "Found by FastICA." in text
+    assert "on the way to turned bases" in text.lower()
+    assert "+9.50 to +14.2" in text
+    usual = _Page(pages.page(fake_report())).text
+    assert "Which basis" not in usual and "Three orders" not in usual
+
+
+def test_a_path_is_drawn_from_the_axes_to_the_turned_basis() -> None:
+    path = with_companions().site_reports[0].path
+    assert path is not None
+    drawn = drawing.path(path)
+    assert drawn is not None
+    assert drawn.turns == len(path.values) == drawn.ways.count("M")
+    assert drawn.first == pytest.approx(path.values[:, 0].mean())
+    assert drawn.last == pytest.approx(path.values[:, -1].mean())
+    points = [tuple(map(float, point.split())) for point in drawn.average[1:].split("L")]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert points[0][1] < points[-1][1], "higher values stand higher"
+    nothing = dataclasses.replace(path, values=np.full_like(path.values, np.nan))
+    assert drawing.path(nothing) is None
 
 
 def test_pages_are_deterministic() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from basis_probe.algebra.groups import Privileged
-from basis_probe.results import ScoreResult
+from basis_probe.results import PathRecord, ScoreResult
 
 EDGES = (2.0, 5.0, 20.0, 100.0, 500.0)
 """Effects at which the colour changes, on either side of zero.
@@ -194,6 +194,62 @@ def _outline(
         parts.append(f"V{_BASE - (_BASE - _TOP) * count / tallest:.1f}H{right:.1f}")
     parts.append(f"V{_BASE:.1f}Z")
     return "".join(parts)
+
+
+# --- on the way to turned bases -------------------------------------------------------------------
+
+PATH_HEIGHT = 116
+_PATH_LEFT, _PATH_RIGHT, _PATH_TOP, _PATH_BASE = 44.0, 356.0, 6.0, 96.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PathPicture:
+    """A score on the way to turned bases, in a box of WIDTH x PATH_HEIGHT.
+
+    Attributes:
+        ways: one line for every rotation.
+        average: their mean.
+        turns: how many there are.
+        first, last: the mean at either end.
+        low, high: the range of the values; `top` and `base` are where its ends are drawn.
+    """
+
+    ways: str
+    average: str
+    turns: int
+    first: float
+    last: float
+    low: float
+    high: float
+    top: float = _PATH_TOP
+    base: float = _PATH_BASE
+
+
+def path(record: PathRecord) -> PathPicture | None:
+    """The picture of a path; None where it has no finite value."""
+    values = np.atleast_2d(np.asarray(record.values, dtype=np.float64))
+    whole = values[np.isfinite(values).all(axis=1)] if values.size else values[:0]
+    if not whole.size or whole.shape[1] != len(record.powers):
+        return None
+    low, high = float(whole.min()), float(whole.max())
+    span = (high - low) or 1.0
+    along = [_PATH_LEFT + (_PATH_RIGHT - _PATH_LEFT) * power for power in record.powers]
+
+    def line(heights: np.ndarray) -> str:
+        ups = (_PATH_BASE - (_PATH_BASE - _PATH_TOP) * (h - low) / span for h in heights.tolist())
+        points = (f"{x:.1f} {y:.1f}" for x, y in zip(along, ups, strict=True))
+        return "M" + "L".join(points)
+
+    mean = whole.mean(axis=0)
+    return PathPicture(
+        ways="".join(map(line, whole)),
+        average=line(mean),
+        turns=len(whole),
+        first=float(mean[0]),
+        last=float(mean[-1]),
+        low=low,
+        high=high,
+    )
 
 
 # --- every axis by itself -----------------------------------------------------------------------

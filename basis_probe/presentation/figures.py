@@ -14,8 +14,6 @@ from basis_probe.results import Report, ScoreResult, SiteReport
 MOST = 2_000_000
 """At most so many characters are spent on single axes; beyond that they are in the saved JSON."""
 
-FULL = "A number has 7 digits here; report.json has all of them."
-
 
 def numbers(report: Report) -> str:
     """JSON: for every site its name and, for every score, what is drawn of it.
@@ -34,13 +32,19 @@ def numbers(report: Report) -> str:
 
 
 def _site(site: SiteReport, *, with_axes: bool) -> Mapping[str, object]:
-    return {
+    held: dict[str, object] = {
         "site": words.clean(site.site),
         "scores": {
             words.clean(name): _score(score, with_axes=with_axes)
             for name, score in site.scores.items()
         },
     }
+    if site.path is not None:
+        held["path"] = {
+            "powers": _packed(np.array(site.path.powers)),
+            "values": [_packed(values) for values in np.atleast_2d(site.path.values)],
+        }
+    return held
 
 
 def _score(score: ScoreResult, *, with_axes: bool) -> Mapping[str, str]:

@@ -8,7 +8,14 @@ import re
 
 import numpy as np
 
-from basis_probe.results import Report, ScoreResult, SiteReport, Tail
+from basis_probe.results import (
+    BasisRanking,
+    BasisStanding,
+    Report,
+    ScoreResult,
+    SiteReport,
+    Tail,
+)
 
 
 def leading(site: SiteReport) -> ScoreResult | None:
@@ -28,6 +35,19 @@ def _chance(score: ScoreResult) -> tuple[float, float, float]:
         math.inf if math.isnan(score.p_tail) else score.p_tail,
         -departure,
     )
+
+
+def ranked(ranking: BasisRanking) -> tuple[BasisStanding, ...]:
+    """The bases, the one that departs most from random rotations first, those without effect last.
+
+    Each departs upwards or downwards, whichever its score says.
+    """
+
+    def key(standing: BasisStanding) -> tuple[bool, float]:
+        unknown = math.isnan(standing.effect)
+        return unknown, 0.0 if unknown else -abs(standing.effect)
+
+    return tuple(sorted(ranking.standings, key=key))
 
 
 def failed_certificates(report: Report) -> tuple[SiteReport, ...]:
