@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe import demo
 
-STEPS = 800
-EVERY = 200
+STEPS = 1200
+EVERY = 400
 TEXTS = 600
 WIDTH = 48
 
@@ -85,9 +85,12 @@ class TurnedAdam:
                 parameter.copy_(self._turned(proxy, self.turn.T, axis))
 
 
-# %% Train, and look at the stream behind the first block on the way.
-def run(name: str) -> list[tuple[int, float, float]]:
-    """(step, loss, effect of non-Gaussianity) for a network trained in that way."""
+# %% Train, and look at the stream in front of the blocks and behind them on the way.
+SITES = ("blocks.0:in", "blocks.1")
+
+
+def run(name: str) -> list[tuple[int, float, list[float]]]:
+    """(step, loss, effect of non-Gaussianity at either site) for a network trained in that way."""
     torch.manual_seed(0)
     model = Network()
     turn = bp.Orthogonal(WIDTH).sample(torch.Generator().manual_seed(1)).float()
@@ -100,17 +103,12 @@ def run(name: str) -> list[tuple[int, float, float]]:
     followed = []
     for step in range(STEPS + 1):
         if step % EVERY == 0:
-            with (
-                torch.no_grad(),
-                bp.attach(model, sites="blocks.0", certificates=False) as probe,
-            ):
+            with torch.no_grad(), bp.attach(model, sites=SITES, certificates=False) as probe:
                 loss = nn.functional.cross_entropy(model(triples[:4096, :2]), triples[:4096, 2])
-            [site] = probe.report()
-            followed.append((step, float(loss), site.scores["non_gaussianity"].effect))
-            print(
-                f"{name:13s} step {step:5d} loss {loss:.2f} {site.verdict.outcome.name:9s}", end=" "
-            )
-            print(f"effect {followed[-1][2]:+.1f}", flush=True)
+            effects = [site.scores["non_gaussianity"].effect for site in probe.report()]
+            followed.append((step, float(loss), effects))
+            shown = ", ".join(f"{effect:+.1f}" for effect in effects)
+            print(f"{name:13s} step {step:5d} loss {loss:.2f} effects {shown}", flush=True)
         batch = triples[torch.randint(0, len(triples), (256,), generator=generator)]
         optimiser.zero_grad()
         nn.functional.cross_entropy(model(batch[:, :2]), batch[:, 2]).backward()
@@ -124,14 +122,14 @@ found = {name: run(name) for name in ("Adam", "SGD", "Adam, turned")}
 # %% The same as a figure.
 from matplotlib.figure import Figure  # noqa: E402
 
-figure = Figure(figsize=(6, 3.2), layout="constrained")
-axes = figure.subplots()
-for name, followed in found.items():
-    axes.plot(
-        [step for step, _, _ in followed], [effect for *_, effect in followed], "o-", label=name
-    )
-axes.axhspan(-2, 2, color="0.9", label="chance")
-axes.set_xlabel("step")
-axes.set_ylabel("how far the axes stand out")
-axes.legend(frameon=False)
+figure = Figure(figsize=(9, 3.2), layout="constrained")
+for place, axes in enumerate(figure.subplots(1, 2, sharey=True)):
+    for name, followed in found.items():
+        steps = [step for step, _, _ in followed]
+        axes.plot(steps, [effects[place] for *_, effects in followed], "o-", label=name)
+    axes.axhspan(-2, 2, color="0.9", label="chance")
+    axes.set_title(("the stream in front of the blocks", "behind them")[place])
+    axes.set_xlabel("step")
+figure.axes[0].set_ylabel("how far the axes stand out")
+figure.axes[0].legend(frameon=False)
 figure.savefig("adam_and_sgd.png", dpi=100)

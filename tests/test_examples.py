@@ -34,7 +34,7 @@ SHORT = {
     "raw_activations": {"SAMPLES = 4000": "SAMPLES = 600"},
     "rotation": {"TEXTS = 64": "TEXTS = 12"},
     "network_dissection": {"IMAGES = 400": "IMAGES = 48", "STEPS = 300": "STEPS = 150"},
-    "adam_and_sgd": {"STEPS = 800": "STEPS = 2", "EVERY = 200": "EVERY = 2", "= 600": "= 20"},
+    "adam_and_sgd": {"STEPS = 1200": "STEPS = 2", "EVERY = 400": "EVERY = 2", "= 600": "= 20"},
 }
 
 
