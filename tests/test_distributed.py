@@ -15,6 +15,8 @@ from basis_probe import demo
 from basis_probe.cli import main
 from basis_probe.distributed import gathered, local_device
 
+pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
+
 _SCRIPT = """
 import sys, torch, basis_probe as bp
 sys.path.insert(0, {tests!r})
