@@ -124,8 +124,16 @@ class Maps:
         values, axes = self.values, self.values.shape[1]
         if not self.unit_axes:
             return torch.zeros(axes).to(values), torch.ones(axes).to(values)
-        mean = torch.stack([values[:, axis].double().mean() for axis in range(axes)])
-        size = torch.stack([(values[:, axis].double() - mean[axis]).norm() for axis in range(axes)])
+        # A few examples at a time, so that no second copy of all of them is ever held.
+        chunks = values.split(max(1, _AT_ONCE // max(1, values[0].numel())))
+        mean = torch.zeros(axes, dtype=torch.float64, device=values.device)
+        squares = torch.zeros_like(mean)
+        for rows in chunks:
+            mean += rows.sum((0, 2), dtype=torch.float64)
+        mean /= values.shape[0] * values.shape[2]
+        for rows in chunks:
+            squares += (rows - mean[:, None].to(rows)).square_().sum((0, 2), dtype=torch.float64)
+        size = squares.sqrt()
         # Against the size of what was subtracted, rounding is not spread.
         eps = torch.finfo(values.dtype).eps
         count = values.shape[0] * values.shape[2]
