@@ -200,6 +200,16 @@ class Pixels(nn.Module):
         return self.act(self.conv(images)).mean((2, 3))
 
 
+def test_published_choices_are_made_and_scored_on_the_same_data() -> None:
+    x, labels = _planted(800, 4)
+    found = bp.dissect_activations(
+        x, labels, group="orthogonal", measures="auc", frames=19, split=bp.Split.NONE,
+        effort=bp.Effort(shuffles=0, resamples=2),
+    ).comparison()  # fmt: skip
+    assert found.chance_high == 0
+    assert all(one.fitted == one.score for one in found.directions)
+
+
 @pytest.mark.parametrize("resolution", bp.Resolution)
 def test_masks_meet_maps_at_either_resolution(resolution: bp.Resolution) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -139,7 +139,11 @@ def _comparison(
     axes, others = frames[0], frames[1:]
     concepts = len(setting.labels.names)
     largest = torch.cat([frame.largest for frame in frames])
-    chance = Chance.of(largest) if len(largest) else Chance(torch.full((concepts,), -math.inf), 0)
+    chance = (
+        Chance.of(largest)
+        if len(largest)
+        else Chance(torch.full((concepts,), -math.inf, dtype=torch.float64), 0)
+    )
     least = chance.thresholds.clamp(min=threshold)
     again, best_again = _resampled(measure, axes, setting, observed, effort)
     detected = torch.stack([frame.detected(least) for frame in frames])
