@@ -282,3 +282,39 @@ def test_candidates_with_names() -> None:
     assert list(BASES) == [
         c().name for c in (Standard, PCA, ICA, Varimax, Quartimax, Hadamard, Random)
     ]
+
+
+@pytest.mark.slow
+def test_the_rotated_twin_of_a_real_model_loses_on_the_axes_what_the_hidden_basis_keeps() -> None:
+    import assets
+
+    import basis_probe as bp
+
+    trained, tokens = assets.llama(), assets.story_tokens(64).split(32)
+    site, turn = "model.layers.0", haar(64, _generator(5))
+    found = {}
+    for name, model, hidden in (
+        ("trained", trained, torch.eye(64)),
+        ("twin", bp.reparametrize(trained, site, turn), turn.T),
+    ):
+        report = bp.probe(
+            model,
+            tokens,
+            sites=site,
+            bases=[ICA(), Given(hidden, "hidden")],
+            certificates=False,
+            progress=False,
+        )
+        found[name] = report[site]
+    own, twin = found["trained"], found["twin"]
+    assert own.scores["sample_kurtosis"].effect > 8
+    assert abs(twin.scores["sample_kurtosis"].effect) < 4
+    # On the same held-out samples the hidden basis has just what the axes had.
+    kept, had = twin.bases["hidden"].score, own.bases["standard"].score
+    assert kept == pytest.approx(had, rel=1e-3)
+    # The function is the same and so is the best basis: the search does not start at the axes.
+    assert twin.bases["ica"].score == pytest.approx(own.bases["ica"].score, rel=0.05)
+    assert "Another basis stands out: ica" in twin.verdict.sentence
+    orders = {name: {o.order: o.effect for o in site.orders} for name, site in found.items()}
+    assert max(orders["trained"].values()) > 10
+    assert max(map(abs, orders["twin"].values())) < 4
