@@ -106,7 +106,7 @@ def run(name: str) -> list[tuple[int, float, list[float]]]:
             with torch.no_grad(), bp.attach(model, sites=SITES, certificates=False) as probe:
                 loss = nn.functional.cross_entropy(model(triples[:4096, :2]), triples[:4096, 2])
             effects = [site.scores["non_gaussianity"].effect for site in probe.report()]
-            followed.append((step, float(loss), effects))
+            followed.append((step, loss.item(), effects))
             shown = ", ".join(f"{effect:+.1f}" for effect in effects)
             print(f"{name:13s} step {step:5d} loss {loss:.2f} effects {shown}", flush=True)
         batch = triples[torch.randint(0, len(triples), (256,), generator=generator)]

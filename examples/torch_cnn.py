@@ -48,7 +48,7 @@ for step in range(STEPS):
     loss = nn.functional.cross_entropy(model(images), classes)
     loss.backward()
     optimiser.step()
-print(f"loss {float(loss):.3f} after {STEPS} steps")
+print(f"loss {loss.item():.3f} after {STEPS} steps")
 
 # %% The probe puts the model into evaluation mode and back.
 images, _ = bars(IMAGES, seed=10_000)

@@ -79,6 +79,7 @@ def test_the_demo_writes_its_report(
     assert captured.err == ""
 
 
+@pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
 def test_a_report_on_a_folder_and_a_text(
     text: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

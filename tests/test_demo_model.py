@@ -360,6 +360,7 @@ def test_importing_the_demo_loads_no_heavy_library() -> None:
 # Training
 
 
+@pytest.mark.slow
 def test_the_training_script_writes_a_folder_that_loads(tmp_path: Path) -> None:
     script = training_script()
     folders = tmp_path / "first", tmp_path / "second"

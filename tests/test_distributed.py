@@ -41,6 +41,7 @@ def _torchrun(processes: int, *words: str) -> None:
     assert run.returncode == 0, run.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "most"), [(2, None), pytest.param(4, 150, marks=pytest.mark.slow)]
 )

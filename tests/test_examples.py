@@ -16,6 +16,7 @@ def _blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_readme_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -24,7 +25,7 @@ def test_the_readme_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert getattr(names["probe"], "passes") >= 8  # noqa: B009
+    assert getattr(names["probe"], "passes") == 1  # noqa: B009
 
 
 # Every example in a short form: what stands in it, and what is put in its place.
@@ -116,6 +117,7 @@ def test_the_quickstart_notebook_runs(
     assert "on the axes -> EMERGENT" in said and "rotated away -> ARBITRARY" in said
 
 
+@pytest.mark.slow
 def test_the_functional_network_runs(capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location(
         "functional_network", ROOT / "examples" / "functional_network.py"
@@ -128,6 +130,7 @@ def test_the_functional_network_runs(capsys: pytest.CaptureFixture[str]) -> None
     assert said.count("relu()") == 4
 
 
+@pytest.mark.slow
 def test_the_two_networks_run(capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location(
         "two_networks", ROOT / "examples" / "two_networks.py"
