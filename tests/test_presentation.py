@@ -87,7 +87,7 @@ REPORTS = {
     "llama": fake_report(),
     "one site": Report(fake_report().site_reports[:1], provenance()),
     "no site": Report((), provenance()),
-    "60 sites": wide_report(60, frames=99, dim=64),
+    "20 sites": wide_report(20, frames=99, dim=32),
     "undecided": _undecided(fake_report()),
     "missing numbers": Report((with_nan(), without_null()), provenance()),
     "extreme numbers": _extreme(),
