@@ -248,7 +248,7 @@ def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: i
     # Values of all sizes tell steps of any width from rounding, which has none.
     rows = 8 + 4096 // dim
     x = torch.randn(rows, dim, generator=generator, dtype=torch.float64)
-    x = x * torch.logspace(-3, 3, rows, dtype=torch.float64)[:, None]
+    x = x * torch.logspace(-6, 3, rows, dtype=torch.float64)[:, None]
     y = function(x)
     if not _same(y, function(x)):
         raise ValueError(
