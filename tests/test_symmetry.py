@@ -1033,8 +1033,9 @@ HUGGING_FACE = {
               "transformer.h.0.self_attention.dense:in", bp.Unknown(16)),
     "Falcon": ("transformer.h.0", LINE(16), "transformer.h.0.mlp.act", ORDER(64),
                "transformer.h.0.self_attention.dense:in", bp.Unknown(16)),
+    # Every head has a slope of its own in the bias of its scores, and keeps its place.
     "MPT": ("transformer.blocks.0", LINE(16), "transformer.blocks.0.ffn.act", ORDER(64),
-            "transformer.blocks.0.attn.out_proj:in", Z1),
+            "transformer.blocks.0.attn.out_proj:in", dataclasses.replace(Z1, order="kept")),
     "Gemma 2": ("model.layers.0", SIGNED(16), "model.layers.0.mlp.down_proj:in", bp.Monomial(24),
                 "model.layers.0.self_attn.o_proj:in", Z2),
     "Qwen 3": ("model.layers.0", NO(16), "model.layers.0.mlp.down_proj:in", bp.Monomial(24),
