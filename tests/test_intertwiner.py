@@ -500,6 +500,16 @@ def test_float32_and_half_precision_inside() -> None:
             intertwiner_group(lambda x, dtype=dtype: x.to(dtype).relu(), 6)
 
 
+@pytest.mark.parametrize("dim", [2, 5, 64])
+@pytest.mark.parametrize("width", [1.0, 0.25, 1e-3])
+def test_steps_are_told_from_rounding(dim: int, width: float) -> None:
+    """Steps of nearly one width on all channels, as rare in rounded inputs as in others."""
+    factors = torch.ones(dim, dtype=torch.float64)
+    factors[1] += 1e-5
+    found = intertwiner_group(lambda x: factors * torch.round(x / width), dim)
+    assert found.name == "unknown" and "on different channels" in found.because
+
+
 def test_functions_that_write_into_their_input() -> None:
     assert intertwiner_group(lambda x: x.relu_(), 6).group == PositiveMonomial(6)
     assert intertwiner_group(lambda x: x.mul_(x.sigmoid()), 6).group == Permutation(6)

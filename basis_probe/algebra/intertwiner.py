@@ -266,6 +266,9 @@ def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: i
     return function
 
 
+_SEEN_MOVING = 256
+
+
 def _rounds(
     function: _Function,
     x: Float64[Tensor, "sample dim"],
@@ -275,12 +278,18 @@ def _rounds(
     """True if f(x) = y shows that f rounds its inputs or its outputs to this type.
 
     A function that rounds its input cannot tell it from its rounded copy. Nor can one that makes
-    steps of one width, unless they are as fine as the rounding of a constant in f, nor one whose
-    constant is so large that it swallows the difference: these are taken as they are.
+    steps, of one width or few in number, unless they are as fine as the rounding of a constant in
+    f, nor one whose constant is so large that it swallows the difference: these are taken as they
+    are.
     """
     if y[y.isfinite()].unique().numel() <= 16:
         return False
     kind, double = torch.finfo(dtype), torch.finfo(torch.float64)
+    # Rounding moves x by a fifth of x eps on average. Where moves of 8 x eps cross 256 steps, those
+    # of rounding cross six or so, and steps are told from rounding.
+    moved = (function(x * (1 + 8 * kind.eps)) != y) & y.isfinite()
+    if int(moved.sum()) < _SEEN_MOVING:
+        return False
     rest = _at_zero(function)
     constant = float(rest.abs().max())
     varied = (y - rest)[(y != rest) & y.isfinite()].abs()
