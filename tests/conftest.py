@@ -1,6 +1,7 @@
 """What holds for every test: no network, no picture window, no skip where all assets exist."""
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -22,19 +23,27 @@ _jaxtyped: Any = jaxtyping.jaxtyped
 
 
 def _checked_once(*given: Any, **settings: Any) -> Any:
-    """Annotations are checked, but not of functions inside functions.
+    """Annotations are checked where they give shapes, but not of functions inside functions.
 
     Those are made anew whenever the outer one runs, and the code that checks them would be written
-    and compiled anew too, which takes far longer than what they do.
+    and compiled anew too, which takes far longer than what they do. Functions without arrays are
+    called by the million, and pyright has checked their types.
     """
     decorate = _jaxtyped(*given, **settings)
     if given:
         return decorate
-    return lambda found: found if "<locals>" in _qualified(found) else decorate(found)
+    return lambda found: decorate(found) if _gives_shapes(found) else found
 
 
-def _qualified(found: object) -> str:
-    return getattr(found, "__qualname__", "")
+def _gives_shapes(found: object) -> bool:
+    if "<locals>" in getattr(found, "__qualname__", ""):
+        return False
+    annotations: dict[str, object] = getattr(found, "__annotations__", {})
+    return any(_SHAPED.search(str(annotation)) for annotation in annotations.values())
+
+
+# As types say what they are, and as they are written where annotations are not evaluated.
+_SHAPED = re.compile(r"jaxtyping\.|\b(Bool|Complex|Float|Inexact|Int|Num|Shaped|UInt)\d*\[")
 
 
 jaxtyping.jaxtyped = _checked_once

@@ -11,7 +11,7 @@ from basis_probe.statistics import moments as moments_module
 from basis_probe.statistics.moments import (
     Moments,
     SampleKurtosis,
-    column_kurtosis,
+    even_moments,
     root_mean_square,
     row_shares,
 )
@@ -292,14 +292,14 @@ def test_a_rogue_axis_holds_the_share() -> None:
 @pytest.mark.parametrize("name", STREAMS)
 def test_kurtosis_of_columns_agrees_with_the_moments(name: str) -> None:
     x = STREAMS[name]()
-    torch.testing.assert_close(column_kurtosis(x), Moments.of(x).kurtosis, rtol=1e-9, atol=0)
+    torch.testing.assert_close(even_moments(x).kurtosis, Moments.of(x).kurtosis, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1e6, 7.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_constant_column_has_no_kurtosis(value: float, dtype: torch.dtype) -> None:
     x = torch.cat([torch.full((ROWS, 1), value).double(), _normal()], dim=1).to(dtype)
-    found = column_kurtosis(x)
+    found = even_moments(x).kurtosis
     assert found[0].isnan() and found[1:].isfinite().all()
 
 
@@ -324,5 +324,5 @@ def test_rows_of_zeros_alone_have_no_shares() -> None:
 def test_what_is_computed_of_frames_leaves_them_alone() -> None:
     x = _normal()
     before = x.clone()
-    column_kurtosis(x), row_shares(x), root_mean_square(x)
+    even_moments(x), row_shares(x), root_mean_square(x)
     assert torch.equal(x, before)

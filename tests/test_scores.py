@@ -18,6 +18,7 @@ from basis_probe.algebra.groups import (
     Planes,
     PositiveMonomial,
 )
+from basis_probe.statistics.moments import EvenMoments
 from basis_probe.statistics.nulls import (
     Alternatives,
     Counterfactual,
@@ -133,17 +134,18 @@ def test_moments_are_computed_once_for_all_scores(monkeypatch: pytest.MonkeyPatc
     from basis_probe.statistics import scores as scores_module
 
     calls: list[int] = []
-    of = scores_module.column_kurtosis
+    of = scores_module.even_moments
 
-    def counted(x: Tensor) -> Tensor:
+    def counted(x: Tensor) -> EvenMoments:
         calls.append(1)
         return of(x)
 
-    monkeypatch.setattr(scores_module, "column_kurtosis", counted)
+    monkeypatch.setattr(scores_module, "even_moments", counted)
     rows = Rows(_data())
     torch.testing.assert_close(
         (KURTOSIS.per_direction(rows) - 3).abs(), NON_GAUSSIANITY.per_direction(rows)
     )
+    assert bool((NEGENTROPY.per_direction(rows) > 0).all())
     assert calls == [1]
 
 

@@ -331,15 +331,13 @@ class SampleKurtosis:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ColumnMoments:
-    """Central moments of every column, without what only merging needs."""
+class EvenMoments:
+    """Mean, variance and fourth central moment of every column."""
 
     mean: Float[Tensor, " dim"]
     """Mean over samples."""
     variance: Float[Tensor, " dim"]
     """Population variance."""
-    third: Float[Tensor, " dim"]
-    """Mean over samples of (x - mean)^3."""
     fourth: Float[Tensor, " dim"]
     """Mean over samples of (x - mean)^4."""
 
@@ -349,14 +347,41 @@ class ColumnMoments:
         return self.variance > (_ROUNDING * self.mean).square()
 
     @property
+    def kurtosis(self) -> Float[Tensor, " dim"]:
+        """Fourth standardised moment, in [1, samples]; NaN for a column that does not vary."""
+        return torch.where(self.varies, self.fourth / self.variance.square(), math.nan)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ColumnMoments(EvenMoments):
+    """The central moments of every column up to the fourth."""
+
+    third: Float[Tensor, " dim"]
+    """Mean over samples of (x - mean)^3."""
+
+    @property
     def skewness(self) -> Float[Tensor, " dim"]:
         """Third standardised moment; NaN for a column that does not vary beyond rounding."""
         return torch.where(self.varies, self.third / self.variance**1.5, math.nan)
 
-    @property
-    def kurtosis(self) -> Float[Tensor, " dim"]:
-        """Fourth standardised moment; NaN for a column that does not vary beyond rounding."""
-        return torch.where(self.varies, self.fourth / self.variance.square(), math.nan)
+
+def even_moments(x: Float[Tensor, "samples dim"]) -> EvenMoments:
+    """The even central moments of every column, as `Moments.of(x)` gives them.
+
+    Args:
+        x: activations of any floating type, [samples, dim]. Not changed.
+
+    Example:
+        >>> even_moments(torch.tensor([[0.0, 5.0], [2.0, 5.0], [0.0, 5.0], [6.0, 5.0]])).kurtosis
+        tensor([2., nan], dtype=torch.float64)
+    """
+    samples, mean = _mean(x)
+    second, fourth = _zeros(x), _zeros(x)
+    for chunk in small_chunks(x):
+        square = (chunk - mean).square_()
+        second += square.sum(0)
+        fourth += square.square_().sum(0)
+    return EvenMoments(mean, second / samples, fourth / samples)
 
 
 def column_moments(x: Float[Tensor, "samples dim"]) -> ColumnMoments:
@@ -369,9 +394,7 @@ def column_moments(x: Float[Tensor, "samples dim"]) -> ColumnMoments:
         >>> column_moments(torch.tensor([[0.0], [2.0], [0.0], [6.0]])).kurtosis
         tensor([2.], dtype=torch.float64)
     """
-    _require_matrix(x)
-    samples = max(x.shape[0], 1)
-    mean = sum((chunk.sum(0) for chunk in small_chunks(x)), start=_zeros(x)) / samples
+    samples, mean = _mean(x)
     second, third, fourth = _zeros(x), _zeros(x), _zeros(x)
     for chunk in small_chunks(x):
         centred = chunk - mean
@@ -379,32 +402,14 @@ def column_moments(x: Float[Tensor, "samples dim"]) -> ColumnMoments:
         second += square.sum(0)
         third += torch.linalg.vecdot(square, centred, dim=0)
         fourth += square.square_().sum(0)
-    return ColumnMoments(mean, second / samples, third / samples, fourth / samples)
+    return ColumnMoments(mean, second / samples, fourth / samples, third / samples)
 
 
-def column_kurtosis(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
-    """The kurtosis of every column, as `Moments.of(x).kurtosis` but for what only merging needs.
-
-    Args:
-        x: activations of any floating type, [samples, dim]. Not changed.
-
-    Returns:
-        In [1, samples], [dim]; NaN for a column that does not vary beyond rounding.
-
-    Example:
-        >>> column_kurtosis(torch.tensor([[0.0, 5.0], [2.0, 5.0], [0.0, 5.0], [6.0, 5.0]]))
-        tensor([2., nan], dtype=torch.float64)
-    """
+def _mean(x: Tensor) -> tuple[int, Tensor]:
+    """The number of rows, 1 where there are none, and the mean of every column."""
     _require_matrix(x)
-    samples = x.shape[0]
-    mean = sum((chunk.sum(0) for chunk in small_chunks(x)), start=_zeros(x)) / max(samples, 1)
-    second, fourth = _zeros(x), _zeros(x)
-    for chunk in small_chunks(x):
-        square = (chunk - mean).square_()
-        second += square.sum(0)
-        fourth += square.square_().sum(0)
-    varies = second > samples * (_ROUNDING * mean).square()
-    return torch.where(varies, samples * fourth / second.square(), math.nan)
+    samples = max(x.shape[0], 1)
+    return samples, sum((chunk.sum(0) for chunk in small_chunks(x)), start=_zeros(x)) / samples
 
 
 def row_shares(

@@ -356,7 +356,8 @@ class _WhitenedHeads(Alternatives):
                 centred = (fitted - fitted.mean(0)).reshape(-1, self.size)
                 inverse = _roots(centred.T @ centred / max(1, len(centred)))[1]
                 whitened[own, head] = (blocks[own, head].double() @ inverse).to(x.dtype)
-        self.white = whitened
+        # One matrix of rows for each head: a product of views costs several times as much.
+        self.white = [whitened[:, head].reshape(-1, self.size) for head in range(self.count)]
         self.observed = white.index_select(1, axes.to(x.device))
         # Copies of a head are turned alike, and so are read together: the same directions of each.
         place = axes.cpu()
@@ -375,8 +376,8 @@ class _WhitenedHeads(Alternatives):
             return Frame(self.observed, parts=self.parts)
         post = torch.empty_like(self.observed)
         for head, here, back, turning in self.turning:
-            directions = turning.draw(generator).to(self.white)
-            turned = self.white[:, head] @ directions.T
+            directions = turning.draw(generator).to(self.observed)
+            turned = (self.white[head] @ directions.T).view(len(post), self.copies, -1)
             post[:, here] = turned[:, self.copy[here], back]
         return Frame(post, parts=self.parts)
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from basis_probe.statistics import sparsity
 from basis_probe.statistics.moments import (
     ColumnMoments,
-    column_kurtosis,
+    EvenMoments,
     column_moments,
+    even_moments,
     root_mean_square,
     row_shares,
 )
@@ -74,9 +75,14 @@ class Rows:
         self.x, self.unit_axes, self.chosen = x, unit_axes, chosen
 
     @functools.cached_property
+    def even(self) -> EvenMoments:
+        """Mean, variance and fourth moment of every axis over the rows."""
+        return even_moments(self.x)
+
+    @property
     def kurtosis(self) -> Float[Tensor, " dim"]:
         """Kurtosis of every axis over the rows."""
-        return column_kurtosis(self.x)
+        return self.even.kurtosis
 
     @functools.cached_property
     def moments(self) -> ColumnMoments:
@@ -182,7 +188,7 @@ NON_GAUSSIANITY = Score(
 )
 NEGENTROPY = Score(
     name="negentropy",
-    per_direction=lambda rows: sparsity.column_negentropy(rows.x),
+    per_direction=lambda rows: sparsity.column_negentropy(rows.x, rows.even),
     reads=Reads.PREACTIVATIONS,
     tail=Tail.UPPER,
     formula="36/(8 sqrt 3 - 9) (E z e^(-z^2/2))^2 + 24/(16 sqrt 3 - 27) (E e^(-z^2/2) - "
