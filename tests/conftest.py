@@ -1,7 +1,6 @@
 """What holds for every test: no network, no picture window, no skip where all assets exist."""
 
 import os
-import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -13,40 +12,12 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from typing import Any
-
+import annotations
 import jaxtyping
 import pytest
 import torch
 
-_jaxtyped: Any = jaxtyping.jaxtyped
-
-
-def _checked_once(*given: Any, **settings: Any) -> Any:
-    """Annotations are checked where they give shapes, but not of functions inside functions.
-
-    Those are made anew whenever the outer one runs, and the code that checks them would be written
-    and compiled anew too, which takes far longer than what they do. Functions without arrays are
-    called by the million, and pyright has checked their types.
-    """
-    decorate = _jaxtyped(*given, **settings)
-    if given:
-        return decorate
-    return lambda found: decorate(found) if _gives_shapes(found) else found
-
-
-def _gives_shapes(found: object) -> bool:
-    if "<locals>" in getattr(found, "__qualname__", ""):
-        return False
-    annotations: dict[str, object] = getattr(found, "__annotations__", {})
-    return any(_SHAPED.search(str(annotation)) for annotation in annotations.values())
-
-
-# As types say what they are, and as they are written where annotations are not evaluated.
-_SHAPED = re.compile(r"jaxtyping\.|\b(Bool|Complex|Float|Inexact|Int|Num|Shaped|UInt)\d*\[")
-
-
-jaxtyping.jaxtyped = _checked_once
+annotations.check_shapes()
 
 # Tests run side by side in processes; threads within each would only get in each other's way.
 torch.set_num_threads(1)
@@ -79,6 +50,11 @@ def _forbid_network(event: str, arguments: tuple[object, ...]) -> None:
 
 # An audit hook also sees what C extensions and other threads of this process do through `socket`.
 sys.addaudithook(_forbid_network)
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked() -> None:
+    annotations.start_counting()
 
 
 @pytest.fixture(autouse=True)

@@ -158,8 +158,8 @@ EXHAUSTIVE = pytest.mark.usefixtures("as_shipped")
 @EXHAUSTIVE
 @pytest.mark.parametrize("one", ALL, ids=lambda group: repr(group)[:70])
 def test_a_meet_holds_exactly_what_both_hold(one: Group) -> None:
-    # Every third is enough to notice; all pairs are tried with the slow tests.
-    for other in ALL[ALL.index(one) % 3 :: 3]:
+    # Every sixth is enough to notice; all pairs are tried with the slow tests.
+    for other in ALL[ALL.index(one) % 6 :: 6]:
         shared = meet(one, other)
         both = [held(one)[place] and held(other)[place] for place in telling()]
         assert some_held(shared) == both, (other, shared)
@@ -190,7 +190,8 @@ def test_meets_do_not_depend_on_the_order(one: Group) -> None:
 def test_drawn_elements_of_a_meet_are_in_both_groups() -> None:
     generator = seeded(2)
     undrawn: set[str] = set()
-    for one, other in ALL_PAIRS:
+    some = ALL_PAIRS[::3]
+    for one, other in some:
         shared = meet(one, other)
         try:
             drawn = shared.draw(generator)
@@ -200,7 +201,7 @@ def test_drawn_elements_of_a_meet_are_in_both_groups() -> None:
             continue
         assert one.contains(drawn) and other.contains(drawn), (one, other)
     # Most are drawn; what is not contains a basis of its own or a line between blocks.
-    assert len(undrawn) < len(ALL_PAIRS) / 2
+    assert len(undrawn) < len(some) / 2
     plain = [meet(*pair) for pair in itertools.combinations(PLAIN[:9], 2)]
     assert not [shared for shared in plain if repr(shared) in undrawn]
 

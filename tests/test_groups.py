@@ -640,7 +640,7 @@ def _same_chance(counts: Tensor, expected: float) -> bool:
 def test_orders_and_signs_are_uniform(group: Group, size: int) -> None:
     generator = seeded(35)
     seen: dict[tuple[float, ...], int] = {}
-    for _ in range(4000):
+    for _ in range(1600):
         signs = tuple(group.sample(generator).sign().flatten().tolist())
         seen[signs] = seen.get(signs, 0) + 1
     assert len(seen) == size

@@ -76,7 +76,14 @@ def test_the_default_null_finds_them_as_well() -> None:
     assert (site.null.name, site.null.frames, site.null.geometry) == ("rotation", 199, "euclidean")
 
 
-@pytest.mark.parametrize("group", ["orthogonal", "general-linear", "positive-monomial"])
+@pytest.mark.parametrize(
+    "group",
+    [
+        "orthogonal",
+        pytest.param("general-linear", marks=pytest.mark.slow),
+        pytest.param("positive-monomial", marks=pytest.mark.slow),
+    ],
+)
 def test_elliptical_data_are_not_called_special_more_often_than_the_level_allows(
     group: str,
 ) -> None:

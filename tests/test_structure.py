@@ -2,6 +2,7 @@
 
 import ast
 import compileall
+import functools
 import pathlib
 import re
 import shutil
@@ -45,6 +46,7 @@ def _imports(tree: ast.AST, module: str, *, is_package: bool) -> set[str]:
     return found
 
 
+@functools.cache
 def _of(path: pathlib.Path, *, with_types: bool = True) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if not with_types:
@@ -303,3 +305,13 @@ def test_types_are_shipped() -> None:
 def test_every_folder_of_sources_is_a_package() -> None:
     folders = {path.parent for path in SOURCES}
     assert [str(folder) for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_shapes_are_checked_while_tests_run() -> None:
+    import torch
+    from jaxtyping import TypeCheckError
+
+    from basis_probe.statistics.resampling import LeftOut
+
+    with pytest.raises(TypeCheckError, match="samples dim"):
+        LeftOut(torch.zeros(3), torch.zeros(3, dtype=torch.int64))
