@@ -34,7 +34,7 @@ def role(facts: Facts, site: Site) -> Role:
         return Role("attention output z" if mixed else "attention values", number)
     if region is not None and region.shape is Shape.PRODUCT:
         return Role("neurons (gated product)", number)
-    if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+    if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED, Shape.PAIRED):
         return Role(f"neurons behind {region.op}", number)
     if region is not None and region.shape.is_norm and not stream.sums:
         return Role("output of a norm", number)

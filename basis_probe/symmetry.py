@@ -12,7 +12,7 @@ the next.
 import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from basis_probe.adapters.attention import Attention, Side
@@ -502,10 +502,17 @@ class Derivation:
                 )
             elif region.shape is Shape.PRODUCT:
                 said.append("it is the product of two tensors, feature by feature")
+            elif region.shape is Shape.PAIRED:
+                said.append(f"{region.op} makes it of two tensors, feature by feature")
             elif region.shape in (Shape.RMS_NORM, Shape.LAYER_NORM):
                 said.append("a norm with a gain of its own for every feature writes to it")
         if any(regions.get(r, NOTHING).shape is Shape.PRODUCT for r in stream.readers):
             said.append("it is multiplied with another tensor, feature by feature")
+        said += [
+            f"{regions[r].op} joins it with another tensor, feature by feature"
+            for r in stream.readers
+            if regions.get(r, NOTHING).shape is Shape.PAIRED
+        ]
         vertices = self.facts.graph.vertices
         touching = (*stream.writers, *stream.readers)
         if any(vertices[w].kind is Kind.BATCH_NORM for w in stream.writers):
@@ -797,6 +804,7 @@ class Derivation:
             Shape.ELEMENTWISE,
             Shape.COUPLED,
             Shape.PRODUCT,
+            Shape.PAIRED,
             Shape.DIAGONAL,
         )
 
@@ -914,6 +922,12 @@ class Derivation:
             for source in sources:
                 factors[source] += 1.0
             relations.add(sum_of({target: -1.0}, factors))
+        elif region.pair is not None:
+            first, second = sources
+            for powers in region.pair.sizes:
+                relations.add(_factors(first, second, target, powers), signs=False)
+            for bits in region.pair.signs:
+                relations.add(_factors(first, second, target, bits), scales=False)
         elif region.shape.is_norm:
             relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
@@ -977,6 +991,14 @@ def _name(facts: Facts, vertex: int) -> str:
 def _said(found: Intertwiner) -> str:
     """Why a nonlinearity has its group, and what a shift of the next bias would add to it."""
     return f"{found.because} ({found.note})" if found.note else found.because
+
+
+def _factors(first: int, second: int, target: int, powers: Iterable[float]) -> dict[int, float]:
+    """Powers by stream; two of the three may be one stream."""
+    found: dict[int, float] = {}
+    for stream, power in zip((first, second, target), powers, strict=True):
+        found[stream] = found.get(stream, 0.0) + power
+    return found
 
 
 def _scales_of(group: Group) -> Scales | None:

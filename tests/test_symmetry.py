@@ -669,6 +669,10 @@ JOINS = {
     "added to a factor": (lambda g, u: u + u * g, PER, ANY, ANY),
     "the factor of a sum": (lambda g, u: (g + u) * u, ANY, ANY, POS),
     "a gate of a rectified one": (lambda g, u: torch.sigmoid(g) * u.relu(), PER, POS, POS),
+    "maxout": (torch.maximum, POS, POS, POS),
+    "minimum": (torch.minimum, POS, POS, POS),
+    "quotient": (lambda g, u: u / (1 + g.abs()), SIG, ANY, ANY),
+    "highway": (lambda g, u: u * g.sigmoid() + (1 - g.sigmoid()) * u.tanh(), PER, SIG, SIG),
 }
 
 
@@ -734,6 +738,7 @@ UNKNOWN = {
     "overwritten through a view": through_a_view,
     "copied into": copied,
     "written into": into,
+    "larger of neighbours": lambda x: x.view(len(x), -1, 2).amax(-1).repeat(1, 2),
     "rectified both ways": lambda x: torch.cat([x.relu(), (-x).relu()], -1)[:, :H],
     "mean over examples": lambda x: x - x.mean(0, keepdim=True),
     "weights of the input": lambda x: F.linear(x, x[:H].T @ x[:H]),

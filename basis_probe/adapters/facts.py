@@ -24,6 +24,7 @@ from basis_probe.adapters.graph import (
 )
 from basis_probe.adapters.places import Site, spoken
 from basis_probe.adapters.trace import Fixed, Node, Ref, Trace
+from basis_probe.algebra.pairs import PairFactors, pair_factors
 
 
 class Shape(enum.Enum):
@@ -36,6 +37,7 @@ class Shape(enum.Enum):
     RMS_NORM = "divides by the root mean square"
     LAYER_NORM = "subtracts the mean and divides by the standard deviation"
     PRODUCT = "multiplies two tensors, feature by feature"
+    PAIRED = "joins two tensors, feature by feature, and not as a product"
     COUPLED = "mixes the features of a row in a way that is not a known norm"
     UNKNOWN = "could not be measured"
 
@@ -57,6 +59,7 @@ class Region:
         op: the function's name, for messages.
         learned: True if every vector in it is a weight of the model.
         within: True if it acts on each head by itself, with one gain for all of them.
+        pair: which factors of two tensors pass, where the shape is PAIRED.
     """
 
     shape: Shape
@@ -67,6 +70,7 @@ class Region:
     op: str = ""
     learned: bool = True
     within: bool = False
+    pair: PairFactors | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -321,7 +325,11 @@ def _measure_two(function: Callable[..., Tensor], draw: Callable[[int], Tensor],
     ratio = function(torch.ones_like(a), torch.ones_like(b))[0]
     if _close(y, ratio * a * b) and _close(ratio, ratio[:1].expand_as(ratio)):
         return Region(Shape.PRODUCT, None, gain=ratio, op=op)
-    return Region(Shape.UNKNOWN, why=f"{op} joins two tensors, but is not their product", op=op)
+    pair = pair_factors(lambda *given: function(*(x.to(a) for x in given)).to("cpu"), a.shape[1])
+    if pair is not None:
+        return Region(Shape.PAIRED, None, op=op, pair=pair)
+    why = f"{op} joins two tensors, but not feature by feature and alike for all of them"
+    return Region(Shape.UNKNOWN, why=why, op=op)
 
 
 # --- streams ------------------------------------------------------------------------------------
