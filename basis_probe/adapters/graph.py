@@ -169,7 +169,14 @@ def replay(
             return args[0] if args[0].is_floating_point() else args[0].to(dtype)
         if node.inplace and args and isinstance(args[0], Tensor):
             args[0] = args[0].clone()
-        return function(*args, **kwargs)
+        asked = kwargs.get("dtype")
+        if dtype is not None and isinstance(asked, torch.dtype) and asked.is_floating_point:
+            kwargs["dtype"] = dtype
+        found = function(*args, **kwargs)
+        if dtype is None or not isinstance(found, Tensor) or not found.is_floating_point():
+            return found
+        # What the model makes in a precision of its own meets the others in theirs.
+        return found.to(dtype)
 
     try:
         with torch.no_grad():
