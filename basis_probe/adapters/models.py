@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import inspect
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,9 @@ from basis_probe.adapters.trace import Trace, record
 
 _EXAMPLES = 2
 """The model is watched on this many examples: sites, layouts and functions do not need more."""
+
+
+_CPU = torch.device("cpu")
 
 
 class Subject(abc.ABC):
@@ -36,9 +39,11 @@ class Subject(abc.ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first tensor is."""
+        """Where the model's first tensor is, or where it is brought to when it is needed."""
         first = self._first(floating=False)
-        return torch.device("cpu") if first is None else first.device
+        if first is not None and first.is_meta:
+            return next((torch.device(h.execution_device) for _, h in _fetching(self.model)), _CPU)
+        return _CPU if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,13 +211,30 @@ class _Padded:
         return {"input_ids": ids, "attention_mask": mask}
 
 
+def _fetching(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(path, hook) of the modules whose weights are fetched as they run, as accelerate has it."""
+    for path, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            if getattr(part, "offload", False):
+                yield path, part
+
+
+def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model's state by name, also where it is fetched when it is needed."""
+    stored = {path: hook.weights_map for path, hook in _fetching(model)}
+    for name, tensor in sorted(model.state_dict().items()):
+        path, _, own = name.rpartition(".")
+        yield name, stored[path][own] if tensor.is_meta and path in stored else tensor
+
+
 def fingerprint(model: nn.Module) -> str:
     """A number of a model's weights that another model's weights do not share by accident.
 
     It is the same on every device, and does not depend on where or how weights are stored.
     """
     found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in _numbers(model):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.is_meta or not tensor.numel():
             continue
@@ -274,13 +296,14 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
     notes: list[str] = []
     modes = {module: module.training for module in model.modules()}
     home = next((p.device for p in model.parameters()), None)
-    if any(p.is_meta for p in model.parameters()):
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty and not any(True for _ in _fetching(model)):
         raise ValueError(
-            "the model has weights on the meta device, which holds no numbers: load its weights "
-            "first"
+            f"the model has weights on the meta device, which holds no numbers ({empty[0]}): load "
+            "its weights first"
         )
     homes = {p.device for p in model.parameters()}
-    if device is not None and len(homes) > 1:
+    if device is not None and (len(homes) > 1 or empty):
         raise ValueError(
             f"the model is spread over {len(homes)} devices, and device={str(device)!r} would "
             "gather it on one: leave device=None"
