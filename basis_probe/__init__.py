@@ -98,6 +98,7 @@ if TYPE_CHECKING:
     from basis_probe.concepts.dissect import dissect as dissect
     from basis_probe.concepts.dissect import dissect_activations as dissect_activations
     from basis_probe.concepts.examples import top_examples as top_examples
+    from basis_probe.concepts.examples import with_examples as with_examples
     from basis_probe.concepts.explain import Budget as Budget
     from basis_probe.concepts.explain import Endpoint as Endpoint
     from basis_probe.concepts.explain import Explained as Explained
@@ -154,6 +155,7 @@ _LATER = {
     "Examples": "concepts.contexts",
     "TopContexts": "concepts.contexts",
     "top_examples": "concepts.examples",
+    "with_examples": "concepts.examples",
     "Budget": "concepts.explain",
     "Endpoint": "concepts.explain",
     "Explained": "concepts.explain",

@@ -101,6 +101,7 @@ def probe(
     certificates: bool | None = None,
     bases: "Iterable[str | Candidate | np.ndarray | Tensor] | str | Candidate | None" = None,
     paths: int = 0,
+    examples: int = 0,
     memory_budget: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     reference: nn.Module | None = None,
@@ -135,6 +136,9 @@ def probe(
             ...), candidates or matrices [directions, dim]; None for none. Each site's best one is
             returned, judged on samples that it was not fitted on.
         paths: to how many turned bases the deciding score is followed at every site, 0 for none.
+        examples: how many contexts to show of each of the five axes that stand out most at every
+            site, and of as many rotated directions, as `with_examples` does; the data pass through
+            the model once more. 0 for none.
         memory_budget: about how many bytes may be held beyond the model and its forward pass. Where
             all sites need more, the data pass through the model several times, for some sites at a
             time; a warning says so before the first. None for one pass.
@@ -178,6 +182,14 @@ def probe(
             "null='random-weights' reads the data once for every twin of the model, and the data "
             f"are a {type(data).__name__} that can be read only once: give a list or a DataLoader"
         )
+    if examples < 0:
+        raise ValueError(f"examples={examples}: give how many contexts to show, or 0 for none")
+    if examples and iter(data) is data:
+        raise DataError(
+            f"examples={examples} reads the data a second time, once it is known which axes stand "
+            f"out, and the data are a {type(data).__name__} that can be read only once: give a "
+            "list or a DataLoader"
+        )
     if memory_budget is not None and checkpoint is not None:
         raise ValueError(
             "memory_budget and checkpoint are both given, and a run of several passes keeps no "
@@ -194,7 +206,8 @@ def probe(
         if reference is not None:
             from basis_probe.comparison.convergence import probe_beside
 
-            return probe_beside(subject, reference, data, choices, notes)
+            made = probe_beside(subject, reference, data, choices, notes)
+            return _illustrated(made, subject, data, examples, choices)
         numbered = _numbered(data, subject)
         watching = Watched.of(subject, _first(numbered), choices)
         passes = _passes(watching, choices, data, memory_budget)
@@ -216,9 +229,39 @@ def probe(
                 made = finish()
                 if checkpoint is not None and not made.partial:
                     pathlib.Path(checkpoint).unlink(missing_ok=True)
-                return made
+                return _illustrated(made, subject, data, examples, choices)
             concluding.gather(run.partial())
     raise AssertionError("there is always a last pass")
+
+
+def _illustrated(
+    made: Report, subject: Subject, data: Iterable[Any], examples: int, choices: "Choices"
+) -> Report:
+    """The report with examples, where they were asked for and its data are complete."""
+    if not examples or made.partial:
+        return made
+    from basis_probe.concepts.examples import illustrated
+
+    try:
+        return illustrated(
+            made,
+            subject,
+            itertools.islice(batches_of(data, subject), made.provenance.n_batches),
+            axes=5,
+            size=examples,
+            seed=choices.seed,
+            progress=choices.progress,
+        )
+    except KeyboardInterrupt:
+        missing = "It was interrupted while examples were collected, and shows none."
+        return dataclasses.replace(made, notes=(*made.notes, missing), partial=True)
+    except Exception as error:
+        raise StreamError(
+            f"the second pass over the data, for the examples, failed: {type(error).__name__}: "
+            f"{error}. Everything else is kept: call .report() of this error for the report",
+            batches=made.provenance.n_batches,
+            finish=lambda: made,
+        ) from error
 
 
 def observe(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.concepts.contexts import Examples
 from basis_probe.records import Exact, decode, encode
 from basis_probe.statistics.multiplicity import Tail as Tail
 
@@ -356,6 +357,8 @@ class SiteReport:
         orders: offsets, variances and form apart; empty where the group changes them at will.
         bases: other bases of the same space beside the axes; None where none were asked for.
         path: the deciding score on the way to turned bases; None where it was not asked for.
+        examples: what activates the axes that stand out most, and as many rotated directions; None
+            where that was not asked for.
     """
 
     site: str
@@ -374,6 +377,7 @@ class SiteReport:
     orders: tuple[OrderRecord, ...] = ()
     bases: BasisRanking | None = None
     path: PathRecord | None = None
+    examples: Examples | None = None
 
     def plot(
         self, kind: str = "null", *, score: str | None = None, ax: "Axes | None" = None

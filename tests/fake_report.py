@@ -15,6 +15,7 @@ from basis_probe.algebra.groups import (
     Privileged,
     Unknown,
 )
+from basis_probe.concepts.contexts import Context, Examples, TopContexts
 from basis_probe.results import (
     BasisRanking,
     BasisStanding,
@@ -411,6 +412,42 @@ def provenance(model: str = "stories260k (LlamaForCausalLM)") -> Provenance:
     )
 
 
+def examples(site: str, *, seed: int, text: str = "", sides: int = 1) -> Examples:
+    """Top contexts of five axes and five rotated directions; `text` is among all their tokens."""
+    rng = np.random.default_rng(seed)
+    vocabulary = ["once", " upon", " a", " time", ",", "\n", " ", " there", " was", *[text] * 3]
+
+    def top(label: str, axis: int | None, sign: int) -> TopContexts:
+        contexts: list[Context] = []
+        for place in range(5):
+            length = int(rng.integers(3, 26))
+            values = rng.gamma(0.5, 2.0, length)
+            at = int(values.argmax())
+            tokens = tuple(vocabulary[int(i)] for i in rng.integers(0, len(vocabulary), length))
+            contexts.append(Context(tokens, tuple(values.tolist()), at, place, at))
+        purity = {"token purity" + text: float(rng.random())}
+        return TopContexts(label + text, axis, sign, tuple(contexts), purity, text)
+
+    senses = (1, -1)[:sides]
+    return Examples(
+        site=site,
+        axes=tuple(top(f"axis {i}", i, s) for i in range(5) for s in senses),
+        rotated=tuple(top(f"rotated direction {i}", None, s) for i in range(5) for s in senses),
+        chosen=f"by kurtosis, the highest of all axes{text}",
+    )
+
+
+def with_examples(report: Report, *, text: str = "", sides: int = 1) -> Report:
+    """The report with examples at every site that has scores."""
+    sites = tuple(
+        dataclasses.replace(site, examples=examples(site.site, seed=i, text=text, sides=sides))
+        if site.scores
+        else site
+        for i, site in enumerate(report)
+    )
+    return dataclasses.replace(report, site_reports=sites)
+
+
 def fake_report() -> Report:
     """A report of a five-layer Llama, with every outcome in it."""
     sites: list[SiteReport] = []
@@ -536,6 +573,7 @@ def hostile_report() -> Report:
                 ),
                 verdict=Verdict(site.verdict.outcome, text),
                 notes=(text, text),
+                examples=examples(text, seed=index, text=text),
             )
         )
     whole = " ".join(HOSTILE)

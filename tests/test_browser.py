@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_report import HOSTILE, fake_report, hostile_report, wide_report
+from fake_report import HOSTILE, fake_report, hostile_report, wide_report, with_examples
 
 from basis_probe.presentation import html as pages
 from basis_probe.presentation import words
@@ -32,6 +32,7 @@ REPORTS: dict[str, Callable[[], Report]] = {
     "usual": fake_report,
     "hostile": hostile_report,
     "wide": lambda: wide_report(40, frames=199),
+    "examples": lambda: with_examples(fake_report(), sides=2),
     "empty": lambda: Report((), fake_report().provenance),
 }
 
@@ -241,11 +242,91 @@ def test_hostile_tokens_are_text(browser: Any, written: dict[str, pathlib.Path])
     whole = browser.execute_script("return document.body.textContent")
     for text in HOSTILE:
         assert words.shorten(words.clean(text), 1500) in " ".join(whole.split())
+    # Tokens too, on the line that they belong to, and as long as a line can hold.
+    lines = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.card li')).map(line => line.textContent)"
+    )
+    for text in HOSTILE:
+        assert any(words.shorten(words.clean(text.replace("\n", "↵")), 48) in li for li in lines)
+    assert max(map(len, lines)) < 26 * 49
     assert "<script>alert(1)</script>" in whole
     from selenium.common.exceptions import NoAlertPresentException
 
     with pytest.raises(NoAlertPresentException):
         _ = browser.switch_to.alert.text
+
+
+JUDGED = "document.querySelector('.judged')"
+
+
+def _cards(browser: Any, within: str) -> list[list[Any]]:
+    """Kind, whether its name is seen, and first line of every card, in the order of the page."""
+    return browser.execute_script(
+        f"""
+        return Array.from({JUDGED}.querySelectorAll('{within} .card')).map(card => [
+          card.dataset.kind, card.querySelector('.who').checkVisibility(),
+          card.querySelector('li').textContent])
+        """
+    )
+
+
+def test_examples_are_judged_blind_and_revealed(
+    browser: Any, written: dict[str, pathlib.Path]
+) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    _open(browser, written["examples"])
+    browser.execute_script("document.querySelector('details.site').open = true")
+    beside = _cards(browser, ".examples")
+    assert [kind for kind, _, _ in beside] == ["axis"] * 10 + ["rotated"] * 10
+    assert all(seen for _, seen, _ in beside) and _cards(browser, ".blind") == []
+    section = browser.find_element(By.CSS_SELECTOR, ".judged")
+    control = section.find_element(By.CSS_SELECTOR, ".tools button")
+    said = section.find_element(By.CSS_SELECTOR, "[role=status]")
+    assert control.text == "Judge blind"
+    # With the keyboard, as a reader without a mouse would.
+    control.send_keys(Keys.ENTER)
+    blind = _cards(browser, ".blind")
+    assert _cards(browser, ".examples") == []
+    assert sorted(line for *_, line in blind) == sorted(line for *_, line in beside)
+    assert [line for *_, line in blind] != [line for *_, line in beside]
+    assert not any(seen for _, seen, _ in blind)
+    # Nothing that is shown, or read out, tells an axis from a rotated direction.
+    shown = section.find_element(By.CSS_SELECTOR, ".blind").text.lower()
+    assert "axis 0" not in shown and "rotated" not in shown
+    assert "rotated" not in said.text
+    boxes = section.find_elements(By.CSS_SELECTOR, ".guess input")
+    assert len(boxes) == 20
+    for (kind, _, _), box in zip(blind, boxes, strict=True):
+        if kind == "axis":
+            box.send_keys(Keys.SPACE)
+    wrong = next(box for (kind, _, _), box in zip(blind, boxes, strict=True) if kind == "rotated")
+    wrong.send_keys(Keys.SPACE)
+    assert control.text == "Reveal"
+    control.send_keys(Keys.ENTER)
+    revealed = _cards(browser, ".blind")
+    assert [card[2] for card in revealed] == [card[2] for card in blind]
+    assert all(seen for _, seen, _ in revealed)
+    assert said.text == "You took 10 of 10 axes and 1 of 10 rotated directions for axes."
+    control.send_keys(Keys.ENTER)
+    assert _cards(browser, ".examples") == beside and _cards(browser, ".blind") == []
+    assert not section.find_elements(By.CSS_SELECTOR, ".guess")
+    assert _complaints(browser) == []
+
+
+def test_all_examples_are_hidden_before_one_is_seen(
+    browser: Any, written: dict[str, pathlib.Path]
+) -> None:
+    _open(browser, written["examples"])
+    buttons = "Array.from(document.querySelectorAll('button'))"
+    _press(browser, f"{buttons}.find(b => b.textContent === 'Judge all examples blind')")
+    left = browser.execute_script("return document.querySelectorAll('.examples .card').length")
+    sites = sum(site.examples is not None for site in REPORTS["examples"]())
+    hidden = browser.execute_script(
+        "return document.querySelectorAll('.blind .who[hidden]').length"
+    )
+    assert (left, hidden) == (0, 20 * sites)
 
 
 def test_printing_opens_every_site(browser: Any, written: dict[str, pathlib.Path]) -> None:
@@ -278,7 +359,8 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(
 def test_twelve_layers_stay_below_five_megabytes() -> None:
     layers = wide_report(36, frames=199, dim=768).site_reports
     neurons = wide_report(12, frames=199, dim=3072).site_reports
-    page = pages.page(Report((*layers, *neurons), fake_report().provenance))
+    whole = Report((*layers, *neurons), fake_report().provenance)
+    page = pages.page(with_examples(whole, sides=2))
     assert len(page.encode()) < 5e6
     (data,) = [line for line in page.splitlines() if line.startswith('<div id="numbers"')]
     held = json.loads(data.split('data-numbers="')[1].split('"')[0].replace("&#34;", '"'))

@@ -66,6 +66,9 @@ def test_the_demo_writes_its_report(
     assert report.provenance.seed == 4
     assert report.provenance.n_examples == 5
     assert report.provenance.n_batches == 3
+    # The demo shows what activates axes without being asked to.
+    found = report["blocks.1.hook_resid_pre"].examples
+    assert found is not None and {len(top.contexts) for top in found.axes} == {5}
     assert report.provenance.model.startswith("TransformerBridge basis-probe-demo (")
     assert not report.partial
     html = page.read_text(encoding="utf-8")
@@ -368,9 +371,8 @@ def test_json_in_place_of_a_file(
 ) -> None:
     _broken_demo(monkeypatch, RuntimeError)
     monkeypatch.chdir(tmp_path)
-    assert (
-        main(["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner", "--json"]) == 0
-    )
+    words = ["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner"]
+    assert main([*words, "--examples", "0", "--json"]) == 0
     assert bp.Report.from_json(capsys.readouterr().out).sites == ("inner",)
     assert list(tmp_path.iterdir()) == []
 
@@ -392,8 +394,8 @@ def test_quiet_says_nothing_and_still_writes(
 ) -> None:
     _broken_demo(monkeypatch, RuntimeError)
     monkeypatch.chdir(tmp_path)
-    words = ["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner", "--quiet"]
-    assert main(words) == 0
+    words = ["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner"]
+    assert main([*words, "--examples", "0", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["basis_probe_demo.html"]
     assert main(["--quiet", "show", "nowhere.json"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import pathlib
@@ -148,7 +149,7 @@ def _examples(**options: Any) -> bp.Examples:
     ids = _ids()
     return bp.top_examples(
         Reader().eval(), ids.split(7), site="act", axes=[4, 5], rotated=3, size=8,
-        concepts={"five": ids == 5, "even": ids % 2 == 0}, **options,
+        concepts={"five": ids == 5, "even": ids % 2 == 0}, **{"seed": 2} | options,
     )  # fmt: skip
 
 
@@ -172,15 +173,110 @@ def test_top_contexts_are_the_most_active_ones() -> None:
         top.label for top in (*found.axes, *found.rotated)
     )
     assert bp.Examples.from_json(found.to_json()) == found
-    assert "outline" in found._repr_html_() and "axis 4" in five._repr_html_()
+    assert 'data-kind="rotated"' in found._repr_html_() and "axis 4" in five._repr_html_()
 
 
 def test_tokens_are_shown_escaped() -> None:
     context = bp.Context(("<b>", "x"), (1.0, 0.5), 0, 0, 0)
     top = bp.TopContexts("axis <i>", 0, 1, (context,), {"token purity": 1.0})
     html = top._repr_html_()
-    assert "axis <i>" not in html and "<bdi><b>" not in html
-    assert "&lt;b&gt;" in html and "&lt;i&gt;" in html and context.shade(1) == 0.5
+    assert "axis <i>" not in html and '"t5"><b>' not in html
+    assert '<b class="t5">&lt;b&gt;</b>' in html and "&lt;i&gt;" in html and context.shade(1) == 0.5
+
+
+class Changing(nn.Sequential):
+    """Features -> neurons, whose activation changes them in place."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3))
+
+
+def test_a_report_shows_what_activates_its_axes() -> None:
+    ids = _ids().repeat(2, 1)
+    model = Reader().eval()
+    data: Any = ids.split(20)
+    quick: dict[str, Any] = {"certificates": False, "progress": False}
+    report = bp.probe(model, data, sites=["up", "act"], examples=4, **quick)
+    assert "from 60 examples in 3 batches" in report.provenance.settings["examples"]
+    assert bp.Report.from_json(report.to_json()) == report
+    with torch.no_grad():
+        up = model.up(model.embed(ids))
+    for name, x, sides in (("up", up, 2), ("act", up.relu(), 1)):
+        found, site = report[name].examples, report[name]
+        assert found is not None and len(found.axes) == len(found.rotated) == 5 * sides
+        name = found.chosen.removeprefix("by ").split(",")[0].replace(" ", "_")
+        lead = site.scores[name]
+        assert lead.decides
+        order = np.argsort(-np.nan_to_num(lead.per_direction, nan=-np.inf), kind="stable")[:5]
+        assert [top.axis for top in found.axes[::sides]] == order.tolist()
+        for top in found.axes:
+            values = (top.sign * x[..., top.axis]).flatten().sort(descending=True).values[:4]
+            told = torch.tensor([context.activation for context in top.contexts])
+            assert torch.allclose(told, values, rtol=1e-5, atol=1e-6)
+            for context in top.contexts:
+                assert context.tokens[context.at] == f" {ids[context.example, context.position]}"
+    html = report._repr_html_()
+    assert html.count('class="judged"') == 2
+    bare = tuple(dataclasses.replace(site, examples=None) for site in report)
+    plain = dataclasses.replace(report, site_reports=bare)
+    again = bp.with_examples(plain, model, data, size=4, progress=False)
+    assert again.site_reports == report.site_reports
+
+
+def test_places_of_images_are_named_and_read_before_they_change() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(40, 1, 9, 9, generator=generator)
+    model = Changing().eval()
+    quick: dict[str, Any] = {"certificates": False, "progress": False}
+    report = bp.probe(model, [images[:30], images[30:]], sites=["0", "1"], **quick)
+    report = bp.with_examples(report, model, [images], axes=2, size=3, progress=False)
+    with torch.no_grad():
+        maps = nn.functional.conv2d(images, model[0].weight, model[0].bias)
+    found = report["0"].examples
+    assert found is not None and [top.sign for top in found.axes] == [1, -1, 1, -1]
+    for top in found.axes:
+        values = top.sign * maps[:, top.axis]
+        best = values.flatten().sort(descending=True).values[:3]
+        for context, value in zip(top.contexts, best, strict=True):
+            row, column = divmod(context.position, 7)
+            assert abs(float(values[context.example, row, column]) - float(value)) < 1e-5
+            assert context.tokens == (f"example {context.example}, row {row}, column {column}",)
+        assert top.scores == {}
+
+
+def test_what_goes_wrong_on_the_second_pass_loses_nothing() -> None:
+    model, ids = Reader().eval(), _ids().repeat(2, 1)
+    with pytest.raises(bp.DataError, match="examples=2 reads the data a second time"):
+        bp.probe(model, iter([ids]), sites="act", examples=2, progress=False)
+    with pytest.raises(ValueError, match="examples=-1: give how many contexts"):
+        bp.probe(model, [ids], sites="act", examples=-1)
+
+    class Once:
+        def __init__(self, error: BaseException) -> None:
+            self.error, self.read = error, 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            self.read += 1
+            if self.read > 1:
+                raise self.error
+            yield ids
+
+    quick: dict[str, Any] = {
+        "certificates": False,
+        "progress": False,
+        "sites": "act",
+        "examples": 2,
+    }
+    with pytest.raises(bp.StreamError, match="second pass over the data, for the examples") as info:
+        bp.probe(model, Once(OSError("gone")), **quick)
+    kept = info.value.report()
+    assert kept["act"].scores and kept["act"].examples is None and not kept.partial
+    stopped = bp.probe(model, Once(KeyboardInterrupt()), **quick)
+    assert stopped.partial and "while examples were collected" in stopped.notes[-1]
+    assert stopped["act"].scores
+    with pytest.raises(bp.SiteError, match="no site matches 'act'"):
+        bp.with_examples(kept, nn.Sequential(nn.Embedding(12, 4), nn.ReLU()), [ids])
 
 
 def test_examples_that_cannot_be_had() -> None:

@@ -129,6 +129,11 @@ def test_shards_are_merged(
         (["--shard", "0/2"], "give --shard I/N with one --out FILE.safetensors"),
         (["--out", "x.safetensors"], "give --shard I/N with one --out FILE.safetensors"),
         (["--shard", "2/2"], "'2/2' is no shard"),
+        (
+            ["--shard", "0/2", "--out", "x.safetensors", "--examples", "3"],
+            "leave out one of --shard and --examples",
+        ),
+        (["--examples", "-1"], "-1 is negative: give 0 for none"),
         (["--memory-budget", "0"], "'0' is not a positive number of gigabytes"),
     ],
 )
@@ -150,6 +155,9 @@ def test_parts_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_torchrun_writes_one_report(words: list[str], tmp_path: pathlib.Path) -> None:
+    words = [*words, "--examples", "2"]
     _torchrun(2, "-m", "basis_probe", *words, "--out", str(tmp_path / "two.json"))
     assert main([*words, "--out", str(tmp_path / "one.json")]) == 0
-    _alike(_read(tmp_path / "two.json"), _read(tmp_path / "one.json"))
+    two, one = _read(tmp_path / "two.json"), _read(tmp_path / "one.json")
+    _alike(two, one)
+    assert [site.examples for site in two] == [site.examples for site in one] != [None]

@@ -99,6 +99,7 @@ ARROWS = {
         "results",
         "records",
         "algebra.groups",
+        "concepts.contexts",
         "statistics.multiplicity",
         "presentation",
         "errors",

@@ -26,6 +26,18 @@ def positive(text: str) -> int:
     return value
 
 
+def none_or_more(text: str) -> int:
+    """A whole number that is not negative.
+
+    Raises:
+        ArgumentTypeError: for any other.
+    """
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative: give 0 for none")
+    return value
+
+
 def output(text: str) -> Path:
     """A file that a report can be written to.
 
@@ -92,13 +104,16 @@ def add_sites(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sites", nargs="+", metavar="NAME", help="names or globs")
 
 
-def add_probing(parser: argparse.ArgumentParser, *, out: str, parts: bool = False) -> None:
+def add_probing(
+    parser: argparse.ArgumentParser, *, out: str, parts: bool = False, examples: int = 0
+) -> None:
     """Adds what every command takes that runs a probe and writes a report.
 
     Args:
         parser: the parser of the command.
         out: the file that is written where none is named.
         parts: whether a part of a report may be written too.
+        examples: how many contexts of a direction are shown where nothing is said.
     """
     parser.add_argument(
         "--out",
@@ -124,6 +139,14 @@ def add_probing(parser: argparse.ArgumentParser, *, out: str, parts: bool = Fals
         default=0,
         metavar="N",
         help="follow the deciding score to N turned bases (default 0)",
+    )
+    parser.add_argument(
+        "--examples",
+        type=none_or_more,
+        default=examples,
+        metavar="N",
+        help="show N contexts that activate each of the axes that stand out most, and as many "
+        f"rotated directions; the text is read once more (default {examples})",
     )
     parser.add_argument("--seed", type=int, default=0, help="seeds every random choice (default 0)")
     parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")

@@ -24,7 +24,7 @@ class DemoCommand(Command):
     )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_probing(parser, out="basis_probe_demo.html")
+        add_probing(parser, out="basis_probe_demo.html", examples=5)
         parser.add_argument("--texts", type=positive, default=256, help="documents (default 256)")
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:

@@ -47,6 +47,7 @@ def probe_and_write(
             null=parsed.null,
             bases=parsed.bases,
             paths=parsed.paths,
+            examples=parsed.examples,
             seed=parsed.seed,
             max_samples=max_samples,
             progress=screen.draws_progress,

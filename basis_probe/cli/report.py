@@ -28,6 +28,10 @@ class ReportCommand(Command):
             "the same, and its numbers",
         ),
         (
+            "basis-probe report ./my-model --text corpus.txt --examples 5",
+            "with the contexts that activate the axes that stand out most",
+        ),
+        (
             "basis-probe report ./my-model --text corpus.txt --json > r.json",
             "its numbers, for a program",
         ),
@@ -111,6 +115,11 @@ def _require_fitting(parsed: argparse.Namespace) -> None:
             f"a part of a report, and nothing else, is written with --shard: give --shard I/N with "
             f"one --out FILE{PART}, or neither"
         )
+    if parsed.shard and parsed.examples:
+        raise Refused(
+            "--examples reads the text once it is known which axes stand out, and a shard does not "
+            "know: leave out one of --shard and --examples"
+        )
     if parsed.shard and parsed.memory_budget:
         raise Refused("--memory-budget is for runs of one process; leave it out with --shard")
 
@@ -153,6 +162,17 @@ def _in_parts(
     if total is None:
         return Status.DONE
     report = total.report(bridge, null=parsed.null, progress=screen.draws_progress)
+    if parsed.examples and not report.partial:
+        from basis_probe.concepts.examples import with_examples
+
+        report = with_examples(
+            report,
+            bridge,
+            data[: report.provenance.n_batches],
+            size=parsed.examples,
+            seed=parsed.seed,
+            progress=screen.draws_progress,
+        )
     if checkpoint is not None and not report.partial:
         for other in range(world):
             parsed.checkpoint.with_name(f"{parsed.checkpoint.name}.{other}").unlink(missing_ok=True)

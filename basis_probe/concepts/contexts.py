@@ -13,7 +13,8 @@ class Context:
     """A token that activates a direction, with the tokens around it.
 
     Attributes:
-        tokens: as a reader sees them, spaces included.
+        tokens: as a reader sees them, spaces included; where an input holds no tokens, one text
+            that says which place of which example it is.
         activations: of the direction at each of them, times its sign.
         at: which of the tokens activates.
         example: number of the example in the data.
@@ -72,11 +73,13 @@ class Examples:
         site: its name.
         axes: of the axes.
         rotated: of directions of a Haar rotation of the same activations.
+        chosen: how the axes were chosen, in words; empty where the user chose them.
     """
 
     site: str
     axes: tuple[TopContexts, ...]
     rotated: tuple[TopContexts, ...]
+    chosen: str = ""
 
     def mean(self, score: str) -> tuple[float, float]:
         """The mean of a score over the axes, and over the rotated directions."""
@@ -106,6 +109,6 @@ class Examples:
         return read("examples", cls, text)
 
     def _repr_html_(self) -> str:
-        from basis_probe.presentation.concepts import contexts
+        from basis_probe.presentation.concepts import examples
 
-        return contexts((*self.axes, *self.rotated), f"{self.site}: top contexts")
+        return examples(self)

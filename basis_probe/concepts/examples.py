@@ -1,8 +1,10 @@
 """The contexts that activate a direction most, for axes and for directions of the null alike."""
 
 import dataclasses
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch
-from basis_probe.adapters.capture import catching
-from basis_probe.adapters.models import device_of, prepared, recognise
-from basis_probe.algebra.haar import haar
+from basis_probe.adapters.capture import Catcher, catching
+from basis_probe.adapters.facts import Facts
+from basis_probe.adapters.models import Subject, device_of, prepared, recognise
+from basis_probe.adapters.places import Address, Site
+from basis_probe.algebra.haar import haar_directions
 from basis_probe.architecture import watched
 from basis_probe.concepts.contexts import Context, Examples, TopContexts
 from basis_probe.concepts.dissect import remembering
@@ -21,6 +25,7 @@ from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.tokens import pieces
 from basis_probe.errors import DataError, SiteError
 from basis_probe.probe import batches_of
+from basis_probe.results import Report, SiteReport, Tail
 from basis_probe.sites import asked
 from basis_probe.stream import rows_last
 
@@ -128,36 +133,188 @@ def top_examples(
         if len(chosen) > 1:
             raise SiteError(f"{site!r} stands for {len(chosen)} sites: ask for one at a time")
         place = next(iter(chosen.values()))
-        dim = int(np.prod(facts.shape(place)))
-        wanted, turn = _directions(axes, rotated, dim, seed)
-        layout = facts.layout(place)
+        wanted, turn = _directions(axes, rotated, int(np.prod(facts.shape(place))), seed)
         kept = _Kept(size, turn, _reader(tokenizer or getattr(subject.model, "tokenizer", None)))
-        batch: Batch | None = first
-        while batch is not None:
+        for batch in itertools.chain([first], batches):
             raw = raws.pop(0)
             labels = {} if sources is None else sources.of(raw, batch.inputs, batch.mask)
-            caught: list[Tensor] = []
-            with catching(subject.model, {place.address: caught.append}):
-                subject.call(batch)
-            if caught:
-                kept.take(rows_last(caught[0], layout), batch, labels)
-            batch = next(batches, None)
+            _read(subject, facts, batch, [(place, kept)], labels)
         if sources is not None:
             sources.finish()
-    sides = (1,) if kept.one_sided(len(wanted)) else (1, -1)
-    return Examples(
-        site=place.name,
-        axes=tuple(
-            kept.found(at, sign, f"axis {axis}", axis)
-            for at, axis in enumerate(wanted)
-            for sign in sides
-        ),
-        rotated=tuple(
-            kept.found(len(wanted) + at, sign, f"rotated direction {at}", None)
-            for at in range(rotated)
-            for sign in sides
-        ),
+    return kept.examples(place.name, wanted)
+
+
+def with_examples(
+    report: Report,
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    axes: int = 5,
+    size: int = 5,
+    tokenizer: Any = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Report:
+    """The report, with the contexts that activate the axes that stand out most at every site.
+
+    Beside them, as many directions of a random rotation of the same activations. The data pass
+    through the model once more, for all sites together. No verdict rests on the examples: they are
+    for the eye. A site at which no axis has a score of its own gets none.
+
+    Args:
+        report: what was found, by `probe`, `attach` or from a file.
+        model: the model that it is about.
+        data: as for `probe`: the same data, or others.
+        axes: how many axes at each site, those with the highest leading score first.
+        size: contexts for each direction.
+        tokenizer: what tokens are called; None for the model's own. Without one, tokens are shown
+            as their ids.
+        seed: draws the rotations.
+        device: as for `probe`.
+        progress: whether to show a progress bar.
+
+    Raises:
+        SiteError: if the model has no such sites.
+        DataError: if there is no batch, or one cannot be used.
+        ValueError: for no axes or no contexts.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> layers = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 6), torch.nn.ReLU()
+        >>> model = torch.nn.Sequential(*layers)
+        >>> ids = torch.randint(0, 9, (40, 12), generator=torch.Generator().manual_seed(0))
+        >>> report = bp.probe(model, [ids], sites="2", progress=False)
+        >>> report = bp.with_examples(report, model, [ids], axes=2, size=3, progress=False)
+        >>> found = report["2"].examples
+        >>> len(found.axes), len(found.rotated), len(found.axes[0].contexts)
+        (2, 2, 3)
+    """
+    subject = recognise(model)
+    with prepared(subject.model, None if device is None else device_of(device)):
+        return illustrated(
+            report,
+            subject,
+            batches_of(data, subject),
+            axes=axes,
+            size=size,
+            tokenizer=tokenizer,
+            seed=seed,
+            progress=progress,
+        )
+
+
+@torch.no_grad()
+def illustrated(
+    report: Report,
+    subject: Subject,
+    batches: Iterator[Batch],
+    *,
+    axes: int,
+    size: int,
+    tokenizer: Any = None,
+    seed: int,
+    progress: bool,
+) -> Report:
+    """What `with_examples` returns, for a model in evaluation mode and batches of it."""
+    from tqdm.auto import tqdm
+
+    if axes < 1 or size < 1:
+        raise ValueError(f"axes={axes}, size={size}: show at least one context of one axis")
+    first = next(batches, None)
+    if first is None:
+        raise DataError("the data hold no batch: give at least one")
+    facts = watched(subject, first)
+    picked = {site.site: standing_out(site, axes) for site in report}
+    named = [name for name, (wanted, _) in picked.items() if wanted]
+    if not named:
+        return report
+    places = asked(named, facts.sites, silent=subject.silent())
+    reader = _reader(tokenizer or getattr(subject.model, "tokenizer", None))
+    kept: dict[str, _Kept] = {}
+    for name in named:
+        wanted, _ = picked[name]
+        dim = int(np.prod(facts.shape(places[name])))
+        kept[name] = _Kept(size, _directions(wanted, len(wanted), dim, seed)[1], reader)
+    seen = [0, 0]
+    pairs = [(places[name], one) for name, one in kept.items()]
+    for batch in tqdm(
+        itertools.chain([first], batches),
+        desc="collecting examples",
+        unit="batch",
+        disable=not progress,
+        leave=False,
+    ):
+        _read(subject, facts, batch, pairs, {})
+        seen = [seen[0] + 1, seen[1] + batch.size]
+    sites = [
+        dataclasses.replace(
+            site,
+            examples=dataclasses.replace(
+                kept[site.site].examples(site.site, picked[site.site][0]),
+                chosen=picked[site.site][1],
+            ),
+        )
+        if site.site in kept
+        else site
+        for site in report
+    ]
+    said = (
+        f"{size} contexts of each of the {axes} axes that stand out most and of as many directions "
+        f"of a rotation (seed {seed}), from {seen[1]} examples in {seen[0]} batches"
     )
+    settings = {**report.provenance.settings, "examples": said}
+    provenance = dataclasses.replace(report.provenance, settings=settings)
+    return dataclasses.replace(report, site_reports=tuple(sites), provenance=provenance)
+
+
+def standing_out(site: SiteReport, most: int) -> tuple[tuple[int, ...], str]:
+    """The axes that stand out most at a site, and in which score; none where no axis has one."""
+    from basis_probe.presentation.selection import of_axes, top_axes
+
+    score = of_axes(site)
+    if score is None:
+        return (), ""
+    compared = int(np.isfinite(score.per_direction).sum())
+    among = f"of the {compared} axes that have one" if compared < site.dim else "of all axes"
+    furthest = "the furthest from the middle" if score.tail is Tail.TWO_SIDED else "the highest"
+    chosen = f"by {score.name.replace('_', ' ')}, {furthest} {among}"
+    return tuple(axis.index for axis in top_axes(score, site.shape, most)), chosen
+
+
+def _read(
+    subject: Subject,
+    facts: Facts,
+    batch: Batch,
+    pairs: Sequence[tuple[Site, "_Kept"]],
+    labels: Mapping[str, Tensor],
+) -> None:
+    """Runs the model on a batch, and adds what every place showed to what is kept of it."""
+    caught: dict[int, Tensor] = {}
+    catchers: dict[Address, list[Catcher]] = {}
+    for number, (place, kept) in enumerate(pairs):
+
+        def read(
+            tensor: Tensor, number: int = number, place: Site = place, kept: _Kept = kept
+        ) -> None:
+            # Read at once: later in-place operations may change what stands there.
+            rows = rows_last(tensor.detach(), facts.layout(place)).cpu().double()
+            caught[number] = rows @ kept.directions
+
+        catchers.setdefault(place.address, []).append(read)
+
+    def hand(several: list[Catcher], tensor: Tensor) -> None:
+        for catcher in several:
+            catcher(tensor)
+
+    wanted = {address: functools.partial(hand, several) for address, several in catchers.items()}
+    with catching(subject.model, wanted):
+        subject.call(batch)
+    for number, (_, kept) in enumerate(pairs):
+        if number in caught:
+            kept.take(caught[number], batch, labels)
+        else:
+            kept.seen += batch.size
 
 
 def _directions(
@@ -171,8 +328,11 @@ def _directions(
         wanted = [int(axis) for axis in axes]
     if not wanted or any(not 0 <= axis < dim for axis in wanted):
         raise ValueError(f"axes={axes}: the site has axes 0 to {dim - 1}; name at least one")
-    turn = haar(dim, generator)[:, : min(rotated, dim)]
-    return wanted, torch.cat([torch.eye(dim, dtype=torch.float64)[:, wanted], turn], 1)
+    straight = torch.zeros(dim, len(wanted), dtype=torch.float64)
+    straight[wanted, range(len(wanted))] = 1.0
+    if not rotated:
+        return wanted, straight
+    return wanted, torch.cat([straight, haar_directions(dim, min(rotated, dim), generator)], 1)
 
 
 def _reader(tokenizer: Any) -> Callable[[int], str]:
@@ -204,17 +364,20 @@ class _Kept:
         self.around: dict[tuple[int, int], tuple[list[int], list[float], int]] = {}
         self.carried: dict[int, frozenset[str]] = {}
         self.seen = 0
+        self.places: tuple[int, ...] = ()
+        self.text = False
 
-    def take(self, x: Tensor, batch: Batch, labels: Mapping[str, Tensor]) -> None:
+    def take(self, along: Tensor, batch: Batch, labels: Mapping[str, Tensor]) -> None:
         """Adds a batch.
 
         Args:
-            x: its activations, [batch, positions, dim] or [batch, dim].
+            along: its activations along the directions, [batch, positions ..., directions] or
+                [batch, directions].
             batch: the batch.
             labels: of its tokens, by concept.
         """
-        read = x.flatten(1, -2) if x.ndim > 2 else x[:, None]
-        read = read.cpu().double() @ self.directions
+        read = along.flatten(1, -2) if along.ndim > 2 else along[:, None]
+        self.places = tuple(along.shape[1:-1])
         examples, positions, count = read.shape
         counts = torch.ones(examples, positions, dtype=torch.bool)
         if batch.mask is not None and batch.mask.shape == counts.shape:
@@ -227,6 +390,7 @@ class _Kept:
         tokens = ids if ids.ndim == 2 and not ids.is_floating_point() else None
         if tokens is not None and tokens.shape[1] != positions:
             tokens = None
+        self.text = tokens is not None
         flags = {
             name: rows_of(name, values, (examples, positions)).reshape(examples, positions)
             for name, values in labels.items()
@@ -241,7 +405,9 @@ class _Kept:
                         continue
                     inside = torch.nonzero(counts[example]).flatten().tolist()
                     at = inside.index(position)
-                    window = inside[max(0, at - WIDTH) : at + WIDTH + 1]
+                    # What stands beside a pixel is not read from left to right.
+                    width = WIDTH if self.text else 0
+                    window = inside[max(0, at - width) : at + width + 1]
                     self.around[direction, key] = (
                         [int(tokens[example, p]) if tokens is not None else p for p in window],
                         [float(read[example, p, direction]) for p in window],
@@ -260,6 +426,31 @@ class _Kept:
         high, low = (self.tops[sign].values[:1, :axes] for sign in (1, -1))
         return bool(high.numel()) and float((low < 0.25 * high).double().mean()) > 0.5
 
+    def examples(self, site: str, axes: Sequence[int]) -> Examples:
+        """The contexts of all directions, of which the first are the axes."""
+        sides = (1,) if self.one_sided(len(axes)) else (1, -1)
+        return Examples(
+            site=site,
+            axes=tuple(
+                self.found(at, sign, f"axis {axis}", axis)
+                for at, axis in enumerate(axes)
+                for sign in sides
+            ),
+            rotated=tuple(
+                self.found(at, sign, f"rotated direction {at - len(axes)}", None)
+                for at in range(len(axes), self.directions.shape[1])
+                for sign in sides
+            ),
+        )
+
+    def where(self, key: int) -> str:
+        """Which place of which example a sample is, in words."""
+        said, position = f"example {key // _PLACES}", key % _PLACES
+        if len(self.places) == 2:
+            row, column = divmod(position, self.places[1])
+            return f"{said}, row {row}, column {column}"
+        return f"{said}, position {position}" if self.places else said
+
     def found(self, direction: int, sign: int, label: str, axis: int | None) -> TopContexts:
         """The contexts of one direction in one sense."""
         contexts: list[Context] = []
@@ -269,10 +460,12 @@ class _Kept:
             ids, activations, at = self.around[direction, key]
             tokens[ids[at]] += 1
             concepts.update(self.carried[key])
+            where = (self.where(key),)
             contexts.append(
                 Context(
-                    tokens=tuple(self.reader(token) for token in ids),
-                    activations=tuple(sign * value for value in activations),
+                    tokens=tuple(self.reader(token) for token in ids) if self.text else where,
+                    # More digits than a model computes with would only fill a file.
+                    activations=tuple(float(f"{sign * value:.6g}") for value in activations),
                     at=at,
                     example=key // _PLACES,
                     position=key % _PLACES,
@@ -280,7 +473,7 @@ class _Kept:
             )
         scores: dict[str, float] = {}
         concept = ""
-        if contexts:
+        if contexts and self.text:
             scores["token purity"] = tokens.most_common(1)[0][1] / len(contexts)
         if concepts:
             # Of equally common ones the first by name.

@@ -1,29 +1,89 @@
-"""Findings about concepts as one HTML element for a notebook."""
+"""Concepts and examples as parts of a page, and as HTML elements for a notebook."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from basis_probe.presentation.html import rendered
+from basis_probe.presentation import html, words
 
 if TYPE_CHECKING:
+    from basis_probe.concepts.contexts import Context, Examples, TopContexts
     from basis_probe.concepts.findings import SiteDissection
 
 MOST_CONCEPTS = 30
 """Of each comparison so many concepts are shown, the best told first."""
 
+TINTS = 5
+"""In so many steps a token is tinted."""
+
+_LONGEST = 48
+"""A token is shown in so many characters at most."""
+
 
 def fragment(sites: Sequence[SiteDissection], notes: Sequence[str]) -> str:
     """Distinct concepts of axes and of the null, and the axis that tells each concept best."""
-    return rendered("concepts.jinja", sites=sites, notes=notes, most=MOST_CONCEPTS)
+    return html.rendered("concepts.jinja", sites=sites, notes=notes, most=MOST_CONCEPTS)
 
 
-def contexts(found: Sequence[Any], title: str) -> str:
-    """The most activating contexts of some directions, every token tinted by its activation.
+def contexts(found: Sequence[TopContexts], title: str) -> str:
+    """The most activating contexts of some directions, every token tinted by its activation."""
+    return html.rendered("contexts.jinja", found=found, title=title, examples=None)
 
-    Args:
-        found: values with `label`, `contexts` and `scores`, as `TopContexts` has them.
-        title: what stands above them.
+
+def examples(found: Examples) -> str:
+    """The same of axes and of rotated directions, side by side."""
+    title = f"{found.site}: top contexts"
+    return html.rendered("contexts.jinja", found=(), title=title, examples=found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Neighbouring tokens that look alike.
+
+    Attributes:
+        text: what they say, on one line, unsafe characters spelled out.
+        tint: 0 for none, up to `TINTS`.
+        peak: True for the token that activates, which stands alone.
     """
-    return rendered("contexts.jinja", found=found, title=title)
+
+    text: str
+    tint: int
+    peak: bool
+
+
+def runs(context: Context) -> tuple[Run, ...]:
+    """A context as a page shows it.
+
+    Example:
+        >>> from basis_probe.concepts.contexts import Context
+        >>> runs(Context((" a", " b", " c"), (0.0, 0.01, 2.0), 2, 0, 0))
+        (Run(text='a b ', tint=0, peak=False), Run(text='c', tint=5, peak=True))
+    """
+    made: list[Run] = []
+
+    def add(text: str, tint: int, peak: bool) -> None:
+        if made and not peak and not made[-1].peak and made[-1].tint == tint:
+            made[-1] = dataclasses.replace(made[-1], text=made[-1].text + text)
+        elif text:
+            made.append(Run(text, tint, peak))
+
+    for place, token in enumerate(context.tokens):
+        tint, peak = round(TINTS * context.shade(place)), place == context.at
+        text = words.shorten(words.clean(token.replace("\n", "↵")), _LONGEST)
+        bare = text.lstrip(" ")
+        # A space in front of a word belongs to no tint, and none begins a line.
+        add(text[: len(text) - len(bare)] if place else "", 0, False)
+        add(bare or ("·" if peak or tint else ""), tint, peak)
+    return tuple(made)
+
+
+def direction(top: TopContexts, shape: tuple[int, ...]) -> str:
+    """What a direction is called, an axis by its place within the feature axes of its site."""
+    from basis_probe.presentation.selection import axis_label
+
+    if top.axis is None:
+        return top.label
+    label = f"axis {axis_label(top.axis, shape)}"
+    return label if top.sign > 0 else f"{label}, negative"

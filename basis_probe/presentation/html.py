@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from basis_probe.algebra.groups import Privileged
-from basis_probe.presentation import drawing, figures, selection, words
+from basis_probe.presentation import concepts, drawing, figures, selection, words
 from basis_probe.results import Certificate, Outcome, Report, SiteReport, Symmetry
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ _NAMES: dict[str, Any] = {
     "Privileged": Privileged,
     "drawing": drawing,
     "selection": selection,
+    "shown": concepts,
     "words": words,
     "len": len,
     "isnan": math.isnan,

@@ -6,9 +6,13 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from basis_probe.presentation import selection, words
+from basis_probe.presentation import concepts, selection, words
 from basis_probe.results import Outcome, Report, ScoreResult, SiteReport
+
+if TYPE_CHECKING:
+    from basis_probe.concepts.contexts import Examples
 
 _NAME = 96
 _TEXT = 1500
@@ -210,6 +214,12 @@ def _site(site: SiteReport) -> list[str]:
             "behind a nonlinearity win for free. No verdict rests on it.",
             _beside(site),
         ]
+    if site.examples is not None:
+        parts += [
+            "What activates the axes that stand out most, and as many directions of a random "
+            "rotation: the tokens at which each is most active. No verdict rests on it.",
+            _examples(site, site.examples),
+        ]
     return parts
 
 
@@ -258,6 +268,17 @@ def _beside(site: SiteReport) -> str:
         for score in site.beside.values()
     ]
     return _table(heads, heads[1:], rows)
+
+
+def _examples(site: SiteReport, found: Examples) -> str:
+    rows = [
+        (
+            text(concepts.direction(top, site.shape), 80),
+            " · ".join(text(context.tokens[context.at].strip(), 48) for context in top.contexts),
+        )
+        for top in (*found.axes, *found.rotated)
+    ]
+    return _table(("direction", "most active at"), (), rows)
 
 
 def _null(score: ScoreResult) -> str:

@@ -37,6 +37,15 @@ def _chance(score: ScoreResult) -> tuple[float, float, float]:
     )
 
 
+def of_axes(site: SiteReport) -> ScoreResult | None:
+    """The leading score, or the first that decides, of those that tell axes apart; None without."""
+    known = [score for score in site.scores.values() if np.isfinite(score.per_direction).any()]
+    lead = leading(site)
+    if lead is not None and any(score is lead for score in known):
+        return lead
+    return next(iter(sorted(known, key=lambda score: not score.decides)), None)
+
+
 def ranked(ranking: BasisRanking) -> tuple[BasisStanding, ...]:
     """The bases, the one that departs most from random rotations first, those without effect last.
 
@@ -86,7 +95,7 @@ def top_axes(score: ScoreResult, shape: tuple[int, ...], most: int = 5) -> tuple
     return tuple(
         Axis(
             index=int(index),
-            label=_axis_label(int(index), shape, values.size),
+            label=axis_label(int(index), shape),
             value=float(values[index]),
             p_value=float(chances[index]) if index < chances.size else math.nan,
         )
@@ -94,8 +103,14 @@ def top_axes(score: ScoreResult, shape: tuple[int, ...], most: int = 5) -> tuple
     )
 
 
-def _axis_label(index: int, shape: tuple[int, ...], size: int) -> str:
-    if len(shape) < 2 or math.prod(shape) != size:
+def axis_label(index: int, shape: tuple[int, ...]) -> str:
+    """The number of an axis, within the feature axes where there are several.
+
+    Example:
+        >>> axis_label(5, (12,)), axis_label(5, (3, 4))
+        ('5', '1, 1')
+    """
+    if len(shape) < 2:
         return str(index)
     return ", ".join(str(int(part)) for part in np.unravel_index(index, shape))
 
