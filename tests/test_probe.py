@@ -402,6 +402,26 @@ def test_padding_counts_nowhere(kind: str, side: str, request: pytest.FixtureReq
         _alike(padded[name], bare[name], within=2e-5)
 
 
+class _Encoder(nn.Module):
+    """An encoder that calls its mask as those of TransformerLens do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(50, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, input: Tensor, one_zero_attention_mask: Tensor | None = None) -> Tensor:
+        return self.down(self.up(self.embed(input)).relu())
+
+
+def test_the_mask_of_an_encoder_counts_under_its_own_name() -> None:
+    ids, mask = torch.arange(40).view(4, 10), torch.ones(4, 10, dtype=torch.int64)
+    mask[:, 7:] = 0
+    report = _probe(_Encoder(), [{"input": ids, "one_zero_attention_mask": mask}], sites="up")
+    assert report["up"].n_samples == 28
+    with pytest.raises(bp.DataError, match=r"one_zero_attention_mask has shape \(4, 7\)"):
+        _probe(_Encoder(), [{"input": ids, "one_zero_attention_mask": mask[:, :7]}], sites="up")
+
+
 def test_statistics_are_those_of_the_real_tokens(gpt: Any) -> None:
     rows = _sentences()
     report = _probe(gpt, [_padded(rows, "right")])

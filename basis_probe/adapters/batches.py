@@ -14,6 +14,9 @@ from basis_probe.errors import DataError
 MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input", "x")
 """Under these keywords models take what an example consists of."""
 
+MASKS = ("attention_mask", "one_zero_attention_mask")
+"""Under these they take which positions are no padding; the second is of TransformerLens encoders."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
@@ -134,12 +137,13 @@ def _from_mapping(raw: Mapping[Any, Any], number: int, device: torch.device, *, 
     if main is None or main.ndim == 0 or len(main) == 0:
         names = ", ".join(keywords) or "nothing"
         raise DataError(f"batch {number} holds no tensor with examples; it has {names}")
-    mask = keywords.get("attention_mask")
+    called = next((name for name in MASKS if name in keywords), MASKS[0])
+    mask = keywords.get(called)
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         mask = None
     elif main.ndim < 2 or mask.shape != main.shape[:2]:
         raise DataError(
-            f"batch {number}: attention_mask has shape {tuple(mask.shape)} and the input "
+            f"batch {number}: {called} has shape {tuple(mask.shape)} and the input "
             f"{tuple(main.shape)}: give one mask entry for every position, [batch, positions]"
         )
     form = form if mask is None or form == "strings" else f"{form} with an attention mask"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_probe.adapters.batches import MAIN, Batch
+from basis_probe.adapters.batches import MAIN, MASKS, Batch
 from basis_probe.adapters.trace import tensors_in
 from basis_probe.errors import DataError
 
@@ -131,7 +131,8 @@ def _examples(
             f"forward pass {number} holds no tensor with examples; it has "
             f"{', '.join(named) or 'nothing'}"
         )
-    return first, _mask(named.get("attention_mask"), first)
+    mask = next((named[name] for name in MASKS if named.get(name) is not None), None)
+    return first, _mask(mask, first)
 
 
 def _mask(mask: object, inputs: Tensor) -> Tensor | None:
