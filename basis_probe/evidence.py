@@ -236,6 +236,7 @@ def measure(
                 problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
             )
     used, notes = _applicable(scores, problem.group, geometry, null)
+    notes += _wiring(problem, null)
     axes = _block(null, problem.x.shape[1], seed)
     compared = used if axes is None else [score for score in used if not score.across_axes]
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
@@ -298,6 +299,24 @@ def measure(
         examples=0 if problem.examples is None else int(problem.examples.unique().numel()),
     )
     return record, results, notes
+
+
+_SPARSE = 0.5
+
+
+def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
+    """What must be said where most weights of the layer are exactly zero."""
+    if problem.layer is None or not isinstance(null, Counterfactual):
+        return ()
+    weights = torch.cat([weight.flatten() for weight in problem.layer.weights])
+    zero = float((weights == 0).double().mean())
+    if zero < _SPARSE:
+        return ()
+    return (
+        f"{zero:.0%} of the weights that make these neurons are exactly zero. Neurons that read "
+        "few inputs differ from the alternatives, which read all of them, before any training: compare "
+        'with null="random-weights", whose networks are wired alike.',
+    )
 
 
 def taken(problem: Problem, samples: int) -> Problem:

@@ -17,7 +17,8 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """A copy of a model as if it had not been trained; the model itself is left alone.
 
     Every matrix, kernel and embedding is drawn from a Gaussian of mean zero and of the tensor's own
-    root mean square, so that activations keep their size; every vector (gains, biases, slopes) is
+    root mean square, so that activations keep their size, and what is exactly zero stays zero, as
+    in a layer that was wired sparsely; every vector (gains, biases, slopes) is
     set to its own mean, so that no axis differs from another; running averages of batch
     normalisation start again at mean zero and variance one. A tensor that several modules share
     stays shared.
@@ -47,7 +48,9 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
             exact = parameter.detach().cpu().double()
             if parameter.ndim >= 2:
                 drawn = torch.randn(exact.shape, generator=generator, dtype=torch.float64)
-                new = drawn * exact.square().mean().sqrt()
+                wired = exact != 0
+                size = exact.square().sum() / wired.sum().clamp_min(1)
+                new = drawn * size.sqrt() * wired
             else:
                 new = exact.mean().expand_as(exact) if exact.numel() else exact
             parameter.copy_(new.to(parameter.dtype))

@@ -168,6 +168,25 @@ def test_running_averages_are_settled_on_the_data() -> None:
     assert not model[1].training and model[1].momentum == 0.1
 
 
+def test_neurons_that_were_wired_to_few_inputs_are_no_finding_against_twins_wired_alike() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    with torch.no_grad():
+        # Three inputs for every neuron, by weights that nobody trained.
+        weight = torch.randn(64, 64, generator=_generator())
+        read = torch.rand(64, 64, generator=_generator(1)).argsort(1) < 3
+        model[0].weight.copy_(weight * read)
+        model[0].bias.zero_()
+    zero = model[0].weight == 0
+    assert torch.equal(bp.reinitialised(model)[0].weight == 0, zero)
+    x = [_laplace(1500, 64).float()]
+    settings = {"sites": ["1"], "certificates": False, "progress": False}
+    turned = bp.probe(model, x, **settings)["1"]
+    assert turned.verdict.outcome is bp.Outcome.PRIVILEGED
+    assert any("95% of the weights" in note for note in turned.notes)
+    alike = bp.probe(model, x, null=bp.RandomWeights(frames=19), **settings)["1"]
+    assert abs(alike.scores["non_gaussianity"].effect) < 4
+
+
 def test_shared_tensors_stay_shared() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -183,9 +202,10 @@ def test_shared_tensors_stay_shared() -> None:
 def test_training_is_seen_against_random_weights_and_the_same_for_every_batch_size() -> None:
     model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
     with torch.no_grad():
-        # Every neuron reads one input: what no untrained network does.
+        # Every neuron reads one input, and next to nothing of the others: what no untrained
+        # network does that is wired densely.
         signs = torch.tensor([1.0, -1.0]).repeat(12)[:, None]
-        model[0].weight.copy_(torch.eye(12).repeat(2, 1) * signs)
+        model[0].weight.copy_(torch.eye(12).repeat(2, 1) * signs + 1e-3)
     x = _laplace(600, 12).float()
     null = bp.RandomWeights(frames=19, samples=512)
     found = []

@@ -15,7 +15,7 @@ MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input", "
 """Under these keywords models take what an example consists of."""
 
 MASKS = ("attention_mask", "one_zero_attention_mask")
-"""Under these they take which positions are no padding; the second is of TransformerLens encoders."""
+"""Under these they take which positions are no padding, encoders of TransformerLens the second."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
