@@ -314,8 +314,8 @@ def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
         return ()
     return (
         f"{zero:.0%} of the weights that make these neurons are exactly zero. Neurons that read "
-        "few inputs differ from the alternatives, which read all of them, before any training: compare "
-        'with null="random-weights", whose networks are wired alike.',
+        "few inputs differ from the alternatives, which read all of them, before any training: "
+        'compare with null="random-weights", whose networks are wired alike.',
     )
 
 
