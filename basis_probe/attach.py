@@ -16,11 +16,12 @@ from torch import nn
 from basis_probe.adapters.batches import Batch, batch_of
 from basis_probe.adapters.models import Subject, prepared, recognise
 from basis_probe.adapters.passes import batch_of_call, example_of_call
+from basis_probe.concluding import Session
 from basis_probe.errors import DataError
-from basis_probe.probe import Choices, Groups, Session
 from basis_probe.results import Report
 from basis_probe.statistics.nulls import Null
 from basis_probe.statistics.scores import Score
+from basis_probe.watching import Choices, Groups
 
 _resting: contextvars.ContextVar[bool] = contextvars.ContextVar("resting", default=False)
 """True while a model runs for the sake of an attachment, which none of them is to see."""

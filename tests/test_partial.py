@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import basis_probe as bp
-from basis_probe.probe import CHECKPOINT_SECONDS
+from basis_probe import reading
+from basis_probe.reading import CHECKPOINT_SECONDS
 
 # Few frames of a cheap null, on sites where it misleads and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
@@ -207,7 +208,7 @@ class _Breaks:
 
 @pytest.fixture
 def written_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[bp.probe.__module__], "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(reading, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize(("at", "shard"), [(3, (0, 1)), (6, (1, 2)), (1, (1, 2))])
@@ -272,7 +273,8 @@ _KILLED = """
 import sys, time, torch, basis_probe as bp
 sys.path.insert(0, {tests!r})
 import test_partial
-sys.modules[bp.probe.__module__].CHECKPOINT_SECONDS = 0.0
+import basis_probe.reading
+basis_probe.reading.CHECKPOINT_SECONDS = 0.0
 def slow():
     for batch in test_partial._data(60):
         time.sleep(0.02)

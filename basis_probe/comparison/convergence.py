@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from basis_probe.adapters.batches import Batch
 from basis_probe.adapters.models import Subject, prepared, recognise
 from basis_probe.architecture import watched
+from basis_probe.concluding import Session
 from basis_probe.errors import DataError, SiteError, StreamError
-from basis_probe.probe import Choices, Session, batches_of
+from basis_probe.reading import batches_of
 from basis_probe.results import Report
 from basis_probe.sites import asked
 from basis_probe.statistics.multiplicity import Tail
 from basis_probe.statistics.scores import Invariance, Reads, Rows, Score
 from basis_probe.stream import Plan, Seen, Stream
+from basis_probe.watching import Choices
 
 NAME = "convergence"
 

@@ -24,7 +24,7 @@ from basis_probe.architecture import watched
 from basis_probe.concepts.comparing import tally
 from basis_probe.concepts.findings import Tally
 from basis_probe.errors import DataError, SiteError
-from basis_probe.probe import batches_of
+from basis_probe.reading import batches_of
 from basis_probe.records import Exact
 from basis_probe.sites import asked
 

@@ -32,12 +32,14 @@ from basis_probe.concepts.labels import (
 from basis_probe.errors import DataError
 from basis_probe.evidence import Choice, choose
 from basis_probe.findings import chosen_null, chosen_seed
-from basis_probe.probe import Groups, Placed, batches_of, placed, problem_of
+from basis_probe.problems import problem_of
+from basis_probe.reading import batches_of
 from basis_probe.sites import asked, sensible
 from basis_probe.statistics.nulls import Null, Problem, Rotation
 from basis_probe.statistics.sampling import hash_examples
 from basis_probe.stream import Seen, Stream
 from basis_probe.symmetry import Derivation
+from basis_probe.watching import Groups, Placed, placed
 
 FRAMES = 19
 """Alternatives drawn unless a null says otherwise: as many as can reach p = 0.05."""

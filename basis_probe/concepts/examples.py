@@ -24,7 +24,7 @@ from basis_probe.concepts.dissect import remembering
 from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.tokens import pieces
 from basis_probe.errors import DataError, SiteError
-from basis_probe.probe import batches_of
+from basis_probe.reading import batches_of
 from basis_probe.results import Report, SiteReport, Tail
 from basis_probe.sites import asked
 from basis_probe.stream import rows_last

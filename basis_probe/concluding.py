@@ -1,0 +1,358 @@
+"""After the data: from what was seen to the report."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_probe.adapters.batches import Batch
+from basis_probe.adapters.models import Subject, prepared, recognise
+from basis_probe.architecture import watched
+from basis_probe.evidence import choose, untrained
+from basis_probe.findings import (
+    Case,
+    Evidence,
+    gather,
+    report,
+)
+from basis_probe.partial import Part, Partial
+from basis_probe.problems import linear_layer, missed_by, problem_of, size_of, tolerance
+from basis_probe.reading import FAILED, batches_of
+from basis_probe.results import Provenance, Report
+from basis_probe.statistics.nulls import (
+    Geometry,
+    RandomWeights,
+    geometry_of,
+)
+from basis_probe.statistics.scores import Score
+from basis_probe.stream import Seen, Stream
+from basis_probe.symmetry import Derivation
+from basis_probe.twins import reinitialised, settle
+from basis_probe.verdict import LEVEL
+from basis_probe.watching import Choices, Placed, Watched, certified, compares_axes, placed
+
+Twins = Mapping[str, Sequence[Mapping[str, Tensor]]]
+"""Site -> the scores of every untrained twin's axes there, by name."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """A model and its sites, and what has been seen at them so far.
+
+    Attributes:
+        choices: what the user asked for.
+        watching: the model and its sites.
+        stream: what has been seen at them.
+        further: site -> scores that it gets besides those that were chosen.
+    """
+
+    choices: Choices
+    watching: "Watched"
+    stream: Stream
+    further: Mapping[str, tuple[Score, ...]] = dataclasses.field(
+        default_factory=dict[str, tuple[Score, ...]]
+    )
+
+    @staticmethod
+    def open(subject: Subject, first: Batch, choices: Choices) -> "Session":
+        """The sites of the model as it runs on a batch, nothing seen at them yet.
+
+        Args:
+            subject: the model, in evaluation mode.
+            first: the batch; it is counted only when the stream sees it.
+            choices: what the user asked for.
+
+        Raises:
+            SiteError: if a name stands for no site.
+            DataError: if the model fails on the batch.
+        """
+        watching = Watched.of(subject, first, choices)
+        stream = Stream(
+            watching.plans, seed=choices.seed, capacity=choices.capacity, most=choices.max_samples
+        )
+        return Session(choices, watching, stream)
+
+    @property
+    def subject(self) -> Subject:
+        """The model."""
+        return self.watching.subject
+
+    @property
+    def places(self) -> Mapping[str, Placed]:
+        """The sites."""
+        return self.watching.places
+
+    def report(
+        self, *, partial: bool, notes: tuple[str, ...] = (), more: tuple[str, ...] = ()
+    ) -> Report:
+        """The verdicts on what has been seen so far.
+
+        Args:
+            partial: whether the data were meant to go on.
+            notes: what a reader must know of how the model was run.
+            more: what a reader must know besides.
+        """
+        stream = self.stream
+        part = Part(batches=stream.batches, examples=stream.examples, whole=True)
+        seen = Partial(stream.seen, self.watching.first, {}, (part,))
+        concluding = Concluding(self.watching, self.choices, {}, self.further)
+        found = concluding.report(seen, (*notes, *more))
+        return dataclasses.replace(found, partial=found.partial or partial)
+
+
+class Concluding:
+    """From what was seen to the report.
+
+    Args:
+        watching: the model and its sites.
+        choices: what was asked for.
+        gathered: the evidence so far, by site; more is added to it.
+        further: site -> scores that it gets besides those that were chosen.
+    """
+
+    def __init__(
+        self,
+        watching: Watched,
+        choices: Choices,
+        gathered: dict[str, Evidence],
+        further: Mapping[str, tuple[Score, ...]] | None = None,
+    ) -> None:
+        self.watching, self.choices, self.gathered = watching, choices, gathered
+        self.further = further or {}
+        self.notes: tuple[str, ...] = ()
+        self.twins: Twins = {}
+        self._places: dict[str, Placed] | None = None
+
+    def report(self, partial: Partial, notes: tuple[str, ...]) -> Report:
+        """The report of all sites with evidence so far and of those that the partial saw."""
+        watching, choices = self.watching, self.choices
+        interrupted = self.gather(partial)
+        # A run that failed says where; that it ended there need not be said again.
+        failed = any(note.startswith(FAILED) for note in (*notes, *partial.notes))
+        missing = "" if failed else partial.missing
+        notes = (*notes, *partial.notes, missing, *self.notes)
+        if len(self.gathered) < len(watching.places):
+            absent = [name for name in watching.places if name not in self.gathered]
+            notes = (*notes, f"No data passed for {len(absent)} sites: {', '.join(absent)}.")
+        provenance = Provenance(
+            model=watching.subject.description,
+            data=(
+                f"{partial.batches} batches of {watching.first.form}, {partial.examples} examples"
+            ),
+            seed=choices.seed,
+            n_batches=partial.batches,
+            n_examples=partial.examples,
+            versions=_versions(),
+            device=str(watching.subject.device),
+            dtype=str(watching.subject.dtype).removeprefix("torch."),
+            level=LEVEL,
+            settings=choices.settings,
+        )
+        gathered = [self.gathered[name] for name in watching.places if name in self.gathered]
+        return Report(
+            report(gathered),
+            provenance,
+            interrupted or bool(partial.missing),
+            tuple(dict.fromkeys(note for note in notes if note)),
+        )
+
+    def gather(self, partial: Partial) -> bool:
+        """Adds the evidence of the sites that were seen; True if the user interrupted it."""
+        from tqdm.auto import tqdm
+
+        stopped = self._prove()
+        places, leaders = self._places or self.watching.places, self.watching.leaders
+        dtype = self.watching.subject.dtype
+        mine = [name for name in places if leaders[name] in partial.seen]
+        interrupted = False
+        bar = tqdm(
+            mine,
+            desc="comparing axes with alternatives",
+            unit="site",
+            disable=not self.choices.progress,
+            leave=False,
+        )
+        for name in bar:
+            place, leader = places[name], leaders[name]
+            if not interrupted:
+                try:
+                    if leader != name and _alike(place, places[leader]):
+                        self.gathered[name] = _renamed(self.gathered[leader], name)
+                        continue
+                    case = _case(name, place, partial.seen[leader], partial.batches, dtype)
+                    found = gather(
+                        case,
+                        (*self.choices.scores, *self.further.get(leader, ())),
+                        self.choices.null,
+                        seed=self.choices.seed,
+                        twins=self.twins.get(leader, ()),
+                        companions=self.choices.companions,
+                    )
+                    self.gathered[name] = found
+                    continue
+                except KeyboardInterrupt:
+                    interrupted = True
+                    self.notes = (
+                        *self.notes,
+                        "It was interrupted while axes were compared with alternatives.",
+                    )
+            case = _case(name, place, partial.seen[leader], partial.batches, dtype)
+            self.gathered[name] = Evidence(dataclasses.replace(case, trouble=_INTERRUPTED))
+        return interrupted or stopped
+
+    def _prove(self) -> bool:
+        """Proves the claims, once; True if the user interrupted it."""
+        if self._places is not None:
+            return False
+        watching = self.watching
+        try:
+            self._places = certified(
+                watching.places,
+                watching.subject,
+                watching.first,
+                watching.derivation,
+                self.choices.certificates,
+            )
+        except KeyboardInterrupt:
+            self.notes = (
+                *self.notes,
+                "It was interrupted while the architecture was proved.",
+            )
+            return True
+        return False
+
+
+def _alike(one: Placed, other: Placed) -> bool:
+    """True if two names of one tensor are to be judged alike."""
+    return (one.symmetry.group, one.role.kind, one.shape, one.geometry, one.notes) == (
+        other.symmetry.group,
+        other.role.kind,
+        other.shape,
+        other.geometry,
+        other.notes,
+    ) and (one.layer is None) == (other.layer is None)
+
+
+def _renamed(evidence: Evidence, name: str) -> Evidence:
+    return dataclasses.replace(evidence, case=dataclasses.replace(evidence.case, site=name))
+
+
+def untrained_twins(
+    watching: Watched, choices: Choices, data: Iterable[Any], wanted: RandomWeights, batches: int
+) -> Twins:
+    """What every untrained twin of the model shows on the same rows of the first batches."""
+    from tqdm.auto import tqdm
+
+    found: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in watching.plans}
+    for index in tqdm(
+        range(wanted.frames),
+        desc="running untrained twins",
+        unit="twin",
+        disable=not choices.progress,
+        leave=False,
+    ):
+        twin = recognise(reinitialised(watching.subject.model, seed=choices.seed + index))
+        with prepared(twin.model, None):
+            again = itertools.islice(batches_of(data, twin), batches)
+            settle(twin.model, (functools.partial(twin.call, batch) for batch in again))
+            several = itertools.islice(batches_of(data, twin), batches)
+            first = next(several)
+            derivation = Derivation(watched(twin, first))
+            sites = {n: s for n, s in derivation.facts.sites.items() if n in watching.plans}
+            groups = {name: watching.places[name].symmetry.group for name in sites}
+            own = placed(derivation, sites, groups)
+            stream = Stream(
+                {name: place.plan for name, place in own.items()},
+                seed=choices.seed,
+                capacity=choices.capacity,
+                most=choices.max_samples,
+            )
+            for batch in itertools.chain([first], several):
+                stream.see(twin.model, batch, functools.partial(twin.call, batch))
+        for name, place in own.items():
+            seen = stream.seen[name]
+            if not seen.bad and len(seen.kept.priorities):
+                problem, _ = problem_of(place, seen, twin.dtype)
+                found[name].append(untrained(problem, choose(problem, wanted), choices.scores))
+    return found
+
+
+_INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
+
+
+def _case(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
+    notes = list(place.notes)
+    trouble = ""
+    if seen.missed:
+        notes.append(f"The site did not run in {seen.missed} of {batches} batches.")
+    if seen.bad:
+        number, count = seen.bad[0]
+        more = f", and more in {len(seen.bad) - 1} later batches" if len(seen.bad) > 1 else ""
+        trouble = (
+            f"{count} values of {name} are NaN or infinite in batch {number}{more}; give data on "
+            "which the model stays finite."
+        )
+    dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
+    problem = None
+    if not trouble and len(seen.kept.priorities):
+        trouble = _unproven(place, seen, dtype)
+    if not trouble and len(seen.kept.priorities):
+        problem, more_notes = problem_of(place, seen, dtype)
+        notes.extend(more_notes)
+    return Case(
+        site=name,
+        kind=place.role.kind,
+        layer=place.role.layer,
+        shape=place.shape,
+        symmetry=place.symmetry,
+        n_samples=seen.moments.count,
+        n_dead=dead,
+        problem=problem,
+        all_samples=_all_samples(place, seen),
+        trouble=trouble,
+        notes=tuple(notes),
+    )
+
+
+def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
+    geometry = geometry_of(place.symmetry.group)
+    if geometry in (Geometry.WHITENED, Geometry.HEADS):
+        # What is compared there is the whitened axes, and whitening needs a second pass.
+        return {}
+    found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}
+    if place.plan.across and compares_axes(place.symmetry.group):
+        found["sample_kurtosis"] = float(seen.kurtosis.mean)
+    # Behind a nonlinearity it is computed before it, and that is not streamed.
+    if place.bend is None and (place.layer is None or place.layer.pre is None):
+        found["non_gaussianity"] = float(seen.moments.excess_kurtosis.abs().nanmean())
+    return found
+
+
+def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
+    """Why activations that were not kept cannot be computed again after all; empty if they can."""
+    rows = seen.proof.rows
+    if place.layer is None or "x" in seen.kept.rows or not rows:
+        return ""
+    error = missed_by(linear_layer(place.layer, rows, place.geometry, dtype), rows["x"])
+    if error <= tolerance(dtype, rows["x"]):
+        return ""
+    return (
+        "the activations could be computed from the layer's input and weights in the first batch "
+        f"and not in later ones (off by {error:.1g} at a size of {size_of(rows['x']):.1g}), so "
+        "nothing was compared; give data of one kind."
+    )
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in ("basis-probe", "torch", "transformer-lens", "transformers", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
