@@ -236,7 +236,7 @@ def measure(
                 problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
             )
     used, notes = _applicable(scores, problem.group, geometry, null)
-    notes += _wiring(problem, null)
+    notes += (*_wiring(problem, null), *_few_examples(problem))
     axes = _block(null, problem.x.shape[1], seed)
     compared = used if axes is None else [score for score in used if not score.across_axes]
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
@@ -316,6 +316,20 @@ def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
         f"{zero:.0%} of the weights that make these neurons are exactly zero. Neurons that read "
         "few inputs differ from the alternatives, which read all of them, before any training: "
         'compare with null="random-weights", whose networks are wired alike.',
+    )
+
+
+def _few_examples(problem: Problem) -> tuple[str, ...]:
+    """What must be said where all rows are from a few sequences or images."""
+    if problem.examples is None:
+        return ()
+    count, rows = int(problem.examples.unique().numel()), len(problem.x)
+    if count >= 2 * MIN_GROUPS or count == rows:
+        return ()
+    several = "one example" if count == 1 else f"{count} examples"
+    return (
+        f"The {rows:,} rows that were compared are positions of {several}: what they show may be "
+        "true of those alone. Give more examples, and leave max_samples out or make it larger.",
     )
 
 

@@ -402,6 +402,15 @@ def test_padding_counts_nowhere(kind: str, side: str, request: pytest.FixtureReq
         _alike(padded[name], bare[name], within=2e-5)
 
 
+def test_positions_of_a_few_images_are_said_to_be() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    images = [torch.randn(12, 3, 12, 12, generator=torch.Generator().manual_seed(0))]
+    said = "positions of one example"
+    few = _probe(model, images, sites="1", max_samples=90)["1"]
+    assert few.n_samples == 90 and any(said in note for note in few.notes)
+    assert not any("positions of" in note for note in _probe(model, images, sites="1")["1"].notes)
+
+
 class _Encoder(nn.Module):
     """An encoder that calls its mask as those of TransformerLens do."""
 
