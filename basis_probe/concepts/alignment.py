@@ -7,6 +7,8 @@ equal value are taken together.
 
 import dataclasses
 import enum
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -173,13 +175,8 @@ class Table:
         active: Bool[Tensor, "samples directions"], labels: Bool[Tensor, "samples concepts"]
     ) -> "Table":
         """The table of some samples."""
-        # Counts below 2^24 are exact in float32, which is what matrix products are fast in.
-        parts = [
-            (on.float().T @ carried.float()).double()
-            for on, carried in zip(active.split(2**23), labels.split(2**23), strict=True)
-        ]
-        both = torch.stack(parts).sum(0)
-        return Table(both, active.sum(0).double(), labels.sum(0).double(), len(active))
+        true = labels.sum(0).double()
+        return tables(active, [(labels.float(), true)])[0]
 
     def __add__(self, other: "Table") -> "Table":
         return Table(
@@ -192,6 +189,40 @@ class Table:
     def of_measure(self, measure: Measure) -> Float64[Tensor, "directions concepts"]:
         """One of the measures that a table is enough for."""
         return counted(measure, self.both, self.active[:, None], self.true[None], self.samples)
+
+
+def tables(
+    active: Bool[Tensor, "samples directions"],
+    several: Sequence[tuple[Float[Tensor, "samples concepts"], Float64[Tensor, " concepts"]]],
+) -> list[Table]:
+    """One table for each of several label sets, for the same active samples.
+
+    Only active samples are looked at: they are few.
+
+    Args:
+        active: where directions are active.
+        several: labels as 0 and 1, and how many samples carry each concept.
+    """
+    both: list[list[Tensor]] = [[] for _ in several]
+    on: list[Tensor] = []
+    # Counts below 2^24 are exact in float32.
+    for start in range(0, len(active), 2**23):
+        rows = active[start : start + 2**23].T.contiguous()
+        directions, samples = rows.shape
+        places = torch.from_numpy(np.flatnonzero(rows.numpy()))
+        bounds = torch.searchsorted(places, torch.arange(directions + 1) * samples)
+        on.append(bounds.diff())
+        places = places - torch.arange(directions).repeat_interleave(on[-1]) * samples
+        for (labels, _), into in zip(several, both, strict=True):
+            found = torch.nn.functional.embedding_bag(
+                places, labels[start : start + samples], bounds[:-1], mode="sum"
+            )
+            into.append(found.double())
+    counts = torch.stack(on).sum(0).double()
+    return [
+        Table(torch.stack(parts).sum(0), counts, true, len(active))
+        for (_, true), parts in zip(several, both, strict=True)
+    ]
 
 
 def counted(
@@ -243,6 +274,19 @@ def thresholds(
         raise ValueError(f"top={top}: give the share of samples that are active, such as 0.005")
     samples = len(values)
     beyond = min(samples - 1, int(np.floor(top * samples + 1e-9)))
-    rows = np.ascontiguousarray(values.detach().cpu().numpy().T)
-    place = samples - 1 - beyond
-    return torch.from_numpy(np.partition(rows, place, axis=1)[:, place].copy())
+    rows = values.detach().cpu().numpy().T
+    return torch.from_numpy(np.array([_nth_largest(row, beyond) for row in rows]))
+
+
+def _nth_largest(row: Float[np.ndarray, " samples"], beyond: int) -> np.floating[Any]:
+    """The value that `beyond` others reach or exceed, found among those that can be it.
+
+    Most samples of an axis behind a nonlinearity are equal, which partitioning is slow on; a few of
+    them tell below which value it need not look.
+    """
+    some = row[::64]
+    least = min(len(some), 2 * beyond * len(some) // len(row) + 8)
+    rest = row[row > np.partition(some, len(some) - least)[len(some) - least]]
+    if len(rest) <= beyond:
+        return torch.from_numpy(row).kthvalue(len(row) - beyond).values.numpy()[()]
+    return np.partition(rest, len(rest) - 1 - beyond)[len(rest) - 1 - beyond]

@@ -6,8 +6,9 @@ taken in blocks, so that memory does not grow with directions x concepts.
 
 import dataclasses
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -16,9 +17,9 @@ from torch import Tensor
 from basis_probe.concepts.alignment import (
     Measure,
     Ranks,
-    Table,
     auc,
     average_precision,
+    tables,
     thresholds,
 )
 from basis_probe.concepts.labels import Labels, parts
@@ -67,8 +68,8 @@ class Setting:
     def values(
         self, block: Float[Tensor, "rows directions"]
     ) -> Float[Tensor, "samples directions"]:
-        """The activations at the labelled samples."""
-        return block if self.spread is None else self.spread(block)
+        """The activations at the labelled samples; those of one direction lie side by side."""
+        return block.T.contiguous().T if self.spread is None else self.spread(block)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,22 +126,26 @@ def examine(
     labels = setting.labels.values
     first, second = parts(setting.halves)
     own, other = labels[first], labels[second]
-    asked = [other, *(other[order] for order in shuffles)]
+    chosen = [Asked.of(own, setting)]
+    asked = [Asked.of(other[order], setting) for order in (slice(None), *shuffles)]
     gathered = {measure: _Gathered(measure, own) for measure in setting.measures}
     samples, dim = len(labels), post.shape[1]
 
     def of_block(block: Tensor) -> tuple[Tensor, Scores, Scores]:
         values = setting.values(post[:, block])
         fitted, scored = values[first], values[second]
+        limits = [
+            thresholds(fitted if sign > 0 else -fitted, setting.top) for sign in setting.signs
+        ]
         return (
             block,
-            scores(fitted, fitted, [own], setting),
-            scores(fitted, scored, asked, setting),
+            scores(fitted, limits, chosen, setting),
+            scores(scored, limits, asked, setting),
         )
 
     blocks = torch.arange(dim).split(max(1, min(128, _AT_ONCE // max(1, samples))))
     # Sorting lets go of the interpreter, so threads help; results come in order all the same.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with _one_thread_each() as count, ThreadPoolExecutor(count) as pool:
         for block, choices, results in pool.map(of_block, blocks):
             for measure, into in gathered.items():
                 observed, *by_chance = results[measure]
@@ -148,19 +153,52 @@ def examine(
     return {measure: into.found() for measure, into in gathered.items()}
 
 
+@contextmanager
+def _one_thread_each() -> Generator[int]:
+    """How many threads there are; within the context each of them has torch for itself."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(count)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """One label set, in the forms that measures read, made once for all directions.
+
+    Attributes:
+        labels: [samples, concepts].
+        numbers: the same as 0 and 1; empty where no measure counts.
+        true: how many samples carry each concept.
+    """
+
+    labels: Bool[Tensor, "samples concepts"]
+    numbers: Float[Tensor, "samples concepts"] | Float[Tensor, "0"]
+    true: Float64[Tensor, " concepts"]
+
+    @staticmethod
+    def of(labels: Bool[Tensor, "samples concepts"], setting: Setting) -> "Asked":
+        """For the measures of a setting."""
+        counts = any(not measure.ranked for measure in setting.measures)
+        numbers = labels.float() if counts else torch.zeros(0)
+        return Asked(labels, numbers, labels.sum(0).double())
+
+
 def scores(
-    fitted: Float[Tensor, "fitted directions"],
     values: Float[Tensor, "samples directions"],
-    asked: Sequence[Bool[Tensor, "samples concepts"]],
+    limits: Sequence[Float[Tensor, " directions"]],
+    asked: Sequence[Asked],
     setting: Setting,
 ) -> Scores:
     """Measure -> the scores for each of the label sets, read with every sign.
 
     Args:
-        fitted: the activations on which the threshold of being active is fitted.
         values: the activations that are scored.
+        limits: for every sign, above which a direction counts as active.
         asked: label sets.
-        setting: the measures, the share of active samples and the signs.
+        setting: the measures and the signs.
     """
     found: Scores = {}
     ranked = [measure for measure in setting.measures if measure.ranked]
@@ -170,16 +208,19 @@ def scores(
         for measure in ranked:
             function = auc if measure is Measure.AUC else average_precision
             found[measure] = [
-                torch.stack([function(one, labels) for one in read]) for labels in asked
+                torch.stack([function(one, each.labels) for one in read]) for each in asked
             ]
     counted = [measure for measure in setting.measures if not measure.ranked]
     if counted:
-        active = [sign * values > thresholds(sign * fitted, setting.top) for sign in setting.signs]
-        tables = [[Table.of(one, labels) for one in active] for labels in asked]
+        numbers = [(each.numbers, each.true) for each in asked]
+        made = [
+            tables((values if sign > 0 else -values) > limit, numbers)
+            for sign, limit in zip(setting.signs, limits, strict=True)
+        ]
         for measure in counted:
             found[measure] = [
                 torch.stack([table.of_measure(measure) for table in of_signs])
-                for of_signs in tables
+                for of_signs in zip(*made, strict=True)
             ]
     return found
 

@@ -261,6 +261,9 @@ def dissect_activations(
             "sample which example it belongs to"
         )
     order = belongs.argsort(stable=True)
+    halves = _halves(belongs[order], generator=torch.Generator().manual_seed(seed))
+    # Each half in one piece, so that it can be taken without a copy.
+    order, halves = order[halves.argsort(stable=True)], halves.sort().values
     belongs = belongs[order]
     symmetry = symmetry_of(group, dim)
     before = None if pre is None else matrix("pre", pre, rows=samples, columns=dim)
@@ -269,7 +272,6 @@ def dissect_activations(
         raise ValueError("pre is given without nonlinearity: name what makes x of pre")
     if (inputs is None) != (weight is None):
         raise ValueError("inputs and weight belong together: give both or neither")
-    halves = _halves(belongs, generator=torch.Generator().manual_seed(seed))
     problem = Problem(
         x=values[order],
         group=symmetry.group,
@@ -469,6 +471,8 @@ def _site(
         raise DataError(f"{name} did not run in any batch")
     order = rows["place"].argsort(stable=True)
     order = order[rows["example"][order].argsort(stable=True)]
+    # Each half in one piece, so that it can be taken without a copy.
+    order = order[_halves(rows["example"][order]).argsort(stable=True)]
     kept = dataclasses.replace(
         seen.kept,
         priorities=seen.kept.priorities[order],
@@ -518,13 +522,18 @@ def _interpolation(
     """From rows of small maps to rows of large ones, bilinear; None where the sizes agree."""
     if small == large:
         return None
+    down, across = (
+        torch.nn.functional.interpolate(
+            torch.eye(few)[None], size=many, mode="linear", align_corners=False
+        )[0]
+        for few, many in zip(small, large, strict=True)
+    )
 
     def spread(rows: Tensor) -> Tensor:
-        maps = rows.reshape(-1, *small, rows.shape[1]).permute(0, 3, 1, 2)
-        resized = torch.nn.functional.interpolate(
-            maps, size=large, mode="bilinear", align_corners=False
-        )
-        return resized.permute(0, 2, 3, 1).reshape(-1, rows.shape[1])
+        # Rows, then columns, as two products: many times faster than pixel by pixel.
+        maps = rows.T.reshape(-1, *small)
+        resized = down.T.to(maps) @ (maps @ across.to(maps))
+        return resized.reshape(rows.shape[1], -1).T
 
     return spread
 

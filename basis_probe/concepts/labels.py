@@ -42,9 +42,20 @@ FIRST, SECOND, BOTH = 0, 1, 2
 """What a sample is used for: choosing, scoring, or both."""
 
 
-def parts(halves: Int64[Tensor, " samples"]) -> tuple[Tensor, Tensor]:
+Part = slice | Tensor
+"""Some of the samples; a slice, which costs no copy, where they stand together."""
+
+
+def parts(halves: Int64[Tensor, " samples"]) -> tuple[Part, Part]:
     """Which samples choices are made on, and which they are scored on."""
-    return halves != SECOND, halves != FIRST
+    return _part(halves != SECOND), _part(halves != FIRST)
+
+
+def _part(wanted: Bool[Tensor, " samples"]) -> Part:
+    places = torch.nonzero(wanted).flatten()
+    if len(places) and int(places[-1] - places[0]) + 1 == len(places):
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return wanted
 
 
 class Resolution(enum.Enum):
@@ -79,7 +90,7 @@ class Labels:
         Raises:
             ValueError: if none is left.
         """
-        sizes = torch.stack([part.sum() for part in parts(halves)])
+        sizes = torch.tensor([len(halves[part]) for part in parts(halves)])
         counts = torch.stack([self.values[part].sum(0) for part in parts(halves)])
         missing = sizes[:, None] - counts
         left_out = dict(self.left_out)
