@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int32
+from jaxtyping import Bool, Float, Float64, Int, Int32
 from torch import Tensor
 
 
@@ -82,7 +82,7 @@ class Ranks:
         """The ranks of every direction's samples."""
         rows = np.ascontiguousarray(values.detach().cpu().numpy().T)
         samples = rows.shape[1]
-        order = np.argsort(rows, axis=1)
+        order = _order(rows)
         ordered = np.take_along_axis(rows, order, axis=1)
         places = np.arange(samples, dtype=np.int32)
         starts = np.zeros(rows.shape, dtype=np.int32)
@@ -104,6 +104,22 @@ class Ranks:
         return Ranks(samples - self.reached, samples - self.above)
 
 
+def _order(
+    rows: Float[np.ndarray, "directions samples"],
+) -> Int[np.ndarray, "directions samples"]:
+    """The places of every row's samples, the least active first."""
+    if rows.dtype != np.float32:
+        return np.argsort(rows, axis=1)
+    # Bits that sort as the values do, the places below them: sorting numbers is faster than sorting
+    # places, and does not slow down where most samples are equal.
+    bits = rows.view(np.int32)
+    keys = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
+    keys <<= 32
+    keys |= np.arange(rows.shape[1])
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF
+
+
 def average_precision(
     ranks: Ranks, labels: Bool[Tensor, "samples concepts"]
 ) -> Float64[Tensor, "directions concepts"]:
@@ -113,14 +129,16 @@ def average_precision(
     expectation under chance is about the share of samples that carry the concept. NaN for a
     concept that no sample carries.
     """
-    directions = ranks.reached.shape[0]
+    directions, samples = ranks.reached.shape
+    # Narrow numbers are sorted faster.
+    all_reached = ranks.reached.astype(np.uint16 if samples < 2**16 else np.int32)
     found = torch.full((directions, labels.shape[1]), torch.nan, dtype=torch.float64)
     for concept, carried in enumerate(labels.cpu().numpy().T):
         places = np.flatnonzero(carried)
         if not len(places):
             continue
         # A positive's precision is (positives as active or more) / (samples as active or more).
-        reached = np.sort(np.take(ranks.reached, places, axis=1), axis=1)
+        reached = np.sort(np.take(all_reached, places, axis=1), axis=1)
         positives = np.arange(1, len(places) + 1, dtype=np.int32)
         precision = positives / reached
         tied = reached[:, :-1] == reached[:, 1:]
@@ -288,5 +306,5 @@ def _nth_largest(row: Float[np.ndarray, " samples"], beyond: int) -> np.floating
     least = min(len(some), 2 * beyond * len(some) // len(row) + 8)
     rest = row[row > np.partition(some, len(some) - least)[len(some) - least]]
     if len(rest) <= beyond:
-        return torch.from_numpy(row).kthvalue(len(row) - beyond).values.numpy()[()]
+        return np.sort(row)[len(row) - 1 - beyond]
     return np.partition(rest, len(rest) - 1 - beyond)[len(rest) - 1 - beyond]

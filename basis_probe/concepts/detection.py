@@ -204,11 +204,17 @@ def scores(
     ranked = [measure for measure in setting.measures if measure.ranked]
     if ranked:
         ranks = Ranks.of(values)
-        read = [ranks if sign > 0 else ranks.flipped() for sign in setting.signs]
-        for measure in ranked:
-            function = auc if measure is Measure.AUC else average_precision
-            found[measure] = [
-                torch.stack([function(one, each.labels) for one in read]) for each in asked
+        if Measure.AVERAGE_PRECISION in ranked:
+            read = [ranks if sign > 0 else ranks.flipped() for sign in setting.signs]
+            found[Measure.AVERAGE_PRECISION] = [
+                torch.stack([average_precision(one, each.labels) for one in read]) for each in asked
+            ]
+        if Measure.AUC in ranked:
+            # Read backwards, every pair is the other way round.
+            areas = [auc(ranks, each.labels) for each in asked]
+            found[Measure.AUC] = [
+                torch.stack([area if sign > 0 else 1 - area for sign in setting.signs])
+                for area in areas
             ]
     counted = [measure for measure in setting.measures if not measure.ranked]
     if counted:
