@@ -138,12 +138,12 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     axes = problem.group.privileged is Privileged.AXES
     if wanted is not None:
         deciding = both if bent and not isinstance(wanted, Rotation) else one
-        because = "it was asked for"
+        because = f"the {wanted.name} null was asked for"
         misleads = isinstance(wanted, Rotation) and bent
         if misleads:
             because += (
-                "; behind a nonlinearity every axis is one-sided and no rotated axis is, so this "
-                "null credits the axes for nothing and no verdict rests on it"
+                "; behind a nonlinearity every axis is one-sided and no rotated axis is, so it "
+                "credits the axes for nothing and no verdict rests on it"
             )
         elif isinstance(wanted, _OTHER_QUESTIONS):
             misleads = True

@@ -129,6 +129,7 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
             f"more, for example frames={max(199, 2 * drawn + 1)}."
         )
     data = _data_clause(best, deciding, found.null, stands_out)
+    data += _below(scores)
     data += _aside(scores, found.null, stands_out)
     privileged = found.symmetry.privileged
     instead = "" if found.bases is None else f" {another_basis(found.bases)}"
@@ -245,6 +246,26 @@ def _data_clause(
         f"{_number(best.null_std)}, z = {_number(best.effect)}{approximate}{size}"
         f"{one_by_one}{carried})"
     )
+
+
+_FAR = -4.0
+"""From this effect down, axes that lie below their alternatives are said to."""
+
+
+def _below(scores: dict[str, ScoreResult]) -> str:
+    """In which scores the axes lie far below their alternatives; empty where in none.
+
+    No outcome rests on it: what marks an axis makes it less Gaussian, not more.
+    """
+    far = [
+        score
+        for score in scores.values()
+        if score.effect <= _FAR and (score.decides or score.name == "kurtosis")
+    ]
+    if not far:
+        return ""
+    names = " and ".join(f"{_spoken(score.name)} (z = {_number(score.effect)})" for score in far)
+    return f"; in {names} the axes lie far below the alternatives"
 
 
 def _by_accident(score: ScoreResult, null: NullRecord) -> bool:

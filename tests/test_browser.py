@@ -279,6 +279,7 @@ def test_examples_are_judged_blind_and_revealed(
     _open(browser, written["examples"])
     browser.execute_script("document.querySelector('details.site').open = true")
     beside = _cards(browser, ".examples")
+    assert "Directions of a random rotation\n" in browser.find_element(By.CLASS_NAME, "judged").text
     assert [kind for kind, _, _ in beside] == ["axis"] * 10 + ["rotated"] * 10
     assert all(seen for _, seen, _ in beside) and _cards(browser, ".blind") == []
     section = browser.find_element(By.CSS_SELECTOR, ".judged")
@@ -295,7 +296,7 @@ def test_examples_are_judged_blind_and_revealed(
     # Nothing that is shown, or read out, tells an axis from a rotated direction.
     shown = section.find_element(By.CSS_SELECTOR, ".blind").text.lower()
     assert "axis 0" not in shown and "rotated" not in shown
-    assert "rotated" not in said.text
+    assert "rotated" not in said.text and "Directions of a random rotation\n" not in section.text
     boxes = section.find_elements(By.CSS_SELECTOR, ".guess input")
     assert len(boxes) == 20
     for (kind, _, _), box in zip(blind, boxes, strict=True):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -32,6 +35,43 @@ def test_the_code_of_a_page_runs(
 
 def test_some_pages_have_code() -> None:
     assert sum(bool(_blocks(page.read_text(encoding="utf-8"))) for page in PAGES) >= 3
+
+
+def _places() -> dict[str, str]:
+    """Every public name, and the module that defines it."""
+    import basis_probe
+
+    tree = ast.parse((ROOT / "basis_probe" / "__init__.py").read_text(encoding="utf-8"))
+    taken = {
+        alias.asname: str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname
+    }
+    found: dict[str, str] = {}
+    for name in dir(basis_probe):
+        value = getattr(basis_probe, name)
+        if name.startswith("_") or name == "TYPE_CHECKING" or isinstance(value, ModuleType):
+            continue
+        own = inspect.isclass(value) or inspect.isroutine(value)
+        found[name] = value.__module__ if own else taken[name]
+    return found
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    places = _places()
+    assert len(places) > 100
+    listed = re.findall(
+        r"^::: (\S+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(set(listed)) == len(listed)
+    missing = [
+        f"{module}.{name}"
+        for name, module in places.items()
+        if module not in listed and f"{module}.{name}" not in listed
+    ]
+    assert missing == []
 
 
 def _slug(heading: str) -> str:
@@ -85,8 +125,8 @@ def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(
     )
     assert run.returncode == 0, run.stderr
     reference = (site / "reference" / "index.html").read_text(encoding="utf-8")
-    for name in ("probe", "attach", "symmetries", "Report", "ScoreResult", "StreamError"):
-        assert f">{name}</span>" in reference, name
+    for name, module in _places().items():
+        assert f'id="{module}.{name}"' in reference, f"the reference lacks {name}"
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//', text)

@@ -84,6 +84,30 @@ def _verdict(found: Found) -> bp.Verdict:
     return decide(found, adjust([found])[0])
 
 
+@pytest.mark.parametrize("privileged", [Privileged.AXES, Privileged.NONE, Privileged.UNKNOWN])
+def test_axes_far_below_their_alternatives_are_said_to_be(privileged: Privileged) -> None:
+    below, beside = _score(-10.0), _score(1.0, name="negentropy")
+    verdict = _verdict(_found(below, beside, privileged=privileged))
+    assert verdict.outcome not in (Outcome.PRIVILEGED, Outcome.EMERGENT)
+    said = "in non-gaussianity (z = -10) the axes lie far below the alternatives"
+    assert said in verdict.sentence
+    near = _verdict(_found(_score(-3.0), beside, privileged=privileged))
+    assert "below" not in near.sentence
+    # Beside a finding it is said too, and changes nothing.
+    both = _found(below, _score(12.0, name="negentropy"), privileged=privileged)
+    assert (
+        _verdict(both).outcome
+        is _verdict(
+            dataclasses.replace(both, scores={"negentropy": both.scores["negentropy"]})
+        ).outcome
+    )
+    assert said in _verdict(both).sentence
+    # Kurtosis is shown with its sign, where no outcome rests on it too.
+    shown = _score(-9.67, name="kurtosis", tail=Tail.TWO_SIDED, decides=False)
+    beside = _verdict(_found(_score(10.0), shown, privileged=privileged)).sentence
+    assert "in kurtosis (z = -9.67) the axes lie far below the alternatives" in beside
+
+
 # --- the four outcomes ----------------------------------------------------------------------------
 
 

@@ -79,6 +79,11 @@ def runs(context: Context) -> tuple[Run, ...]:
     return tuple(made)
 
 
+def reads(top: TopContexts) -> bool:
+    """True if its contexts are text; else each is one name of a place in the data."""
+    return "token purity" in top.scores or any(len(found.tokens) > 1 for found in top.contexts)
+
+
 def direction(top: TopContexts, shape: tuple[int, ...]) -> str:
     """What a direction is called, an axis by its place within the feature axes of its site."""
     from basis_probe.presentation.selection import axis_label

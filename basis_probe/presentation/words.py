@@ -413,7 +413,9 @@ def _place(kind: str, of_kind: Sequence[SiteReport], outcome: Outcome) -> str:
     text = f"the {shorten(clean(kind), 60)}"
     numbered = sorted({site.layer for site in here if site.layer is not None})
     everywhere = {site.layer for site in of_kind if site.layer is not None}
-    if numbered and set(numbered) == everywhere and len(numbered) > 1:
+    # "All" only where no layer in between was left out of the report.
+    gapless = numbered == list(range(len(numbered)))
+    if gapless and set(numbered) == everywhere and len(numbered) > 1:
         text += f" of all {len(numbered)} layers"
     elif numbered:
         text += f" of {layers(numbered)}"

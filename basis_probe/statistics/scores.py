@@ -186,6 +186,7 @@ NON_GAUSSIANITY = Score(
     not_for="laws that are lopsided but neither heavy nor flat; one far value rules it",
     left_out=lambda without: (without.kurtosis - 3).abs(),
 )
+"""How far the fourth moment of every axis is from a Gaussian's, in either direction."""
 NEGENTROPY = Score(
     name="negentropy",
     per_direction=lambda rows: sparsity.column_negentropy(rows.x, rows.even),
@@ -199,6 +200,7 @@ NEGENTROPY = Score(
     not_for="saying in which way an axis departs from the Gaussian; it is silent on that",
     left_out=lambda without: without.negentropy,
 )
+"""How far every axis is from Gaussian, by bounded functions that no far value rules."""
 KURTOSIS = Score(
     name="kurtosis",
     per_direction=lambda rows: rows.kurtosis,
@@ -211,6 +213,7 @@ KURTOSIS = Score(
     not_for="comparing with 3: samples of unequal length make it larger in every basis",
     left_out=lambda without: without.kurtosis,
 )
+"""The kurtosis of every axis over samples; 3 for a Gaussian."""
 SKEWNESS = Score(
     name="skewness",
     per_direction=lambda rows: rows.moments.skewness.abs(),
@@ -296,6 +299,7 @@ SAMPLE_KURTOSIS = Score(
     not_for=_ORDERS,
     across_axes=True,
 )
+"""The kurtosis across the axes of a sample, averaged over samples."""
 SAMPLE_HOYER = Score(
     name="sample_hoyer",
     per_direction=lambda rows: rows.credited(sparsity.row_hoyer),
