@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from basis_probe.comparison.stitching import stitching_curve as stitching_curve
     from basis_probe.concepts.alignment import Measure as Measure
     from basis_probe.concepts.causes import Effects as Effects
+    from basis_probe.concepts.causes import Held as Held
     from basis_probe.concepts.causes import LogitEffects as LogitEffects
     from basis_probe.concepts.causes import ablate as ablate
     from basis_probe.concepts.causes import logit_effects as logit_effects
@@ -149,6 +150,7 @@ _LATER = {
     "Effort": "concepts.comparing",
     "ablate": "concepts.causes",
     "Effects": "concepts.causes",
+    "Held": "concepts.causes",
     "LogitEffects": "concepts.causes",
     "logit_effects": "concepts.causes",
     "Context": "concepts.contexts",

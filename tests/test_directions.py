@@ -443,6 +443,66 @@ def test_ablating_an_axis_is_holding_it_at_its_mean() -> None:
     assert not model.act._forward_hooks and "Gini" in str(found)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_replaces_a_direction_changes_a_quadratic_loss_by_its_own_law(masked: bool) -> None:
+    # y = W x and loss |y - y_clean|^2: with c = v'x, E loss = E (c - c')^2 |W v|^2 for what comes
+    # in the place of c: its variance for the mean, its second moment for zero, twice its variance
+    # for an independent c' of the same mean and variance.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 50, 6, generator=generator) @ torch.randn(6, 6, generator=generator)
+    x = x + torch.tensor([0.0, 3.0, -1.0, 0.5, 0.0, 100.0])
+    model = nn.Sequential(nn.Identity(), nn.Linear(6, 4, bias=False)).double()
+    mask = torch.rand(80, 50, generator=generator) < (0.7 if masked else 2.0)
+    x, weight = x.double(), model[1].weight.detach()
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.inner(x)
+
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        apart = (output - batch.inputs @ weight.T).square().sum(-1)
+        return apart[mask].mean()
+
+    batch = {"x": x, "attention_mask": mask.long()}
+    c = x[mask]
+    variance, second = c.var(0, correction=0), c.square().mean(0)
+    length = weight.square().sum(0)
+    expected = {
+        "mean": (variance * length, 1e-9),
+        "zero": (second * length, 1e-9),
+        "noise": (2 * variance * length, 0.15),
+        "resampled": (2 * variance * length, 0.15),
+    }
+    for how, (analytic, tolerance) in expected.items():
+        options: dict[str, Any] = {
+            "site": "inner.0", "loss": loss, "rotations": 1, "how": how, "seed": 4,
+        }  # fmt: skip
+        found = bp.ablate(Masked(), [batch], **options)
+        assert found.how == how
+        assert np.allclose(found.axes, analytic.numpy(), rtol=tolerance), how
+        again = bp.ablate(Masked(), [batch], **options)
+        assert np.array_equal(found.axes, again.axes)
+        v = haar(6, torch.Generator().manual_seed(4))
+        turned = c @ v
+        moment = turned.square().mean(0) if how == "zero" else turned.var(0, correction=0)
+        moment = moment * (2 if how in ("noise", "resampled") else 1)
+        by_law = (moment * (weight @ v).square().sum(0)).numpy()
+        assert np.allclose(found.rotated[0], by_law, rtol=tolerance), how
+    # Over several batches the noise has the variance of them all.
+    if not masked:
+        several = bp.ablate(
+            model, [*x.split(20)], site="0", rotations=1, how=bp.Held.NOISE,
+            loss=lambda output, one: (output - one.inputs @ weight.T).square().sum(-1).mean(),
+        )  # fmt: skip
+        assert np.allclose(several.axes, expected["noise"][0].numpy(), rtol=0.15)
+    with pytest.raises(ValueError, match="how='median': a direction can be held at mean, zero"):
+        bp.ablate(model, [x], site="0", how="median")
+
+
 def test_concentration_is_known_where_it_is_known() -> None:
     flat, single = torch.ones(200).double(), torch.eye(200, dtype=torch.float64)[3]
     assert float(gini(flat)) == 0 and abs(float(gini(single)) - 199 / 200) < 1e-12

@@ -5,6 +5,7 @@ computation have a few large effects and many small ones, a rotation spreads the
 """
 
 import dataclasses
+import enum
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -32,9 +33,32 @@ Loss = Callable[[Any, Batch], Tensor]
 """From what the model returns and its batch to one loss."""
 
 
+class Held(enum.Enum):
+    """What a direction's value is replaced by; the value says it in words."""
+
+    MEAN = "its mean over the data"
+    ZERO = "zero, which may lie far from where the data are"
+    NOISE = "a Gaussian of its own mean and variance, drawn anew at every sample"
+    RESAMPLED = "its value at another sample of the same batch, drawn at random"
+
+    @staticmethod
+    def of(wanted: "str | Held") -> "Held":
+        """The one that is meant.
+
+        Raises:
+            ValueError: for a name that none bears.
+        """
+        if isinstance(wanted, Held):
+            return wanted
+        names = {held.name.lower(): held for held in Held}
+        if wanted.lower() not in names:
+            raise ValueError(f"how={wanted!r}: a direction can be held at {', '.join(names)}")
+        return names[wanted.lower()]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Effects(Exact):
-    """The change of the loss when one direction at a time is held at its mean.
+    """The change of the loss when one direction at a time is replaced, by its mean for one.
 
     Attributes:
         site: its name.
@@ -45,6 +69,7 @@ class Effects(Exact):
         gini: of the absolute changes (0: all alike, 1: one has all), axes beside rotations.
         top_share: of the largest 1 % of directions (one at least) in the sum of absolute changes.
         mean: of the changes.
+        how: what directions were replaced by: "mean", "zero", "noise" or "resampled".
     """
 
     site: str
@@ -55,10 +80,12 @@ class Effects(Exact):
     gini: Tally
     top_share: Tally
     mean: Tally
+    how: str = "mean"
 
     def __str__(self) -> str:
         return (
-            f"{self.site}: loss {self.loss:.4f}; Gini of effects {self.gini.observed:.3f} on axes, "
+            f"{self.site} ({self.how}): loss {self.loss:.4f}; Gini of effects "
+            f"{self.gini.observed:.3f} on axes, "
             f"{self.gini.null_mean:.3f} on rotated directions; top 1 % carry "
             f"{self.top_share.observed:.3f} against {self.top_share.null_mean:.3f}; mean change "
             f"{self.mean.observed:+.5f} against {self.mean.null_mean:+.5f}"
@@ -73,10 +100,11 @@ def ablate(
     axes: Sequence[int] | None = None,
     rotations: int = 3,
     loss: Loss | None = None,
+    how: str | Held = Held.MEAN,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Effects:
-    """How concentrated effects on the loss are: axes held at their mean one by one, and rotations.
+    """How concentrated effects on the loss are: axes replaced one by one, and rotated directions.
 
     Every direction costs a pass over the data, so give few batches. Rotations are Haar, and their
     directions are ablated in the same number and by the same code.
@@ -88,16 +116,20 @@ def ablate(
         axes: which; None for all.
         rotations: how many rotations to compare with.
         loss: (output, batch) -> loss; None for the next token's cross-entropy.
-        seed: seeds the rotations.
+        how: what a direction is replaced by: "mean", "zero", "noise" (a Gaussian of its own mean
+            and variance) or "resampled" (its value at another sample). Where the loss is quadratic,
+            noise of either kind changes it by twice as much as the mean does.
+        seed: seeds the rotations, and the noise, which is the same for every direction.
         device: as for `probe`.
 
     Raises:
         SiteError: if the name stands for no site, or one whose value cannot be replaced.
         DataError: if there is no batch, or no loss can be computed.
-        ValueError: for axes that the site does not have, or no rotation.
+        ValueError: for axes that the site does not have, no rotation, or another `how`.
     """
     if rotations < 1:
         raise ValueError(f"rotations={rotations}: give at least one to compare with")
+    held = Held.of(how)
     subject = recognise(model)
     measure = loss or _next_token
     with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
@@ -116,7 +148,7 @@ def ablate(
             )
         layout = facts.layout(place)
         feature = (-1,) if layout is None else layout.axes
-        means = _means(subject, batches, place, feature)
+        means, covariance = _moments(subject, batches, place, feature, held)
         dim = len(means)
         wanted = list(range(dim)) if axes is None else [int(axis) for axis in axes]
         if any(not 0 <= axis < dim for axis in wanted) or not wanted:
@@ -128,7 +160,17 @@ def ablate(
             turn = haar(dim, generator) if index else torch.eye(dim, dtype=torch.float64)
             changes: list[float] = []
             for axis in wanted:
-                edit = _Ablation(subject.model, place, feature, turn[:, axis], means)
+                v = turn[:, axis]
+                edit = _Ablation(
+                    subject.model,
+                    place,
+                    feature,
+                    v,
+                    means=torch.zeros_like(means) if held is Held.ZERO else means,
+                    held=held,
+                    std=float((v @ covariance @ v).clamp(min=0).sqrt()),
+                    generator=torch.Generator().manual_seed(seed + 1),
+                )
                 changes.append(_mean_loss(subject, batches, measure, edit) - before)
             rows.append(torch.tensor(changes, dtype=torch.float64))
     found = torch.stack(rows)
@@ -141,6 +183,7 @@ def ablate(
         gini=tally(torch.stack([gini(row.abs()) for row in found]), None),
         top_share=tally(torch.stack([top_share(row.abs()) for row in found]), None),
         mean=tally(found.mean(1), None),
+        how=held.name.lower(),
     )
 
 
@@ -191,15 +234,19 @@ def _mean_loss(
         if edit is None:
             value = measure(subject.call(batch), batch)
         else:
-            with edit.there():
+            with edit.there(batch.mask):
                 value = measure(subject.call(batch), batch)
         total += float(value) * batch.size
         number += batch.size
     return total / number
 
 
-def _means(subject: Any, batches: Sequence[Batch], site: Site, feature: tuple[int, ...]) -> Tensor:
+def _moments(
+    subject: Any, batches: Sequence[Batch], site: Site, feature: tuple[int, ...], held: Held
+) -> tuple[Tensor, Tensor]:
+    """The mean of the site's samples, and their covariance where noise needs it (0 otherwise)."""
     sums: list[Tensor] = []
+    squares: list[Tensor] = []
     count = 0
 
     def catch(tensor: Tensor) -> None:
@@ -208,14 +255,24 @@ def _means(subject: Any, batches: Sequence[Batch], site: Site, feature: tuple[in
             rows = rows[keep]
         rows = rows.reshape(-1, rows.shape[-1])
         sums.append(rows.sum(0))
+        if held is Held.NOISE:
+            # About the first batch's mean, which loses no digits where means are large.
+            around = rows - sums[0] / first_count if squares else rows - rows.mean(0)
+            squares.append(around.T @ around)
         nonlocal count
         count += len(rows)
 
+    first_count = 1
     for batch in batches:
         keep = batch.mask
         with catching(subject.model, {site.address: catch}):
             subject.call(batch)
-    return torch.stack(sums).sum(0) / count
+        first_count = count if len(sums) == 1 else first_count
+    mean = torch.stack(sums).sum(0) / count
+    if not squares:
+        return mean, torch.zeros(len(mean), len(mean), dtype=torch.float64).to(mean)
+    shift = mean - sums[0] / first_count
+    return mean, torch.stack(squares).sum(0) / count - shift[:, None] * shift
 
 
 def _last(tensor: Tensor, feature: tuple[int, ...]) -> Tensor:
@@ -226,23 +283,30 @@ def _last(tensor: Tensor, feature: tuple[int, ...]) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Ablation:
-    """One direction of a site held at its mean while the context lasts."""
+    """One direction of a site replaced by something else while the context lasts."""
 
     model: nn.Module
     site: Site
     feature: tuple[int, ...]
     direction: Tensor
     means: Tensor
+    held: Held
+    std: float
+    generator: torch.Generator
 
     @contextmanager
-    def there(self) -> Generator[None]:
-        """Within the context the site's module returns the changed tensor."""
+    def there(self, mask: Tensor | None) -> Generator[None]:
+        """Within the context the site's module returns the changed tensor.
+
+        Args:
+            mask: of the batch, where a token counts.
+        """
         module = dict(self.model.named_modules())[self.site.address.path]
 
         def replace(_: nn.Module, args: Any, output: Any) -> Any:
             tensors = list(tensors_in(output))
             before = tensors[self.site.address.index]
-            after = self.changed(before)
+            after = self.changed(before, mask)
             if isinstance(output, Tensor):
                 return after
             if isinstance(output, tuple):
@@ -258,14 +322,28 @@ class _Ablation:
         finally:
             handle.remove()
 
-    def changed(self, tensor: Tensor) -> Tensor:
-        """X - v v'(x - mean)."""
+    def changed(self, tensor: Tensor, mask: Tensor | None) -> Tensor:
+        """X - v (v'x - what takes its place)."""
         last = tuple(range(tensor.ndim - len(self.feature), tensor.ndim))
         moved = tensor.movedim(self.feature, last)
         rows = moved.flatten(-len(self.feature))
         v, mean = self.direction.to(rows), self.means.to(rows)
-        rows = rows - ((rows - mean) @ v)[..., None] * v
+        away = (rows - mean) @ v
+        rows = rows - (away - self._instead(away, mask))[..., None] * v
         return rows.reshape(moved.shape).movedim(last, self.feature)
+
+    def _instead(self, away: Tensor, mask: Tensor | None) -> Tensor:
+        """What every sample is put to, from the mean."""
+        if self.held is Held.NOISE:
+            drawn = torch.randn(away.shape, generator=self.generator, dtype=torch.float64)
+            return (self.std * drawn).to(away)
+        if self.held is Held.RESAMPLED:
+            some = away.flatten()
+            if mask is not None and mask.shape == away.shape[:2]:
+                some = away[mask.to(away.device)].flatten()
+            places = torch.randint(0, len(some), away.shape, generator=self.generator)
+            return some[places.to(away.device)]
+        return torch.zeros_like(away)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
