@@ -254,8 +254,9 @@ def observe(
         >>> data = list(torch.randn(3, 100, 8))
         >>> parts = [bp.observe(model, data, shard=(i, 2), progress=False) for i in range(2)]
         >>> report = (parts[0] + parts[1]).report(model, progress=False)
-        >>> report == bp.probe(model, data, progress=False) or report["1"].n_samples
-        300
+        >>> whole = bp.probe(model, data, progress=False)
+        >>> report.sites == whole.sites, report["1"].n_samples, whole["1"].n_samples
+        (True, 300, 300)
     """
     index, of = shard
     if not 0 <= index < of:
