@@ -14,21 +14,12 @@ from basis_probe.adapters.batches import Batch
 from basis_probe.adapters.models import Subject, prepared, recognise
 from basis_probe.architecture import watched
 from basis_probe.evidence import choose, untrained
-from basis_probe.findings import (
-    Case,
-    Evidence,
-    gather,
-    report,
-)
+from basis_probe.findings import Case, Evidence, gather, report
 from basis_probe.partial import Part, Partial
 from basis_probe.problems import linear_layer, missed_by, problem_of, size_of, tolerance
 from basis_probe.reading import FAILED, batches_of
 from basis_probe.results import Provenance, Report
-from basis_probe.statistics.nulls import (
-    Geometry,
-    RandomWeights,
-    geometry_of,
-)
+from basis_probe.statistics.nulls import Geometry, RandomWeights, geometry_of
 from basis_probe.statistics.scores import Score
 from basis_probe.stream import Seen, Stream
 from basis_probe.symmetry import Derivation

@@ -15,16 +15,11 @@ from torch import Tensor, nn
 from basis_probe.adapters.models import Subject, device_of, prepared, recognise
 from basis_probe.concluding import Concluding, untrained_twins
 from basis_probe.errors import DataError, StreamError
-from basis_probe.findings import (
-    Companions,
-)
+from basis_probe.findings import Companions
 from basis_probe.partial import Part, Partial, moved
 from basis_probe.reading import Reading, announced, batches_of, first_of, numbered, passes_of
 from basis_probe.results import Report
-from basis_probe.statistics.nulls import (
-    Null,
-    RandomWeights,
-)
+from basis_probe.statistics.nulls import Null, RandomWeights
 from basis_probe.statistics.scores import Score
 from basis_probe.watching import Choices, Groups, Watched, require_same
 

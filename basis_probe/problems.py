@@ -7,15 +7,8 @@ import torch
 from torch import Tensor
 
 from basis_probe.adapters.layers import Layer
-from basis_probe.findings import (
-    halves_of,
-)
-from basis_probe.statistics.nulls import (
-    Geometry,
-    LinearLayer,
-    Problem,
-    outputs,
-)
+from basis_probe.findings import halves_of
+from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem, outputs
 from basis_probe.stream import Seen
 from basis_probe.watching import Placed
 

@@ -17,21 +17,11 @@ from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
 from basis_probe.architecture import proved, watched
 from basis_probe.errors import SiteError
 from basis_probe.evidence import affordable
-from basis_probe.findings import (
-    Companions,
-    chosen_null,
-    chosen_scores,
-    chosen_seed,
-)
+from basis_probe.findings import Companions, chosen_null, chosen_scores, chosen_seed
 from basis_probe.results import Symmetry
 from basis_probe.roles import Role, role
 from basis_probe.sites import asked, sensible
-from basis_probe.statistics.nulls import (
-    Geometry,
-    Null,
-    Rotation,
-    geometry_of,
-)
+from basis_probe.statistics.nulls import Geometry, Null, Rotation, geometry_of
 from basis_probe.statistics.scores import Score
 from basis_probe.stream import Plan
 from basis_probe.symmetry import Derivation

@@ -1,0 +1,224 @@
+"""Against what the axes are compared: the same activations, or the same layer, in other frames.
+
+Frame 0 is what was observed, frames 1..K are drawn; `Alternatives.frame(k)` makes each of them by
+the same code, so that whatever is computed of one is computed of all. A null says what its frames
+share with the observed one; it is exact where frame 0 and the others are exchangeable.
+"""
+
+import abc
+import dataclasses
+import enum
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from basis_probe.algebra.groups import (
+    Blocks,
+    DirectSum,
+    GeneralLinear,
+    Group,
+    LineStabiliser,
+    OnAxes,
+    Planes,
+    Trivial,
+)
+
+
+class Geometry(enum.Enum):
+    """The inner product in which directions are turned; the value says why it may be used."""
+
+    EUCLIDEAN = "as the activations are: the group holds rotations, and no rescaling"
+    STANDARDISED = (
+        "every axis at unit variance: the group knows axes only, and may rescale them; so that one "
+        "axis of great variance does not reach into every other"
+    )
+    WHITENED = "every direction at unit variance: the group holds every invertible map"
+    LINE = "off the all-ones direction, which every turn leaves fixed"
+    HEADS = "whitened inside every head: the group holds every invertible map of a head"
+    BALANCED = (
+        "the layer's inputs and outputs scaled until every row and column of its weights has one "
+        "length: the groups on both sides rescale axes"
+    )
+    POLAR = (
+        "the layer's inputs turned and scaled until its weights are a partial isometry: the group "
+        "of its input holds every invertible map"
+    )
+    PLANES = "inside every 2-d plane: the group turns and scales planes"
+
+
+def geometry_of(group: Group) -> Geometry:
+    """The geometry in which turning axes is not changed by the group's own action."""
+    if isinstance(group, GeneralLinear):
+        return Geometry.WHITENED
+    if isinstance(group, LineStabiliser):
+        return Geometry.LINE
+    if isinstance(group, Planes):
+        return Geometry.PLANES
+    if isinstance(group, Blocks) and isinstance(group.inner, GeneralLinear):
+        return Geometry.HEADS
+    if isinstance(group, DirectSum):
+        kinds = {geometry_of(part) for part in group.parts}
+        return kinds.pop() if len(kinds) == 1 else Geometry.STANDARDISED
+    if isinstance(group, OnAxes | Trivial):
+        return Geometry.STANDARDISED
+    return Geometry.EUCLIDEAN
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """A layer one linear map behind its input, as numbers.
+
+    Attributes:
+        inputs: [samples, inputs, positions]; positions are the places of a convolution's window,
+            one for a dense layer.
+        weights: for every linear map of the layer (a gated one has two), [outputs, inputs,
+            positions].
+        biases: for each, [outputs] or None.
+        pre: the tensor before the nonlinearity, [samples, dim], from the maps' outputs; None
+            where there is none.
+        post: the activations, [samples, dim], from the maps' outputs.
+        held: [samples, outputs] each, what is added to the outputs and left as it is; `pre` and
+            `post` take it behind the outputs.
+        geometry: the geometry of the input space: EUCLIDEAN, BALANCED or POLAR.
+        centred: True if the inputs' features sum to zero in every row, as behind a LayerNorm: turns
+            leave the all-ones direction fixed.
+    """
+
+    inputs: Float[Tensor, "samples inputs positions"]
+    weights: tuple[Float[Tensor, "outputs inputs positions"], ...]
+    biases: tuple[Float[Tensor, " outputs"] | None, ...]
+    pre: Callable[[tuple[Tensor, ...]], Tensor] | None
+    post: Callable[[tuple[Tensor, ...]], Tensor]
+    geometry: Geometry
+    centred: bool
+    held: tuple[Float[Tensor, "samples outputs"], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """What is known of a site on the samples that nulls are computed on.
+
+    Attributes:
+        x: the activations, [samples, dim].
+        group: the group of the site.
+        halves: [samples], 0 or 1: covariances are fitted on one half and used on the other.
+        pre: the tensor before the nonlinearity, if known, [samples, dim].
+        nonlinearity: what made x of it.
+        layer: the layer one linear map behind its input, if known.
+        examples: which sequence or image every row is of, [samples]; None if that is not known.
+    """
+
+    x: Float[Tensor, "samples dim"]
+    group: Group
+    halves: Int[Tensor, " samples"]
+    pre: Float[Tensor, "samples dim"] | None = None
+    nonlinearity: Callable[[Tensor], Tensor] | None = None
+    layer: LinearLayer | None = None
+    examples: Int[Tensor, " samples"] | None = None
+
+
+def outputs(layer: LinearLayer) -> tuple[Tensor, ...]:
+    """What the layer's linear maps make of its input, and what is added to that."""
+    flat = layer.inputs.reshape(len(layer.inputs), -1)
+    made: list[Tensor] = []
+    for weight, bias in zip(layer.weights, layer.biases, strict=True):
+        out = flat @ weight.reshape(len(weight), -1).T
+        made.append(out if bias is None else out + bias)
+    return (*made, *layer.held)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """The activations of a site in one frame.
+
+    Attributes:
+        post: [samples, dim] the activations.
+        pre: [samples, dim] before the nonlinearity, where the null makes them.
+        parts: row sets whose statistics are computed apart and averaged (the two halves of a
+            cross-fit); None for all rows together.
+    """
+
+    post: Float[Tensor, "samples dim"]
+    pre: Float[Tensor, "samples dim"] | None = None
+    parts: tuple[Tensor, Tensor] | None = None
+
+
+class Alternatives(abc.ABC):
+    """The frames of one null at one site, each read along a block of its directions."""
+
+    @abc.abstractmethod
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        """The observed frame for None, else a frame drawn with the generator."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Null(abc.ABC):
+    """A null: how many frames it draws, on how many samples, and how.
+
+    Attributes:
+        frames: how many alternatives are drawn.
+        samples: on how many samples of the stream, drawn uniformly, axes and alternatives are
+            compared.
+        directions: how many axes are compared, drawn uniformly with the seed, and as many
+            directions of every alternative; None for all. Statistics that compare axes with each
+            other are defined for all axes only.
+    """
+
+    frames: int = 199
+    samples: int = 4096
+    directions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.directions is not None and self.directions < 1:
+            raise ValueError(
+                f"directions={self.directions}: give a positive number, or None for all axes"
+            )
+        if self.frames < 19:
+            raise ValueError(
+                f"frames={self.frames}: fewer than 19 frames cannot reach a p-value of 0.05; "
+                "give at least 19, better 199"
+            )
+        if self.samples < 8:
+            raise ValueError(f"samples={self.samples}: give at least 8, better 4096")
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What the null is called."""
+
+    @property
+    @abc.abstractmethod
+    def holds_fixed(self) -> str:
+        """What every frame shares with the observed one."""
+
+    @property
+    def approximate(self) -> bool:
+        """True if frames are not exchangeable even for an untrained network."""
+        return False
+
+    @property
+    def pools_directions(self) -> bool:
+        """True if every direction of every frame has one law, so that p-values may pool them."""
+        return True
+
+    @abc.abstractmethod
+    def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
+        """The frames of this null for one site.
+
+        Args:
+            problem: what is known of the site.
+            axes: which axes are compared, and as many directions of every alternative; None for
+                all.
+
+        Raises:
+            ValueError: if the null needs something that is not known of the site.
+        """
+
+    def observed(self, problem: Problem) -> Frame:
+        """The observed frame along all axes."""
+        layer = problem.layer
+        if layer is not None and layer.pre is not None:
+            return Frame(problem.x, layer.pre(outputs(layer)))
+        return Frame(problem.x, problem.pre)

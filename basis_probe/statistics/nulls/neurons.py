@@ -1,0 +1,376 @@
+"""The same layer, its neurons pointing elsewhere in the input; or pre-activations, turned."""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from basis_probe.algebra.haar import Turned
+from basis_probe.statistics.nulls.frames import (
+    Alternatives,
+    Frame,
+    Geometry,
+    LinearLayer,
+    Null,
+    Problem,
+    outputs,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counterfactual(Null):
+    """The same layer with its neurons pointing elsewhere.
+
+    The same weights, biases and nonlinearity read an input that is turned about its own mean
+    direction: x' = Q x with Q m = m for the mean m and Haar otherwise. Every neuron's direction
+    becomes a uniformly random one of the same length and the same mean pre-activation, while the
+    data keep all their structure. Exact for initialisations that no rotation of the input changes:
+    an untrained layer is one of its own counterfactuals.
+
+    Attributes:
+        bands: None to turn the whole input; else it is turned only among principal directions whose
+            variances lie within this ratio of each other, so that neurons keep how much of the
+            input's variance they read.
+    """
+
+    bands: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bands is not None and not self.bands > 1:
+            raise ValueError(f"bands={self.bands}: give a ratio above 1, for example 2, or None")
+
+    @property
+    def name(self) -> str:
+        return "counterfactual" if self.bands is None else "counterfactual in bands"
+
+    @property
+    def holds_fixed(self) -> str:
+        more = (
+            ""
+            if self.bands is None
+            else f", how much of the input's variance it reads (within a factor of {self.bands:g})"
+        )
+        return (
+            f"the data, every neuron's weight length, bias and mean pre-activation{more}, and the "
+            "nonlinearity; only the directions that the neurons read are turned"
+        )
+
+    @property
+    def pools_directions(self) -> bool:
+        return False
+
+    def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
+        if problem.layer is None:
+            raise ValueError(
+                "the counterfactual null needs the layer's inputs and weights; give inputs= and "
+                "weight= (or use the fallback from pre= and nonlinearity=)"
+            )
+        return _TurnedInput(problem.layer, self.bands, axes)
+
+
+class _TurnedInput(Alternatives):
+    """W (Q x): turning the weights costs less than turning every window of the input."""
+
+    def __init__(self, layer: LinearLayer, bands: float | None, axes: Tensor | None) -> None:
+        self.layer, self.axes = layer, axes
+        self.reach = Reach.ALL if axes is None else _reach(layer, axes)
+        inputs = layer.inputs
+        samples, width, positions = inputs.shape
+        rows = rearrange(inputs, "sample width position -> (sample position) width").double()
+        mean = rows.mean(0)
+        weights = [weight.double() for weight in layer.weights]
+        if axes is not None and self.reach is not Reach.ALL:
+            weights = [weight.index_select(0, axes.to(weight.device)) for weight in weights]
+        self.shapes = [weight.shape for weight in weights]
+        vectors = torch.cat(
+            [rearrange(w, "out width position -> (out position) width") for w in weights]
+        ).cpu()
+        fixed = [mean.cpu(), torch.ones_like(mean).cpu()][: 1 + layer.centred]
+        # Coordinates of the input's space in which turns are rotations: x there is `to(x)`, and a
+        # neuron's direction w is `of(w)`, with `back` as the inverse of `of`.
+        self.back: Callable[[Tensor], Tensor] = lambda w: w
+        if layer.geometry is Geometry.BALANCED:
+            scale = (1 / _column_lengths(layer.weights)).cpu()
+            vectors, fixed = vectors * scale, [vector / scale for vector in fixed]
+            rows = rows / scale.to(rows)
+            self.back = lambda w: w / scale
+        elif layer.geometry is Geometry.POLAR:
+            gram = sum(torch.einsum("ocp,odp->cd", w.double(), w.double()) for w in layer.weights)
+            values, directions = torch.linalg.eigh(torch.as_tensor(gram).cpu())
+            read = values > values.max() * 1e-10
+            # Only what the weights read is turned: the rest does not reach any neuron.
+            to = values[read].sqrt()[:, None] * directions[:, read].T
+            vectors = vectors @ (directions[:, read] / values[read].sqrt())
+            fixed = [to @ vector for vector in fixed]
+            rows = rows @ to.T.to(rows)
+            self.back = lambda w: w @ to
+        elif layer.geometry is not Geometry.EUCLIDEAN:
+            raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
+        self.turning = (
+            Turned(vectors, torch.stack(fixed))
+            if bands is None
+            else _TurnedInBands(vectors, torch.stack(fixed), rows.cpu(), bands)
+        )
+        self.flat = inputs.reshape(samples, width * positions)
+        self.observed = torch.cat([weight.reshape(-1, width * positions) for weight in weights])
+
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        layer = self.layer
+        if generator is None:
+            rows = self.observed
+        else:
+            drawn = self.back(self.turning.draw(generator))
+            sizes = [shape[0] * shape[2] for shape in self.shapes]
+            rows = torch.cat(
+                [
+                    rearrange(
+                        part, "(out position) width -> out (width position)", position=shape[2]
+                    )
+                    for part, shape in zip(drawn.split(sizes), self.shapes, strict=True)
+                ]
+            )
+        made = self.flat @ rows.to(self.flat).T
+        outputs = [
+            out if bias is None else out + self._own(bias[None])[0]
+            for out, bias in zip(
+                made.split([shape[0] for shape in self.shapes], dim=1), layer.biases, strict=True
+            )
+        ]
+        return self._bent([*outputs, *map(self._own, layer.held)])
+
+    def _own(self, values: Tensor) -> Tensor:
+        """The columns of the axes that are computed."""
+        if self.axes is None or self.reach is Reach.ALL:
+            return values
+        return values.index_select(1, self.axes.to(values.device))
+
+    def _bent(self, given: list[Tensor]) -> Frame:
+        layer, axes = self.layer, self.axes
+        if axes is not None and self.reach is Reach.PLACED:
+            given = [_placed(part, axes, self._width()) for part in given]
+        values = tuple(given)
+        post = layer.post(values)
+        pre = None if layer.pre is None else layer.pre(values)
+        if axes is not None and self.reach is not Reach.NARROW:
+            read = axes.to(post.device)
+            post = post.index_select(1, read)
+            pre = None if pre is None else pre.index_select(1, read)
+        return Frame(post, pre)
+
+    def _width(self) -> int:
+        return len(self.layer.weights[0])
+
+
+class Reach(enum.Enum):
+    """How much of a layer must be computed for some of its axes."""
+
+    NARROW = "those axes alone"
+    PLACED = "those axes alone, each in its own column: the function differs from axis to axis"
+    ALL = "all axes: the function of one reads the others"
+
+
+def _reach(layer: LinearLayer, axes: Tensor) -> Reach:
+    """The least that gives the same numbers on some of the layer's own samples."""
+    few = slice(0, 32)
+    given = outputs(
+        dataclasses.replace(
+            layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
+        )
+    )
+    width = given[0].shape[1]
+    functions = [layer.post] if layer.pre is None else [layer.post, layer.pre]
+    wanted = [function(given) for function in functions]
+    read = axes.to(given[0].device)
+    if any(part.shape[1] != width for part in (*given, *wanted)):
+        return Reach.ALL
+    narrow = [part.index_select(1, read) for part in given]
+
+    def same(parts: list[Tensor], take: Callable[[Tensor], Tensor]) -> bool:
+        try:
+            made = [take(function(tuple(parts))) for function in functions]
+        except (RuntimeError, ValueError, IndexError):
+            # What differs from axis to axis does not fit fewer of them.
+            return False
+        return all(
+            one.shape == (len(given[0]), len(axes))
+            and torch.allclose(one, other.index_select(1, read), rtol=1e-5, atol=1e-7)
+            for one, other in zip(made, wanted, strict=True)
+        )
+
+    if same(narrow, lambda made: made):
+        return Reach.NARROW
+    placed = [_placed(part, axes, width) for part in narrow]
+    if same(placed, lambda made: made.index_select(1, read)):
+        return Reach.PLACED
+    return Reach.ALL
+
+
+def _placed(part: Tensor, axes: Tensor, width: int) -> Tensor:
+    """[samples, width]: the columns where they belong, zeros elsewhere."""
+    whole = part.new_zeros(len(part), width)
+    whole[:, axes.to(part.device)] = part
+    return whole
+
+
+class _TurnedInBands:
+    """Vectors turned only among principal directions of the rows of similar variance.
+
+    Args:
+        vectors: what is turned, one per row.
+        fixed: what is left where it is.
+        rows: whose variances count.
+        ratio: how far the variances in one band may be apart.
+    """
+
+    def __init__(self, vectors: Tensor, fixed: Tensor, rows: Tensor, ratio: float) -> None:
+        dim = vectors.shape[1]
+        span = torch.linalg.qr(fixed.T).Q
+        across = torch.eye(dim, dtype=torch.float64) - span @ span.T
+        centred = (rows - rows.mean(0)) @ across
+        values, directions = torch.linalg.eigh(centred.T @ centred / max(1, len(rows)))
+        # What is fixed has no variance left, and is no direction to turn.
+        free = directions[:, (span.T @ directions).norm(dim=0) < 0.5]
+        values = values[(span.T @ directions).norm(dim=0) < 0.5]
+        order = values.argsort(descending=True)
+        floor = float(values.max()) * 1e-10 if len(values) else 0.0
+        self.kept = vectors - vectors @ free @ free.T
+        self.bands: list[tuple[Tensor, Turned]] = []
+        start = 0
+        while start < len(order):
+            least = float(values[order[start]]) / ratio
+            if float(values[order[start]]) <= floor:
+                end = len(order)
+            else:
+                inside = (values[order] >= max(least, floor)).sum()
+                end = max(start + 1, int(inside))
+            basis = free[:, order[start:end]]
+            self.bands.append((basis, Turned(vectors @ basis, None)))
+            start = end
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The vectors, turned."""
+        turned = self.kept.clone()
+        for basis, turning in self.bands:
+            turned += turning.draw(generator) @ basis.T
+        return turned
+
+
+def _column_lengths(weights: tuple[Tensor, ...]) -> Tensor:
+    """The length of every input's column once rows and columns are balanced against each other.
+
+    Dividing column c by the c-th of these, and the rows by numbers of their own, gives every row
+    and every column of the weights the same length: the fixed point of dividing by row and column
+    lengths in turn (Sinkhorn and Knopp 1967, of the squared weights). It moves along when inputs
+    are rescaled and does not change when outputs are.
+    """
+    power = torch.cat([w.double().square().sum(2) for w in weights])
+    power = power[power.sum(1) > 0]
+    columns = torch.ones(power.shape[1], dtype=torch.float64, device=power.device)
+    if not len(power):
+        return columns
+    for _ in range(200):
+        rows = (power / columns).mean(1, keepdim=True)
+        new = (power / rows).mean(0)
+        new = torch.where(new > 0, new, torch.ones_like(new))
+        done = float((new / columns).log().abs().max()) < 1e-10
+        columns = new
+        if done:
+            break
+    return columns.sqrt()
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnedPreactivation(Null):
+    """The pre-activations turned inside their span about their mean, then bent again.
+
+    Units are standardised, turned, and each unit's mean and variance restored. What is left where
+    the layer's input is not one linear map away. It holds its level in simulations, but not on
+    every real layer.
+    """
+
+    @property
+    def name(self) -> str:
+        return "turned pre-activation"
+
+    @property
+    def holds_fixed(self) -> str:
+        return "every unit's mean and variance before the nonlinearity, and the nonlinearity"
+
+    @property
+    def approximate(self) -> bool:
+        return True
+
+    @property
+    def pools_directions(self) -> bool:
+        return False
+
+    def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
+        if problem.pre is None or problem.nonlinearity is None:
+            raise ValueError(
+                "turning pre-activations needs them and the nonlinearity; give pre= and "
+                "nonlinearity="
+            )
+        return _TurnedPre(problem.pre, problem.nonlinearity, axes)
+
+
+class _TurnedPre(Alternatives):
+    def __init__(
+        self, pre: Tensor, nonlinearity: Callable[[Tensor], Tensor], axes: Tensor | None
+    ) -> None:
+        self.nonlinearity, self.axes = nonlinearity, axes
+        exact = pre.double()
+        mean, std = exact.mean(0), exact.std(0, correction=0)
+        live = std > std.max() * 1e-12
+        unit = torch.where(live, (exact - mean) / torch.where(live, std, 1.0), 0.0)
+        values, vectors = torch.linalg.eigh(unit.T @ unit)
+        span = vectors[:, values > values.max() * 1e-10]
+        self.inside = (unit @ span).to(pre.dtype)
+        read = torch.arange(pre.shape[1]) if axes is None else axes
+        here = read.to(pre.device)
+        self.mean, self.std, self.live = mean[here], std[here], live[here]
+        self.observed = pre.index_select(1, here)
+        self.turning = Turned(span[here], None)
+        self.reach = Reach.NARROW if axes is None else reach_of(nonlinearity, pre, axes)
+        if self.reach is not Reach.NARROW:
+            # The function of an axis reads the others: all of them are turned.
+            self.mean, self.std, self.live = mean, std, live
+            self.observed, self.turning = pre, Turned(span, None)
+
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        if generator is None:
+            pre = self.observed
+        else:
+            turned = (self.inside @ self.turning.draw(generator).T.to(self.inside)).double()
+            turned = turned - turned.mean(0)
+            std = turned.std(0, correction=0)
+            unit = turned / torch.where(std > 0, std, torch.ones_like(std))
+            unit = torch.where(self.live, unit, torch.zeros_like(unit))
+            pre = (self.mean + self.std * unit).to(self.observed.dtype)
+        return read_along(self.nonlinearity(pre), pre, self.axes, self.reach)
+
+
+def reach_of(function: Callable[[Tensor], Tensor], pre: Tensor, axes: Tensor) -> Reach:
+    """Whether a function can be computed for some axes alone."""
+    few, read = pre[:32], axes.to(pre.device)
+    whole = function(few)
+    if whole.shape != few.shape:
+        return Reach.ALL
+    try:
+        part = function(few.index_select(1, read))
+    except (RuntimeError, ValueError, IndexError):
+        return Reach.ALL
+    wanted = whole.index_select(1, read)
+    same = part.shape == wanted.shape and torch.allclose(part, wanted, rtol=1e-5, atol=1e-7)
+    return Reach.NARROW if same else Reach.ALL
+
+
+def read_along(post: Tensor, pre: Tensor | None, axes: Tensor | None, reach: Reach) -> Frame:
+    """The frame along the axes that are compared."""
+    if axes is None or reach is Reach.NARROW:
+        return Frame(post, pre)
+    read = axes.to(post.device)
+    return Frame(post.index_select(1, read), None if pre is None else pre.index_select(1, read))

@@ -1,0 +1,208 @@
+"""The activations themselves, read in a basis that is turned."""
+
+import dataclasses
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from basis_probe.algebra.groups import Blocks, Group, Planes
+from basis_probe.algebra.haar import Turned
+from basis_probe.statistics.nulls.frames import (
+    Alternatives,
+    Frame,
+    Geometry,
+    Null,
+    Problem,
+    geometry_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation(Null):
+    """The activations in a basis turned by a Haar rotation, in the geometry that the group picks.
+
+    Exact for any fixed activations where the group holds the rotations: if training is blind to the
+    group, the trained model is as likely as any of its rotations. Behind a nonlinearity it credits
+    the axes for being one-sided, and is not to be believed.
+
+    Attributes:
+        geometry: overrides the geometry that the group picks.
+    """
+
+    geometry: Geometry | None = None
+
+    @property
+    def name(self) -> str:
+        return "rotation"
+
+    @property
+    def holds_fixed(self) -> str:
+        return "the activations themselves; only the basis in which they are read is turned"
+
+    def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
+        geometry = self.geometry or geometry_of(problem.group)
+        x, dim = problem.x, problem.x.shape[1]
+        read = torch.arange(dim) if axes is None else axes
+        if geometry in (Geometry.WHITENED, Geometry.HEADS):
+            return _WhitenedHeads(x, problem.halves, _heads(problem.group, geometry, dim), read)
+        if geometry is Geometry.PLANES:
+            group = problem.group
+            if not isinstance(group, Planes):
+                raise ValueError("turning inside planes needs a group of planes")
+            return _InPlanes(x, group.pairing, read)
+        return _TurnedAxes(self.observed(problem), read, line=geometry is Geometry.LINE)
+
+    def observed(self, problem: Problem) -> Frame:
+        geometry = self.geometry or geometry_of(problem.group)
+        x, dim = problem.x, problem.x.shape[1]
+        if geometry is Geometry.LINE:
+            return Frame(x - x.mean(1, keepdim=True))
+        if geometry is Geometry.STANDARDISED:
+            halves = (problem.halves == 0, problem.halves == 1)
+            return Frame(_standardised(x, halves), parts=halves)
+        if geometry in (Geometry.WHITENED, Geometry.HEADS):
+            heads = _heads(problem.group, geometry, dim)
+            return _WhitenedHeads(x, problem.halves, heads, torch.arange(dim)).frame(None)
+        return Frame(x)
+
+
+def _heads(group: Group, geometry: Geometry, dim: int) -> tuple[int, int, int]:
+    """The size of the blocks that are whitened, their number, and the copies of each in a row."""
+    if geometry is Geometry.WHITENED:
+        return (dim, 1, 1)
+    if not isinstance(group, Blocks):
+        raise ValueError("turning inside heads needs a group of blocks")
+    return (group.inner.dim, group.count, group.copies)
+
+
+class _TurnedAxes(Alternatives):
+    """Rows read along some axes, or along as many directions of a turned basis.
+
+    Products are of rows about their mean: in single precision a large offset would drown the rest.
+    """
+
+    def __init__(self, observed: Frame, axes: Tensor, *, line: bool) -> None:
+        x, self.parts = observed.post, observed.parts
+        dim = x.shape[1]
+        self.observed = x.index_select(1, axes.to(x.device))
+        self.mean = x.mean(0, dtype=torch.float64)
+        self.centred = x - self.mean.to(x.dtype)
+        # What rounding leaves of the mean is turned with the rows; only the offset is added again.
+        self.mean = self.mean.to(x.dtype).double()
+        unit = torch.zeros(len(axes), dim, dtype=torch.float64)
+        unit[torch.arange(len(axes)), axes.cpu()] = 1.0
+        fixed = torch.ones(1, dim, dtype=torch.float64) if line else None
+        self.turning = Turned(unit, fixed)
+
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        if generator is None:
+            return Frame(self.observed, parts=self.parts)
+        directions = self.turning.draw(generator).to(self.mean)
+        offset = (directions @ self.mean).to(self.centred)
+        turned = torch.addmm(offset, self.centred, directions.T.to(self.centred))
+        return Frame(turned, parts=self.parts)
+
+
+def _standardised(x: Tensor, rows: tuple[Tensor, Tensor]) -> Tensor:
+    """Every axis in units of its standard deviation on the other half of the rows."""
+    scaled = torch.empty_like(x)
+    for own, other in (rows, rows[::-1]):
+        std = x[other].double().std(0, correction=0)
+        floor = std.max() * 1e-12
+        scaled[own] = (x[own] / torch.where(std > floor, std, torch.ones_like(std))).to(x.dtype)
+    return scaled
+
+
+def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """S^(1/2) and S^(-1/2) on the span of a covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    keep = values > values.max() * 1e-10
+    root = torch.where(keep, values.clamp(min=0).sqrt(), torch.zeros_like(values))
+    inverse = torch.where(keep, values.clamp(min=1e-300).rsqrt(), torch.zeros_like(values))
+    return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
+
+
+class _WhitenedHeads(Alternatives):
+    """Heads of `size` features, `count` of them, each repeated `copies` times in a row.
+
+    Every head is whitened symmetrically, x S^(-1/2): of all bases in which its features are
+    uncorrelated and of unit variance, the one nearest to the given axes. That one is compared with
+    its rotations. (Turning x S^(-1/2) Q S^(1/2), which keeps the covariance, is not exact: an
+    untrained layer is as likely as x Q, and so is its whitened form, but not as that.)
+    """
+
+    def __init__(
+        self, x: Tensor, halves: Tensor, heads: tuple[int, int, int], axes: Tensor
+    ) -> None:
+        self.size, self.count, self.copies = heads
+        self.parts = (halves == 0, halves == 1)
+        white = torch.empty_like(x)
+        blocks, whitened = self._by_head(x), self._by_head(white)
+        for own, other in (self.parts, self.parts[::-1]):
+            for head in range(self.count):
+                fitted = blocks[other, head].double()
+                centred = (fitted - fitted.mean(0)).reshape(-1, self.size)
+                inverse = roots(centred.T @ centred / max(1, len(centred)))[1]
+                whitened[own, head] = (blocks[own, head].double() @ inverse).to(x.dtype)
+        # One matrix of rows for each head: a product of views costs several times as much.
+        self.white = [whitened[:, head].reshape(-1, self.size) for head in range(self.count)]
+        self.observed = white.index_select(1, axes.to(x.device))
+        # Copies of a head are turned alike, and so are read together: the same directions of each.
+        place = axes.cpu()
+        self.head = place // (self.size * self.copies)
+        self.copy = place // self.size % self.copies
+        self.inside = place % self.size
+        eye = torch.eye(self.size, dtype=torch.float64)
+        self.turning: list[tuple[int, Tensor, Tensor, Turned]] = []
+        for head in self.head.unique().tolist():
+            here = torch.nonzero(self.head == head).flatten()
+            wanted, back = self.inside[here].unique(return_inverse=True)
+            self.turning.append((head, here, back, Turned(eye[wanted], None)))
+
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        if generator is None:
+            return Frame(self.observed, parts=self.parts)
+        post = torch.empty_like(self.observed)
+        for head, here, back, turning in self.turning:
+            directions = turning.draw(generator).to(self.observed)
+            turned = (self.white[head] @ directions.T).view(len(post), self.copies, -1)
+            post[:, here] = turned[:, self.copy[here], back]
+        return Frame(post, parts=self.parts)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """A view of the rows with heads, their copies and their features apart."""
+        return rearrange(
+            x, "sample (head copy dim) -> sample head copy dim", head=self.count, copy=self.copies
+        )
+
+
+class _InPlanes(Alternatives):
+    """Every plane is brought to one size first, because the group scales planes."""
+
+    def __init__(self, x: Tensor, pairing: str, axes: Tensor) -> None:
+        self.axes = axes
+        dim = x.shape[1]
+        if pairing == "half":
+            self.planes = slice(0, dim // 2), slice(dim // 2, 2 * (dim // 2))
+        else:
+            self.planes = slice(0, dim - dim % 2, 2), slice(1, dim, 2)
+        self.x = x.clone()
+        a, b = (x[:, side] for side in self.planes)
+        size = (a.square() + b.square()).mean(0).div(2).sqrt()
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        for side in self.planes:
+            self.x[:, side] /= size
+
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        read = self.axes.to(self.x.device)
+        if generator is None:
+            return Frame(self.x.index_select(1, read))
+        dim = self.x.shape[1]
+        angle = 2 * torch.pi * torch.rand(dim // 2, generator=generator, dtype=torch.float64)
+        cos, sin = angle.cos().to(self.x), angle.sin().to(self.x)
+        post = self.x.clone()
+        first, second = self.planes
+        a, b = self.x[:, first], self.x[:, second]
+        post[:, first], post[:, second] = a * cos - b * sin, a * sin + b * cos
+        return Frame(post.index_select(1, read))
