@@ -15,6 +15,7 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from basis_probe.concepts.alignment import (
+    Active,
     Measure,
     Ranks,
     Table,
@@ -24,6 +25,7 @@ from basis_probe.concepts.alignment import (
     thresholds,
 )
 from basis_probe.concepts.intervals import Pairs
+from basis_probe.concepts.maps import Maps
 
 
 def _data(seed: int, *, tied: bool) -> tuple[Tensor, Tensor]:
@@ -143,3 +145,27 @@ def test_scores_of_a_planted_direction_are_the_analytic_ones() -> None:
     precision = 0.1 * recall / (0.1 * recall + 0.9 * other)
     expected = float(torch.trapezoid(precision[100:], recall[100:]))
     assert abs(float(average_precision(Ranks.of(values), labels)) - expected) < 0.01
+
+
+@pytest.mark.parametrize("top", [0.005, 0.3])
+def test_maps_enlarged_only_where_they_are_high_have_the_active_pixels_of_all(top: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Some images are high and some flat, and behind a ReLU most cells are zero.
+    maps = torch.randn(5, 90, 6, 5, generator=generator)
+    maps = maps * torch.rand(5, 90, 1, 1, generator=generator) + torch.tensor(
+        [-3.0, -0.5, 0.0, 0.5, -9.0]
+    ).reshape(5, 1, 1, 1)
+    maps = torch.relu(maps)
+    between = Maps((6, 5), (24, 15))
+    dense = torch.nn.functional.interpolate(
+        maps, size=(24, 15), mode="bilinear", align_corners=False
+    ).reshape(5, -1)
+    rows = maps.flatten(1).T
+    spread = between.spread(rows)
+    assert torch.allclose(spread, dense.T, atol=1e-6)
+    limits = torch.tensor([between.limit(one.flatten(1), top) for one in maps])
+    assert torch.equal(limits, thresholds(spread, top))
+    found = between.active(maps.flatten(2), limits)
+    expected = Active.of(spread > limits)
+    assert torch.equal(found.places, expected.places)
+    assert torch.equal(found.counts, expected.counts) and found.samples == 90 * 360

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int32
+from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
 from torch import Tensor
 
 
@@ -194,7 +194,7 @@ class Table:
     ) -> "Table":
         """The table of some samples."""
         true = labels.sum(0).double()
-        return tables(active, [(labels.float(), true)])[0]
+        return tables(Active.of(active), [(labels.float(), true)])[0]
 
     def __add__(self, other: "Table") -> "Table":
         return Table(
@@ -209,37 +209,54 @@ class Table:
         return counted(measure, self.both, self.active[:, None], self.true[None], self.samples)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Active:
+    """Where directions are active: few samples, so they are named rather than all of them flagged.
+
+    Attributes:
+        places: the active samples of one direction after the other, rising, [active].
+        counts: how many each direction has, [directions].
+        samples: how many there are in all.
+    """
+
+    places: Int64[Tensor, " active"]
+    counts: Int64[Tensor, " directions"]
+    samples: int
+
+    @staticmethod
+    def of(active: Bool[Tensor, "samples directions"]) -> "Active":
+        """From flags of all samples."""
+        rows = active.T.contiguous()
+        directions, samples = rows.shape
+        places = torch.from_numpy(np.flatnonzero(rows.numpy()))
+        starts = torch.arange(directions + 1) * samples
+        counts = torch.searchsorted(places, starts).diff()
+        return Active(places - starts[:-1].repeat_interleave(counts), counts, samples)
+
+
 def tables(
-    active: Bool[Tensor, "samples directions"],
+    active: Active,
     several: Sequence[tuple[Float[Tensor, "samples concepts"], Float64[Tensor, " concepts"]]],
 ) -> list[Table]:
     """One table for each of several label sets, for the same active samples.
-
-    Only active samples are looked at: they are few.
 
     Args:
         active: where directions are active.
         several: labels as 0 and 1, and how many samples carry each concept.
     """
-    both: list[list[Tensor]] = [[] for _ in several]
-    on: list[Tensor] = []
-    # Counts below 2^24 are exact in float32.
-    for start in range(0, len(active), 2**23):
-        rows = active[start : start + 2**23].T.contiguous()
-        directions, samples = rows.shape
-        places = torch.from_numpy(np.flatnonzero(rows.numpy()))
-        bounds = torch.searchsorted(places, torch.arange(directions + 1) * samples)
-        on.append(bounds.diff())
-        places = places - torch.arange(directions).repeat_interleave(on[-1]) * samples
-        for (labels, _), into in zip(several, both, strict=True):
-            found = torch.nn.functional.embedding_bag(
-                places, labels[start : start + samples], bounds[:-1], mode="sum"
-            )
-            into.append(found.double())
-    counts = torch.stack(on).sum(0).double()
+    starts = active.counts.cumsum(0) - active.counts
+    # Counts below 2^24 are exact in single precision.
+    exact = torch.float32 if int(active.counts.max()) < 2**24 else torch.float64
     return [
-        Table(torch.stack(parts).sum(0), counts, true, len(active))
-        for (_, true), parts in zip(several, both, strict=True)
+        Table(
+            torch.nn.functional.embedding_bag(
+                active.places, labels.to(exact), starts, mode="sum"
+            ).double(),
+            active.counts.double(),
+            true,
+            active.samples,
+        )
+        for labels, true in several
     ]
 
 
@@ -288,23 +305,31 @@ def thresholds(
     Raises:
         ValueError: if `top` is not between 0 and 1.
     """
+    few = beyond(len(values), top)
+    rows = values.detach().cpu().numpy().T
+    return torch.from_numpy(np.array([nth_largest(row, few) for row in rows]))
+
+
+def beyond(samples: int, top: float) -> int:
+    """How many samples may exceed the threshold of the share `top`.
+
+    Raises:
+        ValueError: if `top` is not between 0 and 1.
+    """
     if not 0 < top < 1:
         raise ValueError(f"top={top}: give the share of samples that are active, such as 0.005")
-    samples = len(values)
-    beyond = min(samples - 1, int(np.floor(top * samples + 1e-9)))
-    rows = values.detach().cpu().numpy().T
-    return torch.from_numpy(np.array([_nth_largest(row, beyond) for row in rows]))
+    return min(samples - 1, int(np.floor(top * samples + 1e-9)))
 
 
-def _nth_largest(row: Float[np.ndarray, " samples"], beyond: int) -> np.floating[Any]:
-    """The value that `beyond` others reach or exceed, found among those that can be it.
+def nth_largest(row: Float[np.ndarray, " samples"], few: int) -> np.floating[Any]:
+    """The value that `few` others reach or exceed, found among those that can be it.
 
     Most samples of an axis behind a nonlinearity are equal, which partitioning is slow on; a few of
     them tell below which value it need not look.
     """
     some = row[::64]
-    least = min(len(some), 2 * beyond * len(some) // len(row) + 8)
+    least = min(len(some), 2 * few * len(some) // len(row) + 8)
     rest = row[row > np.partition(some, len(some) - least)[len(some) - least]]
-    if len(rest) <= beyond:
-        return np.sort(row)[len(row) - 1 - beyond]
-    return np.partition(rest, len(rest) - 1 - beyond)[len(rest) - 1 - beyond]
+    if len(rest) <= few:
+        return np.sort(row)[len(row) - 1 - few]
+    return np.partition(rest, len(rest) - 1 - few)[len(rest) - 1 - few]

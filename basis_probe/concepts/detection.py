@@ -6,7 +6,7 @@ taken in blocks, so that memory does not grow with directions x concepts.
 
 import dataclasses
 import enum
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from basis_probe.concepts.alignment import (
+    Active,
     Measure,
     Ranks,
     auc,
@@ -22,7 +23,8 @@ from basis_probe.concepts.alignment import (
     tables,
     thresholds,
 )
-from basis_probe.concepts.labels import Labels, parts
+from basis_probe.concepts.labels import Labels, Part, parts
+from basis_probe.concepts.maps import Maps
 
 _AT_ONCE = 2**24
 """This many values of activations are looked at at a time."""
@@ -49,8 +51,8 @@ class Setting:
         measures: how well.
         top: the share of samples that count as active, where a threshold is needed.
         sides: when a direction counts as active.
-        spread: from rows of activations [rows, directions] to those of labelled samples; None where
-            they are the same.
+        maps: between maps of activations and larger masks, whose pixels are the labelled samples;
+            None where rows of activations are. Halves then stand together, one after the other.
     """
 
     labels: Labels
@@ -58,7 +60,7 @@ class Setting:
     measures: tuple[Measure, ...]
     top: float
     sides: Sides
-    spread: Callable[[Tensor], Tensor] | None = None
+    maps: Maps | None = None
 
     @property
     def signs(self) -> tuple[int, ...]:
@@ -69,7 +71,7 @@ class Setting:
         self, block: Float[Tensor, "rows directions"]
     ) -> Float[Tensor, "samples directions"]:
         """The activations at the labelled samples; those of one direction lie side by side."""
-        return block.T.contiguous().T if self.spread is None else self.spread(block)
+        return block.T.contiguous().T if self.maps is None else self.maps.spread(block)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,16 +134,21 @@ def examine(
     samples, dim = len(labels), post.shape[1]
 
     def of_block(block: Tensor) -> tuple[Tensor, Scores, Scores]:
-        values = setting.values(post[:, block])
-        fitted, scored = values[first], values[second]
-        limits = [
-            thresholds(fitted if sign > 0 else -fitted, setting.top) for sign in setting.signs
-        ]
-        return (
-            block,
-            scores(fitted, limits, chosen, setting),
-            scores(scored, limits, asked, setting),
-        )
+        given = post[:, block]
+        choices: Scores = {}
+        results: Scores = {}
+        if any(measure.ranked for measure in setting.measures):
+            values = setting.values(given)
+            choices |= ranked(values[first], chosen, setting)
+            results |= ranked(values[second], asked, setting)
+        if any(not measure.ranked for measure in setting.measures):
+            fitted, scored = zip(
+                *(_active(sign * given, setting, first, second) for sign in setting.signs),
+                strict=True,
+            )
+            choices |= counts(fitted, chosen, setting)
+            results |= counts(scored, asked, setting)
+        return block, choices, results
 
     blocks = torch.arange(dim).split(max(1, min(128, _AT_ONCE // max(1, samples))))
     # Sorting lets go of the interpreter, so threads help; results come in order all the same.
@@ -186,49 +193,63 @@ class Asked:
         return Asked(labels, numbers, labels.sum(0).double())
 
 
-def scores(
-    values: Float[Tensor, "samples directions"],
-    limits: Sequence[Float[Tensor, " directions"]],
-    asked: Sequence[Asked],
-    setting: Setting,
+def _active(
+    block: Float[Tensor, "rows directions"], setting: Setting, first: Part, second: Part
+) -> tuple[Active, Active]:
+    """Where the directions are active in either half, by thresholds of the first."""
+    maps = setting.maps
+    if maps is None or not isinstance(first, slice) or not isinstance(second, slice):
+        values = setting.values(block)
+        limits = thresholds(values[first], setting.top)
+        return Active.of(values[first] > limits), Active.of(values[second] > limits)
+    pixels, cells = maps.large[0] * maps.large[1], maps.small[0] * maps.small[1]
+    columns = block.T.reshape(block.shape[1], -1, cells)
+    fitted, scored = (
+        columns[:, half.start // pixels : half.stop // pixels] for half in (first, second)
+    )
+    limits = torch.tensor([maps.limit(one, setting.top) for one in fitted]).to(block)
+    return maps.active(fitted, limits), maps.active(scored, limits)
+
+
+def ranked(
+    values: Float[Tensor, "samples directions"], asked: Sequence[Asked], setting: Setting
 ) -> Scores:
-    """Measure -> the scores for each of the label sets, read with every sign.
+    """The scores that need the order of all samples, for each of the label sets, by every sign."""
+    found: Scores = {}
+    ranks = Ranks.of(values)
+    if Measure.AVERAGE_PRECISION in setting.measures:
+        read = [ranks if sign > 0 else ranks.flipped() for sign in setting.signs]
+        found[Measure.AVERAGE_PRECISION] = [
+            torch.stack([average_precision(one, each.labels) for one in read]) for each in asked
+        ]
+    if Measure.AUC in setting.measures:
+        # Read backwards, every pair is the other way round.
+        areas = [auc(ranks, each.labels) for each in asked]
+        found[Measure.AUC] = [
+            torch.stack([area if sign > 0 else 1 - area for sign in setting.signs])
+            for area in areas
+        ]
+    return found
+
+
+def counts(active: Sequence[Active], asked: Sequence[Asked], setting: Setting) -> Scores:
+    """The scores that counts are enough for, for each of the label sets, by every sign.
 
     Args:
-        values: the activations that are scored.
-        limits: for every sign, above which a direction counts as active.
+        active: where the directions are active, for every sign.
         asked: label sets.
-        setting: the measures and the signs.
+        setting: the measures.
     """
-    found: Scores = {}
-    ranked = [measure for measure in setting.measures if measure.ranked]
-    if ranked:
-        ranks = Ranks.of(values)
-        if Measure.AVERAGE_PRECISION in ranked:
-            read = [ranks if sign > 0 else ranks.flipped() for sign in setting.signs]
-            found[Measure.AVERAGE_PRECISION] = [
-                torch.stack([average_precision(one, each.labels) for one in read]) for each in asked
-            ]
-        if Measure.AUC in ranked:
-            # Read backwards, every pair is the other way round.
-            areas = [auc(ranks, each.labels) for each in asked]
-            found[Measure.AUC] = [
-                torch.stack([area if sign > 0 else 1 - area for sign in setting.signs])
-                for area in areas
-            ]
-    counted = [measure for measure in setting.measures if not measure.ranked]
-    if counted:
-        numbers = [(each.numbers, each.true) for each in asked]
-        made = [
-            tables((values if sign > 0 else -values) > limit, numbers)
-            for sign, limit in zip(setting.signs, limits, strict=True)
+    numbers = [(each.numbers, each.true) for each in asked]
+    made = [tables(one, numbers) for one in active]
+    return {
+        measure: [
+            torch.stack([table.of_measure(measure) for table in of_signs])
+            for of_signs in zip(*made, strict=True)
         ]
-        for measure in counted:
-            found[measure] = [
-                torch.stack([table.of_measure(measure) for table in of_signs])
-                for of_signs in zip(*made, strict=True)
-            ]
-    return found
+        for measure in setting.measures
+        if not measure.ranked
+    }
 
 
 class _Gathered:

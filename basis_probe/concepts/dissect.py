@@ -1,7 +1,7 @@
 """Which concepts the axes of a layer detect, and how many its rotations do: the entry points."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from basis_probe.concepts.labels import (
     expanded,
     rows_of,
 )
+from basis_probe.concepts.maps import Maps
 from basis_probe.errors import DataError
 from basis_probe.evidence import Choice, choose
 from basis_probe.findings import chosen_null, chosen_seed
@@ -480,7 +481,8 @@ def _site(
     )
     rows = kept.rows
     problem, notes = problem_of(place, dataclasses.replace(seen, kept=kept), dtype)
-    belongs, spread, halves = rows["example"], None, _halves(rows["example"])
+    belongs, halves = rows["example"], _halves(rows["example"])
+    maps: Maps | None = None
     if labelled.interpolated:
         height, width = (int(size) for size in rows["size"][0])
         firsts = torch.arange(0, len(belongs), height * width)
@@ -489,7 +491,8 @@ def _site(
         values = masks.reshape(-1, concepts)
         examples = belongs[firsts].repeat_interleave(tall * wide)
         label_halves = halves[firsts].repeat_interleave(tall * wide)
-        spread = _interpolation((height, width), (tall, wide))
+        if (height, width) != (tall, wide):
+            maps = Maps((height, width), (tall, wide))
     else:
         values, examples, label_halves = rows["labels"], belongs, halves
     labels = Labels(labelled.names, values, examples)
@@ -500,7 +503,7 @@ def _site(
         problem,
         labels,
         label_halves,
-        spread,
+        maps,
         used=used or ((Measure.IOU,) if labelled.interpolated else USUAL),
         **settings,
     )
@@ -514,28 +517,6 @@ def _site(
         comparisons=compared,
         notes=(*place.notes, *notes),
     )
-
-
-def _interpolation(
-    small: tuple[int, int], large: tuple[int, int]
-) -> Callable[[Tensor], Tensor] | None:
-    """From rows of small maps to rows of large ones, bilinear; None where the sizes agree."""
-    if small == large:
-        return None
-    down, across = (
-        torch.nn.functional.interpolate(
-            torch.eye(few)[None], size=many, mode="linear", align_corners=False
-        )[0]
-        for few, many in zip(small, large, strict=True)
-    )
-
-    def spread(rows: Tensor) -> Tensor:
-        # Rows, then columns, as two products: many times faster than pixel by pixel.
-        maps = rows.T.reshape(-1, *small)
-        resized = down.T.to(maps) @ (maps @ across.to(maps))
-        return resized.reshape(rows.shape[1], -1).T
-
-    return spread
 
 
 def _halves(examples: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -565,7 +546,7 @@ def _compared(
     problem: Problem,
     labels: Labels,
     halves: Tensor,
-    spread: Callable[[Tensor], Tensor] | None,
+    maps: Maps | None,
     *,
     used: tuple[Measure, ...],
     wanted: Null | None,
@@ -582,7 +563,7 @@ def _compared(
     choices = _choices(problem, wanted, frames)
     if sides is None:
         sides = Sides.POSITIVE if _one_sided(problem.x) else Sides.BOTH
-    setting = Setting(labels, halves, used, top, sides, spread)
+    setting = Setting(labels, halves, used, top, sides, maps)
     found = [
         compare(problem, choice, setting, threshold=threshold, effort=effort) for choice in choices
     ]
