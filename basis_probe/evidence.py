@@ -142,8 +142,8 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
         misleads = isinstance(wanted, Rotation) and bent
         if misleads:
             because += (
-                "; behind a nonlinearity every axis is one-sided and no rotated axis is, so it "
-                "credits the axes for nothing and no verdict rests on it"
+                "; behind a nonlinearity every axis is one-sided and no rotated axis is, so this "
+                "null credits the axes for nothing and no verdict rests on it"
             )
         elif isinstance(wanted, _OTHER_QUESTIONS):
             misleads = True

@@ -128,7 +128,9 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
             f"tests of this report (adjusted p = {_number(cut_short[0].p_adjusted)}); compare with "
             f"more, for example frames={max(199, 2 * drawn + 1)}."
         )
-    data = _data_clause(best, deciding, found.null, stands_out)
+    # Where the sentence has spoken of the axes already, they are not named again.
+    axes = "them" if found.symmetry.privileged is Privileged.AXES else "the axes"
+    data = _data_clause(best, deciding, found.null, stands_out, axes)
     data += _below(scores)
     data += _aside(scores, found.null, stands_out)
     privileged = found.symmetry.privileged
@@ -216,7 +218,11 @@ def _allowed(privileged: Privileged) -> str:
 
 
 def _data_clause(
-    best: ScoreResult, deciding: list[ScoreResult], null: NullRecord, stands_out: bool
+    best: ScoreResult,
+    deciding: list[ScoreResult],
+    null: NullRecord,
+    stands_out: bool,
+    axes: str,
 ) -> str:
     against = {
         "counterfactual": "the same layer with its neurons pointing elsewhere",
@@ -232,7 +238,7 @@ def _data_clause(
                 f"the data lie beyond {against} {figures}, but by no more than other samples would "
                 f"move them (95 % interval of z: {_number(low)} to {_number(high)})"
             )
-        return f"the data do not stand out on them against {against} {figures}"
+        return f"the data do not stand out on {axes} against {against} {figures}"
     size = _relative(best)
     carried = ""
     if best.effect_without_top_axes < 2 <= best.effect:
@@ -241,7 +247,7 @@ def _data_clause(
     share = best.fraction_privileged
     one_by_one = "" if math.isnan(share) else f"; {share:.0%} of the axes do so by themselves"
     return (
-        f"the data stand out on them against {against} ({_spoken(best.name)} "
+        f"the data stand out on {axes} against {against} ({_spoken(best.name)} "
         f"{_number(best.observed)} against {_number(best.null_mean)} ± "
         f"{_number(best.null_std)}, z = {_number(best.effect)}{approximate}{size}"
         f"{one_by_one}{carried})"

@@ -1,8 +1,20 @@
-"""Privilege during training: Adam, SGD, and Adam in a turned basis. A few minutes on two cores.
+"""Privilege during training: Adam, SGD, and Adam in a turned basis. A minute on two cores.
 
 The residual stream of this network may be turned without changing its function, so nothing but
 the optimiser can tell its axes from other directions. Adam divides every coordinate by its own
 size; SGD knows no coordinates. The third run lets Adam see the same gradients in a turned basis.
+
+That Adam makes the axes of a stream stand out is known of language models that were trained long.
+It is not reproduced here. After 1,200 steps, as below, and after 8,000, the effects of
+non-Gaussianity in front of the blocks and behind them, in standard deviations of the null, are
+
+    optimiser       loss   1,200 steps      loss   8,000 steps
+    Adam            1.84   +0.3, -1.4       1.55   -1.5, +0.4
+    SGD             1.93   +0.3, +0.2       1.63   +0.5, +0.2
+    Adam, turned    1.84   -0.1, +0.0       1.56   -0.2, +0.3
+
+all within chance: two blocks that read two tokens are too little, or too short, for the effect. In
+the language model that comes with the package, which Adam trained, it is there: see quickstart.py.
 """
 
 # %% The next token of the demo's sentences, from the two before it.

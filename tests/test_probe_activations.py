@@ -150,7 +150,7 @@ def test_without_a_group_nothing_is_said_about_the_architecture() -> None:
     assert site.verdict.outcome is Outcome.UNDECIDED
     assert site.symmetry.privileged is bp.Privileged.UNKNOWN
     assert site.verdict.sentence.startswith("Undecided about the architecture, whose group at this")
-    assert "the data stand out on them" in site.verdict.sentence
+    assert "the data stand out on the axes" in site.verdict.sentence
     # The evidence is there all the same.
     assert site.scores["non_gaussianity"].effect > 5
 

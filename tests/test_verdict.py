@@ -130,8 +130,9 @@ def test_architecture_and_data_make_four_outcomes(privileged: Privileged, stands
         Privileged.PLANES: ["fixes planes but no axis inside them"],
     }[privileged]:
         assert words in verdict.sentence
-    assert ("the data stand out on them" in verdict.sentence) == stands_out
-    assert ("the data do not stand out on them" in verdict.sentence) != stands_out
+    axes = "them" if privileged is Privileged.AXES else "the axes"
+    assert (f"the data stand out on {axes} against" in verdict.sentence) == stands_out
+    assert (f"the data do not stand out on {axes} against" in verdict.sentence) != stands_out
     assert verdict.sentence.endswith(".")
 
 

@@ -273,7 +273,8 @@ def standing_out(site: SiteReport, most: int) -> tuple[tuple[int, ...], str]:
     from basis_probe.presentation.selection import of_axes, top_axes
 
     score = of_axes(site)
-    if score is None:
+    # One axis cannot stand out, and is its own rotation.
+    if score is None or site.dim < 2:
         return (), ""
     compared = int(np.isfinite(score.per_direction).sum())
     among = f"of the {compared} axes that have one" if compared < site.dim else "of all axes"
