@@ -279,6 +279,45 @@ def test_what_goes_wrong_on_the_second_pass_loses_nothing() -> None:
         bp.with_examples(kept, nn.Sequential(nn.Embedding(12, 4), nn.ReLU()), [ids])
 
 
+def test_patches_of_images_are_what_the_places_see() -> None:
+    # 3x3 stride 2, 2x2 pooling, 3x3 with padding: a place sees 3 + 2 + 2 * 2 * 2 = 13 pixels in
+    # steps of four, but for the edge; rows and columns have their own sizes.
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1),
+    )  # fmt: skip
+    images = torch.randn(24, 3, 33, 25, generator=generator)
+    found = bp.top_examples(
+        model, images.split(7), site="3", axes=[0, 3], rotated=2, size=4, seed=1
+    )
+    height, width = model(images[:1]).shape[2:]
+    for top in (*found.axes, *found.rotated):
+        for context in top.contexts:
+            row, column = divmod(context.position, width)
+            expected = (
+                max(0, 4 * (row - 1)), max(0, 4 * (column - 1)),
+                min(4 * (height - 1) + 5, 4 * (row + 1) + 5),
+                min(4 * (width - 1) + 5, 4 * (column + 1) + 5),
+            )  # fmt: skip
+            assert context.box == expected
+            patch = context.crop(images)
+            assert torch.equal(
+                patch, images[context.example, :, expected[0] : expected[2],
+                              expected[1] : expected[3]],
+            )  # fmt: skip
+            if top.axis is None:
+                continue
+            # What lies outside the box changes nothing, what lies inside does.
+            other = torch.zeros_like(images[:1])
+            other[0, :, expected[0] : expected[2], expected[1] : expected[3]] = patch
+            with torch.no_grad():
+                value = float(model(other)[0, top.axis, row, column])
+            assert abs(top.sign * value - context.activation) < 1e-5
+    assert bp.Examples.from_json(found.to_json()) == found
+    with pytest.raises(ValueError, match="no box: only maps of image networks"):
+        bp.Context((" a",), (1.0,), 0, 0, 0).crop(images)
+
+
 def test_examples_that_cannot_be_had() -> None:
     with pytest.raises(ValueError, match="the site has axes 0 to 9"):
         bp.top_examples(Reader(), [_ids()], site="act", axes=[10])

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from basis_probe.concepts.paper import read, written
 
@@ -19,6 +20,8 @@ class Context:
         at: which of the tokens activates.
         example: number of the example in the data.
         position: of that token in the example.
+        box: of the image that is the example: top, left, bottom and right (the last two outside) of
+            the part that the place sees; None where examples are no images.
     """
 
     tokens: tuple[str, ...]
@@ -26,11 +29,26 @@ class Context:
     at: int
     example: int
     position: int
+    box: tuple[int, int, int, int] | None = None
 
     @property
     def activation(self) -> float:
         """At the token that activates."""
         return self.activations[self.at]
+
+    def crop(self, images: Tensor) -> Tensor:
+        """The patch of the image that activates, [channels, rows, columns].
+
+        Args:
+            images: all images of the data in their order, [images, channels, height, width].
+
+        Raises:
+            ValueError: if the context is no part of an image.
+        """
+        if self.box is None:
+            raise ValueError("the context has no box: only maps of image networks have patches")
+        top, left, bottom, right = self.box
+        return images[self.example, ..., top:bottom, left:right]
 
     def shade(self, place: int) -> float:
         """How strongly a token is tinted: 0 for none, 1 for the context's largest activation."""

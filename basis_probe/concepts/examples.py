@@ -22,6 +22,7 @@ from basis_probe.architecture import watched
 from basis_probe.concepts.contexts import Context, Examples, TopContexts
 from basis_probe.concepts.dissect import remembering
 from basis_probe.concepts.labels import Concepts, Sources, rows_of
+from basis_probe.concepts.patches import Fields, fields
 from basis_probe.concepts.tokens import pieces
 from basis_probe.errors import DataError, SiteError
 from basis_probe.reading import batches_of
@@ -99,11 +100,12 @@ def top_examples(
 
     The data are streamed: of every direction the `size` most active samples are kept with the
     tokens around them. Where axes are active on either side, both senses are kept, of rotated
-    directions too.
+    directions too. At the maps of an image network every context has the box of the image that it
+    sees, and `Context.crop` cuts it out.
 
     Args:
         model: as for `probe`.
-        data: as for `probe`; token ids or strings.
+        data: as for `probe`; token ids, strings or images.
         site: a name.
         concepts: as for `dissect`; gives the purity of concepts. None for none.
         axes: which axes, or how many to draw at random.
@@ -141,6 +143,8 @@ def top_examples(
             _read(subject, facts, batch, [(place, kept)], labels)
         if sources is not None:
             sources.finish()
+        if len(kept.places) == 2:
+            kept.fields = fields(subject, place.address, first)
     return kept.examples(place.name, wanted)
 
 
@@ -366,6 +370,7 @@ class _Kept:
         self.carried: dict[int, frozenset[str]] = {}
         self.seen = 0
         self.places: tuple[int, ...] = ()
+        self.fields: Fields | None = None
         self.text = False
 
     def take(self, along: Tensor, batch: Batch, labels: Mapping[str, Tensor]) -> None:
@@ -470,6 +475,7 @@ class _Kept:
                     at=at,
                     example=key // _PLACES,
                     position=key % _PLACES,
+                    box=None if self.fields is None else self.fields.box(key % _PLACES),
                 )
             )
         scores: dict[str, float] = {}
