@@ -184,6 +184,16 @@ def test_tokens_are_shown_escaped() -> None:
     assert '<b class="t5">&lt;b&gt;</b>' in html and "&lt;i&gt;" in html and context.shade(1) == 0.5
 
 
+class Letters:
+    """Names a token of twelve by a letter."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return ["Ġ" + "abcdefghijkl"[token] for token in ids]
+
+
 class Changing(nn.Sequential):
     """Features -> neurons, whose activation changes them in place."""
 
@@ -222,6 +232,12 @@ def test_a_report_shows_what_activates_its_axes() -> None:
     plain = dataclasses.replace(report, site_reports=bare)
     again = bp.with_examples(plain, model, data, size=4, progress=False)
     assert again.site_reports == report.site_reports
+    named = bp.with_examples(plain, model, data, size=4, tokenizer=Letters(), progress=False)
+    one, other = named["act"].examples, report["act"].examples
+    assert one is not None and other is not None
+    for top, same in zip(one.axes, other.axes, strict=True):
+        for context, ids in zip(top.contexts, same.contexts, strict=True):
+            assert context.tokens == tuple(f" {'abcdefghijkl'[int(i)]}" for i in ids.tokens)
 
 
 def test_places_of_images_are_named_and_read_before_they_change() -> None:

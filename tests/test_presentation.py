@@ -326,7 +326,12 @@ def test_orders_bases_and_path_are_shown_where_they_are() -> None:
     assert "Found by FastICA." in text
     assert "on the way to turned bases" in text.lower()
     assert "+9.50 to +14.2" in text
+    written = markdown.markdown(report)
+    for order in site.orders:
+        assert markdown.text(order.sentence) in written
+    assert written.index("| ica |") < written.index("| standard |")
     usual = _Page(pages.page(fake_report())).text
+    assert "Which basis" not in markdown.markdown(fake_report())
     assert "Which basis" not in usual and "Three orders" not in usual
 
 

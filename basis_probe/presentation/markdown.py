@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from basis_probe.presentation import concepts, selection, words
-from basis_probe.results import Outcome, Report, ScoreResult, SiteReport
+from basis_probe.results import BasisRanking, Outcome, Report, ScoreResult, SiteReport
 
 if TYPE_CHECKING:
     from basis_probe.concepts.contexts import Examples
@@ -208,6 +208,10 @@ def _site(site: SiteReport) -> list[str]:
             for score in site.scores.values()
             if score.note
         ]
+    if site.orders:
+        parts += ["Offsets, variances and form apart:", _orders(site)]
+    if site.bases is not None:
+        parts += [_found_on(site.bases), _bases(site.bases)]
     if site.beside:
         parts += [
             "Beside it, and misleading: the raw rotation of the activations, in which the axes "
@@ -270,11 +274,58 @@ def _beside(site: SiteReport) -> str:
     return _table(heads, heads[1:], rows)
 
 
+def _orders(site: SiteReport) -> str:
+    heads = ("order", "observed", "random rotations, mean ± sd", "effect", "p", "what follows")
+    rows = [
+        (
+            text(order.order, 40),
+            words.number(order.observed),
+            _spread(order.null_mean, order.null_std),
+            words.effect(order.effect),
+            words.p_value(order.p_value),
+            text(order.sentence, 400),
+        )
+        for order in site.orders
+    ]
+    return _table(heads, heads[1:5], rows)
+
+
+def _found_on(ranking: BasisRanking) -> str:
+    return (
+        f"Which basis, by {text(ranking.score, 40)}: each found on "
+        f"{words.several(ranking.fitted_on, 'sample')} and judged on "
+        f"{words.count(ranking.judged_on)} others, against "
+        f"{words.several(ranking.frames, 'random rotation')} "
+        f"({_spread(ranking.null_mean, ranking.null_std)}); 0 % of the way is a random rotation, "
+        "100 % the best basis that was found."
+    )
+
+
+def _bases(ranking: BasisRanking) -> str:
+    heads = ("basis", "score", "effect", "way to the best", "close to the axes")
+    rows = [
+        (
+            text(standing.name, 40),
+            words.number(standing.score),
+            words.effect(standing.effect),
+            words.fraction(standing.ceiling),
+            words.number(standing.cosine),
+        )
+        for standing in selection.ranked(ranking)
+    ]
+    return _table(heads, heads[1:], rows)
+
+
 def _examples(site: SiteReport, found: Examples) -> str:
     rows = [
         (
             text(concepts.direction(top, site.shape), 80),
-            " · ".join(text(context.tokens[context.at].strip(), 48) for context in top.contexts),
+            " / ".join(
+                text(run.text, 80)
+                for context in top.contexts
+                for run in concepts.runs(context)
+                if run.peak
+            ),
         )
         for top in (*found.axes, *found.rotated)
     ]
