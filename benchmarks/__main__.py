@@ -12,6 +12,8 @@ from typing import Any
 
 from benchmarks.shapes import SHAPES
 
+_TABLES = ("probe", "notebook", "growth", "dissection")
+
 
 def main() -> None:
     """Measures what the words of this process ask for."""
@@ -22,11 +24,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=pathlib.Path, help="write the table here too")
-    parser.add_argument(
-        "--only", nargs="+", choices=["probe", "notebook", "growth"], help="leave the others out"
-    )
+    parser.add_argument("--only", nargs="+", choices=[*_TABLES], help="leave the others out")
     asked = parser.parse_args()
-    wanted = asked.only or ["probe", "notebook", "growth"]
+    wanted = asked.only or [*_TABLES]
     table = [*_machine(asked), ""]
     if "probe" in wanted:
         found = [_measured(asked, "probe", tokens=tokens) for tokens in asked.tokens]
@@ -35,6 +35,9 @@ def main() -> None:
         table += [*_notebook_table(_measured(asked, "notebook", tokens=asked.tokens[0])), ""]
     if "growth" in wanted:
         table += [*_growth_table(_measured(asked, "growth", tokens=0)), ""]
+    if "dissection" in wanted:
+        found = _measured(asked, "dissection", tokens=asked.tokens[0])
+        table += [*_dissection_table(asked, found), ""]
     text = "\n".join(table)
     print(text)
     if asked.out is not None:
@@ -118,6 +121,29 @@ def _notebook_table(found: dict[str, Any]) -> list[str]:
 def _growth_table(found: dict[str, Any]) -> list[str]:
     rows = ["| streaming, microseconds of CPU per sample | |", "|---|---:|"]
     rows += [f"| {words} | {value:.2f} |" for words, value in found["rows"]]
+    return rows
+
+
+def _dissection_table(asked: argparse.Namespace, found: dict[str, Any]) -> list[str]:
+    neurons = SHAPES[asked.shape].settings["d_mlp"]
+    rows = [
+        f"| dissection: 100 concepts, {neurons:,} neurons, {asked.tokens[0]:,} tokens, axes and 8 "
+        "rotations, either sign | CPU seconds | wall |",
+        "|---|---:|---:|",
+    ]
+    for words, name in (
+        ("turning the activations", "turn"),
+        ("average precision, AUC and IoU, chosen on one half and scored on the other", "all"),
+        ("the same with the chance level, from 39 shuffles of the labels", "chance"),
+    ):
+        cpu, wall = found[f"{name}_cpu"], found[f"{name}_wall"]
+        rows.append(f"| {words} | {cpu:.1f} | {wall:.1f} |")
+    for words, name in (
+        ("one frame by average precision alone", "AVERAGE_PRECISION"),
+        ("one frame by AUC alone", "AUC"),
+        ("one frame by IoU alone", "IOU"),
+    ):
+        rows.append(f"| {words} | {found[f'{name}_cpu']:.2f} | |")
     return rows
 
 

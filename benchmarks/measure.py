@@ -17,6 +17,11 @@ from torch import Tensor
 import basis_probe as bp
 from basis_probe.adapters.batches import batch_of
 from basis_probe.adapters.models import recognise
+from basis_probe.concepts.alignment import Measure
+from basis_probe.concepts.chance import shuffled
+from basis_probe.concepts.detection import Setting, Sides, examine
+from basis_probe.concepts.labels import Labels
+from basis_probe.statistics.nulls import Problem
 from benchmarks.shapes import SHAPES, Shape
 
 SITES = ["blocks.*.hook_resid_pre", "blocks.*.mlp.hook_post"]
@@ -229,12 +234,45 @@ def growth(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]
     return {"rows": rows}
 
 
+def dissection(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
+    """A hundred concepts told by every neuron of a wide layer, and by eight rotations of it."""
+    dim, concepts, length = shape.settings["d_mlp"], 100, 128
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.gelu(torch.randn(tokens, dim, generator=generator))
+    # From one token in a thousand to one in five.
+    coverage = torch.logspace(-3, -0.7, concepts)
+    values = torch.rand(tokens, concepts, generator=generator) < coverage
+    examples = torch.arange(tokens) // length
+    halves = (examples >= int(examples[-1] + 1) // 2).long()
+    labels = Labels(tuple(map(str, range(concepts))), values, examples)
+    measures = (Measure.AVERAGE_PRECISION, Measure.AUC, Measure.IOU)
+    clock, rows = Clock(device), {}
+    null = bp.Rotation()
+    alternatives = null.alternatives(Problem(x, bp.Orthogonal(dim), halves))
+    orders = [shuffled(examples[halves == 1], generator) for _ in range(bp.Effort().shuffles)]
+    for words, used in (("all", measures), *((measure.name, (measure,)) for measure in measures)):
+        setting = Setting(labels, halves, used, 0.005, Sides.BOTH)
+        for index in range(9 if words == "all" else 1):
+            with clock.measuring("turn"):
+                post = alternatives.frame(None if index == 0 else generator).post.float()
+            with clock.measuring(words):
+                examine(post, setting)
+            if words == "all":
+                # Every frame has its share of the shuffles.
+                with clock.measuring("chance"):
+                    examine(post, setting, orders[index::9])
+    cpu, wall = ({name: sum(t) for name, t in times.items()} for times in (clock.cpu, clock.wall))
+    for name in ("turn", "all", "chance"):
+        rows[f"{name}_cpu"], rows[f"{name}_wall"] = cpu[name], wall[name]
+    return rows | {f"{measure.name}_cpu": cpu[measure.name] for measure in measures}
+
+
 def main() -> None:
     """Measures what the words of this process say."""
     settings = json.loads(sys.argv[1])
     warnings.filterwarnings("ignore")
     torch.set_num_threads(settings["threads"])
-    tasks = {"probe": probe, "notebook": notebook, "growth": growth}
+    tasks = {"probe": probe, "notebook": notebook, "growth": growth, "dissection": dissection}
     found = tasks[settings["task"]](
         SHAPES[settings["shape"]], settings["tokens"], settings["device"], settings["dtype"]
     )
