@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,11 +23,14 @@ from basis_probe.concepts.alignment import (
     Table,
     auc,
     average_precision,
+    beyond,
     measure_of,
     thresholds,
 )
+from basis_probe.concepts.examples import Top
 from basis_probe.concepts.intervals import Pairs
 from basis_probe.concepts.maps import Maps
+from basis_probe.statistics.sampling import Reservoir
 
 
 def _data(seed: int, *, tied: bool) -> tuple[Tensor, Tensor]:
@@ -169,3 +174,40 @@ def test_maps_enlarged_only_where_they_are_high_have_the_active_pixels_of_all(to
     expected = Active.of(spread > limits)
     assert torch.equal(found.places, expected.places)
     assert torch.equal(found.counts, expected.counts) and found.samples == 90 * 360
+
+
+def _merged(parts: list[Any], order: list[int]) -> Any:
+    """The same parts added in some order, in a tree that the order makes too."""
+    several = [parts[place] for place in order]
+    while len(several) > 1:
+        at = order[len(several) % len(order)] % (len(several) - 1)
+        several[at : at + 2] = [several[at] + several[at + 1]]
+    return several[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thresholds_of_streams_are_those_of_whole_data_however_they_are_merged(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    count, top = 6000, 0.005
+    # It drifts, and its tails are heavy: a part of it tells little of the whole.
+    x = torch.randn(count, 4, generator=generator).pow(3) + torch.linspace(0, 3, count)[:, None]
+    x[:, 3] = torch.relu(x[:, 3]).round()
+    whole = thresholds(x, top)
+    limit = beyond(count, top)
+    places = torch.arange(count).tensor_split([7, 400, 401, 2500, 5990])
+    chance = torch.rand(count, generator=generator, dtype=torch.float64)
+    tails = [Top.of(x[some], some, limit + 1) for some in places]
+    kept = [Reservoir.of(chance[some], {"x": x[some]}, capacity=count) for some in places]
+    few = [Reservoir.of(chance[some], {"x": x[some]}, capacity=1500) for some in places]
+    sampled: set[tuple[float, ...]] = set()
+    for _ in range(6):
+        order = torch.randperm(len(places), generator=generator).tolist()
+        # The most active samples are enough, and so are all rows: exact.
+        assert torch.equal(_merged(tails, order).values[limit].float(), whole)
+        assert torch.equal(thresholds(_merged(kept, order).rows["x"], top), whole)
+        # From a sample of the rows the same numbers in any order, at a rank that is off by chance.
+        limits = thresholds(_merged(few, order).rows["x"], top)
+        sampled.add(tuple(limits.tolist()))
+        share = (x[:, :3] > limits[:3]).double().mean(0)
+        assert bool(((share - top).abs() < 4.5 * (top * (1 - top) / 1500) ** 0.5).all())
+    assert len(sampled) == 1

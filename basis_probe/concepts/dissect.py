@@ -103,7 +103,9 @@ def dissect(
         seed: seeds everything drawn.
         device: as for `probe`.
         max_samples: at most this many samples are compared at each site, drawn uniformly; of maps
-            that are interpolated all images are kept.
+            that are interpolated all images are kept. Thresholds are exact on what is kept, in
+            whatever order and batches it came; among m of more samples, the share of all that
+            exceeds one differs from `top` by chance, with sd sqrt(top (1 - top) / m).
         progress: whether to show progress bars.
 
     Raises:
