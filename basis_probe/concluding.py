@@ -133,7 +133,8 @@ class Concluding:
         provenance = Provenance(
             model=watching.subject.description,
             data=(
-                f"{partial.batches} batches of {watching.first.form}, {partial.examples} examples"
+                f"{partial.batches} {'batch' if partial.batches == 1 else 'batches'} of "
+                f"{watching.first.form}, {partial.examples} examples"
             ),
             seed=choices.seed,
             n_batches=partial.batches,

@@ -466,7 +466,7 @@ def test_strings_are_padded_and_their_padding_dropped(bridge: Any) -> None:
     single = _probe(bridge, texts, sites="blocks.[03].hook_resid_pre")
     tokens = [torch.tensor(bridge.tokenizer(text)["input_ids"])[None] for text in texts]
     given = _probe(bridge, tokens, sites="blocks.[03].hook_resid_pre")
-    assert together.provenance.data == "1 batches of strings, 3 examples"
+    assert together.provenance.data == "1 batch of strings, 3 examples"
     for name in together.sites:
         _alike(together[name], single[name], within=1e-4)
         _alike(single[name], given[name])
