@@ -284,8 +284,8 @@ def measure(
         several = 0 if axes is None else len(axes)
         notes = (
             *notes,
-            f"{', '.join(left_out)} compare all axes with each other, and {several} of {dim} axes "
-            "were compared here: left out (a null with directions=None computes them).",
+            f"{', '.join(left_out)}: left out, because all axes are compared with each other there, "
+            f"and {several} of {dim} were compared here (a null with directions=None has all).",
         )
     record = NullRecord(
         name=null.name,
