@@ -284,8 +284,8 @@ def measure(
         several = 0 if axes is None else len(axes)
         notes = (
             *notes,
-            f"{', '.join(left_out)}: left out, because there all axes are compared with each other, "
-            f"here {several} of {dim} were compared (a null with directions=None has all).",
+            f"{', '.join(left_out)}: left out, because there all axes are compared with each "
+            f"other, here {several} of {dim} were compared (a null with directions=None has all).",
         )
     record = NullRecord(
         name=null.name,
