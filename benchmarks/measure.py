@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 import basis_probe as bp
+from basis_probe import concluding, reading
 from basis_probe.adapters.batches import batch_of
 from basis_probe.adapters.models import recognise
 from basis_probe.concepts.alignment import Measure
 from basis_probe.concepts.chance import shuffled
 from basis_probe.concepts.detection import Setting, Sides, examine
 from basis_probe.concepts.labels import Labels
+from basis_probe.partial import Part
 from basis_probe.statistics.nulls import Problem
+from basis_probe.watching import Choices, Watched
 from benchmarks.shapes import SHAPES, Shape
 
 SITES = ["blocks.*.hook_resid_pre", "blocks.*.mlp.hook_post"]
@@ -81,7 +84,6 @@ def _timed(clock: Clock, name: str, function: Callable[..., Any]) -> Callable[..
 
 def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
     """A probe beside the bare forward passes over the same batches."""
-    module = sys.modules[bp.probe.__module__]
     model, data = _model(shape, device, dtype), _data(shape, tokens)
     clock = Clock(device)
     with torch.no_grad():
@@ -91,10 +93,10 @@ def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
                 model(batch.to(device))
     bare = _peak()
     stages = {
-        "read": (module._Run, "read"),
-        "watch": (module.Watched, "of"),
-        "proof": (module, "_proved"),
-        "null": (module, "gather"),
+        "read": (reading.Reading, "read"),
+        "watch": (Watched, "of"),
+        "proof": (concluding, "certified"),
+        "null": (concluding, "gather"),
     }
     peaks: dict[str, float] = {}
     for name, (holder, attribute) in stages.items():
@@ -109,7 +111,7 @@ def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
     with clock.measuring("probe"):
         report = bp.probe(model, data, sites=SITES, progress=False)
     # Batch by batch, one way after the other, so that a busy machine is busy for both.
-    choices = module.Choices.of(
+    choices = Choices.of(
         sites=SITES,
         scores=None,
         null=None,
@@ -123,8 +125,8 @@ def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
     batches = [
         batch_of(batch, number=0, tokenizer=None, device=torch.device(device)) for batch in data[:6]
     ]
-    watching = module.Watched.of(subject, batches[0], choices)
-    made = module._Run(watching, choices, tuple(watching.plans), module.Part(), None)
+    watching = Watched.of(subject, batches[0], choices)
+    made = reading.Reading(watching, choices, tuple(watching.plans), Part(), None)
     for number, batch in enumerate(batches):
         call = functools.partial(subject.call, batch)
         if number >= 2:
