@@ -14,7 +14,7 @@ from typing import Any
 
 import jaxtyping
 
-CALLS_PER_TEST = 50
+CALLS_PER_TEST = 20
 
 _jaxtyped: Any = jaxtyping.jaxtyped
 _calls: collections.Counter[Any] = collections.Counter()

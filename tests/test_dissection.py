@@ -100,7 +100,7 @@ def test_meaningless_labels_are_detected_as_often_as_chance_says(measure: str) -
 
 
 def test_few_runs_of_meaningless_labels_are_within_chance() -> None:
-    assert sum(_meaningless(seed, "auc") for seed in range(1000, 1010)) >= 9
+    assert sum(_meaningless(seed, "iou") for seed in range(1000, 1005)) >= 4
 
 
 def test_shuffles_move_whole_examples() -> None:

@@ -158,8 +158,8 @@ EXHAUSTIVE = pytest.mark.usefixtures("as_shipped")
 @EXHAUSTIVE
 @pytest.mark.parametrize("one", ALL, ids=lambda group: repr(group)[:70])
 def test_a_meet_holds_exactly_what_both_hold(one: Group) -> None:
-    # Every sixth is enough to notice; all pairs are tried with the slow tests.
-    for other in ALL[ALL.index(one) % 6 :: 6]:
+    # One of ten is enough to notice; all pairs are tried with the slow tests.
+    for other in ALL[ALL.index(one) % 10 :: 10]:
         shared = meet(one, other)
         both = [held(one)[place] and held(other)[place] for place in telling()]
         assert some_held(shared) == both, (other, shared)

@@ -409,7 +409,7 @@ def held(examples: int, check: Callable[..., None], *drawn: st.SearchStrategy[ob
     holds()
 
 
-SEVERAL = [pytest.param(25, id="some"), pytest.param(600, id="many", marks=pytest.mark.slow)]
+SEVERAL = [pytest.param(16, id="some"), pytest.param(600, id="many", marks=pytest.mark.slow)]
 EXAMPLES = {"argnames": "examples", "argvalues": SEVERAL}
 KINDS = {"argnames": "kind", "argvalues": list(ELEMENTWISE)}
 
