@@ -38,10 +38,10 @@ types: $(VENV)/.ready-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fast-test: $(VENV)/.ready-dev
-	$(BIN)/pytest -q -n $(WORKERS)
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal
 
 slow-test: $(VENV)/.ready-dev
-	$(BIN)/pytest -q -n $(WORKERS) -m slow --durations=10
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m slow --durations=10
 
 docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
