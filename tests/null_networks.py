@@ -57,6 +57,20 @@ def mlp(seed: int) -> nn.Module:
         ).eval()
 
 
+def sparse_mlp(seed: int) -> nn.Module:
+    """Two hidden layers of ReLUs, 95 % of whose weights are zero, that read CIFAR-10."""
+    with assets.seeded(seed):
+        model = nn.Sequential(
+            nn.Flatten(),
+            *(nn.Linear(3072, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)),
+        ).eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                # Of the inputs of every neuron.
+                nn.init.sparse_(parameter.T, 0.95, std=0.2)
+        return model
+
+
 # --- trained, their neurons turned ----------------------------------------------------------------
 
 
@@ -127,6 +141,8 @@ NETWORKS = {
     "ResNet20 shape": Network(
         lambda seed: assets.resnet(20, seed=seed), _images(96), ("*relu()", "layer?.?")
     ),
+    "MLP of zeros, 1st layer": Network(sparse_mlp, _images(2000), ("2",)),
+    "MLP of zeros, 2nd layer": Network(sparse_mlp, _images(2000), ("4",)),
     "trained Llama, turned": Network(turned_llama, _text, GATED),
     "trained ResNet20, turned": Network(turned_resnet, _images(96), BLOCKS),
 }

@@ -72,6 +72,24 @@ def test_factors_pass_exactly_where_algebra_says_so(name: str, dim: int) -> None
             assert held == (expected is not None), (c, d, result)
 
 
+@pytest.mark.parametrize("dim", [2, 3, 6, 8, 9])
+def test_a_feature_that_reads_another_one_is_seen_wherever_that_is(dim: int) -> None:
+    for distance in range(1, dim):
+        assert pair_factors(lambda a, b, s=distance: torch.maximum(a, b.roll(s, 1)), dim) is None
+    for one, other in itertools.permutations(range(dim), 2):
+
+        def coupled(a: Tensor, b: Tensor, one: int = one, other: int = other) -> Tensor:
+            y = torch.maximum(a, b)
+            y[:, one] += a[:, other]
+            return y
+
+        assert pair_factors(coupled, dim) is None
+    for one in range(dim):
+        gains = torch.ones(dim, dtype=torch.float64)
+        gains[one] = 1 + 1e-6
+        assert pair_factors(lambda a, b, gains=gains: gains * torch.maximum(a, b), dim) is None
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -122,6 +122,15 @@ def test_arrows_point_one_way(part: str) -> None:
     assert _strangers(_below(part), ARROWS[part]) == []
 
 
+def test_before_during_and_after_the_data_come_in_this_order() -> None:
+    order = ["watching", "problems", "reading", "concluding", "probe"]
+    for place, part in enumerate(order):
+        later = tuple(f"basis_probe.{name}" for name in order[place + 1 :])
+        for path, names in _below(part).items():
+            found = [name for name in names if _within(name, later)]
+            assert not found, f"{_module(path)} imports {found}"
+
+
 def test_errors_need_nothing_of_the_package_to_be_raised() -> None:
     needed = {path: _of(path, with_types=False) for path in _below("errors")}
     assert _strangers(needed, ()) == []

@@ -1,6 +1,7 @@
 """Which factors of two tensors pass through a function that joins them, feature by feature."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -83,11 +84,19 @@ def _feature_by_feature(function: Pair, a: Tensor, b: Tensor, y: Tensor) -> bool
     """True if every output depends on its own two features only, in the same way for all."""
     if not _same(function(a[:3], b[:3]), y[:3]):
         return False
-    order = torch.arange(a.shape[1]).roll(1)
+    dim = a.shape[1]
+    # Where no feature reads another, one cycle through all of them shows that they are alike.
+    order = torch.arange(dim).roll(1)
     if not _same(function(a[:, order], b[:, order]), y[:, order]):
         return False
-    for moved in ((1.5 * a.flip(0), b), (a, 1.5 * b.flip(0))):
-        for kept in (order % 2 == 0, order % 2 == 1):
+    # For every bit of their index features are moved in two halves, so that of every two features
+    # each is once moved while the other is kept.
+    index = torch.arange(dim)
+    for bit in range((dim - 1).bit_length()):
+        high = (index >> bit) % 2 == 1
+        for kept, moved in itertools.product(
+            (high, ~high), ((1.5 * a.flip(0), b), (a, 1.5 * b.flip(0)))
+        ):
             new = function(*(torch.where(kept, x, z) for x, z in zip((a, b), moved, strict=True)))
             if not _same(new[:, kept], y[:, kept]):
                 return False

@@ -9,6 +9,7 @@ import abc
 import dataclasses
 import enum
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -164,11 +165,16 @@ class Null(abc.ABC):
         directions: how many axes are compared, drawn uniformly with the seed, and as many
             directions of every alternative; None for all. Statistics that compare axes with each
             other are defined for all axes only.
+        approximate: True if frames are not exchangeable even for an untrained network.
+        pools_directions: True if every direction of every frame has one law, so that p-values may
+            pool them.
     """
 
     frames: int = 199
     samples: int = 4096
     directions: int | None = None
+    approximate: ClassVar[bool] = False
+    pools_directions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.directions is not None and self.directions < 1:
@@ -192,16 +198,6 @@ class Null(abc.ABC):
     @abc.abstractmethod
     def holds_fixed(self) -> str:
         """What every frame shares with the observed one."""
-
-    @property
-    def approximate(self) -> bool:
-        """True if frames are not exchangeable even for an untrained network."""
-        return False
-
-    @property
-    def pools_directions(self) -> bool:
-        """True if every direction of every frame has one law, so that p-values may pool them."""
-        return True
 
     @abc.abstractmethod
     def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:

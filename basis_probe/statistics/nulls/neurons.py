@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -43,6 +44,8 @@ class Counterfactual(Null):
         if self.bands is not None and not self.bands > 1:
             raise ValueError(f"bands={self.bands}: give a ratio above 1, for example 2, or None")
 
+    pools_directions: ClassVar[bool] = False
+
     @property
     def name(self) -> str:
         return "counterfactual" if self.bands is None else "counterfactual in bands"
@@ -58,10 +61,6 @@ class Counterfactual(Null):
             f"the data, every neuron's weight length, bias and mean pre-activation{more}, and the "
             "nonlinearity; only the directions that the neurons read are turned"
         )
-
-    @property
-    def pools_directions(self) -> bool:
-        return False
 
     def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
         if problem.layer is None:
@@ -292,6 +291,9 @@ class TurnedPreactivation(Null):
     every real layer.
     """
 
+    approximate: ClassVar[bool] = True
+    pools_directions: ClassVar[bool] = False
+
     @property
     def name(self) -> str:
         return "turned pre-activation"
@@ -299,14 +301,6 @@ class TurnedPreactivation(Null):
     @property
     def holds_fixed(self) -> str:
         return "every unit's mean and variance before the nonlinearity, and the nonlinearity"
-
-    @property
-    def approximate(self) -> bool:
-        return True
-
-    @property
-    def pools_directions(self) -> bool:
-        return False
 
     def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
         if problem.pre is None or problem.nonlinearity is None:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ class CovariancePreserving(Null):
     a structure of their own that it turns away.
     """
 
+    approximate: ClassVar[bool] = True
+    pools_directions: ClassVar[bool] = False
+
     @property
     def name(self) -> str:
         return "covariance-preserving"
@@ -32,14 +36,6 @@ class CovariancePreserving(Null):
             "the structure of the data themselves is turned away, so that even untrained networks "
             "differ from it"
         )
-
-    @property
-    def approximate(self) -> bool:
-        return True
-
-    @property
-    def pools_directions(self) -> bool:
-        return False
 
     def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
         return _SameCovariance(problem, axes)
@@ -106,6 +102,9 @@ class GaussianSurrogate(Null):
     other directions: heavy-tailed data that have no preferred direction differ from it too.
     """
 
+    approximate: ClassVar[bool] = True
+    pools_directions: ClassVar[bool] = False
+
     @property
     def name(self) -> str:
         return "gaussian surrogate"
@@ -116,14 +115,6 @@ class GaussianSurrogate(Null):
             "the mean and the covariance of the axes, before the nonlinearity where there is one; "
             "everything else is Gaussian, so that data without any preferred direction differ too"
         )
-
-    @property
-    def approximate(self) -> bool:
-        return True
-
-    @property
-    def pools_directions(self) -> bool:
-        return False
 
     def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
         return _Surrogate(problem, axes)
@@ -153,6 +144,8 @@ class RandomWeights(Null):
     frames: int = 19
     samples: int = 1024
 
+    approximate: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         return "random weights"
@@ -163,10 +156,6 @@ class RandomWeights(Null):
             "the architecture and the data; every weight is drawn anew, so that what training did "
             "to all directions alike counts too"
         )
-
-    @property
-    def approximate(self) -> bool:
-        return True
 
     def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
         raise ValueError(
