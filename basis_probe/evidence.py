@@ -1,8 +1,9 @@
 """From a site's samples to its scores: which null, which frames, which numbers."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -257,7 +258,9 @@ def measure(
                 rows[score.name].append(measured.of(score).cpu())
             spread.see(frame)
         if axes is not None:
-            everywhere = Measured(null.observed(problem), unit_axes=unit_axes)
+            whole = null.observed(problem)
+            everywhere = Measured(whole, unit_axes=unit_axes)
+            spread.see_everywhere(whole)
     results: dict[str, ScoreResult] = {}
     for score in used:
         closed = _closed_form(score, problem, null, geometry, seed)
@@ -277,7 +280,7 @@ def measure(
             streamed=(all_samples or {}).get(score.name, math.nan),
             axes=axes,
             values=None if everywhere is None else everywhere.of(score).cpu(),
-            error=spread.error(score),
+            error=functools.partial(spread.error, score),
         )
     left_out = [score.name for score in used if score.name not in results]
     if left_out:
@@ -378,6 +381,7 @@ def _block(null: Null, dim: int, seed: int) -> Tensor | None:
 
 _GROUPS = 20
 _SPREAD_FRAMES = 24
+_AXES_AT_A_TIME = 512
 
 
 class _Spread:
@@ -392,6 +396,7 @@ class _Spread:
         self.frames = 0
         self.groups: Tensor | None = None
         self.values: dict[str, list[Tensor]] = {score.name: [] for score in self.scores}
+        self.everywhere: dict[str, Tensor] = {}
         if problem.examples is None or not self.scores:
             return
         names, place = problem.examples.unique(return_inverse=True)
@@ -403,23 +408,46 @@ class _Spread:
         if self.groups is None or self.frames > _SPREAD_FRAMES:
             return
         self.frames += 1
-        found: dict[Reads, LeftOut] = {}
-        for score in self.scores:
-            if score.reads not in found:
-                pre = score.reads is Reads.PREACTIVATIONS and frame.pre is not None
-                x = frame.pre if pre and frame.pre is not None else frame.post
-                found[score.reads] = LeftOut(x, self.groups, frame.parts)
-            if score.left_out is not None:
-                values = score.left_out(found[score.reads]).nanmean(1)
-                self.values[score.name].append(values.cpu())
+        for name, values in self._means(frame).items():
+            self.values[name].append(values)
 
-    def error(self, score: Score) -> float:
-        """The standard error of the score's distance from the null's mean; NaN if not known."""
+    def see_everywhere(self, frame: Frame) -> None:
+        """Takes all axes of the observed frame into account, where the others have a few."""
+        if self.groups is not None:
+            self.everywhere = self._means(frame)
+
+    def _means(self, frame: Frame) -> dict[str, Tensor]:
+        """The mean of every score over the axes, without each group in turn."""
+        assert self.groups is not None
+        blocks: dict[str, list[Tensor]] = {score.name: [] for score in self.scores}
+        for start in range(0, frame.post.shape[1], _AXES_AT_A_TIME):
+            block = slice(start, start + _AXES_AT_A_TIME)
+            found: dict[Reads, LeftOut] = {}
+            for score in self.scores:
+                if score.reads not in found:
+                    pre = score.reads is Reads.PREACTIVATIONS and frame.pre is not None
+                    x = frame.pre if pre and frame.pre is not None else frame.post
+                    found[score.reads] = LeftOut(x[:, block], self.groups, frame.parts)
+                if score.left_out is not None:
+                    blocks[score.name].append(score.left_out(found[score.reads]))
+        return {name: torch.cat(several, 1).nanmean(1).cpu() for name, several in blocks.items()}
+
+    def error(self, score: Score, *, slope: float = 1.0) -> float:
+        """The standard error of the score's distance from the null's mean; NaN if not known.
+
+        Args:
+            score: which score.
+            slope: 1 for the axes that were compared; where these stand for all, the weight that
+                `_Standing` gives to them.
+        """
         values = self.values.get(score.name)
         if self.groups is None or not values or len(values) < 2:
             return math.nan
         several = torch.stack(values)
-        return jackknife_error(several[0] - several[1:].mean(0))
+        observed = several[0]
+        if score.name in self.everywhere:
+            observed = slope * observed + (1 - slope) * self.everywhere[score.name]
+        return jackknife_error(observed - several[1:].mean(0))
 
 
 def _geometry(null: Null, problem: Problem) -> Geometry:
@@ -458,7 +486,7 @@ def _result(
     streamed: float,
     axes: Tensor | None,
     values: Tensor | None,
-    error: float,
+    error: Callable[..., float],
 ) -> ScoreResult:
     decides = score.name in choice.deciding and choice.believable
     tail, note = _tail(score, choice)
@@ -474,7 +502,8 @@ def _result(
     known = ~torch.isnan(adjusted)
     privileged = (adjusted[known] <= FALSE_DISCOVERY_RATE).double().mean() if known.any() else None
     if values is not None and axes is not None:
-        note = "; ".join(filter(None, [note, f"on {len(axes)} of the axes, drawn at random"]))
+        several = f"on {len(axes)} of {len(values):,} axes, drawn at random"
+        note = "; ".join(filter(None, [note, several]))
         if pools:
             per_direction_p = pooled_p(values, directions[1:].flatten(), tail=tail)
         else:
@@ -487,7 +516,9 @@ def _result(
     shown[kept.numpy()] = values.numpy()
     p_values = np.full(dim, np.nan)
     p_values[kept.numpy()] = per_direction_p.numpy()
-    margin = 1.96 * error / std if std > 0 and not math.isnan(effect) else math.nan
+    margin = 1.96 * error() / std if std > 0 and not math.isnan(effect) else math.nan
+    standing = _standing(directions, values)
+    error_parts = (error(slope=standing.slope), standing.error, std / math.sqrt(len(others)))
     return ScoreResult(
         name=score.name,
         observed=observed,
@@ -510,6 +541,53 @@ def _result(
         closed_form=closed,
         note=note,
         effect_interval=(effect - margin, effect + margin),
+        difference=standing.difference,
+        difference_error=math.hypot(*error_parts),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Standing:
+    """What the axes that were compared say of all.
+
+    Attributes:
+        difference: how far all axes lie from the mean of their alternatives.
+        error: the standard error of that, for the axes were drawn.
+        slope: by how much the mean of an axis's alternatives grows with its own score.
+    """
+
+    difference: float
+    error: float
+    slope: float
+
+
+def _standing(directions: Tensor, values: Tensor) -> _Standing:
+    """The difference for all axes, from the frames of some and the scores of all.
+
+    The regression estimator of a mean: what alternatives of an axis score is known for some axes,
+    its own score, which goes along with that, for all.
+    Source: W. G. Cochran, Sampling Techniques, 3rd edition (1977), chapter 7.
+
+    Args:
+        directions: [1 + frames, compared], the axes first.
+        values: [axes], the scores of all axes.
+    """
+    own, others = directions[0], directions[1:].nanmean(0)
+    known = ~(torch.isnan(own) | torch.isnan(others))
+    own, others, count = own[known], others[known], int(known.sum())
+    among = int((~torch.isnan(values)).sum())
+    if len(values) == directions.shape[1] or count < 3:
+        error = 0.0 if len(values) == directions.shape[1] else math.nan
+        return _Standing(float(directions[0].nanmean() - directions[1:].nanmean()), error, 1.0)
+    centred, others_centred = own - own.mean(), others - others.mean()
+    spread = float(centred.square().sum())
+    slope = float((centred * others_centred).sum()) / spread if spread > 0 else 0.0
+    residual = float((others_centred - slope * centred).square().sum()) / (count - 2)
+    everywhere = float(values.nanmean())
+    return _Standing(
+        everywhere - float(others.mean()) - slope * (everywhere - float(own.mean())),
+        math.sqrt(residual / count * max(0.0, 1 - count / among)),
+        slope,
     )
 
 
@@ -556,6 +634,7 @@ def _without_frames(
         effect_without_top_axes=math.nan,
         all_samples=math.nan,
         closed_form=closed,
+        difference=observed - closed.mean,
         note="no frame was drawn: the null's mean and variance are known",
     )
 

@@ -197,6 +197,10 @@ class ScoreResult(Exact):
         note: what a reader must know, or an empty string.
         effect_interval: 95 % interval of the effect under resampling of whole sequences or images,
             by the jackknife; NaN where it is not known.
+        difference: the mean over all axes minus null_mean, in units of the score; unlike the effect
+            it does not grow with the number of axes that were compared.
+        difference_error: its standard error over other examples, other frames and, where only some
+            of the axes were compared, other axes; NaN where one of these is not known.
     """
 
     name: str
@@ -220,6 +224,8 @@ class ScoreResult(Exact):
     closed_form: ClosedFormRecord | None = None
     note: str = ""
     effect_interval: tuple[float, ...] = (math.nan, math.nan)
+    difference: float = math.nan
+    difference_error: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -101,6 +101,8 @@ def score(
         if per_direction
         else ClosedFormRecord(mean=mean, std=std, source="3 (n - 1) / (n + 1)", exact=True),
         note=note,
+        difference=observed - float(values.mean()),
+        difference_error=0.02 if per_direction else math.nan,
     )
 
 

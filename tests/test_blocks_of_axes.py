@@ -8,7 +8,7 @@ from torch import Tensor
 
 import basis_probe as bp
 from basis_probe.algebra.groups import Blocks, GeneralLinear, Group, Orthogonal, PositiveMonomial
-from basis_probe.evidence import affordable, choose, measure
+from basis_probe.evidence import _standing, affordable, choose, measure
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, Rotation
 from basis_probe.statistics.resampling import LeftOut, jackknife_error
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
@@ -175,7 +175,7 @@ def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
     assert score.per_direction.shape == (40,) and not any(map(math.isnan, score.per_direction))
     # Directions of rotations have one law, so that axes outside the block have p-values too.
     assert not any(map(math.isnan, score.per_direction_p))
-    assert "on 8 of the axes" in score.note
+    assert "on 8 of 40 axes" in score.note
     assert site.verdict.outcome is bp.Outcome.EMERGENT
     # What compares all axes has its null in closed form.
     across = site.scores["sample_kurtosis"]
@@ -193,6 +193,53 @@ def test_the_same_axes_are_compared_for_one_seed() -> None:
     assert one == again
     other = measure(problem, choice, [NON_GAUSSIANITY], seed=4)[1]
     assert one[NON_GAUSSIANITY.name].observed != other[NON_GAUSSIANITY.name].observed
+
+
+def test_the_difference_of_a_block_is_that_of_all_axes_within_its_error() -> None:
+    weight = _normal(48, 12) * torch.linspace(0.5, 2, 48, dtype=torch.float64)[:, None]
+    bias = torch.linspace(-1, 1, 48, dtype=torch.float64)
+    blocks: list[bp.SiteReport] = []
+    wholes: list[bp.SiteReport] = []
+    for seed in range(16):
+        inputs = _normal(400, 12, seed=seed)
+        inputs = inputs * inputs.abs()
+        for found, directions in ((blocks, 10), (wholes, None)):
+            null = bp.Counterfactual(29, 400, directions)
+            found.append(
+                bp.probe_activations(
+                    (inputs @ weight.T + bias).relu(), group="positive-monomial", inputs=inputs,
+                    weight=weight, bias=bias, nonlinearity="relu", null=null, seed=seed,
+                )
+            )  # fmt: skip
+    for name in ("kurtosis", "negentropy"):
+        truth = sum(site.scores[name].difference for site in wholes) / len(wholes)
+        for found in (blocks, wholes):
+            several = [site.scores[name] for site in found]
+            off = torch.tensor([(s.difference - truth) / s.difference_error for s in several])
+            assert 0.6 < float(off.square().mean().sqrt()) < 1.5
+    for site in wholes:
+        for score in site.scores.values():
+            assert score.difference == pytest.approx(score.observed - score.null_mean, nan_ok=True)
+
+
+@pytest.mark.parametrize("along", [0.0, 0.5, 1.0, 2.0])
+def test_some_axes_stand_for_all_with_the_error_of_drawing_them(along: float) -> None:
+    generator = _generator(3)
+    own = torch.randn(200, generator=generator, dtype=torch.float64).exp()
+    others = along * own + 0.3 * torch.randn(200, generator=generator, dtype=torch.float64)
+    truth = float(own.mean() - others.mean())
+    off: list[float] = []
+    for _ in range(400):
+        axes = torch.randperm(200, generator=generator)[:40]
+        directions = torch.stack([own[axes], others[axes] + 1, others[axes] - 1])
+        found = _standing(directions, own)
+        off.append((found.difference - truth) / found.error)
+    assert 0.85 < float(torch.tensor(off).square().mean().sqrt()) < 1.15
+    # Where all were compared nothing is left to chance.
+    whole = _standing(torch.stack([own, others]), own)
+    assert whole.error == 0 and whole.difference == pytest.approx(truth, rel=1e-12)
+    few = _standing(torch.stack([own[:2], others[:2]]), own)
+    assert math.isnan(few.error)
 
 
 # --- other examples -------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def _probe(model: nn.Module, data: Any, **settings: Any) -> bp.Report:
 
 NUMBERS = (
     "observed", "null_mean", "null_std", "effect", "effect_without_top_axes", "all_samples",
+    "difference",
 )  # fmt: skip
 COUNTED = ("p_value", "p_tail", "fraction_privileged")
 

@@ -105,6 +105,7 @@ def _minus(text: str) -> str:
 _FILTERS: dict[str, Callable[..., str]] = {
     "number": lambda value: _minus(words.number(value)),
     "effect": lambda value: _minus(words.effect(value)),
+    "difference": lambda score: _minus(words.difference(score)),
     "p": words.p_value,
     "fraction": words.fraction,
     "count": words.count,

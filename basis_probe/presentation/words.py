@@ -71,7 +71,10 @@ METHOD = (
     "axes themselves counted among them. Where fewer than ten alternatives are as extreme, the "
     "tail is approximated, and the approximation is named beside the number. Adjusted p-values "
     "are corrected by Holm's method over all deciding scores of all sites, so that at level "
-    "{level} the chance of a single false finding in this whole report is at most {level}."
+    "{level} the chance of a single false finding in this whole report is at most {level}. Where "
+    "only some of the axes were compared, the effect is that of their mean, and an equal "
+    "difference over all axes would be a larger one; the difference, in units of the score, is "
+    "that of all axes."
 )
 """How a score becomes a p-value; `level` is left open."""
 
@@ -273,7 +276,18 @@ def rank(score: ScoreResult) -> str:
     return f"above {count(below)} of {count(len(values))}"
 
 
+def difference(score: ScoreResult) -> str:
+    """How far all axes lie from the null's mean, and the error of that where it is known."""
+    text = number(score.difference)
+    if text == DASH:
+        return DASH
+    signed = text if text.startswith("-") else "+" + text
+    error = number(score.difference_error)
+    return signed if error == DASH else f"{signed} ± {error}"
+
+
 _ABSENT = {
+    "difference": "the null gave no value",
     "p_adjusted": "no verdict rests on this score, so it takes no part in the adjustment",
     "p_tail": "no p-value was computed",
     "p_value": "no p-value was computed",
