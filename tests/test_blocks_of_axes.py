@@ -8,11 +8,12 @@ from torch import Tensor
 
 import basis_probe as bp
 from basis_probe.algebra.groups import Blocks, GeneralLinear, Group, Orthogonal, PositiveMonomial
-from basis_probe.evidence import _standing, affordable, choose, measure
+from basis_probe.evidence import affordable, choose, measure
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, Rotation
 from basis_probe.statistics.resampling import LeftOut, jackknife_error
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
 from basis_probe.statistics.sparsity import column_negentropy
+from basis_probe.statistics.spread import for_all_axes
 
 SAMPLES, DIM = 400, 24
 
@@ -232,13 +233,13 @@ def test_some_axes_stand_for_all_with_the_error_of_drawing_them(along: float) ->
     for _ in range(400):
         axes = torch.randperm(200, generator=generator)[:40]
         directions = torch.stack([own[axes], others[axes] + 1, others[axes] - 1])
-        found = _standing(directions, own)
+        found = for_all_axes(directions, own)
         off.append((found.difference - truth) / found.error)
     assert 0.85 < float(torch.tensor(off).square().mean().sqrt()) < 1.15
     # Where all were compared nothing is left to chance.
-    whole = _standing(torch.stack([own, others]), own)
+    whole = for_all_axes(torch.stack([own, others]), own)
     assert whole.error == 0 and whole.difference == pytest.approx(truth, rel=1e-12)
-    few = _standing(torch.stack([own[:2], others[:2]]), own)
+    few = for_all_axes(torch.stack([own[:2], others[:2]]), own)
     assert math.isnan(few.error)
 
 

@@ -1,0 +1,140 @@
+"""How far a finding would move with other examples, and where some axes stand for all."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from basis_probe.statistics.nulls import Frame, Problem
+from basis_probe.statistics.resampling import MIN_GROUPS, LeftOut, jackknife_error
+from basis_probe.statistics.scores import Reads, Score
+
+_GROUPS = 20
+_SPREAD_FRAMES = 24
+_AXES_AT_A_TIME = 512
+
+
+class Spread:
+    """How far the difference between axes and alternatives would move with other examples.
+
+    A delete-group jackknife over sequences or images: rows of one example stay together, because
+    they are not independent of each other.
+    """
+
+    def __init__(self, problem: Problem, scores: Sequence[Score]) -> None:
+        self.scores = [score for score in scores if score.left_out is not None]
+        self.frames = 0
+        self.groups: Tensor | None = None
+        self.values: dict[str, list[Tensor]] = {score.name: [] for score in self.scores}
+        self.everywhere: dict[str, Tensor] = {}
+        if problem.examples is None or not self.scores:
+            return
+        names, place = problem.examples.unique(return_inverse=True)
+        if len(names) >= 2 * MIN_GROUPS:
+            self.groups = place % min(_GROUPS, len(names) // 2)
+
+    def see(self, frame: Frame) -> None:
+        """Takes one more frame into account, the observed one first."""
+        if self.groups is None or self.frames > _SPREAD_FRAMES:
+            return
+        self.frames += 1
+        for name, values in self._means(frame).items():
+            self.values[name].append(values)
+
+    def see_everywhere(self, frame: Frame) -> None:
+        """Takes all axes of the observed frame into account, where the others have a few."""
+        if self.groups is not None:
+            self.everywhere = self._means(frame)
+
+    def _means(self, frame: Frame) -> dict[str, Tensor]:
+        """The mean of every score over the axes, without each group in turn."""
+        assert self.groups is not None
+        blocks: dict[str, list[Tensor]] = {score.name: [] for score in self.scores}
+        for start in range(0, frame.post.shape[1], _AXES_AT_A_TIME):
+            block = slice(start, start + _AXES_AT_A_TIME)
+            found: dict[Reads, LeftOut] = {}
+            for score in self.scores:
+                if score.reads not in found:
+                    pre = score.reads is Reads.PREACTIVATIONS and frame.pre is not None
+                    x = frame.pre if pre and frame.pre is not None else frame.post
+                    found[score.reads] = LeftOut(x[:, block], self.groups, frame.parts)
+                if score.left_out is not None:
+                    blocks[score.name].append(score.left_out(found[score.reads]))
+        return {name: torch.cat(several, 1).nanmean(1).cpu() for name, several in blocks.items()}
+
+    def error(self, score: Score, *, slope: float = 1.0) -> float:
+        """The standard error of the score's distance from the null's mean; NaN if not known.
+
+        Args:
+            score: which score.
+            slope: 1 for the axes that were compared; where these stand for all, the weight that
+                `for_all_axes` gives to them.
+        """
+        values = self.values.get(score.name)
+        if self.groups is None or not values or len(values) < 2:
+            return math.nan
+        several = torch.stack(values)
+        observed = several[0]
+        if score.name in self.everywhere:
+            observed = slope * observed + (1 - slope) * self.everywhere[score.name]
+        return jackknife_error(observed - several[1:].mean(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class AllAxes:
+    """What the axes that were compared say of all.
+
+    Attributes:
+        difference: how far all axes lie from the mean of their alternatives.
+        error: the standard error of that, for the axes were drawn.
+        slope: by how much the mean of an axis's alternatives grows with its own score.
+    """
+
+    difference: float
+    error: float
+    slope: float
+
+
+def for_all_axes(
+    directions: Float[Tensor, "frames compared"], values: Float[Tensor, " axes"]
+) -> AllAxes:
+    """The difference for all axes, from the frames of some and the scores of all.
+
+    The regression estimator of a mean: what alternatives of an axis score is known for some axes,
+    its own score, which goes along with that, for all.
+    Source: W. G. Cochran, Sampling Techniques, 3rd edition (1977), chapter 7.
+
+    Args:
+        directions: the scores of the axes that were compared and of their alternatives, the axes
+            first, [1 + frames, compared].
+        values: the scores of all axes, [axes].
+
+    Example:
+        >>> import torch
+        >>> values = torch.arange(8.0, dtype=torch.float64)
+        >>> some = values[[1, 2, 5]]  # whose alternatives score a half of it
+        >>> found = for_all_axes(torch.stack([some, some / 2 + 1, some / 2 - 1]), values)
+        >>> round(found.difference, 9), round(found.error, 9), round(found.slope, 9)
+        (1.75, 0.0, 0.5)
+    """
+    own, others = directions[0], directions[1:].nanmean(0)
+    known = ~(torch.isnan(own) | torch.isnan(others))
+    own, others, count = own[known], others[known], int(known.sum())
+    among = int((~torch.isnan(values)).sum())
+    if len(values) == directions.shape[1] or count < 3:
+        means = directions.nanmean(1)
+        error = 0.0 if len(values) == directions.shape[1] else math.nan
+        return AllAxes(float(means[0] - means[1:].nanmean()), error, 1.0)
+    centred, others_centred = own - own.mean(), others - others.mean()
+    spread = float(centred.square().sum())
+    slope = float((centred * others_centred).sum()) / spread if spread > 0 else 0.0
+    residual = float((others_centred - slope * centred).square().sum()) / (count - 2)
+    everywhere = float(values.nanmean())
+    return AllAxes(
+        everywhere - float(others.mean()) - slope * (everywhere - float(own.mean())),
+        math.sqrt(residual / count * max(0.0, 1 - count / among)),
+        slope,
+    )
