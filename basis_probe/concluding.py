@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_probe.abreast import abreast
 from basis_probe.adapters.batches import Batch
 from basis_probe.adapters.models import Subject, prepared, recognise
 from basis_probe.architecture import watched
 from basis_probe.evidence import choose, untrained
-from basis_probe.findings import Case, Evidence, gather, report
+from basis_probe.findings import Case, Evidence, gather, is_small, report
 from basis_probe.partial import Part, Partial
 from basis_probe.problems import linear_layer, missed_by, problem_of, size_of, tolerance
 from basis_probe.reading import FAILED, batches_of
@@ -159,43 +160,59 @@ class Concluding:
 
         stopped = self._prove()
         places, leaders = self._places or self.watching.places, self.watching.leaders
-        dtype = self.watching.subject.dtype
         mine = [name for name in places if leaders[name] in partial.seen]
+        alike = {n for n in mine if leaders[n] != n and _alike(places[n], places[leaders[n]])}
+        apart = [name for name in mine if name not in alike]
+        small = [name for name in apart if is_small(*_extent(partial.seen[leaders[name]]))]
+        large = [name for name in apart if name not in small]
         interrupted = False
-        bar = tqdm(
-            mine,
+        with tqdm(
+            total=len(apart),
             desc="comparing axes with alternatives",
             unit="site",
             disable=not self.choices.progress,
             leave=False,
-        )
-        for name in bar:
-            place, leader = places[name], leaders[name]
-            if not interrupted:
-                try:
-                    if leader != name and _alike(place, places[leader]):
-                        self.gathered[name] = _renamed(self.gathered[leader], name)
-                        continue
-                    case = _case(name, place, partial.seen[leader], partial.batches, dtype)
-                    found = gather(
-                        case,
-                        (*self.choices.scores, *self.further.get(leader, ())),
-                        self.choices.null,
-                        seed=self.choices.seed,
-                        twins=self.twins.get(leader, ()),
-                        companions=self.choices.companions,
-                    )
-                    self.gathered[name] = found
-                    continue
-                except KeyboardInterrupt:
-                    interrupted = True
-                    self.notes = (
-                        *self.notes,
-                        "It was interrupted while axes were compared with alternatives.",
-                    )
-            case = _case(name, place, partial.seen[leader], partial.batches, dtype)
-            self.gathered[name] = Evidence(dataclasses.replace(case, trouble=_INTERRUPTED))
+        ) as bar:
+            for names, workers in ((small, self._workers()), (large, 1)):
+                jobs = [functools.partial(self._evidence, name, partial) for name in names]
+                if not interrupted:
+                    found, interrupted = abreast(jobs, workers=workers, finished=bar.update)
+                    done = zip(names, found, strict=True)
+                    self.gathered |= {name: one for name, one in done if one is not None}
+        if interrupted:
+            self.notes = (
+                *self.notes,
+                "It was interrupted while axes were compared with alternatives.",
+            )
+        for name in mine:
+            if name in alike and leaders[name] in self.gathered:
+                self.gathered[name] = _renamed(self.gathered[leaders[name]], name)
+            elif name not in self.gathered:
+                case = self._case(name, partial)
+                self.gathered[name] = Evidence(dataclasses.replace(case, trouble=_INTERRUPTED))
         return interrupted or stopped
+
+    def _workers(self) -> int:
+        """How many small sites are compared at once: an accelerator is busy with one."""
+        # Searches for bases turn the interpreter's warnings off and on, which all threads share.
+        alone = self.watching.subject.device.type != "cpu" or self.choices.companions.bases
+        return 1 if alone else min(torch.get_num_threads(), _WORKERS)
+
+    def _case(self, name: str, partial: Partial) -> Case:
+        place = (self._places or self.watching.places)[name]
+        seen = partial.seen[self.watching.leaders[name]]
+        return _case(name, place, seen, partial.batches, self.watching.subject.dtype)
+
+    def _evidence(self, name: str, partial: Partial) -> Evidence:
+        leader = self.watching.leaders[name]
+        return gather(
+            self._case(name, partial),
+            (*self.choices.scores, *self.further.get(leader, ())),
+            self.choices.null,
+            seed=self.choices.seed,
+            twins=self.twins.get(leader, ()),
+            companions=self.choices.companions,
+        )
 
     def _prove(self) -> bool:
         """Proves the claims, once; True if the user interrupted it."""
@@ -217,6 +234,15 @@ class Concluding:
             )
             return True
         return False
+
+
+_WORKERS = 4
+"""Sites that are compared at once, at most: each takes some hundred megabytes."""
+
+
+def _extent(seen: Seen) -> tuple[int, int]:
+    """How many rows were kept of a site, and its axes."""
+    return len(seen.kept.priorities), len(seen.moments.mean)
 
 
 def _alike(one: Placed, other: Placed) -> bool:

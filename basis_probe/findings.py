@@ -247,6 +247,11 @@ def gather(
     )
 
 
+def is_small(samples: int, dim: int) -> bool:
+    """True for a site of which one thread makes the most."""
+    return samples * dim < _SMALL
+
+
 @contextlib.contextmanager
 def _threads_for(problem: Problem) -> Generator[None]:
     """Within the context torch uses one thread for a small site, as many as before for a large one.
@@ -256,7 +261,7 @@ def _threads_for(problem: Problem) -> Generator[None]:
     machine with two cores.
     """
     before = torch.get_num_threads()
-    small = problem.x.numel() < _SMALL
+    small = is_small(*problem.x.shape)
     try:
         if small:
             torch.set_num_threads(1)

@@ -836,6 +836,7 @@ def test_trouble_while_axes_are_compared_leaves_nothing_behind(
     data, sites = [kind.make(number) for number in range(2)], kind.sites
     whole = _probe(kind.model, data, sites=sites)
     monkeypatch.setattr(module, stage, fails)
+    monkeypatch.setattr(module, "_WORKERS", 1)
     with _left_as_it_was(kind.model):
         if error is Broken:
             with pytest.raises(Broken):

@@ -59,8 +59,9 @@ class _GroupSums:
     def __init__(self, x: Tensor, groups: Tensor, count: int) -> None:
         exact = x.double()
         d = exact - exact.mean(0)
-        self.varies = exact.std(0, correction=0) > 1e-12 * exact.abs().amax(0).clamp_min(1e-300)
-        self.z = d / torch.where(self.varies, d.square().mean(0).sqrt(), 1.0)
+        std = d.square().mean(0).sqrt()
+        self.varies = std > 1e-12 * exact.abs().amax(0).clamp_min(1e-300)
+        self.z = d / torch.where(self.varies, std, 1.0)
         self.place, self.count = groups.to(d.device), count
         sizes = torch.bincount(self.place, minlength=count).to(d)
         self.left = (len(d) - sizes)[:, None]
