@@ -105,6 +105,7 @@ class Concluding:
         choices: what was asked for.
         gathered: the evidence so far, by site; more is added to it.
         further: site -> scores that it gets besides those that were chosen.
+        at_once: how many sites are compared side by side; None for as many as makes it fast.
     """
 
     def __init__(
@@ -113,9 +114,12 @@ class Concluding:
         choices: Choices,
         gathered: dict[str, Evidence],
         further: Mapping[str, tuple[Score, ...]] | None = None,
+        *,
+        at_once: int | None = None,
     ) -> None:
         self.watching, self.choices, self.gathered = watching, choices, gathered
         self.further = further or {}
+        self.at_once = at_once
         self.notes: tuple[str, ...] = ()
         self.twins: Twins = {}
         self._places: dict[str, Placed] | None = None
@@ -194,6 +198,8 @@ class Concluding:
 
     def _workers(self) -> int:
         """How many small sites are compared at once: an accelerator is busy with one."""
+        if self.at_once is not None:
+            return self.at_once
         # Searches for bases turn the interpreter's warnings off and on, which all threads share.
         alone = self.watching.subject.device.type != "cpu" or self.choices.companions.bases
         return 1 if alone else min(torch.get_num_threads(), _WORKERS)

@@ -153,7 +153,9 @@ def probe(
         watching = Watched.of(subject, first_of(batches), choices)
         passes = passes_of(watching, choices, data, memory_budget)
         notes = (*notes, *announced(passes, memory_budget))
-        concluding = Concluding(watching, choices, {})
+        # A budget holds the work of one site at a time.
+        at_once = None if memory_budget is None else 1
+        concluding = Concluding(watching, choices, {}, at_once=at_once)
         for turn, names in enumerate(passes):
             if turn:
                 batches = numbered(data, subject)
