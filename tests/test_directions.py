@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import http.server
+import io
 import json
 import pathlib
 import threading
@@ -22,6 +24,7 @@ from basis_probe.algebra.haar import haar
 from basis_probe.concepts.causes import gini, top_share
 from basis_probe.concepts.examples import Top
 from basis_probe.concepts.selectivity import best_share, mean_share, shares
+from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.statistics.nulls import Problem, Rotation
 
 
@@ -295,6 +298,44 @@ def test_what_goes_wrong_on_the_second_pass_loses_nothing() -> None:
         bp.with_examples(kept, nn.Sequential(nn.Embedding(12, 4), nn.ReLU()), [ids])
 
 
+def _decoded(picture: str) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+
+
+def test_pictures_are_small_and_only_of_images() -> None:
+    images = torch.rand(6, 1, 120, 90, generator=torch.Generator().manual_seed(0))
+    made = Thumbnails.of(images)
+    assert made is not None
+    assert made.picture(images[0], (0, 0, 120, 90)).shape == (48, 36, 1)
+    assert _decoded(encoded(made.picture(images[0], (0, 10, 50, 90)))).shape == (30, 48)
+    assert Thumbnails.of(torch.randn(6, 2, 8, 8)) is None
+    assert Thumbnails.of(torch.randint(0, 9, (6, 8))) is None
+    assert Thumbnails.of(torch.full((6, 3, 8, 8), torch.nan)) is None
+    flat = Thumbnails.of(torch.ones(2, 3, 8, 8))
+    assert flat is not None and flat.picture(
+        torch.ones(3, 8, 8), (0, 0, 8, 8)
+    ).unique().tolist() == [0]
+
+
+def test_a_page_shows_what_places_of_maps_see() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU())
+    images = torch.randn(40, 3, 10, 10)
+    quick = {"certificates": False, "progress": False}
+    report = bp.probe(model, [images], examples=2, **quick)
+    shown = [site for site in report if site.examples is not None]
+    assert len(shown) == 2
+    page = report._repr_html_()
+    for site in shown:
+        assert site.examples is not None
+        for top in site.examples.axes:
+            for context in top.contexts:
+                assert f'src="data:image/png;base64,{context.picture}"' in page
+    assert bp.Report.from_json(report.to_json()) == report
+
+
 def test_patches_of_images_are_what_the_places_see() -> None:
     # 3x3 stride 2, 2x2 pooling, 3x3 with padding: a place sees 3 + 2 + 2 * 2 * 2 = 13 pixels in
     # steps of four, but for the edge; rows and columns have their own sizes.
@@ -321,6 +362,11 @@ def test_patches_of_images_are_what_the_places_see() -> None:
                 patch, images[context.example, :, expected[0] : expected[2],
                               expected[1] : expected[3]],
             )  # fmt: skip
+            shown = _decoded(context.picture)
+            assert shown.shape == (*patch.shape[1:], 3)
+            # The colours are those of the patch: brighter where it is brighter.
+            bright, dark = (patch > 1.5).permute(1, 2, 0), (patch < -1.5).permute(1, 2, 0)
+            assert shown[bright].min() > 160 and shown[dark].max() < 100
             if top.axis is None:
                 continue
             # What lies outside the box changes nothing, what lies inside does.

@@ -22,6 +22,8 @@ class Context:
         position: of that token in the example.
         box: of the image that is the example: top, left, bottom and right (the last two outside) of
             the part that the place sees; None where examples are no images.
+        picture: that part of the image, made small, as PNG in base64; empty where examples are no
+            images of one or three channels.
     """
 
     tokens: tuple[str, ...]
@@ -30,6 +32,7 @@ class Context:
     example: int
     position: int
     box: tuple[int, int, int, int] | None = None
+    picture: str = ""
 
     @property
     def activation(self) -> float:

@@ -23,6 +23,7 @@ from basis_probe.concepts.contexts import Context, Examples, TopContexts
 from basis_probe.concepts.dissect import remembering
 from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.patches import Fields, fields
+from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.concepts.tokens import pieces
 from basis_probe.errors import DataError, SiteError
 from basis_probe.reading import batches_of
@@ -101,7 +102,7 @@ def top_examples(
     The data are streamed: of every direction the `size` most active samples are kept with the
     tokens around them. Where axes are active on either side, both senses are kept, of rotated
     directions too. At the maps of an image network every context has the box of the image that it
-    sees, and `Context.crop` cuts it out.
+    sees, and a small picture of that; `Context.crop` cuts it out of the images.
 
     Args:
         model: as for `probe`.
@@ -137,14 +138,14 @@ def top_examples(
         place = next(iter(chosen.values()))
         wanted, turn = _directions(axes, rotated, int(np.prod(facts.shape(place))), seed)
         kept = _Kept(size, turn, _reader(tokenizer or getattr(subject.model, "tokenizer", None)))
+        kept.thumbnails = Thumbnails.of(first.inputs)
+        kept.fields = fields(subject, [place.address], first)[0]
         for batch in itertools.chain([first], batches):
             raw = raws.pop(0)
             labels = {} if sources is None else sources.of(raw, batch.inputs, batch.mask)
             _read(subject, facts, batch, [(place, kept)], labels)
         if sources is not None:
             sources.finish()
-        if len(kept.places) == 2:
-            kept.fields = fields(subject, place.address, first)
     return kept.examples(place.name, wanted)
 
 
@@ -240,6 +241,9 @@ def illustrated(
         wanted, _ = picked[name]
         dim = int(np.prod(facts.shape(places[name])))
         kept[name] = _Kept(size, _directions(wanted, len(wanted), dim, seed)[1], reader)
+    maps = fields(subject, [places[name].address for name in named], first)
+    for name, found in zip(named, maps, strict=True):
+        kept[name].fields, kept[name].thumbnails = found, Thumbnails.of(first.inputs)
     seen = [0, 0]
     pairs = [(places[name], one) for name, one in kept.items()]
     for batch in tqdm(
@@ -371,6 +375,8 @@ class _Kept:
         self.seen = 0
         self.places: tuple[int, ...] = ()
         self.fields: Fields | None = None
+        self.thumbnails: Thumbnails | None = None
+        self.pictures: dict[int, Tensor] = {}
         self.text = False
 
     def take(self, along: Tensor, batch: Batch, labels: Mapping[str, Tensor]) -> None:
@@ -422,9 +428,14 @@ class _Kept:
                     self.carried[key] = frozenset(
                         name for name, values in flags.items() if bool(values[example, position])
                     )
+                    if self.fields is not None and self.thumbnails is not None:
+                        self.pictures[key] = self.thumbnails.picture(
+                            batch.inputs[example], self.fields.box(position)
+                        )
         self.around = {key: value for key, value in self.around.items() if key in kept}
         needed = {key for _, key in kept}
         self.carried = {key: value for key, value in self.carried.items() if key in needed}
+        self.pictures = {key: value for key, value in self.pictures.items() if key in needed}
         self.seen += examples
 
     def one_sided(self, axes: int) -> bool:
@@ -476,6 +487,7 @@ class _Kept:
                     example=key // _PLACES,
                     position=key % _PLACES,
                     box=None if self.fields is None else self.fields.box(key % _PLACES),
+                    picture=encoded(self.pictures[key]) if key in self.pictures else "",
                 )
             )
         scores: dict[str, float] = {}

@@ -6,6 +6,8 @@ see it, whatever the network is made of; and columns likewise.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,63 +46,85 @@ class Fields:
         return top, left, bottom, right
 
 
-def fields(subject: Subject, address: Address, batch: Batch) -> Fields | None:
-    """What every place of a map sees; None where the inputs are no images or the site is no map.
+def fields(subject: Subject, addresses: Sequence[Address], batch: Batch) -> list[Fields | None]:
+    """What every place of some maps sees; None where the inputs are no images or a site is no map.
 
-    Costs a forward pass of one image for every row and column of it. A place that nothing can be
-    told of is taken to see all.
+    Costs a forward pass of one image for every row and column of it, for all sites together. A
+    place that nothing can be told of is taken to see all.
 
     Args:
         subject: the model.
-        address: of the site, a tensor [batch, channels, height, width].
+        addresses: of the sites, tensors [batch, channels, height, width].
         batch: any batch; its first image is used.
     """
     one = batch.first(1)
     image = one.inputs
+    none: list[Fields | None] = [None] * len(addresses)
     if image.ndim != 4 or not image.is_floating_point():
-        return None
-    if _blind(subject, address, one, image) is None:
-        return None
-    spans: list[tuple[Span, ...]] = []
+        return none
+    maps = [
+        place
+        for place, blind in enumerate(_blind(subject, addresses, one, image))
+        if blind is not None
+    ]
+    if not maps:
+        return none
+    wanted = [addresses[place] for place in maps]
+    spans: list[list[tuple[Span, ...] | None]] = []
     for axis in (2, 3):
-        seen: list[Tensor] = []
-        for place in range(image.shape[axis]):
+        seen: list[list[Tensor | None]] = []
+        for line in range(image.shape[axis]):
             spoiled = image.clone()
-            spoiled.select(axis, place).fill_(torch.nan)
-            blind = _blind(subject, address, one, spoiled)
-            if blind is None:
-                return None
-            seen.append(blind.any(3 - axis))
-        spans.append(_spans(torch.stack(seen)))
-    return Fields(*spans)
+            spoiled.select(axis, line).fill_(torch.nan)
+            blinds = _blind(subject, wanted, one, spoiled)
+            seen.append([None if blind is None else blind.any(3 - axis) for blind in blinds])
+        spans.append([_spans(lines) for lines in zip(*seen, strict=True)])
+    for place, rows, columns in zip(maps, *spans, strict=True):
+        if rows is not None and columns is not None:
+            none[place] = Fields(rows, columns)
+    return none
 
 
-def _spans(seen: Bool[Tensor, "lines places"]) -> tuple[Span, ...]:
-    """For every place from which line of the image on it sees, and up to which."""
+def _spans(seen: Sequence[Tensor | None]) -> tuple[Span, ...] | None:
+    """For every place from which line of the image on it sees, and up to which.
+
+    Args:
+        seen: for every line, at which places it is seen, [places].
+    """
+    known = [lines for lines in seen if lines is not None]
+    if len(known) < len(seen):
+        return None
     spans: list[Span] = []
-    for lines in seen.T:
+    for lines in torch.stack(known).T:
         places = torch.nonzero(lines).flatten().tolist()
         spans.append((places[0], places[-1] + 1) if places else (0, len(lines)))
     return tuple(spans)
 
 
 def _blind(
-    subject: Subject, address: Address, one: Batch, image: Float[Tensor, "1 channels rows columns"]
-) -> Bool[Tensor, "height width"] | None:
-    """Where the map is not a number; None if it is no map of one image."""
+    subject: Subject,
+    addresses: Sequence[Address],
+    one: Batch,
+    image: Float[Tensor, "1 channels rows columns"],
+) -> list[Bool[Tensor, "height width"] | None]:
+    """Where the maps are not a number; None for what is no map of one image."""
 
     def put(value: Any) -> Any:
         return image if value is one.inputs else value
 
-    caught: list[Tensor] = []
+    caught: dict[Address, Tensor] = {}
+
+    def keep(address: Address, tensor: Tensor) -> None:
+        # What is done in place later must not change what stands here now.
+        if tensor.ndim == 4 and len(tensor) == 1:
+            caught[address] = tensor[0].isnan().any(0).cpu()
+
     spoiled = dataclasses.replace(
         one,
         args=tuple(map(put, one.args)),
         kwargs={name: put(value) for name, value in one.kwargs.items()},
         inputs=image,
     )
-    with catching(subject.model, {address: caught.append}):
+    with catching(subject.model, {a: functools.partial(keep, a) for a in addresses}):
         subject.call(spoiled)
-    if not caught or caught[0].ndim != 4 or len(caught[0]) != 1:
-        return None
-    return caught[0][0].isnan().any(0).cpu()
+    return [caught.get(address) for address in addresses]
