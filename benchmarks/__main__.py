@@ -26,6 +26,11 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="write the table here too")
     parser.add_argument("--only", nargs="+", choices=[*_TABLES], help="leave the others out")
     asked = parser.parse_args()
+    shape = SHAPES[asked.shape]
+    least = 3 * shape.batch * shape.length
+    if min(asked.tokens) < least:
+        # Two batches are for warming up.
+        parser.error(f"--tokens {min(asked.tokens)}: give {least} or more, three batches")
     wanted = asked.only or [*_TABLES]
     table = [*_machine(asked), ""]
     if "probe" in wanted:
