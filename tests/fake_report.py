@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
+import torch
 
 from basis_probe.algebra.groups import (
     Blocks,
@@ -16,6 +18,7 @@ from basis_probe.algebra.groups import (
     Unknown,
 )
 from basis_probe.concepts.contexts import Context, Examples, TopContexts
+from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.results import (
     BasisRanking,
     BasisStanding,
@@ -414,7 +417,9 @@ def provenance(model: str = "stories260k (LlamaForCausalLM)") -> Provenance:
     )
 
 
-def examples(site: str, *, seed: int, text: str = "", sides: int = 1) -> Examples:
+def examples(
+    site: str, *, seed: int, text: str = "", sides: int = 1, pictures: bool = False
+) -> Examples:
     """Top contexts of five axes and five rotated directions; `text` is among all their tokens."""
     rng = np.random.default_rng(seed)
     vocabulary = ["once", " upon", " a", " time", ",", "\n", " ", " there", " was", *[text] * 3]
@@ -426,7 +431,15 @@ def examples(site: str, *, seed: int, text: str = "", sides: int = 1) -> Example
             values = rng.gamma(0.5, 2.0, length)
             at = int(values.argmax())
             tokens = tuple(vocabulary[int(i)] for i in rng.integers(0, len(vocabulary), length))
-            contexts.append(Context(tokens, tuple(values.tolist()), at, place, at))
+            found = Context(tokens, tuple(values.tolist()), at, place, at)
+            if pictures:
+                image = torch.from_numpy(rng.random((1, 3, 30, 20), dtype=np.float32))
+                made = Thumbnails.of(image)
+                assert made is not None
+                patch = encoded(made.picture(image[0], (0, 0, 3 + place, 4 + 3 * place)))
+                where = (f"example {place}, row 1, column 2",)
+                found = Context(where, (float(values[at]),), 0, place, at, picture=patch)
+            contexts.append(found)
         purity = {"token purity" + text: float(rng.random())}
         return TopContexts(label + text, axis, sign, tuple(contexts), purity, text)
 
@@ -439,10 +452,10 @@ def examples(site: str, *, seed: int, text: str = "", sides: int = 1) -> Example
     )
 
 
-def with_examples(report: Report, *, text: str = "", sides: int = 1) -> Report:
+def with_examples(report: Report, **settings: Any) -> Report:
     """The report with examples at every site that has scores."""
     sites = tuple(
-        dataclasses.replace(site, examples=examples(site.site, seed=i, text=text, sides=sides))
+        dataclasses.replace(site, examples=examples(site.site, seed=i, **settings))
         if site.scores
         else site
         for i, site in enumerate(report)

@@ -33,6 +33,7 @@ REPORTS: dict[str, Callable[[], Report]] = {
     "hostile": hostile_report,
     "wide": lambda: wide_report(40, frames=199),
     "examples": lambda: with_examples(fake_report(), sides=2),
+    "pictures": lambda: with_examples(fake_report(), pictures=True),
     "empty": lambda: Report((), fake_report().provenance),
 }
 
@@ -313,6 +314,22 @@ def test_examples_are_judged_blind_and_revealed(
     control.send_keys(Keys.ENTER)
     assert _cards(browser, ".examples") == beside and _cards(browser, ".blind") == []
     assert not section.find_elements(By.CSS_SELECTOR, ".guess")
+    assert _complaints(browser) == []
+
+
+def test_pictures_of_examples_are_seen(browser: Any, written: dict[str, pathlib.Path]) -> None:
+    _open(browser, written["pictures"])
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    sizes = browser.execute_script(
+        """
+        return Array.from(document.querySelectorAll(".examples img")).map(
+          image => [image.naturalWidth, image.naturalHeight, image.clientHeight, image.alt])
+        """
+    )
+    sites = sum(site.examples is not None for site in REPORTS["pictures"]())
+    assert len(sizes) == 50 * sites
+    for wide, high, shown, named in sizes:
+        assert 3 <= wide < 20 and 3 <= high < 20 and shown >= 50 and named
     assert _complaints(browser) == []
 
 
