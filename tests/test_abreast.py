@@ -99,10 +99,10 @@ def test_a_report_is_the_same_however_many_sites_are_compared_at_once(
 ) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Linear(12, 12) if even else torch.nn.ReLU() for even in (1, 0) * 4]
-    model, data = torch.nn.Sequential(*layers), [torch.randn(400, 12) ** 3]
-    reports: list[bp.Report] = []
+    model, data = torch.nn.Sequential(*layers), [torch.randn(200, 12) ** 3]
+    null, reports = bp.Counterfactual(frames=19, samples=200), list[bp.Report]()
     for workers in WORKERS:
         monkeypatch.setattr(Concluding, "_workers", lambda _, workers=workers: workers)
-        reports.append(bp.probe(model, data, progress=False, certificates=False))
+        reports.append(bp.probe(model, data, null=null, progress=False, certificates=False))
     assert len(reports[0].sites) == 4
     assert reports[0].site_reports == reports[1].site_reports == reports[2].site_reports

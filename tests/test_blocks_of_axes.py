@@ -201,7 +201,7 @@ def test_the_difference_of_a_block_is_that_of_all_axes_within_its_error() -> Non
     bias = torch.linspace(-1, 1, 48, dtype=torch.float64)
     blocks: list[bp.SiteReport] = []
     wholes: list[bp.SiteReport] = []
-    for seed in range(16):
+    for seed in range(12):
         inputs = _normal(400, 12, seed=seed)
         inputs = inputs * inputs.abs()
         for found, directions in ((blocks, 10), (wholes, None)):
