@@ -197,8 +197,9 @@ class ScoreResult(Exact):
         note: what a reader must know, or an empty string.
         effect_interval: 95 % interval of the effect under resampling of whole sequences or images,
             by the jackknife; NaN where it is not known.
-        difference: the mean over all axes minus null_mean, in units of the score; unlike the effect
-            it does not grow with the number of axes that were compared.
+        difference: how far the mean over all axes lies from that of their alternatives, in units of
+            the score; unlike the effect it does not grow with the number of axes that were
+            compared. Where that was only some of them, what all alternatives score is estimated.
         difference_error: its standard error over other examples, other frames and, where only some
             of the axes were compared, other axes; NaN where one of these is not known.
     """

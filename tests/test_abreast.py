@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import basis_probe as bp
+from basis_probe import concluding
 from basis_probe.abreast import abreast
 from basis_probe.concluding import Concluding
 
@@ -106,3 +108,20 @@ def test_a_report_is_the_same_however_many_sites_are_compared_at_once(
         reports.append(bp.probe(model, data, null=null, progress=False, certificates=False))
     assert len(reports[0].sites) == 4
     assert reports[0].site_reports == reports[1].site_reports == reports[2].site_reports
+
+
+def test_a_memory_budget_holds_one_site_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    data, seen = [torch.randn(100, 6)], list[int]()
+
+    def watched(jobs: Any, *, workers: int, finished: Any) -> Any:
+        seen.append(workers)
+        return abreast(jobs, workers=workers, finished=finished)
+
+    monkeypatch.setattr(concluding, "abreast", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    bp.probe(model, data, progress=False, certificates=False)
+    assert max(seen) == 3
+    seen.clear()
+    bp.probe(model, data, progress=False, certificates=False, memory_budget=10**9)
+    assert max(seen) == 1

@@ -231,7 +231,7 @@ def test_some_axes_stand_for_all_with_the_error_of_drawing_them(along: float) ->
     truth = float(own.mean() - others.mean())
     off: list[float] = []
     for _ in range(400):
-        axes = torch.randperm(200, generator=generator)[:40]
+        axes = torch.randperm(200, generator=generator)[:100]
         directions = torch.stack([own[axes], others[axes] + 1, others[axes] - 1])
         found = for_all_axes(directions, own)
         off.append((found.difference - truth) / found.error)

@@ -328,10 +328,15 @@ def test_a_page_shows_what_places_of_maps_see() -> None:
     shown = [site for site in report if site.examples is not None]
     assert len(shown) == 2
     page = report._repr_html_()
-    for site in shown:
+    for site, side in zip(shown, (3, 5), strict=True):
         assert site.examples is not None
         for top in site.examples.axes:
             for context in top.contexts:
+                assert context.box is not None
+                assert (context.box[2] - context.box[0], context.box[3] - context.box[1]) == (
+                    side, side,
+                )  # fmt: skip
+                assert _decoded(context.picture).shape == (side, side, 3)
                 assert f'src="data:image/png;base64,{context.picture}"' in page
     assert bp.Report.from_json(report.to_json()) == report
 

@@ -59,16 +59,16 @@ def fields(subject: Subject, addresses: Sequence[Address], batch: Batch) -> list
     """
     one = batch.first(1)
     image = one.inputs
-    none: list[Fields | None] = [None] * len(addresses)
+    found: list[Fields | None] = [None] * len(addresses)
     if image.ndim != 4 or not image.is_floating_point():
-        return none
+        return found
     maps = [
         place
         for place, blind in enumerate(_blind(subject, addresses, one, image))
         if blind is not None
     ]
     if not maps:
-        return none
+        return found
     wanted = [addresses[place] for place in maps]
     spans: list[list[tuple[Span, ...] | None]] = []
     for axis in (2, 3):
@@ -81,8 +81,8 @@ def fields(subject: Subject, addresses: Sequence[Address], batch: Batch) -> list
         spans.append([_spans(lines) for lines in zip(*seen, strict=True)])
     for place, rows, columns in zip(maps, *spans, strict=True):
         if rows is not None and columns is not None:
-            none[place] = Fields(rows, columns)
-    return none
+            found[place] = Fields(rows, columns)
+    return found
 
 
 def _spans(seen: Sequence[Tensor | None]) -> tuple[Span, ...] | None:
