@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,14 @@ from basis_probe.abreast import abreast
 from basis_probe.concluding import Concluding
 
 WORKERS = [1, 2, 5]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def _nothing() -> None:
@@ -80,20 +88,21 @@ def test_an_interruption_keeps_what_is_done(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("grad", [True, False])
-def test_threads_and_gradients_are_as_they_were(workers: int, grad: bool) -> None:
-    before = torch.get_num_threads()
+def test_threads_and_gradients_are_as_they_were(
+    workers: int, grad: bool, two_threads: None
+) -> None:
     jobs = [torch.is_grad_enabled] * 3
     with torch.set_grad_enabled(grad):
         assert abreast(jobs, workers=workers, finished=_nothing) == ([grad] * 3, False)
         if workers > 1:
             threads = abreast([torch.get_num_threads] * 3, workers=workers, finished=_nothing)
             assert threads == ([1, 1, 1], False)
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
     new: list[int] = []
     thread = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
     thread.start()
     thread.join()
-    assert new == [before]
+    assert new == [2]
 
 
 def test_a_report_is_the_same_however_many_sites_are_compared_at_once(

@@ -9,11 +9,11 @@ from torch import Tensor
 import basis_probe as bp
 from basis_probe.algebra.groups import Blocks, GeneralLinear, Group, Orthogonal, PositiveMonomial
 from basis_probe.evidence import affordable, choose, measure
-from basis_probe.statistics.nulls import Geometry, LinearLayer, Null, Problem, Rotation
+from basis_probe.statistics.nulls import Frame, Geometry, LinearLayer, Null, Problem, Rotation
 from basis_probe.statistics.resampling import LeftOut, jackknife_error
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
 from basis_probe.statistics.sparsity import column_negentropy
-from basis_probe.statistics.spread import for_all_axes
+from basis_probe.statistics.spread import Spread, for_all_axes
 
 SAMPLES, DIM = 400, 24
 
@@ -221,6 +221,25 @@ def test_the_difference_of_a_block_is_that_of_all_axes_within_its_error() -> Non
     for site in wholes:
         for score in site.scores.values():
             assert score.difference == pytest.approx(score.observed - score.null_mean, nan_ok=True)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+def test_other_examples_move_all_axes_and_those_compared_together(slope: float) -> None:
+    x = _normal(300, 20) ** 3
+    examples = torch.arange(300) // 3
+    problem = Problem(x=x, group=Orthogonal(20), halves=torch.arange(300) % 2, examples=examples)
+    few, others = Frame(x[:, :4]), [Frame(_normal(300, 4, seed=seed)) for seed in (1, 2)]
+    spread = Spread(problem, [KURTOSIS])
+    for frame in (few, *others):
+        spread.see(frame)
+    alone = spread.error(KURTOSIS)
+    spread.see_everywhere(Frame(x))
+    groups = examples % 20
+    means = [LeftOut(f.post, groups).kurtosis.mean(1) for f in (few, Frame(x), *others)]
+    null = (means[2] + means[3]) / 2
+    expected = jackknife_error(slope * means[0] + (1 - slope) * means[1] - null)
+    assert spread.error(KURTOSIS, slope=slope) == pytest.approx(expected, rel=1e-9)
+    assert spread.error(KURTOSIS) == pytest.approx(alone, rel=1e-12)
 
 
 @pytest.mark.parametrize("along", [0.0, 0.5, 1.0, 2.0])
