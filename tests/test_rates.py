@@ -158,8 +158,8 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
     for tally in total.values():
         assert tally.datasets == 10
         assert tally.called <= 5, tally
-    everything = sum(t.datasets for t in total.values())
-    assert wilson(sum(t.called for t in total.values()), everything).low <= 0.08
+    # Of 48,000 such data sets 3.3 % were called; more than 8 % of 290 come hardly ever then.
+    assert sum(t.called for t in total.values()) <= 0.08 * sum(t.datasets for t in total.values())
 
 
 @pytest.mark.slow
