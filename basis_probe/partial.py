@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.adapters.batches import Batch
+from basis_probe.brief import brief
 from basis_probe.errors import DataError
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.statistics.sampling import Reservoir
@@ -49,6 +50,7 @@ class Part:
     whole: bool = False
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partial:
     """What was seen of a model on a part of the data; `a + b` is what was seen on both.

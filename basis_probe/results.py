@@ -4,6 +4,7 @@ Everything a figure, a table or a sentence shows is read from here, so that any 
 again from a saved file.
 """
 
+import collections
 import dataclasses
 import enum
 import json
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.brief import brief
 from basis_probe.concepts.contexts import Examples
 from basis_probe.records import Exact, decode, encode
 from basis_probe.statistics.multiplicity import Tail as Tail
@@ -47,6 +49,7 @@ class Outcome(enum.Enum):
     UNDECIDED = "no finding, for the reason given"
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Certificate(Exact):
     """How far the outputs moved when elements of the claimed group acted, and others outside it.
@@ -76,6 +79,7 @@ class Certificate(Exact):
         return certificate_fragment(self)
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Symmetry:
     """The changes of basis at one site that the surrounding weights could absorb, and why.
@@ -102,6 +106,7 @@ class Symmetry:
         return symmetry_fragment(self)
 
 
+@brief
 class Symmetries(dict[str, Symmetry]):
     """Site name -> symmetry, in forward order; shows itself as a table."""
 
@@ -119,6 +124,10 @@ class Symmetries(dict[str, Symmetry]):
 
         return dataframe(self)
 
+    def _brief(self) -> Mapping[str, object]:
+        kinds = collections.Counter(symmetry.privileged for symmetry in self.values())
+        return {"sites": len(self)} | {kind.name.lower(): n for kind, n in kinds.items()}
+
     def _repr_html_(self) -> str:
         from basis_probe.presentation.architecture import html
 
@@ -130,6 +139,7 @@ class Symmetries(dict[str, Symmetry]):
         return text(self)
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class NullRecord:
     """Against what the axes of a site were compared.
@@ -158,6 +168,7 @@ class NullRecord:
     examples: int = 0
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClosedFormRecord(Exact):
     """The mean (and standard deviation, where known) that the null has without sampling."""
@@ -168,6 +179,7 @@ class ClosedFormRecord(Exact):
     exact: bool
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreResult(Exact):
     """One score of one site against its null.
@@ -229,6 +241,7 @@ class ScoreResult(Exact):
     difference_error: float = math.nan
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BasisStanding(Exact):
     """How one basis of a site's space fared on samples that it was not fitted on.
@@ -253,6 +266,7 @@ class BasisStanding(Exact):
     note: str = ""
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BasisRanking(Exact):
     """Which basis, then? The axes and other bases of the same space, under one score.
@@ -295,6 +309,7 @@ class BasisRanking(Exact):
         raise KeyError(f"no basis is called {name!r} here; there are {known}")
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class OrderRecord(Exact):
     """One of the three orders in which axes can be privileged, by itself.
@@ -319,6 +334,7 @@ class OrderRecord(Exact):
     sentence: str
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class PathRecord(Exact):
     """A score on the way from the axes to turned bases: along Q^a for a from 0 to 1.
@@ -334,6 +350,7 @@ class PathRecord(Exact):
     values: np.ndarray
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """The finding at one site, and a sentence that can be quoted."""
@@ -342,6 +359,7 @@ class Verdict:
     sentence: str
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
     """Everything found at one site.
@@ -403,6 +421,18 @@ class SiteReport:
 
         return of_site(self, kind, score, ax)
 
+    def _brief(self) -> Mapping[str, object]:
+        return {
+            "site": self.site,
+            "kind": self.kind,
+            "dim": self.dim,
+            "n_samples": self.n_samples,
+            "group": self.symmetry.group.name,
+            "outcome": self.verdict.outcome,
+            "scores": tuple(self.scores),
+            "notes": self.notes,
+        }
+
     def _repr_html_(self) -> str:
         from basis_probe.presentation.html import site_fragment
 
@@ -412,6 +442,7 @@ class SiteReport:
         return f"{self.site}: {self.verdict.outcome.name}. {self.verdict.sentence}"
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Provenance:
     """What determined the numbers of a report."""
@@ -428,6 +459,7 @@ class Provenance:
     settings: Mapping[str, str]
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Report:
     """A verdict for every site of a model, with the evidence and how it was computed.
@@ -541,6 +573,12 @@ class Report:
         from basis_probe.presentation.plots import of_report
 
         return of_report(self, kind, ax)
+
+    def _brief(self) -> Mapping[str, object]:
+        reached = collections.Counter(site.verdict.outcome for site in self)
+        counts = {outcome.name.lower(): reached[outcome] for outcome in Outcome if reached[outcome]}
+        shown: dict[str, object] = {"model": self.provenance.model, "sites": len(self), **counts}
+        return shown | ({"partial": True} if self.partial else {}) | {"notes": self.notes}
 
     def _repr_html_(self) -> str:
         from basis_probe.presentation.html import fragment

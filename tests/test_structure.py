@@ -91,8 +91,8 @@ def _below(*parts: str) -> dict[pathlib.Path, set[str]]:
 
 
 ARROWS = {
-    "algebra": ("algebra", "errors"),
-    "statistics": ("algebra", "statistics", "errors"),
+    "algebra": ("algebra", "errors", "brief"),
+    "statistics": ("algebra", "statistics", "errors", "brief"),
     # A report shows itself: its methods call the presentation when they are called, not before.
     "records": ("records", "algebra", "errors"),
     "results": (
@@ -103,7 +103,9 @@ ARROWS = {
         "statistics.multiplicity",
         "presentation",
         "errors",
+        "brief",
     ),
+    "brief": ("brief",),
     "presentation": (
         "concepts.findings",
         "concepts.contexts",

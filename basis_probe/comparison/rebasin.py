@@ -23,6 +23,7 @@ from basis_probe.adapters.weights import Slots, WeightError, Weights
 from basis_probe.algebra.elements import MonomialElement
 from basis_probe.algebra.groups import OnAxes
 from basis_probe.architecture import reparametrize, watched
+from basis_probe.brief import brief
 from basis_probe.comparison.alignments import assignment
 from basis_probe.comparison.stitching import (
     Objective,
@@ -94,6 +95,7 @@ class PathPoint:
     after: Performance
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rebasin:
     """The second network in the axes of the first, and the line between them.
