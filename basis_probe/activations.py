@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group, Unknown, group_from_name
 from basis_probe.algebra.intertwiner import callable_of
-from basis_probe.evidence import affordable
-from basis_probe.findings import (
+from basis_probe.evidence.measure import affordable
+from basis_probe.evidence.site import (
     Case,
     Companions,
     chosen_null,
     chosen_scores,
     chosen_seed,
     gather,
-    report,
 )
-from basis_probe.results import SiteReport, Symmetry
+from basis_probe.results.report import SiteReport
+from basis_probe.results.symmetry import Symmetry
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.statistics.nulls import (
     Counterfactual,
@@ -32,6 +32,7 @@ from basis_probe.statistics.nulls import (
     geometry_of,
 )
 from basis_probe.statistics.scores import Score
+from basis_probe.verdict import report
 
 if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
@@ -72,7 +73,8 @@ def probe_activations(
         examples: which sequence or image every row is of, [samples]: rows of one are not
             independent of each other, and intervals leave them out together. None: each its own.
         null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
-        scores: names of scores, any of `SCORES`; None for `DEFAULT_SCORES`.
+        scores: names of scores, any of `bp.scores.ALL`; None for
+            `bp.scores.DEFAULT`.
         bases: other bases to compare the axes with: names ("pca", "ica", "varimax" ...), candidates
             or matrices [directions, dim]; None for none. The best one is returned.
         paths: to how many turned bases the deciding score is followed, 0 for none.

@@ -6,23 +6,22 @@ import collections
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from basis_probe.adapters.batches import Batch, batch_of
-from basis_probe.adapters.models import Subject, prepared, recognise
-from basis_probe.adapters.passes import batch_of_call, example_of_call
-from basis_probe.brief import brief
-from basis_probe.concluding import Session
 from basis_probe.errors import DataError
-from basis_probe.results import Report
+from basis_probe.model.batches import Batch, batch_of
+from basis_probe.model.calls import batch_of_call, example_of_call
+from basis_probe.model.network import Subject, prepared, recognise
+from basis_probe.results.report import Report
+from basis_probe.run.report import Session
+from basis_probe.run.watch import Choices, Groups
 from basis_probe.statistics.nulls import Null
 from basis_probe.statistics.scores import Score
-from basis_probe.watching import Choices, Groups
 
 _resting: contextvars.ContextVar[bool] = contextvars.ContextVar("resting", default=False)
 """True while a model runs for the sake of an attachment, which none of them is to see."""
@@ -99,7 +98,6 @@ def attach(
     return Attachment(recognise(model), choices, example_input)
 
 
-@brief
 class Attachment:
     """What is collected from the forward passes of a model while a block runs; see `attach`.
 
@@ -120,9 +118,6 @@ class Attachment:
     def passes(self) -> int:
         """The number of forward passes collected from so far."""
         return 0 if self._session is None else self._session.stream.batches
-
-    def _brief(self) -> Mapping[str, object]:
-        return {"model": self._subject.model, "passes": self.passes, "live": self.live}
 
     def __enter__(self) -> Attachment:
         if self.live:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from basis_probe.results import Report
+    from basis_probe.results.report import Report
 
 
 class SiteError(ValueError):

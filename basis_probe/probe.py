@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -12,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basis_probe.adapters.models import Subject, device_of, prepared, recognise
-from basis_probe.concluding import Concluding, untrained_twins
 from basis_probe.errors import DataError, StreamError
-from basis_probe.findings import Companions
-from basis_probe.partial import Part, Partial, moved
-from basis_probe.reading import Reading, announced, batches_of, first_of, numbered, passes_of
-from basis_probe.results import Report
+from basis_probe.evidence.site import Companions
+from basis_probe.model.network import Subject, device_of, prepared, recognise
+from basis_probe.results.report import Report
+from basis_probe.run.parts import Part, Partial
+from basis_probe.run.read import Reading, announced, batches_of, first_of, numbered, passes_of
+from basis_probe.run.report import Concluding, untrained_twins
+from basis_probe.run.watch import Choices, Groups, Watched
 from basis_probe.statistics.nulls import Null, RandomWeights
 from basis_probe.statistics.scores import Score
-from basis_probe.watching import Choices, Groups, Watched, require_same
 
 if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
@@ -62,7 +61,8 @@ def probe(
             A tensor or array or a dict in place of the iterable is taken for one batch.
         sites: names or globs ("blocks.*.mlp.hook_post"); None for residual streams, attention
             outputs and neurons.
-        scores: names of scores, any of `SCORES`; None for `DEFAULT_SCORES`.
+        scores: names of scores, any of `bp.scores.ALL`; None for
+            `bp.scores.DEFAULT`.
         null: "rotation", "counterfactual" or a null as a value; None for the one each site calls
             for.
         groups: groups that override the derived ones: one for all sites, or name or glob -> group
@@ -145,7 +145,7 @@ def probe(
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
         if reference is not None:
-            from basis_probe.comparison.convergence import probe_beside
+            from basis_probe.run.reference import probe_beside
 
             made = probe_beside(subject, reference, data, choices, notes)
             return _illustrated(made, subject, data, examples, choices)
@@ -286,38 +286,3 @@ def observe(
 
         run.read(batches, finish, progress=progress)
         return run.partial()
-
-
-def conclude(
-    partial: Partial,
-    model: nn.Module,
-    *,
-    scores: Iterable[str | Score] | None = None,
-    null: str | Null | None = None,
-    groups: Groups | None = None,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    certificates: bool | None = None,
-) -> Report:
-    """The report of what was observed, as `Partial.report` says."""
-    plan = partial.plan
-    choices = dataclasses.replace(
-        Choices.of(
-            sites=tuple(json.loads(plan["names"])),
-            scores=scores,
-            null=null,
-            groups=groups,
-            seed=int(plan["seed"]),
-            max_samples=None if plan["max_samples"] == "all" else int(plan["max_samples"]),
-            certificates=certificates,
-            progress=progress,
-        ),
-        asked=plan["sites"],
-    )
-    subject = recognise(model)
-    target = None if device is None else device_of(device)
-    with prepared(subject.model, target) as notes:
-        watching = Watched.of(subject, moved(partial.first, subject.device), choices)
-        require_same(plan, watching.plan(choices, identified=True), "the partial was made with")
-        concluding = Concluding(watching, choices, {})
-        return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))

@@ -8,19 +8,13 @@ import numpy as np
 import torch
 
 from basis_probe.algebra.groups import Privileged
-from basis_probe.results import (
-    BasisRanking,
-    NullRecord,
-    Outcome,
-    ScoreResult,
-    Symmetry,
-    Tail,
-    Verdict,
-)
-from basis_probe.statistics.multiplicity import holm
+from basis_probe.evidence.site import Evidence
+from basis_probe.results.evidence import BasisRanking, NullRecord, ScoreResult, Tail
+from basis_probe.results.report import Outcome, SiteReport, Verdict
+from basis_probe.results.symmetry import Symmetry
+from basis_probe.statistics.p_values import holm
 
 LEVEL = 0.05
-FEWEST_SAMPLES = 200
 FEWEST_ALTERNATIVES = 10
 """With fewer different ones, as where an input of two features is turned about its mean, the axes
 are among their own alternatives so often that nothing could stand out."""
@@ -55,18 +49,47 @@ class Found:
     bases: BasisRanking | None = None
 
 
-def samples_needed(symmetry: Symmetry, dim: int) -> int:
-    """The number of samples below which no verdict is given.
-
-    Where covariances are fitted, they need several samples for every direction of a block.
-    """
-    group = symmetry.group
-    if symmetry.privileged is Privileged.NONE and group.name == "general-linear":
-        return max(FEWEST_SAMPLES, 10 * dim)
-    if symmetry.privileged is Privileged.BLOCKS:
-        inner = getattr(group, "inner", None)
-        return max(FEWEST_SAMPLES, 10 * (inner.dim if inner is not None else dim))
-    return FEWEST_SAMPLES
+def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
+    """The reports of all sites, p-values adjusted for all of them together."""
+    founds = [
+        Found(
+            kind=evidence.case.kind,
+            dim=evidence.case.dim,
+            n_samples=evidence.case.n_samples,
+            needed=evidence.case.needed,
+            n_dead=evidence.case.n_dead,
+            symmetry=evidence.case.symmetry,
+            null=evidence.null,
+            scores=dict(evidence.scores),
+            trouble=evidence.case.trouble,
+            bases=evidence.bases,
+        )
+        for evidence in gathered
+    ]
+    reports: list[SiteReport] = []
+    for evidence, found, scores in zip(gathered, founds, adjust(founds), strict=True):
+        case = evidence.case
+        reports.append(
+            SiteReport(
+                site=case.site,
+                kind=case.kind,
+                layer=case.layer,
+                shape=case.shape,
+                dim=case.dim,
+                n_samples=case.n_samples,
+                n_dead=case.n_dead,
+                symmetry=case.symmetry,
+                null=evidence.null,
+                scores=scores,
+                beside=dict(evidence.beside),
+                verdict=decide(found, scores),
+                notes=case.notes,
+                orders=evidence.orders,
+                bases=evidence.bases,
+                path=evidence.path,
+            )
+        )
+    return tuple(reports)
 
 
 def adjust(founds: Sequence[Found]) -> list[dict[str, ScoreResult]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import basis_probe as bp
-from basis_probe.comparison.kernels import Kernel, Maps, hsic_of
+from basis_probe.compare.kernels import Kernel, Maps, hsic_of
 
 
 def seconds(*runs: Callable[[], object], repeats: int = 5) -> list[float]:

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 import basis_probe as bp
-from basis_probe import concluding, reading
-from basis_probe.adapters.batches import batch_of
-from basis_probe.adapters.models import recognise
 from basis_probe.concepts.alignment import Measure
 from basis_probe.concepts.chance import shuffled
 from basis_probe.concepts.detection import Setting, Sides, examine
 from basis_probe.concepts.labels import Labels
-from basis_probe.partial import Part
+from basis_probe.model.batches import batch_of
+from basis_probe.model.network import recognise
+from basis_probe.run import read as reading
+from basis_probe.run import report as concluding
+from basis_probe.run.parts import Part
+from basis_probe.run.watch import Choices, Watched
 from basis_probe.statistics.nulls import Problem
-from basis_probe.watching import Choices, Watched
 from benchmarks.shapes import SHAPES, Shape
 
 SITES = ["blocks.*.hook_resid_pre", "blocks.*.mlp.hook_post"]
@@ -195,7 +196,7 @@ def notebook(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, An
         del x, y, square
     with clock.measuring("probe"):
         bp.probe(model, data, sites=SITES, progress=False)
-    frames = bp.Counterfactual().frames
+    frames = bp.nulls.Counterfactual().frames
     layers = shape.settings["n_layers"]
     one = {name: min(times) for name, times in clock.cpu.items()}
     turned = frames * layers * (one["d_model"] + one["d_mlp"])
@@ -225,8 +226,8 @@ def growth(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]
         layers = layers.to(device)
         clock = Clock(device)
         x = torch.randn(samples, dim, device=device)
-        from basis_probe.adapters.places import Address, Place
-        from basis_probe.stream import Plan, Stream
+        from basis_probe.model.places import Address, Place
+        from basis_probe.run.stream import Plan, Stream
 
         plans = {str(n): Plan(Address(Place.OUTPUT, str(n)), None, dim) for n in range(sites)}
         stream = Stream(plans, seed=0, capacity=4096, most=None)
@@ -251,9 +252,11 @@ def dissection(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, 
     labels = Labels(tuple(map(str, range(concepts))), values, examples)
     measures = (Measure.AVERAGE_PRECISION, Measure.AUC, Measure.IOU)
     clock, rows = Clock(device), {}
-    null = bp.Rotation()
-    alternatives = null.alternatives(Problem(x, bp.Orthogonal(dim), halves))
-    orders = [shuffled(examples[halves == 1], generator) for _ in range(bp.Effort().shuffles)]
+    null = bp.nulls.Rotation()
+    alternatives = null.alternatives(Problem(x, bp.groups.Orthogonal(dim), halves))
+    orders = [
+        shuffled(examples[halves == 1], generator) for _ in range(bp.concepts.Effort().shuffles)
+    ]
     for words, used in (("all", measures), *((measure.name, (measure,)) for measure in measures)):
         setting = Setting(labels, halves, used, 0.005, Sides.BOTH)
         for index in range(9 if words == "all" else 1):

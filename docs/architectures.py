@@ -109,13 +109,13 @@ SHORT = {
 }
 
 
-def spoken(group: bp.Group) -> str:
+def spoken(group: bp.groups.Group) -> str:
     """A group in a few characters."""
-    if isinstance(group, bp.Blocks):
+    if isinstance(group, bp.groups.Blocks):
         copies = f" ({group.copies} queries each)" if group.copies > 1 else ""
         kept = ", kept" if group.order == "kept" else ""
         return f"{group.count} x {spoken(group.inner)}{copies}{kept}"
-    if isinstance(group, bp.DirectSum):
+    if isinstance(group, bp.groups.DirectSum):
         return " + ".join(spoken(part) for part in group.parts)
     return f"{SHORT.get(group.name, group.name)}({group.dim})"
 

@@ -105,7 +105,7 @@ def run(name: str) -> list[tuple[int, float, list[float]]]:
     """(step, loss, effect of non-Gaussianity at either site) for a network trained in that way."""
     torch.manual_seed(0)
     model = Network()
-    turn = bp.Orthogonal(WIDTH).sample(torch.Generator().manual_seed(1)).float()
+    turn = bp.groups.Orthogonal(WIDTH).sample(torch.Generator().manual_seed(1)).float()
     optimiser = {
         "Adam": lambda: torch.optim.Adam(model.parameters(), lr=3e-3),
         "SGD": lambda: torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9),

@@ -263,16 +263,16 @@ else:
     before, after = "fire9.expand", "fire9.act"
 
 # %% As published: chosen and scored on all images, the raw activations turned.
-concepts = bp.categories(masks, names)
-turned = bp.Rotation(frames=FRAMES, geometry=bp.Geometry.EUCLIDEAN)
+concepts = bp.concepts.categories(masks, names)
+turned = bp.nulls.Rotation(frames=FRAMES, geometry=bp.nulls.Geometry.EUCLIDEAN)
 published = bp.dissect(
     network,
     images.split(32),
     concepts,
     sites=after,
     null=turned,
-    sides=bp.Sides.POSITIVE,
-    split=bp.Split.NONE,
+    sides=bp.concepts.Sides.POSITIVE,
+    split=bp.concepts.Split.NONE,
     progress=False,
 )
 print("as published:")
@@ -318,12 +318,12 @@ def activations(site: str) -> Tensor:
     return torch.cat(maps)
 
 
-for site, sides in ((before, bp.Sides.BOTH), (after, bp.Sides.POSITIVE)):
+for site, sides in ((before, bp.concepts.Sides.BOTH), (after, bp.concepts.Sides.POSITIVE)):
     maps = activations(site)
     count, channels, height, width = maps.shape
     rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
     cells = F.interpolate(masks[:, None].float(), size=(height, width), mode="nearest")
-    labels = bp.categories(cells.flatten().long(), names)
+    labels = bp.concepts.categories(cells.flatten().long(), names)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.linalg.qr(torch.randn(channels, channels, generator=generator).double())
     # With these signs the rotation is a uniformly random one.
@@ -342,7 +342,7 @@ for site, sides in ((before, bp.Sides.BOTH), (after, bp.Sides.POSITIVE)):
             measures="iou",
             null=turned,
             sides=sides,
-            effort=bp.Effort(shuffles=0, resamples=20),
+            effort=bp.concepts.Effort(shuffles=0, resamples=20),
         ).comparison()
         tally = found.distinct
         print(f"{site} turned by {power:.1f}: {tally.observed:.0f} ", end="")

@@ -10,7 +10,7 @@ SAMPLES = 4000
 generator = torch.Generator().manual_seed(0)
 signs = torch.randint(0, 2, (SAMPLES, 24), generator=generator) * 2.0 - 1.0
 sparse = signs * torch.empty(SAMPLES, 24).exponential_(generator=generator)
-turn = bp.Orthogonal(24).sample(generator).float()
+turn = bp.groups.Orthogonal(24).sample(generator).float()
 
 # %% Say which changes of basis the weights around could absorb; None if you do not know.
 for name, x in (("on the axes", sparse), ("turned away", sparse @ turn)):

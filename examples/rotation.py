@@ -16,7 +16,7 @@ proof = bp.certify(model, SITE, texts[:2])
 print(f"certificate holds: {proof.holds}, moved by {proof.max_error:.1g}")
 
 # %% A new model with the same function.
-turn = bp.Orthogonal(96).sample(torch.Generator().manual_seed(0))
+turn = bp.groups.Orthogonal(96).sample(torch.Generator().manual_seed(0))
 turned = bp.reparametrize(model, SITE, turn, example_input=texts[:2])
 with torch.no_grad():
     tokens = model.to_tokens(texts[0])

@@ -17,25 +17,20 @@ from basis_probe.algebra.groups import (
     Privileged,
     Unknown,
 )
-from basis_probe.concepts.contexts import Context, Examples, TopContexts
 from basis_probe.concepts.thumbnails import Thumbnails, encoded
-from basis_probe.results import (
+from basis_probe.results.evidence import (
     BasisRanking,
     BasisStanding,
-    Certificate,
     ClosedFormRecord,
     NullRecord,
     OrderRecord,
-    Outcome,
     PathRecord,
-    Provenance,
-    Report,
     ScoreResult,
-    SiteReport,
-    Symmetry,
     Tail,
-    Verdict,
 )
+from basis_probe.results.examples import Context, Examples, TopContexts
+from basis_probe.results.report import Outcome, Provenance, Report, SiteReport, Verdict
+from basis_probe.results.symmetry import Certificate, Symmetry
 
 HOSTILE = (
     "<script>alert(1)</script>",

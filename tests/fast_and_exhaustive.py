@@ -23,9 +23,9 @@ from torch import Tensor, nn
 import basis_probe as bp
 
 SIZE = {"frames": 99, "samples": 1024}
-FAST = bp.Counterfactual(**SIZE, directions=64)
+FAST = bp.nulls.Counterfactual(**SIZE, directions=64)
 EXHAUSTIVE = {"1,024 other samples": (SIZE, 7), "4,096 samples": ({**SIZE, "samples": 4096}, 0)}
-Reports = Callable[[bp.Null, int], list[bp.SiteReport]]
+Reports = Callable[[bp.nulls.Null, int], list[bp.SiteReport]]
 
 
 def _minilm() -> Iterator[Reports]:
@@ -38,7 +38,7 @@ def _minilm() -> Iterator[Reports]:
     yield lambda null, seed: _probed(model, data, "*intermediate_act_fn", null, seed)
 
 
-def _probed(model: nn.Module, data: list[Any], sites: str, null: bp.Null, seed: int) -> Any:
+def _probed(model: nn.Module, data: list[Any], sites: str, null: bp.nulls.Null, seed: int) -> Any:
     quick = {"certificates": False, "progress": False}
     return list(bp.probe(model, data, sites=sites, null=null, seed=seed, **quick))
 
@@ -93,7 +93,7 @@ def _lines(name: str, seeds: Sequence[int]) -> Iterator[str]:
         apart: list[float] = []
         for reports in SITES[name]():
             start = time.perf_counter()
-            whole = reports(bp.Counterfactual(**size), seed)
+            whole = reports(bp.nulls.Counterfactual(**size), seed)
             seconds[1] += time.perf_counter() - start
             for other in seeds:
                 start = time.perf_counter()

@@ -167,7 +167,7 @@ def standing_out(reports: Sequence[bp.Report]) -> int:
     return sum(any(site.verdict.outcome in STANDS_OUT for site in report) for report in reports)
 
 
-def _lines(name: str, seeds: int, null: bp.Null) -> Iterator[str]:
+def _lines(name: str, seeds: int, null: bp.nulls.Null) -> Iterator[str]:
     start, reports = time.perf_counter(), []
     for seed in range(seeds):
         reports.append(NETWORKS[name].probe(seed, null=null))
@@ -197,7 +197,7 @@ def main() -> None:
     print("|", " | ".join(column.replace("-", " ") for column in columns.split()), "|")
     print("|", " | ".join("---" for _ in columns.split()), "|")
     for name in asked.names or NETWORKS:
-        for line in _lines(name, asked.seeds, bp.Counterfactual(samples=asked.samples)):
+        for line in _lines(name, asked.seeds, bp.nulls.Counterfactual(samples=asked.samples)):
             print(line, flush=True)
 
 

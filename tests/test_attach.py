@@ -18,7 +18,7 @@ from basis_probe import demo
 # Few frames of a cheap null, on sites where it misleads and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
 
-FEW = bp.Rotation(frames=19)
+FEW = bp.nulls.Rotation(frames=19)
 """Enough for a report; what it says is tested elsewhere."""
 
 

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull"),
 ]
 
-FEW = bp.Rotation(frames=19, samples=128)
+FEW = bp.nulls.Rotation(frames=19, samples=128)
 
 
 def _probe(model: nn.Module, data: Any, **settings: Any) -> bp.Report:
@@ -319,7 +319,7 @@ def test_a_pre_activation_that_is_not_finite_does_not_end_the_run() -> None:
     model = _mlp()
     with torch.no_grad():
         model[0].bias[3] = -math.inf
-    for null in (None, bp.Counterfactual(frames=19, samples=128), FEW):
+    for null in (None, bp.nulls.Counterfactual(frames=19, samples=128), FEW):
         report = _probe(model, [_draw(300, 6)], sites=["1", "2"], null=null)
         assert report["1"].n_dead == 1
         assert report["2"].scores["kurtosis"].observed > 0
@@ -363,9 +363,10 @@ def _with_still_units(*, dead: int, constant: int) -> nn.Sequential:
 
 
 @pytest.mark.parametrize(
-    "null", [FEW, bp.Counterfactual(frames=19, samples=128), bp.TurnedPreactivation(19, 128)]
+    "null",
+    [FEW, bp.nulls.Counterfactual(frames=19, samples=128), bp.nulls.TurnedPreactivation(19, 128)],
 )
-def test_units_that_never_vary_are_counted_and_left_out(null: bp.Null) -> None:
+def test_units_that_never_vary_are_counted_and_left_out(null: bp.nulls.Null) -> None:
     model, x = _with_still_units(dead=3, constant=2), _draw(300, 6)
     site = _probe(model, [x], sites="1", null=null)["1"]
     assert (site.dim, site.n_dead) == (12, 5)
@@ -411,10 +412,12 @@ def test_what_is_no_module_is_refused(model: Any) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_probed_in_float64(dtype: torch.dtype) -> None:
     x = _draw(400, 6)
-    full = _probe(_mlp(), [x], sites=["0", "1"], null=bp.Counterfactual(frames=19, samples=256))
+    full = _probe(
+        _mlp(), [x], sites=["0", "1"], null=bp.nulls.Counterfactual(frames=19, samples=256)
+    )
     model = _mlp().to(dtype)
     half = _probe(
-        model, [x.to(dtype)], sites=["0", "1"], null=bp.Counterfactual(frames=19, samples=256)
+        model, [x.to(dtype)], sites=["0", "1"], null=bp.nulls.Counterfactual(frames=19, samples=256)
     )
     assert half.provenance.dtype == str(dtype).removeprefix("torch.")
     assert model[0].weight.dtype is dtype
@@ -472,14 +475,14 @@ def test_a_model_without_numbers_is_refused() -> None:
     ("settings", "error", "message"),
     [
         ({"null": "rotations"}, ValueError, "no null is called 'rotations'; there are rotation, c"),
-        ({"null": bp.Rotation}, ValueError, "no null is called <class"),
+        ({"null": bp.nulls.Rotation}, ValueError, "no null is called <class"),
         ({"scores": ["curtosis"]}, ValueError, "no score is called 'curtosis'; there are non_gau"),
         ({"scores": []}, ValueError, "scores is empty: give some of non_gaussianity, negentropy"),
         ({"max_samples": 0}, ValueError, "max_samples=0: give a positive number, or None for all"),
         ({"seed": 0.5}, ValueError, r"seed=0.5: give a whole number from -2\*\*63 to"),
         ({"seed": 2**64}, ValueError, "seed=18446744073709551616: give a whole number"),
         ({"groups": "rotation group"}, ValueError, "no group is called 'rotation group'; near"),
-        ({"groups": bp.Orthogonal(5)}, ValueError, "acts on 5 features, the site has 12"),
+        ({"groups": bp.groups.Orthogonal(5)}, ValueError, "acts on 5 features, the site has 12"),
         ({"groups": {"0": "orthogonal"}}, bp.SiteError, "groups names '0', which matches none of"),
         ({"groups": 5}, TypeError, "groups is a int: give a group, its name, or a dict"),
     ],
@@ -493,13 +496,13 @@ def test_settings_that_make_no_sense_are_refused(
 
 def test_a_null_needs_enough_frames_and_samples() -> None:
     with pytest.raises(ValueError, match="frames=18: fewer than 19 frames cannot reach"):
-        bp.Rotation(frames=18)
+        bp.nulls.Rotation(frames=18)
     with pytest.raises(ValueError, match="samples=7: give at least 8, better 4096"):
-        bp.Counterfactual(samples=7)
+        bp.nulls.Counterfactual(samples=7)
 
 
 def test_the_counterfactual_null_is_not_to_be_had_everywhere() -> None:
-    null = bp.Counterfactual(frames=19, samples=128)
+    null = bp.nulls.Counterfactual(frames=19, samples=128)
     site = _probe(nn.Sequential(nn.Identity()), [_draw(300, 6)], sites="0", null=null)["0"]
     assert site.verdict.sentence.startswith(
         "Undecided: the counterfactual null was asked for, and neither the input of the linear map"
@@ -523,7 +526,11 @@ X = np.random.default_rng(0).normal(size=(300, 4))
         (lambda: {"x": X[:, :0]}, ValueError, r"x has shape \(300, 0\): it holds no numbers"),
         (lambda: {"x": np.where(X > 2, np.nan, X)}, ValueError, "x holds .* NaN or infinite: rem"),
         (lambda: {"x": X, "group": "rotated"}, ValueError, "no group is called 'rotated'"),
-        (lambda: {"x": X, "group": bp.Permutation(5)}, ValueError, "acts on 5 features, and x has"),
+        (
+            lambda: {"x": X, "group": bp.groups.Permutation(5)},
+            ValueError,
+            "acts on 5 features, and x has",
+        ),
         (lambda: {"x": X, "pre": X}, ValueError, "pre is given without nonlinearity: name what"),
         (
             lambda: {"x": X, "pre": X[:, :3], "nonlinearity": "relu"},
@@ -595,7 +602,7 @@ def test_an_input_too_narrow_to_be_turned_decides_nothing(width: int, said: str)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(width, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
-    null = bp.Counterfactual(frames=99, samples=256)
+    null = bp.nulls.Counterfactual(frames=99, samples=256)
     site = _probe(model, [_draw(300, width) + 1], sites="1", null=null)["1"]
     assert site.verdict.outcome is bp.Outcome.UNDECIDED
     assert f"have {said}, so there is nothing to stand out against" in site.verdict.sentence

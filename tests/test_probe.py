@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import basis_probe as bp
-from basis_probe import concluding, demo
+from basis_probe import demo
+from basis_probe.run import report as concluding
 
 # Few frames of a cheap null, on sites where it misleads and says so.
 pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
 
-FEW = bp.Rotation(frames=19, samples=64)
+FEW = bp.nulls.Rotation(frames=19, samples=64)
 
 
 def _probe(model: nn.Module, data: Any, **settings: Any) -> bp.Report:
@@ -322,7 +323,7 @@ def test_an_older_hooked_transformer_is_known_by_what_it_has() -> None:
     model, tokens = OldModel().eval(), _tokens(30, 10)
     report = _probe(model, [{"input_ids": tokens}], sites="*")
     assert report.sites == ("hook_embed", "blocks.0.hook_scale", "blocks.0.mlp.hook_post")
-    assert report["blocks.0.mlp.hook_post"].symmetry.group == bp.Permutation(10)
+    assert report["blocks.0.mlp.hook_post"].symmetry.group == bp.groups.Permutation(10)
     assert report.provenance.model.startswith("OldModel old (")
     # A point that fires three times is not counted three times: its first call is the site.
     normed = F.layer_norm(model.embed(tokens), (8,)).reshape(-1, 8)
@@ -357,7 +358,7 @@ def test_a_rotation_asked_for_behind_a_nonlinearity_leaves_still_units_out() -> 
     model = _mlp()
     with torch.no_grad():
         model[0].weight[:4], model[0].bias[:4] = 0, -1
-    for null in (FEW, bp.Counterfactual(frames=19, samples=64)):
+    for null in (FEW, bp.nulls.Counterfactual(frames=19, samples=64)):
         site = _probe(model, [_draw(300, 6)], sites="1", null=null)["1"]
         assert site.n_dead == 4
         assert np.isnan(site.scores["kurtosis"].per_direction).sum() == 4
@@ -639,7 +640,7 @@ def test_the_record_says_what_determined_the_numbers() -> None:
     assert record.settings["groups"] == "monomial"
     assert "frames=19" in record.settings["null"]
     assert record.versions["torch"] == torch.__version__ or record.versions["torch"]
-    assert report["1"].symmetry.group == bp.Monomial(12)
+    assert report["1"].symmetry.group == bp.groups.Monomial(12)
     assert report["1"].symmetry.because == "The group was given, not derived."
 
 
@@ -648,15 +649,17 @@ def test_groups_can_be_given_site_by_site() -> None:
     sites = ["0", "1", "2"]
     report = _probe(_mlp(), data, sites=sites, groups={"1": "general-linear", "[02]": "trivial"})
     assert [site.symmetry.group.name for site in report] == ["trivial", "general-linear", "trivial"]
-    derived = _probe(_mlp(), data, sites=sites, groups={"1": bp.Orthogonal(12)})
-    assert derived["1"].symmetry.group == bp.Orthogonal(12)
-    assert derived["0"].symmetry.group == bp.PositiveMonomial(12)
+    derived = _probe(_mlp(), data, sites=sites, groups={"1": bp.groups.Orthogonal(12)})
+    assert derived["1"].symmetry.group == bp.groups.Orthogonal(12)
+    assert derived["0"].symmetry.group == bp.groups.PositiveMonomial(12)
 
 
 def test_the_scores_asked_for_are_the_scores_reported() -> None:
     report = _probe(_mlp(), [_draw(300, 6)], scores=["kurtosis"], sites="0")
     assert list(report["0"].scores) == ["kurtosis"]
-    report = _probe(_mlp(), [_draw(300, 6)], scores=[bp.SAMPLE_KURTOSIS, "kurtosis"], sites="0")
+    report = _probe(
+        _mlp(), [_draw(300, 6)], scores=[bp.scores.SAMPLE_KURTOSIS, "kurtosis"], sites="0"
+    )
     assert list(report["0"].scores) == ["sample_kurtosis", "kurtosis"]
 
 
@@ -885,7 +888,7 @@ def test_other_things_left_behind_are_noticed() -> None:
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_number_of_threads_stays(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if fails:
-        module = sys.modules["basis_probe.findings"]
+        module = sys.modules["basis_probe.evidence.site"]
         monkeypatch.setattr(module, "measure", lambda *_, **__: [][0])
     before = torch.get_num_threads()
     torch.set_num_threads(3)

@@ -8,26 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from draws import seeded
 from torch import Tensor, nn
 
 import basis_probe as bp
 
-ROTATED = bp.Rotation(frames=199, samples=1024)
-SMALL = bp.Rotation(frames=99, samples=512)
-LAYER = bp.Counterfactual(frames=99, samples=1024)
+ROTATED = bp.nulls.Rotation(frames=199, samples=1024)
+SMALL = bp.nulls.Rotation(frames=99, samples=512)
+LAYER = bp.nulls.Counterfactual(frames=99, samples=1024)
 Outcome = bp.Outcome
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def _gaussian(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=_generator(seed), dtype=torch.float64)
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
 def _laplace(samples: int = 2000, dim: int = 16, seed: int = 0) -> Tensor:
-    uniform = torch.rand(samples, dim, generator=_generator(seed), dtype=torch.float64) - 0.5
+    uniform = torch.rand(samples, dim, generator=seeded(seed), dtype=torch.float64) - 0.5
     return -uniform.sign() * (1 - 2 * uniform.abs()).log()
 
 
@@ -62,7 +59,7 @@ def test_sources_on_the_axes_are_found_and_hidden_by_a_rotation(seed: int) -> No
 
 
 def test_flat_sources_stand_out_too() -> None:
-    uniform = torch.rand(2000, 16, generator=_generator(0), dtype=torch.float64)
+    uniform = torch.rand(2000, 16, generator=seeded(0), dtype=torch.float64)
     site = bp.probe_activations(uniform, group="orthogonal", null=ROTATED)
     assert site.verdict.outcome is Outcome.EMERGENT
     assert site.scores["kurtosis"].effect < -5
@@ -138,17 +135,17 @@ def test_every_group_by_its_name(group: str) -> None:
     hidden = x @ _rotation(16, seed=11)
     if group == "planes":
         # Sources that are mixed inside their own planes only are as hidden as can be there.
-        hidden = x @ bp.Planes(16).sample(_generator(5)).T
+        hidden = x @ bp.groups.Planes(16).sample(seeded(5)).T
     assert _outcome(hidden, group) is off
 
 
 def test_groups_as_values() -> None:
     x = _laplace()
-    heads = bp.Blocks(bp.GeneralLinear(4), count=4)
+    heads = bp.groups.Blocks(bp.groups.GeneralLinear(4), count=4)
     assert _outcome(x, heads) is Outcome.EMERGENT
-    turned = x @ heads.sample(_generator(1)).T
+    turned = x @ heads.sample(seeded(1)).T
     assert _outcome(turned, heads) is Outcome.ARBITRARY
-    both = bp.DirectSum((bp.Permutation(8), bp.SignedPermutation(8)))
+    both = bp.groups.DirectSum((bp.groups.Permutation(8), bp.groups.SignedPermutation(8)))
     assert _outcome(x, both) is Outcome.PRIVILEGED
 
 
@@ -169,7 +166,7 @@ def _layer(
     *, on_axes: bool, width: int = 24, seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Inputs, weight, bias and pre-activation of a layer that reads features, or mixtures."""
-    active = torch.rand(2000, width, generator=_generator(seed + 3), dtype=torch.float64) < 0.3
+    active = torch.rand(2000, width, generator=seeded(seed + 3), dtype=torch.float64) < 0.3
     features = _laplace(2000, width, seed=seed) * active
     # The input space mixes the features; the neurons undo it, or look elsewhere.
     mixing = _rotation(width, seed + 1)
@@ -200,7 +197,11 @@ def test_features_on_neurons_are_told_from_features_off_them(name: str, on_axes:
     assert exact.null is not None
     assert (exact.null.name, exact.null.approximate) == ("counterfactual", False)
     turned = bp.probe_activations(
-        x, group=group, pre=pre, nonlinearity=BENDS[name], null=bp.TurnedPreactivation(99, 1024)
+        x,
+        group=group,
+        pre=pre,
+        nonlinearity=BENDS[name],
+        null=bp.nulls.TurnedPreactivation(99, 1024),
     )
     assert turned.verdict.outcome is expected
     assert turned.null is not None
@@ -275,7 +276,7 @@ def test_dense_gaussian_layers_are_not_called_special() -> None:
         x = (inputs @ weight.T + bias).relu()
         site = bp.probe_activations(
             x, group="positive-monomial", inputs=inputs, weight=weight, bias=bias,
-            nonlinearity="relu", null=bp.Counterfactual(frames=99, samples=400),
+            nonlinearity="relu", null=bp.nulls.Counterfactual(frames=99, samples=400),
         )  # fmt: skip
         found.append(site.verdict.outcome)
     assert found.count(Outcome.PRIVILEGED) < 4
@@ -314,7 +315,9 @@ def test_what_is_given_is_not_changed() -> None:
 
 def test_numbers_are_those_of_their_definitions() -> None:
     x = _laplace(900, 8)
-    site = bp.probe_activations(x, group="orthogonal", null=bp.Rotation(frames=49, samples=4096))
+    site = bp.probe_activations(
+        x, group="orthogonal", null=bp.nulls.Rotation(frames=49, samples=4096)
+    )
     centred = x - x.mean(0)
     kurtosis = (centred**4).mean(0) / (centred**2).mean(0) ** 2
     score = site.scores["kurtosis"]
@@ -330,7 +333,7 @@ def test_numbers_are_those_of_their_definitions() -> None:
         assert found.null_mean == pytest.approx(null.mean(), rel=1e-12)
         assert found.null_std == pytest.approx(null.std(ddof=1), rel=1e-12)
         assert found.effect == pytest.approx((found.observed - null.mean()) / null.std(ddof=1))
-        if found.tail is bp.Tail.UPPER:
+        if found.tail is bp.results.Tail.UPPER:
             assert found.p_value == (1 + (null >= found.observed).sum()) / 50
         assert found.decides == (name in ("non_gaussianity", "negentropy"))
         assert math.isnan(found.p_adjusted) != found.decides
@@ -342,7 +345,7 @@ def test_numbers_are_those_of_their_definitions() -> None:
 @pytest.mark.parametrize("group", ["orthogonal", "line-stabiliser"])
 def test_the_sampled_null_agrees_with_the_closed_form(group: str) -> None:
     site = bp.probe_activations(
-        _laplace(600, 8), group=group, null=bp.Rotation(frames=999, samples=600)
+        _laplace(600, 8), group=group, null=bp.nulls.Rotation(frames=999, samples=600)
     )
     score = site.scores["sample_kurtosis"]
     assert score.closed_form is not None
@@ -372,10 +375,10 @@ def test_a_few_axes_that_carry_everything_are_said_to() -> None:
 
 
 def test_the_report_of_a_matrix_can_be_saved_like_any_other() -> None:
-    site = bp.probe_activations(_laplace(300, 4), group="monomial", null=bp.Rotation(19, 128))
+    site = bp.probe_activations(_laplace(300, 4), group="monomial", null=bp.nulls.Rotation(19, 128))
     assert (site.site, site.dim, site.shape, site.layer) == ("activations", 4, (4,), None)
     assert str(site).startswith("activations: ")
-    record = bp.Provenance("none", "a matrix", 0, 1, 300, {}, "cpu", "float64", 0.05, {})
+    record = bp.results.Provenance("none", "a matrix", 0, 1, 300, {}, "cpu", "float64", 0.05, {})
     report = bp.Report((site,), record)
     assert bp.Report.from_json(report.to_json()) == report
 
@@ -383,9 +386,9 @@ def test_the_report_of_a_matrix_can_be_saved_like_any_other() -> None:
 def test_every_score_may_be_asked_for_and_bears_its_own_closed_form() -> None:
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     found = bp.probe_activations(
-        x, group="orthogonal", scores=list(bp.SCORES), null=bp.Rotation(frames=199)
+        x, group="orthogonal", scores=list(bp.scores.ALL), null=bp.nulls.Rotation(frames=199)
     ).scores
-    assert set(found) == set(bp.SCORES)
+    assert set(found) == set(bp.scores.ALL)
     known = {name: score.closed_form for name, score in found.items() if score.closed_form}
     assert set(known) == {"kurtosis", "sample_kurtosis", "sample_hoyer"}
     for name, form in known.items():
@@ -400,7 +403,7 @@ def test_one_rogue_dimension_is_not_called_special() -> None:
     for seed in range(12):
         x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(seed)).double()
         x[:, 0] = 20 * x[:, 0] + 30
-        found = bp.probe_activations(x, group="orthogonal", null=bp.Rotation(frames=99))
+        found = bp.probe_activations(x, group="orthogonal", null=bp.nulls.Rotation(frames=99))
         assert found.verdict.outcome is Outcome.ARBITRARY
         if found.scores["non_gaussianity"].p_adjusted <= 0.05:
             beyond += 1

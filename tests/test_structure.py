@@ -3,6 +3,7 @@
 import ast
 import compileall
 import functools
+import graphlib
 import pathlib
 import re
 import shutil
@@ -90,47 +91,89 @@ def _below(*parts: str) -> dict[pathlib.Path, set[str]]:
     return chosen
 
 
-ARROWS = {
-    "algebra": ("algebra", "errors", "brief"),
-    "statistics": ("algebra", "statistics", "errors", "brief"),
-    # A report shows itself: its methods call the presentation when they are called, not before.
-    "records": ("records", "algebra", "errors"),
-    "results": (
-        "results",
-        "records",
-        "algebra.groups",
-        "concepts.contexts",
-        "statistics.multiplicity",
-        "presentation",
-        "errors",
-        "brief",
-    ),
-    "brief": ("brief",),
-    "presentation": (
-        "concepts.findings",
-        "concepts.contexts",
-        "presentation",
-        "results",
-        "algebra.groups",
-        "errors",
-    ),
-    # Adapters say what a model is; they compute no statistic and draw no picture.
-    "adapters": ("adapters", "algebra", "results", "errors"),
-}
+# From the ground up: a room imports only itself and what stands above it. A room is a folder, or a
+# module beside the folders.
+ROOMS = """
+errors        what can go wrong
+parallel      small jobs side by side
+algebra       groups of changes of basis: no model, no data
+statistics    samples, nulls, scores and p-values: no model
+results       every frozen finding, in its file form
+show          pages, tables and figures: results and nothing else
+model         what a model is and was seen to compute
+architecture  facts, the group that follows, its proof
+evidence      rows, the null, scores
+verdict       both answers, the outcome and the sentence
+run           one pass over the data
+activations   the door for matrices
+compare       two or more networks
+concepts      what directions tell
+probe         the door for a model and data
+attach        the door for what the user runs
+demo          the model that comes with the package
+calibration   how often the instrument errs
+cli           the command line
+"""
+ORDER = [line.split()[0] for line in ROOMS.strip().splitlines()]
+
+# A finding shows itself when asked to: these imports happen inside its methods.
+SHOWS_ITSELF = ("results", "show")
 
 
-@pytest.mark.parametrize("part", ARROWS)
-def test_arrows_point_one_way(part: str) -> None:
-    assert _strangers(_below(part), ARROWS[part]) == []
+def _room(module: str) -> str:
+    return module.split(".")[0]
 
 
-def test_before_during_and_after_the_data_come_in_this_order() -> None:
-    order = ["watching", "problems", "reading", "concluding", "probe"]
-    for place, part in enumerate(order):
-        later = tuple(f"basis_probe.{name}" for name in order[place + 1 :])
-        for path, names in _below(part).items():
-            found = [name for name in names if _within(name, later)]
-            assert not found, f"{_module(path)} imports {found}"
+def _edges() -> dict[str, set[str]]:
+    """Module -> the modules that it imports when it is run, wherever in it that happens."""
+    known = {_module(path): path for path in SOURCES}
+    edges: dict[str, set[str]] = {}
+    for module, path in known.items():
+        found: set[str] = set()
+        for name in _of(path, with_types=False):
+            below = name.removeprefix("basis_probe.")
+            if name.startswith("basis_probe."):
+                found.add(below if below in known else below.rpartition(".")[0])
+        edges[module] = (found & set(known)) - {module, ""}
+    return edges
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {_room(_module(path)) for path in SOURCES} - {"", "__main__"}
+    assert rooms == set(ORDER)
+
+
+def test_arrows_point_one_way() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in _edges().items()
+        for other in others
+        if module not in ("", "__main__")
+        and ORDER.index(_room(other)) > ORDER.index(_room(module))
+        and (_room(module), _room(other)) != SHOWS_ITSELF
+    ]
+    assert wrong == []
+
+
+def test_there_is_no_circle() -> None:
+    edges = {
+        module: {other for other in others if (_room(module), _room(other)) != SHOWS_ITSELF}
+        for module, others in _edges().items()
+    }
+    # What was seen of a part of the data concludes itself when asked to.
+    edges["run.parts"] -= {"run.report"}
+    # A package's file imports what lies in it, and is not what its modules import.
+    graphlib.TopologicalSorter(edges).prepare()
+
+
+def test_results_know_how_to_show_themselves_only_when_asked() -> None:
+    for path, names in _below("results").items():
+        shown = [name for name in names if _within(name, ("basis_probe.show",))]
+        at_import: set[str] = set()
+        for node in _runs_at_import(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                at_import |= _imports(node, _module(path), is_package=path.name == "__init__.py")
+        assert not at_import & set(shown), f"{_module(path)} imports show at once"
 
 
 def test_errors_need_nothing_of_the_package_to_be_raised() -> None:
@@ -138,34 +181,40 @@ def test_errors_need_nothing_of_the_package_to_be_raised() -> None:
     assert _strangers(needed, ()) == []
 
 
-def test_results_know_of_the_presentation_only_when_asked_to_show() -> None:
-    tree = ast.parse((PACKAGE / "results.py").read_text(encoding="utf-8"))
-    at_import: set[str] = set()
-    for node in _runs_at_import(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            at_import |= _imports(node, "results", is_package=False)
-    assert at_import
-    assert not [name for name in at_import if _within(name, ("basis_probe.presentation",))]
+@pytest.mark.parametrize(
+    "name", ["", "groups", "nulls", "scores", "bases", "concepts", "compare", "results"]
+)
+def test_a_namespace_lists_its_public_names_only(name: str) -> None:
+    import basis_probe
+
+    space = getattr(basis_probe, name) if name else basis_probe
+    assert sorted(dir(space)) == sorted(space.__all__)
+    assert len(dir(space)) <= 60
+    for public in dir(space):
+        assert getattr(space, public) is not None
+    taken: dict[str, object] = {}
+    exec(f"from {space.__name__} import *", taken)
+    assert set(taken) - {"__builtins__"} == set(dir(space))
 
 
 def test_the_check_of_arrows_sees_every_way_of_importing() -> None:
     source = """
-import basis_probe.adapters.trace
-from basis_probe import adapters
-from basis_probe.adapters import trace
+import basis_probe.model.trace
+from basis_probe import model
+from basis_probe.model import trace
 def late():
-    from ..adapters.trace import Trace
+    from ..model.trace import Trace
     from . import siblings
 """
     found = _imports(ast.parse(source), "statistics.moments", is_package=False)
     assert found == {
-        "basis_probe.adapters.trace",
-        "basis_probe.adapters",
-        "basis_probe.adapters.trace.Trace",
+        "basis_probe.model.trace",
+        "basis_probe.model",
+        "basis_probe.model.trace.Trace",
         "basis_probe.statistics.siblings",
     }
     path = PACKAGE / "statistics" / "moments.py"
-    assert len(_strangers({path: found}, ARROWS["statistics"])) == 3
+    assert len(_strangers({path: found}, ("algebra", "statistics", "errors"))) == 3
     assert _imports(ast.parse("from . import a"), "algebra", is_package=True) == {
         "basis_probe.algebra.a"
     }
@@ -182,22 +231,22 @@ def test_nobody_imports_the_root_of_the_package() -> None:
 
 
 # Which parts of the package may import what is large, or belongs to one concern only.
-ROOMS = {
-    "transformer_lens": ("adapters",),
-    "transformers": ("adapters",),
-    "matplotlib": ("presentation.plots", "presentation.plot", "presentation.heatmap"),
-    "rich": ("cli", "presentation"),
-    "jinja2": ("presentation",),
+LIBRARIES = {
+    "transformer_lens": ("model",),
+    "transformers": ("model",),
+    "matplotlib": ("show.plots", "show.heatmap"),
+    "rich": ("cli", "show"),
+    "jinja2": ("show",),
 }
 
 
-@pytest.mark.parametrize("library", ROOMS)
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_a_library_stays_in_its_room(library: str) -> None:
     strangers = [
         _module(path)
         for path in SOURCES
         if any(_within(name, (library,)) for name in _of(path, with_types=False))
-        and not _within(_module(path), ROOMS[library])
+        and not _within(_module(path), LIBRARIES[library])
     ]
     assert strangers == []
 

@@ -12,23 +12,26 @@ import pytest
 import torch
 
 import basis_probe as bp
-from basis_probe.results import Tail
-from basis_probe.statistics.multiplicity import monte_carlo_p, tail_p
-from basis_probe.verdict import LEVEL, Found, adjust, decide, samples_needed
+from basis_probe.evidence.site import samples_needed
+from basis_probe.results.evidence import Tail
+from basis_probe.statistics.p_values import monte_carlo_p, tail_p
+from basis_probe.verdict import LEVEL, Found, adjust, decide
 
 NAN = math.nan
 Outcome, Privileged = bp.Outcome, bp.Privileged
 
-ROTATION = bp.NullRecord("rotation", 199, 4096, "euclidean", "the data", "it was to be turned")
+ROTATION = bp.results.NullRecord(
+    "rotation", 199, 4096, "euclidean", "the data", "it was to be turned"
+)
 COUNTERFACTUAL = dataclasses.replace(ROTATION, name="counterfactual")
 
-GROUPS: dict[Privileged, bp.Group] = {
-    Privileged.AXES: bp.PositiveMonomial(8),
-    Privileged.NONE: bp.Orthogonal(8),
-    Privileged.LINE: bp.LineStabiliser(8),
-    Privileged.BLOCKS: bp.Blocks(bp.GeneralLinear(4), count=2),
-    Privileged.PLANES: bp.Planes(8),
-    Privileged.UNKNOWN: bp.Unknown(8),
+GROUPS: dict[Privileged, bp.groups.Group] = {
+    Privileged.AXES: bp.groups.PositiveMonomial(8),
+    Privileged.NONE: bp.groups.Orthogonal(8),
+    Privileged.LINE: bp.groups.LineStabiliser(8),
+    Privileged.BLOCKS: bp.groups.Blocks(bp.groups.GeneralLinear(4), count=2),
+    Privileged.PLANES: bp.groups.Planes(8),
+    Privileged.UNKNOWN: bp.groups.Unknown(8),
 }
 
 
@@ -251,14 +254,14 @@ def test_trouble_comes_before_every_other_reason() -> None:
 
 
 def test_the_number_of_samples_needed_grows_with_what_is_fitted() -> None:
-    def needed(group: bp.Group) -> int:
+    def needed(group: bp.groups.Group) -> int:
         return samples_needed(bp.Symmetry(group, group.privileged, "", ""), group.dim)
 
-    assert needed(bp.Orthogonal(1000)) == needed(bp.PositiveMonomial(1000)) == 200
-    assert needed(bp.GeneralLinear(10)) == 200
-    assert needed(bp.GeneralLinear(100)) == 1000
+    assert needed(bp.groups.Orthogonal(1000)) == needed(bp.groups.PositiveMonomial(1000)) == 200
+    assert needed(bp.groups.GeneralLinear(10)) == 200
+    assert needed(bp.groups.GeneralLinear(100)) == 1000
     # Inside heads only a head's covariance is fitted.
-    assert needed(bp.Blocks(bp.GeneralLinear(64), count=8)) == 640
+    assert needed(bp.groups.Blocks(bp.groups.GeneralLinear(64), count=8)) == 640
 
 
 # --- many sites -----------------------------------------------------------------------------------
@@ -365,7 +368,7 @@ def test_the_number_of_alternatives_is_no_reason_in_a_real_run() -> None:
     for frames in (19, 99):
         report = bp.probe(
             model, [x], sites=["0", "1:in", "0:in", "1"], groups="orthogonal", progress=False,
-            null=bp.Rotation(frames=frames, samples=600),
+            null=bp.nulls.Rotation(frames=frames, samples=600),
         )  # fmt: skip
         outcomes[frames] = {site.verdict.outcome for site in report}
     assert outcomes == {19: {Outcome.UNDECIDED}, 99: {Outcome.EMERGENT}}

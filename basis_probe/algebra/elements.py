@@ -15,8 +15,6 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from basis_probe.brief import brief
-
 
 class Element(abc.ABC):
     """One invertible real matrix A, x' = A x for a column vector x.
@@ -108,7 +106,6 @@ class Element(abc.ABC):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Identity(Element):
     """The element that changes nothing.
@@ -137,7 +134,6 @@ class Identity(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dense(Element):
     """A matrix without a form that could be used.
@@ -185,7 +181,6 @@ class Dense(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class MonomialElement(Element):
     """Axes that change places, each multiplied by a number: (A v)_i = factors_i * v_columns_i.
@@ -251,7 +246,6 @@ class MonomialElement(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Local(Element):
     """An element that changes a few axes only, and those among themselves.
@@ -316,7 +310,6 @@ def local(element: Element) -> Element:
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reflections(Element):
     """A product of reflections I - 2 v v^T / |v|^2; orthogonal, and costs one product per vector.
@@ -384,7 +377,6 @@ class Reflections(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sheared(Element):
     """The matrix turn + 1 w^T: a turn that keeps the all-ones line, with more written along it.
@@ -456,7 +448,6 @@ class Sheared(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gathered(Element):
     """The matrix turn + w 1^T: the transpose of a `Sheared`, which adds the sum to every entry.
@@ -515,7 +506,6 @@ def plane_axes(
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlaneElement(Element):
     """Planes of two axes, each turned and scaled as by a complex number.
@@ -586,7 +576,6 @@ class PlaneElement(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockElement(Element):
     """Blocks of axes that change places as wholes, each changed by an element of its own.
@@ -681,7 +670,6 @@ class BlockElement(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class SumElement(Element):
     """Elements side by side, each on axes of its own, in order.
@@ -729,7 +717,6 @@ class SumElement(Element):
 
 
 @final
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Product(Element):
     """A product that is left as it is, factor by factor; the last factor acts first.

@@ -37,6 +37,27 @@ from basis_probe.algebra.elements import (
 )
 from basis_probe.algebra.haar import haar, haar_fixing, require_cpu
 
+__all__ = [
+    "Blocks",
+    "DirectSum",
+    "GeneralLinear",
+    "Group",
+    "LineStabiliser",
+    "Monomial",
+    "Orthogonal",
+    "Permutation",
+    "Planes",
+    "PositiveMonomial",
+    "Privileged",
+    "SignedPermutation",
+    "Trivial",
+    "Unknown",
+]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
 
 class Privileged(enum.Enum):
     """Which directions a group leaves meaningful; the value says it in a sentence."""

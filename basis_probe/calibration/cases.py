@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from basis_probe.activations import probe_activations
 from basis_probe.algebra.haar import haar
 from basis_probe.probe import probe
-from basis_probe.results import SiteReport
+from basis_probe.results.report import SiteReport
 from basis_probe.statistics.nulls import Counterfactual, Null, Rotation, TurnedPreactivation
 
 Data = Float64[Tensor, "samples dim"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from basis_probe.calibration.cases import TRIALS, Draw, Trial
-from basis_probe.results import Outcome, SiteReport
+from basis_probe.results.report import Outcome, SiteReport
 
 LEVEL = 0.05
 SIZES = ((16, 1000), (64, 1000), (16, 8000), (64, 8000))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from basis_probe.findings import NULLS
+from basis_probe.evidence.site import NULLS
 
 ENDINGS = (".html", ".htm", ".json", ".csv", ".md")
 PART = ".safetensors"

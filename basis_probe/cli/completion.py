@@ -35,9 +35,7 @@ class CompletionCommand(Command):
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
         import shtab
 
-        from basis_probe.cli.entry import parser_of_all
-
-        whole = parser_of_all()
+        whole: argparse.ArgumentParser = parsed.parser
         for action in _actions(whole):
             if action.metavar in (*FILES, *FOLDERS):
                 is_file = action.metavar in FILES

@@ -31,7 +31,7 @@ class DemoCommand(Command):
         import torch
 
         from basis_probe import demo
-        from basis_probe.adapters.models import device_of
+        from basis_probe.model.network import device_of
 
         threads = torch.get_num_threads()
         texts = demo.texts(parsed.texts, seed=1)

@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from basis_probe.errors import StreamError
 
-    parsed = parser_of_all().parse_args(arguments)
+    parser = parser_of_all()
+    parsed = parser.parse_args(arguments)
+    parsed.parser = parser
     voice = Voice.PROGRAM if parsed.json else Voice.SILENT if parsed.quiet else Voice.READER
     screen = Screen.of(voice)
     command: Command = parsed.chosen

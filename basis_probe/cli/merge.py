@@ -51,7 +51,7 @@ class MergeCommand(Command):
         parser.set_defaults(default_out=Path("basis_probe_report.html"))
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
-        from basis_probe.partial import Partial
+        from basis_probe.run.parts import Partial
 
         for path in parsed.parts:
             if not path.is_file():

@@ -11,13 +11,13 @@ from basis_probe.cli.command import Refused, Status
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
-    from basis_probe.results import Report
+    from basis_probe.results.report import Report
 
 
 def load(model: str, device: str, screen: Screen) -> Any:
     """The language model of a local folder or of the hub, on a device."""
-    from basis_probe.adapters.models import device_of
-    from basis_probe.adapters.pretrained import from_directory
+    from basis_probe.model.load import from_directory
+    from basis_probe.model.network import device_of
 
     device = str(device_of(device))
     with screen.waiting(f"loading {model}"):
@@ -65,7 +65,7 @@ def probe_and_write(
 
 def write(report: Report, parsed: argparse.Namespace, screen: Screen) -> Status:
     """How a probe ended, its report shown and written."""
-    from basis_probe.presentation.terminal import render
+    from basis_probe.show.terminal import render
 
     screen.show(render(report))
     screen.give(report.to_json())

@@ -80,7 +80,7 @@ class ReportCommand(Command):
         )
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
-        from basis_probe.distributed import local_device, process_group
+        from basis_probe.run.distributed import local_device, process_group
 
         _require_fitting(parsed)
         if not parsed.text.is_file():
@@ -134,8 +134,8 @@ def _in_parts(
     world: int,
 ) -> Status:
     """How the part of this process ended; rank 0 writes the report of all."""
-    from basis_probe.distributed import gathered
     from basis_probe.probe import observe
+    from basis_probe.run.distributed import gathered
 
     checkpoint = parsed.checkpoint
     if checkpoint is not None and world > 1:

@@ -30,8 +30,8 @@ class ShowCommand(Command):
         )
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
-        from basis_probe.presentation.terminal import render
-        from basis_probe.results import Report
+        from basis_probe.results.report import Report
+        from basis_probe.show.terminal import render
 
         if not parsed.report.is_file():
             raise Refused(f"there is no file {parsed.report}; give a report saved as .json")

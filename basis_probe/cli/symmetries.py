@@ -14,7 +14,7 @@ from basis_probe.cli.probing import load
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
-    from basis_probe.results import Symmetries, Symmetry
+    from basis_probe.results.symmetry import Symmetries, Symmetry
 
 
 class SymmetriesCommand(Command):
@@ -37,8 +37,8 @@ class SymmetriesCommand(Command):
         )
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
-        from basis_probe.architecture import symmetries
-        from basis_probe.presentation.architecture import records, terminal
+        from basis_probe.architecture.symmetries import symmetries
+        from basis_probe.show.architecture import records, terminal
 
         bridge = load(parsed.model, "cpu", screen)
         text = ["The quick brown fox jumps over the lazy dog."]

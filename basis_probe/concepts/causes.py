@@ -15,20 +15,19 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from basis_probe.adapters.batches import Batch
-from basis_probe.adapters.capture import catching
-from basis_probe.adapters.models import device_of, prepared, recognise
-from basis_probe.adapters.places import Place, Site
-from basis_probe.adapters.trace import tensors_in
 from basis_probe.algebra.haar import haar
-from basis_probe.architecture import watched
-from basis_probe.brief import brief
+from basis_probe.architecture.symmetries import watched
 from basis_probe.concepts.comparing import tally
-from basis_probe.concepts.findings import Tally
 from basis_probe.errors import DataError, SiteError
-from basis_probe.reading import batches_of
-from basis_probe.records import Exact
-from basis_probe.sites import asked
+from basis_probe.model.batches import Batch
+from basis_probe.model.capture import catching
+from basis_probe.model.network import device_of, prepared, recognise
+from basis_probe.model.places import Place, Site
+from basis_probe.model.sites import asked
+from basis_probe.model.trace import tensors_in
+from basis_probe.results.codec import Exact
+from basis_probe.results.dissection import Tally
+from basis_probe.run.read import batches_of
 
 Loss = Callable[[Any, Batch], Tensor]
 """From what the model returns and its batch to one loss."""
@@ -57,7 +56,6 @@ class Held(enum.Enum):
         return names[wanted.lower()]
 
 
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Effects(Exact):
     """The change of the loss when one direction at a time is replaced, by its mean for one.
@@ -348,7 +346,6 @@ class _Ablation:
         return torch.zeros_like(away)
 
 
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogitEffects(Exact):
     """The logits that each direction writes by itself, from weights alone.

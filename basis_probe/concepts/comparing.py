@@ -11,19 +11,14 @@ from torch import Tensor
 from basis_probe.concepts.alignment import Measure
 from basis_probe.concepts.chance import Chance, shuffled
 from basis_probe.concepts.detection import Found, Setting, Sides, examine
-from basis_probe.concepts.findings import (
-    Comparison,
-    ConceptFinding,
-    DirectionFinding,
-    Tally,
-)
 from basis_probe.concepts.intervals import Pairs
 from basis_probe.concepts.labels import parts
-from basis_probe.evidence import Choice
-from basis_probe.results import NullRecord
+from basis_probe.evidence.measure import Choice
+from basis_probe.results.dissection import Comparison, ConceptFinding, DirectionFinding, Tally
+from basis_probe.results.evidence import NullRecord
 from basis_probe.statistics.moments import Moments
-from basis_probe.statistics.multiplicity import Tail, monte_carlo_p, pooled_direction_p
 from basis_probe.statistics.nulls import Problem, Rotation
+from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_direction_p
 
 CANDIDATES = 3
 """Of every concept so many of the best directions are scored again on resampled examples."""

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.activations import Matrix, Nonlinearity, layer_of, matrix, symmetry_of
-from basis_probe.adapters.batches import Batch
-from basis_probe.adapters.capture import catching
-from basis_probe.adapters.models import Subject, device_of, prepared, recognise
 from basis_probe.algebra.groups import Group
 from basis_probe.algebra.intertwiner import callable_of
-from basis_probe.architecture import watched
+from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.symmetries import watched
 from basis_probe.concepts.alignment import Measure, measure_of
 from basis_probe.concepts.comparing import Effort, compare
 from basis_probe.concepts.detection import Setting, Sides
-from basis_probe.concepts.findings import Comparison, Dissection, SiteDissection
 from basis_probe.concepts.labels import (
     BOTH,
     Concepts,
@@ -31,16 +28,19 @@ from basis_probe.concepts.labels import (
 )
 from basis_probe.concepts.maps import Maps
 from basis_probe.errors import DataError
-from basis_probe.evidence import Choice, choose
-from basis_probe.findings import chosen_null, chosen_seed
-from basis_probe.problems import problem_of
-from basis_probe.reading import batches_of
-from basis_probe.sites import asked, sensible
+from basis_probe.evidence.measure import Choice, choose
+from basis_probe.evidence.site import chosen_null, chosen_seed
+from basis_probe.model.batches import Batch
+from basis_probe.model.capture import catching
+from basis_probe.model.network import Subject, device_of, prepared, recognise
+from basis_probe.model.sites import asked, sensible
+from basis_probe.results.dissection import Comparison, Dissection, SiteDissection
+from basis_probe.run.problems import problem_of
+from basis_probe.run.read import batches_of
+from basis_probe.run.stream import Seen, Stream
+from basis_probe.run.watch import Groups, Placed, placed
 from basis_probe.statistics.nulls import Null, Problem, Rotation
 from basis_probe.statistics.sampling import hash_examples
-from basis_probe.stream import Seen, Stream
-from basis_probe.symmetry import Derivation
-from basis_probe.watching import Groups, Placed, placed
 
 FRAMES = 19
 """Alternatives drawn unless a null says otherwise: as many as can reach p = 0.05."""

@@ -12,24 +12,25 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from basis_probe.adapters.batches import Batch
-from basis_probe.adapters.capture import Catcher, catching
-from basis_probe.adapters.facts import Facts
-from basis_probe.adapters.models import Subject, device_of, prepared, recognise
-from basis_probe.adapters.places import Address, Site
 from basis_probe.algebra.haar import haar_directions
-from basis_probe.architecture import watched
-from basis_probe.concepts.contexts import Context, Examples, TopContexts
+from basis_probe.architecture.symmetries import watched
 from basis_probe.concepts.dissect import remembering
 from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.patches import Fields, fields
 from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.concepts.tokens import pieces
 from basis_probe.errors import DataError, SiteError
-from basis_probe.reading import batches_of
-from basis_probe.results import Report, SiteReport, Tail
-from basis_probe.sites import asked
-from basis_probe.stream import rows_last
+from basis_probe.model.batches import Batch
+from basis_probe.model.capture import Catcher, catching
+from basis_probe.model.facts import Facts
+from basis_probe.model.network import Subject, device_of, prepared, recognise
+from basis_probe.model.places import Address, Site
+from basis_probe.model.sites import asked
+from basis_probe.results.evidence import Tail
+from basis_probe.results.examples import Context, Examples, TopContexts
+from basis_probe.results.report import Report, SiteReport
+from basis_probe.run.read import batches_of
+from basis_probe.run.stream import rows_last
 
 WIDTH = 12
 """A context has so many tokens on each side of the one that activates."""
@@ -278,7 +279,7 @@ def illustrated(
 
 def standing_out(site: SiteReport, most: int) -> tuple[tuple[int, ...], str]:
     """The axes that stand out most at a site, and in which score; none where no axis has one."""
-    from basis_probe.presentation.selection import of_axes, top_axes
+    from basis_probe.show.selection import of_axes, top_axes
 
     score = of_axes(site)
     # One axis cannot stand out, and is its own rotation.

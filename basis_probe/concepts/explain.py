@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from basis_probe.brief import brief
-from basis_probe.concepts.contexts import Context, Examples, TopContexts
-from basis_probe.concepts.paper import read, written
+from basis_probe.results.envelope import read, written
+from basis_probe.results.examples import Context, Examples, TopContexts
 
 Explainer = Callable[[Sequence[Context]], str]
 """From contexts that activate a direction to one sentence that says what they have in common."""
@@ -26,7 +25,6 @@ Judge = Callable[[str, Sequence[Context]], Sequence[bool]]
 """From an explanation and contexts to whether each of them fits it."""
 
 
-@brief
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """How much may be asked.
@@ -44,7 +42,6 @@ class Budget:
     shown: int = 5
 
 
-@brief
 @dataclasses.dataclass(frozen=True)
 class Explained:
     """One direction's explanation and its score.
@@ -67,7 +64,6 @@ class Explained:
     scored: bool
 
 
-@brief
 @dataclasses.dataclass(frozen=True)
 class Explanations:
     """Explanations of axes and of rotated directions at one site.
@@ -262,7 +258,6 @@ def marked(context: Context) -> str:
     ).replace("\n", " ")
 
 
-@brief
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
     """An explainer and a judge behind a chat endpoint that speaks the protocol of OpenAI.

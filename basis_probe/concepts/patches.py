@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from basis_probe.adapters.batches import Batch
-from basis_probe.adapters.capture import catching
-from basis_probe.adapters.models import Subject
-from basis_probe.adapters.places import Address
+from basis_probe.model.batches import Batch
+from basis_probe.model.capture import catching
+from basis_probe.model.network import Subject
+from basis_probe.model.places import Address
 
 Span = tuple[int, int]
 """From a row or column up to, and without, another."""

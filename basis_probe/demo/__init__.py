@@ -37,7 +37,7 @@ def load(device: str | torch.device = "cpu") -> TransformerBridge:
         >>> bridge.cfg.n_layers, bridge.cfg.d_model
         (4, 96)
     """
-    from basis_probe.adapters.pretrained import from_directory
+    from basis_probe.model.load import from_directory
 
     bridge = from_directory(MODEL_DIR, device=device, local_files_only=True)
     bridge.cfg.model_name = "basis-probe-demo"
@@ -53,6 +53,6 @@ def load_hf() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         >>> model(**ids).logits.shape[-1] == len(tokenizer)
         True
     """
-    from basis_probe.adapters.pretrained import hugging_face
+    from basis_probe.model.load import hugging_face
 
     return hugging_face(MODEL_DIR)

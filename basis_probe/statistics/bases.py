@@ -21,9 +21,29 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar
-from basis_probe.brief import brief
-from basis_probe.statistics.multiplicity import Tail
+from basis_probe.statistics.p_values import Tail
 from basis_probe.statistics.scores import Rows, Score
+
+__all__ = [
+    "ALL",
+    "ICA",
+    "PCA",
+    "Basis",
+    "BasisComparison",
+    "Candidate",
+    "Given",
+    "Hadamard",
+    "Quartimax",
+    "Random",
+    "Standard",
+    "Standing",
+    "Varimax",
+]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
 
 # Directions of less than this share of the largest variance are left to rounding.
 _NEGLIGIBLE = 1e-10
@@ -32,7 +52,6 @@ _NEGLIGIBLE = 1e-10
 _STANDS_OUT = 4.0
 
 
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Basis:
     """Directions in which activations are read: `x @ directions.T`.
@@ -271,7 +290,6 @@ class Varimax(_Orthomax):
         return 1.0
 
 
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Given(Candidate):
     """Directions that are at hand: a matrix, a dictionary, the decoder of a sparse autoencoder.
@@ -309,7 +327,7 @@ class Given(Candidate):
         return Basis(self.name, _unit_rows(rows.detach().cpu()))
 
 
-BASES: dict[str, Candidate] = {
+ALL: dict[str, Candidate] = {
     candidate.name: candidate
     for candidate in (Standard(), PCA(), ICA(), Varimax(), Quartimax(), Hadamard(), Random())
 }
@@ -426,7 +444,6 @@ def matched_cosines(
 # --- the comparison -------------------------------------------------------------------------------
 
 
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Standing:
     """How a basis fared on samples that it was not fitted on.
@@ -449,7 +466,6 @@ class Standing:
     to_axes: Matching
 
 
-@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BasisComparison:
     """All bases of one space under one score.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from basis_probe.algebra.groups import GeneralLinear
 from basis_probe.algebra.haar import haar, haar_fixing
-from basis_probe.statistics.multiplicity import Tail, TailP, tail_p
 from basis_probe.statistics.nulls import Geometry, Problem, Rotation
+from basis_probe.statistics.p_values import Tail, TailP, tail_p
 from basis_probe.statistics.scores import NEGENTROPY, Measured, Score
 
 # A mean within so many standard errors of no mean at all has no direction to speak of.

@@ -2,7 +2,7 @@
 
 A score is a declaration: which tensor it reads, the number of a direction, which departures from
 the null count, which changes of the activations leave it alone, and what it must not be used for.
-Adding one is adding one value to `SCORES`.
+Adding one is adding one value to `ALL`.
 
 Scores of an *axis* look at its values over samples ("lifetime" sparseness); those whose names begin
 with `sample_`, and the participation and max-median ratios, look at the values of one sample across
@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from basis_probe.brief import brief
 from basis_probe.statistics import sparsity
 from basis_probe.statistics.moments import (
     ColumnMoments,
@@ -28,9 +27,25 @@ from basis_probe.statistics.moments import (
     root_mean_square,
     row_shares,
 )
-from basis_probe.statistics.multiplicity import Tail
 from basis_probe.statistics.nulls import Frame
+from basis_probe.statistics.p_values import Tail
 from basis_probe.statistics.resampling import LeftOut
+
+__all__ = [
+    "ALL",
+    "DEFAULT",
+    "KURTOSIS",
+    "NEGENTROPY",
+    "NON_GAUSSIANITY",
+    "SAMPLE_KURTOSIS",
+    "Invariance",
+    "Score",
+    "Tail",
+]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
 
 
 class Reads(enum.Enum):
@@ -133,7 +148,6 @@ def _split(x: Tensor, frame: Frame, unit_axes: bool) -> list[Rows]:
     ]
 
 
-@brief
 @dataclasses.dataclass(frozen=True)
 class Score:
     """A statistic of a direction, and of a frame by averaging over its directions.
@@ -377,7 +391,7 @@ MAX_MEDIAN = Score(
     across_axes=True,
 )
 
-SCORES: dict[str, Score] = {
+ALL: dict[str, Score] = {
     score.name: score
     for score in (
         NON_GAUSSIANITY,
@@ -400,7 +414,7 @@ SCORES: dict[str, Score] = {
 }
 """Every score that has a name."""
 
-DEFAULT_SCORES: dict[str, Score] = {
+DEFAULT: dict[str, Score] = {
     score.name: score for score in (NON_GAUSSIANITY, NEGENTROPY, KURTOSIS, SAMPLE_KURTOSIS)
 }
 """Those that are computed where none is asked for: each costs time in every frame."""

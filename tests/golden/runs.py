@@ -43,13 +43,13 @@ from basis_probe import (
     symmetries,
     top_examples,
 )
-from basis_probe import Counterfactual as CounterfactualNull
-from basis_probe import CovariancePreserving as CovarianceNull
-from basis_probe import Effort as DissectionEffort
-from basis_probe import GaussianSurrogate as GaussianNull
-from basis_probe import RandomWeights as RandomWeightsNull
-from basis_probe import Rotation as RotationNull
-from basis_probe import TurnedPreactivation as TurnedNull
+from basis_probe.concepts import Effort as DissectionEffort
+from basis_probe.statistics.nulls import Counterfactual as CounterfactualNull
+from basis_probe.statistics.nulls import CovariancePreserving as CovarianceNull
+from basis_probe.statistics.nulls import GaussianSurrogate as GaussianNull
+from basis_probe.statistics.nulls import RandomWeights as RandomWeightsNull
+from basis_probe.statistics.nulls import Rotation as RotationNull
+from basis_probe.statistics.nulls import TurnedPreactivation as TurnedNull
 
 Run = Callable[[], Any]
 RUNS: dict[str, Run] = {}
@@ -707,7 +707,7 @@ def shown(report: Report) -> dict[str, list[str]]:
     lines["notebook"] = visible(report._repr_html_())
     lines["site"] = visible(report.site_reports[0]._repr_html_())
     with contextlib.suppress(ImportError):
-        from basis_probe.presentation.terminal import render
+        from basis_probe.show.terminal import render
 
         console = Console(file=io.StringIO(), width=100, record=True)
         console.print(render(report))

@@ -14,3 +14,18 @@ from basis_probe.statistics.nulls.others import CovariancePreserving as Covarian
 from basis_probe.statistics.nulls.others import GaussianSurrogate as GaussianSurrogate
 from basis_probe.statistics.nulls.others import RandomWeights as RandomWeights
 from basis_probe.statistics.nulls.rotations import Rotation as Rotation
+
+__all__ = [
+    "Counterfactual",
+    "CovariancePreserving",
+    "GaussianSurrogate",
+    "Geometry",
+    "Null",
+    "RandomWeights",
+    "Rotation",
+    "TurnedPreactivation",
+]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,878 @@
+"""What a change of basis at one site does to all the weights, so that the function stays the same.
+
+A change of basis of a stream is put into every linear map that writes to it and taken out of every
+one that reads it. What is not a linear map has to let it pass: gains of norms are folded into the
+maps behind them, batch statistics and depthwise kernels are permuted and rescaled, and a family of
+streams that nonlinearities and products join moves as one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from basis_probe.algebra.elements import (
+    BlockElement,
+    Dense,
+    Element,
+    Identity,
+    Local,
+    MonomialElement,
+    Product,
+    Sheared,
+    SumElement,
+    local,
+)
+from basis_probe.algebra.groups import monomial_parts
+from basis_probe.architecture.derive import NOTHING, Derivation
+from basis_probe.model.attention import Attention, Side
+from basis_probe.model.facts import (
+    Facts,
+    Region,
+    Shape,
+    constants_of,
+    evaluate,
+    fixed_in,
+    keeps_statistics,
+    vectors_of,
+)
+from basis_probe.model.graph import Kind, Vertex, norm_argument
+from basis_probe.model.places import Site
+from basis_probe.model.trace import Fixed, Node, Ref
+from basis_probe.model.weights import Slot, Slots, WeightError, Weights, some
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Map:
+    """The weights of one linear map: its matrix with outputs and inputs along two axes."""
+
+    weight: Slot
+    outputs: int
+    inputs: int
+    bias: object = None
+
+
+class Action:
+    """The action of changes of basis on the weights of a copy of a model.
+
+    Args:
+        derivation: what was derived of the model.
+        slots: where its weights lie.
+        weights: the copy whose weights change.
+
+    Attributes:
+        rows: embedding -> the rows of its table that are in use; the others need not change.
+    """
+
+    def __init__(self, derivation: Derivation, slots: Slots, weights: Weights) -> None:
+        self.derivation = derivation
+        self.facts: Facts = derivation.facts
+        self.graph = self.facts.graph
+        self.slots = slots
+        self.weights = weights
+        self.rows: dict[int, Tensor] = {}
+        self._done: set[tuple[object, ...]] = set()
+        self._before: dict[str, Tensor] = {}
+        self._behind: dict[int, Element] = {}
+        self._affines: dict[int, _Affine] = {}
+
+    def move(self, site: Site, element: Element) -> dict[int, Element]:
+        """Changes the weights so that the activations at a site become `element` times themselves.
+
+        Everything behind the site stays the same.
+
+        Args:
+            site: the site.
+            element: of the site's group, acting on its features.
+
+        Returns:
+            Stream -> the element that acted on it.
+
+        Raises:
+            WeightError: if a weight that must change is no parameter.
+        """
+        return self._start(site, element, self._move)
+
+    def strain(self, site: Site, make: Callable[[int], Element | None]) -> dict[int, Element]:
+        """Changes the weights around a site as `move` does, by a stranger to its group.
+
+        Only linear maps change, as if what lies between them let the stranger pass.
+
+        Args:
+            site: the site.
+            make: size -> the stranger on a stream of that size; None where it has no form.
+
+        Returns:
+            Stream -> the stranger that acted on it; empty if it has no form that fits.
+        """
+        vertex = self.facts.vertex(site)
+        assert vertex is not None
+        element = make(self._size(vertex.node))
+        if element is None:
+            return {}
+
+        def strange(index: int, _: Element) -> dict[int, Element]:
+            return self._strange(index, make)
+
+        return self._start(site, element, strange)
+
+    def _start(
+        self, site: Site, element: Element, move: Callable[[int, Element], dict[int, Element]]
+    ) -> dict[int, Element]:
+        """Moves the stream of a site, and those that change with it as they share a matrix."""
+        vertex = self.facts.vertex(site)
+        assert vertex is not None
+        self._done.clear()
+        self._before.clear()
+        self._behind.clear()
+        waiting = [(self.facts.stream_of[vertex.node], element)]
+        found: dict[int, Element] = {}
+        while waiting:
+            here, what = waiting.pop()
+            if here in found:
+                continue
+            moved = move(here, what)
+            # Also where less could be done than was asked: whoever looks will see the difference.
+            found |= {**moved, here: what}
+            for stream, own in moved.items():
+                for tie in self.derivation.ties.get(stream, ()):
+                    if tie.stream not in found:
+                        after = own.inverse().transpose() if tie.transposed else own
+                        waiting.append((tie.stream, after))
+        return {**found, **self._behind}
+
+    def _move(self, index: int, element: Element) -> dict[int, Element]:
+        """Moves one stream with what belongs to it; says which streams moved, and by what."""
+        derivation, stream = self.derivation, self.facts.streams[index]
+        if isinstance(element, Identity):
+            return {index: element}
+        if index in derivation.meetings:
+            assert isinstance(element, BlockElement)
+            return self._queries(index, element)
+        normed = [reader for reader in stream.readers if reader in derivation.normed]
+        if normed:
+            return self._before_norm(index, normed[0], element)
+        if derivation.permuting(index):
+            return self._family(index, element)
+        if derivation.is_norm_output(index):
+            return self._norm_output(index, element)
+        if stream.value_mixed:
+            assert isinstance(element, BlockElement)
+            return self._values(index, element)
+        self._linear(index, element)
+        return {index: element}
+
+    # --- linear maps ------------------------------------------------------------------------------
+
+    def _linear(
+        self, index: int, element: Element, make: Callable[[int], Element | None] | None = None
+    ) -> None:
+        """Into whatever writes to a stream, and out of whatever reads it."""
+        stream = self.facts.streams[index]
+        for writer in stream.writers:
+            self._write(writer, self._at(writer, element))
+        self._add(stream.members, element)
+        for reader in stream.readers:
+            if reader in self.derivation.inside:
+                continue
+            at = element
+            if make is not None and self.graph.vertices[reader].used:
+                # A stranger has a form of its own for every number of copies.
+                at = make(self._size(self.graph.vertices[reader].used[0])) or element
+            self._read(reader, at, strange=make is not None)
+
+    def _at(self, vertex: int, element: Element) -> Element:
+        """The element with as many copies of each head as there are at a vertex."""
+        size = self._size(vertex)
+        if size == element.dim or not isinstance(element, BlockElement):
+            return element
+        whole = element.dim // element.copies
+        return element.copied(size // whole)
+
+    def _size(self, vertex: int) -> int:
+        layout, shape = self.graph.layouts[vertex], self.graph.trace.node(vertex).shape
+        return torch.Size(shape[axis] for axis in layout.axes).numel()
+
+    def _write(self, writer: int, element: Element, rows: Tensor | None = None) -> None:
+        """The outputs of what writes at a vertex, or some of them, become element times them."""
+        vertex = self.graph.vertices[writer]
+        if vertex.kind is Kind.PART:
+            assert vertex.part is not None
+            part = torch.tensor(vertex.part)
+            part = part if rows is None else part[rows]
+            source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+            for before in source.writers:
+                self._write(before, element, part)
+            self._add(source.members, element, part)
+        elif vertex.kind is Kind.EMBEDDING and writer in self.rows and rows is None:
+            slot = self._map(vertex).weight
+            if (slot.name, 1, None) not in self._done:
+                self._done.add((slot.name, 1, None))
+                used = self.rows[writer]
+                given = self.weights.now(slot.name).detach()[used]
+                self.weights.set_some(slot, 0, used, element.act(given))
+        elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
+            found = self._map(vertex)
+            self._edit(found.weight, found.outputs, element, rows)
+            bias = self._bias(self.graph.trace.node(writer), found.bias)
+            if bias is not None:
+                self._edit(bias, 0, element, rows)
+        elif self.derivation.is_folded_gain(writer) and rows is None:
+            # out = g * (W x + b) becomes 1 * (E D_g W x + E D_g b).
+            gain, bias = self._affine(writer)
+            self._set_affine(writer, torch.ones_like(gain), element.act(bias))
+            source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+            folded = Product((element, MonomialElement(torch.arange(len(gain)), gain)))
+            for before in source.writers:
+                self._write(before, folded)
+
+    def _read(self, reader: int, element: Element, *, strange: bool = False) -> None:
+        """The function of a stream stays the same after the stream has become element times it."""
+        vertex = self.graph.vertices[reader]
+        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION):
+            found = self._map(vertex)
+            at = self._at(vertex.used[0], element)
+            self._edit(found.weight, found.inputs, at.inverse().transpose(), None)
+            return
+        region = self.facts.regions.get(reader, NOTHING)
+        if region.shape.is_norm and not self.derivation.is_link(reader):
+            # What lies along the all-ones direction does not come through a LayerNorm.
+            blind = region.shape is Shape.LAYER_NORM and not strange
+            self._through_norm(reader, _across(element) if blind else element)
+
+    def _edit(self, slot: Slot, axis: int, element: Element, rows: Tensor | None) -> None:
+        # A matrix that is read where its transpose was written has changed already.
+        place = self._axis(slot, axis)
+        key = (slot.name, place, None if rows is None else tuple(rows.tolist()))
+        if key in self._done:
+            return
+        self._done.add(key)
+        few = local(element)
+        if isinstance(few, Local) and rows is None and slot.entries is None:
+            now = self.weights.now(slot.name).detach()
+            if now.shape[axis] == few.dim:
+                changed = few.inner.act(some(now, axis % now.ndim, few.axes).double(), axis)
+                self.weights.set_some(slot, axis % now.ndim, few.axes, changed)
+                return
+        if rows is not None and slot.entries is None:
+            now = self.weights.now(slot.name).detach()
+            changed = element.act(some(now, axis % now.ndim, rows).double(), axis)
+            self.weights.set_some(slot, axis % now.ndim, rows, changed)
+            return
+        values = self.weights.get(slot)
+        if rows is not None:
+            chosen = values.index_select(axis, rows.to(values.device))
+            changed = element.act(chosen, axis)
+            values = values.clone().index_copy_(axis, rows.to(values.device), changed)
+        elif values.shape[axis] != element.dim:
+            # Positions that were flattened into the features of a linear map.
+            each = values.unflatten(axis, (element.dim, -1))
+            values = element.act(each, axis % values.ndim).flatten(axis % values.ndim, axis + 1)
+        else:
+            values = element.act(values, axis)
+        self.weights.set(slot, values)
+
+    def _axis(self, slot: Slot, axis: int) -> int:
+        """Which axis of a parameter an axis of what was taken from it is; -1 if it is none."""
+        shape = self.weights.now(slot.name).shape
+        if slot.entries is None:
+            return axis % len(shape)
+        step = slot.entries.movedim(axis, -1).flatten(0, -2)[0]
+        stride = int(step[1] - step[0]) if len(step) > 1 else 0
+        strides = torch.empty(shape, device="meta").stride()
+        found = [a for a, s in enumerate(strides) if s == stride and shape[a] == len(step)]
+        return found[0] if len(found) == 1 else -1
+
+    def _map(self, vertex: Vertex) -> _Map:
+        node = self.graph.trace.node(vertex.node)
+        op = node.op
+
+        def argument(place: int, name: str) -> object:
+            return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+
+        if vertex.kind is Kind.EMBEDDING:
+            table = next(fixed_in((node.args, node.kwargs)), None)
+            return _Map(self.slots.slot(node, table), 1, 0)
+        if op == "addmm":
+            weight, bias, outputs, inputs = argument(2, "mat2"), argument(0, "input"), 1, 0
+        elif op in ("matmul", "mm"):
+            weight = argument(1, "mat2" if op == "mm" else "other")
+            bias, outputs, inputs = None, 1, 0
+        else:
+            weight, bias = argument(1, "weight"), argument(2, "bias")
+            outputs, inputs = (1, 0) if "transpose" in op else (0, 1)
+        slot = self.slots.slot(node, weight)
+        given = self.weights.now(slot.name) if slot.entries is None else slot.entries
+        if given.ndim < 2 or (vertex.kind is Kind.LINEAR and given.ndim != 2):
+            raise WeightError(f"the weight of {op} in {node.module} is no matrix")
+        return _Map(slot, outputs, inputs, bias)
+
+    def _bias(self, node: Node, value: object) -> Slot | None:
+        """Where the bias of a linear map lies; None if it has none, or one that is always zero."""
+        if not isinstance(value, Fixed | Ref):
+            return None
+        unnamed = isinstance(value, Fixed) and self.slots.parameter(value.tensor, node) is None
+        if isinstance(value, Fixed) and unnamed and bool((value.tensor == 0).all()):
+            return None
+        return self.slots.slot(node, value)
+
+    def _add(self, members: Iterable[int], element: Element, rows: Tensor | None = None) -> None:
+        """Learned vectors that are added to a stream become element times what they were."""
+        for index in members:
+            vertex = self.graph.vertices[index]
+            node = self.graph.trace.node(index)
+            region = self.facts.regions.get(index, NOTHING)
+            if vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
+                for value in constants_of(self.graph.trace, node):
+                    at = element if rows is not None else self._at(index, element)
+                    self._table(index, node, value, at, rows)
+            elif region.shape is Shape.SHIFT:
+                at = element if rows is not None else self._at(index, element)
+                for vector in self._parts(index).vectors:
+                    self._edit(vector.slot, -1, at, rows)
+
+    def _table(
+        self, index: int, node: Node, value: object, element: Element, rows: Tensor | None
+    ) -> None:
+        """A learned table, such as one vector for every position, along the axis of its features.
+
+        Whole tables change, also where only some of their rows were used.
+        """
+        axis = self.graph.layouts[index].axes[-1] - len(node.shape)
+        if isinstance(value, Ref):
+            made = self.graph.trace.node(value.node)
+            while made.op in ("view", "to", "getitem", "expand", "transpose", "contiguous") and (
+                isinstance(made.args[0], Ref)
+            ):
+                made = self.graph.trace.node(made.args[0].node)
+            if made.op == "embedding":
+                table = next(fixed_in((made.args, made.kwargs)), None)
+                slot = self.slots.slot(made, table)
+                self._edit(slot, 1, element, rows)
+                return
+        slot = self.slots.slot(node, value)
+        if slot.entries is None:
+            self._edit(slot, axis, element, rows)
+            return
+        found = self._axis(slot, axis)
+        if found < 0:
+            raise WeightError(f"the features of {slot.name} could not be found in it")
+        self._edit(Slot(slot.name), found, element, rows)
+
+    # --- norms ------------------------------------------------------------------------------------
+
+    def _through_norm(self, norm: int, turn: Element) -> None:
+        """A norm that reads a stream, and what reads the norm, after the stream was changed.
+
+        With n the normalised stream, y = g n + b is read as W y. A turn U of n leaves W y the same
+        if y' = U n + U (b / g) is read by W D_g U^-1. Elements on axes keep their gain instead.
+        """
+        if ("norm", norm) in self._done:
+            return
+        self._done.add(("norm", norm))
+        axes = as_monomial(turn)
+        stream = self.facts.streams[self.facts.stream_of[norm]]
+        gain, bias = self._affine(norm)
+        if axes is not None:
+            columns, factors = axes
+            self._set_affine(norm, gain[columns], bias[columns] * factors)
+            self._behind[self.facts.stream_of[norm]] = turn
+            self._readers(stream.readers, turn)
+            return
+        direct = [r for r in stream.readers if self._is_map(r)]
+        gained = [r for r in stream.readers if not self._is_map(r)]
+        idle = torch.ones_like(gain), torch.zeros_like(bias)
+        if gained and (direct or largest_gap((gain, bias), idle) > 1e-9):
+            raise WeightError("a norm with a gain is read through another gain")
+        for reader in gained:
+            self._fold(reader, *self._affine(reader), turn)
+        if not gained:
+            self._fold(norm, gain, bias, turn)
+
+    def _is_map(self, vertex: int) -> bool:
+        return self.graph.vertices[vertex].kind in (Kind.LINEAR, Kind.CONVOLUTION)
+
+    def _fold(self, vertex: int, gain: Tensor, bias: Tensor, turn: Element) -> None:
+        """Moves the gain at a vertex into the linear maps that read it, and turns between them."""
+        axes = turn.axes if isinstance(turn, Local) else torch.arange(len(gain))
+        inner = turn.inner if isinstance(turn, Local) else turn
+        folding, carried = gain[axes], bias[axes]
+        if bool((folding == 0).any()):
+            raise WeightError("a gain is zero, so that its norm's bias cannot be moved")
+        gain, bias = gain.clone(), bias.clone()
+        gain[axes], bias[axes] = 1.0, inner.act(carried / folding)
+        self._set_affine(vertex, gain, bias)
+        stream = self.facts.streams[self.facts.stream_of[vertex]]
+        folded: Element = MonomialElement(torch.arange(len(axes)), 1.0 / folding)
+        folded = Product((inner, folded))
+        if isinstance(turn, Local):
+            # The axes that stay where they are keep their gain.
+            folded = Local(turn.dim, axes, folded)
+        self._readers(stream.readers, folded)
+
+    def _readers(self, readers: Iterable[int], element: Element) -> None:
+        """What reads the output of a norm, after that was changed."""
+        for reader in readers:
+            region = self.facts.regions.get(reader, NOTHING)
+            if region.shape is Shape.DIAGONAL:
+                columns, factors = monomial(element)
+                gain, bias = self._affine(reader)
+                # The signs stay with the normalised stream, so that the gain is only permuted.
+                self._set_affine(reader, gain[columns], bias[columns] * factors)
+                self._behind[self.facts.stream_of[reader]] = element
+                stream = self.facts.streams[self.facts.stream_of[reader]]
+                self._readers(stream.readers, element)
+            else:
+                self._read(reader, element)
+
+    def _norm_output(self, index: int, element: Element) -> dict[int, Element]:
+        """P D behind a norm: P for the stream that the norm reads, D for its gain."""
+        columns, factors = monomial(element)
+        stream = self.facts.streams[index]
+        (writer,) = stream.writers
+        gain, bias = self._affine(writer)
+        vertex = self.graph.vertices[writer]
+        while not self.facts.regions[vertex.node].shape.is_norm:
+            vertex = self.graph.vertices[vertex.carried[0]]
+        order = MonomialElement(columns, torch.ones_like(factors))
+        moved: dict[int, Element] = {}
+        if not torch.equal(columns, torch.arange(len(columns))):
+            moved = self._move(self.facts.stream_of[vertex.carried[0]], order)
+        # The gain was permuted with the stream; what is left is to rescale behind it.
+        self._set_affine(writer, gain[columns] * factors, bias[columns] * factors)
+        scale = MonomialElement(torch.arange(len(factors)), factors)
+        self._done = {key for key in self._done if key[0] == "norm"}
+        for reader in stream.readers:
+            self._read(reader, scale)
+        self._behind[index] = element
+        return {**moved, index: element}
+
+    # --- vectors in regions -----------------------------------------------------------------------
+
+    def _original(self, slot: Slot) -> Tensor:
+        """The vector as it was before this move."""
+        if slot.name not in self._before:
+            self._before[slot.name] = self.weights.get(slot).cpu()
+        return self._before[slot.name]
+
+    def _affine(self, vertex: int) -> tuple[Tensor, Tensor]:
+        """The gain and bias that a region had before this move, from its parameters."""
+        parts = self._parts(vertex)
+        gain, bias = parts.gain, parts.bias
+        for vector in parts.vectors:
+            values = self._original(vector.slot).flatten()
+            gain, bias = gain + vector.gain * values, bias + vector.bias * values
+        return gain, bias
+
+    def _set_affine(self, vertex: int, gain: Tensor, bias: Tensor) -> None:
+        """Gives the vectors of a region the values that make this gain and bias."""
+        parts = self._parts(vertex)
+        now = self._affine(vertex)
+        for target, before, constant, field in (
+            (gain, now[0], parts.gain, "gain"),
+            (bias, now[1], parts.bias, "bias"),
+        ):
+            own = [vector for vector in parts.vectors if getattr(vector, field) != 0]
+            if not own and float((target - before).abs().max()) <= 1e-9 * float(gain.abs().max()):
+                continue
+            if len(own) != 1 or (own[0].gain != 0 and own[0].bias != 0):
+                node = self.graph.trace.node(vertex)
+                raise WeightError(
+                    f"{node.module or node.op} has no {field} of its own that could change"
+                )
+            values = (target - constant) / getattr(own[0], field)
+            self.weights.set(own[0].slot, values.reshape(self._original(own[0].slot).shape))
+
+    def _parts(self, vertex: int) -> "_Affine":
+        if vertex not in self._affines:
+            self._affines[vertex] = self._measured(vertex)
+        return self._affines[vertex]
+
+    def _measured(self, index: int) -> "_Affine":
+        """How the gain and bias of a region depend on its parameters, set to 0 and to 1."""
+        vertex, region = self.graph.vertices[index], self.facts.regions[index]
+        used = {
+            id(fixed.tensor): (node, fixed.tensor)
+            for node, fixed in vectors_of(self.graph, vertex)
+            if fixed.tensor.is_floating_point()
+        }
+        zeros = {key: torch.zeros_like(t, dtype=torch.float64) for key, (_, t) in used.items()}
+        gain, bias = self._gain(vertex, region, zeros)
+        vectors: list[_Vector] = []
+        for key, (node, tensor) in used.items():
+            one = {**zeros, key: torch.ones_like(tensor, dtype=torch.float64)}
+            more = self._gain(vertex, region, one)
+            slope = [float((a - b).mean().round()) for a, b in zip(more, (gain, bias), strict=True)]
+            vectors.append(_Vector(self.slots.slot(node, Fixed(tensor, None)), *slope))
+        found = _Affine(gain, bias, tuple(vectors))
+        now = [gain, bias]
+        for vector, (_, tensor) in zip(vectors, used.values(), strict=True):
+            values = tensor.detach().double().cpu().flatten()
+            now = [now[0] + vector.gain * values, now[1] + vector.bias * values]
+        seen = self._gain(vertex, region, {})
+        if any(float((a - b).abs().max()) > 1e-6 for a, b in zip(now, seen, strict=True)):
+            name = self.graph.trace.node(index).module or self.graph.trace.node(index).op
+            raise WeightError(f"how {name} uses its parameters is not understood")
+        return found
+
+    def _gain(
+        self, vertex: Vertex, region: Region, fixed: dict[int, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        layout = self.graph.layouts[vertex.node]
+        dim = self.graph.trace.node(vertex.node).shape[layout.axes[-1]]
+        device = next((t.device for t in self.weights.model.parameters()), torch.device("cpu"))
+        if not region.shape.is_norm:
+            x = torch.stack([torch.zeros(dim), torch.ones(dim)]).double().to(device)
+            low, high = evaluate(self.graph, vertex, (x,), fixed).cpu()
+            return high - low, low
+        # Far from zero, so that the epsilon under the root does not show; no entry near the mean.
+        x = (1.0 + torch.arange(dim) / dim) * (1 - 2 * (torch.arange(dim) % 2))
+        unit = x.double()
+        if region.shape is Shape.LAYER_NORM:
+            unit = unit - unit.mean()
+        unit = unit / unit.square().mean().sqrt()
+        both = 1e6 * torch.stack([unit, -unit]).to(device)
+        plus, minus = evaluate(self.graph, vertex, (both,), fixed).cpu()
+        return (plus - minus) / (2 * unit), (plus + minus) / 2
+
+    # --- families ---------------------------------------------------------------------------------
+
+    def _family(self, index: int, element: Element) -> dict[int, Element]:
+        """All streams of a family move as one: each axis keeps its partners."""
+        columns, factors = monomial(element)
+        family = self.derivation.family(index)
+        follow = self.derivation.relations(family).following(index)
+        origins = self._origins(index, family)
+        moved: dict[int, Element] = {}
+        for member, origin in origins.items():
+            known = origin >= 0
+            inverse = torch.full((len(columns),), -1)
+            inverse[origin[known]] = known.nonzero().flatten()
+            own = torch.arange(len(origin))
+            own[known] = inverse[columns[origin[known]]]
+            if bool((own < 0).any()) or len(origin[known].unique()) < int(known.sum()):
+                raise WeightError("features that belong together would change places apart")
+            power, bit = follow[member]
+            scale = torch.ones(len(origin), dtype=torch.float64)
+            here = factors[origin[known]]
+            scale[known] = here.abs() ** power * (torch.sign(here) if bit else 1.0)
+            moved[member] = MonomialElement(own, scale)
+        for member, own in moved.items():
+            self._linear(member, own)
+        for link in self.derivation.family_links(family):
+            self._link(link, moved)
+        return moved
+
+    def _origins(self, index: int, family: frozenset[int]) -> dict[int, Tensor]:
+        """Stream -> for every feature the feature of the first stream that it belongs to, or -1."""
+        sizes = {member: self._width(member) for member in family}
+        found = {member: torch.full((sizes[member],), -1) for member in family}
+        found[index] = torch.arange(sizes[index])
+        seams = self.derivation.seams(family)
+        changed = True
+        while changed:
+            changed = False
+            for source, target, offset, width in seams:
+                inside = found[target][offset : offset + width]
+                joined = torch.where(inside >= 0, inside, found[source])
+                if not torch.equal(joined, inside) or not torch.equal(joined, found[source]):
+                    found[target][offset : offset + width] = joined
+                    found[source] = joined.clone()
+                    changed = True
+        return found
+
+    def _width(self, index: int) -> int:
+        """The number of features of a stream."""
+        for member in sorted(self.facts.streams[index].members):
+            layout = self.graph.layouts.get(member)
+            if layout is not None and layout.repeat == 1:
+                return self._size(member)
+        raise WeightError("the features of a stream could not be counted")
+
+    def _link(self, index: int, moved: dict[int, Element]) -> None:
+        """What joins streams feature by feature, after they were changed."""
+        vertex, node = self.graph.vertices[index], self.graph.trace.node(index)
+        sources = self.derivation.sources(index)
+        columns, before = monomial(moved[self.facts.stream_of[sources[0]]])
+        _, after = monomial(moved[self.facts.stream_of[index]])
+        region = self.facts.regions.get(index, NOTHING)
+        if vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+            self._batch_norm(node, columns, before, after)
+        elif vertex.kind is Kind.DEPTHWISE:
+            found = self._map(vertex)
+            bias = self._bias(node, found.bias)
+            for slot, factors in ((found.weight, after / before), (bias, after)):
+                if slot is not None:
+                    self._edit(slot, 0, MonomialElement(columns, factors), None)
+        elif region.shape is Shape.DIAGONAL or region.shape.is_norm:
+            gain, bias = self._affine(index)
+            signs = before.sign() if region.shape.is_norm else before
+            self._set_affine(index, gain[columns] * after / signs, bias[columns] * after)
+        elif region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+            for use, fixed in vectors_of(self.graph, vertex):
+                slot = self.slots.slot(use, fixed)
+                values = self._original(slot)
+                axes = [axis for axis, size in enumerate(values.shape) if size == len(columns)]
+                if len(axes) == 1:
+                    self.weights.set(slot, values.index_select(axes[0], columns))
+
+    def _batch_norm(self, node: Node, columns: Tensor, before: Tensor, after: Tensor) -> None:
+        statistics = "" if node.op == "group_norm" else "running_mean running_var"
+        mean, variance, gain, bias = (
+            self._argument(node, name) if name in f"{statistics} weight bias" else None
+            for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        own = torch.ones_like(before)
+        if mean is not None and variance is not None and keeps_statistics(node):
+            given = norm_argument(node, "eps")
+            eps = float(given) if isinstance(given, int | float) else 1e-5
+            spread = (self._original(variance) + eps)[columns]
+            self.weights.set(mean, before * self._original(mean)[columns])
+            if gain is None or bias is None:
+                # Without a gain the variance takes the scale.
+                wanted = spread * (before / after).square() - eps
+                if bool((before * after < 0).any()) or bool((wanted < 0).any()):
+                    raise WeightError(f"{node.module} has no gain that could change")
+                self.weights.set(variance, wanted)
+                return
+            scaled = before.square() * self._original(variance)[columns]
+            self.weights.set(variance, scaled)
+            own = ((scaled + eps) / spread).sqrt()
+        factors = own * after / before
+        if gain is not None:
+            self.weights.set(gain, self._original(gain)[columns] * factors)
+        elif bool(((factors - 1).abs() > 1e-12).any()):
+            raise WeightError(f"{node.module} has no gain that could change")
+        if bias is not None:
+            self.weights.set(bias, self._original(bias)[columns] * after)
+
+    def _argument(self, node: Node, name: str) -> Slot | None:
+        value = norm_argument(node, name)
+        return None if value is None else self.slots.slot(node, value)
+
+    # --- attention --------------------------------------------------------------------------------
+
+    def _values(self, index: int, element: BlockElement) -> dict[int, Element]:
+        self._linear(index, element)
+        (attention,) = (
+            a for a in self.facts.attentions if a.vertex in self.facts.streams[index].members
+        )
+        return {index: element, **self._order(attention, element.order, values=False)}
+
+    def _queries(self, index: int, element: BlockElement) -> dict[int, Element]:
+        """Queries take what is asked, keys its inverse transpose, or the other way round."""
+        attention, side = self.derivation.meetings[index][0]
+        sides = self._both(attention)
+        own = element.copied(1)
+        moved: dict[int, Element] = {index: element}
+        for other in sides:
+            what = own if other is side else own.inverse().transpose()
+            stream = self.facts.stream_of[other.source]
+            at = what.copied(other.heads // len(own.parts))
+            self._linear(stream, at)
+            moved[stream] = at
+            moved.setdefault(self.facts.stream_of[other.end], at.copied(at.copies * other.copies))
+        values = self._order(attention, element.order, queries=False)
+        return {**moved, **values}
+
+    def _both(self, attention: Attention) -> tuple[Side, Side]:
+        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
+        return attention.query, attention.key
+
+    def _order(
+        self, attention: Attention, order: Tensor, *, values: bool = True, queries: bool = True
+    ) -> dict[int, Element]:
+        """Heads change places, with the values that they choose among."""
+        moved: dict[int, Element] = {}
+        count = len(order)
+        if torch.equal(order, torch.arange(count)):
+            return moved
+        if queries:
+            for side in self._both(attention):
+                start = side.source
+                if start in self.derivation.normed:
+                    start = self.graph.vertices[start].carried[0]
+                stream = self.facts.stream_of[start]
+                parts = (Identity(side.size),) * count
+                moved[stream] = BlockElement(order, parts, side.heads // count)
+        if values:
+            stream = self.facts.stream_of[attention.vertex]
+            parts = (Identity(self._width(stream) // count),) * count
+            moved[stream] = BlockElement(order, parts)
+        for stream, element in moved.items():
+            self._linear(stream, element)
+        for side in self._both(attention) if queries else ():
+            if side.source in self.derivation.normed and not (
+                self.facts.regions[side.source].within
+            ):
+                # One norm reads all heads, and its gain changes places with them.
+                before = self.graph.vertices[side.source].carried[0]
+                columns, _ = monomial(moved[self.facts.stream_of[before]])
+                gain, bias = self._affine(side.source)
+                self._set_affine(side.source, gain[columns], bias[columns])
+        if queries:
+            for side in self._both(attention):
+                parts = (Identity(side.size),) * count
+                at = BlockElement(order, parts, side.heads * side.copies // count)
+                moved.setdefault(self.facts.stream_of[side.end], at)
+        return moved
+
+    def _before_norm(self, index: int, norm: int, element: Element) -> dict[int, Element]:
+        """Signed permutations before the norms of queries and keys, inside their planes.
+
+        With n the normalised queries and g their gain, g n turns by C where n turns by A if the new
+        gain is s g, permuted, with signs s that make C commute with what positions do.
+        """
+        attention, side = self.derivation.normed[norm]
+        columns, factors = monomial(element)
+        turn = _commuting(columns, factors, side)
+        moved: dict[int, Element] = {}
+        for other in self._both(attention):
+            vertex = self.graph.vertices[other.source]
+            stream = self.facts.stream_of[vertex.carried[0]]
+            signs = turn
+            own: Element = MonomialElement(columns, factors)
+            if other is not side:
+                own = _resized(MonomialElement(columns, turn), side, other)
+            elif self.facts.regions[norm].within:
+                signs = turn
+            gain, bias = self._affine(other.source)
+            places, given = monomial(own)
+            wanted = signs if other is side else given
+            width = len(gain)
+            places, given, wanted = places[:width], given[:width], wanted[:width]
+            self._set_affine(other.source, gain[places] * wanted / given, bias[places] * wanted)
+            self._linear(stream, own)
+            moved[stream] = own
+        return moved
+
+    # --- strangers --------------------------------------------------------------------------------
+
+    def _strange(self, index: int, make: Callable[[int], Element | None]) -> dict[int, Element]:
+        derivation = self.derivation
+        streams = {index}
+        inverse: set[int] = set()
+        stream = self.facts.streams[index]
+        normed = [reader for reader in stream.readers if reader in derivation.normed]
+        if index in derivation.meetings or normed:
+            attention, side = (
+                derivation.normed[normed[0]] if normed else derivation.meetings[index][0]
+            )
+            streams = set()
+            for other in self._both(attention):
+                start = other.source
+                if start in derivation.normed:
+                    start = self.graph.vertices[start].carried[0]
+                streams.add(self.facts.stream_of[start])
+                if other is not side:
+                    inverse.add(self.facts.stream_of[start])
+        elif derivation.permuting(index):
+            streams = set(derivation.family(index))
+        moved: dict[int, Element] = {}
+        for member in streams:
+            element = make(self._width(member))
+            if element is not None:
+                element = element.inverse().transpose() if member in inverse else element
+                moved[member] = element
+                self._linear(member, element, make=make)
+        return moved
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Vector:
+    """A parameter of a region: how much of it is in the gain, and in the bias."""
+
+    slot: Slot
+    gain: float
+    bias: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Affine:
+    """What the gain and bias of a region are made of: constants, and parameters."""
+
+    gain: Tensor
+    bias: Tensor
+    vectors: tuple[_Vector, ...]
+
+
+def largest_gap(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """The largest difference between two gains, or between two biases."""
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def as_monomial(element: Element) -> tuple[Tensor, Tensor] | None:
+    """Columns and factors of an element that keeps axes; None for others.
+
+    With (A v)_i = factors_i * v_columns_i, as in `MonomialElement`.
+    """
+    if isinstance(element, Identity):
+        return torch.arange(element.dim), torch.ones(element.dim, dtype=torch.float64)
+    if isinstance(element, MonomialElement):
+        return element.columns, element.factors
+    if isinstance(element, SumElement):
+        parts = [as_monomial(part) for part in element.parts]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        starts = torch.tensor([0, *(part.dim for part in element.parts)]).cumsum(0).tolist()
+        columns = [c + start for (c, _), start in zip(known, starts[:-1], strict=True)]
+        return torch.cat(columns), torch.cat([factors for _, factors in known])
+    if isinstance(element, Local):
+        inner = as_monomial(element.inner)
+        if inner is None:
+            return None
+        columns = torch.arange(element.dim)
+        factors = torch.ones(element.dim, dtype=torch.float64)
+        columns[element.axes], factors[element.axes] = element.axes[inner[0]], inner[1]
+        return columns, factors
+    if isinstance(element, BlockElement | Dense):
+        return monomial_parts(element.matrix(), 1e-9)
+    return None
+
+
+def monomial(element: Element) -> tuple[Tensor, Tensor]:
+    """Columns and factors of an element that is known to keep axes."""
+    found = as_monomial(element)
+    assert found is not None, "an element on axes was expected"
+    return found
+
+
+def _across(element: Element) -> Element:
+    """What is left of an element of the line stabiliser across the all-ones direction."""
+    if isinstance(element, Sheared):
+        return element.turn
+    if isinstance(element, Dense):
+        entries = element.entries - element.entries.mean(0, keepdim=True)
+        return Dense(entries - entries.mean(1, keepdim=True) + 1.0 / element.dim)
+    return element
+
+
+def _commuting(columns: Tensor, factors: Tensor, side: Side) -> Tensor:
+    """Signs that make a signed permutation inside planes a multiple of a quarter turn of each."""
+    signs = factors.sign()
+    if side.turned is None:
+        return signs
+    first, last, size = side.turned.first, side.turned.last, side.size
+    ahead = (last - first) // 2 if side.turned.pairing == "half" else 1
+    for start in range(0, len(columns), size):
+        for plane in range((last - first) // 2):
+            one = start + first + (plane if side.turned.pairing == "half" else 2 * plane)
+            other = one + ahead
+            # [[c, -s], [s, c]]: equal signs on the diagonal, opposite ones beside it.
+            signs[one] = signs[other] if int(columns[one]) == one else -signs[other]
+    return signs
+
+
+def _resized(element: MonomialElement, side: Side, other: Side) -> Element:
+    """The same signed permutations in the heads of the other side of an attention."""
+    size = side.size
+    heads = [
+        MonomialElement(element.columns[start : start + size] - start, part)
+        for start, part in zip(
+            range(0, element.dim, size), element.factors.split(size), strict=True
+        )
+    ]
+    ratio = side.heads / other.heads
+    return SumElement(tuple(heads[int(head * ratio)] for head in range(other.heads)))

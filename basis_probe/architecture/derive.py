@@ -1,0 +1,1026 @@
+"""From facts to a group: which changes of basis the weights around a site could absorb.
+
+Activations that are only ever added, copied or moved are one *stream*. What writes to a stream and
+what
+reads it decides its group: linear maps absorb every change of basis, a norm those that it commutes
+with, a nonlinearity those that its own intertwiner group allows. Streams that are joined by
+functions of single features (nonlinearities, products, diagonal maps) are one *family*: a
+permutation must act on all of them at once, and what rescales one rescales, or does not rescale,
+the next.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from basis_probe.algebra.groups import (
+    Blocks,
+    DirectSum,
+    GeneralLinear,
+    Group,
+    LineStabiliser,
+    Monomial,
+    OnAxes,
+    Orthogonal,
+    Permutation,
+    Planes,
+    PositiveMonomial,
+    SignedPermutation,
+    SignedPlanes,
+    Trivial,
+    Unknown,
+)
+from basis_probe.algebra.intertwiner import Intertwiner, intertwiner_group
+from basis_probe.architecture.scales import Relations, Scales, sum_of
+from basis_probe.architecture.ties import ties_of
+from basis_probe.model.attention import Attention, Side
+from basis_probe.model.facts import (
+    Facts,
+    Region,
+    Shape,
+    Stream,
+    keeps_statistics,
+    signature,
+    vectors_of,
+)
+from basis_probe.model.graph import Kind, Vertex, norm_argument
+from basis_probe.model.places import Site
+from basis_probe.results.symmetry import Symmetry
+
+PAPER = "Godfrey, Brown, Emerson, Kvinge 2022 (arXiv 2205.14258), section 3 and Table 1"
+RESIDUAL = "Elhage, Lasenby, Olah 2023, Privileged Bases in the Transformer Residual Stream"
+ALGEBRA = "algebra of the modules around the site"
+
+
+_SCALES: tuple[tuple[type[OnAxes], Scales], ...] = (
+    (Monomial, Scales.ANY),
+    (PositiveMonomial, Scales.POSITIVE),
+    (SignedPermutation, Scales.SIGNS),
+    (Permutation, Scales.ONE),
+)
+_GROUPS: dict[Scales, type[OnAxes]] = {scales: kind for kind, scales in _SCALES}
+
+
+class _NotUnderstood(Exception):
+    """What stands in the way of a claim."""
+
+
+class Derivation:
+    """The groups of all sites of a model, derived from its facts.
+
+    Args:
+        facts: what was seen of the model.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._intertwiners: dict[int, Intertwiner] = {}
+        self._measured: dict[tuple[int, str | None], Intertwiner] = {}
+        self._families: dict[int, frozenset[int]] = {}
+        self._relations: dict[frozenset[int], Relations] = {}
+        self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
+        self.ties = ties_of(facts)
+        self._tied_groups: dict[int, Group | None] = {}
+        self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
+        self.normed: dict[int, tuple[Attention, Side]] = {}
+        inside: set[int] = set()
+        for attention in facts.attentions:
+            for side in (attention.query, attention.key):
+                if isinstance(side, Side):
+                    inside |= side.inside | {attention.vertex}
+                    for vertex in dict.fromkeys((side.source, side.end)):
+                        stream = facts.stream_of[vertex]
+                        known = self.meetings.setdefault(stream, [])
+                        if (attention, side) not in known:
+                            known.append((attention, side))
+                    if facts.regions.get(side.source, NOTHING).shape.is_norm:
+                        self.normed[side.source] = (attention, side)
+        self.inside = frozenset(inside)
+
+    # --- one site -------------------------------------------------------------------------------
+
+    def symmetry(self, site: Site) -> Symmetry:
+        """The group of a site, what it privileges, and why."""
+        facts = self.facts
+        shape = facts.shape(site)
+        dim = 1
+        for size in shape:
+            dim *= size
+        vertex = facts.vertex(site)
+        if vertex is None or facts.layout(site) is None:
+            return _unknown(dim, "the features of this tensor could not be followed")
+        layout = facts.layout(site)
+        if layout is not None and layout.repeat != 1:
+            return _unknown(dim, "positions are flattened into its features")
+        stream = facts.stream_of[vertex.node]
+        if not facts.streams[stream].readers and not facts.streams[stream].returned:
+            return _unknown(dim, "nothing that the model returns depends on it")
+        try:
+            group, because, reference = self._group(stream, vertex, dim, shape)
+            self._require_free_ties(stream)
+        except _NotUnderstood as reason:
+            return _unknown(dim, str(reason))
+        because = because[0].upper() + because[1:]
+        return Symmetry(group, group.privileged, because, reference)
+
+    def read(self, vertex: int, width: int) -> Group:
+        """The group of what a linear map reads, positions that were flattened into it aside."""
+        found = self.facts.graph.vertices[vertex]
+        stream = self.facts.stream_of[vertex]
+        try:
+            return self._group(stream, found, width, (width,))[0]
+        except _NotUnderstood:
+            return Unknown(width)
+
+    def intertwiner(self, vertex: int) -> Intertwiner:
+        """The measured intertwiner group of the nonlinearity at a vertex.
+
+        Raises:
+            ValueError: if the function cannot be measured.
+        """
+        if vertex not in self._intertwiners:
+            region = self.facts.regions[vertex]
+            if region.function is None:
+                raise ValueError(f"{region.op} is no function of one tensor")
+            node = self.facts.graph.trace.node(vertex)
+            layout = self.facts.graph.layouts[vertex]
+            dim = node.shape[layout.axes[-1]]
+            # The same steps with the same numbers are one function: it is measured once.
+            key = (dim, signature(self.facts.graph, self.facts.graph.vertices[vertex]))
+            if key[1] is None or key not in self._measured:
+                self._measured[key] = intertwiner_group(region.function, dim)
+            self._intertwiners[vertex] = self._measured[key]
+        return self._intertwiners[vertex]
+
+    # --- one stream -----------------------------------------------------------------------------
+
+    def _group(
+        self, index: int, vertex: Vertex, dim: int, shape: tuple[int, ...]
+    ) -> tuple[Group, str, str]:
+        stream = self.facts.streams[index]
+        if self._fixed(stream) and not self.permuting(index):
+            return self._given(stream, dim)
+        if index in self.meetings:
+            return self._queries(index, vertex, dim)
+        normed = [reader for reader in stream.readers if reader in self.normed]
+        if normed:
+            return self._before_norm(stream, normed, dim)
+        family = self.family(index)
+        if self.permuting(index):
+            return self._axes(index, vertex, family, dim)
+        self._require_understood(stream)
+        if self.is_norm_output(index):
+            return self._norm_output(index, dim)
+        if any(self.facts.regions.get(w, NOTHING).shape.is_norm for w in stream.writers):
+            raise _NotUnderstood(
+                "it is the output of a norm: the linear maps that read it absorb any change of "
+                "basis, but the norm can write only what its gain and the stream before it allow"
+            )
+        for writer in stream.writers:
+            region = self.facts.regions.get(writer, NOTHING)
+            if region.shape is Shape.DIAGONAL and not self.is_folded_gain(writer):
+                raise _NotUnderstood("a gain for every feature writes it, not a linear map")
+        if stream.value_mixed:
+            return self._heads(stream, dim, shape)
+        if any(self.is_folded_gain(reader) for reader in stream.readers):
+            raise _NotUnderstood(
+                "a gain for every feature stands between it and the stream that it writes"
+            )
+        norms = self._norm_readers(stream)
+        if not norms and self._is_transposed(index):
+            return (
+                Orthogonal(dim),
+                "only linear maps write this and only linear maps read it, and one that reads it "
+                "is the transpose of one that writes it, so that rotations are absorbed by both.",
+                ALGEBRA,
+            )
+        if not norms:
+            return (
+                GeneralLinear(dim),
+                "only linear maps write this and only linear maps read it, so every invertible "
+                "change of basis is absorbed by their weights.",
+                PAPER,
+            )
+        kinds = {self.facts.regions[norm].shape for norm in norms}
+        gains = (
+            "; the gains of the norms fold exactly into the linear maps that read them"
+            if any(_generic(self.facts.regions[norm]) for norm in norms)
+            else ""
+        )
+        if kinds == {Shape.RMS_NORM}:
+            because = (
+                f"written by linear maps only and read through RMSNorm ({len(norms)} of them), "
+                f"which commutes with every rotation{gains}; tied embeddings count as untied."
+            )
+            return Orthogonal(dim), because, RESIDUAL
+        if self._is_transposed(index):
+            raise _NotUnderstood("it is read through a norm and by the transpose of what writes it")
+        if kinds == {Shape.LAYER_NORM}:
+            because = (
+                f"written by linear maps only and read through LayerNorm ({len(norms)} of them), "
+                "which commutes with the rotations that fix the all-ones direction and ignores "
+                f"whatever is written along it{gains}; tied embeddings count as untied."
+            )
+            return LineStabiliser(dim), because, RESIDUAL
+        raise _NotUnderstood("it is read through both LayerNorm and RMSNorm")
+
+    def _given(self, stream: Stream, dim: int) -> tuple[Group, str, str]:
+        if self._written_by(stream, Kind.INPUT):
+            return Trivial(dim), "these are the model's input, whose axes are given.", ALGEBRA
+        because = "the model returns this: its axes are the vocabulary, the classes or the outputs."
+        return Trivial(dim), because, ALGEBRA
+
+    # --- norms ----------------------------------------------------------------------------------
+
+    def is_norm_output(self, index: int) -> bool:
+        """True if a norm with a gain writes a stream, and only linear maps read it."""
+        stream, regions = self.facts.streams[index], self.facts.regions
+        if len(stream.writers) != 1 or stream.sums or stream.value_mixed or stream.returned:
+            return False
+        region = regions.get(stream.writers[0], NOTHING)
+        if not (region.shape.is_norm or region.shape is Shape.DIAGONAL) or region.within:
+            return False
+        vertex = self.facts.graph.vertices[stream.writers[0]]
+        if not any(True for _ in vectors_of(self.facts.graph, vertex)) or not region.learned:
+            return False
+        before = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+        if region.shape is Shape.DIAGONAL and not (
+            len(before.writers) == 1
+            and regions.get(before.writers[0], NOTHING).shape.is_norm
+            and not regions[before.writers[0]].within
+        ):
+            return False
+        vertices = self.facts.graph.vertices
+        return all(
+            vertices[r].kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertices[r].across
+            for r in stream.readers
+        )
+
+    def _norm_output(self, index: int, dim: int) -> tuple[Group, str, str]:
+        (writer,) = self.facts.streams[index].writers
+        vertex = self.facts.graph.vertices[writer]
+        while not self.facts.regions[vertex.node].shape.is_norm:
+            vertex = self.facts.graph.vertices[vertex.carried[0]]
+        source = vertex.carried[0]
+        before = self._group(
+            self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)
+        )[0]
+        if not isinstance(before, Orthogonal | LineStabiliser):
+            raise _NotUnderstood(
+                "it is the output of a norm, and the stream before the norm is not free to turn"
+            )
+        because = (
+            "a norm's gain writes it, feature by feature: the linear maps that read it would "
+            "absorb any change of basis, but a gain is one again only after the axes were "
+            "permuted, together with those of the stream that the norm reads, and rescaled."
+        )
+        return Monomial(dim), because, ALGEBRA
+
+    def attention_before(self, index: int) -> Attention | None:
+        """The attention whose queries or keys a stream holds, or will hold behind a norm."""
+        if index in self.meetings:
+            return self.meetings[index][0][0]
+        for reader in self.facts.streams[index].readers:
+            if reader in self.normed:
+                return self.normed[reader][0]
+        return None
+
+    # --- attention ------------------------------------------------------------------------------
+
+    def _queries(self, index: int, vertex: Vertex, dim: int) -> tuple[Group, str, str]:
+        """Queries or keys: what commutes with what positions do to them."""
+        if len(self.meetings[index]) != 1:
+            raise _NotUnderstood("it is read by several attentions, or as queries and keys at once")
+        attention, side = self.meetings[index][0]
+        for problem in (attention.why, self._side_problem(side)):
+            if problem:
+                raise _NotUnderstood(problem)
+        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
+        if attention.query.turned != attention.key.turned or (
+            attention.query.size != attention.key.size
+        ):
+            raise _NotUnderstood("positions turn queries and keys in different ways")
+        if side.source in self.normed:
+            raise _NotUnderstood(
+                "it is the output of a norm, whose gain leaves only some turns of the planes free"
+            )
+        count, copies = attention.key.heads, dim // (attention.key.heads * side.size)
+        if count * copies * side.size != dim:
+            raise _NotUnderstood(f"{dim} features do not divide into {count} heads")
+        turned = side.turned
+        if turned is None:
+            inner: Group = GeneralLinear(side.size)
+            freedom = f"any invertible {side.size} x {side.size} matrix"
+            why = "queries and keys meet in a product that no position changes"
+        else:
+            inner = _around(side, Planes, GeneralLinear)
+            where = "(i, i + n/2)" if turned.pairing == "half" else "(2i, 2i + 1)"
+            freedom = f"a turn and a scale of every plane {where} of its axes"
+            if turned.last - turned.first < side.size:
+                freedom += (
+                    f" {turned.first} to {turned.last - 1}, any invertible matrix on the rest"
+                )
+            why = "rotary position embedding turns these planes, each at a pace of its own"
+        group = Blocks(inner, count, copies, self._order(attention))
+        because = (
+            f"{why}: a head absorbs {freedom}, its keys by the inverse transpose of what its "
+            f"queries do{self._said_of_order(attention)}."
+        )
+        return group, because, ALGEBRA
+
+    def _before_norm(self, stream: Stream, norms: list[int], dim: int) -> tuple[Group, str, str]:
+        """Queries or keys before a norm of their own: what its gain leaves."""
+        if len(norms) != 1 or set(stream.readers) != set(norms):
+            raise _NotUnderstood("queries or keys are read by a norm, and by something else")
+        region = self.facts.regions[norms[0]]
+        attention, side = self.normed[norms[0]]
+        if region.shape is not Shape.RMS_NORM or attention.query == attention.key:
+            raise _NotUnderstood("queries or keys are read through a norm other than RMSNorm")
+        self._require_understood(stream)
+        for problem in (attention.why, self._side_problem(side)):
+            if problem:
+                raise _NotUnderstood(problem)
+        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
+        if any(other.source not in self.normed for other in (attention.query, attention.key)):
+            raise _NotUnderstood("only one of queries and keys is read through a norm")
+        if side.turned is None:
+            inner: Group = SignedPermutation(side.size)
+            what = "permutations and signs"
+        else:
+            inner = _around(side, SignedPlanes, SignedPermutation)
+            what = "the symmetries of the square in every plane that rotary embedding turns"
+        if region.within:
+            group = Blocks(inner, 1, dim // side.size)
+            which = "the same ones in every head, as one gain serves them all"
+        else:
+            copies = side.heads // attention.key.heads
+            group = Blocks(inner, attention.key.heads, copies, "kept")
+            which = "in every head by themselves"
+        because = (
+            f"RMSNorm reads it with a generic gain, which leaves {what}, {which}: of all rotations "
+            "only these turn a gain into a gain."
+        )
+        return group, because, ALGEBRA
+
+    def _side_problem(self, side: Side) -> str:
+        """What stands in the way of changing queries or keys; empty if nothing does."""
+        stream = self.facts.streams[self.facts.stream_of[side.source]]
+        try:
+            self._require_understood(stream)
+        except _NotUnderstood as problem:
+            return str(problem)
+        if stream.value_mixed:
+            return "queries or keys are values too"
+        if stream.returned or any(reader not in self.inside for reader in stream.readers):
+            return "queries or keys are read by something besides the attention"
+        return ""
+
+    def _order(self, attention: Attention) -> Literal["free", "kept"]:
+        return "kept" if self._kept(attention) else "free"
+
+    def _kept(self, attention: Attention) -> str:
+        """Why heads cannot change places; empty if they can."""
+        if attention.apart:
+            return attention.apart
+        if not isinstance(attention.query, Side) or not isinstance(attention.key, Side):
+            return attention.why
+        for side in (attention.query, attention.key):
+            problem = self._side_problem(side)
+            if not problem and len(self.meetings[self.facts.stream_of[side.source]]) != 1:
+                problem = "queries or keys are shared by several attentions"
+            if problem:
+                return problem
+        values = self.facts.streams[self.facts.stream_of[attention.vertex]]
+        try:
+            self._require_understood(values)
+            count, _ = self._head_sizes(values)
+        except _NotUnderstood as problem:
+            return str(problem)
+        if count != attention.key.heads or attention.query.heads % attention.key.heads:
+            return "there are not as many values as keys"
+        return ""
+
+    def _said_of_order(self, attention: Attention) -> str:
+        kept = self._kept(attention)
+        return f"; heads keep their places ({kept})" if kept else "; heads change places as wholes"
+
+    def _attention(self, stream: Stream) -> Attention | None:
+        """The attention that mixes a stream of values; None if there are several."""
+        found = [a for a in self.facts.attentions if a.vertex in stream.members]
+        return found[0] if len(found) == 1 else None
+
+    def _heads(self, stream: Stream, dim: int, shape: tuple[int, ...]) -> tuple[Group, str, str]:
+        if self._norm_readers(stream):
+            raise _NotUnderstood("attention values are read through a norm")
+        if self._is_transposed(self.facts.streams.index(stream)):
+            raise _NotUnderstood("one matrix writes the values and, transposed, reads them")
+        count, size = self._head_sizes(stream)
+        copies = dim // (count * size)
+        if count * size * copies != dim:
+            raise _NotUnderstood(f"{dim} features do not divide into heads of {size}")
+        attention = self._attention(stream)
+        if attention is None:
+            raise _NotUnderstood("several attentions read these values")
+        shared = f", the {copies} queries of a group together" if copies > 1 else ""
+        because = (
+            "attention mixes positions and leaves features alone, and only linear maps write and "
+            f"read them: each of the {count} value heads may be changed by any invertible "
+            f"{size} x {size} matrix{shared}{self._said_of_order(attention)}."
+        )
+        order = self._order(attention) if count > 1 else "free"
+        return Blocks(GeneralLinear(size), count, copies, order), because, ALGEBRA
+
+    def _head_sizes(self, stream: Stream) -> tuple[int, int]:
+        """Number and size of the heads, where the values are first kept apart."""
+        graph = self.facts.graph
+        attention = self._attention(stream)
+        if attention is not None and isinstance(attention.key, Side):
+            first = min(stream.members)
+            layout = graph.layouts.get(first)
+            if layout is not None and len(layout.axes) == 1 and layout.repeat == 1:
+                width = graph.trace.node(first).shape[layout.axes[0]]
+                if width % attention.key.heads == 0:
+                    return attention.key.heads, width // attention.key.heads
+        for index in sorted(stream.members):
+            layout = graph.layouts.get(index)
+            shape = graph.trace.node(index).shape
+            if layout is not None and len(layout.axes) == 2:
+                return shape[layout.axes[0]], shape[layout.axes[1]]
+            if layout is None or len(layout.axes) != 1 or layout.repeat != 1:
+                raise _NotUnderstood("the heads of the values could not be followed")
+        width = graph.layouts[max(stream.members)].axes[0]
+        return 1, graph.trace.node(max(stream.members)).shape[width]
+
+    def _axes(
+        self, index: int, vertex: Vertex, family: frozenset[int], dim: int
+    ) -> tuple[Group, str, str]:
+        scales = self.relations(family).solved()
+        stream = self.facts.streams[index]
+        because = self._because_axes(stream)
+        self._require_parts_apart(family)
+        if any(self._fixed(self.facts.streams[member]) for member in family):
+            because += (
+                " The model's own input or output belongs to the same family of axes, so that "
+                "not even their order is free."
+            )
+            return Trivial(dim), because, PAPER
+        for link in self.family_links(family):
+            region = self.facts.regions.get(link, NOTHING)
+            if region.shape is Shape.DIAGONAL and not region.learned:
+                raise _NotUnderstood(
+                    f"{region.op}{_where(self.facts, link)} acts on every feature with a "
+                    "constant of its own that is no weight"
+                )
+        kind = _GROUPS[scales[index]]
+        parts = self._parts(index, family, dim)
+        if len(parts) > 1:
+            because += (
+                " Features were concatenated, padded or normalised in groups on the way, and "
+                "change places only inside a part."
+            )
+            return DirectSum(tuple(_sized(kind, size) for size in parts)), because, PAPER
+        return _sized(kind, dim), because, PAPER
+
+    def _because_axes(self, stream: Stream) -> str:
+        regions = self.facts.regions
+        said: list[str] = []
+        for reader in stream.readers:
+            region = regions.get(reader)
+            if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+                said.append(
+                    f"it is read by {region.op}, for which {_said(self.intertwiner(reader))}"
+                )
+        for writer in stream.writers:
+            region = regions.get(writer)
+            if region is None:
+                continue
+            if region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+                said.append(
+                    f"it is written by {region.op}, for which {_said(self.intertwiner(writer))}"
+                )
+            elif region.shape is Shape.PRODUCT:
+                said.append("it is the product of two tensors, feature by feature")
+            elif region.shape is Shape.PAIRED:
+                said.append(f"{region.op} makes it of two tensors, feature by feature")
+            elif region.shape in (Shape.RMS_NORM, Shape.LAYER_NORM):
+                said.append("a norm with a gain of its own for every feature writes to it")
+        if any(regions.get(r, NOTHING).shape is Shape.PRODUCT for r in stream.readers):
+            said.append("it is multiplied with another tensor, feature by feature")
+        said += [
+            f"{regions[r].op} joins it with another tensor, feature by feature"
+            for r in stream.readers
+            if regions.get(r, NOTHING).shape is Shape.PAIRED
+        ]
+        vertices = self.facts.graph.vertices
+        touching = (*stream.writers, *stream.readers)
+        if any(vertices[w].kind is Kind.BATCH_NORM for w in stream.writers):
+            said.append("batch normalisation writes it, channel by channel")
+        if any(vertices[r].kind is Kind.BATCH_NORM for r in stream.readers):
+            said.append("batch normalisation reads it, channel by channel")
+        if any(vertices[v].kind is Kind.GROUP_NORM for v in touching):
+            said.append("channels are normalised in groups")
+        if any(vertices[r].kind is Kind.DEPTHWISE for r in stream.readers):
+            said.append("a depthwise convolution reads it, channel by channel")
+        if any(regions.get(v, NOTHING).shape is Shape.DIAGONAL for v in touching):
+            said.append("it is multiplied with a weight vector, feature by feature")
+        if stream.max_pooled:
+            said.append("max pooling reads it, which only non-negative scales pass")
+        if not said:
+            said.append("it shares its axes with a stream that a nonlinearity fixes")
+        unique = list(dict.fromkeys(said))
+        text = "; ".join(entry.rstrip(".") for entry in unique[:3])
+        return text[0].upper() + text[1:] + "."
+
+    # --- what writes and reads ------------------------------------------------------------------
+
+    def _written_by(self, stream: Stream, kind: Kind) -> bool:
+        return any(self.facts.graph.vertices[w].kind is kind for w in stream.writers)
+
+    def _fixed(self, stream: Stream) -> bool:
+        return stream.returned or self._written_by(stream, Kind.INPUT)
+
+    def _norm_readers(self, stream: Stream) -> list[int]:
+        regions = self.facts.regions
+        return [r for r in stream.readers if r in regions and regions[r].shape.is_norm]
+
+    def _norm_is_folded(self, norm: int) -> bool:
+        """True if only linear maps read the norm's output, so that its gain folds into them."""
+        stream = self.facts.streams[self.facts.stream_of[norm]]
+        if stream.returned or len(stream.writers) != 1 or stream.max_pooled:
+            return False
+        for reader in stream.readers:
+            vertex = self.facts.graph.vertices[reader]
+            if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertex.across:
+                continue
+            region = self.facts.regions.get(reader)
+            if region is not None and region.shape is Shape.DIAGONAL and self._only_linear(reader):
+                continue
+            return False
+        return True
+
+    def _only_linear(self, vertex: int) -> bool:
+        """True if a diagonal map's output is read by linear maps only."""
+        stream = self.facts.streams[self.facts.stream_of[vertex]]
+        kinds = {self.facts.graph.vertices[reader].kind for reader in stream.readers}
+        return (
+            not stream.returned
+            and stream.writers == (vertex,)
+            and kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
+        )
+
+    def _parts(self, index: int, family: frozenset[int], dim: int) -> list[int]:
+        """Sizes of the parts of a stream inside which features may change places.
+
+        Where features were concatenated or padded, the seams are handed on to every stream that
+        shares its axes, and through further seams.
+        """
+        if family not in self._bounds:
+            self._bounds[family] = self._family_bounds(family)
+        ordered = sorted({0, dim} | {b for b in self._bounds[family][index] if b < dim})
+        return [after - before for before, after in itertools.pairwise(ordered)]
+
+    def seams(self, family: frozenset[int]) -> list[tuple[int, int, int, int]]:
+        """(source, target, offset, width): where features of one stream lie in another."""
+        graph, stream_of = self.facts.graph, self.facts.stream_of
+        seams: list[tuple[int, int, int, int]] = []
+        for vertex in self.family_links(family):
+            found = graph.vertices[vertex]
+            joined = found.kind in (Kind.CONCAT, Kind.PADDED)
+            place = found.zeros[0]
+            for source in self.sources(vertex):
+                width = graph.trace.node(source).shape[graph.layouts[source].axes[-1]]
+                seams.append((stream_of[source], stream_of[vertex], place, width))
+                place += width if joined else 0
+        return seams
+
+    def _family_bounds(self, family: frozenset[int]) -> dict[int, set[int]]:
+        graph, stream_of = self.facts.graph, self.facts.stream_of
+        seams = self.seams(family)
+        bounds: dict[int, set[int]] = {member: set() for member in family}
+        for vertex in self.family_links(family):
+            found = graph.vertices[vertex]
+            if found.kind in (Kind.CONCAT, Kind.PADDED):
+                edges = [(o, o + w) for _, target, o, w in seams if target == stream_of[vertex]]
+                bounds[stream_of[vertex]] |= {edge for pair in edges for edge in pair}
+            elif found.kind is Kind.GROUP_NORM:
+                node = graph.trace.node(vertex)
+                groups = norm_argument(node, "num_groups")
+                assert isinstance(groups, int)
+                bounds[stream_of[vertex]] |= set(range(0, node.shape[1], node.shape[1] // groups))
+        changed = True
+        while changed:
+            before = sum(map(len, bounds.values()))
+            for source, target, offset, width in seams:
+                bounds[target] |= {offset + b for b in bounds[source]}
+                inside = {b for b in bounds[target] if offset < b < offset + width}
+                bounds[source] |= {b - offset for b in inside}
+            changed = sum(map(len, bounds.values())) != before
+        return bounds
+
+    def family_links(self, family: frozenset[int]) -> list[int]:
+        streams = self.facts.streams
+        touching = {v for m in family for v in (*streams[m].writers, *streams[m].readers)}
+        return sorted(vertex for vertex in touching if self.is_link(vertex))
+
+    def _require_understood(self, stream: Stream) -> None:
+        """Raises `_NotUnderstood` with the first neighbour that no rule covers."""
+        vertices, regions = self.facts.graph.vertices, self.facts.regions
+        for index in (*stream.members, *stream.writers, *stream.readers):
+            why = self.facts.given.get(index)
+            if why is not None and index not in self.inside:
+                raise _NotUnderstood(why)
+        for writer in stream.writers:
+            vertex = vertices[writer]
+            where = _where(self.facts, writer)
+            if writer in self.inside and self._holds_queries(stream):
+                continue
+            if vertex.kind is Kind.OTHER:
+                raise _NotUnderstood(f"it is written by {vertex.op}{where}, which no rule covers")
+            if vertex.kind is Kind.PART and not self._is_free_part(vertex):
+                raise _NotUnderstood(
+                    f"it is a part of a wider tensor{where} that not only linear maps write, or "
+                    "whose parts are not read one by one"
+                )
+            if vertex.kind is Kind.REGION and regions[writer].shape is Shape.UNKNOWN:
+                raise _NotUnderstood(f"{regions[writer].why}{where}")
+        for reader in stream.readers:
+            vertex = vertices[reader]
+            where = _where(self.facts, reader)
+            if reader in self.inside and self._holds_queries(stream):
+                continue
+            if vertex.kind is Kind.ATTENTION and not set(vertex.carried) & stream.members:
+                raise _NotUnderstood(f"queries or keys are read by {vertex.op}{where}")
+            if vertex.kind is Kind.OTHER:
+                raise _NotUnderstood(f"it is read by {vertex.op}{where}, which no rule covers")
+            if vertex.kind is Kind.PART:
+                raise _NotUnderstood(f"its features are read in parts{where}, each in its own way")
+            if vertex.across:
+                raise _NotUnderstood(
+                    f"{vertex.op}{where} does not read its features, but acts across positions or "
+                    "inside parts of the features"
+                )
+            if vertex.kind is Kind.REGION and regions[reader].shape is Shape.UNKNOWN:
+                raise _NotUnderstood(f"{regions[reader].why}{where}")
+
+    def _holds_queries(self, stream: Stream) -> bool:
+        """True if queries or keys of an attention are in a stream, turned or not yet."""
+        return any(
+            side.source in stream.members or side.end in stream.members
+            for attention in self.facts.attentions
+            for side in (attention.query, attention.key)
+            if isinstance(side, Side)
+        )
+
+    def _is_free_part(self, part: Vertex) -> bool:
+        """True if a part of a wider tensor is written by linear maps as if it stood alone."""
+        graph = self.facts.graph
+        source = self.facts.streams[self.facts.stream_of[part.carried[0]]]
+        if source.returned or source.sums or source.value_mixed or source.max_pooled:
+            return False
+        for writer in source.writers:
+            vertex = graph.vertices[writer]
+            if vertex.kind is Kind.PART and not self._is_free_part(vertex):
+                return False
+            if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.PART):
+                return False
+        taken: set[int] = set()
+        sizes: set[int] = set()
+        for reader in source.readers:
+            vertex = graph.vertices[reader]
+            if vertex.kind is not Kind.PART or vertex.part is None or taken & set(vertex.part):
+                return False
+            taken |= set(vertex.part)
+            layout = graph.layouts[vertex.carried[0]]
+            shape = graph.trace.node(vertex.carried[0]).shape
+            sizes.add(math.prod(shape[axis] for axis in layout.axes))
+        # Features are counted alike only where there are as many of them.
+        return len(sizes) == 1
+
+    def _require_parts_apart(self, family: frozenset[int]) -> None:
+        """Raises `_NotUnderstood` if axes that were concatenated also belong together otherwise."""
+        links = {v: self._joined(v) for v in self.family_links(family)}
+        for vertex, ends in links.items():
+            if self.facts.graph.vertices[vertex].kind not in (Kind.CONCAT, Kind.PADDED):
+                continue
+            parent = {member: member for member in family}
+            for other, others in links.items():
+                if other != vertex:
+                    for end in others[1:]:
+                        parent[_root(parent, end)] = _root(parent, others[0])
+            if len({_root(parent, end) for end in ends}) < len(ends):
+                raise _NotUnderstood(
+                    f"{self.facts.graph.vertices[vertex].op}{_where(self.facts, vertex)} joins "
+                    "features that change places together"
+                )
+
+    def _joined(self, link: int) -> list[int]:
+        """The streams on both sides of a function of single features."""
+        stream_of = self.facts.stream_of
+        return [stream_of[link], *(stream_of[source] for source in self.sources(link))]
+
+    # --- weights that are used more than once -----------------------------------------------------
+
+    def _is_transposed(self, index: int) -> bool:
+        """True if a matrix that writes the stream reads it too, transposed."""
+        return any(tie.transposed and tie.stream == index for tie in self.ties.get(index, ()))
+
+    def _require_free_ties(self, index: int) -> None:
+        """Raises `_NotUnderstood` if a matrix is used elsewhere, where other changes are absorbed.
+
+        Streams that one matrix reads, or writes, in several places change together.
+        """
+        seen: set[int] = set()
+        waiting = [index]
+        while waiting:
+            here = waiting.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            if self.permuting(here):
+                waiting.extend(self.family(here))
+            for tie in self.ties.get(here, ()):
+                waiting.append(tie.stream)
+                own, other = self._group_at(tie.own), self._group_at(tie.other)
+                if own is None or other is None or own != other:
+                    raise _NotUnderstood(
+                        f"the weights of {_name(self.facts, tie.other)} are used in several "
+                        "places, whose symmetries are not the same"
+                    )
+
+    def _group_at(self, vertex: int) -> Group | None:
+        """The group of the stream that holds a vertex, ties aside; None if it is not understood."""
+        if vertex not in self._tied_groups:
+            graph = self.facts.graph
+            layout, shape = graph.layouts.get(vertex), graph.trace.node(vertex).shape
+            sizes = () if layout is None else tuple(shape[axis] for axis in layout.axes)
+            try:
+                found = self._group(
+                    self.facts.stream_of[vertex], graph.vertices[vertex], math.prod(sizes), sizes
+                )[0]
+            except _NotUnderstood:
+                found = None
+            self._tied_groups[vertex] = found if sizes else None
+        return self._tied_groups[vertex]
+
+    # --- families -------------------------------------------------------------------------------
+
+    def _links(self, index: int) -> list[tuple[int, int]]:
+        """(vertex, other stream) for every function of single features that touches a stream."""
+        stream = self.facts.streams[index]
+        found: list[tuple[int, int]] = []
+        for writer in stream.writers:
+            if self.is_link(writer):
+                found += [(writer, self.facts.stream_of[source]) for source in self.sources(writer)]
+        for reader in stream.readers:
+            if self.is_link(reader):
+                found.append((reader, self.facts.stream_of[reader]))
+                found += [
+                    (reader, self.facts.stream_of[source])
+                    for source in self.sources(reader)
+                    if self.facts.stream_of[source] != index
+                ]
+        return found
+
+    def sources(self, vertex: int) -> tuple[int, ...]:
+        found = self.facts.graph.vertices[vertex]
+        return found.used if found.kind is Kind.DEPTHWISE else found.carried
+
+    def is_link(self, index: int) -> bool:
+        vertex = self.facts.graph.vertices[index]
+        if vertex.kind in _BETWEEN_CHANNELS:
+            return True
+        if vertex.kind is not Kind.REGION:
+            return False
+        region = self.facts.regions[index]
+        if region.shape.is_norm:
+            return not self._norm_is_folded(index)
+        if region.shape is Shape.DIAGONAL and self._is_gain_of_folded_norm(vertex):
+            return False
+        if self.is_folded_gain(index):
+            return False
+        return region.shape in (
+            Shape.ELEMENTWISE,
+            Shape.COUPLED,
+            Shape.PRODUCT,
+            Shape.PAIRED,
+            Shape.DIAGONAL,
+        )
+
+    def is_folded_gain(self, index: int) -> bool:
+        """True if the gain of a linear map's outputs, as of a layer scale, folds into that map."""
+        region = self.facts.regions.get(index, NOTHING)
+        if region.shape is not Shape.DIAGONAL or not region.learned:
+            return False
+        vertices = self.facts.graph.vertices
+        source = self.facts.streams[self.facts.stream_of[vertices[index].carried[0]]]
+        kinds = {vertices[writer].kind for writer in source.writers}
+        gain = region.gain
+        return (
+            kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
+            and source.readers == (index,)
+            and not source.returned
+            and not source.max_pooled
+            and gain is not None
+            and bool((gain != 0).all())
+        )
+
+    def _is_gain_of_folded_norm(self, vertex: Vertex) -> bool:
+        writers = self.facts.streams[self.facts.stream_of[vertex.carried[0]]].writers
+        return any(
+            self.facts.regions.get(writer, NOTHING).shape.is_norm and self._norm_is_folded(writer)
+            for writer in writers
+        )
+
+    def permuting(self, index: int) -> bool:
+        """True if a function of single features touches the stream."""
+        stream = self.facts.streams[index]
+        return stream.max_pooled or any(
+            self.is_link(vertex) for vertex in (*stream.writers, *stream.readers)
+        )
+
+    def family(self, index: int) -> frozenset[int]:
+        if index not in self._families:
+            found: set[int] = set()
+            waiting = [index]
+            while waiting:
+                here = waiting.pop()
+                if here not in found:
+                    found.add(here)
+                    waiting.extend(other for _, other in self._links(here))
+            # Not of the others: what reads a stream only on the way to nowhere does not bind it.
+            self._families[index] = frozenset(found)
+        return self._families[index]
+
+    def relations(self, family: frozenset[int]) -> Relations:
+        """What the scales of the streams of a family have to do with each other.
+
+        Raises:
+            _NotUnderstood: if any neighbour of any of its streams is not understood.
+        """
+        if family in self._relations:
+            return self._relations[family]
+        streams = self.facts.streams
+        for member in family:
+            self._require_understood(streams[member])
+            if streams[member].value_mixed:
+                raise _NotUnderstood("attention reads values that a nonlinearity has touched")
+        relations = Relations(family)
+        for member in family:
+            stream = streams[member]
+            if stream.max_pooled:
+                relations.add({member: 1.0}, scales=False)
+            for norm in self._norm_readers(stream):
+                rms = self.facts.regions[norm].shape is Shape.RMS_NORM
+                relations.add({member: 1.0}, signs=not rms)
+            for tie in self.ties.get(member, ()):
+                if tie.stream in family:
+                    sizes = {tie.stream: 1.0 if tie.transposed else -1.0}
+                    relations.add(sum_of({member: 1.0}, sizes), signs=False)
+                    relations.add(sum_of({member: 1.0}, {tie.stream: 1.0}), scales=False)
+        for vertex in self.family_links(family):
+            sources = [self.facts.stream_of[s] for s in self.sources(vertex)]
+            self._relate(vertex, sources, self.facts.stream_of[vertex], relations)
+        self._relations[family] = relations
+        return relations
+
+    def _relate(self, index: int, sources: list[int], target: int, relations: Relations) -> None:
+        """What a function of single features demands of the diagonal matrices around it."""
+        vertex = self.facts.graph.vertices[index]
+        region = self.facts.regions.get(index, NOTHING)
+        if vertex.kind in (Kind.CONCAT, Kind.PADDED):
+            for source in sources:
+                relations.add(sum_of({source: 1.0}, {target: -1.0}))
+        elif region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+            try:
+                intertwiner = self.intertwiner(index)
+            except ValueError as error:
+                raise _NotUnderstood(
+                    f"{region.op}{_where(self.facts, index)} could not be measured: {error}"
+                ) from error
+            before = _scales_of(intertwiner.group)
+            if before is None:
+                raise _NotUnderstood(
+                    f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"
+                )
+            if before in (Scales.ANY, Scales.POSITIVE):
+                powers = sum_of({target: 1.0}, {sources[0]: -intertwiner.degree})
+                relations.add(powers, signs=False)
+            else:
+                relations.add({sources[0]: 1.0}, signs=False)
+                relations.add({target: 1.0}, signs=False)
+            if before not in (Scales.ANY, Scales.SIGNS):
+                relations.add({sources[0]: 1.0}, scales=False)
+            odd = before in (Scales.ANY, Scales.SIGNS) and intertwiner.parity < 0
+            flips = sum_of({target: 1.0}, {sources[0]: 1.0}) if odd else {target: 1.0}
+            relations.add(flips, scales=False)
+        elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+            self._relate_norm(index, sources[0], target, relations)
+        elif region.shape is Shape.PRODUCT:
+            factors = {source: 0.0 for source in sources}
+            for source in sources:
+                factors[source] += 1.0
+            relations.add(sum_of({target: -1.0}, factors))
+        elif region.pair is not None:
+            first, second = sources
+            for powers in region.pair.sizes:
+                relations.add(_factors(first, second, target, powers), signs=False)
+            for bits in region.pair.signs:
+                relations.add(_factors(first, second, target, bits), scales=False)
+        elif region.shape.is_norm:
+            relations.add({target: 1.0}, signs=False)
+            rms = region.shape is Shape.RMS_NORM
+            relations.add(sum_of({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
+
+    def _relate_norm(self, index: int, source: int, target: int, relations: Relations) -> None:
+        """What normalisation of channels, one by one or in groups, demands of their factors."""
+        node = self.facts.graph.trace.node(index)
+        running = node.op == "batch_norm" and keeps_statistics(node)
+        gained = norm_argument(node, "weight") is not None
+        if not running:
+            # The epsilon beside the variance sees every scale.
+            relations.add({source: 1.0}, signs=False)
+        if node.op == "group_norm":
+            # The mean of several channels sees every sign.
+            relations.add({source: 1.0}, scales=False)
+        if not gained:
+            # Running statistics take a scale, but no sign.
+            relations.add(sum_of({target: 1.0}, {source: 1.0}), scales=False)
+            if not running:
+                relations.add({target: 1.0}, signs=False)
+
+
+NOTHING = Region(Shape.UNKNOWN)
+
+_BETWEEN_CHANNELS = (
+    Kind.BATCH_NORM,
+    Kind.GROUP_NORM,
+    Kind.DEPTHWISE,
+    Kind.CONCAT,
+    Kind.PADDED,
+)
+
+
+def _around(
+    side: Side, planes: type[Planes] | type[SignedPlanes], rest: Callable[[int], Group]
+) -> Group:
+    """A group of the planes that turn, beside another of the axes before and behind them."""
+    assert side.turned is not None
+    first, last, size = side.turned.first, side.turned.last, side.size
+    parts: list[Group] = [rest(first)] if first else []
+    parts.append(planes(last - first, side.turned.pairing))
+    parts += [rest(size - last)] if last < size else []
+    return parts[0] if len(parts) == 1 else DirectSum(tuple(parts))
+
+
+def _sized(kind: type[OnAxes], dim: int) -> Group:
+    return kind(dim)
+
+
+def _root(parent: dict[int, int], index: int) -> int:
+    while parent[index] != index:
+        index = parent[index]
+    return index
+
+
+def _name(facts: Facts, vertex: int) -> str:
+    return _where(facts, vertex).removeprefix(" in ") or "one linear map"
+
+
+def _said(found: Intertwiner) -> str:
+    """Why a nonlinearity has its group, and what a shift of the next bias would add to it."""
+    return f"{found.because} ({found.note})" if found.note else found.because
+
+
+def _factors(first: int, second: int, target: int, powers: Iterable[float]) -> dict[int, float]:
+    """Powers by stream; two of the three may be one stream."""
+    found: dict[int, float] = {}
+    for stream, power in zip((first, second, target), powers, strict=True):
+        found[stream] = found.get(stream, 0.0) + power
+    return found
+
+
+def _scales_of(group: Group) -> Scales | None:
+    for kind, scales in _SCALES:
+        if type(group) is kind:
+            return scales
+    return None
+
+
+def _generic(region: Region) -> bool:
+    """True if a norm's gain differs from feature to feature."""
+    gain = region.gain
+    return gain is not None and float(gain.std()) > 1e-6 * float(gain.abs().mean())
+
+
+def _where(facts: Facts, vertex: int) -> str:
+    module = facts.graph.trace.node(vertex).module
+    module = re.sub(r"\b_original_component\.?", "", module).rstrip(".")
+    return f" in {module}" if module else ""
+
+
+def _unknown(dim: int, why: str) -> Symmetry:
+    group = Unknown(dim)
+    text = why[0].upper() + why[1:].rstrip(".") + "; the group is not derived, and not guessed."
+    return Symmetry(group, group.privileged, text, "none")

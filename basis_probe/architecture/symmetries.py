@@ -1,0 +1,333 @@
+"""The architecture's side of the question, and its proof: symmetries, certificates, twins."""
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.algebra.elements import Element
+from basis_probe.algebra.groups import Unknown
+from basis_probe.architecture.act import Action
+from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.prove import Prover, Unproved, largest_change
+from basis_probe.errors import DataError
+from basis_probe.model.batches import Batch, batch_of
+from basis_probe.model.example_input import example_for
+from basis_probe.model.facts import Facts, collect
+from basis_probe.model.network import Subject, prepared, recognise
+from basis_probe.model.places import Site
+from basis_probe.model.sites import asked
+from basis_probe.model.trace import tensors_in
+from basis_probe.model.weights import Slots, WeightError, Weights
+from basis_probe.results.symmetry import Certificate, Symmetries, Symmetry
+
+CHEAP = 150_000_000
+"""Models of at most this many parameters are certified without being asked to."""
+
+_SMALL = 2_000_000
+"""Below this many parameters a second thread costs more than it brings."""
+
+
+def symmetries(
+    model: nn.Module, example_input: Any, *, certificates: bool | None = None
+) -> Symmetries:
+    """The architecture's answer at every place of the model that ran, in forward order.
+
+    Every claim carries a certificate: on a float64 copy of the model random elements of the group
+    acted on the weights and the outputs stayed the same, and strangers to the group changed them. A
+    claim that fails is shown as unknown, with both numbers. The model itself is left as it was.
+
+    Args:
+        model: as for `probe`.
+        example_input: one batch, as for `probe`.
+        certificates: whether to prove the claims; None to do so if the model is small enough for it
+            to be cheap (150 million parameters).
+
+    Returns:
+        Site name -> symmetry; a dict that shows itself as a table in a notebook.
+
+    Raises:
+        DataError: if the batch cannot be used.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> layers = torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 2)
+        >>> found = bp.symmetries(torch.nn.Sequential(*layers), torch.randn(2, 4))
+        >>> found["1"].group, found["1"].certificate.holds
+        (Permutation(dim=6), True)
+    """
+    subject = recognise(model)
+    with prepared(subject.model, None):
+        batch = _batch(subject, example_input)
+        facts = watched(subject, batch)
+        derivation = Derivation(facts)
+        seen: set[tuple[object, int]] = set()
+        sites: dict[str, Site] = {}
+        for name, site in facts.sites.items():
+            key = (site.address, site.node)
+            if key not in seen:
+                seen.add(key)
+                sites[name] = site
+        claims = {name: derivation.symmetry(site) for name, site in sites.items()}
+        return Symmetries(proved(subject, batch, derivation, sites, claims, certificates))
+
+
+def certify(
+    model: nn.Module, site: str, example_input: Any, *, elements: int = 3, seed: int = 0
+) -> Certificate:
+    """The numerical proof of what `symmetries` claims of one site, on this very model.
+
+    On a float64 copy of the model, elements of the group act on the weights one after the other:
+    the outputs must stay the same and the activations at the site must change by exactly the
+    element. Then strangers to the group act, and the outputs must change a thousand times more.
+
+    Args:
+        model: as for `probe`.
+        site: its name.
+        example_input: one batch, as for `probe`; a few examples are used.
+        elements: how many elements to draw.
+        seed: seeds them.
+
+    Raises:
+        SiteError: if the name stands for no site, or for several.
+        ValueError: if nothing is claimed of the site, or it cannot be tried on this model: the
+            message says what stands in the way.
+        DataError: if the batch cannot be used.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> layers = torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2)
+        >>> proof = bp.certify(torch.nn.Sequential(*layers), "1", torch.randn(2, 4))
+        >>> proof.holds, proof.max_error < 1e-9, proof.violation > 1e-6
+        (True, True, True)
+    """
+    if elements < 1:
+        raise ValueError(f"elements={elements}: give a positive number")
+    subject = recognise(model)
+    with prepared(subject.model, None):
+        batch = _batch(subject, example_input)
+        facts = watched(subject, batch)
+        derivation = Derivation(facts)
+        name, place = _one(site, facts, subject)
+        symmetry = derivation.symmetry(place)
+        _require_claim(name, symmetry)
+        with _threads(subject):
+            try:
+                prover = Prover(subject.model, batch.first(2), facts, derivation, seed=seed)
+                return prover.certify(place, symmetry.group, elements=elements)
+            except Unproved as error:
+                raise ValueError(f"{name} cannot be certified: {error}") from error
+
+
+def reparametrize(
+    model: nn.Module, site: str, element: object, *, example_input: Any = None
+) -> nn.Module:
+    """A new model of the same architecture and function, its activations changed at one site.
+
+    The activations x at the site become `element` times x, and whatever else must change with them
+    does. Gains of norms are folded into the linear maps behind them where that is needed, tied
+    weights are untied where they must differ. The model itself is untouched.
+
+    Args:
+        model: as for `probe`.
+        site: the name of the site.
+        element: an invertible matrix [dim, dim], or an element, of the site's group.
+        example_input: one batch, as for `probe`, from which the architecture is read; None for
+            random tokens or numbers, where the model tells what it takes.
+
+    Raises:
+        SiteError: if the name stands for no site, or for several.
+        ValueError: if the element is not in the site's group (the message says by how much), or
+            nothing is claimed of the site, or a weight that must change cannot: which, and why.
+        DataError: if the batch cannot be used, or is needed.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> layers = torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)
+        >>> model = torch.nn.Sequential(*layers).double()
+        >>> x = torch.randn(5, 4, dtype=torch.float64)
+        >>> twin = bp.reparametrize(model, "1", torch.diag(torch.tensor([2.0, 1.0, 0.5])))
+        >>> torch.allclose(twin(x), model(x)), torch.allclose(twin[0](x), model[0](x))
+        (True, False)
+    """
+    subject = recognise(model)
+    with prepared(subject.model, None):
+        batch = (
+            example_for(subject) if example_input is None else _batch(subject, example_input)
+        ).first(2)
+        facts = watched(subject, batch)
+        derivation = Derivation(facts)
+        name, place = _one(site, facts, subject)
+        symmetry = derivation.symmetry(place)
+        _require_claim(name, symmetry)
+        try:
+            acting = symmetry.group.element(element)
+        except ValueError as error:
+            raise ValueError(
+                f"the element cannot act at {name}, whose group is {symmetry.group!r}: {error}"
+            ) from error
+        slots = Slots(subject.model, facts.graph.trace)
+    try:
+        weights = Weights(subject.model)
+        _act(Action(derivation, slots, weights), place, acting)
+    except WeightError as error:
+        raise ValueError(f"{name} cannot be changed: {error}") from error
+    _require_same_function(subject, recognise(weights.model), batch, name)
+    config = getattr(weights.model, "config", None)
+    if getattr(config, "tie_word_embeddings", False) and weights.untied(subject.model):
+        # Saved and loaded again, the two must stay what they are now.
+        config.tie_word_embeddings = False  # pyright: ignore[reportOptionalMemberAccess]
+    return weights.model
+
+
+def watched(subject: Subject, batch: Batch) -> Facts:
+    """What is seen of a model in one forward pass on the first examples of a batch.
+
+    Raises:
+        DataError: if the model fails on it.
+    """
+    try:
+        trace = subject.watch(batch)
+    except Exception as error:
+        raise DataError(
+            f"the model failed on the first batch ({batch.form}, shape "
+            f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
+            f"{_types_apart(subject, batch)}"
+        ) from error
+    return collect(trace, subject.names(trace))
+
+
+def _types_apart(subject: Subject, batch: Batch) -> str:
+    """What to do where the numbers of a batch are of another type than the weights."""
+    given, needed = batch.inputs.dtype, subject.dtype
+    if not batch.inputs.is_floating_point() or given == needed:
+        return ""
+    given, needed = (str(dtype).removeprefix("torch.") for dtype in (given, needed))
+    return (
+        f". The batch holds {given} numbers and the model has {needed} weights: convert one of "
+        f"them, for example the batch with .to(torch.{needed})"
+    )
+
+
+def proved(
+    subject: Subject,
+    batch: Batch,
+    derivation: Derivation,
+    sites: Mapping[str, Site],
+    claims: Mapping[str, Symmetry],
+    wanted: bool | None,
+) -> dict[str, Symmetry]:
+    """The claims with their certificates; those that fail become unknown, with both numbers.
+
+    Args:
+        subject: the model, in evaluation mode.
+        batch: what it was watched on.
+        derivation: what was derived.
+        sites: name -> site.
+        claims: name -> what was derived there.
+        wanted: whether to prove; None if it is cheap.
+    """
+    size = sum(parameter.numel() for parameter in subject.model.parameters())
+    if wanted is False or (wanted is None and size > CHEAP):
+        why = (
+            "certificates were not asked for"
+            if wanted is False
+            else f"the model has {size:,} parameters, and a proof needs a copy of them in float64: "
+            "ask for it with certify, or with certificates=True"
+        )
+        return _without(claims, claims, why)
+    names = [name for name, claim in claims.items() if not isinstance(claim.group, Unknown)]
+    names = [name for name in names if derivation.facts.vertex(sites[name]) is not None]
+    if not names:
+        return dict(claims)
+    with _threads(subject):
+        try:
+            prover = Prover(subject.model, batch.first(2), derivation.facts, derivation)
+        except Unproved as error:
+            return _without(claims, names, str(error))
+        found = prover.survey([(sites[name], claims[name].group) for name in names])
+    result = dict(claims)
+    for name, proof in zip(names, found, strict=True):
+        claim = claims[name]
+        if isinstance(proof, Unproved):
+            result[name] = dataclasses.replace(claim, unproved=str(proof))
+        elif proof.holds:
+            result[name] = dataclasses.replace(claim, certificate=proof)
+        else:
+            result[name] = refuted(claim, proof)
+    return {name: result[name] for name in claims}
+
+
+def refuted(claim: Symmetry, proof: Certificate) -> Symmetry:
+    """What is left of a claim whose certificate failed: nothing is known, and why."""
+    group = Unknown(claim.group.dim)
+    because = (
+        f"{claim.group.name} was derived and is not true of this model: elements of it moved the "
+        f"outputs by {proof.max_error:.1e} and missed the site by {proof.action_error:.1e} "
+        f"(allowed: {proof.tolerance:.0e}), while strangers moved the outputs by "
+        f"{proof.violation:.1e}."
+    )
+    return Symmetry(group, group.privileged, because, claim.reference, proof)
+
+
+def _without(claims: Mapping[str, Symmetry], names: Iterable[str], why: str) -> dict[str, Symmetry]:
+    """The claims, with the reason why some of them have no certificate."""
+    return dict(claims) | {
+        name: dataclasses.replace(claims[name], unproved=why)
+        for name in names
+        if not isinstance(claims[name].group, Unknown)
+    }
+
+
+def _require_same_function(before: Subject, after: Subject, batch: Batch, name: str) -> None:
+    """Raises ValueError if a twin does not compute what the model does, to its precision."""
+    outputs: list[list[Tensor]] = []
+    for subject in (before, after):
+        with prepared(subject.model, None), torch.no_grad():
+            outputs.append([t for t in tensors_in(subject.call(batch)) if t.is_floating_point()])
+    change = largest_change(*outputs)
+    allowed = max((torch.finfo(t.dtype).eps for t in outputs[0]), default=1.0) ** 0.5
+    if not change <= allowed:
+        raise ValueError(
+            f"the model that was changed at {name} does not compute the same: its outputs differ "
+            f"by {change:.1e} of the largest. Either the forward of the model is bound to the "
+            "original's weights, or the claim is not true of it: ask certify"
+        )
+
+
+def _act(action: Action, place: Site, element: Element) -> None:
+    with torch.no_grad():
+        action.move(place, element)
+
+
+def _batch(subject: Subject, example_input: Any) -> Batch:
+    return batch_of(example_input, number=0, tokenizer=subject.tokenizer, device=subject.device)
+
+
+def _one(name: str, facts: Facts, subject: Subject) -> tuple[str, Site]:
+    found = asked([name], facts.sites, silent=subject.silent())
+    if len(found) > 1:
+        raise ValueError(f"{name!r} stands for {len(found)} sites: give the name of one")
+    return next(iter(found.items()))
+
+
+def _require_claim(name: str, symmetry: Symmetry) -> None:
+    if isinstance(symmetry.group, Unknown):
+        raise ValueError(f"nothing is claimed of {name}: {symmetry.because}")
+
+
+@contextlib.contextmanager
+def _threads(subject: Subject) -> Generator[None]:
+    """Within the context torch uses one thread for a small model, as many as before for others."""
+    before = torch.get_num_threads()
+    small = sum(parameter.numel() for parameter in subject.model.parameters()) < _SMALL
+    try:
+        if small:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if small:
+            torch.set_num_threads(before)

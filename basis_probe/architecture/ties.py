@@ -1,0 +1,44 @@
+"""Streams that one matrix reads, or writes, in several places: they change together."""
+
+import dataclasses
+
+from basis_probe.model.facts import Facts, shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Tie:
+    """Two vertices that one matrix reads, or writes, in two places.
+
+    Attributes:
+        own, other: the vertices.
+        stream: the stream of the other.
+        transposed: True if one changes by the inverse transpose of the other, as where a matrix
+            reads what its transpose writes.
+    """
+
+    own: int
+    other: int
+    stream: int
+    transposed: bool
+
+
+def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
+    """Stream -> its ties to others, and to itself by a transpose."""
+    found: dict[int, list[Tie]] = {}
+    stream_of = facts.stream_of
+
+    def tie(a: int, b: int, transposed: bool) -> None:
+        if stream_of[a] != stream_of[b] or transposed:
+            found.setdefault(stream_of[a], []).append(Tie(a, b, stream_of[b], transposed))
+            found.setdefault(stream_of[b], []).append(Tie(b, a, stream_of[a], transposed))
+
+    for first, second, transposed in shared(facts):
+        read, written = (facts.graph.vertices[v].used[0] for v in (first, second)), (first, second)
+        (a, b), (c, d) = read, written
+        if not transposed:
+            tie(a, b, False)
+            tie(c, d, False)
+        elif facts.graph.layouts.get(a) is not None and facts.graph.layouts.get(b) is not None:
+            tie(c, b, True)
+            tie(a, d, True)
+    return {stream: tuple(dict.fromkeys(ties)) for stream, ties in found.items()}

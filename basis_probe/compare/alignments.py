@@ -1,0 +1,547 @@
+"""The element of a group that best lays one network's axes on another's, and how well that fits.
+
+Every group is handled in two steps. First the data are brought to a form that the group's scales
+cannot change: axes of unit size where it rescales them, white where it holds every linear map.
+What is left of the group keeps lengths, and the best of its elements has a closed form: a polar
+factor, an assignment, an angle. Everything is computed from second moments, so that data may be
+streamed and the element that was found on one part of them scored on another.
+"""
+
+import abc
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from basis_probe.algebra.elements import Element
+from basis_probe.algebra.groups import (
+    Blocks,
+    DirectSum,
+    GeneralLinear,
+    Group,
+    LineStabiliser,
+    Monomial,
+    OnAxes,
+    Orthogonal,
+    Permutation,
+    Planes,
+    PositiveMonomial,
+    SignedPermutation,
+    SignedPlanes,
+    Signs,
+    Trivial,
+    Unknown,
+)
+from basis_probe.errors import DataError
+from basis_probe.statistics.second_moments import Crossed, Spread
+
+# Directions whose variance is below this share of the largest are not told from rounding.
+_RANK = 1e-12
+
+# A transport is an assignment of copies; up to so many of them that is the faster way.
+_COPIES = 2048
+
+Constant = Literal["refuse", "ignore"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Form:
+    """A change of axes, x -> x W, after which the group's scales do not count.
+
+    Attributes:
+        weights: [dim, form], W.
+        flat: axes, or directions, that never vary and count for nothing.
+    """
+
+    weights: Float64[Tensor, "dim form"]
+    flat: int
+
+
+class Compact(abc.ABC):
+    """What is left of a group once the data are in its form: maps that keep lengths."""
+
+    @abc.abstractmethod
+    def best(self, between: Float64[Tensor, "form_x form_y"]) -> tuple[float, Tensor]:
+        """The largest inner product that can be reached, and the matrix [form_y, form_x] for it.
+
+        Args:
+            between: the sum over samples of x y^T.
+        """
+
+
+@final
+class _Turn(Compact):
+    """Every rotation and reflection, or a partial one between spaces of different size."""
+
+    def best(self, between: Tensor) -> tuple[float, Tensor]:
+        u, s, v = torch.linalg.svd(between, full_matrices=False)
+        return float(s.sum()), v.T @ u.T
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Places(Compact):
+    """Axes change places.
+
+    Attributes:
+        signs: True if they may be reversed too.
+    """
+
+    signs: bool
+
+    def best(self, between: Tensor) -> tuple[float, Tensor]:
+        gain = between.abs() if self.signs else between
+        plan = transport(gain)
+        # Axes that are matched in part are mixed in proportion.
+        scale = math.sqrt(between.shape[0] * between.shape[1])
+        moved = plan.T * scale
+        return float((plan * gain).sum()) * scale, moved * between.T.sign() if self.signs else moved
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _InPlace(Compact):
+    """Every axis stays.
+
+    Attributes:
+        signs: True if they may be reversed.
+    """
+
+    signs: bool
+
+    def best(self, between: Tensor) -> tuple[float, Tensor]:
+        _require_square(between)
+        diagonal = between.diagonal()
+        if not self.signs:
+            return float(diagonal.sum()), torch.eye(len(diagonal), dtype=between.dtype)
+        signs = torch.where(diagonal < 0, -1.0, 1.0).to(between.dtype)
+        return float(diagonal.abs().sum()), torch.diag(signs)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _InPlanes(Compact):
+    """Every plane is turned by an angle of its own."""
+
+    group: Planes
+
+    def best(self, between: Tensor) -> tuple[float, Tensor]:
+        _require_square(between)
+        a, b = self.group.axes()
+        real = between[a, a] + between[b, b]
+        imaginary = between[a, b] - between[b, a]
+        size = torch.hypot(real, imaginary)
+        safe = torch.where(size == 0, torch.ones_like(size), size)
+        cosine = torch.where(size == 0, torch.ones_like(real), real / safe)
+        sine = imaginary / safe
+        found = torch.zeros_like(between)
+        found[a, a], found[b, b], found[a, b], found[b, a] = cosine, cosine, -sine, sine
+        return float(size.sum()), found
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _SquareInPlanes(Compact):
+    """In every plane one of the eight symmetries of a square."""
+
+    group: SignedPlanes
+
+    def best(self, between: Tensor) -> tuple[float, Tensor]:
+        _require_square(between)
+        found, total = torch.zeros_like(between), 0.0
+        for a, b in zip(*(axes.tolist() for axes in self.group.axes()), strict=True):
+            place = torch.tensor([a, b])
+            gain, part = _Places(signs=True).best(between[place][:, place])
+            total += gain
+            found[place[:, None], place] = part
+        return total, found
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Whole(Compact):
+    """Blocks of axes, each changed by an element of its own, the same in all its copies.
+
+    Attributes:
+        inner: what changes a copy.
+        x, y: where the axes of every block are, [block, copy, axis].
+        free: True if blocks change places.
+    """
+
+    inner: Compact
+    x: Tensor
+    y: Tensor
+    free: bool
+
+    def best(self, between: Tensor) -> tuple[float, Tensor]:
+        count = len(self.x)
+        gains = torch.zeros(count, len(self.y), dtype=torch.float64)
+        parts: dict[tuple[int, int], Tensor] = {}
+        for i in range(count):
+            for j in range(len(self.y)):
+                if self.free or i == j:
+                    copies = zip(self.x[i], self.y[j], strict=True)
+                    inside = torch.stack([between[a][:, b] for a, b in copies]).sum(0)
+                    gains[i, j], parts[i, j] = self.inner.best(inside)
+        if self.free:
+            rows, columns = assignment(gains)
+        else:
+            rows = columns = torch.arange(count)
+        found = torch.zeros(between.shape[1], between.shape[0], dtype=torch.float64)
+        for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
+            for a, b in zip(self.x[i], self.y[j], strict=True):
+                found[b[:, None], a] = parts[i, j]
+        return float(gains[rows, columns].sum()), found
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Beside(Compact):
+    """Parts side by side, each with a group of its own."""
+
+    parts: tuple[Compact, ...]
+    x: tuple[slice, ...]
+    y: tuple[slice, ...]
+
+    def best(self, between: Tensor) -> tuple[float, Tensor]:
+        total, found = 0.0, torch.zeros(between.shape[1], between.shape[0], dtype=torch.float64)
+        for part, a, b in zip(self.parts, self.x, self.y, strict=True):
+            gain, inside = part.best(between[a, b])
+            total += gain
+            found[b, a] = inside
+        return total, found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Alignment:
+    """The element of a group that lays x on y, fitted on some samples, with its fit on others.
+
+    Attributes:
+        group: the group, acting on x.
+        x, y: the forms in which the two are compared.
+        inner: [form_y, form_x], the part of the element that keeps lengths.
+    """
+
+    group: Group
+    x: Form
+    y: Form
+    inner: Float64[Tensor, "form_y form_x"]
+
+    def similarity(self, moments: Crossed) -> float:
+        """The cosine between x, after the element acted on it, and y, over samples, in [-1, 1].
+
+        Raises:
+            DataError: if one of the two does not vary on these samples.
+        """
+        sizes = [
+            float((form.weights.T @ side.sums * form.weights.T).sum())
+            for form, side in ((self.x, moments.x), (self.y, moments.y))
+        ]
+        if not min(sizes) > 0:
+            raise DataError(
+                "one of the two is the same on every sample: there is nothing to compare"
+            )
+        between = self.x.weights.T @ moments.sums @ self.y.weights
+        return float((self.inner * between.T).sum()) / math.sqrt(sizes[0] * sizes[1])
+
+    @functools.cached_property
+    def matrix(self) -> Float64[Tensor, "dim_y dim_x"]:
+        """A with y ~ A x, apart from a shift."""
+        back = torch.linalg.pinv(self.y.weights) if not _is_plain(self.y.weights) else None
+        if back is None:
+            scale = self.y.weights.diagonal()
+            back = torch.diag(torch.where(scale == 0, torch.zeros_like(scale), 1 / scale))
+        found = back.T @ self.inner @ self.x.weights.T
+        if isinstance(self.group, LineStabiliser):
+            # What lies along the ones is free; it is left as it is.
+            return found + 1.0 / len(found)
+        return found
+
+    @functools.cached_property
+    def element(self) -> Element | None:
+        """A as an element of the group; None where the widths differ, or axes never vary."""
+        if self.matrix.shape[0] != self.matrix.shape[1]:
+            return None
+        try:
+            return self.group.element(self.matrix)
+        except ValueError:
+            return None
+
+
+def _is_plain(weights: Tensor) -> bool:
+    square = weights.shape[0] == weights.shape[1]
+    return square and bool((weights - torch.diag(weights.diagonal()) == 0).all())
+
+
+def align(
+    group: Group, other: Group, moments: Crossed, *, constant: Constant = "refuse"
+) -> Alignment:
+    """The element that lays x on y best, over the samples of some moments.
+
+    Args:
+        group: the group of x.
+        other: that of y: the same, but for its size.
+        moments: of x and y.
+        constant: what to do about axes that never vary, where a scale of theirs would be needed:
+            "refuse" them, or "ignore" them, so that they match nothing.
+
+    Raises:
+        DataError: for too few samples, or constant axes that are refused.
+        ValueError: for groups of different kinds, or unequal sizes where those are needed.
+    """
+    require_kin(group, other)
+    compact = _compact(group, other)
+    forms = _form(group, moments.x, constant), _form(other, moments.y, constant)
+    for which, form, side in zip(("x", "y"), forms, (moments.x, moments.y), strict=True):
+        _require_samples(which, group, form, side)
+    between = forms[0].weights.T @ moments.sums @ forms[1].weights
+    return Alignment(group, forms[0], forms[1], compact.best(between)[1])
+
+
+def on_axes(group: Group) -> bool:
+    """True if the elements of a group only put axes in another order and multiply them."""
+    if isinstance(group, DirectSum):
+        return all(on_axes(part) for part in group.parts)
+    return isinstance(group, OnAxes | Trivial | Signs)
+
+
+def axes_group(groups: Iterable[Group], dim: int) -> Group:
+    """The smallest group that puts all axes in any order and holds what several such groups do.
+
+    Args:
+        groups: groups of which `on_axes` is true.
+        dim: how many axes it acts on.
+    """
+    waiting, kinds = [*groups], set[type[Group]]()
+    while waiting:
+        group = waiting.pop()
+        if isinstance(group, DirectSum):
+            waiting += group.parts
+        else:
+            kinds.add(type(group))
+    scales = bool(kinds & {PositiveMonomial, Monomial})
+    signs = bool(kinds & {SignedPermutation, Monomial, Signs})
+    if scales:
+        return Monomial(dim) if signs else PositiveMonomial(dim)
+    return SignedPermutation(dim) if signs else Permutation(dim)
+
+
+def require_kin(group: Group, other: Group) -> None:
+    """Raises ValueError if two groups are not of one kind, or nothing is known of them."""
+    if isinstance(group, Unknown) or isinstance(other, Unknown):
+        raise ValueError(
+            "nothing is known of the changes of basis that are allowed there: name the group, for "
+            'example group="permutation"'
+        )
+    if type(group) is not type(other):
+        raise ValueError(
+            f"one of the two has the group {group!r} and the other {other!r}: compare places of "
+            'one kind, or name the group, for example group="permutation"'
+        )
+
+
+def _compact(group: Group, other: Group) -> Compact:
+    """What keeps lengths in a group, as maps from the form of one to that of the other."""
+    if isinstance(group, GeneralLinear | Orthogonal | LineStabiliser):
+        return _Turn()
+    if isinstance(group, OnAxes):
+        return _Places(signs=isinstance(group, SignedPermutation | Monomial))
+    if group.dim != other.dim:
+        raise ValueError(
+            f"{group.name} keeps axes or blocks in their places, and one side has {group.dim} axes "
+            f"and the other {other.dim}: name a group that does not, such as permutation"
+        )
+    if isinstance(group, Trivial | Signs):
+        return _InPlace(signs=isinstance(group, Signs))
+    if isinstance(group, Planes):
+        return _InPlanes(group)
+    if isinstance(group, SignedPlanes):
+        return _SquareInPlanes(group)
+    if isinstance(group, Blocks) and isinstance(other, Blocks):
+        require_kin(group.inner, other.inner)
+        return _Whole(
+            _compact(group.inner, other.inner),
+            _block_axes(group),
+            _block_axes(other),
+            free=group.order == "free",
+        )
+    if isinstance(group, DirectSum) and isinstance(other, DirectSum):
+        pairs = list(zip(group.parts, other.parts, strict=True))
+        for one, two in pairs:
+            require_kin(one, two)
+        return _Beside(
+            tuple(_compact(*pair) for pair in pairs), _part_axes(group), _part_axes(other)
+        )
+    raise ValueError(f"how data are aligned up to {group!r} is not known: name another group")
+
+
+def _form(group: Group, side: Spread, constant: Constant) -> Form:
+    dim = len(side.mean)
+    if group.dim != dim:
+        raise ValueError(f"the group {group!r} acts on {group.dim} axes, and there are {dim}")
+    sizes = side.sums.diagonal()
+    # What rounding leaves of an axis that never varies.
+    flat = sizes <= 1e-13 * side.raw.diagonal()
+    if isinstance(group, GeneralLinear):
+        return _white(side)
+    if isinstance(group, PositiveMonomial | Monomial):
+        _may_be_flat(flat, constant)
+        live = int((~flat).sum())
+        scale = torch.where(flat, torch.zeros_like(sizes), sizes.clamp(min=1e-300).rsqrt())
+        return Form(torch.diag(scale), dim - live)
+    if isinstance(group, Planes):
+        a, b = group.axes()
+        both, still = sizes[a] + sizes[b], flat[a] & flat[b]
+        _may_be_flat(still, constant)
+        scale = torch.zeros(dim, dtype=torch.float64)
+        scale[a] = torch.where(still, torch.zeros_like(both), both.clamp(min=1e-300).rsqrt())
+        scale[b] = scale[a]
+        return Form(torch.diag(scale), 2 * int(still.sum()))
+    if isinstance(group, LineStabiliser):
+        across = torch.eye(dim, dtype=torch.float64) - 1.0 / dim
+        return Form(across, 0)
+    if isinstance(group, Blocks) and group.inner.rescales:
+        axes = _block_axes(group)
+        weights = torch.zeros(dim, dim, dtype=torch.float64)
+        columns: list[Tensor] = []
+        for block in axes:
+            inside = sum((_part(side, copy) for copy in block), Spread.empty(group.inner.dim))
+            form = _form(group.inner, inside, constant)
+            padded = torch.zeros(group.inner.dim, group.inner.dim, dtype=torch.float64)
+            padded[:, : form.weights.shape[1]] = form.weights
+            for copy in block:
+                weights[copy[:, None], copy] = padded
+            columns.append(torch.tensor(form.flat))
+        return Form(weights, int(torch.stack(columns).sum()))
+    if isinstance(group, DirectSum):
+        parts = [
+            _form(part, _part(side, torch.arange(own.start, own.stop)), constant)
+            for part, own in zip(group.parts, _part_axes(group), strict=True)
+        ]
+        square: list[Tensor] = []
+        for part in parts:
+            inside = torch.zeros(len(part.weights), len(part.weights), dtype=torch.float64)
+            inside[:, : part.weights.shape[1]] = part.weights
+            # Every part counts by its number of axes.
+            square.append(inside)
+        return Form(torch.block_diag(*square), sum(part.flat for part in parts))
+    return Form(torch.eye(dim, dtype=torch.float64), 0)
+
+
+def _white(side: Spread) -> Form:
+    values, vectors = torch.linalg.eigh(side.sums)
+    kept = values > _RANK * values.max().clamp(min=1e-300)
+    if not bool(kept.any()):
+        raise DataError("one of the two is the same on every sample: there is nothing to compare")
+    weights = vectors[:, kept] * values[kept].rsqrt()
+    return Form(weights, int((~kept).sum()))
+
+
+def _part(side: Spread, axes: Tensor) -> Spread:
+    return Spread(side.count, side.mean[axes], side.sums[axes][:, axes])
+
+
+def _may_be_flat(flat: Tensor, constant: Constant) -> None:
+    if constant == "ignore" or not bool(flat.any()):
+        return
+    which = flat.nonzero().flatten().tolist()
+    some = ", ".join(map(str, which[:5])) + ("…" if len(which) > 5 else "")
+    raise DataError(
+        f"{len(which)} of {len(flat)} axes are the same on every sample ({some}), so that they "
+        'have no scale to compare: leave them out, or give constant="ignore" to match them to '
+        "nothing"
+    )
+
+
+def _require_samples(which: str, group: Group, form: Form, side: Spread) -> None:
+    """Raises DataError where so few samples make any two sets of axes look alike."""
+    mixes = group.inner.dim if isinstance(group, Blocks) else len(side.mean)
+    if group.rotates and side.count <= mixes:
+        raise DataError(
+            f"{which} has {mixes} axes that may be mixed and {side.count} samples to fit with: "
+            f"with so few, any two networks look alike; give more than {mixes} samples in every "
+            "part of the data, or compare kernels, which does not fit anything (measure='cka')"
+        )
+
+
+def _block_axes(group: Blocks) -> Tensor:
+    """[block, copy, axis]: where the axes are."""
+    return torch.arange(group.dim).reshape(group.count, group.copies, group.inner.dim)
+
+
+def _part_axes(group: DirectSum) -> tuple[slice, ...]:
+    found: list[slice] = []
+    start = 0
+    for part in group.parts:
+        found.append(slice(start, start + part.dim))
+        start += part.dim
+    return tuple(found)
+
+
+def _require_square(between: Tensor) -> None:
+    if between.shape[0] != between.shape[1]:
+        raise ValueError(f"{between.shape[0]} axes cannot be laid on {between.shape[1]} in place")
+
+
+# --- matching axes --------------------------------------------------------------------------------
+
+
+def assignment(gain: Float[Tensor, "dim_x dim_y"]) -> tuple[Tensor, Tensor]:
+    """Pairs of axes, each axis in at most one, with the largest sum of gains.
+
+    Returns:
+        The axes of x and those of y, in order of y where all of y are matched.
+
+    Source: H. W. Kuhn (1955), by `scipy.optimize.linear_sum_assignment`.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(gain.cpu().double().numpy(), maximize=True)
+    rows, columns = torch.as_tensor(rows), torch.as_tensor(columns)
+    order = columns.argsort()
+    return rows[order], columns[order]
+
+
+def transport(gain: Float[Tensor, "dim_x dim_y"]) -> Float64[Tensor, "dim_x dim_y"]:
+    """How much of every axis of x goes to every axis of y, so that the sum of gains is largest.
+
+    Every axis of x gives 1 / dim_x and every axis of y takes 1 / dim_y. For equal numbers it is an
+    assignment.
+
+    Source: Khosla and Williams (2024), Soft matching distance.
+    """
+    rows, columns = gain.shape
+    plan = torch.zeros(rows, columns, dtype=torch.float64)
+    copies = math.lcm(rows, columns)
+    if copies <= max(_COPIES, rows, columns):
+        many = gain.repeat_interleave(copies // rows, 0).repeat_interleave(copies // columns, 1)
+        left, right = assignment(many)
+        places = left // (copies // rows), right // (copies // columns)
+        return plan.index_put_(
+            places, torch.tensor(1.0 / copies, dtype=torch.float64), accumulate=True
+        )
+    return _by_linear_programme(gain)
+
+
+def _by_linear_programme(gain: Tensor) -> Tensor:
+    import numpy as np
+    from scipy.optimize import linprog
+    from scipy.sparse import eye_array, kron, vstack
+
+    rows, columns = gain.shape
+    sums = vstack(
+        [
+            kron(eye_array(rows), np.ones((1, columns))),
+            kron(np.ones((1, rows)), eye_array(columns)),
+        ]
+    )
+    wanted = np.concatenate([np.full(rows, 1 / rows), np.full(columns, 1 / columns)])
+    found = linprog(-gain.double().numpy().ravel(), A_eq=sums.tocsr(), b_eq=wanted)
+    if not found.success:
+        raise ValueError(f"the axes could not be matched: {found.message}")
+    return torch.as_tensor(found.x, dtype=torch.float64).reshape(rows, columns)

@@ -1,0 +1,421 @@
+"""Two trained networks brought into one basin: one is re-expressed in the axes of the other.
+
+The weights of the second are permuted, its function unchanged, until they lie as near to those of
+the first as an order of axes can bring them. Then the straight line between the two is walked.
+
+Source: Ainsworth, Hayase and Srinivasa (2023), Git Re-Basin, section 3.2 (matching weights).
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from basis_probe.algebra.elements import MonomialElement
+from basis_probe.algebra.groups import OnAxes
+from basis_probe.architecture.act import Action
+from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.symmetries import reparametrize, watched
+from basis_probe.compare.alignments import assignment
+from basis_probe.compare.stitching import (
+    Objective,
+    Performance,
+    Statistics,
+    Work,
+    require_several_readings,
+)
+from basis_probe.errors import SiteError
+from basis_probe.model.network import prepared, recognise
+from basis_probe.model.places import Site
+from basis_probe.model.weights import Slots, WeightError, Weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ROUNDS = 100
+"""At most so often all families are gone through; usually it settles within ten rounds."""
+
+Scales = Literal["kept", "matched"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """An axis of a parameter along which a family's axes lie.
+
+    Attributes:
+        name: of the parameter.
+        axis: which of its axes.
+        repeat: how many consecutive entries belong to one axis of the family.
+        power: 1 if it grows with the family's scale, -1 if it shrinks, 0 if it does not know it.
+    """
+
+    name: str
+    axis: int
+    repeat: int
+    power: int = 0
+
+    def rows(self, tensor: Tensor, dim: int) -> Tensor:
+        """[dim, entries]: what belongs to every axis of the family."""
+        return tensor.unflatten(self.axis, (dim, self.repeat)).movedim(self.axis, 0).flatten(1)
+
+    def moved(self, tensor: Tensor, columns: Tensor) -> Tensor:
+        """The parameter after the family's axes have changed places."""
+        places = (columns[:, None] * self.repeat + torch.arange(self.repeat)).flatten()
+        return tensor.index_select(self.axis, places)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Family:
+    """Places that share one order of axes, with everything in the weights that follows it."""
+
+    site: Site
+    dim: int
+    rescales: bool
+    slots: tuple[_Slot, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PathPoint:
+    """How well the networks on the line do at one point of it.
+
+    Attributes:
+        t: 0 at the first network, 1 at the second.
+        before: on the line to the second network as it was.
+        after: on the line to it in the axes of the first.
+    """
+
+    t: float
+    before: Performance
+    after: Performance
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rebasin:
+    """The second network in the axes of the first, and the line between them.
+
+    Attributes:
+        model: the second network in the axes of the first: the same function, other weights.
+        elements: site -> the element that acted there, one for each family of places.
+        distance: of the weights before and after, relative to the size of the first's.
+        path: points on the line.
+        notes: what a reader must know.
+    """
+
+    model: nn.Module
+    elements: Mapping[str, MonomialElement]
+    distance: tuple[float, float]
+    path: tuple[PathPoint, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def barriers(self) -> tuple[float, float]:
+        """The most that the loss rises above the line between its ends, before and after."""
+        return self._barrier("before"), self._barrier("after")
+
+    def _barrier(self, which: str) -> float:
+        losses = np.asarray([getattr(point, which).loss for point in self.path])
+        t = np.asarray([point.t for point in self.path])
+        if len(losses) < 2:
+            return math.nan
+        return float((losses - (1 - t) * losses[0] - t * losses[-1]).max())
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame` with one row for each point of the line."""
+        import pandas as pd
+
+        rows = [
+            {
+                "t": point.t,
+                "loss_before": point.before.loss,
+                "loss_after": point.after.loss,
+                "accuracy_before": point.before.accuracy,
+                "accuracy_after": point.after.accuracy,
+            }
+            for point in self.path
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "Figure":
+        """The loss along both lines."""
+        from basis_probe.show.heatmap import lines
+
+        return lines(
+            {
+                "as trained": [(f"{p.t:.2f}", p.before.loss) for p in self.path],
+                "in the axes of the first": [(f"{p.t:.2f}", p.after.loss) for p in self.path],
+            },
+            label="loss",
+        )
+
+
+def rebasin(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    data: Iterable[Any],
+    *,
+    scales: Scales = "kept",
+    points: int = 11,
+    objective: Objective | None = None,
+    batch_norm: Statistics = "recomputed",
+    seed: int = 0,
+) -> Rebasin:
+    """`model_b` in the axes of `model_a`, and the loss on the straight line between the two.
+
+    Every family of places that share their axes is permuted so that the weights around it match
+    those of `model_a` best, one family after the other until nothing changes: an order that is the
+    best for each family given the others. The permutations act by `reparametrize`, so that the
+    function of `model_b` stays the same, and that is checked.
+
+    Args:
+        model_a: the one network, as for `probe`.
+        model_b: another of the same architecture.
+        data: batches as for `stitch`, for the loss along the line.
+        scales: "matched" to also give every axis of `model_b` the balance between what writes to it
+            and what reads it that it has in `model_a`, where the group rescales axes.
+        points: how many points on the line, the ends included; 0 for none.
+        objective: as for `stitch`.
+        batch_norm: "recomputed" to average its running statistics anew over the data at every point
+            between the ends, "kept" to interpolate them.
+        seed: seeds the order in which families are gone through.
+
+    Raises:
+        DataError: for data that can be read once only, or that the models cannot be called with.
+        SiteError: if no place has axes that could change places.
+        ValueError: if the two do not have the same parameters.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> layers = torch.nn.Linear(4, 6), torch.nn.GELU(), torch.nn.Linear(6, 3)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> x = torch.randn(50, 4, generator=generator)
+        >>> other_order = bp.groups.Permutation(6).draw(generator)
+        >>> twin = bp.reparametrize(model, "1", other_order, example_input=x)
+        >>> found = bp.rebasin(model, twin, [(x, model(x).argmax(1))], points=3)
+        >>> found.distance[0] > 0.1, found.distance[1], found.barriers[1] < 1e-6
+        (True, 0.0, True)
+    """
+    require_several_readings(data)
+    if scales not in ("kept", "matched"):
+        raise ValueError(f"scales={scales!r} is not known: give kept or matched")
+    if points < 0:
+        raise ValueError(f"points={points}: give 0 or more")
+    _require_same_shape(model_a, model_b)
+    work = Work((model_a, model_b), data, objective)
+    raw = next(work.items(data))[1]
+    families, notes = _families(model_b, raw)
+    if not families:
+        raise SiteError("the second network has no place whose axes could change places")
+    wanted, given = _tensors(model_a), _tensors(model_b)
+    columns = _match(wanted, dict(given), families, seed)
+    moved: nn.Module = model_b
+    elements: dict[str, MonomialElement] = {}
+    for family, order in zip(families, columns, strict=True):
+        factors = torch.ones(family.dim, dtype=torch.float64)
+        if scales == "matched" and family.rescales:
+            factors = _balance(wanted, _tensors(moved), family, order)
+        elements[family.site.name] = MonomialElement(order, factors)
+        moved = reparametrize(
+            moved, family.site.name, elements[family.site.name], example_input=raw
+        )
+    path = tuple(
+        PathPoint(
+            t,
+            *(
+                _performance(work, _between(model_a, end, t), batch_norm, inside=0 < t < 1)
+                for end in (model_b, moved)
+            ),
+        )
+        for t in np.linspace(0, 1, points).tolist()
+    )
+    distance = _distance(wanted, given), _distance(wanted, _tensors(moved))
+    return Rebasin(moved, elements, distance, path, tuple(notes))
+
+
+def _require_same_shape(model_a: nn.Module, model_b: nn.Module) -> None:
+    shapes = [
+        {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        for model in (model_a, model_b)
+    ]
+    if shapes[0] != shapes[1]:
+        odd = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
+        raise ValueError(
+            f"the two networks differ in {odd[0][0]} and {len(odd) - 1} other entries of their "
+            "weights: give two of the same architecture"
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().double() for name, value in model.named_parameters()}
+
+
+def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    squared = sum(float((one[name] - other[name]).square().sum()) for name in one)
+    return math.sqrt(squared / sum(float(value.square().sum()) for value in one.values()))
+
+
+def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
+    """Every set of places that share an order of axes, once, and what was left out."""
+    from basis_probe.model.batches import batch_of
+
+    subject = recognise(model)
+    found: dict[frozenset[int], _Family] = {}
+    left_out: list[str] = []
+    with prepared(model, None):
+        batch = batch_of(raw, number=0, tokenizer=subject.tokenizer, device=subject.device)
+        facts = watched(subject, batch)
+        derivation = Derivation(facts)
+        slots, weights = Slots(model, facts.graph.trace), Weights(model)
+        before = _tensors(weights.model)
+        seen: set[int] = set()
+        for site in facts.sites.values():
+            vertex = facts.vertex(site)
+            group = derivation.symmetry(site).group
+            if vertex is None or not isinstance(group, OnAxes) or group.dim < 2:
+                continue
+            if facts.stream_of[vertex.node] in seen:
+                continue
+            element = MonomialElement(
+                torch.randperm(group.dim, generator=torch.Generator().manual_seed(1)),
+                torch.ones(group.dim),
+            )
+            try:
+                with torch.no_grad():
+                    streams = Action(derivation, slots, weights).move(site, element)
+                seen |= set(streams)
+                places = _followed(before, _tensors(weights.model), element.columns)
+                weights.restore()
+                if places is not None and group.rescales:
+                    doubled = MonomialElement(
+                        torch.arange(group.dim), torch.full((group.dim,), 2.0)
+                    )
+                    with torch.no_grad():
+                        Action(derivation, slots, weights).move(site, doubled)
+                    places = [_powered(slot, before, _tensors(weights.model)) for slot in places]
+            except WeightError as error:
+                left_out.append(f"{site.name} was left out: {error}.")
+                continue
+            finally:
+                weights.restore()
+            if places is None:
+                left_out.append(f"{site.name} was left out: its axes lie in a weight in parts.")
+            elif places:
+                key = frozenset(streams)
+                found[key] = _Family(site, group.dim, group.rescales, tuple(places))
+    return list(found.values()), left_out
+
+
+def _followed(
+    before: Mapping[str, Tensor], after: Mapping[str, Tensor], columns: Tensor
+) -> list[_Slot] | None:
+    """Along which axis of which parameter an order of axes acted; None if that cannot be told."""
+    found: list[_Slot] = []
+    for name, given in before.items():
+        made = after[name]
+        if torch.equal(given, made):
+            continue
+        candidates = [
+            _Slot(name, axis, size // len(columns))
+            for axis, size in enumerate(given.shape)
+            if size % len(columns) == 0
+        ]
+        fitting = [slot for slot in candidates if torch.equal(slot.moved(given, columns), made)]
+        if len(fitting) != 1:
+            return None
+        found.append(fitting[0])
+    return found
+
+
+def _powered(slot: _Slot, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> _Slot:
+    for power, factor in ((1, 2.0), (-1, 0.5)):
+        if torch.allclose(after[slot.name], factor * before[slot.name], rtol=1e-4):
+            return dataclasses.replace(slot, power=power)
+    return slot
+
+
+def _match(
+    wanted: Mapping[str, Tensor], weights: dict[str, Tensor], families: list[_Family], seed: int
+) -> list[Tensor]:
+    """For every family the order of axes under which the weights match best."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.arange(family.dim) for family in families]
+    for _ in range(_ROUNDS):
+        changed = False
+        for place in torch.randperm(len(families), generator=generator).tolist():
+            family = families[place]
+            gain = torch.zeros(family.dim, family.dim, dtype=torch.float64)
+            for slot in family.slots:
+                own, other = wanted[slot.name], weights[slot.name]
+                gain += slot.rows(own, family.dim) @ slot.rows(other, family.dim).T
+            rows, columns = assignment(gain)
+            order = columns[rows.argsort()]
+            gained = gain[torch.arange(family.dim), order].sum() - gain.trace()
+            if float(gained) <= 1e-9 * float(gain.abs().max()):
+                continue
+            changed = True
+            orders[place] = orders[place][order]
+            for slot in family.slots:
+                weights[slot.name] = slot.moved(weights[slot.name], order)
+        if not changed:
+            break
+    return orders
+
+
+def _balance(
+    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], family: _Family, order: Tensor
+) -> Tensor:
+    """For every axis the scale that gives it the balance of writing and reading of the first."""
+
+    def ratio(tensors: Mapping[str, Tensor]) -> Tensor:
+        sizes: list[Tensor] = []
+        for power in (1, -1):
+            squares = [
+                slot.rows(tensors[slot.name], family.dim).square().sum(1)
+                for slot in family.slots
+                if slot.power == power
+            ]
+            sizes.append(sum(squares, torch.zeros(family.dim, dtype=torch.float64)).sqrt())
+        return sizes[0] / sizes[1]
+
+    factors = (ratio(wanted) / ratio(weights)[order]).sqrt()
+    usable = torch.isfinite(factors) & (factors > 0)
+    return torch.where(usable, factors, torch.ones_like(factors))
+
+
+def _between(model_a: nn.Module, model_b: nn.Module, t: float) -> nn.Module:
+    """A network whose weights and running statistics lie on the line between two others."""
+    made = copy.deepcopy(model_a)
+    other = model_b.state_dict()
+    mixed = {
+        name: torch.lerp(value, other[name].to(value), t) if value.is_floating_point() else value
+        for name, value in made.state_dict().items()
+    }
+    made.load_state_dict(mixed)
+    return made.eval()
+
+
+def _performance(
+    work: Work, model: nn.Module, statistics: Statistics, *, inside: bool
+) -> Performance:
+    subject = recognise(model)
+    if inside and statistics == "recomputed":
+        normalisations = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
+            and module.track_running_stats
+        ]
+        for module in normalisations:
+            module.reset_running_stats()
+            module.training, module.momentum = True, None
+        if normalisations:
+            with torch.no_grad():
+                for batch, _ in work.items(work.data):
+                    subject.call(batch)
+        model.eval()
+    return work.performance(subject.call, work.data)

@@ -1,0 +1,347 @@
+"""Two networks on the same data: what is caught at their sites, example by example."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.symmetries import watched
+from basis_probe.errors import DataError, SiteError
+from basis_probe.model.batches import Batch, batch_of
+from basis_probe.model.capture import catching
+from basis_probe.model.facts import Facts
+from basis_probe.model.graph import Layout
+from basis_probe.model.network import Subject, recognise
+from basis_probe.model.places import Site
+from basis_probe.model.roles import Role, role
+from basis_probe.model.sites import asked, sensible
+from basis_probe.results.symmetry import Symmetry
+from basis_probe.statistics.sampling import hash_examples
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spot:
+    """A site of a network that is compared.
+
+    Attributes:
+        site: the place.
+        layout: where its features are; None for the last axis.
+        dim: how many features.
+        role: what it is, in words.
+        symmetry: what its architecture allows there.
+    """
+
+    site: Site
+    layout: Layout | None
+    dim: int
+    role: Role
+    symmetry: Symmetry
+
+    @property
+    def spatial(self) -> bool:
+        """True for feature maps, whose positions follow their channels."""
+        return self.layout is not None and self.layout.channels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Caught:
+    """The activations of one batch at one site.
+
+    Attributes:
+        values: [examples, positions, dim].
+        counted: [examples, positions], True where a position counts; None if all do.
+        space: the size of a feature map, height by width; None for others.
+    """
+
+    values: Tensor
+    counted: Tensor | None
+    space: tuple[int, ...] | None
+
+    def resized(self, space: tuple[int, ...] | None) -> "Caught":
+        """The feature maps averaged down to another size.
+
+        An average over positions goes with every linear map of the channels.
+        """
+        if space is None or self.space is None or space == self.space:
+            return self
+        return Caught(pooled(self.maps(), space).flatten(2).movedim(1, 2), None, space)
+
+    def maps(self) -> Tensor:
+        """[examples, dim, *space]."""
+        moved = self.values.movedim(2, 1)
+        return moved if self.space is None else moved.unflatten(2, self.space)
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """[samples, dim]: every position that counts."""
+        flat = self.values.flatten(0, 1)
+        return flat if self.counted is None else flat[self.counted.flatten()]
+
+
+def pooled(maps: Tensor, space: tuple[int, ...]) -> Tensor:
+    """Feature maps [examples, axes, *space] averaged down to another size."""
+    pool: Any = (
+        nn.functional.adaptive_avg_pool1d,
+        nn.functional.adaptive_avg_pool2d,
+        nn.functional.adaptive_avg_pool3d,
+    )[len(space) - 1]
+    return pool(maps, space)
+
+
+class Network:
+    """A network that is compared with another: watched once, then run batch by batch.
+
+    Args:
+        model: as for `probe`.
+        batch: its first batch.
+        sites: names or globs; None for the sensible ones.
+    """
+
+    def __init__(self, subject: Subject, batch: Batch, sites: str | Iterable[str] | None) -> None:
+        self.subject = subject
+        self.facts: Facts = watched(subject, batch)
+        self.derivation = Derivation(self.facts)
+        if sites is None:
+            chosen = sensible(self.facts, self.facts.sites, subject.usual)
+        else:
+            chosen = asked(sites, self.facts.sites, silent=subject.silent())
+        self.spots = {name: self._spot(site) for name, site in chosen.items()}
+
+    def _spot(self, site: Site) -> Spot:
+        return Spot(
+            site=site,
+            layout=self.facts.layout(site),
+            dim=math.prod(self.facts.shape(site)),
+            role=role(self.facts, site),
+            symmetry=self.derivation.symmetry(site),
+        )
+
+    def one(self) -> tuple[str, Spot]:
+        """The only site that was asked for.
+
+        Raises:
+            SiteError: if there are several.
+        """
+        if len(self.spots) != 1:
+            raise SiteError(f"{len(self.spots)} sites were named where one is needed: name one")
+        return next(iter(self.spots.items()))
+
+    def run(self, batch: Batch) -> dict[str, Caught]:
+        """What the sites hold for a batch, in evaluation mode and without gradients.
+
+        Raises:
+            DataError: if a site did not run, or holds NaN or infinities.
+        """
+        found: dict[str, Caught] = {}
+        catchers = {
+            spot.site.address: functools.partial(self._take, found, names, spot, batch)
+            for names, spot in self._places()
+        }
+        with torch.no_grad(), catching(self.subject.model, catchers):
+            self.subject.call(batch)
+        for name in self.spots:
+            if name not in found:
+                raise DataError(f"{name} did not run in one of the batches")
+        return {name: found[name] for name in self.spots}
+
+    def _places(self) -> Iterator[tuple[tuple[str, ...], Spot]]:
+        """Every place once, with all its names."""
+        places: dict[object, list[str]] = {}
+        for name, spot in self.spots.items():
+            places.setdefault(spot.site.address, []).append(name)
+        for names in places.values():
+            yield tuple(names), self.spots[names[0]]
+
+    @staticmethod
+    def _take(
+        found: dict[str, Caught], names: tuple[str, ...], spot: Spot, batch: Batch, tensor: Tensor
+    ) -> None:
+        # An in-place function may overwrite what is caught.
+        caught = caught_of(tensor.detach(), spot, batch)
+        bad = int((~torch.isfinite(caught.rows)).sum())
+        if bad:
+            raise DataError(
+                f"{bad} values of {names[0]} are NaN or infinite: give data on which both networks "
+                "stay finite"
+            )
+        found |= dict.fromkeys(names, caught)
+
+
+def caught_of(tensor: Tensor, spot: Spot, batch: Batch) -> Caught:
+    """A site's tensor, example by example; a copy."""
+    axes = (tensor.ndim - 1,) if spot.layout is None else spot.layout.axes
+    last = tuple(range(tensor.ndim - len(axes), tensor.ndim))
+    lead = tensor.movedim(axes, last).flatten(-len(axes)).clone()
+    if lead.shape[-1] != spot.dim:
+        raise DataError(
+            f"{spot.site.name} had {spot.dim} features in the first batch and has "
+            f"{lead.shape[-1]} now"
+        )
+    space = tuple(lead.shape[1:-1]) if spot.spatial else None
+    total = lead.shape[:-1].numel()
+    if total % max(1, batch.size):
+        raise DataError(
+            f"{spot.site.name} holds {total} rows for {batch.size} examples, so that they cannot "
+            "be told apart"
+        )
+    values = lead.reshape(batch.size, -1, spot.dim)
+    mask = batch.mask
+    counted = mask if mask is not None and values.shape[1] == mask.shape[1] else None
+    return Caught(values, counted, space)
+
+
+def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
+    """The batches of the data, as a network is called with them.
+
+    Raises:
+        DataError: for data that are no iterable of batches, or hold none.
+    """
+    if isinstance(data, Tensor | np.ndarray | Mapping):
+        data = [data]
+    iterable = isinstance(data, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(data, str) or not iterable:
+        raise DataError(
+            f"the data are a {type(data).__name__}: give an iterable of batches, such as a "
+            "DataLoader"
+        )
+    number = -1
+    for number, raw in enumerate(data):
+        yield batch_of(raw, number=number, tokenizer=subject.tokenizer, device=subject.device)
+    if number < 0:
+        raise DataError("the data hold no batch: give at least one, better several")
+
+
+def paired(
+    subjects: tuple[Subject, Subject], data: Iterable[Any], other_data: Iterable[Any] | None
+) -> Iterator[tuple[Batch, Batch]]:
+    """The batches of both networks, checked to be the same examples in the same order.
+
+    Args:
+        subjects: the two networks.
+        data: the data of the first, and of both if there are no others.
+        other_data: the same examples as the second network takes them, such as with another
+            tokenizer or other colours.
+
+    Raises:
+        DataError: if the examples come in another order, or not equally many.
+    """
+    if other_data is None:
+        for batch in batches_of(data, subjects[0]):
+            yield batch, _moved(batch, subjects[1].device)
+        return
+    order = _Order()
+    ours, theirs = batches_of(data, subjects[0]), batches_of(other_data, subjects[1])
+    while True:
+        pair = next(ours, None), next(theirs, None)
+        if pair[0] is None and pair[1] is None:
+            return
+        if pair[0] is None or pair[1] is None or pair[0].size != pair[1].size:
+            sizes = [0 if batch is None else batch.size for batch in pair]
+            raise DataError(
+                f"one network was given a batch of {sizes[0]} examples and the other one of "
+                f"{sizes[1]}: give the same examples to both, in batches of the same size"
+            )
+        first, second = pair[0], pair[1]
+        order.see(*(hash_examples(batch.inputs, batch.mask).cpu() for batch in (first, second)))
+        yield first, second
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    if batch.inputs.device == device:
+        return batch
+
+    def move(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return Batch(
+        tuple(move(value) for value in batch.args),
+        {name: move(value) for name, value in batch.kwargs.items()},
+        batch.inputs.to(device),
+        None if batch.mask is None else batch.mask.to(device),
+        batch.form,
+    )
+
+
+class _Order:
+    """Notices examples that come in another order to the second network.
+
+    Where no example is the same for both networks, they take their inputs in different forms, and
+    nothing can be said of the order.
+    """
+
+    def __init__(self) -> None:
+        self.ours: dict[int, list[int]] = {}
+        self.theirs: dict[int, list[int]] = {}
+        self.seen = 0
+
+    def see(self, ours: Int64[Tensor, " batch"], theirs: Int64[Tensor, " batch"]) -> None:
+        for place, (a, b) in enumerate(zip(ours.tolist(), theirs.tolist(), strict=True)):
+            self.ours.setdefault(a, []).append(self.seen + place)
+            self.theirs.setdefault(b, []).append(self.seen + place)
+        self.seen += len(ours)
+        for example in dict.fromkeys((*ours.tolist(), *theirs.tolist())):
+            places = self.ours.get(example), self.theirs.get(example)
+            if None not in places and places[0] != places[1]:
+                raise DataError(
+                    f"the data come in another order to the second network: example "
+                    f"{self.ours[example][0]} of the first is example {self.theirs[example][0]} of "
+                    "the second. A loader that shuffles does so anew every time it is read: give "
+                    "shuffle=False, or one loader for both"
+                )
+
+
+def fold_of(batch: Batch, *, folds: int, seed: int) -> Int64[Tensor, " batch"]:
+    """To which part of the data every example belongs, by its content alone."""
+    mixed = hash_examples(batch.inputs, batch.mask).cpu() + seed
+    return mixed.remainder(folds)
+
+
+def both(
+    models: tuple[nn.Module, nn.Module],
+) -> tuple[Subject, Subject]:
+    """The two networks, recognised.
+
+    Raises:
+        TypeError: if one of them is no torch module.
+    """
+    return recognise(models[0]), recognise(models[1])
+
+
+def common_space(first: Caught, second: Caught) -> tuple[int, ...] | None:
+    """The size to which the larger of two feature maps is averaged down; None where there is none.
+
+    Raises:
+        DataError: if the two have different numbers of positions that cannot be matched.
+    """
+    if first.space is not None and second.space is not None:
+        if len(first.space) != len(second.space):
+            raise DataError(
+                f"feature maps with {len(first.space)} and {len(second.space)} axes in space "
+                "cannot be matched position by position"
+            )
+        return tuple(min(a, b) for a, b in zip(first.space, second.space, strict=True))
+    if first.values.shape[1] != second.values.shape[1]:
+        raise DataError(
+            f"one of the two has {first.values.shape[1]} positions for an example and the other "
+            f"{second.values.shape[1]}: compare places with the same positions"
+        )
+    return None
+
+
+def matched(first: Mapping[str, Caught], name: str, other: Caught) -> tuple[Tensor, Tensor]:
+    """Rows of the same examples at the same positions of two sites."""
+    own = first[name]
+    space = common_space(own, other)
+    a, b = own.resized(space), other.resized(space)
+    counted = a.counted if a.counted is not None else b.counted
+    if counted is None or not (a.counted is not None and b.counted is not None):
+        return Caught(a.values, counted, a.space).rows, Caught(b.values, counted, b.space).rows
+    shared = a.counted & b.counted
+    return Caught(a.values, shared, None).rows, Caught(b.values, shared, None).rows

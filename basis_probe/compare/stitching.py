@@ -1,0 +1,776 @@
+"""The front of one network joined to the back of another by a layer restricted to a group."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from basis_probe.algebra.elements import Element
+from basis_probe.algebra.groups import (
+    DirectSum,
+    GeneralLinear,
+    Group,
+    Monomial,
+    OnAxes,
+    Orthogonal,
+    Permutation,
+    PositiveMonomial,
+    SignedPermutation,
+    Trivial,
+)
+from basis_probe.compare import layers
+from basis_probe.compare.alignments import align, assignment, axes_group, on_axes
+from basis_probe.compare.running import Network, Spot, pooled
+from basis_probe.compare.similarity import groups_of
+from basis_probe.errors import DataError, SiteError
+from basis_probe.model.batches import Batch, batch_of
+from basis_probe.model.capture import catching
+from basis_probe.model.network import Subject, prepared, recognise
+from basis_probe.model.replace import NotReplaceable, replacing
+from basis_probe.model.trace import tensors_in
+from basis_probe.statistics.second_moments import Crossed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Method = Literal["closed-form", "birkhoff", "lasso"]
+Statistics = Literal["recomputed", "kept"]
+Objective = Callable[[Any, Any], Tensor]
+
+# Two sites are the same up to the group if this share of the variance, or less, is left over.
+_EXACT = 1e-9
+
+# Smaller entries of a lasso layer are set to zero, as in the paper.
+_THRESHOLD = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Performance:
+    """How well a network does on some data.
+
+    Attributes:
+        loss: the mean loss of an example.
+        accuracy: the share of examples that are classified as labelled; NaN without labels.
+        n_examples: how many examples.
+    """
+
+    loss: float
+    accuracy: float
+    n_examples: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stitched:
+    """Two networks joined at a place.
+
+    Attributes:
+        model: the joined network: the front of the first, the stitching layer, the back of the
+            second. Both are copies; only the layer has parameters that can be trained.
+        group: the group of the layer.
+        method: how the layer was found.
+        matrix: [dim_b, dim_a], what the layer multiplies with.
+        element: the same as an element of the group; None where it has no inverse there.
+        stitched, first, second: how well the joined network and the two originals do.
+        initial: how well the joined network did before training.
+        curve: the training loss after each epoch.
+        fit: the share of the second network's activations at the place, about zero, that the
+            layer reproduces.
+        sites: the places in the first network and in the second.
+        notes: what a reader must know.
+    """
+
+    model: "StitchedModel"
+    group: Group
+    method: str
+    matrix: Float[Tensor, "dim_b dim_a"]
+    element: Element | None
+    stitched: Performance
+    first: Performance
+    second: Performance
+    initial: Performance
+    curve: tuple[float, ...]
+    fit: float
+    sites: tuple[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def penalty(self) -> float:
+        """The accuracy that is lost against the mean of both originals; NaN without labels."""
+        return (self.first.accuracy + self.second.accuracy) / 2 - self.stitched.accuracy
+
+    @property
+    def loss_penalty(self) -> float:
+        """The loss that is added to the mean of both originals."""
+        return self.stitched.loss - (self.first.loss + self.second.loss) / 2
+
+    def __str__(self) -> str:
+        lost = (
+            f"loss {self.stitched.loss:.4f} ({self.loss_penalty:+.4f})"
+            if math.isnan(self.penalty)
+            else f"accuracy {self.stitched.accuracy:.2%} (penalty {self.penalty:.2%})"
+        )
+        return f"{self.sites[0]} -> {self.sites[1]}, {self.group.name}, {self.method}: {lost}"
+
+
+class StitchedModel(nn.Module):
+    """The front of one network, a stitching layer, and the back of another.
+
+    It is called as the two networks are. The second also computes its own front, which is then
+    replaced: its places are known by what ran before them.
+
+    Attributes:
+        front: a copy of the first network.
+        back: a copy of the second.
+        layer: the stitching layer, the only part with parameters that require gradients.
+    """
+
+    def __init__(
+        self,
+        models: tuple[nn.Module, nn.Module],
+        spots: tuple[Spot, Spot],
+        layer: layers.StitchingLayer,
+    ) -> None:
+        super().__init__()
+        self.front, self.back = copy.deepcopy(models[0]), copy.deepcopy(models[1])
+        for part in (self.front, self.back):
+            part.requires_grad_(False)
+        self.layer = layer
+        self._spots = spots
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the joined network computes."""
+        return self._joined(lambda: self.front(*args, **kwargs), lambda: self.back(*args, **kwargs))
+
+    def run(self, batch: Batch) -> Any:
+        """The same for a batch."""
+        front, back = recognise(self.front), recognise(self.back)
+        return self._joined(lambda: front.call(batch), lambda: back.call(batch))
+
+    def _joined(self, front: Callable[[], Any], back: Callable[[], Any]) -> Any:
+        own, other = self._spots
+        caught: list[Tensor] = []
+
+        def stop(tensor: Tensor) -> None:
+            caught.append(tensor.detach())
+            raise _Reached
+
+        try:
+            with torch.no_grad(), catching(self.front, {own.site.address: stop}):
+                front()
+        except _Reached:
+            pass
+        if not caught:
+            raise DataError(f"{own.site.name} did not run")
+        with replacing(self.back, other.site.address, lambda there: self._at(caught[0], there)):
+            return back()
+
+    def _at(self, x: Tensor, there: Tensor) -> Tensor:
+        """What takes the place of the second network's activations, laid out as they are."""
+        own, other = self._spots
+        rows = _features_last(x, own)
+        target = _features_last(there, other).shape
+        if own.spatial and other.spatial and rows.shape[1:-1] != target[1:-1]:
+            rows = _resized(rows.movedim(-1, 1), tuple(target[1:-1])).movedim(1, -1)
+        made = self.layer(rows)
+        if made.shape != target:
+            raise DataError(
+                f"{own.site.name} holds {tuple(rows.shape[:-1])} places and {other.site.name} "
+                f"{tuple(target[:-1])}: stitch places with the same positions"
+            )
+        axes = (there.ndim - 1,) if other.layout is None else other.layout.axes
+        split = made.unflatten(-1, [there.shape[axis] for axis in axes])
+        last = tuple(range(there.ndim - len(axes), there.ndim))
+        return split.movedim(last, axes).to(there.dtype)
+
+
+class _Reached(Exception):
+    """The front has run as far as it is needed."""
+
+
+def _features_last(tensor: Tensor, spot: Spot) -> Tensor:
+    axes = (tensor.ndim - 1,) if spot.layout is None else spot.layout.axes
+    last = tuple(range(tensor.ndim - len(axes), tensor.ndim))
+    return tensor.movedim(axes, last).flatten(-len(axes))
+
+
+def _resized(maps: Tensor, space: tuple[int, ...]) -> Tensor:
+    """Averaged down where a side is larger, repeated where it is smaller."""
+    least = tuple(min(a, b) for a, b in zip(maps.shape[2:], space, strict=True))
+    return nn.functional.interpolate(pooled(maps, least), space)
+
+
+def stitch(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    site: str,
+    data: Iterable[Any],
+    *,
+    other_site: str | None = None,
+    group: Group | str | None = None,
+    method: Method = "closed-form",
+    rank: int | None = None,
+    objective: Objective | None = None,
+    held_out: Iterable[Any] | None = None,
+    epochs: int = 4,
+    learning_rate: float | None = None,
+    sparsity: float = 1e-4,
+    reward: float = 1e-3,
+    batch_norm: Statistics = "recomputed",
+    seed: int = 0,
+) -> Stitched:
+    """The front of `model_a` joined to the back of `model_b` by a layer within a group.
+
+    The layer begins as the element that lays the one network's activations on the other's best:
+    least squares, a polar factor, an assignment with scales by least squares. Then it is trained
+    within its group, nothing else is, and the better of the two is kept. Where the two places are
+    the same up to the group there is nothing left to train.
+
+    Args:
+        model_a: whose front is used, as for `probe`.
+        model_b: whose back is used.
+        site: the place in `model_a` up to which it runs.
+        data: batches that can be read several times, such as a list or a DataLoader. The second
+            element of a tuple holds labels.
+        other_site: the place in `model_b`; None for the same name.
+        group: the group of the layer, or its name: "general-linear" for any linear map,
+            "orthogonal", "permutation", "positive-monomial", "trivial" for no layer at all; None
+            for the group of the place.
+        method: "closed-form"; "birkhoff" for a doubly stochastic matrix that is trained and then
+            rounded, as the paper does for permutations and positive monomial matrices; "lasso" for
+            a linear map that is made sparse.
+        rank: for a linear map, its largest rank.
+        objective: (what the model returns, the batch as the data gave it) -> loss; None for the
+            cross entropy of the labels, or without labels for the relative squared difference to
+            what `model_b` returns.
+        held_out: batches on which the networks are compared; None for `data`, and then the penalty
+            is one of training.
+        epochs: how often the data are gone through in training; 0 for the closed form alone.
+        learning_rate: of Adam; None for 1e-3 for linear maps and turns, 1e-2 for the others.
+        sparsity: the weight of absolute values in a lasso.
+        reward: the weight of the norm of a doubly stochastic matrix.
+        batch_norm: "recomputed" for what the paper does: batch normalisation uses the statistics
+            of each batch while the layer is trained, and in the end its running statistics are
+            averaged anew over the data; "kept" for those of the originals, as they also are where
+            the two places are the same up to the group.
+        seed: seeds the Birkhoff matrix to begin with.
+
+    Raises:
+        DataError: for data that can be read once only, or that the models cannot be called with.
+        SiteError: for a name that stands for no site, or places of different kinds.
+        ValueError: for a group, method or number that makes no sense.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> layers = torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> x = torch.randn(200, 4, generator=generator)
+        >>> data = [(x, model(x).argmax(1))]
+        >>> element = bp.groups.PositiveMonomial(6).draw(generator)
+        >>> twin = bp.reparametrize(model, "1", element, example_input=x)
+        >>> joined = bp.stitch(model, twin, "1", data)
+        >>> joined.penalty, torch.equal(joined.element.columns, element.columns)
+        (0.0, True)
+    """
+    _check(method, rank, epochs, batch_norm, data, held_out)
+    models = model_a, model_b
+    work = Work(models, data, objective)
+    with prepared(model_a, None), prepared(model_b, None):
+        spots, names, moments = work.gather(site, other_site or site)
+        own, other = groups_of(*spots, group)
+        layer, notes = _layer(
+            own, other, moments.uncentred(), moments, method=method, rank=rank, sparsity=sparsity,
+            reward=reward, seed=seed,
+        )  # fmt: skip
+        joined = StitchedModel(models, spots, layer)
+        joined.eval()
+        test = data if held_out is None else held_out
+        if held_out is None:
+            notes.append("Compared on the data that the layer was fitted on.")
+        originals = [work.performance(subject.call, test) for subject in work.subjects]
+    fit = _fit(layer.weight().detach().double().cpu(), moments.uncentred())
+    exact = 1 - fit <= _EXACT and method != "birkhoff"
+    # What is joined without a seam computes what the second network does, statistics included.
+    trainer = _Trainer(work, joined, "kept" if exact else batch_norm)
+    try:
+        with torch.no_grad():
+            trainer.settle()
+            initial = work.performance(joined.run, test)
+    except NotReplaceable as error:
+        raise SiteError(f"{names[1]} cannot be stitched to: {error}") from error
+    curve: tuple[float, ...] = ()
+    trainable = [p for p in layer.parameters() if p.requires_grad]
+    if exact:
+        notes.append("The two places are the same up to the group: nothing was trained.")
+    elif trainable and epochs:
+        curve, better = trainer.train(epochs, learning_rate or _rate(layer))
+        if not better:
+            notes.append("Training did not lower the loss: the closed form was kept.")
+    if trainer.normalisations:
+        notes.append(
+            "The statistics of batch normalisation were "
+            + (
+                "averaged anew over the data for the joined network, in training mode."
+                if trainer.statistics == "recomputed"
+                else "those of the originals."
+            )
+        )
+    stitched = work.performance(joined.run, test)
+    matrix = layer.weight().detach().double().cpu()
+    return Stitched(
+        model=joined,
+        group=own,
+        method=method if rank is None else f"rank {rank}",
+        matrix=matrix,
+        element=_element(own, matrix),
+        stitched=stitched,
+        first=originals[0],
+        second=originals[1],
+        initial=initial,
+        curve=curve,
+        fit=_fit(matrix, moments.uncentred()),
+        sites=names,
+        notes=tuple(notes),
+    )
+
+
+def _check(
+    method: str,
+    rank: int | None,
+    epochs: int,
+    batch_norm: str,
+    data: Iterable[Any],
+    held_out: Iterable[Any] | None,
+) -> None:
+    if method not in ("closed-form", "birkhoff", "lasso"):
+        raise ValueError(
+            f"method={method!r} is not known: give one of closed-form, birkhoff, lasso"
+        )
+    if batch_norm not in ("recomputed", "kept"):
+        raise ValueError(f"batch_norm={batch_norm!r} is not known: give recomputed or kept")
+    if epochs < 0:
+        raise ValueError(f"epochs={epochs}: give 0 or more")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank}: give at least 1")
+    require_several_readings(data)
+    if held_out is not None:
+        require_several_readings(held_out)
+
+
+def require_several_readings(data: Iterable[Any]) -> None:
+    """Raises DataError for data that can be read once only."""
+    if isinstance(data, Iterator):
+        raise DataError(
+            "the data can be read only once, and are needed several times: give a list or a "
+            "DataLoader"
+        )
+
+
+# --- the layer to begin with ----------------------------------------------------------------------
+
+
+def _layer(
+    own: Group,
+    other: Group,
+    raw: Crossed,
+    centred: Crossed,
+    *,
+    method: Method,
+    rank: int | None,
+    sparsity: float,
+    reward: float,
+    seed: int,
+) -> tuple[layers.StitchingLayer, list[str]]:
+    """The layer of a group, as the closed form has it.
+
+    Args:
+        own: the group on the axes of the first network.
+        other: that on those of the second.
+        raw: the moments between the two about zero.
+        centred: those about the mean.
+        method: how the layer is found.
+        rank: the rank of a linear map.
+        sparsity: for a lasso.
+        reward: for a doubly stochastic matrix.
+        seed: for a doubly stochastic matrix.
+    """
+    linear = isinstance(own, GeneralLinear)
+    if (method == "lasso" or rank is not None) and not linear:
+        raise ValueError(
+            f"a rank and the lasso belong to linear maps and the group is {own.name}: give "
+            'group="general-linear"'
+        )
+    if method == "birkhoff":
+        if not isinstance(own, Permutation | PositiveMonomial) or own.dim != other.dim:
+            raise ValueError(
+                "a doubly stochastic matrix relaxes permutations of equally many axes, with "
+                f"positive scales or without: {own.name} on {own.dim} and {other.dim} axes is "
+                "neither"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        scales = isinstance(own, PositiveMonomial)
+        return layers.Birkhoff(own.dim, scales=scales, reward=reward, generator=generator), []
+    if linear:
+        matrix = raw.sums.T @ torch.linalg.pinv(raw.x.sums, hermitian=True)
+        if rank is not None:
+            return layers.ReducedRank(matrix, min(rank, *matrix.shape)), []
+        if method == "lasso":
+            return layers.Linear(matrix, sparsity=sparsity, threshold=_THRESHOLD), []
+        return layers.Linear(matrix), []
+    if isinstance(own, Orthogonal):
+        u, _, v = torch.linalg.svd(raw.sums, full_matrices=False)
+        return layers.Turn(v.T @ u.T), []
+    if isinstance(own, OnAxes) or (isinstance(own, DirectSum) and on_axes(own)):
+        return _on_axes(own, other, raw, centred)
+    if isinstance(own, Trivial):
+        if own.dim != other.dim:
+            raise ValueError(f"{own.dim} axes cannot be joined to {other.dim} without a layer")
+        return layers.Fixed(torch.eye(own.dim)), []
+    found = align(own, other, centred, constant="ignore")
+    note = f"A layer in {own.name} has a closed form and is not trained."
+    return layers.Fixed(found.matrix), [note]
+
+
+def _on_axes(
+    group: Group, other: Group, raw: Crossed, centred: Crossed
+) -> tuple[layers.StitchingLayer, list[str]]:
+    """Axes matched by assignment; scales by least squares where the group has them."""
+    whole = axes_group([group], group.dim)
+    signs, scales = isinstance(whole, SignedPermutation | Monomial), group.rescales
+    gain = raw.sums
+    if scales:
+        sizes = [side.sums.diagonal().sqrt() for side in (centred.x, centred.y)]
+        safe = [torch.where(size == 0, torch.full_like(size, math.inf), size) for size in sizes]
+        gain = centred.sums / safe[0][:, None] / safe[1]
+    if isinstance(group, DirectSum):
+        # Axes change places within their parts only.
+        found = align(group, other, centred, constant="ignore").inner
+        places, rows = torch.arange(len(found)), found.abs().argmax(1)
+    else:
+        rows, places = assignment(gain.abs() if signs else gain)
+    columns = torch.full((gain.shape[1],), -1)
+    columns[places] = rows
+    factors = torch.ones(len(columns), dtype=torch.float64)
+    chosen = raw.sums[rows, places]
+    if scales:
+        energy = raw.x.sums.diagonal()[rows]
+        fitted = chosen / torch.where(energy == 0, torch.ones_like(energy), energy)
+        # An axis without a scale of its own keeps the one that it has.
+        fitted = torch.where(fitted == 0, torch.ones_like(fitted), fitted)
+        if not signs:
+            fitted = torch.where(fitted > 0, fitted, torch.full_like(fitted, 1e-6))
+        factors[places] = fitted
+    elif signs:
+        factors[places] = torch.where(gain[rows, places] < 0, -1.0, 1.0).double()
+    notes: list[str] = []
+    dead = int((centred.y.sums.diagonal() == 0).sum())
+    if dead:
+        notes.append(
+            f"{dead} axes of the second network never vary on the data: what is matched to them is "
+            "arbitrary."
+        )
+    return layers.Monomial(columns, factors, gain.shape[0], scales=scales), notes
+
+
+def _fit(matrix: Tensor, raw: Crossed) -> float:
+    """The share of y's size about zero that A x reproduces."""
+    left = raw.y.sums.trace() - 2 * (matrix * raw.sums.T).sum()
+    left = left + ((matrix @ raw.x.sums) * matrix).sum()
+    return float(1 - left / raw.y.sums.trace())
+
+
+def _rate(layer: layers.StitchingLayer) -> float:
+    slow = (layers.Linear, layers.ReducedRank, layers.Turn)
+    return 1e-3 if isinstance(layer, slow) else 1e-2
+
+
+def _element(group: Group, matrix: Tensor) -> Element | None:
+    if matrix.shape[0] != matrix.shape[1]:
+        return None
+    try:
+        return group.element(matrix, atol=1e-4)
+    except ValueError:
+        return None
+
+
+# --- data, losses, training -----------------------------------------------------------------------
+
+
+class Work:
+    """The data as both networks take them, and how losses are computed from them.
+
+    Args:
+        models: the two networks.
+        data: batches.
+        objective: the loss; None for that of the labels, or of the second network's outputs.
+    """
+
+    def __init__(
+        self,
+        models: tuple[nn.Module, nn.Module],
+        data: Iterable[Any],
+        objective: Objective | None,
+    ) -> None:
+        self.subjects: tuple[Subject, Subject] = recognise(models[0]), recognise(models[1])
+        self.data, self.objective = data, objective
+
+    def items(self, data: Iterable[Any]) -> Iterator[tuple[Batch, Any]]:
+        """The batches, each with what the data gave.
+
+        Raises:
+            DataError: if there is none, or one that the networks cannot be called with.
+        """
+        subject, number = self.subjects[1], -1
+        for number, raw in enumerate(data):
+            batch = batch_of(raw, number=number, tokenizer=subject.tokenizer, device=subject.device)
+            yield batch, raw
+        if number < 0:
+            raise DataError("the data hold no batch: give at least one, better several")
+
+    def gather(
+        self, site: str, other_site: str
+    ) -> tuple[tuple[Spot, Spot], tuple[str, str], Crossed]:
+        """The two places, their names, and the moments between their axes over the data."""
+        networks: tuple[Network, Network] | None = None
+        names, spots, moments = ("", ""), None, None
+        for batch, _ in self.items(self.data):
+            if networks is None:
+                networks = (
+                    Network(self.subjects[0], batch, site),
+                    Network(self.subjects[1], batch, other_site),
+                )
+                (first, own), (second, other) = networks[0].one(), networks[1].one()
+                names, spots = (first, second), (own, other)
+                moments = Crossed.empty(own.dim, other.dim)
+            assert moments is not None
+            x, y = networks[0].run(batch)[names[0]], networks[1].run(batch)[names[1]]
+            if x.space is not None and y.space is not None and x.space != y.space:
+                maps = _resized(x.maps(), y.space)
+                x = dataclasses.replace(x, values=maps.flatten(2).movedim(1, 2), space=y.space)
+            if len(x.rows) != len(y.rows):
+                raise DataError(
+                    f"{names[0]} holds {len(x.rows)} samples and {names[1]} {len(y.rows)}: stitch "
+                    "places with the same positions"
+                )
+            moments += Crossed.of(x.rows, y.rows)
+        assert spots is not None and moments is not None
+        return spots, names, moments
+
+    def loss(self, outputs: Any, batch: Batch, raw: Any) -> tuple[Tensor, int | None]:
+        """The loss, and how many examples were classified as labelled if there are labels."""
+        if self.objective is not None:
+            return self.objective(outputs, raw), None
+        made = next((t for t in tensors_in(outputs) if t.is_floating_point()), None)
+        if made is None:
+            raise DataError("the model returns no floating-point tensor to compute a loss from")
+        labels = _labels(raw, batch.size)
+        if labels is not None and made.ndim == 2:
+            labels = labels.to(made.device)
+            right = int((made.argmax(1) == labels).sum())
+            return nn.functional.cross_entropy(made, labels), right
+        with torch.no_grad(), prepared(self.subjects[1].model, None):
+            wanted = next(
+                t for t in tensors_in(self.subjects[1].call(batch)) if t.is_floating_point()
+            )
+        return (made - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30), None
+
+    def performance(self, run: Callable[[Batch], Any], data: Iterable[Any]) -> Performance:
+        """How well a network does."""
+        total, right, count, labelled = 0.0, 0, 0, True
+        with torch.no_grad():
+            for batch, raw in self.items(data):
+                loss, correct = self.loss(run(batch), batch, raw)
+                total += float(loss) * batch.size
+                labelled = labelled and correct is not None
+                right += correct or 0
+                count += batch.size
+        return Performance(total / count, right / count if labelled else math.nan, count)
+
+
+def _labels(raw: Any, size: int) -> Tensor | None:
+    """The second element of a batch, if it holds one whole number for every example."""
+    if not isinstance(raw, tuple | list) or len(raw) < 2:  # pyright: ignore[reportUnknownArgumentType]
+        return None
+    second: Any = raw[1]
+    if not isinstance(second, Tensor) or second.is_floating_point() or second.shape != (size,):
+        return None
+    return second.long()
+
+
+@final
+class _Trainer:
+    """Trains the layer of a joined network, and nothing else."""
+
+    def __init__(self, work: Work, joined: StitchedModel, statistics: Statistics) -> None:
+        self.work, self.joined, self.statistics = work, joined, statistics
+        self.normalisations = [
+            module
+            for module in joined.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
+            and module.track_running_stats
+        ]
+
+    def settle(self) -> None:
+        """Averages the statistics of batch normalisation anew over the data."""
+        if self.statistics == "kept" or not self.normalisations:
+            return
+        with torch.no_grad(), self._batch_statistics():
+            for module in self.normalisations:
+                module.reset_running_stats()
+            for batch, _ in self.work.items(self.work.data):
+                self.joined.run(batch)
+
+    @contextmanager
+    def _batch_statistics(self) -> Generator[None]:
+        """Within the context batch normalisation is in training mode, averaging all it sees."""
+        momenta = [module.momentum for module in self.normalisations]
+        try:
+            for module in self.normalisations:
+                module.training, module.momentum = True, None
+            yield
+        finally:
+            for module, momentum in zip(self.normalisations, momenta, strict=True):
+                module.training, module.momentum = False, momentum
+
+    def train(self, epochs: int, rate: float) -> tuple[tuple[float, ...], bool]:
+        """The training loss after each epoch, and whether it ended below where it began."""
+        layer = self.joined.layer
+        before = copy.deepcopy(layer.state_dict())
+        start = self.work.performance(self.joined.run, self.work.data).loss
+        relaxed = isinstance(layer, layers.Birkhoff)
+        curve: list[float] = []
+        stages = [math.ceil(epochs / 2), epochs // 2] if relaxed else [epochs]
+        for stage, rounds in enumerate(stages):
+            if stage or not relaxed:
+                layer.harden()
+            trainable = [p for p in layer.parameters() if p.requires_grad]
+            if not trainable:
+                break
+            optimiser = torch.optim.Adam(trainable, lr=rate)
+            for _ in range(rounds):
+                curve.append(self._epoch(optimiser))
+        layer.harden()
+        self.settle()
+        end = self.work.performance(self.joined.run, self.work.data).loss
+        if end < start or relaxed:
+            return tuple(curve), True
+        layer.load_state_dict(before)
+        self.settle()
+        return tuple(curve), False
+
+    def _epoch(self, optimiser: torch.optim.Optimizer) -> float:
+        total, count = 0.0, 0
+        recomputed = self.statistics == "recomputed"
+        for batch, raw in self.work.items(self.work.data):
+            with self._batch_statistics() if recomputed else _nothing():
+                loss, _ = self.work.loss(self.joined.run(batch), batch, raw)
+            added = self.joined.layer.penalty()
+            optimiser.zero_grad()
+            (loss if added is None else loss + added).backward()
+            optimiser.step()
+            self.joined.layer.project()
+            total += float(loss.detach()) * batch.size
+            count += batch.size
+        return total / count
+
+
+@contextmanager
+def _nothing() -> Generator[None]:
+    yield
+
+
+# --- a curve over layers --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StitchingCurve:
+    """Networks joined at several places, under several groups.
+
+    Attributes:
+        stitches: every joined network, group by group, in forward order.
+    """
+
+    stitches: tuple[Stitched, ...]
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame` with one row for each place and layer."""
+        import pandas as pd
+
+        rows = [
+            {
+                "site": found.sites[0],
+                "other_site": found.sites[1],
+                "group": found.group.name,
+                "method": found.method,
+                "accuracy": found.stitched.accuracy,
+                "penalty": found.penalty,
+                "loss": found.stitched.loss,
+                "loss_penalty": found.loss_penalty,
+                "initial_accuracy": found.initial.accuracy,
+                "fit": found.fit,
+                "n_examples": found.stitched.n_examples,
+            }
+            for found in self.stitches
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "Figure":
+        """The penalty over places, one line for each group."""
+        from basis_probe.show.heatmap import lines
+
+        frame = self.to_dataframe()
+        measured = "penalty" if not frame.penalty.isna().any() else "loss_penalty"
+        return lines(
+            {
+                f"{group}, {method}": list(zip(part.site, part[measured], strict=True))
+                for (group, method), part in frame.groupby(["group", "method"], sort=False)
+            },
+            label="accuracy lost" if measured == "penalty" else "loss added",
+        )
+
+
+def stitching_curve(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    data: Iterable[Any],
+    *,
+    sites: Sequence[str] | None = None,
+    groups: Sequence[Group | str | None] = (None,),
+    **options: Any,
+) -> StitchingCurve:
+    """Two networks joined at each of several places, under each of several groups.
+
+    Args:
+        model_a: whose fronts are used.
+        model_b: whose backs are used.
+        data: as for `stitch`.
+        sites: the places; None for the sensible ones that both have.
+        groups: the groups; None among them for that of the place.
+        options: as for `stitch`.
+    """
+    names = list(sites) if sites is not None else _shared_sites((model_a, model_b), data)
+    return StitchingCurve(
+        tuple(
+            stitch(model_a, model_b, name, data, group=group, **options)
+            for group in groups
+            for name in names
+        )
+    )
+
+
+def _shared_sites(models: tuple[nn.Module, nn.Module], data: Iterable[Any]) -> list[str]:
+    require_several_readings(data)
+    work = Work(models, data, None)
+    batch, _ = next(work.items(data))
+    with prepared(models[0], None), prepared(models[1], None):
+        found = [Network(subject, batch, None).spots for subject in work.subjects]
+    shared = [name for name in found[0] if name in found[1]]
+    if not shared:
+        raise SiteError("the two models have no site of the same name: stitch places one by one")
+    return shared

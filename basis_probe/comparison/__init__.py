@@ -1,1 +1,0 @@
-"""Two networks compared and joined, up to the changes of basis that their architectures allow."""

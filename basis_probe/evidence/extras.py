@@ -1,0 +1,192 @@
+"""What stands beside a verdict: the three orders apart, other bases, the way to turned bases.
+
+None of it decides whether the axes stand out; it says what makes them, and where to look instead.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basis_probe.evidence.measure import taken
+from basis_probe.results.evidence import BasisRanking, BasisStanding, OrderRecord, PathRecord
+from basis_probe.statistics.nulls import Frame, Geometry, Problem, Rotation, geometry_of, outputs
+from basis_probe.statistics.scores import NON_GAUSSIANITY, Score
+
+if TYPE_CHECKING:
+    from basis_probe.statistics.bases import Candidate
+
+ROWS = 16384
+"""At most so many samples are used to find other bases: half to fit them, half to judge them."""
+
+_WIDE = 256
+"""Above so many axes the turns that orders need would cost more than the model itself."""
+_ORDER_FRAMES = 99
+_BASIS_FRAMES = 49
+_POWERS = tuple(step / 10 for step in range(11))
+
+
+def chosen_bases(
+    wanted: "Iterable[str | Candidate | np.ndarray | Tensor] | str | Candidate | None",
+) -> "tuple[Candidate, ...]":
+    """The bases that are meant: names, candidates, matrices, or None for no search.
+
+    Raises:
+        ValueError: for a name that no basis bears.
+    """
+    if wanted is None:
+        return ()
+    from basis_probe.statistics.bases import ALL, Candidate, Given
+
+    one = isinstance(wanted, str | Candidate | np.ndarray | Tensor)
+    several = [wanted] if one else list(wanted)  # pyright: ignore[reportArgumentType]
+    found: list[Candidate] = []
+    for basis in several:
+        if isinstance(basis, Candidate):
+            found.append(basis)
+        elif isinstance(basis, np.ndarray | Tensor):
+            found.append(Given(basis))
+        elif basis in ALL:
+            found.append(ALL[basis])
+        else:
+            raise ValueError(
+                f"no basis is called {basis!r}; there are {', '.join(ALL)}, or give directions "
+                "as a matrix [directions, dim]"
+            )
+    # The axes take part unasked.
+    return tuple(candidate for candidate in found if candidate.name != "standard")
+
+
+def ranked(
+    problem: Problem, candidates: "Sequence[Candidate]", *, seed: int
+) -> BasisRanking | str | None:
+    """The axes and other bases under one score, or why they could not be compared; None for none.
+
+    Behind a nonlinearity the tensor before it is compared: turned activations are no fair company
+    for one-sided ones.
+    """
+    if not candidates:
+        return None
+    from basis_probe.statistics.bases import compare_bases
+
+    rows, geometry, reads = _rows(taken(problem, ROWS))
+    varies = rows.double().std(0, correction=0) > 0
+    if int(varies.sum()) < 2:
+        return "Fewer than two axes vary, so no other basis was looked for."
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        found = compare_bases(
+            rows.double(),
+            candidates,
+            NON_GAUSSIANITY,
+            held_out=taken(problem, ROWS).halves == 1,
+            frames=_BASIS_FRAMES,
+            generator=generator,
+        )
+    except ValueError as error:
+        return f"Other bases could not be compared: {error}."
+    best = found.best
+    own = best is found.axes or math.isnan(best.ceiling)
+    return BasisRanking(
+        score=found.score,
+        standings=tuple(
+            BasisStanding(
+                name=standing.basis.name,
+                score=standing.score,
+                effect=standing.effect,
+                ceiling=standing.ceiling,
+                cosine=standing.to_axes.mean,
+                directions=len(standing.basis.directions),
+                note=standing.basis.note,
+            )
+            for standing in found.standings
+        ),
+        best=best.basis.name,
+        directions=np.zeros((0, 0)) if own else best.basis.directions.numpy().copy(),
+        geometry=geometry.name.lower(),
+        reads=reads,
+        null_mean=found.null_mean,
+        null_std=found.null_std,
+        frames=found.frames,
+        fitted_on=found.fitted_on,
+        judged_on=found.judged_on,
+    )
+
+
+def _rows(problem: Problem) -> tuple[Tensor, Geometry, str]:
+    """The rows of a site in the geometry of its group; before its nonlinearity, if it has one."""
+    layer = problem.layer
+    pre = problem.pre
+    if layer is not None and layer.pre is not None:
+        pre = layer.pre(outputs(layer))
+    if pre is not None:
+        bare = Problem(x=pre, group=problem.group, halves=problem.halves)
+        frame = Rotation(geometry=Geometry.STANDARDISED).observed(bare)
+        return frame.post, Geometry.STANDARDISED, "the tensor before the nonlinearity"
+    geometry = geometry_of(problem.group)
+    return _frame(problem, geometry).post, geometry, "the activations"
+
+
+def _frame(problem: Problem, geometry: Geometry) -> Frame:
+    return Rotation(geometry=geometry).observed(problem)
+
+
+def orders(problem: Problem, *, bent: bool, seed: int) -> tuple[OrderRecord, ...]:
+    """Offsets, variances and form apart, where the group leaves all three alone; else nothing."""
+    geometry = geometry_of(problem.group)
+    dim = problem.x.shape[1]
+    if bent or geometry not in (Geometry.EUCLIDEAN, Geometry.LINE) or not 4 <= dim <= _WIDE:
+        return ()
+    from basis_probe.statistics.orders import first_order, higher_order, second_order
+
+    few = taken(problem, Rotation().samples)
+    x = few.x.double()
+    line = geometry is Geometry.LINE
+    centred = x - x.mean(0)
+    variance = centred.square().mean(0)
+    if not float(variance.sum()) > 0:
+        return ()
+    examples = len(x) if few.examples is None else int(few.examples.unique().numel())
+    generator = torch.Generator().manual_seed(seed)
+    found = [
+        first_order(x.mean(0), variance=variance, samples=examples, line=line, generator=generator),
+        second_order(
+            centred.T @ centred / len(x), line=line, frames=_ORDER_FRAMES, generator=generator
+        ),
+        higher_order(
+            x - x.mean(1, keepdim=True) if line else x,
+            halves=few.halves,
+            score=NON_GAUSSIANITY,
+            frames=_ORDER_FRAMES,
+            generator=generator,
+        ),
+    ]
+    return tuple(
+        OrderRecord(
+            order=result.order.name.lower(),
+            statistic=result.statistic,
+            observed=result.observed,
+            null_mean=result.null_mean,
+            null_std=result.null_std,
+            effect=result.effect,
+            p_value=result.p.value,
+            sentence=result.sentence,
+        )
+        for result in found
+    )
+
+
+def path(problem: Problem, turns: int, *, seed: int, score: Score) -> PathRecord | None:
+    """The score on the way from the axes to turned bases; None for no turns."""
+    if not turns:
+        return None
+    from basis_probe.statistics.path import rotation_path  # pyright: ignore[reportMissingImports]
+
+    few = taken(problem, 1024)
+    rows = _rows(few)[0]
+    generator = torch.Generator().manual_seed(seed)
+    found = rotation_path(rows.double(), score, powers=_POWERS, turns=turns, generator=generator)
+    return PathRecord(score=score.name, powers=_POWERS, values=found.values.numpy().copy())

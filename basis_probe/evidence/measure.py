@@ -1,0 +1,571 @@
+"""From a site's samples to its scores: which null, which frames, which numbers."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.results.evidence import ClosedFormRecord, NullRecord, ScoreResult
+from basis_probe.statistics import closed_forms
+from basis_probe.statistics.moments import Moments
+from basis_probe.statistics.nulls import (
+    Counterfactual,
+    CovariancePreserving,
+    Frame,
+    GaussianSurrogate,
+    Geometry,
+    Null,
+    Problem,
+    RandomWeights,
+    Rotation,
+    TurnedPreactivation,
+    geometry_of,
+    outputs,
+)
+from basis_probe.statistics.p_values import (
+    Tail,
+    benjamini_hochberg,
+    monte_carlo_p,
+    pooled_direction_p,
+    pooled_p,
+    tail_p,
+)
+from basis_probe.statistics.resampling import MIN_GROUPS
+from basis_probe.statistics.scores import (
+    KURTOSIS,
+    NEGENTROPY,
+    NON_GAUSSIANITY,
+    SAMPLE_HOYER,
+    SAMPLE_KURTOSIS,
+    Measured,
+    Score,
+)
+from basis_probe.statistics.spread import Spread, for_all_axes
+
+FALSE_DISCOVERY_RATE = 0.05
+TOP_AXES = 3
+
+_FULL_WORK = 6e10
+"""Multiplications and additions at one site up to which every axis is compared in full."""
+_LEAST_WORK = 1e10
+"""About as many are spent on a wider site."""
+_FEWEST_DIRECTIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How many frames, samples and directions a null has at a site where none were asked for."""
+
+    frames: int
+    samples: int
+    directions: int | None
+
+    def of(self, null: Null) -> Null:
+        """The null in this size."""
+        return dataclasses.replace(
+            null, frames=self.frames, samples=self.samples, directions=self.directions
+        )
+
+
+def affordable(read: int, dim: int) -> Size:
+    """What can be compared at a site for little more than it costs to run a model of its width.
+
+    Where all axes in 199 frames on 4,096 samples are too many products, a block of at least 64 axes
+    is compared in 99 frames on 1,024 samples: enough frames for the tail of their law, and a test
+    that is as exact, but less sharp.
+
+    Args:
+        read: how many numbers make one axis: the inputs of a neuron, or the axes that are turned.
+        dim: the number of axes.
+
+    Example:
+        >>> affordable(64, 172), affordable(768, 3072)
+        (Size(frames=199, samples=4096, directions=None), Size(frames=99, samples=1024, \
+directions=64))
+    """
+    if 2.0 * 4096 * 199 * read * dim <= _FULL_WORK:
+        return Size(199, 4096, None)
+    directions = max(_FEWEST_DIRECTIONS, int(_LEAST_WORK / (2.0 * 1024 * 99 * read)))
+    return Size(99, 1024, None if directions >= dim else directions)
+
+
+def reads(problem: Problem) -> int:
+    """How many numbers make one axis of a site."""
+    layer = problem.layer
+    if layer is not None:
+        return layer.inputs.shape[1] * layer.inputs.shape[2] * len(layer.weights)
+    if geometry_of(problem.group) is Geometry.HEADS:
+        return getattr(problem.group, "inner", problem.group).dim
+    return problem.x.shape[1]
+
+
+_OTHER_QUESTIONS = (CovariancePreserving, GaussianSurrogate, RandomWeights)
+"""Nulls that untrained networks, or data without a preferred direction, differ from too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The null of a site, why it was chosen, and which scores the verdict rests on.
+
+    Attributes:
+        null: the null.
+        because: why.
+        deciding: names of the scores that decide.
+        behind_nonlinearity: True if the activations were bent just before the site.
+        believable: False where no null that holds its level could be had.
+    """
+
+    null: Null
+    because: str
+    deciding: frozenset[str]
+    behind_nonlinearity: bool
+    believable: bool = True
+
+
+def choose(problem: Problem, wanted: Null | None = None) -> Choice:
+    """The null of a site: the one asked for, or the one that its group and layer call for."""
+    layer = problem.layer
+    bent = (layer is not None and layer.pre is not None) or (
+        problem.pre is not None and problem.nonlinearity is not None
+    )
+    # In either direction: by the fourth moment, and by bounded functions that no far value rules.
+    one = frozenset({NON_GAUSSIANITY.name, NEGENTROPY.name})
+    both = one | {KURTOSIS.name}
+    axes = problem.group.privileged is Privileged.AXES
+    if wanted is not None:
+        deciding = both if bent and not isinstance(wanted, Rotation) else one
+        because = f"the {wanted.name} null was asked for"
+        misleads = isinstance(wanted, Rotation) and bent
+        if misleads:
+            because += (
+                "; behind a nonlinearity every axis is one-sided and no rotated axis is, so this "
+                "null credits the axes for nothing and no verdict rests on it"
+            )
+        elif isinstance(wanted, _OTHER_QUESTIONS):
+            misleads = True
+            because += f"; it holds fixed {wanted.holds_fixed}: no verdict rests on it"
+        return Choice(wanted, because, deciding, bent, believable=not misleads)
+    size = affordable(reads(problem), problem.x.shape[1])
+    if bent and layer is not None:
+        return Choice(
+            size.of(Counterfactual()),
+            "a nonlinearity makes every axis one-sided, so the axes are compared with those of the "
+            "same layer whose neurons point elsewhere",
+            both,
+            True,
+        )
+    if bent:
+        return Choice(
+            size.of(TurnedPreactivation()),
+            "a nonlinearity lies just before the site and its input is not one linear map away, so "
+            "the pre-activations are turned instead; approximate",
+            both,
+            True,
+        )
+    if layer is not None and axes:
+        return Choice(
+            size.of(Counterfactual()),
+            "the axes are neurons that read an input one linear map away, so they are compared "
+            "with neurons that point elsewhere",
+            one,
+            False,
+        )
+    one_sided = axes and _one_sided(problem.x)
+    because = "no nonlinearity lies just before the site, so the basis itself is turned"
+    if one_sided:
+        because = (
+            "the axes are one-sided, as behind a nonlinearity, but neither the pre-activations nor "
+            "the layer's input are known: turning the activations credits the axes for nothing, "
+            "and no verdict rests on it"
+        )
+    return Choice(size.of(Rotation()), because, one, False, believable=not one_sided)
+
+
+def _one_sided(x: Tensor) -> bool:
+    """True if most axes stop short of their mean's mirror image on one side, as a ReLU's do."""
+    centred = x - x.mean(0)
+    low, high = -centred.amin(0), centred.amax(0)
+    shorter, longer = torch.minimum(low, high), torch.maximum(low, high)
+    live = longer > 0
+    if not bool(live.any()):
+        return False
+    return float((shorter[live] < 0.25 * longer[live]).double().mean()) > 0.5
+
+
+def measure(
+    problem: Problem,
+    choice: Choice,
+    scores: Sequence[Score],
+    *,
+    seed: int,
+    all_samples: dict[str, float] | None = None,
+    twins: Sequence[Mapping[str, Tensor]] = (),
+) -> tuple[NullRecord, dict[str, ScoreResult], tuple[str, ...]]:
+    """Every score of a site against its null, p-values not yet adjusted for their number.
+
+    Args:
+        problem: what is known of the site.
+        choice: the null and the deciding scores.
+        scores: which scores.
+        seed: seeds the frames; the same seed gives the same turns at every site of one width.
+        all_samples: the scores over all samples of the stream, where they were streamed.
+        twins: what `untrained` gave for each twin of the model, where the null is made of them.
+
+    Returns:
+        What the null was, the results by name, and what a reader must know.
+    """
+    null = choice.null
+    problem = taken(problem, null.samples)
+    geometry = _geometry(null, problem)
+    dim = problem.x.shape[1]
+    kept = torch.arange(dim)
+    if isinstance(null, Rotation) and geometry in (
+        Geometry.EUCLIDEAN,
+        Geometry.STANDARDISED,
+        Geometry.WHITENED,
+    ):
+        live = ~Moments.of(problem.x).constant
+        kept = torch.nonzero(live.cpu()).flatten()
+        if len(kept) < dim:
+            # A rotation of the activations does not ask what made them.
+            problem = dataclasses.replace(
+                problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
+            )
+    used, notes = _applicable(scores, problem.group, geometry, null)
+    notes += (*_wiring(problem, null), *_few_examples(problem))
+    axes = _block(null, problem.x.shape[1], seed)
+    compared = used if axes is None else [score for score in used if not score.across_axes]
+    unit_axes = problem.group.rescales and not isinstance(null, Rotation)
+    rows: dict[str, list[Tensor]] = {score.name: [] for score in compared}
+    everywhere: Measured | None = None
+    spread = Spread(problem, compared)
+    if isinstance(null, RandomWeights):
+        first = Measured(_untouched(problem), unit_axes=unit_axes)
+        for score in compared:
+            rows[score.name] = [first.of(score).cpu(), *(twin[score.name] for twin in twins)]
+    else:
+        alternatives = null.alternatives(problem, axes)
+        generator = torch.Generator().manual_seed(seed)
+        for index in range(null.frames + 1):
+            frame = alternatives.frame(None if index == 0 else generator)
+            measured = Measured(frame, unit_axes=unit_axes)
+            for score in compared:
+                rows[score.name].append(measured.of(score).cpu())
+            spread.see(frame)
+        if axes is not None:
+            whole = null.observed(problem)
+            everywhere = Measured(whole, unit_axes=unit_axes)
+            spread.see_everywhere(whole)
+    results: dict[str, ScoreResult] = {}
+    for score in used:
+        closed = _closed_form(score, problem, null, geometry, seed)
+        if score not in compared:
+            if closed is not None and closed.std is not None and everywhere is not None:
+                values = everywhere.of(score).cpu()
+                results[score.name] = _without_frames(score, values, choice, closed, kept, dim)
+            continue
+        directions = torch.stack(rows[score.name])
+        results[score.name] = _result(
+            score,
+            directions,
+            choice,
+            closed=closed,
+            kept=kept,
+            dim=dim,
+            streamed=(all_samples or {}).get(score.name, math.nan),
+            axes=axes,
+            values=None if everywhere is None else everywhere.of(score).cpu(),
+            error=functools.partial(spread.error, score),
+        )
+    left_out = [score.name for score in used if score.name not in results]
+    if left_out:
+        several = 0 if axes is None else len(axes)
+        notes = (
+            *notes,
+            f"{', '.join(left_out)}: left out, because there all axes are compared with each "
+            f"other, here {several} of {dim} were compared (a null with directions=None has all).",
+        )
+    record = NullRecord(
+        name=null.name,
+        frames=null.frames,
+        samples=len(problem.x),
+        geometry=geometry.name.lower(),
+        holds_fixed=null.holds_fixed,
+        because=choice.because,
+        approximate=null.approximate or not choice.believable,
+        directions=dim if axes is None else len(axes),
+        examples=0 if problem.examples is None else int(problem.examples.unique().numel()),
+    )
+    return record, results, notes
+
+
+_SPARSE = 0.5
+
+
+def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
+    """What must be said where most weights of the layer are exactly zero."""
+    if problem.layer is None or not isinstance(null, Counterfactual):
+        return ()
+    weights = torch.cat([weight.flatten() for weight in problem.layer.weights])
+    zero = float((weights == 0).double().mean())
+    if zero < _SPARSE:
+        return ()
+    return (
+        f"{zero:.0%} of the weights that make these neurons are exactly zero. Neurons that read "
+        "few inputs differ from the alternatives, which read all of them, before any training: "
+        'compare with null="random-weights", whose networks are wired alike.',
+    )
+
+
+def _few_examples(problem: Problem) -> tuple[str, ...]:
+    """What must be said where all rows are from a few sequences or images."""
+    if problem.examples is None:
+        return ()
+    count, rows = int(problem.examples.unique().numel()), len(problem.x)
+    if count >= 2 * MIN_GROUPS or count == rows:
+        return ()
+    several = "one example" if count == 1 else f"{count} examples"
+    return (
+        f"The {rows:,} rows that were compared are positions of {several}: what they show may be "
+        "true of those alone. Give more examples, and leave max_samples out or make it larger.",
+    )
+
+
+def taken(problem: Problem, samples: int) -> Problem:
+    """The problem on its first rows only: they lie in the order of their random priorities."""
+    if len(problem.x) <= samples:
+        return problem
+    few = slice(0, samples)
+    layer = problem.layer
+    if layer is not None:
+        layer = dataclasses.replace(
+            layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
+        )
+    return dataclasses.replace(
+        problem,
+        x=problem.x[few],
+        halves=problem.halves[few],
+        pre=None if problem.pre is None else problem.pre[few],
+        layer=layer,
+        examples=None if problem.examples is None else problem.examples[few],
+    )
+
+
+def untrained(problem: Problem, choice: Choice, scores: Sequence[Score]) -> dict[str, Tensor]:
+    """The scores of every axis of a twin, as the model's own are computed, by name."""
+    few = taken(problem, choice.null.samples)
+    measured = Measured(_untouched(few), unit_axes=few.group.rescales)
+    return {score.name: measured.of(score).cpu() for score in scores}
+
+
+def _untouched(problem: Problem) -> Frame:
+    """The site as it is, before its nonlinearity too where that is known."""
+    layer = problem.layer
+    if layer is not None and layer.pre is not None:
+        return Frame(problem.x, layer.pre(outputs(layer)))
+    return Frame(problem.x, problem.pre)
+
+
+def _block(null: Null, dim: int, seed: int) -> Tensor | None:
+    """The axes that are compared, drawn with the seed; None for all."""
+    if null.directions is None or null.directions >= dim or isinstance(null, RandomWeights):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(dim, generator=generator)[: null.directions].sort().values
+
+
+def _geometry(null: Null, problem: Problem) -> Geometry:
+    if isinstance(null, Rotation):
+        return null.geometry or geometry_of(problem.group)
+    if isinstance(null, Counterfactual) and problem.layer is not None:
+        return problem.layer.geometry
+    return Geometry.STANDARDISED
+
+
+def _applicable(
+    scores: Sequence[Score], group: Group, geometry: Geometry, null: Null
+) -> tuple[list[Score], tuple[str, ...]]:
+    used: list[Score] = []
+    notes: list[str] = []
+    for score in scores:
+        mixed = isinstance(null, Rotation) and geometry in (Geometry.WHITENED, Geometry.HEADS)
+        if score.across_axes and mixed:
+            notes.append(
+                f"{score.name} was left out: it compares axes with each other, and the group "
+                f"({group.name}) changes that at will."
+            )
+            continue
+        used.append(score)
+    return used, tuple(notes)
+
+
+def _result(
+    score: Score,
+    directions: Tensor,
+    choice: Choice,
+    *,
+    closed: ClosedFormRecord | None,
+    kept: Tensor,
+    dim: int,
+    streamed: float,
+    axes: Tensor | None,
+    values: Tensor | None,
+    error: Callable[..., float],
+) -> ScoreResult:
+    decides = score.name in choice.deciding and choice.believable
+    tail, note = _tail(score, choice)
+    totals = directions.nanmean(1)
+    top = _without_top(directions)
+    observed, others = float(totals[0]), totals[1:]
+    mean, std = _mean_std(others)
+    effect = _effect(observed, mean, std)
+    approximated = tail_p(observed, others, tail=tail)
+    pools = choice.null.pools_directions
+    per_direction_p = pooled_direction_p(directions[0], directions[1:], pool=pools, tail=tail)
+    adjusted = benjamini_hochberg(per_direction_p)
+    known = ~torch.isnan(adjusted)
+    privileged = (adjusted[known] <= FALSE_DISCOVERY_RATE).double().mean() if known.any() else None
+    if values is not None and axes is not None:
+        several = f"on {len(axes)} of {len(values):,} axes, drawn at random"
+        note = "; ".join(filter(None, [note, several]))
+        if pools:
+            per_direction_p = pooled_p(values, directions[1:].flatten(), tail=tail)
+        else:
+            # An axis that was not compared has no alternatives of its own.
+            compared, per_direction_p = per_direction_p, torch.full_like(values, math.nan)
+            per_direction_p[axes] = compared
+    else:
+        values = directions[0]
+    shown = np.full(dim, np.nan)
+    shown[kept.numpy()] = values.numpy()
+    p_values = np.full(dim, np.nan)
+    p_values[kept.numpy()] = per_direction_p.numpy()
+    margin = 1.96 * error() / std if std > 0 and not math.isnan(effect) else math.nan
+    everywhere = for_all_axes(directions, values)
+    errors = (error(slope=everywhere.slope), everywhere.error, std / math.sqrt(len(others)))
+    return ScoreResult(
+        name=score.name,
+        observed=observed,
+        null_mean=mean,
+        null_std=std,
+        effect=effect,
+        p_value=monte_carlo_p(observed, others, tail=tail),
+        p_tail=approximated.value,
+        p_tail_method=approximated.method,
+        p_adjusted=math.nan,
+        tail=tail,
+        decides=decides,
+        null=choice.null.name,
+        null_values=others.numpy().copy(),
+        per_direction=shown,
+        per_direction_p=p_values,
+        fraction_privileged=math.nan if privileged is None else float(privileged),
+        effect_without_top_axes=_effect(float(top[0]), *_mean_std(top[1:])),
+        all_samples=streamed,
+        closed_form=closed,
+        note=note,
+        effect_interval=(effect - margin, effect + margin),
+        difference=everywhere.difference,
+        difference_error=math.hypot(*errors),
+    )
+
+
+def _tail(score: Score, choice: Choice) -> tuple[Tail, str]:
+    if choice.behind_nonlinearity and score is KURTOSIS and score.name in choice.deciding:
+        return Tail.UPPER, "behind a nonlinearity: heavy tails, one-sided"
+    return score.tail, ""
+
+
+def _without_frames(
+    score: Score,
+    values: Tensor,
+    choice: Choice,
+    closed: ClosedFormRecord,
+    kept: Tensor,
+    dim: int,
+) -> ScoreResult:
+    """A score of all axes together whose null is known without drawing a whole frame."""
+    observed, std = float(values.nanmean()), closed.std or math.nan
+    effect = _effect(observed, closed.mean, std)
+    tail, _ = _tail(score, choice)
+    sides = 2 if tail is Tail.TWO_SIDED else 1
+    far = abs(effect) if tail is Tail.TWO_SIDED else effect
+    p = min(1.0, sides * max(0.5 * math.erfc(far / math.sqrt(2)), 1e-300))
+    shown = np.full(dim, np.nan)
+    shown[kept.numpy()] = values.numpy()
+    return ScoreResult(
+        name=score.name,
+        observed=observed,
+        null_mean=closed.mean,
+        null_std=std,
+        effect=effect,
+        p_value=math.nan,
+        p_tail=math.nan if math.isnan(effect) else p,
+        p_tail_method="normal law with the null's exact mean and variance",
+        p_adjusted=math.nan,
+        tail=tail,
+        decides=False,
+        null=choice.null.name,
+        null_values=np.zeros(0),
+        per_direction=shown,
+        per_direction_p=np.full(dim, np.nan),
+        fraction_privileged=math.nan,
+        effect_without_top_axes=math.nan,
+        all_samples=math.nan,
+        closed_form=closed,
+        difference=observed - closed.mean,
+        note="no frame was drawn: the null's mean and variance are known",
+    )
+
+
+def _mean_std(values: Tensor) -> tuple[float, float]:
+    finite = values[~torch.isnan(values)]
+    if len(finite) < 2:
+        return math.nan, math.nan
+    return float(finite.mean()), float(finite.std())
+
+
+def _effect(observed: float, mean: float, std: float) -> float:
+    # A null that does not vary by more than rounding says nothing about the observed value.
+    if not std > 1e-12 * max(1.0, abs(mean)):
+        return math.nan
+    return (observed - mean) / std
+
+
+def _without_top(directions: Tensor) -> Tensor:
+    """The score of every frame without its highest three directions."""
+    if directions.shape[1] <= TOP_AXES:
+        return torch.full((len(directions),), math.nan, dtype=torch.float64)
+    filled = torch.where(torch.isnan(directions), -math.inf, directions)
+    order = filled.argsort(dim=1, descending=True)[:, TOP_AXES:]
+    return directions.gather(1, order).nanmean(1)
+
+
+def _closed_form(
+    score: Score, problem: Problem, null: Null, geometry: Geometry, seed: int
+) -> ClosedFormRecord | None:
+    if not isinstance(null, Rotation) or problem.x.shape[1] < 4:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    x = problem.x
+    found = None
+    try:
+        if score is SAMPLE_KURTOSIS and geometry is Geometry.EUCLIDEAN:
+            found = closed_forms.sample_kurtosis_under_rotation(x, generator=generator)
+        elif score is SAMPLE_KURTOSIS and geometry is Geometry.LINE:
+            found = closed_forms.centred_sample_kurtosis_under_rotation(x, generator=generator)
+        elif score is SAMPLE_HOYER and geometry is Geometry.EUCLIDEAN:
+            found = closed_forms.sample_hoyer_under_rotation(x, generator=generator)
+        elif score is KURTOSIS and geometry is Geometry.EUCLIDEAN:
+            found = closed_forms.pooled_kurtosis_under_rotation(x)
+    except ValueError:
+        # All rows are zero: there is nothing to turn.
+        return None
+    if found is None:
+        return None
+    return ClosedFormRecord(found.mean, found.std, found.source, found.exact)

@@ -1,0 +1,322 @@
+"""From what is known of sites to their reports: evidence for each, then verdicts for all."""
+
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.errors import MisleadingNull
+from basis_probe.evidence.extras import ROWS, chosen_bases, orders, path, ranked
+from basis_probe.evidence.measure import Choice, choose, measure
+from basis_probe.results.evidence import (
+    BasisRanking,
+    NullRecord,
+    OrderRecord,
+    PathRecord,
+    ScoreResult,
+)
+from basis_probe.results.symmetry import Symmetry
+from basis_probe.statistics import scores as known
+from basis_probe.statistics.nulls import (
+    Counterfactual,
+    CovariancePreserving,
+    GaussianSurrogate,
+    Null,
+    Problem,
+    RandomWeights,
+    Rotation,
+)
+from basis_probe.statistics.nulls import TurnedPreactivation as Turned
+from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, Score
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from basis_probe.statistics.bases import Candidate
+
+BESIDE = Rotation(frames=49, samples=1024)
+"""The raw rotation of activations behind a nonlinearity: shown because people ask for it."""
+_WIDE = 256
+"""Above so many axes it is drawn for fewer directions."""
+
+_SMALL = 4096 * 1024
+"""Rows times axes below which one thread is the fastest."""
+
+NULLS: dict[str, Null] = {
+    "rotation": Rotation(),
+    "counterfactual": Counterfactual(),
+    "counterfactual-in-bands": Counterfactual(bands=2.0),
+    "turned-preactivation": Turned(),
+    "covariance-preserving": CovariancePreserving(),
+    "gaussian-surrogate": GaussianSurrogate(),
+    "random-weights": RandomWeights(),
+}
+"""Every null that has a name; each says what it holds fixed."""
+
+
+FEWEST_SAMPLES = 200
+"""With fewer samples nothing is decided."""
+
+
+def samples_needed(symmetry: Symmetry, dim: int) -> int:
+    """The number of samples below which no verdict is given.
+
+    Where covariances are fitted, they need several samples for every direction of a block.
+    """
+    group = symmetry.group
+    if symmetry.privileged is Privileged.NONE and group.name == "general-linear":
+        return max(FEWEST_SAMPLES, 10 * dim)
+    if symmetry.privileged is Privileged.BLOCKS:
+        inner = getattr(group, "inner", None)
+        return max(FEWEST_SAMPLES, 10 * (inner.dim if inner is not None else dim))
+    return FEWEST_SAMPLES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """What is known of a site before its axes are compared with anything.
+
+    Attributes:
+        site, kind, layer, shape: its name, what it is in words, its layer, its feature axes.
+        symmetry: the architecture's answer.
+        n_samples: samples streamed.
+        n_dead: axes that never varied.
+        problem: the samples on which nulls are computed; None if there are none.
+        all_samples: the scores over all samples streamed.
+        trouble: why nothing can be decided, or an empty string.
+        notes: what a reader must know.
+    """
+
+    site: str
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    symmetry: Symmetry
+    n_samples: int
+    n_dead: int
+    problem: Problem | None
+    all_samples: Mapping[str, float]
+    trouble: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """The number of axes."""
+        return math.prod(self.shape)
+
+    @property
+    def needed(self) -> int:
+        """The number of samples below which nothing is decided."""
+        return samples_needed(self.symmetry, self.dim)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """A case with what its axes were compared with, and how they fared."""
+
+    case: Case
+    null: NullRecord | None = None
+    scores: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
+    beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
+    orders: tuple[OrderRecord, ...] = ()
+    bases: BasisRanking | None = None
+    path: PathRecord | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Companions:
+    """What is computed besides the evidence, where it was asked for.
+
+    Attributes:
+        bases: other bases to compare the axes with.
+        paths: how many turned bases to follow the deciding score to.
+    """
+
+    bases: "tuple[Candidate, ...]" = ()
+    paths: int = 0
+
+    @staticmethod
+    def of(
+        bases: "Iterable[str | Candidate | np.ndarray | torch.Tensor] | str | Candidate | None",
+        paths: int,
+    ) -> "Companions":
+        """What was asked for.
+
+        Raises:
+            ValueError: for a basis that has no such name, or a negative number of paths.
+        """
+        if paths < 0:
+            raise ValueError(f"paths={paths}: give how many turned bases to go to, or 0 for none")
+        return Companions(chosen_bases(bases), paths)
+
+    @property
+    def rows(self) -> int:
+        """How many rows they want; 0 for no more than the null."""
+        return ROWS if self.bases else 0
+
+
+def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[Score, ...]:
+    """The scores that are meant: names, values, or None for the default ones.
+
+    Raises:
+        ValueError: for a name that no score bears, or no score at all.
+    """
+    if wanted is None:
+        return tuple(known.DEFAULT.values())
+    several = [wanted] if isinstance(wanted, str | Score) else list(wanted)
+    found: list[Score] = []
+    for score in several:
+        if isinstance(score, Score):
+            found.append(score)
+        elif score in known.ALL:
+            found.append(known.ALL[score])
+        else:
+            raise ValueError(f"no score is called {score!r}; there are {', '.join(known.ALL)}")
+    if not found:
+        raise ValueError(f"scores is empty: give some of {', '.join(known.ALL)}, or None")
+    return tuple(found)
+
+
+def chosen_null(wanted: str | Null | None) -> Null | None:
+    """The null that is meant: a name, a value, or None for the one that each site calls for.
+
+    Raises:
+        ValueError: for a name that no null bears.
+    """
+    if wanted is None or isinstance(wanted, Null):
+        return wanted
+    if wanted in NULLS:
+        return NULLS[wanted]
+    raise ValueError(
+        f"no null is called {wanted!r}; there are {', '.join(NULLS)}, or None to choose by the site"
+    )
+
+
+def chosen_seed(seed: int) -> int:
+    """The seed, if a random generator can take it.
+
+    Raises:
+        ValueError: if it is no whole number of 64 bits.
+    """
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"seed={seed!r}: give a whole number from -2**63 to 2**64 - 1")
+    return seed
+
+
+def gather(
+    case: Case,
+    scores: Sequence[Score],
+    wanted: Null | None,
+    *,
+    seed: int,
+    twins: Sequence[Mapping[str, torch.Tensor]] = (),
+    companions: Companions = Companions(),
+) -> Evidence:
+    """The evidence of one site.
+
+    Args:
+        case: what is known of it.
+        scores: which scores.
+        wanted: the null asked for; None for the one that the site calls for.
+        seed: seeds the frames.
+        twins: the scores of the untrained twins' axes, where the null is made of them.
+        companions: what is computed besides.
+    """
+    problem = case.problem
+    if case.trouble or problem is None or case.n_dead == case.dim:
+        return Evidence(case)
+    if len(problem.x) < 8:
+        return Evidence(case)
+    choice = _choice(problem, wanted)
+    if isinstance(wanted, RandomWeights) and len(twins) < 2:
+        choice = "no untrained twin of the model stayed finite here, or the run was cut short"
+    if isinstance(choice, str):
+        return Evidence(dataclasses.replace(case, trouble=choice))
+    beside: Mapping[str, ScoreResult] = {}
+    with _threads_for(problem):
+        null, found, notes = measure(
+            problem, choice, scores, seed=seed, all_samples=dict(case.all_samples), twins=twins
+        )
+        if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
+            beside = _beside(problem, scores, seed)
+        elif choice.behind_nonlinearity:
+            said = _misleading(problem, choice.null, found, seed)
+            notes = (*notes, said)
+            warnings.warn(f"{case.site}: {said}", MisleadingNull, stacklevel=2)
+        apart = orders(problem, bent=choice.behind_nonlinearity, seed=seed)
+        ranking = ranked(problem, companions.bases, seed=seed)
+        way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
+    if isinstance(ranking, str):
+        notes = (*notes, ranking)
+    case = dataclasses.replace(case, notes=case.notes + notes)
+    return Evidence(
+        case, null, found, beside, apart, None if isinstance(ranking, str) else ranking, way
+    )
+
+
+def is_small(samples: int, dim: int) -> bool:
+    """True for a site of which one thread makes the most."""
+    return samples * dim < _SMALL
+
+
+@contextlib.contextmanager
+def _threads_for(problem: Problem) -> Generator[None]:
+    """Within the context torch uses one thread for a small site, as many as before for a large one.
+
+    Turning a small basis takes about a millisecond, and a second thread mostly waits for the first:
+    the decomposition of a 96 x 96 matrix took 85 ms with two threads and 0.3 ms with one, on a busy
+    machine with two cores.
+    """
+    before = torch.get_num_threads()
+    small = is_small(*problem.x.shape)
+    try:
+        if small:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        if small:
+            torch.set_num_threads(before)
+
+
+def _choice(problem: Problem, wanted: Null | None) -> Choice | str:
+    if isinstance(wanted, Counterfactual) and problem.layer is None:
+        if problem.pre is None:
+            return (
+                "the counterfactual null was asked for, and neither the input of the linear map in "
+                "front of this site nor its pre-activations are known"
+            )
+        wanted = Turned(frames=wanted.frames, samples=wanted.samples)
+    return choose(problem, wanted)
+
+
+def _beside(problem: Problem, scores: Sequence[Score], seed: int) -> Mapping[str, ScoreResult]:
+    bare = Problem(x=problem.x, group=problem.group, halves=problem.halves)
+    wide = problem.x.shape[1] > _WIDE
+    null = dataclasses.replace(BESIDE, frames=19, directions=64) if wide else BESIDE
+    choice = Choice(null, "shown beside", frozenset(), True, believable=False)
+    return measure(bare, choice, scores, seed=seed)[1]
+
+
+def _misleading(problem: Problem, asked: Null, found: Mapping[str, ScoreResult], seed: int) -> str:
+    """By how much the raw rotation of activations behind a nonlinearity misleads at a site."""
+    better = choose(problem)
+    size = {"frames": asked.frames, "samples": asked.samples, "directions": asked.directions}
+    better = dataclasses.replace(better, null=dataclasses.replace(better.null, **size))
+    honest = measure(problem, better, [KURTOSIS], seed=seed)[1][KURTOSIS.name]
+    raw = found.get(KURTOSIS.name)
+    said = "" if raw is None else f" (z = {raw.effect:.3g} in kurtosis here)"
+    return (
+        f"Turning the activations behind a nonlinearity credits every axis for being "
+        f"one-sided{said}; against {better.null.name} neurons the same axes have z = "
+        f"{honest.effect:.3g}. No verdict rests on it."
+    )
+
+
+def halves_of(priority: torch.Tensor) -> torch.Tensor:
+    """0 or 1 for every row, by a digit of its priority that its rank does not depend on."""
+    return ((priority * 2.0**40) % 2 >= 1).to(torch.int64)

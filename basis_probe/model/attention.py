@@ -1,0 +1,385 @@
+"""What happens to queries and keys between the linear maps that write them and where they meet.
+
+Rotary embeddings are written out differently in every library, so they are not recognised by their
+steps: everything between the last place that holds a query's features and the place where queries
+meet keys is replayed on random values, and what it does to a head is read off.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from basis_probe.model.graph import Graph, Kind, Vertex
+from basis_probe.model.trace import Fixed, Node, Ref
+
+
+@dataclasses.dataclass(frozen=True)
+class Turned:
+    """Rotary embedding: axes first .. last - 1 of each head turn in planes, by position.
+
+    Attributes:
+        first, last: the axes.
+        pairing: "half" for planes (i, i + n/2) of these axes, "adjacent" for (2i, 2i + 1).
+    """
+
+    first: int
+    last: int
+    pairing: Literal["half", "adjacent"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """The queries, or the keys, of an attention.
+
+    Attributes:
+        source: the vertex that holds their features before they are turned.
+        end: the vertex that holds them where queries meet keys.
+        heads, size: number and size of the heads at the source.
+        copies: how many heads each of them becomes.
+        turned: how positions turn them, or None if they do not.
+        inside: the vertices behind the source, up to where queries meet keys.
+    """
+
+    source: int
+    end: int
+    heads: int
+    size: int
+    copies: int
+    turned: Turned | None
+    inside: frozenset[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Where queries meet keys, and the values that they choose among.
+
+    Attributes:
+        vertex: the vertex that mixes values.
+        scores: the node that is the product of queries and keys, or mixes values at once.
+        query, key: the two sides; in words, why one is not understood.
+        apart: what differs between the heads by something that is no weight, or "".
+    """
+
+    vertex: int
+    scores: int
+    query: Side | str
+    key: Side | str
+    apart: str
+
+    @property
+    def understood(self) -> bool:
+        """True if both sides are."""
+        return isinstance(self.query, Side) and isinstance(self.key, Side)
+
+    @property
+    def why(self) -> str:
+        """Why it is not understood."""
+        return next((side for side in (self.query, self.key) if isinstance(side, str)), "")
+
+
+def attentions(graph: Graph, norms: frozenset[int]) -> tuple[Attention, ...]:
+    """Every attention of a graph.
+
+    Args:
+        graph: the condensed graph.
+        norms: the vertices that were measured to be norms.
+    """
+    return tuple(
+        _attention(graph, vertex, norms)
+        for vertex in graph.vertices.values()
+        if vertex.kind is Kind.ATTENTION
+    )
+
+
+def _attention(graph: Graph, vertex: Vertex, norms: frozenset[int]) -> Attention:
+    trace = graph.trace
+    node = trace.node(vertex.node)
+    if node.op == "scaled_dot_product_attention":
+        mask = node.kwargs.get("attn_mask", node.args[3] if len(node.args) > 3 else None)
+        apart = "a mask of its own for every head" if _by_head(graph, mask, node.shape) else ""
+        found: _Meeting | str = _Meeting(node, (0, "query"), (1, "key"), -1, -1)
+    else:
+        pattern = node.args[0] if node.args else node.kwargs.get("input")
+        start = pattern.node if isinstance(pattern, Ref) else -1
+        found, apart = _meeting(graph, start)
+    if isinstance(found, str):
+        return Attention(vertex.node, vertex.node, found, found, apart)
+    sides = [
+        _side(graph, found, argument, axis, norms)
+        for argument, axis in ((found.query, found.query_axis), (found.key, found.key_axis))
+    ]
+    return Attention(vertex.node, found.node.index, sides[0], sides[1], apart)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Meeting:
+    """The call in which queries meet keys, and along which axes of its arguments."""
+
+    node: Node
+    query: tuple[int, str]
+    key: tuple[int, str]
+    query_axis: int
+    key_axis: int
+
+
+_BILINEAR = frozenset("matmul bmm baddbmm einsum".split())
+
+
+def _meeting(graph: Graph, pattern: int) -> tuple[_Meeting | str, str]:
+    """The product of queries and keys behind an attention pattern; what differs between heads."""
+    trace = graph.trace
+    if pattern < 0:
+        return "the attention pattern is not computed from the input", ""
+    found: list[Node] = []
+    seen: set[int] = set()
+    waiting = [pattern]
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        node = trace.node(index)
+        if node.op in _BILINEAR and sum(trace.node(i).live for i in set(node.inputs)) >= 2:
+            found.append(node)
+        else:
+            waiting.extend(i for i in node.inputs if trace.node(i).live)
+    if len(found) != 1:
+        return f"its pattern is made of {len(found)} products of queries and keys", ""
+    meeting = found[0]
+    path = {index for index in seen if _reaches(graph, meeting.index, index, seen)}
+    apart = ""
+    for index in path:
+        node = trace.node(index)
+        operands = [*node.args, *node.kwargs.values()]
+        if index == meeting.index:
+            operands = operands[:1] if node.op == "baddbmm" else []
+        for value in operands:
+            if isinstance(value, Ref) and value.node in path:
+                continue
+            if _by_head(graph, value, meeting.shape):
+                apart = f"{node.op} with something of its own for every head"
+    if meeting.op == "einsum":
+        return _einsum(meeting), apart
+    first = 1 if meeting.op == "baddbmm" else 0
+    names = ("batch1", "batch2") if first else ("input", "mat2" if meeting.op == "bmm" else "other")
+    return _Meeting(meeting, (first, names[0]), (first + 1, names[1]), -1, -2), apart
+
+
+def _einsum(node: Node) -> _Meeting | str:
+    equation = node.args[0] if node.args else None
+    if not isinstance(equation, str) or "..." in equation or len(node.args) != 3:
+        return "queries and keys meet in an einsum that is not understood"
+    left, _, out = equation.replace(" ", "").partition("->")
+    first, _, second = left.partition(",")
+    summed = [letter for letter in first if letter in second and letter not in out]
+    if len(summed) != 1:
+        return "queries and keys meet in an einsum that is not understood"
+    axes = first.index(summed[0]) - len(first), second.index(summed[0]) - len(second)
+    return _Meeting(node, (1, ""), (2, ""), *axes)
+
+
+def _reaches(graph: Graph, source: int, target: int, among: set[int]) -> bool:
+    waiting, seen = [target], set[int]()
+    while waiting:
+        index = waiting.pop()
+        if index == source:
+            return True
+        if index not in seen:
+            seen.add(index)
+            waiting.extend(i for i in graph.trace.node(index).inputs if i in among)
+    return False
+
+
+def _by_head(graph: Graph, value: object, scores: tuple[int, ...]) -> bool:
+    """True if an operand of the scores [batch, heads, queries, keys] differs between heads."""
+    if isinstance(value, Ref):
+        shape = graph.trace.node(value.node).shape
+    elif isinstance(value, Fixed):
+        shape = tuple(value.tensor.shape)
+    else:
+        return False
+    return len(shape) >= 3 and shape[-3] > 1
+
+
+def _side(
+    graph: Graph, meeting: _Meeting, argument: tuple[int, str], axis: int, norms: frozenset[int]
+) -> Side | str:
+    trace, node = graph.trace, meeting.node
+    place, name = argument
+    value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+    if not isinstance(value, Ref) or value.node not in graph.same:
+        return "queries or keys could not be followed to where they meet"
+    end = value.node
+    found = _between(graph, end, norms)
+    if isinstance(found, str):
+        return found
+    nodes, candidates = found
+    axis %= len(trace.node(end).shape)
+    size = trace.node(end).shape[axis]
+    for source in candidates:
+        layout = graph.layouts.get(source)
+        if layout is None or source not in graph.same or layout.repeat != 1 or layout.channels:
+            continue
+        shape = trace.node(source).shape
+        if max(layout.axes) >= len(shape):
+            continue
+        count = math.prod(shape[feature] for feature in layout.axes)
+        if count % size:
+            continue
+        inside = frozenset(
+            v.node
+            for v in graph.vertices.values()
+            if v.node in nodes and v.node > graph.same[source]
+        ) | {node.index}
+        try:
+            plain = _plain(graph, source, end, axis, size)
+            if plain:
+                return Side(
+                    graph.same[source], graph.same[end], count // size, size, plain, None, inside
+                )
+            turned = _turned(graph, source, end, axis, size)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            continue
+        if turned is not None:
+            copies, planes = turned
+            return Side(
+                graph.same[source], graph.same[end], count // size, size, copies, planes, inside
+            )
+    return "what is done to queries or keys by position could not be read off"
+
+
+_MOVING = (Kind.CARRIER, Kind.PART)
+_SOURCES = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.INPUT, Kind.ATTENTION)
+
+
+def _between(
+    graph: Graph, end: int, norms: frozenset[int]
+) -> tuple[frozenset[int], list[int]] | str:
+    """The nodes from where the features of a node are written; those that all of it comes through.
+
+    The second are in order, and end where more is done than to move or part features.
+    """
+    trace = graph.trace
+    nodes: set[int] = set()
+    roots: set[int] = set()
+    waiting = [end]
+    while waiting:
+        index = waiting.pop()
+        if index in nodes:
+            continue
+        nodes.add(index)
+        vertex = graph.vertices.get(index)
+        if vertex is not None and (vertex.kind in _SOURCES or index in norms):
+            roots.add(index)
+        else:
+            waiting.extend(i for i in trace.node(index).inputs if trace.node(i).live)
+    written = {index for index in roots if graph.vertices[index].kind is not Kind.INPUT}
+    if len(written) != 1:
+        return "queries or keys are made of more than one linear map's output"
+    ordered = sorted(index for index in nodes if index not in roots - written)
+    reach = 0
+    passed: list[int] = []
+    last = {
+        index: max((r for r in trace.readers.get(index, ()) if r in nodes), default=index)
+        for index in ordered
+    }
+    for index in ordered:
+        vertex = graph.vertices.get(index)
+        if vertex is not None and index not in written and vertex.kind not in _MOVING:
+            break
+        if index >= reach:
+            passed.append(index)
+        reach = max(reach, last[index])
+    return frozenset(nodes), passed
+
+
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def _plain(graph: Graph, source: int, end: int, axis: int, size: int) -> int:
+    """How often each head is copied, if features are moved about and multiplied by one number."""
+    shape = graph.trace.node(source).shape
+    layout = graph.layouts[source]
+    count = torch.Size(shape).numel()
+    labels = torch.arange(1, count + 1, dtype=torch.float64).reshape(shape)
+    moved = graph.replay(end, {source: labels}) if end != source else labels
+    scale = float(moved.abs().max()) / count
+    if scale == 0:
+        return 0
+    sign = 1.0 if float(moved.flatten()[0]) > 0 else -1.0
+    places = (sign * moved / scale).round().long() - 1
+    if bool((places < 0).any()) or len(places.unique()) < count:
+        return 0
+    x = _random(shape, 0)
+    y = graph.replay(end, {source: x}) if end != source else x
+    expected = sign * scale * x.flatten()[places]
+    if float((y - expected).abs().max()) > 1e-9 * scale:
+        return 0
+    # Each row along the contracted axis must be one head of one position, in order.
+    features = torch.arange(count).reshape(shape)
+    ordered = features.movedim(layout.axes, tuple(range(-len(layout.axes), 0))).reshape(-1, size)
+    rows = places.movedim(axis, -1).reshape(-1, size)
+    starts = {int(first): row for row, first in enumerate(ordered[:, 0])}
+    if any(int(first) not in starts for first in rows[:, 0].unique()):
+        return 0
+    index = torch.tensor([starts[int(first)] for first in rows[:, 0]])
+    if not torch.equal(ordered[index], rows):
+        return 0
+    return len(rows) // len(ordered)
+
+
+def _rows(x: Tensor, axes: tuple[int, ...], size: int) -> Tensor:
+    """[position, head, axis of the head]."""
+    last = x.movedim(axes, tuple(range(-len(axes), 0)))
+    positions = last.shape[: last.ndim - len(axes)].numel()
+    return last.reshape(positions, -1, size)
+
+
+def _turned(graph: Graph, source: int, end: int, axis: int, size: int) -> tuple[int, Turned] | None:
+    """Copies, and the planes that turn with the position."""
+    shape = graph.trace.node(source).shape
+    layouts = graph.layouts[source], graph.layouts.get(end)
+    if layouts[1] is None or layouts[1].axes[-1] != axis:
+        return None
+    pairs: list[tuple[Tensor, Tensor]] = []
+    copies = 0
+    for seed in (1, 2):
+        given = _random(shape, seed)
+        taken = graph.replay(end, {source: given})
+        x = _rows(given, layouts[0].axes, size)
+        y = _rows(taken, layouts[1].axes, size)
+        if len(x) != len(y) or y.shape[1] % x.shape[1]:
+            return None
+        copies = y.shape[1] // x.shape[1]
+        pairs.append((x.repeat_interleave(copies, 1), y))
+    ratios = torch.cat([y / x for x, y in pairs])
+    still = (ratios.amax((0, 1)) - ratios.amin((0, 1))).abs() < 1e-10 * ratios.abs().amax()
+    moving = (~still).nonzero().flatten().tolist()
+    if not moving:
+        return None
+    first, last = moving[0], moving[-1] + 1
+    if len(moving) != last - first or (last - first) % 2:
+        return None
+    width = last - first
+    axes = torch.arange(first, last)
+    ways: tuple[tuple[Literal["half", "adjacent"], Tensor, Tensor], ...] = (
+        ("half", axes[: width // 2], axes[width // 2 :]),
+        ("adjacent", axes[::2], axes[1::2]),
+    )
+    for pairing, one, other in ways:
+        (x, y), (x2, y2) = pairs
+        length = x[..., one].square() + x[..., other].square()
+        a = (x[..., one] * y[..., one] + x[..., other] * y[..., other]) / length
+        b = (x[..., one] * y[..., other] - x[..., other] * y[..., one]) / length
+        errors = (
+            a * x2[..., one] - b * x2[..., other] - y2[..., one],
+            b * x2[..., one] + a * x2[..., other] - y2[..., other],
+        )
+        if all(float(e.abs().max()) < 1e-9 * float(y2.abs().max()) for e in errors):
+            return copies, Turned(first, last, pairing)
+    return None

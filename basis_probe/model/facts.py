@@ -1,0 +1,530 @@
+"""What a model was seen to compute around each of its sites: facts, and nothing that follows.
+
+Every function is measured on values, never looked up by its name or in a configuration: a region is
+a norm because its outputs are a normalised input times a gain, a nonlinearity because each output
+depends on one input only.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.algebra.pairs import PairFactors, pair_factors
+from basis_probe.model.attention import Attention, attentions
+from basis_probe.model.graph import Graph, Kind, Layout, Vertex, condense, norm_argument, replay
+from basis_probe.model.places import Site, spoken
+from basis_probe.model.trace import Fixed, Node, Ref, Trace
+
+
+class Shape(enum.Enum):
+    """What a region was measured to do to a row of features."""
+
+    SCALE = "multiplies by one number"
+    SHIFT = "multiplies by one number and adds a weight vector"
+    DIAGONAL = "multiplies every feature by its own number"
+    ELEMENTWISE = "bends every feature by itself"
+    RMS_NORM = "divides by the root mean square"
+    LAYER_NORM = "subtracts the mean and divides by the standard deviation"
+    PRODUCT = "multiplies two tensors, feature by feature"
+    PAIRED = "joins two tensors, feature by feature, and not as a product"
+    COUPLED = "mixes the features of a row in a way that is not a known norm"
+    UNKNOWN = "could not be measured"
+
+    @property
+    def is_norm(self) -> bool:
+        """True for a norm of any kind."""
+        return self in (Shape.RMS_NORM, Shape.LAYER_NORM)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Region:
+    """What was measured of a region.
+
+    Attributes:
+        shape: what it does.
+        function: the region as a function of a tensor [samples, dim], for one-input regions.
+        gain, bias: [dim], for norms and diagonal maps.
+        why: the reason, where the shape is UNKNOWN.
+        op: the function's name, for messages.
+        learned: True if every vector in it is a weight of the model.
+        within: True if it acts on each head by itself, with one gain for all of them.
+        pair: which factors of two tensors pass, where the shape is PAIRED.
+    """
+
+    shape: Shape
+    function: Callable[[Tensor], Tensor] | None = None
+    gain: Tensor | None = None
+    bias: Tensor | None = None
+    why: str = ""
+    op: str = ""
+    learned: bool = True
+    within: bool = False
+    pair: PairFactors | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """Vertices that hold the same features, with what writes to them and what reads them.
+
+    Attributes:
+        members: the vertices.
+        writers, readers: vertices outside that write to it and read it.
+        learned: True if a learned vector that depends on the position is added.
+        returned: True if the model returns it.
+        max_pooled: True if max pooling passes over it.
+        sums: how many sums are in it.
+        value_mixed: True if attention mixes its positions, head by head.
+    """
+
+    members: frozenset[int]
+    writers: tuple[int, ...]
+    readers: tuple[int, ...]
+    learned: bool
+    returned: bool
+    max_pooled: bool
+    sums: int
+    value_mixed: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+    """Everything that was seen of a model in one forward pass.
+
+    Attributes:
+        graph: the condensed graph.
+        sites: name -> site, in forward order.
+        streams: the streams.
+        stream_of: vertex -> index of its stream.
+        regions: vertex -> what was measured of it.
+        attentions: where queries meet keys.
+        given: vertex -> what it uses in place of a weight that training could change.
+    """
+
+    graph: Graph
+    sites: dict[str, Site]
+    streams: tuple[Stream, ...]
+    stream_of: dict[int, int]
+    regions: dict[int, Region]
+    attentions: tuple[Attention, ...] = ()
+    given: dict[int, str] = dataclasses.field(default_factory=dict[int, str])
+
+    def vertex(self, site: Site) -> Vertex | None:
+        """The vertex of a site, or None if the site's tensor has no understood features."""
+        place = self.graph.same.get(site.node)
+        return None if place is None else self.graph.vertices[place]
+
+    def layout(self, site: Site) -> Layout | None:
+        """Where the features of a site are."""
+        return self.graph.layouts.get(site.node)
+
+    def shape(self, site: Site) -> tuple[int, ...]:
+        """The sizes of a site's feature axes, e.g. (heads, d_head)."""
+        layout = self.layout(site)
+        shape = self.graph.trace.node(site.node).shape
+        return (shape[-1],) if layout is None else tuple(shape[axis] for axis in layout.axes)
+
+
+# --- measuring regions --------------------------------------------------------------------------
+
+
+def _spread(x: Tensor, layout: Layout | None, ndim: int) -> Tensor:
+    """[samples, dim] values laid out as the region expects them."""
+    if layout is not None and layout.channels:
+        return x.reshape(*x.shape, *([1] * (ndim - 2)))
+    return x.reshape(x.shape[0], *([1] * (ndim - 2)), x.shape[1]) if ndim > 2 else x
+
+
+def evaluate(
+    graph: Graph,
+    vertex: Vertex,
+    values: tuple[Tensor, ...],
+    fixed: dict[int, Tensor] | None = None,
+) -> Tensor:
+    """What a region makes of rows of features [samples, dim], one tensor for each root.
+
+    Args:
+        graph: the graph.
+        vertex: the region.
+        values: the rows.
+        fixed: id of a parameter -> what takes its place.
+    """
+    layout, ndim = graph.layouts[vertex.node], len(graph.trace.node(vertex.node).shape)
+    flat = [value.reshape(-1, value.shape[-1]) for value in values]
+    laid = {root: _spread(f, layout, ndim) for root, f in zip(vertex.carried, flat, strict=True)}
+    return graph.replay(vertex.node, laid, fixed).reshape(values[0].shape)
+
+
+def _measure(graph: Graph, vertex: Vertex) -> Region:
+    trace = graph.trace
+    node = trace.node(vertex.node)
+    op = spoken(trace, node)
+    layout = graph.layouts.get(vertex.node)
+    several = Region(Shape.UNKNOWN, why=f"{op} on features in several axes", op=op)
+    within = layout is not None and len(layout.axes) == 2 and layout.axes[-1] == len(node.shape) - 1
+    if layout is None or (len(layout.axes) != 1 and not within):
+        return several
+    dim = node.shape[layout.axes[-1]]
+    roots = vertex.carried
+    device = _device(trace)
+
+    def function(*values: Tensor) -> Tensor:
+        return evaluate(graph, vertex, values)
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int) -> Tensor:
+        return torch.randn(rows, dim, generator=generator, dtype=torch.float64).to(device)
+
+    if any(trace.node(root).shape != node.shape for root in roots):
+        return Region(Shape.UNKNOWN, why=f"{op} changes the shape", op=op)
+    try:
+        if len(roots) == 1:
+            vectors = [fixed for _, fixed in vectors_of(graph, vertex)]
+            region = _measure_one(function, draw, op)
+            learned = all(fixed.name is not None for fixed in vectors)
+            if region.shape is Shape.SHIFT and not (vectors and learned):
+                region, learned = dataclasses.replace(region, shape=Shape.DIAGONAL), False
+            if within and not (region.shape.is_norm or region.shape is Shape.SCALE):
+                # One vector for all heads is not a vector for all features.
+                return several
+            return dataclasses.replace(region, learned=learned, within=within)
+        if within:
+            return several
+        return _measure_two(function, draw, op)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Region(Shape.UNKNOWN, why=f"{op} cannot be replayed: {reason}", op=op)
+
+
+def vectors_of(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed]]:
+    """The constants of more than one number behind a region, up to what it carries."""
+    trace, seen = graph.trace, set(vertex.carried)
+    waiting = [vertex.node]
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        node = trace.node(index)
+        for value in (*node.args, *node.kwargs.values()):
+            if isinstance(value, Fixed) and value.tensor.numel() > 1:
+                yield node, value
+        waiting.extend(node.inputs)
+
+
+def signature(graph: Graph, vertex: Vertex) -> str | None:
+    """The steps of a region, the same for regions that compute the same; None if it has weights."""
+    trace, places = graph.trace, dict[int, int]()
+
+    def said(value: object) -> str | None:
+        if isinstance(value, Ref):
+            return step(value.node)
+        if isinstance(value, Fixed):
+            number = value.tensor
+            return str(number.item()) if number.numel() == 1 and value.name is None else None
+        if isinstance(value, tuple | list):
+            return joined(value)  # pyright: ignore[reportUnknownArgumentType]
+        plain = value is None or isinstance(value, bool | int | float | str | torch.dtype)
+        return repr(value) if plain else None
+
+    def joined(values: Iterable[object]) -> str | None:
+        found = [said(value) for value in values]
+        return None if None in found else f"({','.join(map(str, found))})"
+
+    def step(index: int) -> str | None:
+        if index in vertex.carried:
+            return f"x{vertex.carried.index(index)}"
+        if index in places:
+            return f"s{places[index]}"
+        node = trace.node(index)
+        if node.function is None and node.op != "output":
+            return None
+        names = joined([*node.kwargs])
+        inside = joined([*node.args, *node.kwargs.values()])
+        places[index] = len(places)
+        return None if inside is None else f"{node.op}{names}{inside}"
+
+    return step(vertex.node)
+
+
+def _device(trace: Trace) -> torch.device:
+    for node in trace.nodes:
+        for value in (*node.args, *node.kwargs.values()):
+            if isinstance(value, Fixed) and value.tensor.ndim:
+                return value.tensor.device
+    return torch.device("cpu")
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    error = float((a - b).abs().max())
+    return bool(torch.isfinite(a).all()) and error <= tolerance * max(scale, 1e-30)
+
+
+def _measure_one(function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str) -> Region:
+    x = draw(16)
+    y = function(x)
+    if not torch.equal(torch.nan_to_num(y), torch.nan_to_num(function(x))):
+        return Region(Shape.UNKNOWN, why=f"{op} is not deterministic", op=op)
+    dim = x.shape[1]
+    moved = x.clone()
+    place = dim // 2
+    moved[:, place] += 0.5 + draw(16)[:, place].abs()
+    change = (function(moved) - y).abs()
+    change[:, place] = 0
+    if dim > 1 and float(change.max()) > 1e-9 * max(1.0, float(y.abs().max())):
+        return _measure_coupled(function, draw, op)
+    one = torch.ones_like(x[:1])
+    bias = function(0 * one)[0]
+    gain = function(one)[0] - bias
+    wide = torch.cat([x, 30 * x, 0.01 * x])
+    if _close(function(wide), gain * wide + bias):
+        if float((gain - gain[0]).abs().max()) == 0.0 and float(bias.abs().max()) == 0.0:
+            return Region(Shape.SCALE, function, gain, bias, op=op)
+        if float((gain - gain[0]).abs().max()) == 0.0 and len(gain) > 1:
+            return Region(Shape.SHIFT, function, gain, bias, op=op)
+        return Region(Shape.DIAGONAL, function, gain, bias, op=op)
+    return Region(Shape.ELEMENTWISE, function, op=op)
+
+
+def _measure_coupled(
+    function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str
+) -> Region:
+    # Values far from zero, so that an epsilon under the root does not show.
+    x = 1e4 * draw(24)
+    y = function(x)
+    for shape, inner in (
+        (Shape.RMS_NORM, x),
+        (Shape.LAYER_NORM, x - x.mean(1, keepdim=True)),
+    ):
+        unit = inner / inner.square().mean(1, keepdim=True).sqrt()
+        centre, mean = unit.mean(0), y.mean(0)
+        gain = ((unit - centre) * (y - mean)).sum(0) / (unit - centre).square().sum(0)
+        bias = mean - gain * centre
+        # Norms of Hugging Face models compute in float32 whatever they are given.
+        if _close(gain * unit + bias, y, 1e-5):
+            bias = torch.where(bias.abs() < 1e-5 * y.abs().max(), torch.zeros_like(bias), bias)
+            return Region(shape, function, gain, bias, op=op)
+    return Region(Shape.COUPLED, function, op=op)
+
+
+def _measure_two(function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str) -> Region:
+    a, b = draw(16), draw(16)
+    y = function(a, b)
+    ratio = function(torch.ones_like(a), torch.ones_like(b))[0]
+    if _close(y, ratio * a * b) and _close(ratio, ratio[:1].expand_as(ratio)):
+        return Region(Shape.PRODUCT, None, gain=ratio, op=op)
+    pair = pair_factors(lambda *given: function(*(x.to(a) for x in given)).to("cpu"), a.shape[1])
+    if pair is not None:
+        return Region(Shape.PAIRED, None, op=op, pair=pair)
+    why = f"{op} joins two tensors, but not feature by feature and alike for all of them"
+    return Region(Shape.UNKNOWN, why=why, op=op)
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+_JOINING = (Kind.SUM, Kind.CARRIER, Kind.MAX_POOL, Kind.ATTENTION)
+
+
+def _streams(graph: Graph, regions: dict[int, Region]) -> tuple[tuple[Stream, ...], dict[int, int]]:
+    parent = {index: index for index in graph.vertices}
+
+    def find(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    def joins(vertex: Vertex) -> bool:
+        if vertex.kind is Kind.REGION:
+            return regions[vertex.node].shape in (Shape.SCALE, Shape.SHIFT)
+        return vertex.kind in _JOINING
+
+    for vertex in graph.vertices.values():
+        if joins(vertex):
+            for index in vertex.carried:
+                parent[find(vertex.node)] = find(index)
+    groups: dict[int, list[int]] = {}
+    for index in graph.vertices:
+        groups.setdefault(find(index), []).append(index)
+    streams: list[Stream] = []
+    stream_of: dict[int, int] = {}
+    for members in groups.values():
+        inside = frozenset(members)
+        vertices = [graph.vertices[index] for index in members]
+        readers = [
+            reader
+            for index in members
+            for reader in graph.readers.get(index, ())
+            if reader not in inside or index in graph.vertices[reader].used
+        ]
+        stream = Stream(
+            members=inside,
+            writers=tuple(v.node for v in vertices if not joins(v)),
+            readers=tuple(dict.fromkeys(readers)),
+            learned=any(v.kind is Kind.SUM and len(v.carried) == 1 for v in vertices),
+            returned=bool(inside & graph.returned),
+            max_pooled=any(v.kind is Kind.MAX_POOL for v in vertices),
+            sums=sum(v.kind is Kind.SUM for v in vertices),
+            value_mixed=any(v.kind is Kind.ATTENTION for v in vertices),
+        )
+        stream_of |= dict.fromkeys(members, len(streams))
+        streams.append(stream)
+    return tuple(streams), stream_of
+
+
+def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
+    """What was seen of the model in a recorded forward pass.
+
+    Args:
+        trace: the forward pass.
+        sites: the places that have names.
+    """
+    graph = condense(trace, sites=frozenset(site.node for site in sites.values()))
+    regions = {
+        vertex.node: _measure(graph, vertex)
+        for vertex in graph.vertices.values()
+        if vertex.kind is Kind.REGION
+    }
+    streams, stream_of = _streams(graph, regions)
+    norms = frozenset(vertex for vertex, region in regions.items() if region.shape.is_norm)
+    found = attentions(graph, norms)
+    return Facts(graph, sites, streams, stream_of, regions, found, _given(graph))
+
+
+def _given(graph: Graph) -> dict[int, str]:
+    """Vertices whose matrix, table or added vector is no parameter."""
+    trace, found = graph.trace, dict[int, str]()
+    maps = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)
+    for vertex in graph.vertices.values():
+        node = trace.node(vertex.node)
+        where = f" in {node.module}" if node.module else ""
+        if vertex.kind in maps:
+            used = [v for v in (*node.args, *node.kwargs.values()) if _is_matrix(trace, v)]
+            if used and not any(_is_learned(trace, value) for value in used):
+                found[vertex.node] = f"the matrix of {node.op}{where} is no parameter of the model"
+        elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
+            for value in constants_of(trace, node):
+                if not _is_learned(trace, value):
+                    found[vertex.node] = (
+                        f"a constant{where} is added to it that is no parameter of the model, such "
+                        "as a table of sines for positions"
+                    )
+    return found
+
+
+def constants_of(trace: Trace, node: Node) -> Iterator[Fixed | Ref]:
+    """What a sum or a concatenation takes that does not depend on the input; nothing empty."""
+    given = node.kwargs.get("tensors", node.args[0]) if node.op == "cat" else node.args
+    for value in given if isinstance(given, tuple | list) else ():
+        if isinstance(value, Fixed) and value.tensor.numel():
+            yield value
+        elif isinstance(value, Ref):
+            made = trace.node(value.node)
+            if not made.live and 0 not in made.shape:
+                yield value
+
+
+def _is_matrix(trace: Trace, value: object) -> bool:
+    if isinstance(value, Fixed):
+        return value.tensor.ndim >= 2
+    if isinstance(value, Ref):
+        node = trace.node(value.node)
+        return not node.live and len(node.shape) >= 2
+    return False
+
+
+def _is_learned(trace: Trace, value: object) -> bool:
+    """True if a parameter is among what a constant is computed from."""
+    leaves = (value,) if isinstance(value, Fixed) else ()
+    if isinstance(value, Ref):
+        leaves = tuple(leaves_of(trace, value.node))
+    return any(isinstance(leaf.tensor, nn.Parameter) for leaf in leaves)
+
+
+def leaves_of(trace: Trace, index: int) -> Iterator[Fixed]:
+    """Every fixed tensor from which a node was computed."""
+    seen: set[int] = set()
+    waiting = [index]
+    while waiting:
+        here = waiting.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        node = trace.node(here)
+        yield from fixed_in((node.args, node.kwargs))
+        waiting.extend(node.inputs)
+
+
+def fixed_in(value: object) -> Iterator[Fixed]:
+    """Every fixed tensor among the arguments of a call."""
+    if isinstance(value, Fixed):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():  # pyright: ignore[reportUnknownVariableType]
+            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, tuple | list):
+        for entry in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def keeps_statistics(node: Node) -> bool:
+    """True if batch normalisation uses running statistics, not those of the batch."""
+    mean, training = norm_argument(node, "running_mean"), norm_argument(node, "training")
+    return isinstance(mean, Fixed) and not training
+
+
+def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
+    """Pairs of linear maps with one matrix, and whether one of them uses it transposed."""
+    graph, trace = facts.graph, facts.graph.trace
+    stored = {
+        value.tensor.untyped_storage().data_ptr()
+        for node in trace.nodes
+        for value in (*node.args, *node.kwargs.values())
+        if isinstance(value, Fixed) and value.name is not None
+    }
+    found: dict[tuple[int, int, tuple[int, ...]], list[tuple[int, Tensor]]] = {}
+    for vertex in graph.vertices.values():
+        if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION):
+            continue
+        weight = matrix(trace, trace.node(vertex.node))
+        if weight is None or weight.untyped_storage().data_ptr() not in stored:
+            continue
+        place = (
+            weight.untyped_storage().data_ptr(),
+            int(weight.storage_offset()),
+            tuple(sorted(weight.shape)),
+        )
+        for other, known in found.setdefault(place, []):
+            if known.shape == weight.shape and known.stride() == weight.stride():
+                yield other, vertex.node, False
+            elif known.ndim == 2 and known.T.stride() == weight.stride():
+                yield other, vertex.node, True
+        found[place].append((vertex.node, weight))
+
+
+def constant(trace: Trace, value: object) -> Tensor | None:
+    """A tensor that does not depend on the input, computed anew if the model computes it."""
+    if isinstance(value, Fixed):
+        return value.tensor.detach()
+    if isinstance(value, Ref) and not trace.node(value.node).live:
+        try:
+            found = replay(trace, value.node, {})
+        except (RuntimeError, ValueError, TypeError):
+            return None
+        return found.detach()
+    return None
+
+
+def matrix(trace: Trace, node: Node) -> Tensor | None:
+    """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) of a linear map."""
+    place = {"linear": 1, "addmm": 2, "matmul": 1, "mm": 1}.get(node.op, 1)
+    name = "other" if node.op in ("matmul", "mm") else "mat2" if node.op == "addmm" else "weight"
+    value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+    weight = constant(trace, value)
+    if weight is None or node.op not in ("addmm", "matmul", "mm"):
+        return weight
+    return weight.T if weight.ndim == 2 else None

@@ -1,0 +1,917 @@
+"""The condensed graph: the places where features are written, mixed, bent, normalised or joined.
+
+Everything between such places leaves the features of a tensor alone (a view, a cast, dropout in
+evaluation mode) or is one function of a single tensor, row by row: an activation written out in six
+primitive calls and `torch.nn.functional.gelu` become the same kind of vertex, whose function can be
+replayed on any values and so be measured instead of looked up.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_probe.model.trace import Fixed, ModuleCall, Node, Ref, Trace
+
+
+class Kind(enum.Enum):
+    """What a vertex does to features; the value says it in words."""
+
+    INPUT = "the model's input"
+    LINEAR = "a linear map"
+    CONVOLUTION = "a convolution"
+    DEPTHWISE = "a convolution within groups of channels"
+    EMBEDDING = "an embedding"
+    SUM = "a sum"
+    CARRIER = "an operation that leaves the features alone"
+    MAX_POOL = "max pooling"
+    PART = "a part of the features"
+    CONCAT = "a concatenation of features"
+    PADDED = "features with zeros before and behind them"
+    ATTENTION = "attention, reading values"
+    REGION = "a function of single rows"
+    BATCH_NORM = "batch normalisation"
+    GROUP_NORM = "normalisation within groups of channels"
+    OTHER = "an operation that is not understood"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which axes of a tensor hold its features, from major to minor.
+
+    Attributes:
+        axes: the axes, non-negative.
+        channels: True if positions follow the feature axis, as behind a convolution.
+        repeat: how many consecutive entries of the feature axis belong to one feature (more than
+            one only where positions were flattened into the features).
+    """
+
+    axes: tuple[int, ...]
+    channels: bool = False
+    repeat: int = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vertex:
+    """One place of the condensed graph.
+
+    Attributes:
+        node: the tensor there, as the index of its node in the trace.
+        kind: what made it.
+        carried: the vertices whose features arrive here.
+        used: further vertices that it reads without carrying their features (attention patterns).
+        op: the name of the function, for messages.
+        zeros: how many zero features were put before and behind the carried ones.
+        part: which of the carried features are left, where only a part of them is, counted from
+            major to minor.
+        across: True if a linear map does not read features, but acts across positions, or inside
+            parts of the features only.
+    """
+
+    node: int
+    kind: Kind
+    carried: tuple[int, ...]
+    used: tuple[int, ...] = ()
+    op: str = ""
+    zeros: tuple[int, int] = (0, 0)
+    part: tuple[int, ...] | None = None
+    across: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """The condensed graph of a trace.
+
+    Attributes:
+        trace: what it was made from.
+        vertices: node -> vertex.
+        same: node -> the vertex that holds the same features, for every node that has one.
+        layouts: node -> where its features are.
+        readers: vertex -> the vertices that read it, in order.
+        returned: the vertices that the model returns.
+    """
+
+    trace: Trace
+    vertices: dict[int, Vertex]
+    same: dict[int, int]
+    layouts: dict[int, Layout]
+    readers: dict[int, tuple[int, ...]]
+    returned: frozenset[int]
+
+    def replay(
+        self, target: int, values: dict[int, Tensor], fixed: dict[int, Tensor] | None = None
+    ) -> Tensor:
+        """The value of node `target` when the nodes in `values` have the given values."""
+        return replay(self.trace, target, values, fixed)
+
+
+def replay(
+    trace: Trace, target: int, values: dict[int, Tensor], fixed: dict[int, Tensor] | None = None
+) -> Tensor:
+    """The value of node `target`, computed anew from the given values of nodes before it.
+
+    Args:
+        trace: the record.
+        target: the node.
+        values: node -> its value.
+        fixed: id of a parameter or constant -> what takes its place.
+
+    Raises:
+        ValueError: if the target depends on a live tensor that was not given.
+    """
+    known: dict[int, Any] = dict(values)
+    fixed = fixed or {}
+    given = (*values.values(), *fixed.values())
+    dtype = next((v.dtype for v in given if v.is_floating_point()), None)
+    device = given[0].device if given else None
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return compute(value.node)
+        if isinstance(value, Fixed):
+            tensor = fixed.get(id(value.tensor), value.tensor).detach()
+            if tensor.is_floating_point() and dtype is not None:
+                tensor = tensor.to(device=device, dtype=dtype)
+            return tensor
+        if isinstance(value, tuple):
+            return tuple(argument(entry) for entry in value)
+        if isinstance(value, list):
+            return [argument(entry) for entry in value]
+        return value
+
+    def compute(index: int) -> Any:
+        if index in known:
+            return known[index]
+        node = trace.node(index)
+        if node.function is None:
+            if node.op == "output":
+                place = node.args[0]
+                source = compute_all(node.inputs[0])
+                known[index] = source[place]
+                return known[index]
+            raise ValueError(f"node {index} ({node.op}) is needed and was not given")
+        known[index] = compute_all(index)
+        return known[index]
+
+    def compute_all(index: int) -> Any:
+        node = trace.node(index)
+        function = node.function
+        if function is None:
+            return compute(index)
+        args = [argument(value) for value in node.args]
+        kwargs = {name: argument(value) for name, value in node.kwargs.items()}
+        if node.op == "to" and dtype is not None and node.floating:
+            # A cast on the way must not lower the precision of the replay.
+            return args[0] if args[0].is_floating_point() else args[0].to(dtype)
+        if node.inplace and args and isinstance(args[0], Tensor):
+            args[0] = args[0].clone()
+        asked = kwargs.get("dtype")
+        if dtype is not None and isinstance(asked, torch.dtype) and asked.is_floating_point:
+            kwargs["dtype"] = dtype
+        found = function(*args, **kwargs)
+        if dtype is None or not isinstance(found, Tensor) or not found.is_floating_point():
+            return found
+        # What the model makes in a precision of its own meets the others in theirs.
+        return found.to(dtype)
+
+    try:
+        with torch.no_grad():
+            return compute(target)
+    finally:
+        # The functions above refer to each other; what they hold must not wait for the collector.
+        known.clear()
+
+
+def replay_all(
+    trace: Trace, values: dict[int, Tensor], fixed: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """Every node's value, computed anew from those of the inputs, in float64.
+
+    Args:
+        trace: the record.
+        values: input node -> its value.
+        fixed: id of a parameter or constant -> what takes its place.
+
+    Raises:
+        ValueError: if a node cannot be computed again.
+    """
+    known = dict(values)
+    for node in trace.nodes:
+        if node.index not in known:
+            found: Any = replay(trace, node.index, known, fixed)
+            # A call with several outputs has none of its own.
+            if isinstance(found, Tensor):
+                known[node.index] = found
+    return known
+
+
+# --- which function is what ---------------------------------------------------------------------
+
+_IDENTITY = frozenset(
+    "to contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout alias "
+    "feature_alpha_dropout requires_grad_ cpu cuda positive identity".split()
+)
+_MOVES = frozenset("view transpose permute expand movedim repeat_interleave broadcast_to".split())
+_CONVOLUTIONS = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)
+_PRODUCTS = frozenset("linear addmm matmul mm bmm baddbmm einsum".split())
+_AVERAGE_POOLS = frozenset(
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d interpolate upsample".split()
+)
+_MAX_POOLS = frozenset(
+    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
+    "adaptive_max_pool3d _max_pool1d _max_pool2d _max_pool3d".split()
+)
+_POINTWISE = frozenset(
+    "add sub rsub mul div rdiv neg pow rpow abs relu relu6 leaky_relu prelu rrelu elu selu celu "
+    "gelu silu mish sigmoid logsigmoid hardsigmoid hardswish hardtanh hardshrink softshrink "
+    "tanhshrink softsign softplus tanh sin cos tan sinh cosh asinh atan exp expm1 log log1p log2 "
+    "sqrt rsqrt square reciprocal erf erfc sign clamp clamp_min clamp_max minimum maximum where "
+    "threshold addcmul addcdiv lerp sinc heaviside exp2 round floor ceil "
+    "special_erfc special_exp2 logit xlogy masked_fill nan_to_num gt lt ge le eq ne logical_not "
+    "logical_and logical_or bitwise_not zeros_like ones_like full_like".split()
+)
+_ROWWISE = frozenset(
+    "mean sum var std norm linalg_vector_norm vector_norm layer_norm rms_norm softmax log_softmax "
+    "amax normalize logsumexp".split()
+)
+
+PLAIN = frozenset(
+    "add sub rsub mul div rdiv neg where minimum maximum addcmul addcdiv lerp masked_fill "
+    "gt lt ge le eq ne logical_not logical_and logical_or bitwise_not zeros_like ones_like "
+    "full_like nan_to_num pow sqrt rsqrt square reciprocal".split()
+)
+"""Pointwise functions that are arithmetic, not nonlinearities that a user would name."""
+
+
+def norm_argument(node: Node, name: str) -> object:
+    """What a normalisation over batches, examples or groups of channels was given; None if not."""
+    if node.op == "group_norm":
+        names = ("input", "num_groups", "weight", "bias", "eps")
+    else:
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training", "", "eps")
+        if node.op == "instance_norm" and name == "training":
+            name = "use_input_stats" if "use_input_stats" in node.kwargs else name
+    place = names.index(name) if name in names else len(node.args)
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+
+
+def nonlinear(op: str) -> bool:
+    """True if the function is one that users call a nonlinearity."""
+    return op in _POINTWISE and op not in PLAIN
+
+
+def _dims(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes over which a reduction runs, or None for all of them."""
+    value = node.kwargs.get("dim", node.kwargs.get("axis"))
+    if value is None and len(node.args) > 1:
+        value = node.args[1]
+        if node.op in ("norm", "linalg_vector_norm") and len(node.args) > 2:
+            value = node.args[2]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = (value,)
+    if isinstance(value, tuple | list) and all(isinstance(entry, int) for entry in value):
+        return tuple(entry % len(shape) for entry in value)
+    return None
+
+
+class _Builder:
+    def __init__(self, trace: Trace, cuts: frozenset[int], wanted: frozenset[int]) -> None:
+        self.trace = trace
+        self.cuts = cuts
+        self.relevant = self._ancestors(frozenset(trace.outputs) | wanted)
+        self.vertices: dict[int, Vertex] = {}
+        self.same: dict[int, int] = {}  # node -> vertex with the same features
+        self.roots: dict[int, frozenset[int]] = {}  # node inside a region -> what it is made of
+        self.layouts: dict[int, Layout] = {}
+
+    def _ancestors(self, nodes: frozenset[int]) -> frozenset[int]:
+        found: set[int] = set()
+        waiting = list(nodes)
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                waiting.extend(self.trace.node(index).inputs)
+        return frozenset(found)
+
+    def build(self) -> Graph:
+        for node in self.trace.nodes:
+            if node.live and node.index in self.relevant:
+                self.visit(node)
+        returned = [self.vertex(index) for index in self.trace.outputs if self.known(index)]
+        onpath = self._reaching(returned)
+        readers: dict[int, list[int]] = {}
+        for vertex in self.vertices.values():
+            if vertex.node in onpath:
+                for index in (*vertex.carried, *vertex.used):
+                    readers.setdefault(index, []).append(vertex.node)
+        return Graph(
+            self.trace,
+            self.vertices,
+            self.same,
+            self.layouts,
+            {index: tuple(dict.fromkeys(found)) for index, found in readers.items()},
+            frozenset(returned),
+        )
+
+    def _reaching(self, targets: list[int]) -> set[int]:
+        found: set[int] = set()
+        waiting = list(targets)
+        while waiting:
+            index = waiting.pop()
+            if index not in found:
+                found.add(index)
+                vertex = self.vertices[index]
+                waiting.extend((*vertex.carried, *vertex.used))
+        return found
+
+    def known(self, index: int) -> bool:
+        return index in self.same or index in self.roots
+
+    def live(self, node: Node) -> list[int]:
+        return [i for i in dict.fromkeys(node.inputs) if self.trace.node(i).live and self.known(i)]
+
+    def vertex(self, index: int) -> int:
+        """The vertex that holds the features of a node, made now if the node is inside a region."""
+        if index not in self.same:
+            self.put(index, Kind.REGION, tuple(sorted(self.roots[index])))
+        return self.same[index]
+
+    def put(
+        self,
+        index: int,
+        kind: Kind,
+        carried: tuple[int, ...],
+        used: tuple[int, ...] = (),
+        zeros: tuple[int, int] = (0, 0),
+        part: tuple[int, ...] | None = None,
+        across: bool = False,
+    ) -> None:
+        op = self.trace.node(index).op
+        self.vertices[index] = Vertex(index, kind, carried, used, op, zeros, part, across)
+        self.same[index] = index
+        self.roots[index] = frozenset((index,))
+
+    def visit(self, node: Node) -> None:
+        live = self.live(node)
+        shape = node.shape
+        if node.op == "input":
+            channels = len(shape) == 4 or (len(shape) > 2 and self._is_convolved(node.index))
+            self.layouts[node.index] = Layout((1 if channels else len(shape) - 1,), channels)
+            self.put(node.index, Kind.INPUT, ())
+            return
+        if not live:
+            return
+        first = live[0]
+        layout = self._layout(node, live)
+        if layout is not None:
+            self.layouts[node.index] = layout
+        op = node.op
+        if self._is_identity(node) or (
+            op == "output" and self._is_identity(self.trace.node(first))
+        ):
+            self.roots[node.index] = self.roots[first]
+            if first in self.same:
+                self.same[node.index] = self.same[first]
+            return
+        if op == "embedding" or self._is_lookup(node):
+            self.put(node.index, Kind.EMBEDDING, ())
+        elif self._is_linear(node):
+            across = not self._features_at(first, len(self.trace.node(first).shape) - 1)
+            self.put(node.index, Kind.LINEAR, (), (self.vertex(first),), across=across)
+        elif op in _CONVOLUTIONS and self._weighed(node, 1, "weight"):
+            across = not self._features_at(first, 1)
+            groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+            if groups == 1:
+                kind = Kind.CONVOLUTION
+            elif groups == self.trace.node(first).shape[1] == shape[1] and not across:
+                kind = Kind.DEPTHWISE
+            else:
+                # Channels mix inside their groups: neither one linear map nor single channels.
+                kind = Kind.OTHER
+            self.put(node.index, kind, (), (self.vertex(first),), across=across)
+        elif op in ("batch_norm", "instance_norm") and self._features_at(first, 1):
+            self.put(node.index, Kind.BATCH_NORM, (self.vertex(first),))
+        elif op == "group_norm" and self._features_at(first, 1):
+            self.put(node.index, Kind.GROUP_NORM, (self.vertex(first),))
+        elif op in _MAX_POOLS and self._pools_positions(node, first):
+            self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
+        elif op == "output" and self.trace.node(first).op in _MAX_POOLS and node.args[0] == 0:
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif (op in _AVERAGE_POOLS and self._pools_positions(node, first)) or self._is_average(
+            node, first
+        ):
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op in _MOVES and layout is not None:
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op == "getitem" and layout is not None:
+            kind, part = self._getitem(node, first)
+            self.put(node.index, kind, (self.vertex(first),), part=part)
+        elif op in ("chunk", "split", "unbind"):
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op == "output" and self.trace.node(first).op in ("chunk", "split", "unbind"):
+            kind, part = self._piece(node, first)
+            made = self.trace.node(first)
+            whole = made.inputs[0] if made.op == "unbind" else first
+            self.put(node.index, kind, (self.vertex(whole),), part=part)
+        elif op == "cat":
+            self._cat(node, live, layout)
+        elif op == "pad":
+            self._pad(node, first, layout)
+        elif op == "scaled_dot_product_attention":
+            value = self._ref(node, 2, "value")
+            if value is None or not self.known(value):
+                self.put(node.index, Kind.OTHER, (), tuple(map(self.vertex, live)))
+            else:
+                used = tuple(self.vertex(i) for i in live if i != value)
+                self.put(node.index, Kind.ATTENTION, (self.vertex(value),), used)
+        elif op in ("matmul", "bmm"):
+            self._matmul(node, live)
+        elif op in _POINTWISE or op == "to" or self._is_rowwise(node, first):
+            self._pointwise(node, live)
+        else:
+            self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+        if node.index in self.cuts and node.index not in self.same:
+            full = any(self.trace.node(root).shape == shape for root in self.roots[node.index])
+            if full:
+                self.vertex(node.index)
+
+    def _is_convolved(self, index: int) -> bool:
+        """True if a convolution is the first that reads a tensor."""
+        readers = [self.trace.node(reader) for reader in self.trace.readers.get(index, ())]
+        return any(reader.op in _CONVOLUTIONS for reader in readers)
+
+    # --- single functions -----------------------------------------------------------------------
+
+    def _ref(self, node: Node, place: int, name: str) -> int | None:
+        value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+        return value.node if isinstance(value, Ref) else None
+
+    def _constant(self, value: object) -> bool:
+        """True for a tensor that does not depend on the model's input."""
+        return isinstance(value, Fixed) or (
+            isinstance(value, Ref) and not self.trace.node(value.node).live
+        )
+
+    def _weighed(self, node: Node, place: int, name: str) -> bool:
+        """True if a live tensor comes first and the weight does not depend on the input."""
+        weight = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+        given = node.args[0] if node.args else node.kwargs.get("input")
+        return self._constant(weight) and not self._constant(given)
+
+    def _features_at(self, index: int, axis: int) -> bool:
+        """True if that axis holds all the features of a tensor, and nothing else but positions.
+
+        What the model is given counts as such, as its axes are not changed anyway.
+        """
+        layout = self.layouts.get(index)
+        if layout is not None and layout.axes == (axis,):
+            return True
+        vertex = self.vertices[self.vertex(index)]
+        while vertex.kind in (Kind.CARRIER, Kind.PART):
+            vertex = self.vertices[vertex.carried[0]]
+        return vertex.kind is Kind.INPUT
+
+    def _is_identity(self, node: Node) -> bool:
+        if node.op not in _IDENTITY:
+            return False
+        if "dropout" in node.op:
+            rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+            on = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            return not on or rate == 0
+        # A cast to integers rounds.
+        return node.floating and all(self.trace.node(i).floating for i in node.inputs[:1])
+
+    def _is_lookup(self, node: Node) -> bool:
+        """True for `table[tokens]` and `table[tokens, :]`."""
+        if node.op != "getitem" or len(node.args) < 2 or not isinstance(node.args[0], Fixed):
+            return False
+        items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        rest = all(item == slice(None) for item in items[1:])
+        return isinstance(items[0], Ref) and rest and node.args[0].tensor.ndim == 2
+
+    def _pools_positions(self, node: Node, first: int) -> bool:
+        layout, ndim = self.layouts.get(first), len(self.trace.node(first).shape)
+        found = [int(rank) for rank in "123" if f"{rank}d" in node.op]
+        pooled = ndim - (found[0] if found else ndim - 2)
+        return layout is not None and max(layout.axes) < pooled
+
+    def _is_linear(self, node: Node) -> bool:
+        if node.op == "linear":
+            return self._weighed(node, 1, "weight")
+        if node.op == "addmm" and len(node.args) >= 3:
+            live = isinstance(node.args[1], Ref) and not self._constant(node.args[1])
+            return live and self._constant(node.args[2]) and self._constant(node.args[0])
+        if node.op in ("matmul", "mm") and len(node.args) >= 2:
+            return self._weighed(node, 1, "other")
+        return False
+
+    def _is_average(self, node: Node, first: int) -> bool:
+        if node.op not in ("mean", "sum") or first not in self.layouts:
+            return False
+        dims = _dims(node, self.trace.node(first).shape)
+        layout = self.layouts[first]
+        return dims is not None and 0 not in dims and not set(dims) & set(layout.axes)
+
+    def _is_rowwise(self, node: Node, first: int) -> bool:
+        if node.op not in _ROWWISE or first not in self.layouts:
+            return False
+        shape = self.trace.node(first).shape
+        if node.op in ("layer_norm", "rms_norm"):
+            dims: tuple[int, ...] | None = (len(shape) - 1,)
+            given = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
+            if len(tuple(given)) != 1:
+                return False
+        else:
+            dims = _dims(node, shape)
+        # Heads are rows of their own to a function of the last axis.
+        last = self.layouts[first].axes[-1:]
+        return dims == (len(shape) - 1,) == last and len(node.shape) == len(shape)
+
+    def _piece(self, node: Node, first: int) -> tuple[Kind, tuple[int, ...] | None]:
+        """One of the pieces that a tensor was split into, whole features or a part of them."""
+        source = self.trace.node(first)
+        before = self.trace.node(source.inputs[0]).shape
+        dim = source.kwargs.get("dim", source.args[2] if len(source.args) > 2 else 0)
+        layout = self.layouts.get(first)
+        if source.op == "unbind":
+            dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
+            layout = self.layouts.get(source.inputs[0])
+        if layout is None or node.index not in self.layouts or not isinstance(dim, int):
+            return Kind.OTHER, None
+        axis = dim % len(before)
+        if axis not in layout.axes:
+            return Kind.CARRIER, None
+        if source.op == "unbind":
+            return Kind.PART, _taken(before, layout, {axis: node.args[0]})
+        # The pieces were recorded one behind the other.
+        pieces = range(node.index - node.args[0], node.index)
+        start = sum(self.trace.node(index).shape[axis] for index in pieces)
+        part = _taken(before, layout, {axis: slice(start, start + node.shape[axis])})
+        return (Kind.CARRIER if len(part) == before[axis] else Kind.PART), part
+
+    def _getitem(self, node: Node, first: int) -> tuple[Kind, tuple[int, ...] | None]:
+        before, layout = self.trace.node(first).shape, self.layouts[first]
+        items = {axis: item for axis, item in _items(node, before) if axis is not None}
+        if any(not isinstance(item, int | slice | list) for item in items.values()):
+            return Kind.OTHER, None
+        part = _taken(before, layout, {a: items[a] for a in layout.axes if a in items})
+        whole = tuple(range(math.prod(before[axis] for axis in layout.axes)))
+        return (Kind.CARRIER, None) if part == whole else (Kind.PART, part)
+
+    def _cat(self, node: Node, live: list[int], layout: Layout | None) -> None:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        parts = tuple(self.vertex(i) for i in live)
+        if layout is None or not isinstance(dim, int):
+            self.put(node.index, Kind.OTHER, (), parts)
+        elif dim % len(node.shape) in layout.axes:
+            given = node.kwargs.get("tensors", node.args[0] if node.args else ())
+            own = len(live) == sum(isinstance(value, Ref | Fixed) for value in given)
+            if own and dim % len(node.shape) == layout.axes[-1] and len(layout.axes) == 1:
+                self.put(node.index, Kind.CONCAT, parts)
+            else:
+                self.put(node.index, Kind.OTHER, (), parts)
+        else:
+            self.put(node.index, Kind.CARRIER, parts)
+
+    def _pad(self, node: Node, first: int, layout: Layout | None) -> None:
+        widths = node.kwargs.get("pad", node.args[1] if len(node.args) > 1 else None)
+        if layout is None or not isinstance(widths, tuple | list):
+            self.put(node.index, Kind.OTHER, (), (self.vertex(first),))
+            return
+        padded = {
+            len(node.shape) - 1 - place // 2 for place, width in enumerate(widths) if width != 0
+        }
+        mode = node.kwargs.get("mode", node.args[2] if len(node.args) > 2 else "constant")
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+        if padded & set(layout.axes):
+            place = 2 * (len(node.shape) - 1 - layout.axes[-1])
+            if mode == "constant" and not value and padded & set(layout.axes) == {layout.axes[-1]}:
+                zeros = (widths[place], widths[place + 1])
+                if len(layout.axes) == 1 and layout.repeat == 1 and min(zeros) >= 0:
+                    self.put(node.index, Kind.PADDED, (self.vertex(first),), (), zeros)
+                    return
+            self.put(node.index, Kind.OTHER, (), (self.vertex(first),))
+        else:
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+
+    def _matmul(self, node: Node, live: list[int]) -> None:
+        pattern, value = self._ref(node, 0, "input"), self._ref(node, 1, "other")
+        if (
+            pattern in live
+            and value in live
+            and value in self.layouts
+            and self.layouts[value].axes[-1] == len(self.trace.node(value).shape) - 1
+            and self._is_pattern(pattern)
+        ):
+            self.put(node.index, Kind.ATTENTION, (self.vertex(value),), (self.vertex(pattern),))
+        else:
+            self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+
+    def _is_pattern(self, index: int) -> bool:
+        """True if a tensor is a softmax, cast or dropped out."""
+        node = self.trace.node(index)
+        while node.op in _IDENTITY or node.op in ("view", "masked_fill", "transpose"):
+            node = self.trace.node(node.inputs[0])
+        return node.op == "softmax"
+
+    def _pointwise(self, node: Node, live: list[int]) -> None:
+        full = [i for i in live if self.trace.node(i).shape == node.shape]
+        whole = [i for i in full if self.layouts.get(i) == self.layouts.get(node.index)]
+        sets = {self.roots[i] for i in whole}
+        roots = frozenset[int]().union(*(self.roots[i] for i in live))
+        base = self._base(roots)
+        if len(base) == 1 and len(roots) > 1:
+            # However it was written, it is a function of one tensor.
+            self.roots[node.index] = base
+            return
+        if len(live) == 1 and len(roots) > 1:
+            # What joined two tensors is one step, and what bends the result is the next.
+            roots = frozenset((self.vertex(live[0]),))
+        if node.op in ("add", "sub") and (len(sets) > 1 or self._learned(node, live)):
+            if len(whole) < len(live):
+                self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+            else:
+                self.put(node.index, Kind.SUM, tuple(self.vertex(i) for i in live))
+            return
+        if len(roots) > 2:
+            roots = frozenset(self.vertex(i) for i in live)
+        if len(roots) > 2:
+            self.put(node.index, Kind.OTHER, (), tuple(sorted(roots)))
+            return
+        self.roots[node.index] = roots
+
+    def _base(self, roots: frozenset[int]) -> frozenset[int]:
+        """What functions of single rows among the roots are made of, in the end."""
+        found: set[int] = set()
+        waiting = list(roots)
+        while waiting:
+            here = waiting.pop()
+            vertex = self.vertices[here]
+            if vertex.kind is Kind.REGION:
+                waiting.extend(vertex.carried)
+            else:
+                found.add(here)
+        return frozenset(found)
+
+    def _learned(self, node: Node, live: list[int]) -> bool:
+        """True if something that depends on the position, but not on the input, is added."""
+        shape = self.trace.node(live[0]).shape
+        layout = self.layouts.get(live[0])
+        if layout is None or len(live) > 1:
+            return False
+        for value in node.args:
+            other = None
+            if isinstance(value, Fixed):
+                other = tuple(value.tensor.shape)
+            elif isinstance(value, Ref) and not self.trace.node(value.node).live:
+                other = self.trace.node(value.node).shape
+            if other is None:
+                continue
+            padded = (1,) * (len(shape) - len(other)) + other
+            if any(
+                size > 1 and axis not in layout.axes for axis, size in enumerate(padded)
+            ) and all(padded[axis] == shape[axis] for axis in layout.axes):
+                return True
+        return False
+
+    # --- where the features are -----------------------------------------------------------------
+
+    def _layout(self, node: Node, live: list[int]) -> Layout | None:
+        shape, op = node.shape, node.op
+        if op in _CONVOLUTIONS:
+            return Layout((1,), True)
+        if op == "embedding" or self._is_linear(node):
+            return Layout((len(shape) - 1,))
+        if op == "scaled_dot_product_attention":
+            value = self._ref(node, 2, "value")
+            return None if value is None else self.layouts.get(value)
+        if op in ("matmul", "bmm"):
+            value = self._ref(node, 1, "other")
+            return None if value is None else self.layouts.get(value)
+        source = next((i for i in live if i in self.layouts), None)
+        if source is None:
+            return None
+        before, layout = self.trace.node(source).shape, self.layouts[source]
+        if op == "view":
+            return _viewed(before, shape, layout)
+        if op in ("transpose", "permute", "movedim"):
+            return _permuted(node, before, layout)
+        if op == "expand":
+            shift = len(shape) - len(before)
+            if any(shape[a + shift] != before[a] for a in layout.axes):
+                return None
+            return Layout(tuple(a + shift for a in layout.axes), layout.channels, layout.repeat)
+        if op == "repeat_interleave":
+            if len(shape) != len(before) or shape[layout.axes[-1]] != before[layout.axes[-1]]:
+                return None
+            return layout
+        if op == "getitem":
+            return _indexed(node, before, layout)
+        if op == "output" and self.trace.node(live[0]).op == "unbind":
+            made = self.trace.node(live[0])
+            before, layout = self.trace.node(made.inputs[0]).shape, self.layouts[made.inputs[0]]
+            dim = made.kwargs.get("dim", made.args[1] if len(made.args) > 1 else 0) % len(before)
+            axes = tuple(axis - (axis > dim) for axis in layout.axes if axis != dim)
+            if not axes or layout.axes[-1] == dim:
+                return None
+            return Layout(axes, layout.channels and axes[-1] < len(shape) - 1, layout.repeat)
+        if op == "unbind":
+            return layout
+        if op in ("mean", "sum") and len(shape) < len(before):
+            dims = _dims(node, before) or ()
+            if set(dims) & set(layout.axes):
+                return None
+            moved = tuple(a - sum(d < a for d in dims) for a in layout.axes)
+            return Layout(moved, layout.channels and moved[-1] < len(shape) - 1, layout.repeat)
+        if op in _POINTWISE:
+            full = [i for i in live if self.trace.node(i).shape == shape and i in self.layouts]
+            return self.layouts[full[0]] if full else None
+        if len(shape) == len(before):
+            return layout
+        return None
+
+
+def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> Layout | None:
+    """Where features are after a reshape: axes may split and merge, in order."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        left, right = [], []
+        a = b = 1
+        if i < len(before):
+            a, left, i = before[i], [i], i + 1
+        if j < len(after):
+            b, right, j = after[j], [j], j + 1
+        while a != b:
+            if a < b and i < len(before):
+                a, left, i = a * before[i], [*left, i], i + 1
+            elif b < a and j < len(after):
+                b, right, j = b * after[j], [*right, j], j + 1
+            else:
+                return None
+        groups.append((left, right))
+    found: list[tuple[int, list[int]]] = []  # how major they were, and where they are now
+    repeat = layout.repeat
+    for left, right in groups:
+        inside = [axis for axis in left if axis in layout.axes and before[axis] > 1]
+        if not inside:
+            continue
+        sized = [axis for axis in left if before[axis] > 1]
+        axes: list[int] = []
+        rank = layout.axes.index(inside[0])
+        if tuple(inside) != layout.axes[rank : rank + len(inside)]:
+            # Merged in another order, the features change places.
+            return None
+        if inside == sized:
+            axes.extend(axis for axis in right if after[axis] > 1)
+        elif len(right) == 1 and inside == sized[: len(inside)] and layout.axes[-1] in inside:
+            # Positions behind the channel axis are flattened into it.
+            for axis in sized[len(inside) :]:
+                repeat *= before[axis]
+            axes.append(right[0])
+        elif len(right) == 1 and inside[0] == sized[0] and len(layout.axes) > 1:
+            # A head axis that was repeated for grouped queries merges with its copies.
+            axes.append(right[0])
+        else:
+            return None
+        found.append((rank, axes))
+    axes = [axis for _, several in sorted(found) for axis in several]
+    if not axes:
+        return None
+    channels = layout.channels and axes[-1] < len(after) - 1
+    return Layout(tuple(axes), channels, repeat)
+
+
+def _permuted(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
+    order = list(range(len(before)))
+    numbers = [v for v in node.args[1:] if isinstance(v, int)]
+    numbers += [v for v in (node.kwargs.get("dim0"), node.kwargs.get("dim1")) if v is not None]
+    if node.op == "transpose":
+        if not numbers and len(before) == 2:
+            numbers = [0, 1]
+        if len(numbers) != 2:
+            return None
+        a, b = (n % len(before) for n in numbers)
+        order[a], order[b] = order[b], order[a]
+    elif node.op == "permute":
+        dims = node.kwargs.get("dims")
+        if dims is None and len(node.args) > 1 and isinstance(node.args[1], tuple | list):
+            dims = node.args[1]
+        order = [n % len(before) for n in (dims or numbers)]
+        if len(order) != len(before):
+            return None
+    else:
+        return None
+    axes = tuple(order.index(axis) for axis in layout.axes)
+    last = axes[-1] == len(before) - 1
+    return Layout(axes, not last and len(axes) == 1, layout.repeat)
+
+
+def _items(node: Node, before: tuple[int, ...]) -> list[tuple[int | None, Any]]:
+    """What is taken of which axis, in order; no axis for a new one."""
+    items = node.args[1] if len(node.args) > 1 else None
+    items = items if isinstance(items, tuple) else (items,)
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    found: list[tuple[int | None, Any]] = []
+    axis = 0
+    for item in items:
+        if item is None:
+            found.append((None, None))
+        elif item is Ellipsis:
+            found += [(axis + more, slice(None)) for more in range(len(before) - used)]
+            axis += len(before) - used
+        else:
+            found.append((axis, item))
+            axis += 1
+    return found + [(rest, slice(None)) for rest in range(axis, len(before))]
+
+
+def _taken(before: tuple[int, ...], layout: Layout, items: dict[int, Any]) -> tuple[int, ...]:
+    """Which features are left, counted from major to minor, if this is taken of their axes."""
+    sizes = [before[axis] for axis in layout.axes]
+    features = torch.arange(math.prod(sizes)).reshape(sizes)
+    chosen = tuple(items.get(axis, slice(None)) for axis in layout.axes)
+    return tuple(features[chosen].flatten().tolist())
+
+
+def _indexed(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
+    places: dict[int, int] = {}
+    out = lists = 0
+    for axis, item in _items(node, before):
+        if axis is None:
+            out += 1
+        elif isinstance(item, slice) or (isinstance(item, list) and not lists):
+            # More than one list picks single entries, and not from each axis by itself.
+            lists += isinstance(item, list)
+            places[axis] = out
+            out += 1
+        elif not isinstance(item, int) or isinstance(item, bool):
+            return None
+    if lists and any(isinstance(item, int) for _, item in _items(node, before)):
+        return None
+    axes = tuple(places[axis] for axis in layout.axes if axis in places)
+    if not axes or layout.axes[-1] not in places:
+        return None
+    return Layout(axes, layout.channels and axes[-1] < out - 1, layout.repeat)
+
+
+def condense(trace: Trace, *, sites: frozenset[int]) -> Graph:
+    """The condensed graph of a trace, cut at every module boundary, nonlinearity and site.
+
+    Args:
+        trace: a recorded forward pass.
+        sites: further nodes that must be vertices.
+    """
+    boundaries = {index for call in trace.calls for index in (*call.inputs, *call.outputs)} - {-1}
+    named = {node.index for node in trace.nodes if node.floating and nonlinear(node.op)}
+    # A nonlinearity inside an activation module or a norm is not a place of its own.
+    inside = {
+        node.index
+        for node in trace.nodes
+        if node.index in named and node.index not in boundaries and part_of_one(trace, node)
+    }
+    cuts = frozenset(boundaries | (named - inside) | sites)
+    return _Builder(trace, cuts, sites).build()
+
+
+def part_of_one(trace: Trace, node: Node) -> bool:
+    """True for a step inside an activation module or a norm, which is no place of its own.
+
+    Such a module has one full tensor in and out, calls no module within, and mixes nothing
+    linearly.
+    """
+    inner = f"{node.module}."
+    if not node.module or any(
+        call.path.startswith(inner) and _sized(trace, call.outputs, node.shape)
+        for call in trace.calls
+    ):
+        return False
+    for call in trace.calls:
+        if (call.path, call.call) == (node.module, node.call) and len(call.outputs) == 1:
+            whole = _sized(trace, call.outputs, node.shape)
+            return whole and _sized(trace, call.inputs, node.shape) and not _mixes(trace, call)
+    return False
+
+
+def _mixes(trace: Trace, call: ModuleCall) -> bool:
+    """True if a linear map runs in a module's own code."""
+    return any(
+        (node.module, node.call) == (call.path, call.call)
+        and (node.op in _CONVOLUTIONS or node.op in _PRODUCTS)
+        for node in trace.nodes
+    )
+
+
+def _sized(trace: Trace, nodes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return any(index >= 0 and trace.node(index).shape == shape for index in nodes)
+
+
+Function = Callable[[Tensor], Tensor]

@@ -1,0 +1,317 @@
+"""The layer in front of a site: the linear maps that make it, and what is done to their outputs."""
+
+import dataclasses
+from collections.abc import Callable
+
+from torch import Tensor
+
+from basis_probe.model.facts import Facts, Shape, constant, keeps_statistics, matrix
+from basis_probe.model.graph import Graph, Kind, Vertex
+from basis_probe.model.places import Address, Site, catch
+from basis_probe.model.trace import Node, Trace
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Convolution:
+    """How a convolution reads its input."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """How a site is computed from an input one linear map away.
+
+    Attributes:
+        source: the vertex of the input.
+        address: where the input is caught.
+        width: number of features of the input.
+        repeat: how many consecutive entries of the input belong to one feature (more than one where
+            positions were flattened into it).
+        linears: the nodes of the linear maps, each with its weight [outputs, width * positions] and
+            bias.
+        weights, biases: for each of them.
+        convolution: how windows are cut, where the maps are convolutions.
+        pre: the tensor before the nonlinearity, as a function of the maps' outputs; None if there
+            is no nonlinearity.
+        post: the site itself as a function of the maps' outputs.
+        held: where the tensors are that are added to the maps' outputs and are left as they are, as
+            what a residual connection carries; `pre` and `post` take their rows behind the outputs.
+        gain, bias: [width], where a norm's gain was peeled off the input.
+        centred: True if the input comes from a LayerNorm, whose rows have mean zero.
+        normalised: True if it comes from any norm.
+    """
+
+    source: int
+    address: Address
+    width: int
+    repeat: int
+    linears: tuple[int, ...]
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
+    convolution: Convolution | None
+    pre: Callable[[tuple[Tensor, ...]], Tensor] | None
+    post: Callable[[tuple[Tensor, ...]], Tensor]
+    held: tuple[Address, ...]
+    gain: Tensor | None
+    bias: Tensor | None
+    centred: bool
+    normalised: bool
+
+
+def layer(facts: Facts, site: Site) -> Layer | str:
+    """How a site is computed from an input one linear map away, or why that is not known."""
+    graph, trace = facts.graph, facts.graph.trace
+    vertex = facts.vertex(site)
+    if vertex is None:
+        return "the features of the site are not understood"
+    linears: list[int] = []
+    pres: list[int] = []
+    held: list[int] = []
+    addresses: list[Address] = []
+    entries: dict[int, int] = {}
+    waiting = [vertex.node]
+    seen: set[int] = set()
+    while waiting:
+        here = graph.vertices[waiting.pop()]
+        if here.node in seen:
+            continue
+        seen.add(here.node)
+        if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
+            linears.append(here.node)
+            continue
+        passes = here.kind is Kind.PART or _is_rowwise_norm(facts, here)
+        if here.kind is Kind.REGION:
+            shape = facts.regions[here.node].shape
+            if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+                pres.extend(here.carried)
+            passes = shape not in (Shape.UNKNOWN, Shape.RMS_NORM, Shape.LAYER_NORM)
+        if _splits_positions(facts, here):
+            # Rows are given to what is above a reshape of positions, which would not fit them.
+            below = here.carried[0]
+            entries[below] = entries.get(here.node, here.node)
+            passes = graph.vertices[below].kind is Kind.LINEAR or _splits_positions(
+                facts, graph.vertices[below]
+            )
+        if here.kind is Kind.SUM and pres and not held and len(here.carried) == 2:
+            # A residual connection below a nonlinearity: what it carries is held as it is.
+            branches = [_linears_below(facts, index) for index in here.carried]
+            turned = max((0, 1), key=lambda place: max(branches[place], default=-1))
+            if branches[turned]:
+                kept = here.carried[1 - turned]
+                address = _summand(facts, here.node, kept)
+                if address is not None:
+                    held.append(kept)
+                    addresses.append(address)
+                    waiting.append(here.carried[turned])
+                    continue
+        if not passes:
+            return f"{here.kind.value} ({here.op}) lies between the site and a linear map"
+        waiting.extend(here.carried)
+    linears.sort()
+    if len(pres) > 1:
+        return "several nonlinearities lie between the site and its linear maps"
+    sources = {graph.vertices[index].used[0] for index in linears}
+    if len(sources) != 1:
+        return "the linear maps in front of the site read different inputs"
+    source = sources.pop()
+    first = trace.node(linears[0])
+    width = _width(graph, source)
+    layout = graph.layouts.get(source)
+    if width is None or layout is None or len(layout.axes) != 1:
+        return "the features of the layer's input are not understood"
+    weights: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    convolution: Convolution | None = None
+    for index in linears:
+        found = _weight(trace, trace.node(index))
+        if isinstance(found, str):
+            return found
+        weight, bias, windows = found
+        if windows != convolution and index != linears[0]:
+            return "the convolutions in front of the site read different windows"
+        convolution = windows
+        if windows is not None and layout.repeat != 1:
+            return "a convolution reads flattened positions"
+        weights.append(weight)
+        biases.append(bias)
+    gain, bias, centred, normalised = _peel(facts, source)
+    argument = next(i for i in first.inputs if graph.same.get(i) == source)
+
+    given = (*(entries.get(index, index) for index in linears), *held)
+
+    def run(target: int) -> Callable[[tuple[Tensor, ...]], Tensor]:
+        channels = convolution is not None
+
+        def compute(outputs: tuple[Tensor, ...]) -> Tensor:
+            values: dict[int, Tensor] = {}
+            for index, out in zip(given, outputs, strict=True):
+                ones = [1] * (len(trace.node(index).shape) - 2)
+                shape = (*out.shape, *ones) if channels else (len(out), *ones, out.shape[1])
+                values[index] = out.reshape(shape)
+            out = graph.replay(target, values)
+            return out.reshape(outputs[0].shape[0], -1)
+
+        return compute
+
+    return Layer(
+        source=source,
+        address=catch(trace, first, argument),
+        width=width // layout.repeat,
+        repeat=layout.repeat,
+        linears=tuple(linears),
+        weights=tuple(weights),
+        biases=tuple(biases),
+        convolution=convolution,
+        pre=run(pres[0]) if pres else None,
+        post=run(vertex.node),
+        held=tuple(addresses),
+        gain=gain,
+        bias=bias,
+        centred=centred,
+        normalised=normalised,
+    )
+
+
+def _splits_positions(facts: Facts, vertex: Vertex) -> bool:
+    """True for a reshape that leaves the feature axis last and whole."""
+    if vertex.kind is not Kind.CARRIER or vertex.op != "view":
+        return False
+    trace, layouts = facts.graph.trace, facts.graph.layouts
+    before, after = trace.node(vertex.carried[0]), trace.node(vertex.node)
+    return (
+        before.shape[-1] == after.shape[-1]
+        and layouts[before.index].axes == (len(before.shape) - 1,)
+        and layouts[after.index].axes == (len(after.shape) - 1,)
+    )
+
+
+def _is_rowwise_norm(facts: Facts, vertex: Vertex) -> bool:
+    """True for batch normalisation by running statistics, which does the same to every row."""
+    return vertex.kind is Kind.BATCH_NORM and keeps_statistics(facts.graph.trace.node(vertex.node))
+
+
+def _linears_below(facts: Facts, index: int) -> list[int]:
+    """The linear maps that write a tensor with nothing but single-feature functions in between."""
+    graph, found = facts.graph, list[int]()
+    waiting = [index]
+    while waiting:
+        here = graph.vertices[waiting.pop()]
+        if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
+            found.append(here.node)
+        elif _is_rowwise_norm(facts, here):
+            waiting.extend(here.carried)
+        elif here.kind is Kind.REGION and facts.regions[here.node].shape in (
+            Shape.SCALE,
+            Shape.SHIFT,
+            Shape.DIAGONAL,
+        ):
+            waiting.extend(here.carried)
+        else:
+            return []
+    return found
+
+
+def _summand(facts: Facts, total: int, part: int) -> Address | None:
+    """Where one of the tensors that are added can be caught."""
+    trace = facts.graph.trace
+    node = trace.node(total)
+    for argument in node.inputs:
+        if facts.graph.same.get(argument) == part and trace.node(argument).shape == node.shape:
+            return catch(trace, node, argument)
+    return None
+
+
+def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
+    """Where the tensor before a site's nonlinearity is, and the nonlinearity itself, if any."""
+    vertex = facts.vertex(site)
+    region = None if vertex is None else facts.regions.get(vertex.node)
+    if vertex is None or region is None or region.function is None:
+        return None
+    if region.shape not in (Shape.ELEMENTWISE, Shape.COUPLED):
+        return None
+    trace, source = facts.graph.trace, vertex.carried[0]
+    waiting = [vertex.node]
+    while waiting:
+        node = trace.node(waiting.pop())
+        for argument in node.inputs:
+            if facts.graph.same.get(argument) == source:
+                return catch(trace, node, argument), region.function
+            waiting.append(argument)
+    return None
+
+
+def _width(graph: Graph, vertex: int) -> int | None:
+    layout = graph.layouts.get(vertex)
+    return None if layout is None else graph.trace.node(vertex).shape[layout.axes[-1]]
+
+
+def _weight(trace: Trace, node: Node) -> tuple[Tensor, Tensor | None, Convolution | None] | str:
+    """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) and bias of a linear map."""
+
+    def given(name: str, place: int, default: object) -> object:
+        return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+    weight, bias = matrix(trace, node), None
+    if node.op == "linear":
+        bias = constant(trace, given("bias", 2, None))
+    elif node.op == "addmm":
+        bias = constant(trace, node.args[0])
+        if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
+            return "addmm scales its terms"
+    elif node.op.startswith("conv") and "transpose" not in node.op:
+        bias = constant(trace, given("bias", 2, None))
+        if weight is None:
+            return "the weight of the convolution is computed as the model runs"
+        rank = weight.ndim - 2
+        if given("groups", 6, 1) != 1:
+            return "the convolution works in groups of channels"
+
+        def several(value: object) -> tuple[int, ...] | None:
+            if isinstance(value, int):
+                return (value,) * rank
+            return tuple(value) if isinstance(value, tuple | list) else None
+
+        stride, padding = several(given("stride", 3, 1)), several(given("padding", 4, 0))
+        dilation = several(given("dilation", 5, 1))
+        if padding is None and given("padding", 4, 0) == "valid":
+            padding = (0,) * rank
+        if stride is None or padding is None or dilation is None or rank != 2:
+            return f"windows of this convolution ({node.op}) are not cut by basis_probe"
+        if len(stride) == 1:
+            stride = stride * rank
+        if len(padding) == 1:
+            padding = padding * rank
+        if len(dilation) == 1:
+            dilation = dilation * rank
+        return weight, bias, Convolution(tuple(weight.shape[2:]), stride, padding, dilation)
+    elif node.op not in ("matmul", "mm"):
+        return f"the weight of {node.op} is not understood"
+    if weight is None:
+        return f"the weight of {node.op} is computed as the model runs"
+    return weight, bias, None
+
+
+def _peel(facts: Facts, source: int) -> tuple[Tensor | None, Tensor | None, bool, bool]:
+    """The gain and bias of a norm in front of a layer's input; is it centred; is there one."""
+    vertex = facts.graph.vertices[source]
+    region = facts.regions.get(source)
+    if region is None:
+        return None, None, False, False
+    gain, bias = region.gain, region.bias
+    if region.shape is Shape.DIAGONAL and vertex.carried[0] in facts.regions:
+        inner = facts.regions[vertex.carried[0]]
+        if inner.shape in (Shape.RMS_NORM, Shape.LAYER_NORM) and gain is not None:
+            if inner.gain is not None and inner.bias is not None and bias is not None:
+                bias, gain = bias + gain * inner.bias, gain * inner.gain
+            region = dataclasses.replace(inner, gain=gain, bias=bias)
+    if region.shape not in (Shape.RMS_NORM, Shape.LAYER_NORM) or gain is None:
+        return None, None, False, False
+    centred = region.shape is Shape.LAYER_NORM
+    if float(gain.abs().min()) < 1e-6 * float(gain.abs().max()):
+        # A feature that the gain switches off cannot be recovered; the gain stays in the input.
+        return None, None, False, True
+    return gain, bias, centred, True

@@ -1,0 +1,332 @@
+"""One face for every kind of model: how it is called, what its places are called, what it is.
+
+A model is recognised by what it has, never by importing a library to ask.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import inspect
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.model.batches import Batch, Tokenizer
+from basis_probe.model.places import Address, Place, Site, module_sites
+from basis_probe.model.trace import Trace, record
+
+_EXAMPLES = 2
+"""The model is watched on this many examples: sites, layouts and functions do not need more."""
+
+
+_CPU = torch.device("cpu")
+
+
+class Subject(abc.ABC):
+    """A model as a probe sees it.
+
+    Args:
+        model: the user's model; nothing in it is changed but what `prepared` puts back.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.signature = inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first tensor is, or where it is brought to when it is needed."""
+        first = self._first(floating=False)
+        if first is not None and first.is_meta:
+            return next((torch.device(h.execution_device) for _, h in _fetching(self.model)), _CPU)
+        return _CPU if first is None else first.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the model's first floating-point tensor."""
+        first = self._first(floating=True)
+        return torch.get_default_dtype() if first is None else first.dtype
+
+    def _first(self, *, floating: bool) -> Tensor | None:
+        for tensors in (self.model.parameters(), self.model.buffers()):
+            for tensor in tensors:
+                if tensor.is_floating_point() or not floating:
+                    return tensor
+        return None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns strings into tokens, if the model carries one."""
+        found = getattr(self.model, "tokenizer", None)
+        if not callable(found):
+            return None
+        return _Padded(found, self._context_length())
+
+    def _context_length(self) -> int | None:
+        for holder, name in (("cfg", "n_ctx"), ("config", "max_position_embeddings")):
+            length = getattr(getattr(self.model, holder, None), name, None)
+            if isinstance(length, int):
+                return length
+        return None
+
+    @property
+    def description(self) -> str:
+        """The model's class, its name if it has one, and its number of parameters."""
+        names = [
+            getattr(getattr(self.model, holder, None), name, None)
+            for holder, name in (("cfg", "model_name"), ("config", "name_or_path"))
+        ]
+        name = next((str(found) for found in names if found), "")
+        # Only the last part: a path says more about the machine than about the model.
+        name = re.split(r"[\\/]", name.rstrip("\\/"))[-1] if name.startswith(("/", ".")) else name
+        unique = {id(p): p.numel() for p in self.model.parameters()}
+        size = f"{sum(unique.values()):,} parameters"
+        kind = type(self.model).__name__
+        return f"{kind} {name} ({size})" if name else f"{kind} ({size})"
+
+    @abc.abstractmethod
+    def call(self, batch: Batch) -> object:
+        """What the model returns for a batch."""
+
+    @abc.abstractmethod
+    def names(self, trace: Trace) -> dict[str, Site]:
+        """Every place with a name that ran, in forward order; several names may be of one place."""
+
+    @abc.abstractmethod
+    def silent(self) -> frozenset[str]:
+        """Names that the model knows, whether or not they ran."""
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        """Patterns of the names that users of such a model mean by its sites; none if unknown."""
+        return ()
+
+    def watch(self, batch: Batch) -> Trace:
+        """The trace of one forward pass on the first examples of a batch."""
+        few = batch.first(_EXAMPLES)
+        return record(self.model, lambda: self.call(few), (few.args, few.kwargs), few.size)
+
+
+class PlainModule(Subject):
+    """Any `nn.Module`, Hugging Face models among them."""
+
+    def call(self, batch: Batch) -> object:
+        kwargs = dict(batch.kwargs)
+        if "use_cache" in self.signature:
+            # A cache of keys and values is of no use to a single pass.
+            kwargs.setdefault("use_cache", False)
+        return self.model(*batch.args, **kwargs)
+
+    def names(self, trace: Trace) -> dict[str, Site]:
+        return module_sites(trace)
+
+    def silent(self) -> frozenset[str]:
+        return frozenset(path for path, _ in self.model.named_modules() if path)
+
+
+class HookedModel(Subject):
+    """A model of TransformerLens, whose places are hook points with names of their own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.hook_dict: dict[str, nn.Module] = dict(model.hook_dict)  # pyright: ignore
+
+    def call(self, batch: Batch) -> object:
+        kwargs = dict(batch.kwargs)
+        args = batch.args
+        if not args and "input_ids" in kwargs and "input_ids" not in self.signature:
+            args = (kwargs.pop("input_ids"),)
+        if "return_type" in self.signature:
+            kwargs.setdefault("return_type", "logits")
+        return self.model(*args, **kwargs)
+
+    def names(self, trace: Trace) -> dict[str, Site]:
+        paths = {id(module): path for path, module in self.model.named_modules()}
+        calls = {call.path: call for call in reversed(trace.calls)}
+        found: list[tuple[int, bool, str, Site]] = []
+        for name, point in self.hook_dict.items():
+            path = paths.get(id(point))
+            call = calls.get(path) if path is not None else None
+            if path is None or call is None or not call.outputs or call.outputs[0] < 0:
+                continue
+            node = trace.node(call.outputs[0])
+            if node.floating and node.live and len(node.shape) >= 2:
+                site = Site(name, Address(Place.OUTPUT, path, call.call, 0), node.index)
+                # Of one point's names the alias, which users know, comes before the canonical one.
+                found.append((node.index, name == getattr(point, "name", name), name, site))
+        return {name: site for *_, name, site in sorted(found, key=lambda entry: entry[:3])}
+
+    def silent(self) -> frozenset[str]:
+        return frozenset(self.hook_dict)
+
+    @property
+    def usual(self) -> tuple[str, ...]:
+        return (
+            r"blocks\.\d+\.hook_resid_(pre|mid)",
+            r"blocks\.\d+\.attn\.hook_z",
+            r"blocks\.\d+\.mlp\.hook_post",
+        )
+
+
+def recognise(model: object) -> Subject:
+    """The model as a probe sees it.
+
+    Raises:
+        TypeError: if it is no torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"cannot probe a {type(model).__name__}: give a torch.nn.Module, a Hugging Face model "
+            "or a TransformerLens model (for a matrix of activations there is probe_activations)"
+        )
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        # A compiled model: hooks and functions are seen in the module it was compiled from.
+        model = inner
+    if all(hasattr(model, name) for name in ("hook_dict", "run_with_hooks", "cfg")):
+        return HookedModel(model)
+    return PlainModule(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Padded:
+    """A tokenizer whose batches do not depend on settings for padding: right, with a mask."""
+
+    tokenizer: Any
+    longest: int | None
+
+    def __call__(self, texts: list[str]) -> dict[str, Tensor]:
+        rows = [list(self.tokenizer(text)["input_ids"])[: self.longest] for text in texts]
+        width = max(1, *(len(row) for row in rows))
+        pad = getattr(self.tokenizer, "pad_token_id", None) or 0
+        ids = torch.full((len(rows), width), pad, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            mask[place, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def _fetching(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(path, hook) of the modules whose weights are fetched as they run, as accelerate has it."""
+    for path, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):
+            if getattr(part, "offload", False):
+                yield path, part
+
+
+def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model's state by name, also where it is fetched when it is needed."""
+    stored = {path: hook.weights_map for path, hook in _fetching(model)}
+    for name, tensor in sorted(model.state_dict().items()):
+        path, _, own = name.rpartition(".")
+        yield name, stored[path][own] if tensor.is_meta and path in stored else tensor
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A number of a model's weights that another model's weights do not share by accident.
+
+    It is the same on every device, and does not depend on where or how weights are stored.
+    """
+    found = hashlib.sha256()
+    for name, tensor in _numbers(model):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.is_meta or not tensor.numel():
+            continue
+        numbers = _integers(tensor)
+        for axis in (0, 1):
+            # Sums wrap around, so that their order does not matter.
+            sums = numbers.sum(axis, dtype=torch.int64).cpu()
+            places = torch.arange(1, len(sums) + 1) * 2 + 1
+            found.update(str(int((sums * places).sum())).encode())
+    return found.hexdigest()[:16]
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _integers(tensor: Tensor) -> Tensor:
+    """[rows, columns]: the bits of a tensor."""
+    flat = tensor.detach().contiguous().reshape(len(tensor) if tensor.ndim else 1, -1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).flatten(1)
+    return flat if flat.dtype == torch.bool else flat.view(_INTEGERS[flat.dtype.itemsize])
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that is meant, if tensors can be put there.
+
+    Raises:
+        ValueError: if this machine has no such device, or it holds no numbers.
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device={str(device)!r} cannot be used here ({reason}): give one that this machine "
+            "has, such as 'cpu', or None to leave the model where it is"
+        ) from error
+    if found.type == "meta":
+        raise ValueError(
+            "device='meta' holds no numbers: give one that does, such as 'cpu', or None to leave "
+            "the model where it is"
+        )
+    return found
+
+
+@contextmanager
+def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[str, ...]]:
+    """Within the context the model is in evaluation mode and on the device; then all is as it was.
+
+    What is put back: every module's train/eval mode, the device, and the state of torch's random
+    number generators.
+
+    Yields:
+        What a reader of the report must know.
+
+    Raises:
+        ValueError: if the model has no numbers for weights, or would have to be gathered.
+    """
+    notes: list[str] = []
+    modes = {module: module.training for module in model.modules()}
+    home = next((p.device for p in model.parameters()), None)
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty and not any(True for _ in _fetching(model)):
+        raise ValueError(
+            f"the model has weights on the meta device, which holds no numbers ({empty[0]}): load "
+            "its weights first"
+        )
+    homes = {p.device for p in model.parameters()}
+    if device is not None and (len(homes) > 1 or empty):
+        raise ValueError(
+            f"the model is spread over {len(homes)} devices, and device={str(device)!r} would "
+            "gather it on one: leave device=None"
+        )
+    cpu_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    if any(modes.values()):
+        notes.append(
+            "The model was in training mode; it was probed in evaluation mode and put back."
+        )
+    try:
+        for module in modes:
+            # Not model.eval(): some models override it, and a mode is a plain attribute.
+            module.training = False
+        if device is not None and home is not None and device != home:
+            notes.append(f"The model was moved from {home} to {device} for the probe, and back.")
+            model.to(device)
+        yield tuple(notes)
+    finally:
+        if device is not None and home is not None and device != home:
+            model.to(home)
+        for module, training in modes.items():
+            module.training = training
+        torch.set_rng_state(cpu_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)

@@ -1,0 +1,122 @@
+"""Which places of a model are probed: the ones asked for, or the sensible ones."""
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+
+from basis_probe.errors import SiteError
+from basis_probe.model.facts import Facts
+from basis_probe.model.graph import Kind
+from basis_probe.model.places import Site
+from basis_probe.model.roles import Role, role
+
+_NEURONS = ("neurons behind", "neurons (gated product)")
+
+
+def asked(
+    patterns: str | Iterable[str], names: Mapping[str, Site], *, silent: frozenset[str]
+) -> dict[str, Site]:
+    """The sites that names and globs stand for, in forward order, each place once.
+
+    Args:
+        patterns: names or globs such as "blocks.*.mlp.hook_post".
+        names: every name that ran.
+        silent: names that the model knows, whether or not they ran.
+
+    Raises:
+        SiteError: if one of them stands for nothing; the message lists the nearest names.
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not wanted:
+        raise SiteError("sites is empty: give names or globs, or None for the sensible ones")
+    chosen: dict[str, Site] = {}
+    for pattern in wanted:
+        if not isinstance(pattern, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SiteError(f"a site is asked for by its name, got {type(pattern).__name__}")
+        found = [pattern] if pattern in names else fnmatch.filter(names, pattern)
+        if not found:
+            raise SiteError(_nothing(pattern, names, silent))
+        # Of several names of one place the one that says what makes it comes first.
+        found.sort(key=lambda name: name.endswith(":in"))
+        chosen |= {name: names[name] for name in found}
+    places: set[int] = set()
+    unique: dict[str, Site] = {}
+    # A place that was asked for by its name is not repeated under another one by a glob.
+    for name, site in sorted(chosen.items(), key=lambda entry: entry[0] not in wanted):
+        if name in wanted or site.node not in places:
+            unique[name] = site
+            places.add(site.node)
+    return {name: site for name, site in names.items() if name in unique}
+
+
+def _nothing(pattern: str, names: Mapping[str, Site], silent: frozenset[str]) -> str:
+    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4)
+    nearest = f"nearest: {', '.join(near)}" if near else f"the model has {', '.join([*names][:5])}…"
+    if fnmatch.filter(silent, pattern):
+        return (
+            f"site {pattern!r} exists, but did not run in the first batch, or what it holds there "
+            f"is no floating-point tensor of shape [batch, ...]; {nearest}"
+        )
+    return f"no site matches {pattern!r}; {nearest}"
+
+
+def sensible(facts: Facts, names: Mapping[str, Site], usual: tuple[str, ...]) -> dict[str, Site]:
+    """The sites that people read: residual streams, attention outputs, neurons.
+
+    Args:
+        facts: what was seen of the model.
+        names: every name that ran.
+        usual: patterns of the names that users of such a model mean; empty to go by the facts.
+
+    Raises:
+        SiteError: if the model has no such place.
+    """
+    if usual:
+        chosen = {
+            name: site
+            for name, site in names.items()
+            if any(re.fullmatch(pattern, name) for pattern in usual)
+        }
+        last = [name for name in names if re.fullmatch(r"blocks\.\d+\.hook_resid_post", name)]
+        chosen |= {name: names[name] for name in last[-1:]}
+        if chosen:
+            return {name: site for name, site in names.items() if name in chosen}
+    best: dict[int, str] = {}
+    for name, site in names.items():
+        vertex = facts.graph.same.get(site.node)
+        if vertex is None or not _readable(facts, site, role(facts, site)):
+            continue
+        if vertex not in best or _rank(name) < _rank(best[vertex]):
+            best[vertex] = name
+    if not best:
+        raise SiteError(
+            "no residual stream, attention output or neurons were recognised in this model; name "
+            f"the sites, for example {', '.join([*names][:5]) or 'none: nothing ran'}"
+        )
+    kept = set(best.values())
+    return {name: site for name, site in names.items() if name in kept}
+
+
+def _rank(name: str) -> tuple[bool, int]:
+    """Outputs before inputs, outer modules before inner ones."""
+    return (name.endswith(":in"), name.count("."))
+
+
+def _readable(facts: Facts, site: Site, found: Role) -> bool:
+    vertex = facts.vertex(site)
+    if vertex is None:
+        return False
+    stream = facts.streams[facts.stream_of[vertex.node]]
+    if found.kind.startswith(_NEURONS):
+        # A branch that is only multiplied into another one is read as part of the product.
+        products = [
+            reader
+            for reader in stream.readers
+            if facts.graph.vertices[reader].kind is Kind.REGION
+            and len(facts.graph.vertices[reader].carried) == 2
+        ]
+        return len(products) < len(stream.readers) or not stream.readers
+    if found.kind == "residual stream":
+        return vertex.kind in (Kind.SUM, Kind.EMBEDDING)
+    return found.kind == "attention output z"

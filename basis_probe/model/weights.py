@@ -1,0 +1,237 @@
+"""Where the numbers that a model computes with lie among its parameters, to be read and changed."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.model.facts import leaves_of
+from basis_probe.model.graph import replay
+from basis_probe.model.trace import Fixed, Node, Ref, Trace
+
+
+class WeightError(ValueError):
+    """What stands between a number in a computation and the parameter that it comes from."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slot:
+    """A tensor that a function is given, as a place in one parameter.
+
+    Attributes:
+        name: path of the parameter.
+        entries: for every entry of the tensor its flat place in the parameter; None if the tensor
+            is the parameter.
+    """
+
+    name: str
+    entries: Tensor | None = None
+
+
+class Slots:
+    """The parameters of a model by the tensors that they are.
+
+    Args:
+        model: the model that was recorded.
+        trace: the record.
+    """
+
+    def __init__(self, model: nn.Module, trace: Trace) -> None:
+        self.trace = trace
+        self.names: dict[int, list[str]] = {}
+        for name, tensor in held(model):
+            self.names.setdefault(id(tensor), []).append(name)
+
+    def parameter(self, tensor: Tensor, node: Node) -> str | None:
+        """The path of a parameter, as the module that used it knows it."""
+        names = self.names.get(id(tensor))
+        if names is None:
+            return None
+        return next((name for name in names if name.rpartition(".")[0] == node.module), names[0])
+
+    def slot(self, node: Node, value: object) -> Slot:
+        """Where an argument of a call lies among the parameters.
+
+        Raises:
+            WeightError: if it is no parameter, nor a selection of the entries of one.
+        """
+        if isinstance(value, Fixed):
+            name = self.parameter(value.tensor, node)
+            if name is None:
+                raise WeightError(f"a tensor that {_speak(node)} uses is no parameter of the model")
+            return Slot(name)
+        if not isinstance(value, Ref):
+            raise WeightError(f"{_speak(node)} uses a number that is no parameter of the model")
+        leaves = {
+            id(fixed.tensor): fixed.tensor
+            for fixed in leaves_of(self.trace, value.node)
+            if id(fixed.tensor) in self.names
+        }
+        if len(leaves) != 1:
+            raise WeightError(f"what {_speak(node)} uses is computed from {len(leaves)} parameters")
+        (tensor,) = leaves.values()
+        if tensor.is_meta:
+            raise WeightError("the weights are on the meta device, which holds no numbers")
+        places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
+        entries = replay(self.trace, value.node, {}, {id(tensor): places.reshape(tensor.shape)})
+        rounded = entries.round().long()
+        given = replay(self.trace, value.node, {})
+        inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
+        if not inside or not torch.equal(tensor.detach().flatten()[rounded].to(given), given):
+            raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
+        name = self.parameter(tensor, node)
+        assert name is not None
+        return Slot(name, rounded)
+
+
+def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and batch statistic, by the module that holds it, as often as it is held.
+
+    Modules bear the paths under which they are recorded, whatever the model calls its parameters.
+    """
+    for path, module in model.named_modules():
+        stem = f"{path}." if path else ""
+        for leaf, parameter in module.named_parameters(recurse=False):
+            yield stem + leaf, parameter
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            for leaf, buffer in module.named_buffers(recurse=False):
+                if leaf in ("running_mean", "running_var"):
+                    yield stem + leaf, buffer
+
+
+class Weights:
+    """A copy of a model whose weights can be set and put back; the model itself is untouched.
+
+    Args:
+        model: the model.
+        dtype: the type of the copy's floating-point numbers; None to keep it.
+
+    Raises:
+        WeightError: if the weights hold no numbers that can be changed.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                raise WeightError(
+                    f"the weights are on the meta device ({name}), which holds no numbers: load "
+                    "them first"
+                )
+            if not parameter.is_floating_point() or type(parameter) is not nn.Parameter:
+                raise WeightError(
+                    f"the parameter {name} is quantised or packed ({type(parameter).__name__}, "
+                    f"{parameter.dtype}): give the model in floating point"
+                )
+        memo: dict[int, Any] = {}
+        if dtype is not None:
+            for parameter in model.parameters():
+                cast = parameter.detach().to(dtype, copy=True)
+                memo[id(parameter)] = nn.Parameter(cast, parameter.requires_grad)
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    memo[id(buffer)] = buffer.detach().to(dtype, copy=True)
+        try:
+            self.model = copy.deepcopy(model, memo)
+        except Exception as error:
+            raise WeightError(
+                f"the model cannot be copied: {type(error).__name__}: {error}"
+            ) from error
+        self._kept: dict[str, Tensor] = {}
+        self._some: list[tuple[str, Tensor, int, Tensor, Tensor]] = []
+        self._modules = dict(self.model.named_modules())
+        names: dict[int, list[str]] = {}
+        for name, parameter in held(self.model):
+            names.setdefault(id(parameter), []).append(name)
+        several = [found for found in names.values() if len(found) > 1]
+        if dtype is not None:
+            # Nobody sees this copy: what is tied is untied now, and not anew for every element.
+            for name in (name for found in several for name in found[1:]):
+                tied = self.now(name)
+                self._put(name, nn.Parameter(tied.detach().clone(), tied.requires_grad))
+            several = []
+        self._shared = {name for found in several for name in found}
+
+    def now(self, name: str) -> Tensor:
+        """The parameter, or the batch statistic, as it is now."""
+        path, _, leaf = name.rpartition(".")
+        tensor = getattr(self._modules[path], leaf)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        path, _, leaf = name.rpartition(".")
+        setattr(self._modules[path], leaf, tensor)
+
+    def get(self, slot: Slot) -> Tensor:
+        """The numbers there, in float64."""
+        exact = self.now(slot.name).detach().double()
+        return exact if slot.entries is None else exact.flatten()[slot.entries]
+
+    def set(self, slot: Slot, values: Tensor) -> None:
+        """Puts numbers there; a parameter that was shared is one of its own from now on."""
+        before = self.now(slot.name)
+        if slot.entries is not None:
+            whole = before.detach().double().flatten().clone()
+            whole[slot.entries.flatten()] = values.flatten()
+            values = whole.reshape(before.shape)
+        values = values.to(device=before.device, dtype=before.dtype)
+        self._kept.setdefault(slot.name, before)
+        learned = isinstance(before, nn.Parameter)
+        self._put(slot.name, nn.Parameter(values, before.requires_grad) if learned else values)
+
+    def set_some(self, slot: Slot, axis: int, places: Tensor, values: Tensor) -> None:
+        """Puts numbers at some places along an axis of a parameter, in place."""
+        assert slot.entries is None
+        if slot.name in self._shared:
+            self.set(slot, self.now(slot.name).detach().clone())
+        whole = self.now(slot.name)
+        with torch.no_grad():
+            self._some.append((slot.name, whole, axis, places, some(whole, axis, places).clone()))
+            _put_some(whole, axis, places, values)
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The parameters that were set."""
+        return tuple(dict.fromkeys((*self._kept, *(name for name, *_ in self._some))))
+
+    def untied(self, model: nn.Module) -> bool:
+        """True if a parameter that was set is one that the model has under several names."""
+        shared: dict[int, list[str]] = {}
+        for name, tensor in held(model):
+            shared.setdefault(id(tensor), []).append(name)
+        return any(len(names) > 1 and set(names) & set(self.changed) for names in shared.values())
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        with torch.no_grad():
+            for _, whole, axis, places, values in reversed(self._some):
+                _put_some(whole, axis, places, values)
+        self._some.clear()
+        for name, tensor in self._kept.items():
+            self._put(name, tensor)
+        self._kept.clear()
+
+
+def some(whole: Tensor, axis: int, places: Tensor) -> Tensor:
+    """What lies at some places along an axis; a view where they are neighbours."""
+    if _neighbours(places):
+        return whole.narrow(axis, int(places[0]), len(places))
+    return whole.index_select(axis, places.to(whole.device))
+
+
+def _put_some(whole: Tensor, axis: int, places: Tensor, values: Tensor) -> None:
+    if _neighbours(places):
+        whole.narrow(axis, int(places[0]), len(places)).copy_(values)
+    else:
+        whole.index_copy_(axis, places.to(whole.device), values.to(whole))
+
+
+def _neighbours(places: Tensor) -> bool:
+    return len(places) > 0 and bool((places.diff() == 1).all())
+
+
+def _speak(node: Node) -> str:
+    return f"{node.op} in {node.module}" if node.module else node.op

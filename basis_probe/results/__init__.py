@@ -1,0 +1,59 @@
+"""Every frozen finding, in its file form; each shows itself when asked to."""
+
+from basis_probe.results.dissection import Comparison as Comparison
+from basis_probe.results.dissection import Dissection as Dissection
+from basis_probe.results.dissection import SiteDissection as SiteDissection
+from basis_probe.results.evidence import BasisRanking as BasisRanking
+from basis_probe.results.evidence import BasisStanding as BasisStanding
+from basis_probe.results.evidence import ClosedFormRecord as ClosedFormRecord
+from basis_probe.results.evidence import NullRecord as NullRecord
+from basis_probe.results.evidence import OrderRecord as OrderRecord
+from basis_probe.results.evidence import PathRecord as PathRecord
+from basis_probe.results.evidence import ScoreResult as ScoreResult
+from basis_probe.results.evidence import Tail as Tail
+from basis_probe.results.examples import Context as Context
+from basis_probe.results.examples import Examples as Examples
+from basis_probe.results.examples import TopContexts as TopContexts
+from basis_probe.results.report import Outcome as Outcome
+from basis_probe.results.report import Provenance as Provenance
+from basis_probe.results.report import Report as Report
+from basis_probe.results.report import SiteReport as SiteReport
+from basis_probe.results.report import Verdict as Verdict
+from basis_probe.results.similarity import LayerMatrix as LayerMatrix
+from basis_probe.results.similarity import Similarities as Similarities
+from basis_probe.results.similarity import Similarity as Similarity
+from basis_probe.results.symmetry import Certificate as Certificate
+from basis_probe.results.symmetry import Symmetries as Symmetries
+from basis_probe.results.symmetry import Symmetry as Symmetry
+
+__all__ = [
+    "BasisRanking",
+    "BasisStanding",
+    "Certificate",
+    "ClosedFormRecord",
+    "Comparison",
+    "Context",
+    "Dissection",
+    "Examples",
+    "LayerMatrix",
+    "NullRecord",
+    "OrderRecord",
+    "Outcome",
+    "PathRecord",
+    "Provenance",
+    "Report",
+    "ScoreResult",
+    "Similarities",
+    "Similarity",
+    "SiteDissection",
+    "SiteReport",
+    "Symmetries",
+    "Symmetry",
+    "Tail",
+    "TopContexts",
+    "Verdict",
+]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

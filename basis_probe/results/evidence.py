@@ -1,0 +1,213 @@
+"""What the data say of a site: every score against its null, and what stands beside."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from basis_probe.results.codec import Exact
+from basis_probe.statistics.p_values import Tail as Tail
+
+
+@dataclasses.dataclass(frozen=True)
+class NullRecord:
+    """Against what the axes of a site were compared.
+
+    Attributes:
+        name: "rotation", "counterfactual", ...
+        frames: number of alternatives drawn.
+        samples: number of samples on which the axes and the alternatives were compared.
+        geometry: the geometry in which directions are turned: "euclidean", "standardised", ...
+        holds_fixed: what an alternative shares with the observed layer, in words.
+        because: why this null was chosen here.
+        approximate: True where the null is not exact for untrained networks.
+        directions: how many axes were compared, drawn at random where that is not all of them, and
+            as many directions of every alternative; 0 in reports that do not say.
+        examples: how many sequences or images the compared samples are of; 0 if that is not known.
+    """
+
+    name: str
+    frames: int
+    samples: int
+    geometry: str
+    holds_fixed: str
+    because: str
+    approximate: bool = False
+    directions: int = 0
+    examples: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClosedFormRecord(Exact):
+    """The mean (and standard deviation, where known) that the null has without sampling."""
+
+    mean: float
+    std: float | None
+    source: str
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreResult(Exact):
+    """One score of one site against its null.
+
+    Attributes:
+        name: the score.
+        observed: its value on the axes, on the samples that the null saw too.
+        null_mean, null_std: over the frames of the null.
+        effect: (observed - null_mean) / null_std.
+        p_value: (1 + #{null at least as extreme}) / (frames + 1), exact where the frames are
+            exchangeable with the axes.
+        p_tail: the same where ten or more frames are as extreme, else from the named
+            approximation `p_tail_method` of the null's tail.
+        p_adjusted: `p_tail` after Holm over all deciding scores of all sites of the report; NaN for
+            a score on which no verdict rests.
+        tail: which departures count.
+        decides: True if the verdict rests on it.
+        null: the null's name.
+        null_values: [frames], the score in every frame of the null.
+        per_direction: [dim], its value on every axis; NaN where an axis is dead.
+        per_direction_p: [dim], p of every axis against the null's directions.
+        fraction_privileged: share of the axes that remain at a false discovery rate of 5 %.
+        effect_without_top_axes: the effect when the three highest directions of every frame, the
+            observed one included, are left out: whether a few axes carry the finding.
+        all_samples: the value on the axes over every sample of the stream; NaN where not streamed.
+        closed_form: the null without sampling, where a formula is known.
+        note: what a reader must know, or an empty string.
+        effect_interval: 95 % interval of the effect under resampling of whole sequences or images,
+            by the jackknife; NaN where it is not known.
+        difference: how far the mean over all axes lies from that of their alternatives, in units of
+            the score; unlike the effect it does not grow with the number of axes that were
+            compared. Where that was only some of them, what all alternatives score is estimated.
+        difference_error: its standard error over other examples, other frames and, where only some
+            of the axes were compared, other axes; NaN where one of these is not known.
+    """
+
+    name: str
+    observed: float
+    null_mean: float
+    null_std: float
+    effect: float
+    p_value: float
+    p_tail: float
+    p_tail_method: str
+    p_adjusted: float
+    tail: Tail
+    decides: bool
+    null: str
+    null_values: np.ndarray
+    per_direction: np.ndarray
+    per_direction_p: np.ndarray
+    fraction_privileged: float
+    effect_without_top_axes: float
+    all_samples: float
+    closed_form: ClosedFormRecord | None = None
+    note: str = ""
+    effect_interval: tuple[float, ...] = (math.nan, math.nan)
+    difference: float = math.nan
+    difference_error: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BasisStanding(Exact):
+    """How one basis of a site's space fared on samples that it was not fitted on.
+
+    Attributes:
+        name: what made it: "standard" (the axes), "pca", "ica" ...
+        score: the score, averaged over its directions.
+        effect: its distance from random rotations, in their standard deviations.
+        ceiling: (score - random) / (best - random): 0 is random, 1 the best basis that was found;
+            NaN where none stands out from random rotations.
+        cosine: mean |cosine| between its directions and the axes, each paired with one other.
+        directions: how many directions it has.
+        note: what a reader must know of how it was found, or an empty string.
+    """
+
+    name: str
+    score: float
+    effect: float
+    ceiling: float
+    cosine: float
+    directions: int
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BasisRanking(Exact):
+    """Which basis, then? The axes and other bases of the same space, under one score.
+
+    Attributes:
+        score: the score.
+        standings: the axes first, then the others in the order asked for.
+        best: the name of the basis that departs most from random rotations.
+        directions: its directions, one a row, [direction, dim], in the coordinates of `geometry`;
+            empty where it is the axes themselves, or no basis stands out.
+        geometry: of the rows that were compared: "euclidean", "standardised", "whitened" ...
+        reads: what was compared: the activations, or the tensor before the nonlinearity.
+        null_mean, null_std: of the score over random rotations, on the same held-out samples.
+        frames: how many rotations.
+        fitted_on, judged_on: numbers of samples.
+    """
+
+    score: str
+    standings: tuple[BasisStanding, ...]
+    best: str
+    directions: np.ndarray
+    geometry: str
+    reads: str
+    null_mean: float
+    null_std: float
+    frames: int
+    fitted_on: int
+    judged_on: int
+
+    @property
+    def axes(self) -> BasisStanding:
+        """How the axes fared."""
+        return self.standings[0]
+
+    def __getitem__(self, name: str) -> BasisStanding:
+        for standing in self.standings:
+            if standing.name == name:
+                return standing
+        known = ", ".join(standing.name for standing in self.standings)
+        raise KeyError(f"no basis is called {name!r} here; there are {known}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OrderRecord(Exact):
+    """One of the three orders in which axes can be privileged, by itself.
+
+    Attributes:
+        order: "first" (offsets), "second" (variances and covariance), "higher" (form).
+        statistic: what was computed, in words.
+        observed: its value on the axes.
+        null_mean, null_std: over random rotations.
+        effect: (observed - null_mean) / null_std; NaN where it says nothing here.
+        p_value: against random rotations; NaN where it says nothing here.
+        sentence: what follows, to quote.
+    """
+
+    order: str
+    statistic: str
+    observed: float
+    null_mean: float
+    null_std: float
+    effect: float
+    p_value: float
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PathRecord(Exact):
+    """A score on the way from the axes to turned bases: along Q^a for a from 0 to 1.
+
+    Attributes:
+        score: the score.
+        powers: the a, rising from 0 (the axes) to 1 (the turned basis).
+        values: [turns, powers].
+    """
+
+    score: str
+    powers: tuple[float, ...]
+    values: np.ndarray

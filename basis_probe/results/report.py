@@ -1,0 +1,269 @@
+"""What a probe found: frozen values, and their exact text form.
+
+Everything a figure, a table or a sentence shows is read from here, so that any of them can be drawn
+again from a saved file.
+"""
+
+import dataclasses
+import enum
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from basis_probe.results.codec import decode, encode
+from basis_probe.results.evidence import (
+    BasisRanking,
+    NullRecord,
+    OrderRecord,
+    PathRecord,
+    ScoreResult,
+)
+from basis_probe.results.examples import Examples
+from basis_probe.results.symmetry import Symmetry
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMAT = 1
+"""The version of the JSON form; a file with another one is refused."""
+
+
+class Outcome(enum.Enum):
+    """What follows from the architecture and the data together; the value is the advice."""
+
+    PRIVILEGED = "the architecture fixes the axes and the data stand out on them: read neurons"
+    UNUSED = (
+        "the architecture fixes the axes but the data do not stand out on them: "
+        "look for a dictionary"
+    )
+    EMERGENT = (
+        "the architecture does not fix the axes, yet the data stand out on them: "
+        "training broke the symmetry"
+    )
+    ARBITRARY = (
+        "the architecture does not fix the axes and the data do not stand out on them: "
+        "do not read coordinates"
+    )
+    UNDECIDED = "no finding, for the reason given"
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The finding at one site, and a sentence that can be quoted."""
+
+    outcome: Outcome
+    sentence: str
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteReport:
+    """Everything found at one site.
+
+    Attributes:
+        site: its name.
+        kind: what it is, in words: "residual stream", "neurons behind silu", "attention values" ...
+        layer: index of its layer, or None.
+        shape: the feature axes, e.g. (heads, d_head); their product is `dim`.
+        dim: number of axes.
+        n_samples: number of samples (tokens, pixels, rows) that were streamed.
+        n_dead: number of axes that never varied; they are left out of every score.
+        symmetry: the architecture's answer.
+        null: what the axes were compared with; None if nothing could be compared.
+        scores: name -> result.
+        beside: the same scores under the raw rotation of the activations, which people ask for and
+            which misleads behind a nonlinearity; empty elsewhere.
+        verdict: what follows.
+        notes: anything that a reader must know.
+        orders: offsets, variances and form apart; empty where the group changes them at will.
+        bases: other bases of the same space beside the axes; None where none were asked for.
+        path: the deciding score on the way to turned bases; None where it was not asked for.
+        examples: what activates the axes that stand out most, and as many rotated directions; None
+            where that was not asked for.
+    """
+
+    site: str
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dim: int
+    n_samples: int
+    n_dead: int
+    symmetry: Symmetry
+    null: NullRecord | None
+    scores: Mapping[str, ScoreResult]
+    beside: Mapping[str, ScoreResult]
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+    orders: tuple[OrderRecord, ...] = ()
+    bases: BasisRanking | None = None
+    path: PathRecord | None = None
+    examples: Examples | None = None
+
+    def plot(
+        self, kind: str = "null", *, score: str | None = None, ax: "Axes | None" = None
+    ) -> "Figure":
+        """A figure of one score.
+
+        Args:
+            kind: "null" for its value against its null, "axes" for its value on every axis.
+            score: its name; None for the one that speaks for the site.
+            ax: matplotlib axes to draw on; None for a figure of its own.
+
+        Raises:
+            ValueError: for any other kind, or a score that the site does not have.
+        """
+        from basis_probe.show.plots import of_site
+
+        return of_site(self, kind, score, ax)
+
+    def _repr_html_(self) -> str:
+        from basis_probe.show.html import site_fragment
+
+        return site_fragment(self)
+
+    def __str__(self) -> str:
+        return f"{self.site}: {self.verdict.outcome.name}. {self.verdict.sentence}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What determined the numbers of a report."""
+
+    model: str
+    data: str
+    seed: int
+    n_batches: int
+    n_examples: int
+    versions: Mapping[str, str]
+    device: str
+    dtype: str
+    level: float
+    settings: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A verdict for every site of a model, with the evidence and how it was computed.
+
+    Attributes:
+        site_reports: one per site, in forward order.
+        provenance: what determined the numbers.
+        partial: True if the data stream was interrupted; the numbers cover what was seen.
+        notes: what a reader must know about the run as a whole.
+    """
+
+    site_reports: tuple[SiteReport, ...]
+    provenance: Provenance
+    partial: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites, in forward order."""
+        return tuple(site.site for site in self.site_reports)
+
+    def __getitem__(self, site: str) -> SiteReport:
+        for report in self.site_reports:
+            if report.site == site:
+                return report
+        import difflib
+
+        near = difflib.get_close_matches(site, self.sites, n=3, cutoff=0.3)
+        raise KeyError(
+            f"the report has no site {site!r}; nearest: {', '.join(near) or 'none'}. "
+            "report.sites lists them all."
+        )
+
+    def __iter__(self) -> Iterator[SiteReport]:
+        return iter(self.site_reports)
+
+    def __len__(self) -> int:
+        return len(self.site_reports)
+
+    def to_json(self) -> str:
+        """A text from which `Report.from_json` makes an equal report, every number exact."""
+        return json.dumps({"basis_probe": FORMAT, "report": encode(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """The report that `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is no such report, or of another format version.
+        """
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a basis_probe report: not JSON ({error})") from error
+        if not isinstance(value, dict) or "basis_probe" not in value:
+            raise ValueError("not a basis_probe report: the key 'basis_probe' is missing")
+        if value["basis_probe"] != FORMAT:
+            raise ValueError(
+                f"the report has format {value['basis_probe']!r}, this version reads {FORMAT}; "
+                "write it again with this version of basis_probe"
+            )
+        try:
+            return decode(Report, value["report"])
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, SyntaxError) as error:
+            raise ValueError(f"not a basis_probe report: damaged at {error}") from error
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One row for every site and score, as a pandas DataFrame."""
+        from basis_probe.show.tables import dataframe
+
+        return dataframe(self)
+
+    def save(self, path: str | pathlib.Path) -> pathlib.Path:
+        """The path of the file written; its ending chooses .html, .json, .csv or .md.
+
+        Raises:
+            ValueError: for any other ending.
+        """
+        path = pathlib.Path(path)
+        ending = path.suffix.lower()
+        if ending == ".json":
+            text = self.to_json()
+        elif ending == ".csv":
+            text = self.to_dataframe().to_csv(index=False)
+        elif ending == ".md":
+            from basis_probe.show.markdown import markdown
+
+            text = markdown(self)
+        elif ending in (".html", ".htm"):
+            from basis_probe.show.html import page
+
+            text = page(self)
+        else:
+            raise ValueError(
+                f"cannot tell the format from {path.name!r}: give a name that ends in "
+                ".html, .json, .csv or .md"
+            )
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def plot(self, kind: str = "overview", *, ax: "Axes | None" = None) -> "Figure":
+        """A figure: a map of layers x sites, and every site's observed value against its null.
+
+        Args:
+            kind: "overview" for both, "map" or "nulls" for one of them.
+            ax: matplotlib axes to draw a single one on; None for a figure of its own.
+
+        Raises:
+            ValueError: for any other kind, or axes for the overview.
+        """
+        from basis_probe.show.plots import of_report
+
+        return of_report(self, kind, ax)
+
+    def _repr_html_(self) -> str:
+        from basis_probe.show.html import fragment
+
+        return fragment(self)
+
+    def __str__(self) -> str:
+        from basis_probe.show.markdown import summary
+
+        return summary(self)

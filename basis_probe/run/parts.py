@@ -1,0 +1,343 @@
+"""What was seen in a part of the data: values that add, in a file that any machine can read.
+
+A partial holds numbers only: sums over all samples, the rows kept for the nulls, and the examples
+that the model was watched on. What the nulls need of the model, its weights and the functions
+between them, it takes from the model itself when the report is made: they are as large as the
+model, they are the same for every part, and a function can be saved only as code to be run.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.errors import DataError
+from basis_probe.model.batches import Batch
+from basis_probe.run.stream import Seen
+from basis_probe.statistics.moments import Moments, SampleKurtosis
+from basis_probe.statistics.sampling import Reservoir
+
+if TYPE_CHECKING:
+    from basis_probe.results.report import Report
+
+FORMAT = "basis_probe partial 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which part of the data was seen.
+
+    Attributes:
+        index, of: the shard, and how many there are: batch k belongs to shard k modulo `of`.
+        reached: batches of the data before this one are dealt with, by this shard or another.
+        batches, examples: how many were seen here.
+        digest: a number that depends on all examples seen, wrapping at 64 bits.
+        whole: False if batches of the part are still to come.
+    """
+
+    index: int = 0
+    of: int = 1
+    reached: int = 0
+    batches: int = 0
+    examples: int = 0
+    digest: int = 0
+    whole: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Partial:
+    """What was seen of a model on a part of the data; `a + b` is what was seen on both.
+
+    Parts may be seen by different processes, on different machines, at different times; added in
+    any order they give the numbers of one process, to rounding, and the same kept rows.
+
+    Attributes:
+        seen: site -> what was seen there.
+        first: the examples that the model is watched on.
+        plan: everything that must agree for partials to be added, in words.
+        parts: which parts of the data were seen.
+        source: where the model was loaded from, if that is known.
+        notes: what a reader of the report must know.
+    """
+
+    seen: Mapping[str, Seen]
+    first: Batch
+    plan: Mapping[str, str]
+    parts: tuple[Part, ...]
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def batches(self) -> int:
+        """How many batches were seen."""
+        return sum(part.batches for part in self.parts)
+
+    @property
+    def examples(self) -> int:
+        """How many examples were seen."""
+        return sum(part.examples for part in self.parts)
+
+    @property
+    def missing(self) -> str:
+        """What is missing of the data, in words; empty if nothing is."""
+        of = self.parts[0].of
+        present = {part.index for part in self.parts}
+        absent = [f"{index}/{of}" for index in range(of) if index not in present]
+        unfinished = [f"{part.index}/{part.of}" for part in self.parts if not part.whole]
+        said: list[str] = []
+        if absent:
+            said.append(f"Shards of the data are missing: {', '.join(absent)}.")
+        if unfinished and of > 1:
+            said.append(f"Shards of the data were not seen to their end: {', '.join(unfinished)}.")
+        elif unfinished:
+            said.append(f"The run was interrupted after {self.batches} batches.")
+        return " ".join(said)
+
+    def __add__(self, other: "Partial") -> "Partial":
+        """What was seen on both parts.
+
+        Raises:
+            ValueError: if they are not of the same model, sites and settings, or overlap.
+        """
+        differing = [
+            f"{name} ({self.plan.get(name, 'nothing')} and {other.plan.get(name, 'nothing')})"
+            for name in sorted({*self.plan, *other.plan})
+            if self.plan.get(name) != other.plan.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"partials that differ in {'; '.join(differing)} cannot be added: make all parts "
+                "with the same model and settings"
+            )
+        if self.parts[0].of != other.parts[0].of:
+            raise ValueError(
+                f"parts of {self.parts[0].of} and of {other.parts[0].of} shards cannot be added: "
+                "cut the data into as many shards everywhere"
+            )
+        for part in other.parts:
+            for mine in self.parts:
+                twice = part.index == mine.index and (part.of > 1 or part.digest == mine.digest)
+                if twice and part.batches and mine.batches:
+                    raise ValueError(
+                        f"shard {part.index}/{part.of} is in both partials: add every part once"
+                    )
+        return Partial(
+            seen={name: seen + other.seen[name] for name, seen in self.seen.items()},
+            first=self.first,
+            plan=self.plan,
+            parts=tuple(sorted((*self.parts, *other.parts), key=lambda part: part.index)),
+            source=self.source or other.source,
+            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
+    def report(self, model: nn.Module, **settings: Any) -> "Report":
+        """The report of what was seen, as `probe` makes it.
+
+        Args:
+            model: the model that it was seen of.
+            settings: `scores`, `null`, `groups`, `device`, `progress`, `certificates`, as for
+                `probe`; null and groups as they were when the data were seen.
+
+        Raises:
+            ValueError: if it is another model, or null or groups are others.
+        """
+        from basis_probe.run.report import conclude
+
+        return conclude(self, model, **settings)
+
+    def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """Writes the partial, numbers and words only; a reader sees the old file or the new one.
+
+        Raises:
+            DataError: if batches hold something that is neither a tensor, a number nor a word.
+        """
+        from safetensors.torch import save_file
+
+        target = pathlib.Path(path)
+        tensors, metadata = self._flat()
+        waiting = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            save_file(tensors, waiting, metadata)
+            with waiting.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(waiting, target)
+        finally:
+            waiting.unlink(missing_ok=True)
+        return target
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Partial":
+        """The partial that was saved there.
+
+        Raises:
+            ValueError: if the file is no partial.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no partial: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} is no partial that this version can read: make it with "
+                "`basis-probe report --shard` or `Partial.save`"
+            )
+        return Partial._from_flat(tensors, metadata)
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        from safetensors.torch import save
+
+        return save(*self._flat())
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Partial":
+        """The partial that `to_bytes` was called of."""
+        from safetensors.torch import load
+
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        return Partial._from_flat(load(data), metadata)
+
+    def _flat(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors: dict[str, Tensor] = {}
+        sites: dict[str, Any] = {}
+        for number, (name, seen) in enumerate(self.seen.items()):
+            sites[name] = {
+                "moments": _fields(seen.moments, f"{number}/moments", tensors),
+                "kurtosis": _fields(seen.kurtosis, f"{number}/kurtosis", tensors),
+                "kept": _reservoir(seen.kept, f"{number}/kept", tensors),
+                "proof": _reservoir(seen.proof, f"{number}/proof", tensors),
+                "bad": seen.bad,
+                "missed": seen.missed,
+            }
+        words = {
+            "sites": sites,
+            "first": _words(self.first, tensors),
+            "plan": dict(self.plan),
+            "parts": [dataclasses.asdict(part) for part in self.parts],
+            "source": self.source,
+            "notes": self.notes,
+        }
+        return tensors, {"format": FORMAT, "words": json.dumps(words)}
+
+    @staticmethod
+    def _from_flat(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> "Partial":
+        words = json.loads(metadata["words"])
+        seen = {
+            name: Seen(
+                moments=Moments(**(site["moments"] | _below(tensors, f"{number}/moments/"))),
+                kurtosis=SampleKurtosis(
+                    **(site["kurtosis"] | _below(tensors, f"{number}/kurtosis/"))
+                ),
+                kept=_kept(site["kept"], tensors, f"{number}/kept/"),
+                bad=tuple((batch, count) for batch, count in site["bad"]),
+                missed=site["missed"],
+                proof=_kept(site["proof"], tensors, f"{number}/proof/"),
+            )
+            for number, (name, site) in enumerate(words["sites"].items())
+        }
+        return Partial(
+            seen=seen,
+            first=_batch(words["first"], tensors),
+            plan=words["plan"],
+            parts=tuple(Part(**part) for part in words["parts"]),
+            source=words["source"],
+            notes=tuple(words["notes"]),
+        )
+
+
+def _fields(value: Moments | SampleKurtosis, stem: str, tensors: dict[str, Tensor]) -> Any:
+    """The numbers of a value that are no tensors; those that are go among the tensors."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        held = getattr(value, field.name)
+        if isinstance(held, Tensor):
+            # Tensors that share memory cannot be saved, and those of nothing do.
+            tensors[f"{stem}/{field.name}"] = held.clone().contiguous()
+        else:
+            plain[field.name] = held
+    return plain
+
+
+def _reservoir(value: Reservoir, stem: str, tensors: dict[str, Tensor]) -> Any:
+    tensors[f"{stem}/priorities"] = value.priorities.contiguous()
+    for name, rows in value.rows.items():
+        tensors[f"{stem}/rows/{name}"] = rows.contiguous()
+    return {"capacity": value.capacity, "seen": value.seen}
+
+
+def _kept(plain: Mapping[str, int], tensors: Mapping[str, Tensor], stem: str) -> Reservoir:
+    rows = _below(tensors, f"{stem}rows/")
+    return Reservoir(plain["capacity"], plain["seen"], tensors[f"{stem}priorities"], rows)
+
+
+def _below(tensors: Mapping[str, Tensor], stem: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(stem): tensor for name, tensor in tensors.items() if name.startswith(stem)
+    }
+
+
+def _words(batch: Batch, tensors: dict[str, Tensor]) -> Any:
+    """How a model was called, tensors put among the tensors."""
+
+    def said(name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors[f"first/{name}"] = value.detach().cpu().clone().contiguous()
+            return {"tensor": f"first/{name}", "main": value is batch.inputs}
+        if value is None or isinstance(value, bool | int | float | str):
+            return {"value": value}
+        raise DataError(
+            f"a partial cannot be saved: batches hold a {type(value).__name__} under {name!r}, and "
+            "only tensors, numbers and words can be written"
+        )
+
+    if batch.mask is not None:
+        tensors["first/mask"] = batch.mask.cpu().clone().contiguous()
+    return {
+        "args": [said(str(place), value) for place, value in enumerate(batch.args)],
+        "kwargs": {name: said(name, value) for name, value in batch.kwargs.items()},
+        "form": batch.form,
+    }
+
+
+def _batch(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Batch:
+    mains: list[Tensor] = []
+
+    def meant(said: Mapping[str, Any]) -> Any:
+        if "tensor" not in said:
+            return said["value"]
+        tensor = tensors[said["tensor"]]
+        if said["main"]:
+            mains.append(tensor)
+        return tensor
+
+    args = tuple(meant(said) for said in words["args"])
+    kwargs = {name: meant(said) for name, said in words["kwargs"].items()}
+    return Batch(args, kwargs, mains[0], tensors.get("first/mask"), words["form"])
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
+
+    def there(value: Any) -> Any:
+        if value is batch.inputs:
+            return inputs
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    inputs = batch.inputs.to(device)
+    return Batch(
+        tuple(there(value) for value in batch.args),
+        {name: there(value) for name, value in batch.kwargs.items()},
+        inputs,
+        None if batch.mask is None else batch.mask.to(device),
+        batch.form,
+    )

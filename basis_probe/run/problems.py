@@ -1,0 +1,116 @@
+"""The rows that were kept of a site, as nulls need them."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from basis_probe.evidence.site import halves_of
+from basis_probe.model.linear_layer import Layer
+from basis_probe.run.stream import Seen
+from basis_probe.run.watch import Placed
+from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem, outputs
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, tuple[str, ...]]:
+    """The kept rows of a site as nulls need them, and what a reader must know.
+
+    Args:
+        place: the site.
+        seen: what was seen there.
+        dtype: the model's own floating-point type, in which its layers are computed again.
+    """
+    rows = seen.kept.rows
+    halves = halves_of(seen.kept.priorities)
+    notes: tuple[str, ...] = ()
+    linear = None
+    # Products are in single precision unless the model is in double; sums are in double.
+    working = torch.float64 if dtype is torch.float64 else torch.float32
+    if place.layer is not None and "inputs" in rows:
+        linear = linear_layer(place.layer, rows, place.geometry, dtype)
+    if linear is not None and "x" not in rows:
+        x = linear.post(outputs(linear)).to(working)
+    else:
+        x = rows["x"].to(working)
+        if linear is not None:
+            error = missed_by(linear, x)
+            if not error <= tolerance(dtype, x):
+                linear = None
+                notes = (
+                    "The activations could not be computed again from the layer's input and "
+                    f"weights (off by {error:.1g} at a size of {size_of(x):.1g}), so its "
+                    "counterfactuals were not used.",
+                )
+    pre = None
+    if place.bend is not None and "pre" in rows:
+        pre = rows["pre"].to(working)
+    elif place.bend is not None and linear is not None and linear.pre is not None:
+        pre = linear.pre(outputs(linear)).to(working)
+    if pre is not None and not bool(torch.isfinite(pre).all()):
+        pre = None
+        if linear is None:
+            notes = (*notes, "Some pre-activations are NaN or infinite, so they were not turned.")
+    return (
+        Problem(
+            x=x,
+            group=place.symmetry.group,
+            halves=halves,
+            pre=pre,
+            nonlinearity=place.bend if pre is not None else None,
+            layer=linear,
+            examples=rows.get("example"),
+        ),
+        notes,
+    )
+
+
+def linear_layer(
+    found: Layer, rows: Mapping[str, Tensor], geometry: Geometry, dtype: torch.dtype
+) -> LinearLayer:
+    """The layer as numbers, a norm's gain moved from the input into the weights."""
+    working = torch.float64 if dtype is torch.float64 else torch.float32
+    inputs = rows["inputs"].double()
+    held = tuple(rows[f"held {place}"].to(working) for place in range(len(found.held)))
+    weights = [
+        weight.detach().cpu().double().reshape(len(weight), found.width, -1)
+        for weight in found.weights
+    ]
+    biases = [None if bias is None else bias.detach().cpu().double() for bias in found.biases]
+    if found.gain is not None:
+        gain = found.gain.cpu().double()
+        shift = torch.zeros_like(gain) if found.bias is None else found.bias.cpu().double()
+        inputs = (inputs - shift[None, :, None]) / gain[None, :, None]
+        moved = [torch.einsum("ocp,c->o", weight, shift) for weight in weights]
+        biases = [
+            more if bias is None else bias + more for bias, more in zip(biases, moved, strict=True)
+        ]
+        weights = [weight * gain[None, :, None] for weight in weights]
+    return LinearLayer(
+        inputs=inputs.to(working),
+        weights=tuple(weight.to(working) for weight in weights),
+        biases=tuple(None if bias is None else bias.to(working) for bias in biases),
+        pre=found.pre,
+        post=found.post,
+        geometry=geometry,
+        centred=found.centred,
+        held=held,
+    )
+
+
+def missed_by(linear: LinearLayer, x: Tensor) -> float:
+    """By how much a layer's outputs, computed from its inputs, miss the activations."""
+    made = linear.post(outputs(linear)).double()
+    return float((made - x.double()).abs().max()) if made.shape == x.shape else math.inf
+
+
+def tolerance(dtype: torch.dtype, x: Tensor) -> float:
+    """By how much activations may be missed, of their size, that are computed in this type."""
+    return _TOLERANCE.get(dtype, 0.1) * max(size_of(x), 1e-30) * 10
+
+
+def size_of(x: Tensor) -> float:
+    """The root mean square of all values."""
+    return float(x.double().square().mean().sqrt())

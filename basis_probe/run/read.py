@@ -1,0 +1,382 @@
+"""One pass over the data, or over a shard of them, and how many passes fit a budget."""
+
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from basis_probe.errors import DataError, StreamError
+from basis_probe.model.batches import Batch, batch_of
+from basis_probe.model.network import Subject
+from basis_probe.results.report import Report
+from basis_probe.run.parts import Part, Partial
+from basis_probe.run.problems import linear_layer, missed_by, tolerance
+from basis_probe.run.stream import Stream
+from basis_probe.run.watch import Choices, Placed, Watched, require_same
+from basis_probe.statistics.sampling import hash_examples
+
+
+def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
+    """The batches of the data, checked one by one.
+
+    Raises:
+        DataError: for data that are no iterable of batches, or change their form on the way.
+    """
+    for _, batch in numbered(data, subject):
+        assert batch is not None
+        yield batch
+
+
+def numbered(
+    data: Iterable[Any], subject: Subject, shard: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Batch | None]]:
+    """The batches and their numbers; None for all but the first that are not of the shard."""
+    if isinstance(data, str):
+        raise DataError(
+            "the data are one string: give batches, for example [[text]], a list with one batch of "
+            "one string"
+        )
+    if isinstance(data, Tensor | np.ndarray | Mapping):
+        data = [data]
+    if not isinstance(data, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise DataError(
+            f"the data are a {type(data).__name__}: give an iterable of batches, such as a "
+            "DataLoader"
+        )
+    tokenizer, device, form = subject.tokenizer, subject.device, None
+    for number, raw in enumerate(data):
+        if shard is not None and number and number % shard[1] != shard[0]:
+            yield number, None
+            continue
+        batch = batch_of(raw, number=number, tokenizer=tokenizer, device=device)
+        if form is not None and batch.form != form:
+            raise DataError(
+                f"batch {number} is {batch.form}, the ones before were {form}: give batches of one "
+                "form"
+            )
+        form = batch.form
+        yield number, batch
+
+
+def first_of(numbered: Iterator[tuple[int, Batch | None]]) -> Batch:
+    """The first batch, on which the model is watched.
+
+    Raises:
+        DataError: if there is none.
+    """
+    _, batch = next(numbered, (0, None))
+    if batch is None:
+        raise DataError("the data hold no batch: give at least one, better several")
+    return batch
+
+
+CHECKPOINT_SECONDS = 60.0
+"""So often what was seen is written to the checkpoint."""
+
+
+FAILED = "The run failed"
+
+
+class _OtherData(DataError):
+    """The data are not those that a checkpoint has seen."""
+
+
+class Reading:
+    """One pass over the data, or over a shard of it, for some sites.
+
+    Args:
+        watching: the model and its sites.
+        choices: what was asked for.
+        names: the sites, leaders among them.
+        part: which part of the data.
+        checkpoint: where what was seen is written.
+        identified: True if what was seen may meet what was seen elsewhere.
+    """
+
+    def __init__(
+        self,
+        watching: Watched,
+        choices: Choices,
+        names: tuple[str, ...],
+        part: Part,
+        checkpoint: str | os.PathLike[str] | None,
+        identified: bool = False,
+    ) -> None:
+        self.watching, self.choices, self.part = watching, choices, part
+        self.notes: tuple[str, ...] = ()
+        self.checkpoint = None if checkpoint is None else pathlib.Path(checkpoint)
+        self.plan = watching.plan(choices, identified=identified or checkpoint is not None)
+        self.stream = Stream(
+            {name: watching.plans[name] for name in names},
+            seed=choices.seed,
+            capacity=choices.capacity,
+            most=choices.max_samples,
+            dispensable=functools.partial(_dispensable, watching),
+            stops=True,
+        )
+        self._written = time.monotonic()
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._resume(Partial.load(self.checkpoint))
+
+    def partial(self) -> Partial:
+        """What was seen so far."""
+        return Partial(
+            seen=self.stream.seen,
+            first=self.watching.first.first(2),
+            plan=self.plan,
+            parts=(self.part,),
+            notes=self.notes,
+        )
+
+    def _resume(self, before: Partial) -> None:
+        require_same(before.plan, self.plan, f"the checkpoint {self.checkpoint} was made with")
+        [part] = before.parts
+        if (part.index, part.of) != (self.part.index, self.part.of):
+            raise ValueError(
+                f"the checkpoint {self.checkpoint} is of shard {part.index}/{part.of}, and shard "
+                f"{self.part.index}/{self.part.of} was asked for: give each shard its own file"
+            )
+        self.part = part
+        self.stream.restore(before.seen, batches=part.batches, examples=part.examples)
+
+    def read(
+        self,
+        rest: Iterator[tuple[int, Batch | None]],
+        finish: Callable[[], Report],
+        *,
+        progress: bool,
+    ) -> None:
+        """Streams all batches; if the user interrupts it after one, the part is not whole.
+
+        Raises:
+            StreamError: if the data or the model fail after a batch; `finish` makes its report.
+        """
+        from tqdm.auto import tqdm
+
+        if self.part.whole:
+            return
+        bar = tqdm(desc="running the model", unit="batch", disable=not progress, leave=False)
+        try:
+            self._read(rest, bar.update)
+        except KeyboardInterrupt:
+            if not self.part.batches:
+                raise
+            return
+        except Exception as error:
+            if not self.part.batches or isinstance(error, _OtherData):
+                raise
+            # The error itself is forgotten when this clause ends.
+            what = f"{type(error).__name__}: {error}"
+            batches = self.part.batches
+            self.notes = (*self.notes, f"{FAILED} after {batches} batches: {what}")
+            raise StreamError(
+                f"batch {batches} failed: {what}. The {batches} batches before it are kept: call "
+                ".report() of this error for their report",
+                batches=batches,
+                finish=finish,
+            ) from error
+        finally:
+            bar.close()
+        self.part = dataclasses.replace(self.part, whole=True)
+        self._write(always=True)
+
+    def _read(self, rest: Iterator[tuple[int, Batch | None]], update: Callable[[], object]) -> None:
+        subject, first, stream = self.watching.subject, self.watching.first, self.stream
+        index, of, reached = self.part.index, self.part.of, self.part.reached
+        counting = _Counting(self.watching, self.stream) if of > 1 and stream.most else None
+        digest = 0
+        if index and not self.part.batches:
+            few = first.first(2)
+            stream.rehearse(subject.model, few, functools.partial(subject.call, few))
+        number, batch = 0, first
+        while True:
+            spans = counting.spans(number, batch) if counting is not None and batch else None
+            if number % of == index and batch is not None:
+                if number < reached:
+                    digest = _digested(digest, number, batch)
+                else:
+                    if number == reached or number - of < reached:
+                        self._require_digest(digest)
+                    stream.see(
+                        subject.model,
+                        batch,
+                        functools.partial(subject.call, batch),
+                        spans=spans,
+                        number=number,
+                    )
+                    self.part = dataclasses.replace(
+                        self.part,
+                        reached=number + 1,
+                        batches=stream.batches,
+                        examples=stream.examples,
+                        digest=_digested(self.part.digest, number, batch),
+                    )
+                    self._write(always=False)
+                    update()
+            if stream.full if counting is None else counting.full:
+                break
+            following = next(rest, None)
+            if following is None:
+                break
+            number, batch = following
+        if number < reached - 1:
+            raise _OtherData(
+                f"the checkpoint {self.checkpoint} has seen {reached} batches, and the data end "
+                f"after {number + 1}: give the same data again, or start anew without it"
+            )
+
+    def _require_digest(self, digest: int) -> None:
+        if digest != self.part.digest:
+            raise _OtherData(
+                f"the first {self.part.reached} batches are not those that the checkpoint "
+                f"{self.checkpoint} has seen: give the same data in the same order, or start anew "
+                "without it"
+            )
+
+    def _write(self, *, always: bool) -> None:
+        if self.checkpoint is None:
+            return
+        if always or time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+            self.partial().save(self.checkpoint)
+            self._written = time.monotonic()
+
+
+def _digested(digest: int, number: int, batch: Batch) -> int:
+    """A number that depends on the examples of all batches so far, and on which batch is which."""
+    examples = hash_examples(batch.inputs, batch.mask)
+    return (digest + int(examples.sum()) * (2 * number + 1)) % 2**64
+
+
+class _Counting:
+    """How many samples come before a batch at every site, in shards that others see too."""
+
+    def __init__(self, watching: Watched, stream: Stream) -> None:
+        self.first, self.most = watching.first, stream.most or 0
+        trace = watching.derivation.facts.graph.trace
+        self.rows: dict[str, tuple[int, int]] = {}
+        for name, plan in stream.plans.items():
+            shape = trace.node(watching.places[name].site.node).shape
+            axes = (len(shape) - 1,) if plan.layout is None else plan.layout.axes
+            lead = math.prod(size for axis, size in enumerate(shape) if axis not in axes)
+            self.rows[name] = (lead, trace.example_batch)
+        self.counts = dict.fromkeys(self.rows, 0)
+
+    @property
+    def full(self) -> bool:
+        return all(count >= self.most for count in self.counts.values())
+
+    def spans(self, number: int, batch: Batch) -> dict[str, range]:
+        """Site -> which of the samples of the data the batch holds."""
+        found: dict[str, range] = {}
+        for name, (lead, examples) in self.rows.items():
+            positions = self.first.inputs.shape[1] if self.first.inputs.ndim > 1 else 1
+            if lead == examples * positions:
+                shape = batch.inputs.shape[:2]
+                count = math.prod(shape) if batch.mask is None else int(batch.mask.sum())
+            elif batch.inputs.shape[1:] == self.first.inputs.shape[1:] and lead % examples == 0:
+                count = lead // examples * batch.size
+            else:
+                raise DataError(
+                    f"batch {number} has shape {tuple(batch.inputs.shape)} and the first had "
+                    f"{tuple(self.first.inputs.shape)}, so it is not known how many samples come "
+                    "before those of this shard: give batches of one shape, or max_samples=None"
+                )
+            start = self.counts[name]
+            found[name] = range(start, start + count)
+            self.counts[name] += count
+        return found
+
+
+def _dispensable(watching: Watched, name: str, rows: Mapping[str, Tensor]) -> frozenset[str]:
+    """What need not be kept of a site, because it can be computed from what is kept."""
+    place = watching.places[name]
+    if place.layer is None or "inputs" not in rows or not len(rows["x"]):
+        return frozenset()
+    dtype = watching.subject.dtype
+    linear = linear_layer(place.layer, rows, place.geometry, dtype)
+    # What is close to the limit here may be beyond it elsewhere.
+    if not missed_by(linear, rows["x"]) <= tolerance(dtype, rows["x"]) / 4:
+        return frozenset()
+    found = {"pre"} if place.layer.pre is not None else set[str]()
+    return frozenset(found | {"x"} if is_computed(place) else found)
+
+
+def is_computed(place: Placed) -> bool:
+    """True if the activations are larger than what they can be computed of."""
+    plan = place.plan
+    return (
+        place.layer is not None
+        and plan.inputs is not None
+        and plan.convolution is None
+        and plan.dim > plan.width * plan.repeat
+    )
+
+
+# --- several passes -------------------------------------------------------------------------------
+
+
+def passes_of(
+    watching: Watched, choices: Choices, data: object, budget: int | None
+) -> list[tuple[str, ...]]:
+    """The sites of every pass over the data, so that no pass holds more than the budget."""
+    names = tuple(watching.plans)
+    if budget is None:
+        return [names]
+    size = watching.subject.dtype.itemsize
+    held = {name: _held(watching.places[name], choices.capacity, size) for name in names}
+    # While axes are compared with alternatives, the rows of one site are there a few times more.
+    plans = watching.plans.values()
+    working = max(plan.room(choices.capacity) * plan.dim * 8 * 4 for plan in plans)
+    if working + max(held.values()) > budget:
+        raise ValueError(
+            f"memory_budget={budget:,}: the largest site alone needs about "
+            f"{working + max(held.values()):,} bytes; give that much, or a null with fewer samples"
+        )
+    passes: list[tuple[str, ...]] = []
+    used = 0
+    for name in names:
+        if passes and working + used + held[name] <= budget:
+            passes[-1] = (*passes[-1], name)
+            used += held[name]
+        else:
+            passes.append((name,))
+            used = held[name]
+    if len(passes) > 1 and isinstance(data, Iterator):
+        raise DataError(
+            f"memory_budget={budget:,} needs {len(passes)} passes over the data, and an iterator "
+            "can be read only once: give a list, a DataLoader, or anything that can be iterated "
+            "again; or a larger budget"
+        )
+    return passes
+
+
+def _held(place: Placed, capacity: int, size: int) -> int:
+    """About how many bytes are kept of a site."""
+    plan = place.plan
+    window = 1 if plan.convolution is None else math.prod(plan.convolution.kernel)
+    kept = plan.width * plan.repeat * window + plan.dim * len(plan.held)
+    if not is_computed(place):
+        kept += plan.dim
+    if plan.pre is not None and (place.layer is None or place.layer.pre is None):
+        kept += plan.dim
+    return plan.room(capacity) * kept * size + plan.dim * 8 * 16
+
+
+def announced(passes: list[tuple[str, ...]], budget: int | None) -> tuple[str, ...]:
+    """What a reader must know of several passes, which the user is warned of first."""
+    if len(passes) < 2 or budget is None:
+        return ()
+    said = (
+        f"To stay within {budget:,} bytes, the data pass through the model {len(passes)} times, "
+        f"for {max(len(names) for names in passes)} sites at a time."
+    )
+    warnings.warn(said, stacklevel=3)
+    return (said,)

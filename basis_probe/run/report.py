@@ -1,0 +1,427 @@
+"""After the data: from what was seen to the report."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.symmetries import watched
+from basis_probe.evidence.measure import choose, untrained
+from basis_probe.evidence.site import Case, Evidence, gather, is_small
+from basis_probe.model.batches import Batch
+from basis_probe.model.network import Subject, device_of, prepared, recognise
+from basis_probe.parallel import abreast
+from basis_probe.results.report import Provenance, Report
+from basis_probe.run.parts import Part, Partial, moved
+from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
+from basis_probe.run.read import FAILED, batches_of
+from basis_probe.run.stream import Seen, Stream
+from basis_probe.run.twins import reinitialised, settle
+from basis_probe.run.watch import (
+    Choices,
+    Groups,
+    Placed,
+    Watched,
+    certified,
+    compares_axes,
+    placed,
+    require_same,
+)
+from basis_probe.statistics.nulls import Geometry, Null, RandomWeights, geometry_of
+from basis_probe.statistics.scores import Score
+from basis_probe.verdict import LEVEL, report
+
+Twins = Mapping[str, Sequence[Mapping[str, Tensor]]]
+"""Site -> the scores of every untrained twin's axes there, by name."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Session:
+    """A model and its sites, and what has been seen at them so far.
+
+    Attributes:
+        choices: what the user asked for.
+        watching: the model and its sites.
+        stream: what has been seen at them.
+        further: site -> scores that it gets besides those that were chosen.
+    """
+
+    choices: Choices
+    watching: "Watched"
+    stream: Stream
+    further: Mapping[str, tuple[Score, ...]] = dataclasses.field(
+        default_factory=dict[str, tuple[Score, ...]]
+    )
+
+    @staticmethod
+    def open(subject: Subject, first: Batch, choices: Choices) -> "Session":
+        """The sites of the model as it runs on a batch, nothing seen at them yet.
+
+        Args:
+            subject: the model, in evaluation mode.
+            first: the batch; it is counted only when the stream sees it.
+            choices: what the user asked for.
+
+        Raises:
+            SiteError: if a name stands for no site.
+            DataError: if the model fails on the batch.
+        """
+        watching = Watched.of(subject, first, choices)
+        stream = Stream(
+            watching.plans, seed=choices.seed, capacity=choices.capacity, most=choices.max_samples
+        )
+        return Session(choices, watching, stream)
+
+    @property
+    def subject(self) -> Subject:
+        """The model."""
+        return self.watching.subject
+
+    @property
+    def places(self) -> Mapping[str, Placed]:
+        """The sites."""
+        return self.watching.places
+
+    def report(
+        self, *, partial: bool, notes: tuple[str, ...] = (), more: tuple[str, ...] = ()
+    ) -> Report:
+        """The verdicts on what has been seen so far.
+
+        Args:
+            partial: whether the data were meant to go on.
+            notes: what a reader must know of how the model was run.
+            more: what a reader must know besides.
+        """
+        stream = self.stream
+        part = Part(batches=stream.batches, examples=stream.examples, whole=True)
+        seen = Partial(stream.seen, self.watching.first, {}, (part,))
+        concluding = Concluding(self.watching, self.choices, {}, self.further)
+        found = concluding.report(seen, (*notes, *more))
+        return dataclasses.replace(found, partial=found.partial or partial)
+
+
+class Concluding:
+    """From what was seen to the report.
+
+    Args:
+        watching: the model and its sites.
+        choices: what was asked for.
+        gathered: the evidence so far, by site; more is added to it.
+        further: site -> scores that it gets besides those that were chosen.
+        at_once: how many sites are compared side by side; None for as many as makes it fast.
+    """
+
+    def __init__(
+        self,
+        watching: Watched,
+        choices: Choices,
+        gathered: dict[str, Evidence],
+        further: Mapping[str, tuple[Score, ...]] | None = None,
+        *,
+        at_once: int | None = None,
+    ) -> None:
+        self.watching, self.choices, self.gathered = watching, choices, gathered
+        self.further = further or {}
+        self.at_once = at_once
+        self.notes: tuple[str, ...] = ()
+        self.twins: Twins = {}
+        self._places: dict[str, Placed] | None = None
+
+    def report(self, partial: Partial, notes: tuple[str, ...]) -> Report:
+        """The report of all sites with evidence so far and of those that the partial saw."""
+        watching, choices = self.watching, self.choices
+        interrupted = self.gather(partial)
+        # A run that failed says where; that it ended there need not be said again.
+        failed = any(note.startswith(FAILED) for note in (*notes, *partial.notes))
+        missing = "" if failed else partial.missing
+        notes = (*notes, *partial.notes, missing, *self.notes)
+        if len(self.gathered) < len(watching.places):
+            absent = [name for name in watching.places if name not in self.gathered]
+            notes = (*notes, f"No data passed for {len(absent)} sites: {', '.join(absent)}.")
+        provenance = Provenance(
+            model=watching.subject.description,
+            data=(
+                f"{partial.batches} {'batch' if partial.batches == 1 else 'batches'} of "
+                f"{watching.first.form}, {partial.examples} examples"
+            ),
+            seed=choices.seed,
+            n_batches=partial.batches,
+            n_examples=partial.examples,
+            versions=_versions(),
+            device=str(watching.subject.device),
+            dtype=str(watching.subject.dtype).removeprefix("torch."),
+            level=LEVEL,
+            settings=choices.settings,
+        )
+        gathered = [self.gathered[name] for name in watching.places if name in self.gathered]
+        return Report(
+            report(gathered),
+            provenance,
+            interrupted or bool(partial.missing),
+            tuple(dict.fromkeys(note for note in notes if note)),
+        )
+
+    def gather(self, partial: Partial) -> bool:
+        """Adds the evidence of the sites that were seen; True if the user interrupted it."""
+        from tqdm.auto import tqdm
+
+        stopped = self._prove()
+        places, leaders = self._places or self.watching.places, self.watching.leaders
+        mine = [name for name in places if leaders[name] in partial.seen]
+        alike = {n for n in mine if leaders[n] != n and _alike(places[n], places[leaders[n]])}
+        apart = [name for name in mine if name not in alike]
+        small = [name for name in apart if is_small(*_extent(partial.seen[leaders[name]]))]
+        large = [name for name in apart if name not in small]
+        interrupted = False
+        with tqdm(
+            total=len(apart),
+            desc="comparing axes with alternatives",
+            unit="site",
+            disable=not self.choices.progress,
+            leave=False,
+        ) as bar:
+            for names, workers in ((small, self._workers()), (large, 1)):
+                jobs = [functools.partial(self._evidence, name, partial) for name in names]
+                if not interrupted:
+                    found, interrupted = abreast(jobs, workers=workers, finished=bar.update)
+                    done = zip(names, found, strict=True)
+                    self.gathered |= {name: one for name, one in done if one is not None}
+        if interrupted:
+            self.notes = (
+                *self.notes,
+                "It was interrupted while axes were compared with alternatives.",
+            )
+        for name in mine:
+            if name in alike and leaders[name] in self.gathered:
+                self.gathered[name] = _renamed(self.gathered[leaders[name]], name)
+            elif name not in self.gathered:
+                case = self._case(name, partial)
+                self.gathered[name] = Evidence(dataclasses.replace(case, trouble=_INTERRUPTED))
+        return interrupted or stopped
+
+    def _workers(self) -> int:
+        """How many small sites are compared at once: an accelerator is busy with one."""
+        if self.at_once is not None:
+            return self.at_once
+        # Searches for bases turn the interpreter's warnings off and on, which all threads share.
+        alone = self.watching.subject.device.type != "cpu" or self.choices.companions.bases
+        return 1 if alone else min(torch.get_num_threads(), _WORKERS)
+
+    def _case(self, name: str, partial: Partial) -> Case:
+        place = (self._places or self.watching.places)[name]
+        seen = partial.seen[self.watching.leaders[name]]
+        return _case(name, place, seen, partial.batches, self.watching.subject.dtype)
+
+    def _evidence(self, name: str, partial: Partial) -> Evidence:
+        leader = self.watching.leaders[name]
+        return gather(
+            self._case(name, partial),
+            (*self.choices.scores, *self.further.get(leader, ())),
+            self.choices.null,
+            seed=self.choices.seed,
+            twins=self.twins.get(leader, ()),
+            companions=self.choices.companions,
+        )
+
+    def _prove(self) -> bool:
+        """Proves the claims, once; True if the user interrupted it."""
+        if self._places is not None:
+            return False
+        watching = self.watching
+        try:
+            self._places = certified(
+                watching.places,
+                watching.subject,
+                watching.first,
+                watching.derivation,
+                self.choices.certificates,
+            )
+        except KeyboardInterrupt:
+            self.notes = (
+                *self.notes,
+                "It was interrupted while the architecture was proved.",
+            )
+            return True
+        return False
+
+
+_WORKERS = 4
+"""Sites that are compared at once, at most: each takes some hundred megabytes."""
+
+
+def _extent(seen: Seen) -> tuple[int, int]:
+    """How many rows were kept of a site, and its axes."""
+    return len(seen.kept.priorities), len(seen.moments.mean)
+
+
+def _alike(one: Placed, other: Placed) -> bool:
+    """True if two names of one tensor are to be judged alike."""
+    return (one.symmetry.group, one.role.kind, one.shape, one.geometry, one.notes) == (
+        other.symmetry.group,
+        other.role.kind,
+        other.shape,
+        other.geometry,
+        other.notes,
+    ) and (one.layer is None) == (other.layer is None)
+
+
+def _renamed(evidence: Evidence, name: str) -> Evidence:
+    return dataclasses.replace(evidence, case=dataclasses.replace(evidence.case, site=name))
+
+
+def untrained_twins(
+    watching: Watched, choices: Choices, data: Iterable[Any], wanted: RandomWeights, batches: int
+) -> Twins:
+    """What every untrained twin of the model shows on the same rows of the first batches."""
+    from tqdm.auto import tqdm
+
+    found: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in watching.plans}
+    for index in tqdm(
+        range(wanted.frames),
+        desc="running untrained twins",
+        unit="twin",
+        disable=not choices.progress,
+        leave=False,
+    ):
+        twin = recognise(reinitialised(watching.subject.model, seed=choices.seed + index))
+        with prepared(twin.model, None):
+            again = itertools.islice(batches_of(data, twin), batches)
+            settle(twin.model, (functools.partial(twin.call, batch) for batch in again))
+            several = itertools.islice(batches_of(data, twin), batches)
+            first = next(several)
+            derivation = Derivation(watched(twin, first))
+            sites = {n: s for n, s in derivation.facts.sites.items() if n in watching.plans}
+            groups = {name: watching.places[name].symmetry.group for name in sites}
+            own = placed(derivation, sites, groups)
+            stream = Stream(
+                {name: place.plan for name, place in own.items()},
+                seed=choices.seed,
+                capacity=choices.capacity,
+                most=choices.max_samples,
+            )
+            for batch in itertools.chain([first], several):
+                stream.see(twin.model, batch, functools.partial(twin.call, batch))
+        for name, place in own.items():
+            seen = stream.seen[name]
+            if not seen.bad and len(seen.kept.priorities):
+                problem, _ = problem_of(place, seen, twin.dtype)
+                found[name].append(untrained(problem, choose(problem, wanted), choices.scores))
+    return found
+
+
+_INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
+
+
+def _case(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
+    notes = list(place.notes)
+    trouble = ""
+    if seen.missed:
+        notes.append(f"The site did not run in {seen.missed} of {batches} batches.")
+    if seen.bad:
+        number, count = seen.bad[0]
+        more = f", and more in {len(seen.bad) - 1} later batches" if len(seen.bad) > 1 else ""
+        trouble = (
+            f"{count} values of {name} are NaN or infinite in batch {number}{more}; give data on "
+            "which the model stays finite."
+        )
+    dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
+    problem = None
+    if not trouble and len(seen.kept.priorities):
+        trouble = _unproven(place, seen, dtype)
+    if not trouble and len(seen.kept.priorities):
+        problem, more_notes = problem_of(place, seen, dtype)
+        notes.extend(more_notes)
+    return Case(
+        site=name,
+        kind=place.role.kind,
+        layer=place.role.layer,
+        shape=place.shape,
+        symmetry=place.symmetry,
+        n_samples=seen.moments.count,
+        n_dead=dead,
+        problem=problem,
+        all_samples=_all_samples(place, seen),
+        trouble=trouble,
+        notes=tuple(notes),
+    )
+
+
+def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
+    geometry = geometry_of(place.symmetry.group)
+    if geometry in (Geometry.WHITENED, Geometry.HEADS):
+        # What is compared there is the whitened axes, and whitening needs a second pass.
+        return {}
+    found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}
+    if place.plan.across and compares_axes(place.symmetry.group):
+        found["sample_kurtosis"] = float(seen.kurtosis.mean)
+    # Behind a nonlinearity it is computed before it, and that is not streamed.
+    if place.bend is None and (place.layer is None or place.layer.pre is None):
+        found["non_gaussianity"] = float(seen.moments.excess_kurtosis.abs().nanmean())
+    return found
+
+
+def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
+    """Why activations that were not kept cannot be computed again after all; empty if they can."""
+    rows = seen.proof.rows
+    if place.layer is None or "x" in seen.kept.rows or not rows:
+        return ""
+    error = missed_by(linear_layer(place.layer, rows, place.geometry, dtype), rows["x"])
+    if error <= tolerance(dtype, rows["x"]):
+        return ""
+    return (
+        "the activations could be computed from the layer's input and weights in the first batch "
+        f"and not in later ones (off by {error:.1g} at a size of {size_of(rows['x']):.1g}), so "
+        "nothing was compared; give data of one kind."
+    )
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in ("basis-probe", "torch", "transformer-lens", "transformers", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def conclude(
+    partial: Partial,
+    model: nn.Module,
+    *,
+    scores: Iterable[str | Score] | None = None,
+    null: str | Null | None = None,
+    groups: Groups | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    certificates: bool | None = None,
+) -> Report:
+    """The report of what was observed, as `Partial.report` says."""
+    plan = partial.plan
+    choices = dataclasses.replace(
+        Choices.of(
+            sites=tuple(json.loads(plan["names"])),
+            scores=scores,
+            null=null,
+            groups=groups,
+            seed=int(plan["seed"]),
+            max_samples=None if plan["max_samples"] == "all" else int(plan["max_samples"]),
+            certificates=certificates,
+            progress=progress,
+        ),
+        asked=plan["sites"],
+    )
+    subject = recognise(model)
+    target = None if device is None else device_of(device)
+    with prepared(subject.model, target) as notes:
+        watching = Watched.of(subject, moved(partial.first, subject.device), choices)
+        require_same(plan, watching.plan(choices, identified=True), "the partial was made with")
+        concluding = Concluding(watching, choices, {})
+        return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))

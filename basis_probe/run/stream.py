@@ -1,0 +1,641 @@
+"""One pass of data through a model: for every site, moments of all samples and rows of a few.
+
+Memory does not grow with the data: moments are values that add, and the rows kept for the nulls are
+a bottom-k sample whose priorities depend on the content of an example alone, so that batch size,
+order and padding change nothing.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from basis_probe.model.batches import Batch
+from basis_probe.model.capture import Catcher, Enough, Settled, catching
+from basis_probe.model.graph import Layout
+from basis_probe.model.linear_layer import Convolution
+from basis_probe.model.places import Address
+from basis_probe.statistics.batch_sums import BatchSums
+from basis_probe.statistics.moments import Moments, SampleKurtosis
+from basis_probe.statistics.sampling import Reservoir, content_positions, hash_examples, priorities
+
+_PROOF_ROWS = 64
+"""So many rows of a site are kept where its others can be computed again, to see that they can."""
+
+_TRIAL_EXAMPLES = 2
+"""On so many examples of the first batch it is seen what need not be kept."""
+
+_TRIAL_ROWS = 512
+
+Dispensable = Callable[[str, Mapping[str, Tensor]], frozenset[str]]
+"""From a site and some of its rows, by name, to the names whose rows need not be kept."""
+
+Beside = Callable[[torch.Size], Mapping[str, Tensor]]
+"""From the sizes of a site's axes before its features to what belongs to each of its rows, by name.
+
+It is asked while the batch runs; every tensor has one row for every row of the site, on the CPU.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is caught at one site.
+
+    Attributes:
+        address: where its activations are.
+        layout: where the features are in them; None for the last axis.
+        dim: the number of features.
+        inputs: where the input of the linear map in front of it is, if that is known.
+        width: the number of features of that input.
+        repeat: how many consecutive entries of it belong to one feature.
+        convolution: how windows are cut from that input, where the map is a convolution.
+        pre: where the tensor before its nonlinearity is, if it is to be caught.
+        held: where the tensors are that are added to what the linear map makes.
+        centred: True to subtract each sample's mean over features before comparing features.
+        across: whether features are compared with each other in every sample.
+        capacity: how many rows are kept of it; None for as many as the stream keeps at most.
+    """
+
+    address: Address
+    layout: Layout | None
+    dim: int
+    inputs: Address | None = None
+    width: int = 0
+    repeat: int = 1
+    convolution: Convolution | None = None
+    pre: Address | None = None
+    held: tuple[Address, ...] = ()
+    centred: bool = False
+    across: bool = True
+    capacity: int | None = None
+
+    def room(self, most: int) -> int:
+        """How many rows are kept of it in a stream that keeps so many at most."""
+        return most if self.capacity is None else min(most, self.capacity)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Seen:
+    """What was seen at one site; `a + b` is what was seen in both streams.
+
+    Attributes:
+        moments: of every axis over all samples.
+        kurtosis: of every sample across axes.
+        kept: a uniform sample of rows: "x" [samples, dim], "example" [samples], a hash of the
+            sequence or image that a row is of, and what was planned of "inputs"
+            [samples, width, positions], "pre" and "held 0", "held 1" ... [samples, dim]; without
+            what turned out to be dispensable.
+        proof: where "x" was dispensable, a few rows that have it nevertheless.
+        bad: (number of the batch, NaN or infinite values in it) for every batch that had some.
+        missed: batches in which the site did not run.
+    """
+
+    moments: Moments
+    kurtosis: SampleKurtosis
+    kept: Reservoir
+    bad: tuple[tuple[int, int], ...] = ()
+    missed: int = 0
+    proof: Reservoir = dataclasses.field(default_factory=lambda: Reservoir.empty(_PROOF_ROWS))
+
+    @staticmethod
+    def nothing(dim: int, *, capacity: int) -> "Seen":
+        """What was seen before the first batch."""
+        return Seen(Moments.empty(dim), SampleKurtosis.empty(dim), Reservoir.empty(capacity))
+
+    def __add__(self, other: "Seen") -> "Seen":
+        return Seen(
+            self.moments + other.moments,
+            self.kurtosis + other.kurtosis,
+            self.kept + other.kept,
+            tuple(sorted(self.bad + other.bad)),
+            self.missed + other.missed,
+            self.proof + other.proof,
+        )
+
+
+class Keeper:
+    """The rows with the smallest priorities so far, in memory that is claimed once.
+
+    Args:
+        capacity: how many rows are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.seen, self.filled = capacity, 0, 0
+        self.priorities = torch.empty(capacity, dtype=torch.float64)
+        self.rows: dict[str, Tensor] = {}
+        self.threshold = math.inf
+
+    def add(self, offered: int, priorities: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Takes in the rows of a batch that may stay.
+
+        Args:
+            offered: how many rows the batch had in all.
+            priorities: of the rows that may stay, [samples].
+            rows: what belongs to each of them, by name.
+        """
+        self.seen += offered
+        if not len(priorities):
+            return
+        if not self.rows:
+            self.rows = {
+                name: torch.empty(
+                    (self.capacity, *values.shape[1:]), dtype=values.dtype, device="cpu"
+                )
+                for name, values in rows.items()
+            }
+        both = torch.cat([self.priorities[: self.filled], priorities])
+        stays = torch.zeros(len(both), dtype=torch.bool)
+        stays[both.sort(stable=True).indices[: self.capacity]] = True
+        new = torch.nonzero(stays[self.filled :]).flatten()
+        free = torch.nonzero(~stays[: self.filled]).flatten()
+        end = self.filled + len(new) - len(free)
+        places = torch.cat([free, torch.arange(self.filled, end)])
+        self.priorities[places] = priorities[new]
+        for name, kept in self.rows.items():
+            kept[places] = rows[name][new]
+        self.filled = end
+        if end == self.capacity:
+            self.threshold = float(self.priorities.max())
+
+    def restore(self, reservoir: Reservoir) -> None:
+        """Goes on from what was kept elsewhere."""
+        self.seen, self.filled, self.rows = 0, 0, {}
+        self.add(reservoir.seen, reservoir.priorities, reservoir.rows)
+        if self.filled == self.capacity:
+            self.threshold = float(self.priorities.max())
+
+    def value(self) -> Reservoir:
+        """What is kept now, by rising priority; a copy."""
+        order = self.priorities[: self.filled].argsort(stable=True)
+        return Reservoir(
+            capacity=self.capacity,
+            seen=self.seen,
+            priorities=self.priorities[order],
+            rows={name: rows.index_select(0, order) for name, rows in self.rows.items()},
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Caught:
+    """What one batch showed at one site, still on its device."""
+
+    sums: BatchSums
+    counted: int
+    offered: int
+    priorities: Tensor
+    rows: dict[str, Tensor]
+    without: frozenset[str]
+
+
+class Observer:
+    """What one batch shows at one site, taken where the tensors are made.
+
+    Args:
+        plan: what to catch.
+        batch: the batch that runs.
+        ranks: which of its rows count, and their priorities.
+        capacity: how many rows are kept in all.
+        threshold: rows with a larger priority cannot be kept any more.
+        room: how many samples may still be counted; None for no limit.
+        without: what need not be kept.
+        proves: how many rows are kept of what need not be; 0 for none.
+        tries: asked what need not be kept, from some rows of the first examples that have
+            everything that was planned; None if that is known.
+        beside: what else is kept of every row that is kept.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        batch: Batch,
+        *,
+        ranks: "Ranks",
+        capacity: int,
+        threshold: float,
+        room: int | None,
+        without: frozenset[str] = frozenset(),
+        proves: int = 0,
+        tries: Callable[[Mapping[str, Tensor]], frozenset[str]] | None = None,
+        beside: Beside | None = None,
+    ) -> None:
+        self.plan, self.batch, self.ranks, self.beside = plan, batch, ranks, beside
+        self.capacity, self.threshold, self.room = capacity, threshold, room
+        self.without, self.proves, self.tries = without, proves, tries
+        self.caught: _Caught | None = None
+        self.waiting: dict[str, Tensor] = {}
+
+    def catchers(self) -> dict[Address, Catcher]:
+        """What to do at which address; the site's own tensor comes last."""
+        found: dict[Address, Catcher] = {}
+        if self.plan.inputs is not None:
+            found[self.plan.inputs] = functools.partial(self._take, "inputs")
+        for name, address in self._beside():
+            found[address] = functools.partial(self._take, name)
+        if self.plan.address in found:
+            raise ValueError("a site cannot be its own input")
+        found[self.plan.address] = self._finish
+        return found
+
+    def _beside(self) -> list[tuple[str, Address]]:
+        """What is caught besides, feature by feature as the site itself."""
+        found = [(f"held {place}", address) for place, address in enumerate(self.plan.held)]
+        if self.plan.pre is not None and "pre" not in self.without:
+            found.append(("pre", self.plan.pre))
+        return found
+
+    def _take(self, name: str, tensor: Tensor) -> None:
+        # An in-place function may overwrite what is caught before the site is reached.
+        self.waiting[name] = tensor.detach().clone()
+
+    def _finish(self, tensor: Tensor) -> None:
+        plan = self.plan
+        x = rows_last(tensor.detach(), plan.layout)
+        if x.shape[-1] != plan.dim:
+            raise ValueError(
+                f"the site had {plan.dim} features in the first batch and has {x.shape[-1]} now"
+            )
+        flat = x.reshape(-1, plan.dim)
+        ranks = self.ranks.of(x.shape[:-1])
+        counted, priority = ranks.counted, ranks.priority
+        if self.room is not None:
+            counted, priority = counted[: self.room], priority[: self.room]
+        everything = len(counted) == len(flat)
+        rows = flat if everything else flat[counted.to(flat.device)]
+        if self.tries is not None:
+            few = counted[counted < len(flat) * _TRIAL_EXAMPLES // max(1, self.batch.size)]
+            step = max(1, len(few) // _TRIAL_ROWS)
+            trial = self._gather(flat, tensor, few[::step], None)
+            self.without = self.tries({name: values.cpu() for name, values in trial.items()})
+        near = _smallest(priority, self.capacity, self.threshold)
+        kept = self._gather(flat, tensor, counted[near], x.shape[:-1])
+        self.waiting = {}
+        self.caught = _Caught(
+            sums=BatchSums.of(rows, across=plan.across, centred=plan.centred),
+            counted=len(ranks.counted),
+            offered=len(counted),
+            priorities=priority[near],
+            rows=kept,
+            without=self.without,
+        )
+
+    def _gather(
+        self, flat: Tensor, site: Tensor, chosen: Tensor, lead: torch.Size | None
+    ) -> dict[str, Tensor]:
+        """What belongs to the chosen rows, on their device."""
+        here = chosen.to(flat.device)
+        kept: dict[str, Tensor] = {}
+        if lead is not None:
+            kept["example"] = self.ranks.of(lead).owner[chosen]
+        if "x" not in self.without:
+            kept["x"] = flat[here]
+        elif self.proves:
+            kept["x"] = flat[here[: self.proves]]
+        if "inputs" in self.waiting:
+            kept["inputs"] = self._windows(self.waiting["inputs"], site, here)
+        for name, _ in self._beside():
+            if name in self.waiting:
+                values = rows_last(self.waiting[name], self.plan.layout)
+                kept[name] = values.reshape(-1, self.plan.dim)[here.to(values.device)]
+        if self.beside is not None and lead is not None:
+            kept |= {name: rows[chosen] for name, rows in self.beside(lead).items()}
+        return kept
+
+    def _windows(self, inputs: Tensor, site: Tensor, chosen: Tensor) -> Tensor:
+        """[samples, width, positions]: what the linear map read to make the chosen rows."""
+        chosen = chosen.to(inputs.device)
+        cut = self.plan.convolution
+        if cut is None:
+            return inputs.reshape(-1, self.plan.width, self.plan.repeat)[chosen]
+        height, width = site.shape[-2:]
+        example, place = chosen // (height * width), chosen % (height * width)
+        row, column = place // width, place % width
+        padded = torch.nn.functional.pad(
+            inputs, (cut.padding[1], cut.padding[1], cut.padding[0], cut.padding[0])
+        )
+        down = torch.arange(cut.kernel[0], device=inputs.device) * cut.dilation[0]
+        right = torch.arange(cut.kernel[1], device=inputs.device) * cut.dilation[1]
+        rows = (row * cut.stride[0])[:, None, None] + down[None, :, None]
+        columns = (column * cut.stride[1])[:, None, None] + right[None, None, :]
+        windows = padded.movedim(1, -1)[example[:, None, None], rows, columns]
+        return rearrange(windows, "sample row column width -> sample width (row column)")
+
+
+def _smallest(priority: Tensor, capacity: int, threshold: float) -> Tensor:
+    """The places of the smallest priorities that may still be kept, by rising priority."""
+    near = torch.nonzero(priority <= threshold).flatten()
+    return near[priority[near].sort(stable=True).indices[:capacity]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ranked:
+    """The rows of a tensor that count and the priority of each; the example of every row."""
+
+    counted: Tensor
+    priority: Tensor
+    owner: Tensor
+
+
+class Ranks:
+    """Which rows of a batch count, and with what priority they are kept.
+
+    Args:
+        batch: the batch.
+        seed: seeds the priorities.
+    """
+
+    def __init__(self, batch: Batch, *, seed: int) -> None:
+        self.batch, self.seed = batch, seed
+        self._found: dict[tuple[int, ...], _Ranked] = {}
+
+    @functools.cached_property
+    def examples(self) -> Tensor:
+        """A hash of every example."""
+        return hash_examples(self.batch.inputs, self.batch.mask).cpu()
+
+    def of(self, lead: torch.Size) -> "_Ranked":
+        """The rows of a tensor whose axes before the features are `lead`."""
+        key = tuple(lead)
+        if key not in self._found:
+            self._found[key] = self._rank(key)
+        return self._found[key]
+
+    def _rank(self, lead: tuple[int, ...]) -> _Ranked:
+        size, mask = self.batch.size, self.batch.mask
+        total = 1
+        for axis in lead:
+            total *= axis
+        if mask is not None and total == mask.numel() and lead[0] in (size, total):
+            counts = mask.cpu()
+            place = content_positions(counts)
+        elif size and total % size == 0 and lead and lead[0] in (size, total):
+            counts = torch.ones(size, total // size, dtype=torch.bool)
+            place = content_positions(counts)
+        else:
+            # Rows that do not belong to single examples: they are told apart by their place.
+            counts = torch.ones(1, total, dtype=torch.bool)
+            place = content_positions(counts)
+            whole = self.examples.sum()[None]
+            rank = priorities(whole, place, seed=self.seed)
+            return _ranked(counts, rank, whole)
+        rank = priorities(self.examples, place, seed=self.seed)
+        return _ranked(counts, rank, self.examples)
+
+
+def _ranked(counts: Tensor, rank: Tensor, examples: Tensor) -> _Ranked:
+    owner = examples[:, None].expand_as(counts).flatten()
+    return _Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts], owner)
+
+
+def rows_last(tensor: Tensor, layout: Layout | None) -> Tensor:
+    """[..., features]: the tensor with its feature axes last, heads behind one another."""
+    axes = (tensor.ndim - 1,) if layout is None else layout.axes
+    last = tuple(range(tensor.ndim - len(axes), tensor.ndim))
+    return tensor.movedim(axes, last).flatten(-len(axes))
+
+
+class _Sums:
+    """What was seen at one site so far."""
+
+    def __init__(self, plan: Plan, capacity: int) -> None:
+        self.plan = plan
+        self.moments = Moments.empty(plan.dim)
+        self.kurtosis = SampleKurtosis.empty(plan.dim)
+        self.kept, self.proof = Keeper(capacity), Keeper(_PROOF_ROWS)
+        self.bad: tuple[tuple[int, int], ...] = ()
+        self.missed = 0
+        self.tried = False
+        self.without: frozenset[str] = frozenset()
+
+    def add(self, caught: _Caught, number: int) -> None:
+        """Takes in what a batch showed; here its numbers come off the device."""
+        self.tried, self.without = True, caught.without
+        self.moments = self.moments + _at_home(caught.sums.moments)
+        kurtosis = caught.sums.kurtosis()
+        if kurtosis is not None:
+            self.kurtosis = self.kurtosis + kurtosis
+        bad = int(caught.sums.bad)
+        if bad:
+            self.bad = (*self.bad, (number, bad))
+        rows = {name: values.cpu() for name, values in caught.rows.items()}
+        if "x" in self.without:
+            few = len(rows["x"])
+            self.proof.add(
+                caught.offered,
+                caught.priorities[:few],
+                {name: values[:few] for name, values in rows.items()},
+            )
+            del rows["x"]
+        self.kept.add(caught.offered, caught.priorities, rows)
+
+    def restore(self, seen: Seen) -> None:
+        """Goes on from what was seen before."""
+        self.moments, self.kurtosis = seen.moments, seen.kurtosis
+        self.bad, self.missed = seen.bad, seen.missed
+        self.kept.restore(seen.kept)
+        self.proof.restore(seen.proof)
+        if seen.kept.rows:
+            planned = {"x"} | ({"pre"} if self.plan.pre is not None else set[str]())
+            self.tried, self.without = True, frozenset(planned - seen.kept.rows.keys())
+
+    def value(self) -> Seen:
+        """What was seen, as a value; a copy."""
+        return Seen(
+            self.moments,
+            self.kurtosis,
+            self.kept.value(),
+            self.bad,
+            self.missed,
+            self.proof.value(),
+        )
+
+
+class Values(Mapping[str, Seen]):
+    """What was seen at every site, copied when it is asked for."""
+
+    def __init__(self, sums: Mapping[str, _Sums]) -> None:
+        self._sums = sums
+
+    def __getitem__(self, name: str) -> Seen:
+        return self._sums[name].value()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sums)
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+
+class Stream:
+    """Everything seen so far, and how to see one more batch.
+
+    Args:
+        plans: site -> what is caught there.
+        seed: seeds the sample of rows.
+        capacity: how many rows are kept at each site.
+        most: at most this many samples are counted at each site; None for all.
+        dispensable: asked once for every site what of its rows need not be kept; None to keep all
+            that is planned.
+        stops: True if the model may be stopped once every site has been seen in a batch. A model
+            that keeps something of a pass is run to its end all the same.
+    """
+
+    def __init__(
+        self,
+        plans: Mapping[str, Plan],
+        *,
+        seed: int,
+        capacity: int,
+        most: int | None,
+        dispensable: Dispensable | None = None,
+        stops: bool = False,
+    ) -> None:
+        self.plans, self.seed, self.capacity, self.most = dict(plans), seed, capacity, most
+        self.dispensable = dispensable
+        self.sums = {name: _Sums(plan, plan.room(capacity)) for name, plan in plans.items()}
+        self.batches = 0
+        self.examples = 0
+        self._settled = Settled() if stops else None
+
+    @property
+    def seen(self) -> Mapping[str, Seen]:
+        """What was seen at every site."""
+        return Values(self.sums)
+
+    @property
+    def full(self) -> bool:
+        """True if no site may count any more samples."""
+        return self.most is not None and all(
+            sums.moments.count >= self.most for sums in self.sums.values()
+        )
+
+    def see(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        run: Callable[[], object],
+        *,
+        beside: Beside | None = None,
+        spans: Mapping[str, range] | None = None,
+        number: int | None = None,
+    ) -> None:
+        """Adds what a batch shows; if anything fails, nothing of the batch is counted.
+
+        Args:
+            model: the model.
+            batch: the batch.
+            run: calls the model with the batch, once.
+            beside: what else is kept of every row that is kept, such as its labels.
+            spans: which of the samples of the data the batch holds at each site, where other
+                batches are seen elsewhere; None if they are those after the samples seen here.
+            number: which batch of the data it is; None for the next one.
+        """
+        number = self.batches if number is None else number
+        rooms = {name: self._room(name, spans) for name in self.plans}
+        observers = self._observers(batch, rooms, beside)
+        self._run(model, observers, run)
+        if spans is not None:
+            _require_spans(observers, spans, number)
+        for name, observer in observers.items():
+            sums = self.sums[name]
+            if observer.caught is None:
+                sums.missed += 1
+                continue
+            sums.add(observer.caught, number)
+        self.batches += 1
+        self.examples += batch.size
+
+    def rehearse(self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]) -> None:
+        """Sees what need not be kept, on a batch that is counted elsewhere."""
+        if self.dispensable is None:
+            return
+        observers = self._observers(batch, dict.fromkeys(self.plans), None)
+        self._run(model, observers, run)
+        for name, observer in observers.items():
+            if observer.caught is not None:
+                sums = self.sums[name]
+                sums.tried, sums.without = True, observer.caught.without
+
+    def restore(self, seen: Mapping[str, Seen], *, batches: int, examples: int) -> None:
+        """Goes on from what was seen before."""
+        for name, sums in self.sums.items():
+            sums.restore(seen[name])
+        self.batches, self.examples = batches, examples
+
+    def _room(self, name: str, spans: Mapping[str, range] | None) -> int | None:
+        if self.most is None:
+            return None
+        come = self.sums[name].moments.count if spans is None else spans[name].start
+        return max(0, self.most - come)
+
+    def _observers(
+        self, batch: Batch, rooms: Mapping[str, int | None], beside: Beside | None
+    ) -> dict[str, Observer]:
+        ranks = Ranks(batch, seed=self.seed)
+        return {
+            name: Observer(
+                plan,
+                batch,
+                ranks=ranks,
+                capacity=plan.room(self.capacity),
+                threshold=self.sums[name].kept.threshold,
+                room=rooms[name],
+                without=self.sums[name].without,
+                proves=_PROOF_ROWS,
+                tries=None
+                if self.dispensable is None or self.sums[name].tried
+                else functools.partial(self.dispensable, name),
+                beside=beside,
+            )
+            for name, plan in self.plans.items()
+            if rooms[name] != 0
+        }
+
+    def _run(
+        self,
+        model: torch.nn.Module,
+        observers: Mapping[str, Observer],
+        run: Callable[[], object],
+    ) -> None:
+        catchers: dict[Address, list[Catcher]] = {}
+        for observer in observers.values():
+            for address, catcher in observer.catchers().items():
+                catchers.setdefault(address, []).append(catcher)
+        settled = self._settled
+        ends = settled is not None and settled.may_stop(model)
+
+        def hand(each: list[Catcher], tensor: Tensor) -> None:
+            for catcher in each:
+                catcher(tensor)
+            if ends and all(observer.caught is not None for observer in observers.values()):
+                raise Enough
+
+        wanted = {address: functools.partial(hand, each) for address, each in catchers.items()}
+        with torch.no_grad(), catching(model, wanted):
+            if settled is None:
+                run()
+            else:
+                settled.run(model, run)
+
+
+def _require_spans(
+    observers: Mapping[str, Observer], spans: Mapping[str, range], number: int
+) -> None:
+    for name, observer in observers.items():
+        if observer.caught is not None and observer.caught.counted != len(spans[name]):
+            raise ValueError(
+                f"batch {number} holds {observer.caught.counted} samples at {name}, and "
+                f"{len(spans[name])} were foreseen from its shape, so it is not known where "
+                "max_samples falls in other shards: give max_samples=None"
+            )
+
+
+def _at_home(moments: Moments) -> Moments:
+    """The sums on the CPU, where they are added up."""
+    fields = {field.name: getattr(moments, field.name) for field in dataclasses.fields(moments)}
+    moved = {name: field.cpu() for name, field in fields.items() if isinstance(field, Tensor)}
+    return dataclasses.replace(moments, **moved)

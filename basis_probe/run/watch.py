@@ -1,0 +1,358 @@
+"""Before the data: what was asked for, and where in the model it is."""
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
+
+from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
+from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.symmetries import proved, watched
+from basis_probe.errors import SiteError
+from basis_probe.evidence.measure import affordable
+from basis_probe.evidence.site import Companions, chosen_null, chosen_scores, chosen_seed
+from basis_probe.model.batches import Batch
+from basis_probe.model.linear_layer import Layer, bend, layer
+from basis_probe.model.network import Subject, fingerprint
+from basis_probe.model.places import Site
+from basis_probe.model.roles import Role, role
+from basis_probe.model.sites import asked, sensible
+from basis_probe.results.symmetry import Symmetry
+from basis_probe.run.stream import Plan
+from basis_probe.statistics.nulls import Geometry, Null, Rotation, geometry_of
+from basis_probe.statistics.scores import Score
+
+Groups = Mapping[str, Group | str] | Group | str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed:
+    """A site with everything that does not depend on the data beyond the first batch."""
+
+    site: Site
+    role: Role
+    shape: tuple[int, ...]
+    symmetry: Symmetry
+    plan: Plan
+    layer: Layer | None
+    geometry: Geometry
+    bend: Callable[[Tensor], Tensor] | None
+    notes: tuple[str, ...]
+
+    @property
+    def dim(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choices:
+    """What a user chose, checked as far as no model is needed for it.
+
+    Attributes:
+        sites: names or globs; None for the sensible ones.
+        scores: the scores.
+        null: the null for all sites; None for the one each site calls for.
+        said: the null in the user's words.
+        groups: groups that override the derived ones.
+        seed: seeds the sample of rows and the alternatives.
+        max_samples: at most this many samples at each site.
+        certificates: whether to prove what is claimed; None if that is cheap.
+        progress: whether to show progress bars.
+        asked: the sites in the user's words, where `sites` says what they came to.
+        companions: what is computed besides the evidence.
+    """
+
+    sites: str | tuple[str, ...] | None
+    scores: tuple[Score, ...]
+    null: Null | None
+    said: str | Null | None
+    groups: Groups | None
+    seed: int
+    max_samples: int | None
+    certificates: bool | None
+    progress: bool
+    asked: str = ""
+    companions: Companions = dataclasses.field(default_factory=Companions)
+
+    @staticmethod
+    def of(
+        *,
+        sites: str | Iterable[str] | None,
+        scores: Iterable[str | Score] | None,
+        null: str | Null | None,
+        groups: Groups | None,
+        seed: int,
+        max_samples: int | None,
+        certificates: bool | None,
+        progress: bool,
+        companions: Companions | None = None,
+    ) -> "Choices":
+        """The choices, if they make sense.
+
+        Raises:
+            ValueError: for a score, null or number that makes none.
+        """
+        used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"max_samples={max_samples}: give a positive number, or None for all")
+        # An iterator can be read only once.
+        sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
+        return Choices(
+            sites=sites,
+            scores=used,
+            null=wanted,
+            said=null,
+            groups=groups,
+            seed=seed,
+            max_samples=max_samples,
+            certificates=certificates,
+            progress=progress,
+            companions=companions or Companions(),
+        )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The choices in words."""
+        return {
+            "sites": self.asked or _said(self.sites),
+            "scores": ", ".join(score.name for score in self.scores),
+            "null": "by site" if self.said is None else str(self.said),
+            "groups": "derived" if self.groups is None else str(self.groups),
+            "max_samples": "all" if self.max_samples is None else str(self.max_samples),
+            "rows_for_nulls": str(self.capacity),
+            "bases": ", ".join(basis.name for basis in self.companions.bases) or "none",
+        }
+
+    @property
+    def capacity(self) -> int:
+        """How many rows are kept of a site at most."""
+        return max(_capacity(self.null), self.companions.rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Watched:
+    """A model that was watched on the first examples, and the sites that were asked for.
+
+    Attributes:
+        leaders: site -> the site whose numbers it shares, because both show one tensor.
+        plans: what is caught at every leader.
+    """
+
+    subject: Subject
+    first: Batch
+    derivation: Derivation
+    places: dict[str, Placed]
+    leaders: dict[str, str]
+    plans: dict[str, Plan]
+
+    @staticmethod
+    def of(subject: Subject, first: Batch, choices: Choices) -> "Watched":
+        """The sites of a model as it runs on a batch.
+
+        Raises:
+            SiteError: if a name stands for no site.
+            DataError: if the model fails on the batch.
+        """
+        facts = watched(subject, first)
+        if choices.sites is None:
+            chosen = sensible(facts, facts.sites, subject.usual)
+        else:
+            chosen = asked(choices.sites, facts.sites, silent=subject.silent())
+        derivation = Derivation(facts)
+        places = {
+            name: dataclasses.replace(place, plan=_sized(place, choices))
+            for name, place in placed(derivation, chosen, choices.groups).items()
+        }
+        leaders: dict[str, str] = {}
+        plans: dict[str, Plan] = {}
+        for name, place in places.items():
+            leaders[name] = next(
+                (
+                    other
+                    for other, plan in plans.items()
+                    if places[other].site.node == place.site.node
+                    and plan == dataclasses.replace(place.plan, address=plan.address)
+                ),
+                name,
+            )
+            if leaders[name] == name:
+                plans[name] = place.plan
+        return Watched(subject, first, derivation, places, leaders, plans)
+
+    def plan(self, choices: Choices, *, identified: bool) -> dict[str, str]:
+        """Everything that must agree for what was seen to be added."""
+        settings = dict(choices.settings)
+        # What is seen does not depend on the scores that are taken of it.
+        del settings["scores"]
+        caught = hashlib.sha256(repr(sorted(self.plans.items())).encode()).hexdigest()
+        return {
+            "model": self.subject.description,
+            "weights": fingerprint(self.subject.model) if identified else "",
+            "dtype": str(self.subject.dtype).removeprefix("torch."),
+            "names": json.dumps([*self.places]),
+            "seed": str(choices.seed),
+            "caught": caught[:16],
+        } | settings
+
+
+def require_same(was: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
+    """Raises ValueError with everything in which two plans differ."""
+    differing = [
+        f"{name} {was.get(name, 'nothing')!r} (now {now.get(name, 'nothing')!r})"
+        for name in sorted({*was, *now})
+        if was.get(name) != now.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{what} {'; '.join(differing)}: give the same model and settings, or start anew "
+            "without that file"
+        )
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+def certified(
+    places: Mapping[str, Placed],
+    subject: Subject,
+    first: Batch,
+    derivation: Derivation,
+    wanted: bool | None,
+) -> dict[str, Placed]:
+    """The places with a certificate for what was derived of each; what fails becomes unknown."""
+    derived = {n: place for n, place in places.items() if place.symmetry.reference != _GIVEN}
+    found = proved(
+        subject,
+        first,
+        derivation,
+        {name: place.site for name, place in derived.items()},
+        {name: place.symmetry for name, place in derived.items()},
+        wanted,
+    )
+    return {
+        name: dataclasses.replace(place, symmetry=found.get(name, place.symmetry))
+        for name, place in places.items()
+    }
+
+
+_GIVEN = "the user"
+
+
+def placed(
+    derivation: Derivation, chosen: Mapping[str, Site], groups: Groups | None
+) -> dict[str, Placed]:
+    """The sites with their groups, and with what is known of the layers in front of them."""
+    facts = derivation.facts
+    places: dict[str, Placed] = {}
+    overrides = _overrides(groups, chosen)
+    for name, site in chosen.items():
+        shape = facts.shape(site)
+        symmetry = _overridden(derivation.symmetry(site), overrides.get(name), math.prod(shape))
+        found = layer(facts, site)
+        bent = bend(facts, site)
+        notes: tuple[str, ...] = ()
+        known = None if isinstance(found, str) else found
+        if known is not None and known.address == site.address:
+            known = None
+        if bent is not None and bent[0] == site.address:
+            bent = None
+        if isinstance(found, str) and bent is not None:
+            notes = (f"The layer in front of the site is not one linear map away: {found}.",)
+        places[name] = Placed(
+            site=site,
+            role=role(facts, site),
+            shape=shape,
+            symmetry=symmetry,
+            plan=Plan(
+                address=site.address,
+                layout=facts.layout(site),
+                dim=math.prod(shape),
+                inputs=None if known is None else known.address,
+                width=0 if known is None else known.width,
+                repeat=1 if known is None else known.repeat,
+                convolution=None if known is None else known.convolution,
+                pre=None if bent is None else bent[0],
+                held=() if known is None else known.held,
+                centred=geometry_of(symmetry.group) is Geometry.LINE,
+                across=compares_axes(symmetry.group),
+            ),
+            layer=known,
+            geometry=_input_geometry(derivation, known),
+            bend=None if bent is None else bent[1],
+            notes=notes,
+        )
+    return places
+
+
+def compares_axes(group: Group) -> bool:
+    """True if comparing a sample's axes with each other says something under the group."""
+    return geometry_of(group) not in (Geometry.WHITENED, Geometry.HEADS, Geometry.STANDARDISED)
+
+
+def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:
+    """The geometry in which the input of a layer is turned: the one that its group picks."""
+    if known is None or known.normalised:
+        return Geometry.EUCLIDEAN
+    group = derivation.read(known.source, known.width)
+    if isinstance(group, GeneralLinear):
+        return Geometry.POLAR
+    return Geometry.BALANCED if group.rescales else Geometry.EUCLIDEAN
+
+
+def _overrides(groups: Groups | None, chosen: Mapping[str, Site]) -> dict[str, Group | str]:
+    if groups is None:
+        return {}
+    if isinstance(groups, Group | str):
+        return dict.fromkeys(chosen, groups)
+    if not isinstance(groups, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"groups is a {type(groups).__name__}: give a group, its name, or a dict from site "
+            "names or globs to groups"
+        )
+    found: dict[str, Group | str] = {}
+    for pattern, group in groups.items():
+        names = [pattern] if pattern in chosen else fnmatch.filter(chosen, pattern)
+        if not names:
+            raise SiteError(
+                f"groups names {pattern!r}, which matches none of the probed sites: "
+                f"{', '.join([*chosen][:5])}{'…' if len(chosen) > 5 else ''}"
+            )
+        found |= dict.fromkeys(names, group)
+    return found
+
+
+def _overridden(symmetry: Symmetry, group: Group | str | None, dim: int) -> Symmetry:
+    if group is None:
+        return symmetry
+    if isinstance(group, str):
+        group = group_from_name(group, dim)
+    if group.dim != dim:
+        raise ValueError(f"the group {group!r} acts on {group.dim} features, the site has {dim}")
+    return Symmetry(group, group.privileged, "The group was given, not derived.", _GIVEN)
+
+
+def _capacity(wanted: Null | None) -> int:
+    return Rotation().samples if wanted is None else wanted.samples
+
+
+def _sized(place: Placed, choices: Choices) -> Plan:
+    """The plan of a site with as many rows as will be used of it."""
+    if choices.null is not None or choices.companions.rows:
+        return place.plan
+    known = place.layer
+    read = place.dim
+    if known is not None:
+        windows = place.plan.convolution
+        positions = known.repeat if windows is None else math.prod(windows.kernel)
+        read = known.width * positions * len(known.weights)
+    return dataclasses.replace(place.plan, capacity=affordable(read, place.dim).samples)
+
+
+def _said(sites: str | Iterable[str] | None) -> str:
+    if sites is None:
+        return "the sensible ones"
+    return sites if isinstance(sites, str) else ", ".join(sites)

@@ -1,0 +1,62 @@
+"""The numbers behind the figures of a page, small enough to travel in it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from basis_probe.results.evidence import ScoreResult
+from basis_probe.results.report import Report, SiteReport
+from basis_probe.show import words
+
+MOST = 2_000_000
+"""At most so many characters are spent on single axes; beyond that they are in the saved JSON."""
+
+
+def numbers(report: Report) -> str:
+    """JSON: for every site its name and, for every score, what is drawn of it.
+
+    Arrays are float32, little-endian, in base64. Values of single axes are left out of a page that
+    would become too large to send around.
+    """
+    axes = sum(
+        2 * len(_packed(np.zeros(score.per_direction.size)))
+        for site in report
+        for score in site.scores.values()
+    )
+    return json.dumps(
+        [_site(site, with_axes=axes <= MOST) for site in report], separators=(",", ":")
+    )
+
+
+def _site(site: SiteReport, *, with_axes: bool) -> Mapping[str, object]:
+    held: dict[str, object] = {
+        "site": words.clean(site.site),
+        "scores": {
+            words.clean(name): _score(score, with_axes=with_axes)
+            for name, score in site.scores.items()
+        },
+    }
+    if site.path is not None:
+        held["path"] = {
+            "powers": _packed(np.array(site.path.powers)),
+            "values": [_packed(values) for values in np.atleast_2d(site.path.values)],
+        }
+    return held
+
+
+def _score(score: ScoreResult, *, with_axes: bool) -> Mapping[str, str]:
+    frames = np.concatenate([[score.observed], score.null_values])
+    drawn = {"frames": _packed(frames)}
+    if with_axes and score.per_direction.size:
+        drawn["axes"] = _packed(score.per_direction)
+        drawn["p"] = _packed(score.per_direction_p)
+    return drawn
+
+
+def _packed(values: np.ndarray) -> str:
+    with np.errstate(over="ignore"):
+        return base64.b64encode(np.asarray(values).astype("<f4").tobytes()).decode("ascii")

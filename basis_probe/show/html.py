@@ -1,0 +1,145 @@
+"""Results as pages that need nothing but themselves: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.results.report import Outcome, Report, SiteReport
+from basis_probe.results.symmetry import Certificate, Symmetry
+from basis_probe.show import contexts, drawing, figures, selection, words
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from basis_probe.show.architecture import Row
+
+_MOST_SECTIONS = 8
+"""In a notebook a longer report shows its map and table only."""
+
+
+def page(report: Report) -> str:
+    """A whole HTML document with the answer, the map, every site and how it was computed."""
+    script = _environment().get_template("script.jinja").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("page.jinja")
+        .render(
+            report=report,
+            grid=selection.grid(report),
+            prefix="site",
+            sections=True,
+            numbers=figures.numbers(report),
+            script=script,
+            script_hash=digest,
+        )
+    )
+
+
+def fragment(report: Report) -> str:
+    """The answer, the map and the table as one HTML element for a notebook.
+
+    Its styles touch nothing outside it. The sections of single sites are there in short reports;
+    otherwise every site shows itself.
+    """
+    return (
+        _environment()
+        .get_template("fragment.jinja")
+        .render(
+            report=report,
+            grid=selection.grid(report),
+            prefix=_prefix(report),
+            sections=len(report) <= _MOST_SECTIONS,
+        )
+    )
+
+
+def site_fragment(site: SiteReport) -> str:
+    """Everything found at one site as one HTML element for a notebook."""
+    return _environment().get_template("lone_site.jinja").render(site=site)
+
+
+def symmetry_fragment(symmetry: Symmetry) -> str:
+    """What the architecture says of one site, as one HTML element for a notebook."""
+    return _environment().get_template("claim.jinja").render(symmetry=symmetry)
+
+
+def certificate_fragment(certificate: Certificate) -> str:
+    """What a certificate says, as one HTML element for a notebook."""
+    return _environment().get_template("certificate.jinja").render(certificate=certificate)
+
+
+def architecture(rows: Sequence[Row], summary: str) -> str:
+    """The architecture's answers as one HTML element for a notebook."""
+    return _environment().get_template("architecture.jinja").render(rows=rows, summary=summary)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template with its values filled in, every text escaped."""
+    return _environment().get_template(template).render(**values)
+
+
+def _prefix(report: Report) -> str:
+    """A start of identifiers that two reports in one notebook do not share."""
+    said = repr((report.provenance, [str(site) for site in report]))
+    return "bp" + hashlib.sha256(said.encode("utf-8", "backslashreplace")).hexdigest()[:10]
+
+
+def _shown(value: object) -> object:
+    """`value` as a template shows it: text is cleaned, what is HTML already stays."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return words.clean(value)
+    return value
+
+
+def _minus(text: str) -> str:
+    """A number with the sign that is as wide as a plus."""
+    return "\u2212" + text[1:] if text.startswith("-") else text
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "number": lambda value: _minus(words.number(value)),
+    "effect": lambda value: _minus(words.effect(value)),
+    "difference": lambda score: _minus(words.difference(score)),
+    "p": words.p_value,
+    "fraction": words.fraction,
+    "count": words.count,
+    "short": lambda text, limit: words.shorten(words.clean(text), limit),
+}
+"""What templates do to a value."""
+
+_NAMES: dict[str, Any] = {
+    "Outcome": Outcome,
+    "Privileged": Privileged,
+    "drawing": drawing,
+    "selection": selection,
+    "shown": contexts,
+    "words": words,
+    "len": len,
+    "isnan": math.isnan,
+    "inks": [tuple(map(drawing.ink, fills)) for fills in (drawing.LIGHT, drawing.DARK)],
+}
+"""What templates know besides the report."""
+
+
+@functools.cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("basis_probe.show"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters |= _FILTERS
+    environment.globals |= _NAMES
+    return environment

@@ -1,0 +1,446 @@
+"""Results as a figure: the map of all sites, and every site's observed value against its null."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.results.evidence import ScoreResult
+from basis_probe.results.report import Outcome, Report, SiteReport
+from basis_probe.show import drawing, selection, words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CELL = 0.34
+_ROW = 0.25
+_LABELS = 2.9
+_PICTURE = 6.4
+_FIGURES = 1.9
+_INK = "#1b1f24"
+_QUIET = "#5b6570"
+_RULE = "#dfe3e7"
+_COLOURS = {
+    Outcome.PRIVILEGED: "#00735c",
+    Outcome.UNUSED: "#1d5fa6",
+    Outcome.EMERGENT: "#b93c0b",
+    Outcome.ARBITRARY: "#5c656f",
+    Outcome.UNDECIDED: "#5c656f",
+}
+_LINEAR = 4.0  # effects between -4 and 4 are drawn to scale, those beyond it logarithmically
+
+_MARKERS = {
+    Privileged.AXES: "s",
+    Privileged.PLANES: "D",
+    Privileged.BLOCKS: "h",
+    Privileged.LINE: "^",
+    Privileged.NONE: "o",
+    Privileged.UNKNOWN: "X",
+}
+
+
+def overview(report: Report) -> Figure:
+    """A figure with two parts, made without touching the state of pyplot.
+
+    Above, a map of layers x kinds of site: the shape of a mark is what the architecture
+    privileges, its colour the effect in the data, its letter the outcome. Below, for every site,
+    the null of its leading score and the observed value on it, both in standard deviations of the
+    null from the null's mean.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    grid = selection.grid(report)
+    rows, sites = max(1, len(grid.rows)), max(1, len(report))
+    legend = 1.25
+    heights = (rows * _CELL + 0.35, legend, sites * _ROW + 0.3)
+    across = max(_PICTURE, len(grid.columns) * _CELL)
+    margin, gap = 0.35, 0.45
+    width = margin + _LABELS + across + _FIGURES + margin
+    height = 0.75 + sum(heights) + gap + 0.65
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    # A figure that pyplot did not make is shown by a notebook only if it offers its own picture.
+    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
+
+    def box(above: float, tall: float, wide: float) -> Axes:
+        """Axes of a size in inches, `above` inches below the top."""
+        place = (margin + _LABELS) / width, 1 - (above + tall) / height
+        return figure.add_axes((*place, wide / width, tall / height))
+
+    title = f"Can {_shown(report.provenance.model, 60)} be read neuron by neuron?"
+    figure.text(
+        margin / width,
+        1 - 0.42 / height,
+        title,
+        fontsize=13,
+        fontweight="bold",
+        color=_INK,
+        parse_math=False,
+    )
+    if report.partial:
+        figure.text(
+            margin / width,
+            1 - 0.64 / height,
+            "partial: the data stream was interrupted, the numbers cover what was seen until then",
+            fontsize=8.5,
+            color="#8a5200",
+        )
+    above = 0.75
+    _map(box(above, heights[0], len(grid.columns) * _CELL or _CELL), report, grid)
+    above += heights[0]
+    _legend(box(above, heights[1], across + _FIGURES), across + _FIGURES)
+    above += heights[1] + gap
+    _nulls(box(above, heights[2], across), report)
+    return figure
+
+
+def figure_on(axes: Axes | None, wide: float, tall: float) -> tuple[Figure, Axes]:
+    """The axes to draw on with their figure; where none are given, a figure of that size in inches.
+
+    A new one is made without touching the state of pyplot, and shows itself in a notebook.
+    """
+    if axes is not None:
+        return axes.get_figure(root=True), axes  # pyright: ignore[reportReturnType]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(wide, tall), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
+    return figure, figure.add_subplot()
+
+
+def site_map(report: Report, axes: Axes | None = None) -> Figure:
+    """The map of layers x kinds of site, by itself."""
+    grid = selection.grid(report)
+    wide = _LABELS + len(grid.columns) * _CELL + 0.6
+    figure, axes = figure_on(axes, wide, max(1, len(grid.rows)) * _CELL + 0.6)
+    _map(axes, report, grid)
+    return figure
+
+
+def all_nulls(report: Report, axes: Axes | None = None) -> Figure:
+    """Every site's leading score against its null, by itself."""
+    wide = _LABELS + _PICTURE + _FIGURES
+    figure, axes = figure_on(axes, wide, max(1, len(report)) * _ROW + 0.9)
+    _nulls(axes, report)
+    return figure
+
+
+def one_null(score: ScoreResult, axes: Axes | None = None) -> Figure:
+    """One score: the histogram of its null, and its value on the axes as a line."""
+    figure, axes = figure_on(axes, 4.8, 2.4)
+    values = score.null_values[np.isfinite(score.null_values)]
+    if values.size:
+        # Values that are all but equal have no bins between them.
+        spread = float(values.max() - values.min()) > 1e-12 * max(1.0, float(np.abs(values).max()))
+        bins = 40 if spread else [values[0] - 0.5, values[0] + 0.5]
+        axes.hist(values, bins=bins, color="#b3bcc6", label=f"{_shown(score.null, 40)} null")
+    if math.isfinite(score.observed):
+        axes.axvline(score.observed, color=_INK, linewidth=2, label="the axes")
+    axes.set_xlabel(_shown(score.name, 60), parse_math=False)
+    effect = words.effect(score.effect).replace("-", "\u2212")
+    axes.set_title(f"effect {effect}", fontsize=9, loc="left", color=_QUIET)
+    _plain(axes)
+    if values.size or math.isfinite(score.observed):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def every_axis(score: ScoreResult, axes: Axes | None = None) -> Figure:
+    """One score on every axis, in their order; those that stand out by themselves in colour."""
+    figure, axes = figure_on(axes, 6.4, 2.4)
+    values = np.asarray(score.per_direction, dtype=np.float64)
+    places = np.arange(values.size)
+    standing = drawing.standing_axes(score)
+    chosen = np.zeros(values.size, dtype=bool)
+    if standing is not None:
+        chosen[standing] = True
+    for which, colour, name in (
+        (~chosen, "#8a949f", "axes"),
+        (chosen, _COLOURS[Outcome.EMERGENT], "stand out by themselves"),
+    ):
+        if which.any():
+            axes.plot(places[which], values[which], ".", markersize=4, color=colour, label=name)
+    axes.set_xlabel("axis")
+    axes.set_ylabel(_shown(score.name, 60), parse_math=False)
+    _plain(axes)
+    if chosen.any():
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8, labelcolor=_QUIET, color=_RULE)
+
+
+def of_report(report: Report, kind: str, axes: Axes | None) -> Figure:
+    """The figure of that kind.
+
+    Raises:
+        ValueError: for an unknown kind, or axes for the one that fills a whole figure.
+    """
+    if kind == "overview":
+        if axes is not None:
+            raise ValueError(
+                "the overview has two parts and fills a figure of its own: leave ax out, or draw "
+                "its parts with kind='map' and kind='nulls'"
+            )
+        return overview(report)
+    drawn = {"map": site_map, "nulls": all_nulls}.get(kind)
+    if drawn is None:
+        raise ValueError(f"kind={kind!r}: give one of 'overview', 'map', 'nulls'")
+    return drawn(report, axes)
+
+
+def of_site(site: SiteReport, kind: str, score: str | None, axes: Axes | None) -> Figure:
+    """The figure of that kind, of the named score or of the leading one.
+
+    Raises:
+        ValueError: for an unknown kind or score, or a site without scores.
+    """
+    drawn = {"null": one_null, "axes": every_axis}.get(kind)
+    if drawn is None:
+        raise ValueError(f"kind={kind!r}: give one of 'null', 'axes'")
+    found = selection.leading(site) if score is None else site.scores.get(score)
+    if found is None:
+        there = ", ".join(site.scores) or "none"
+        raise ValueError(f"the site {site.site!r} has no score to draw; there are: {there}")
+    return drawn(found, axes)
+
+
+def _png(figure: Figure) -> bytes:
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=100)
+    return held.getvalue()
+
+
+def _shown(text: str, limit: int) -> str:
+    return words.shorten(words.clean(text), limit)
+
+
+def _fill(score: ScoreResult | None) -> str:
+    step = None if score is None else drawing.step(score.effect)
+    return "#ffffff" if step is None else drawing.LIGHT[step + 5]
+
+
+# --- the map ------------------------------------------------------------------------------------
+
+
+def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
+    rows = max(1, len(grid.rows))
+    axes.set_xlim(-0.5, max(1, len(grid.columns)) - 0.5)
+    axes.set_ylim(rows - 0.5, -0.5 - 0.35 / _CELL)
+    axes.axis("off")
+    head = -0.5 - 0.15 / _CELL
+    left = -0.75
+    for column, layer in enumerate(grid.columns):
+        axes.text(
+            column, head, words.DASH if layer is None else str(layer), **_text(_QUIET, "center")
+        )
+    across = "layer" if grid.by_layer else "in forward order"
+    axes.text(left, head, across, **_text(_QUIET, "right"))
+    kinds = [row.kind for row in grid.rows]
+    for index, row in enumerate(grid.rows):
+        _name(axes, left, index, row, several=kinds.count(row.kind) > 1)
+        for column, cell in enumerate(row.cells):
+            if cell is not None:
+                site = report.site_reports[cell]
+                fill = _fill(selection.leading(site))
+                _mark(axes, column, index, site.symmetry.privileged, fill)
+                axes.text(
+                    column,
+                    index,
+                    words.LETTER[site.verdict.outcome],
+                    fontsize=8,
+                    fontweight="bold",
+                    color=drawing.ink(fill),
+                    ha="center",
+                    va="center_baseline",
+                )
+
+
+def _name(axes: Axes, left: float, index: int, row: selection.Row, *, several: bool) -> None:
+    """The kind of a row and, where several rows are of it, the pattern of its names."""
+    kind, pattern = _shown(row.kind, 44), _shown(row.pattern, 44)
+    if not several or not pattern:
+        axes.text(left, index, kind, **_text(_INK, "right"))
+        return
+    if row.first_of_kind:
+        axes.text(left, index - 0.2, kind, **_text(_INK, "right"))
+    at = index + 0.2 if row.first_of_kind else index
+    axes.text(left, at, pattern, **_text(_QUIET, "right", size=7.0))
+
+
+def _text(colour: str, side: str, *, size: float = 8.5) -> dict[str, Any]:
+    return {
+        "fontsize": size,
+        "color": colour,
+        "ha": side,
+        "va": "center",
+        "parse_math": False,
+    }
+
+
+def _mark(axes: Axes, column: int, row: int, privileged: Privileged, fill: str) -> None:
+    small = privileged in (Privileged.PLANES, Privileged.AXES)
+    axes.plot(
+        [column],
+        [row],
+        marker=_MARKERS[privileged],
+        markersize=14 if small else 16.5,
+        markerfacecolor=fill,
+        markeredgecolor=_QUIET,
+        markeredgewidth=0.9,
+        linestyle="none",
+        clip_on=False,
+    )
+
+
+def _legend(axes: Axes, wide: float) -> None:
+    """The keys to shape, colour and letter, in three lines on `wide` inches."""
+    axes.set_xlim(0, wide)
+    axes.set_ylim(1.25, 0)
+    axes.axis("off")
+    titles = (
+        (0.3, "shape: privileged by the architecture"),
+        (0.62, "colour: effect, sd of the null"),
+        (1.02, "letter: what follows"),
+    )
+    for line, title in titles:
+        axes.text(-0.1, line, title, **_text(_QUIET, "right"))
+    at = 0.1
+    for privileged in Privileged:
+        axes.plot(
+            [at],
+            [0.3],
+            marker=_MARKERS[privileged],
+            markersize=7.5,
+            markerfacecolor="white",
+            markeredgecolor=_QUIET,
+            linestyle="none",
+        )
+        axes.text(at + 0.14, 0.3, privileged.name.lower(), **_text(_INK, "left"))
+        at += 0.95
+    step = 0.46
+    for index, fill in enumerate(drawing.LIGHT):
+        axes.fill_between([index * step, (index + 1) * step], 0.54, 0.70, color=fill, linewidth=0)
+    for index, bound in enumerate(drawing.legend_bounds()):
+        axes.text(
+            (index + 1) * step,
+            0.78,
+            bound.replace("-", "\u2212"),
+            fontsize=6.5,
+            color=_QUIET,
+            ha="center",
+            va="center",
+        )
+    at = 0.0
+    for outcome in Outcome:
+        axes.text(
+            at,
+            1.02,
+            words.LETTER[outcome],
+            fontsize=8.5,
+            fontweight="bold",
+            color=_COLOURS[outcome],
+            va="center",
+        )
+        axes.text(at + 0.17, 1.02, outcome.name.lower(), **_text(_INK, "left"))
+        at += 1.12
+
+
+# --- every site against its null ----------------------------------------------------------------
+
+
+def _nulls(axes: Axes, report: Report) -> None:
+    sites = report.site_reports
+    leads = [selection.leading(site) for site in sites]
+    effects = [lead.effect for lead in leads if lead is not None and math.isfinite(lead.effect)]
+    reach = [_standard(lead) for lead in leads if lead is not None]
+    ends = [float(values.min()) for values in reach if values.size]
+    tops = [float(values.max()) for values in reach if values.size]
+    low = min([-_LINEAR, *effects, *ends])
+    high = max([_LINEAR, *effects, *tops])
+    axes.set_xscale("symlog", linthresh=_LINEAR, linscale=1.2)
+    axes.set_xlim(low * 1.5, high * 1.5)
+    axes.set_ylim(max(1, len(sites)) - 0.4, -0.8)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_RULE)
+    axes.set_yticks([])
+    ticks = [-1000, -100, -10, -3, 0, 3, 10, 30, 100, 300, 1000, 10_000, 100_000]
+    shown = [tick for tick in ticks if low * 1.5 <= tick <= high * 1.5]
+    axes.set_xticks(shown, [f"{tick:+,}".replace("-", "\u2212") if tick else "0" for tick in shown])
+    axes.minorticks_off()
+    axes.tick_params(axis="x", labelsize=8, labelcolor=_QUIET, color=_RULE)
+    axes.set_xlabel(
+        "observed value (mark) and null (grey), in standard deviations of the null from its mean",
+        fontsize=8.5,
+        color=_QUIET,
+    )
+    axes.grid(axis="x", color=_RULE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    sideways = axes.get_yaxis_transform()
+    for index, (site, lead) in enumerate(zip(sites, leads, strict=True)):
+        axes.text(-0.02, index, _shown(site.site, 40), transform=sideways, **_text(_INK, "right"))
+        axes.text(1.02, index, _said(lead), transform=sideways, **_text(_QUIET, "left"))
+        if lead is not None:
+            _against(axes, index, site, lead, low, high)
+
+
+def _said(lead: ScoreResult | None) -> str:
+    if lead is None:
+        return "not compared"
+    effect = words.effect(lead.effect).replace("-", "\u2212")
+    if math.isnan(lead.p_adjusted):
+        return f"{effect}  (decides nothing)"
+    return f"{effect}  p {words.p_value(lead.p_adjusted)}"
+
+
+def _standard(score: ScoreResult) -> np.ndarray:
+    """The null in its own standard deviations from its own mean; empty where it has no spread."""
+    values = score.null_values[np.isfinite(score.null_values)]
+    if not score.null_std > 0:
+        return values[:0]
+    return (values - score.null_mean) / score.null_std
+
+
+def _against(
+    axes: Axes, index: int, site: SiteReport, lead: ScoreResult, low: float, high: float
+) -> None:
+    values = _standard(lead)
+    if values.size:
+        counts, edges = np.histogram(values, bins=24)
+        tall = 0.78 * counts / counts.max()
+        axes.fill_between(
+            edges,
+            index + 0.36,
+            index + 0.36 - np.append(tall, tall[-1]),
+            step="post",
+            color="#b3bcc6",
+            linewidth=0,
+        )
+    # An infinite effect stands at the edge: there is nowhere else to draw it.
+    place = min(max(lead.effect, low * 1.4), high * 1.4)
+    axes.plot(
+        [place],
+        [index],
+        marker=_MARKERS[site.symmetry.privileged],
+        markersize=6.5,
+        markerfacecolor=_COLOURS[site.verdict.outcome],
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+        linestyle="none",
+        zorder=4,
+        clip_on=False,
+    )

@@ -1,0 +1,181 @@
+"""What of a result is shown, and where: the leading score, the top axes, the places on the map."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from basis_probe.results.evidence import BasisRanking, BasisStanding, ScoreResult, Tail
+from basis_probe.results.report import Report, SiteReport
+
+
+def leading(site: SiteReport) -> ScoreResult | None:
+    """The score that speaks for the site: of those that decide, the one least likely by chance.
+
+    Where none decides, of all that have an effect; None where there is none.
+    """
+    known = [score for score in site.scores.values() if not math.isnan(score.effect)]
+    candidates = [score for score in known if score.decides] or known
+    return min(candidates, key=_chance, default=None)
+
+
+def _chance(score: ScoreResult) -> tuple[float, float, float]:
+    departure = score.effect if score.tail is Tail.UPPER else abs(score.effect)
+    return (
+        math.inf if math.isnan(score.p_adjusted) else score.p_adjusted,
+        math.inf if math.isnan(score.p_tail) else score.p_tail,
+        -departure,
+    )
+
+
+def of_axes(site: SiteReport) -> ScoreResult | None:
+    """The leading score, or the first that decides, of those that tell axes apart; None without."""
+    known = [score for score in site.scores.values() if np.isfinite(score.per_direction).any()]
+    lead = leading(site)
+    if lead is not None and any(score is lead for score in known):
+        return lead
+    return next(iter(sorted(known, key=lambda score: not score.decides)), None)
+
+
+def ranked(ranking: BasisRanking) -> tuple[BasisStanding, ...]:
+    """The bases, the one that departs most from random rotations first, those without effect last.
+
+    Each departs upwards or downwards, whichever its score says.
+    """
+
+    def key(standing: BasisStanding) -> tuple[bool, float]:
+        unknown = math.isnan(standing.effect)
+        return unknown, 0.0 if unknown else -abs(standing.effect)
+
+    return tuple(sorted(ranking.standings, key=key))
+
+
+def failed_certificates(report: Report) -> tuple[SiteReport, ...]:
+    """The sites whose claimed symmetry did not hold on the model."""
+    return tuple(
+        site
+        for site in report
+        if site.symmetry.certificate is not None and not site.symmetry.certificate.holds
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis of a site, the score's value on it and its p-value."""
+
+    index: int
+    label: str
+    value: float
+    p_value: float
+
+
+def top_axes(score: ScoreResult, shape: tuple[int, ...], most: int = 5) -> tuple[Axis, ...]:
+    """The axes with the highest values, dead ones left out; empty for a score without any.
+
+    Where departures count on both sides: the axes furthest from the middle one.
+    """
+    values = np.asarray(score.per_direction, dtype=np.float64)
+    alive = np.flatnonzero(np.isfinite(values))
+    if alive.size == 0:
+        return ()
+    height = values[alive]
+    if score.tail is Tail.TWO_SIDED:
+        height = np.abs(height - np.median(height))
+    ordered = alive[np.argsort(-height, kind="stable")][:most]
+    chances = np.asarray(score.per_direction_p, dtype=np.float64)
+    return tuple(
+        Axis(
+            index=int(index),
+            label=axis_label(int(index), shape),
+            value=float(values[index]),
+            p_value=float(chances[index]) if index < chances.size else math.nan,
+        )
+        for index in ordered
+    )
+
+
+def axis_label(index: int, shape: tuple[int, ...]) -> str:
+    """The number of an axis, within the feature axes where there are several.
+
+    Example:
+        >>> axis_label(5, (12,)), axis_label(5, (3, 4))
+        ('5', '1, 1')
+    """
+    if len(shape) < 2:
+        return str(index)
+    return ", ".join(str(int(part)) for part in np.unravel_index(index, shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the map: a kind of site, the pattern of its names, and a site per column."""
+
+    kind: str
+    pattern: str
+    cells: tuple[int | None, ...]
+    first_of_kind: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Layers x kinds; the cells are indices into the report's sites.
+
+    Attributes:
+        columns: the layer of every column, None for sites outside the layers.
+        rows: grouped by kind, in forward order.
+        by_layer: False where no site has a layer: then columns count sites in forward order.
+    """
+
+    columns: tuple[int | None, ...]
+    rows: tuple[Row, ...]
+    by_layer: bool
+
+
+def grid(report: Report) -> Grid:
+    """The places of all sites on a map, every site exactly once."""
+    numbered = sorted({site.layer for site in report if site.layer is not None})
+    by_layer = bool(numbered)
+    outside = by_layer and any(site.layer is None for site in report)
+    # kind -> pattern -> lines of the map, each from column to site.
+    kinds: dict[str, dict[str, list[dict[int, int]]]] = {}
+    column_of = {layer: column for column, layer in enumerate(numbered)}
+    for index, site in enumerate(report.site_reports):
+        lines = kinds.setdefault(site.kind, {}).setdefault(_pattern(site) if by_layer else "", [{}])
+        if not by_layer:
+            lines[0][len(lines[0])] = index
+            continue
+        column = len(numbered) if site.layer is None else column_of[site.layer]
+        free = next((line for line in lines if column not in line), None)
+        if free is None:
+            free = {}
+            lines.append(free)
+        free[column] = index
+    drawn = [
+        (kind, pattern, line)
+        for kind, patterns in kinds.items()
+        for pattern, lines in patterns.items()
+        for line in lines
+    ]
+    if by_layer:
+        columns: tuple[int | None, ...] = (*numbered, *([None] if outside else []))
+    else:
+        columns = tuple(range(1, 1 + max((len(line) for _, _, line in drawn), default=0)))
+    rows: list[Row] = []
+    for kind, pattern, line in drawn:
+        cells = tuple(line.get(column) for column in range(len(columns)))
+        if len(line) == 1:
+            pattern = report.site_reports[next(iter(line.values()))].site
+        first = not rows or rows[-1].kind != kind
+        rows.append(Row(kind, pattern, cells, first))
+    return Grid(columns, tuple(rows), by_layer)
+
+
+def _pattern(site: SiteReport) -> str:
+    """The site's name with its layer left open; empty where the name does not say the layer."""
+    if site.layer is None:
+        return site.site
+    opened, found = re.subn(rf"(?<!\d){site.layer}(?!\d)", "*", site.site, count=1)
+    return opened if found else ""

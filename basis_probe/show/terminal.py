@@ -1,0 +1,125 @@
+"""Results on a terminal: the answer, then a table of the sites."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from basis_probe.results.report import Outcome, Report, SiteReport
+from basis_probe.show import selection, words
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.table import Table
+    from rich.text import Text
+
+_STYLES = {
+    Outcome.PRIVILEGED: "bold green",
+    Outcome.UNUSED: "bold blue",
+    Outcome.EMERGENT: "bold red",
+    Outcome.ARBITRARY: "bold",
+    Outcome.UNDECIDED: "dim",
+}
+
+_WIDE = 120
+
+
+def render(report: Report) -> RenderableType:
+    """The answer and a table of all sites, as something that a rich console prints.
+
+    From 120 columns on, the table names the leading score too. No text of the report is read as
+    markup or reaches the terminal as a command.
+    """
+    return _Rendered(report)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rendered:
+    """What is printed depends on the width of the console."""
+
+    report: Report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        report = self.report
+        yield Text(f"Can {_shown(report.provenance.model, 80)} be read neuron by neuron?", "bold")
+        yield Text(
+            f"{_shown(report.provenance.data, 240)}; samples per site: {words.samples(report)}",
+            "dim",
+        )
+        yield Text("")
+        yield _answer(report)
+        if report.partial:
+            yield Text(
+                "\nPartial report: the data stream was interrupted; the numbers cover what was "
+                "seen until then.",
+                "yellow",
+            )
+        failed = selection.failed_certificates(report)
+        if failed:
+            yield Text(f"\n{words.failure(failed)}", "yellow")
+        for note in report.notes:
+            yield Text(f"\nNote: {_shown(note, 300)}", "yellow")
+        if len(report):
+            yield Text("")
+            yield _table(report, wide=options.max_width >= _WIDE)
+            yield Text("effect: standard deviations of the null; p: adjusted over all sites", "dim")
+
+
+def _answer(report: Report) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for sentence in words.answer(report):
+        label = Text("") if sentence.outcome is None else _outcome(sentence.outcome)
+        table.add_row(label, Text(_shown(sentence.text, 1500)))
+    return table
+
+
+def _table(report: Report, *, wide: bool) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("site", overflow="fold", min_width=14)
+    table.add_column("kind", overflow="fold", min_width=10)
+    if wide:
+        table.add_column("group", overflow="fold")
+    table.add_column("fixes", no_wrap=True)
+    if wide:
+        table.add_column("leading score", overflow="fold")
+    table.add_column("effect", justify="right", no_wrap=True)
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    for site in report.site_reports:
+        lead = selection.leading(site)
+        cells = [
+            Text(_shown(site.site, 96)),
+            Text(_shown(site.kind, 60)),
+            *([Text(_shown(site.symmetry.group.name, 40))] if wide else []),
+            Text(_privileged(site)),
+            *([Text(words.DASH if lead is None else _shown(lead.name, 40))] if wide else []),
+            Text(words.DASH if lead is None else words.effect(lead.effect)),
+            Text(words.DASH if lead is None else words.p_value(lead.p_adjusted)),
+            _outcome(site.verdict.outcome),
+        ]
+        table.add_row(*cells)
+    return table
+
+
+def _privileged(site: SiteReport) -> str:
+    return site.symmetry.privileged.name.lower()
+
+
+def _outcome(outcome: Outcome) -> Text:
+    from rich.text import Text
+
+    return Text(outcome.name.lower(), _STYLES[outcome])
+
+
+def _shown(text: str, limit: int) -> str:
+    return words.shorten(words.clean(text), limit)

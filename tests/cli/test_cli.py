@@ -1,0 +1,489 @@
+"""The command line writes reports, and says what is wrong in one line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from fake_report import fake_report
+
+import basis_probe as bp
+from basis_probe import demo
+from basis_probe.cli import main
+from basis_probe.cli.entry import COMMANDS
+from basis_probe.cli.probing import windows
+
+
+def _refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command says on the way to its refusal."""
+    try:
+        status = main(list(words))
+    except SystemExit as leaving:
+        # Words that make no command are refused by the parser.
+        status = leaving.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert "Traceback" not in captured.err
+    return re.sub(r"\s+", " ", captured.err)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(demo.texts(60, 2)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Any:
+    return demo.load()
+
+
+# --- what it does ---------------------------------------------------------------------------------
+
+
+def test_the_demo_writes_its_report(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, data = tmp_path / "r.html", tmp_path / "r.json"
+    words = ["demo", "--texts", "5", "--batch-size", "2", "--seed", "4"]
+    words += ["--sites", "blocks.[12].hook_resid_pre"]
+    assert main([*words, "--out", str(page), "--out", str(data)]) == 0
+    captured = capsys.readouterr()
+    report = bp.Report.from_json(data.read_text(encoding="utf-8"))
+    assert report.sites == (
+        "blocks.1.hook_resid_pre",
+        "blocks.2.hook_resid_pre",
+    )
+    assert report.provenance.seed == 4
+    assert report.provenance.n_examples == 5
+    assert report.provenance.n_batches == 3
+    # The demo shows what activates axes without being asked to.
+    found = report["blocks.1.hook_resid_pre"].examples
+    assert found is not None and {len(top.contexts) for top in found.axes} == {5}
+    assert report.provenance.model.startswith("TransformerBridge basis-probe-demo (")
+    assert not report.partial
+    html = page.read_text(encoding="utf-8")
+    for site in report.sites:
+        assert site in html
+        assert site in captured.out
+    plain = re.sub(r"\s+", "", captured.out)
+    assert f"wrote{page}" in plain
+    assert f"wrote{data}" in plain
+    # Off a terminal no progress is drawn.
+    assert captured.err == ""
+
+
+@pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
+def test_a_report_on_a_folder_and_a_text(
+    text: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, table = tmp_path / "r.json", tmp_path / "r.csv"
+    words = ["report", str(demo.MODEL_DIR), "--text", str(text), "--length", "16"]
+    words += ["--max-samples", "250", "--sites", "blocks.3.mlp.hook_post", "--null", "rotation"]
+    assert main([*words, "--out", str(data), "--out", str(table)]) == 0
+    report = bp.Report.from_json(data.read_text(encoding="utf-8"))
+    site = report["blocks.3.mlp.hook_post"]
+    assert site.n_samples == 250
+    assert site.null is not None
+    assert site.null.name == "rotation"
+    assert report.provenance.settings["null"].startswith("rotation")
+    assert table.read_text(encoding="utf-8").splitlines()[0].startswith("site,")
+    # A path says more about the machine than about the model.
+    assert str(demo.MODEL_DIR.parent) not in report.provenance.model
+
+
+def test_texts_are_cut_into_examples_that_begin_as_texts_do(
+    bridge: Any, text: pathlib.Path
+) -> None:
+    batches = windows(bridge, text.read_text(encoding="utf-8"), length=16, size=4)
+    rows = torch.cat(batches)
+    ids = list(bridge.tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
+    first = bridge.tokenizer.bos_token_id
+    lead = int(ids[0] == first)
+    assert rows.shape[1] == 16
+    if lead:
+        assert bool((rows[:, 0] == first).all())
+    assert rows[:, lead:].flatten().tolist() == ids[lead:][: rows[:, lead:].numel()]
+    # Only what fills no example is left out.
+    assert len(ids) - lead - rows[:, lead:].numel() < 16 - lead
+    assert {len(batch) for batch in batches[:-1]} == {4}
+
+
+def test_symmetries_are_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = [
+        "symmetries",
+        str(demo.MODEL_DIR),
+        "--sites",
+        "blocks.0.mlp.hook_*",
+        "*.hook_resid_mid",
+    ]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    joined = re.sub(r"\s+", "", out)
+    headings = ("site", "group", "privileges", "certificate", "because")
+    for expected in (*headings, "orthogonal", "AXES", "NONE", "holds"):
+        assert expected in joined
+    assert "blocks.3.hook_resid_mid" in joined
+    assert "blocks.0.attn" not in joined
+    assert "permutation" in joined
+
+
+def test_a_saved_report_is_shown_and_written_again(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fake_report().save(tmp_path / "r.json")
+    assert main(["show", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "privileged" in shown
+    assert "Can stories260k (LlamaForCausalLM) be read neuron by neuron?" in shown
+    other, page = tmp_path / "again.json", tmp_path / "again.md"
+    assert main(["show", str(path), "--out", str(other), "--out", str(page)]) == 0
+    assert other.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+    assert page.is_file()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_version(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        if not installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return f"7.8.9 of {name}"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(SystemExit) as leaving:
+        main(["--version"])
+    assert leaving.value.code == 0
+    said = capsys.readouterr().out
+    assert said == (
+        "basis-probe 7.8.9 of basis-probe\n"
+        if installed
+        else "basis-probe (run from its sources, not installed)\n"
+    )
+
+
+@pytest.mark.parametrize("command", [c.name for c in COMMANDS])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([command, "--help"])
+    assert leaving.value.code == 0
+    said = capsys.readouterr().out
+    assert f"usage: basis-probe {command}" in said
+    assert "examples:\n  " in said
+    assert "--json" in said
+    assert "exit status:" in said
+
+
+# --- what it refuses ------------------------------------------------------------------------------
+
+
+def test_words_that_make_no_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    assert "the following arguments are required: COMMAND" in _refused(capsys)
+    assert "invalid choice: 'prove'" in _refused(capsys, "prove")
+    assert "required: --text" in _refused(capsys, "report", "model")
+    assert "0 is not a positive number" in _refused(capsys, "demo", "--texts", "0")
+    assert "invalid choice: 'none'" in _refused(capsys, "demo", "--null", "none")
+    said = _refused(capsys, "demo", "--out", str(tmp_path / "r.pdf"))
+    assert "r.pdf' must end in .html, .htm, .json, .csv, .md" in said
+    said = _refused(capsys, "demo", "--out", str(tmp_path / "nowhere" / "r.html"))
+    assert f"there is no folder {tmp_path / 'nowhere'}" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    said = _refused(capsys, "show", str(tmp_path / "r.json"))
+    assert said.startswith("basis-probe show: there is no file")
+    assert "give a report saved as .json" in said
+    said = _refused(capsys, "report", str(demo.MODEL_DIR), "--text", str(tmp_path / "t.txt"))
+    assert said.startswith("basis-probe report: there is no file")
+    assert "--text takes a plain text file" in said
+
+
+def test_what_is_no_report(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "r.json"
+    for content, message in (
+        (b"<html>", "not a basis_probe report: not JSON"),
+        (b'{"basis_probe": 99}', "the report has format 99"),
+        (b'{"basis_probe": 1, "report": 1}', "damaged at"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+    ):
+        path.write_bytes(content)
+        assert message in _refused(capsys, "show", str(path))
+
+
+def test_models_that_cannot_be_had(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, text: pathlib.Path
+) -> None:
+    said = _refused(capsys, "symmetries", "nobody/no-such-model")
+    assert "'nobody/no-such-model' is no local folder and could not be had from the Hugging" in said
+    assert "give its folder" in said
+    said = _refused(capsys, "report", "./nowhere", "--text", str(text))
+    assert "there is no folder './nowhere': needs a local folder as save_pretrained" in said
+    said = _refused(capsys, "symmetries", str(tmp_path))
+    assert "lacks config.json, the weights (model.safetensors), the tokenizer" in said
+
+
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], text: pathlib.Path) -> None:
+    for words in (["demo"], ["report", str(demo.MODEL_DIR), "--text", str(text)]):
+        said = _refused(capsys, *words, "--device", "cuda:99")
+        assert "device='cuda:99' cannot be used here" in said
+    assert "device='meta' holds no numbers" in _refused(capsys, "demo", "--device", "meta")
+
+
+def test_sites_that_are_not_there(
+    bridge: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "load", lambda *_: bridge)
+    monkeypatch.setattr("basis_probe.model.load.from_directory", lambda *_, **__: bridge)
+    said = _refused(capsys, "demo", "--texts", "2", "--sites", "blocks.0.mlp.hook_pots")
+    assert said.startswith("basis-probe demo: no site matches 'blocks.0.mlp.hook_pots'; nearest: ")
+    assert "blocks.0.mlp.hook_post" in said
+    said = _refused(capsys, "symmetries", str(demo.MODEL_DIR), "--sites", "blocks.0.mlp.hook_pots")
+    assert "no site matches 'blocks.0.mlp.hook_pots'; nearest: " in said
+
+
+def test_a_text_that_is_too_short(
+    bridge: Any,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("basis_probe.model.load.from_directory", lambda *_, **__: bridge)
+    path = tmp_path / "short.txt"
+    path.write_text("two words", encoding="utf-8")
+    said = _refused(capsys, "report", str(demo.MODEL_DIR), "--text", str(path))
+    assert re.search(r"the text has \d+ tokens, fewer than one example of 128; give a longer", said)
+    path.write_text("", encoding="utf-8")
+    assert "the text has 0 tokens" in _refused(
+        capsys, "report", str(demo.MODEL_DIR), "--text", str(path)
+    )
+
+
+# --- what goes wrong on the way -------------------------------------------------------------------
+
+
+class Broken(torch.nn.Module):
+    """A model that fails in its third batch."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.inner, self.error, self.calls = torch.nn.Linear(4, 4), error, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 4:
+            raise self.error("on purpose")
+        return self.inner(x)
+
+
+def _broken_demo(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    def load(*_: Any) -> torch.nn.Module:
+        return Broken(error)
+
+    def texts(count: int, seed: int) -> torch.Tensor:
+        return torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+
+    monkeypatch.setattr(demo, "load", load)
+    monkeypatch.setattr(demo, "texts", texts)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_what_was_gathered_is_written_when_a_run_breaks(
+    error: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _broken_demo(monkeypatch, error)
+    path = tmp_path / "r.json"
+    words = ["demo", "--texts", "500", "--batch-size", "120", "--sites", "inner"]
+    status = main([*words, "--out", str(path)])
+    captured = capsys.readouterr()
+    report = bp.Report.from_json(path.read_text(encoding="utf-8"))
+    assert report.partial
+    assert report["inner"].n_samples == 240
+    assert status == (1 if error is RuntimeError else 130)
+    if error is RuntimeError:
+        assert "batch 2 failed: RuntimeError: on purpose" in re.sub(r"\s+", " ", captured.err)
+    assert "Traceback" not in captured.err
+
+
+def test_an_interrupt_before_the_first_batch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "load", interrupted)
+    assert main(["demo"]) == 130
+    assert "interrupted before anything was measured" in capsys.readouterr().err
+
+
+def test_debugging_shows_where_an_error_came_from(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="not a basis_probe report"):
+        path = tmp_path / "r.json"
+        path.write_text("nothing", encoding="utf-8")
+        main(["--debug", "show", str(path)])
+
+
+def test_the_words_of_this_process_are_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["basis-probe", "show", "nowhere.json"])
+    assert main() == 2
+    assert "there is no file nowhere.json" in capsys.readouterr().err
+
+
+# --- for whom it speaks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_json_for_a_program(
+    before: bool, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = fake_report().save(tmp_path / "r.json")
+    words = ["show", str(path)]
+    assert main(["--json", *words] if before else [*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert bp.Report.from_json(captured.out) == fake_report()
+    assert captured.err == ""
+
+
+def test_json_in_place_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _broken_demo(monkeypatch, RuntimeError)
+    monkeypatch.chdir(tmp_path)
+    words = ["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner"]
+    assert main([*words, "--examples", "0", "--json"]) == 0
+    assert bp.Report.from_json(capsys.readouterr().out).sites == ("inner",)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_symmetries_as_json(
+    bridge: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("basis_probe.model.load.from_directory", lambda *_, **__: bridge)
+    words = ["symmetries", "anything", "--sites", "blocks.0.mlp.hook_post", "--no-certificates"]
+    assert main([*words, "--json"]) == 0
+    [entry] = json.loads(capsys.readouterr().out)
+    assert entry["site"] == "blocks.0.mlp.hook_post"
+    assert (entry["privileges"], entry["certificate"]) == ("AXES", None)
+    assert entry["unproved"]
+
+
+def test_quiet_says_nothing_and_still_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _broken_demo(monkeypatch, RuntimeError)
+    monkeypatch.chdir(tmp_path)
+    words = ["demo", "--texts", "250", "--batch-size", "250", "--sites", "inner"]
+    assert main([*words, "--examples", "0", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["basis_probe_demo.html"]
+    assert main(["--quiet", "show", "nowhere.json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "there is no file nowhere.json" in captured.err
+
+
+def test_a_fault_nobody_foresaw_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: Any) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(demo, "load", load)
+    assert main(["demo"]) == 1
+    captured = capsys.readouterr()
+    said = re.sub(r"\s+", " ", captured.err)
+    assert "Traceback" not in said
+    assert "basis-probe demo: 'unforeseen' (KeyError; --debug shows where it came from)" in said
+    with pytest.raises(KeyError, match="unforeseen"):
+        main(["demo", "--debug"])
+
+
+# --- the rest of it -------------------------------------------------------------------------------
+
+
+def test_the_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    checks = {check["what"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["python"]["found"] == ".".join(map(str, sys.version_info[:3]))
+    assert checks["torch"]["found"] == importlib.metadata.version("torch")
+    assert checks["torch"]["needed"]
+    assert all(check["fine"] for check in checks.values())
+    assert main(["doctor"]) == 0
+    assert "everything that is needed is there" in capsys.readouterr().out
+
+
+def test_the_doctor_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs = ["torch>=99", "a-package-nobody-wrote>=2", "only-for-tests>=1; extra == 'dev'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: needs)
+    monkeypatch.setattr(demo, "MODEL_DIR", tmp_path)
+    assert main(["doctor"]) == 1
+    captured = capsys.readouterr()
+    said = re.sub(r"\s+", " ", captured.err)
+    assert "needed: >=99" in said
+    assert "a-package-nobody-wrote: not installed, needed: >=2" in said
+    assert "demo model: lacks config.json, model.safetensors, tokenizer.json" in said
+    assert "only-for-tests" not in captured.out + captured.err
+    assert "something is missing" in captured.out
+
+
+def test_bash_completes_commands_options_and_files(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    (tmp_path / "saved.json").touch()
+
+    def completed(*words: str) -> list[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        code = (
+            f"source '{script}'; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; "
+            "$(complete -p basis-probe | sed 's/.*-F \\([^ ]*\\).*/\\1/'); "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        run = subprocess.run(
+            [bash, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        return run.stdout.split()
+
+    assert completed("basis-probe", "sy") == ["symmetries"]
+    assert completed("basis-probe", "demo", "--te") == ["--texts"]
+    assert completed("basis-probe", "show", "sav") == ["saved.json"]
+
+
+def test_the_package_runs_as_a_module() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "basis_probe", "show", "nowhere.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert "there is no file nowhere.json" in run.stderr

@@ -1,0 +1,104 @@
+"""One network in the axes of another: planted orders are found, and functions stay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from draws import seeded
+from networks import Stage, images, labelled, mlp, rows
+from torch import Tensor, nn
+
+import basis_probe as bp
+
+
+def test_planted_orders_are_found_and_undone() -> None:
+    model = Stage(0)
+    twin = model
+    for site in ("relu()", "relu():2"):
+        element = bp.groups.Permutation(8).draw(seeded(3))
+        twin = bp.reparametrize(twin, site, element, example_input=images()[:2])
+    data = labelled(model, images(), 60)
+    found = bp.rebasin(model, twin, data, points=3)
+    assert found.distance[0] > 0.3 and found.distance[1] == 0
+    assert len(found.elements) == 2
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name])
+    assert found.barriers[1] == pytest.approx(0, abs=1e-6)
+
+
+def test_scales_are_matched_where_the_group_has_them() -> None:
+    model = mlp(0)
+    twin = model
+    for site in ("1", "3"):
+        element = bp.groups.PositiveMonomial(10).draw(seeded(4))
+        twin = bp.reparametrize(twin, site, element, example_input=rows()[:2])
+    data = labelled(model, rows())
+    # An order of axes alone leaves the scales, which the balance of the first network gives back.
+    kept = bp.rebasin(model, twin, data, points=0)
+    matched = bp.rebasin(model, twin, data, points=0, scales="matched")
+    assert kept.path == () and math.isnan(kept.barriers[0])
+    assert matched.distance[1] <= kept.distance[1] + 1e-9
+    balanced = bp.rebasin(model, matched.model, data, points=0)
+    assert balanced.distance[0] == pytest.approx(matched.distance[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("bend", [nn.ReLU, nn.GELU, nn.Tanh])
+def test_the_second_network_keeps_its_function_and_comes_nearer(bend: type[nn.Module]) -> None:
+    a, b = mlp(0, bend, width=16), mlp(1, bend, width=16)
+    before = {name: value.clone() for name, value in b.state_dict().items()}
+    data = labelled(a, rows())
+    found = bp.rebasin(a, b, data, points=5)
+    with torch.no_grad():
+        assert torch.allclose(found.model(rows()), b(rows()), atol=1e-5)
+    assert found.distance[1] < found.distance[0]
+    assert all(torch.equal(before[name], value) for name, value in b.state_dict().items())
+    frame = found.to_dataframe()
+    assert list(frame.t) == [0, 0.25, 0.5, 0.75, 1]
+    for end in (0, 4):
+        assert frame.loss_before[end] == pytest.approx(frame.loss_after[end], abs=1e-6)
+    with torch.no_grad():
+        x, y = rows(), a(rows()).argmax(1)
+        weights = [m.state_dict() for m in (a, b)]
+        middle = mlp(0, bend, width=16)
+        middle.load_state_dict({k: (weights[0][k] + weights[1][k]) / 2 for k in weights[0]})
+        expected = float(nn.functional.cross_entropy(middle(x), y))
+    assert frame.loss_before[2] == pytest.approx(expected, abs=1e-5)
+    assert len(found.plot().axes[0].lines) == 2
+
+
+def test_no_order_of_one_family_matches_better() -> None:
+    """Pairwise exchanges of axes cannot improve what was found."""
+    a, b = mlp(0, width=7), mlp(1, width=7)
+    found = bp.rebasin(a, b, labelled(a, rows()), points=0).model
+
+    def match(order: Tensor) -> float:
+        # The first hidden layer: rows of the weight and the bias in front, columns behind.
+        with torch.no_grad():
+            total = (a[0].weight * found[0].weight[order]).sum()
+            total += (a[0].bias * found[0].bias[order]).sum()
+            return float(total + (a[2].weight * found[2].weight[:, order]).sum())
+
+    best = match(torch.arange(7))
+    for i in range(7):
+        for j in range(i):
+            order = torch.arange(7)
+            order[[i, j]] = order[[j, i]]
+            assert match(order) <= best + 1e-5
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_what_makes_no_sense_is_refused() -> None:
+    data = labelled(mlp(0), rows())
+    with pytest.raises(ValueError, match="give two of the same architecture"):
+        bp.rebasin(mlp(0), mlp(0, width=12), data)
+    with pytest.raises(ValueError, match="scales='free'"):
+        bp.rebasin(mlp(0), mlp(1), data, scales="free")
+    with pytest.raises(ValueError, match="points=-1"):
+        bp.rebasin(mlp(0), mlp(1), data, points=-1)
+    with pytest.raises(bp.DataError, match="read only once"):
+        bp.rebasin(mlp(0), mlp(1), iter(data))
+    linear = [nn.Linear(6, 4), nn.Linear(6, 4)]
+    with pytest.raises(bp.SiteError, match="no place whose axes"):
+        bp.rebasin(*linear, data)

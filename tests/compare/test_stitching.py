@@ -1,0 +1,276 @@
+"""Two networks joined: twins without a seam, strangers within a group, originals untouched."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import assets
+import pytest
+import torch
+import torch.nn.functional as F
+from draws import seeded
+from networks import Stage, images, labelled, mlp, rows
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe.compare.layers import Birkhoff, sinkhorn
+from basis_probe.compare.stitching import Stitched, StitchedModel
+
+TWINS: dict[str, tuple[Callable[[], nn.Module], str, str, Callable[[], Tensor]]] = {
+    "relu": (lambda: mlp(0), "1", "positive-monomial", rows),
+    "gelu": (lambda: mlp(0, nn.GELU), "3", "permutation", rows),
+    "tanh": (lambda: mlp(0, nn.Tanh), "1", "signed-permutation", rows),
+    "residual stage": (lambda: Stage(0), "relu():2", "positive-monomial", images),
+    "inside the stage": (lambda: Stage(0), "relu()", "positive-monomial", images),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_is_joined_without_a_seam(name: str) -> None:
+    build, site, kind, inputs = TWINS[name]
+    model = build().eval()
+    symmetry = bp.symmetries(model, inputs()[:2], certificates=False)[site]
+    assert symmetry.group.name == kind
+    planted = symmetry.group.draw(seeded(3))
+    twin = bp.reparametrize(model, site, planted, example_input=inputs()[:2])
+    found = bp.stitch(model, twin, site, labelled(model, inputs()))
+    assert found.group == symmetry.group
+    assert abs(found.penalty) < 0.001 and abs(found.loss_penalty) < 1e-5
+    assert found.fit == pytest.approx(1.0, abs=1e-9)
+    assert found.element is not None
+    with torch.no_grad():
+        live = model_site(model, site, inputs()).std(0) > 0
+    learned, wanted = found.element.matrix(), planted.matrix()
+    # A neuron that is dead on all data can be matched to any other one.
+    learned, wanted = learned[:, live], wanted[:, live]
+    assert torch.equal(learned != 0, wanted != 0)
+    assert torch.allclose(learned, wanted, rtol=1e-4, atol=0)
+    assert "nothing was trained" in " ".join(found.notes)
+
+
+def model_site(model: nn.Module, site: str, x: Tensor) -> Tensor:
+    from basis_probe.compare.running import Network
+    from basis_probe.model.batches import batch_of
+    from basis_probe.model.network import recognise
+
+    batch = batch_of(x, number=0, tokenizer=None, device=torch.device("cpu"))
+    return Network(recognise(model), batch, site).run(batch)[site].rows
+
+
+def test_the_joined_network_is_the_front_the_layer_and_the_back() -> None:
+    a, b = mlp(0), mlp(1)
+    found = bp.stitch(a, b, "1", labelled(b, rows()), group="general-linear", epochs=1)
+    x = rows()[:7]
+    with torch.no_grad():
+        expected = b[2:](a[:2](x) @ found.matrix.T.float())
+        assert torch.allclose(found.model(x), expected, atol=1e-5)
+    # Least squares is the closed form.
+    closed = bp.stitch(a, b, "1", labelled(b, rows()), group="general-linear", epochs=0)
+    with torch.no_grad():
+        solution = torch.linalg.lstsq(a[:2](rows()).double(), b[:2](rows()).double()).solution
+    live = a[:2](rows()).detach().std(0) > 0
+    assert torch.allclose(closed.matrix.T[live], solution[live], atol=1e-4)
+    assert closed.curve == () and closed.initial == closed.stitched
+
+
+GROUPS = (
+    {"group": "general-linear"},
+    {"group": "general-linear", "rank": 2},
+    {"group": "general-linear", "method": "lasso", "sparsity": 0.05},
+    {"group": "orthogonal"},
+    {"group": "permutation"},
+    {"group": "permutation", "method": "birkhoff"},
+    {"group": "positive-monomial"},
+    {"group": "positive-monomial", "method": "birkhoff"},
+    {"group": "monomial"},
+    {"group": "trivial"},
+    {"group": bp.groups.Blocks(bp.groups.Orthogonal(5), count=2)},
+)
+
+
+@pytest.mark.parametrize("options", GROUPS, ids=str)
+def test_only_the_layer_is_trained_and_it_stays_in_its_group(options: dict[str, object]) -> None:
+    a, b = mlp(0).train(), mlp(1).eval()
+    before = [{n: v.clone() for n, v in m.state_dict().items()} for m in (a, b)]
+    state = torch.get_rng_state()
+    found = bp.stitch(a, b, "1", labelled(b, rows()), epochs=2, learning_rate=0.02, **options)
+    for model, kept in zip((a, b), before, strict=True):
+        assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert a.training and not b.training and torch.equal(state, torch.get_rng_state())
+    learned = [name for name, p in found.model.named_parameters() if p.requires_grad]
+    assert all(name.startswith("layer.") for name in learned)
+    for part, kept in zip((found.model.front, found.model.back), before, strict=True):
+        assert all(torch.equal(kept[name], value) for name, value in part.state_dict().items())
+    if options["group"] == "general-linear":
+        if "rank" in options:
+            assert int((torch.linalg.svdvals(found.matrix) > 1e-5).sum()) == 2
+    else:
+        assert found.group.contains(found.matrix, atol=1e-4)
+    assert found.stitched.loss <= found.initial.loss + 1e-6 or options.get("method") == "birkhoff"
+    assert math.isfinite(found.penalty) and "penalty" in str(found)
+
+
+def test_larger_groups_stitch_better() -> None:
+    a, b = mlp(0), mlp(1)
+    data = labelled(b, rows())
+    fits = [
+        bp.stitch(a, b, "1", data, group=group, epochs=0).fit
+        for group in ("trivial", "permutation", "positive-monomial", "general-linear")
+    ]
+    assert fits == sorted(fits)
+    ranks = [
+        bp.stitch(a, b, "1", data, group="general-linear", rank=rank, epochs=0).fit
+        for rank in (1, 3, 10)
+    ]
+    assert ranks == sorted(ranks) and ranks[-1] == pytest.approx(fits[-1], abs=1e-6)
+
+
+def test_a_lasso_is_sparser() -> None:
+    a, b = mlp(0), mlp(1)
+    data = labelled(b, rows())
+    sizes = [
+        float(
+            bp.stitch(
+                a, b, "1", data, group="general-linear", method="lasso", sparsity=sparsity,
+                epochs=8, learning_rate=0.02,
+            ).matrix.abs().sum()
+        )
+        for sparsity in (0.0, 0.05)
+    ]  # fmt: skip
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_the_birkhoff_matrix_is_doubly_stochastic_until_it_is_an_order() -> None:
+    layer = Birkhoff(6, scales=True, reward=1e-3, generator=seeded(0))
+    layer.mixing.data -= 0.1
+    layer.project()
+    for axis in (0, 1):
+        assert torch.allclose(layer.mixing.sum(axis), torch.ones(6), atol=1e-3)
+    layer.harden()
+    assert torch.equal(layer.mixing.sum(0), torch.ones(6))
+    assert torch.equal(layer.mixing.sum(1), torch.ones(6))
+    assert bool(((layer.mixing == 0) | (layer.mixing == 1)).all())
+    assert layer.penalty() is None and not layer.mixing.requires_grad
+    assert torch.allclose(sinkhorn(torch.eye(3)), torch.eye(3))
+
+
+def test_statistics_of_batch_normalisation_are_recomputed_and_that_is_said() -> None:
+    a, b = Stage(0), Stage(1)
+    data = labelled(b, images(), 40)
+    found = bp.stitch(a, b, "relu():2", data, group="orthogonal", epochs=1)
+    assert "averaged anew" in found.notes[-1]
+    kept = bp.stitch(a, b, "relu()", data, group="orthogonal", epochs=1, batch_norm="kept")
+    assert "those of the originals" in kept.notes[-1]
+    for name, value in kept.model.back.named_buffers():
+        assert torch.equal(value, dict(b.named_buffers())[name])
+    # Behind the place the statistics are those of what now comes there.
+    joined = bp.stitch(a, b, "relu()", data, group="trivial", epochs=0).model
+    front = copy.deepcopy(a).train()
+    with torch.no_grad():
+        parts = [F.relu(front.norm(front.stem(part))) for part in images().split(40)]
+        means = torch.stack([b.conv1(part).mean((0, 2, 3)) for part in parts]).mean(0)
+    assert not joined.training and joined.back.norm1.momentum == 0.1
+    assert torch.allclose(joined.back.norm1.running_mean, means, atol=1e-5)
+    assert not torch.allclose(b.norm1.running_mean, means, atol=1e-4)
+
+
+def test_without_labels_the_second_network_is_the_target() -> None:
+    a, b = mlp(0), mlp(1)
+    found = bp.stitch(a, b, "1", list(rows().split(100)), epochs=3)
+    assert math.isnan(found.penalty) and found.second.loss == pytest.approx(0, abs=1e-12)
+    assert 0 < found.stitched.loss < found.first.loss and "loss" in str(found)
+    own = bp.stitch(
+        a, b, "1", list(rows().split(100)), epochs=0,
+        objective=lambda outputs, raw: (outputs - raw[:, :4]).square().mean(),
+    )  # fmt: skip
+    with torch.no_grad():
+        assert own.first.loss == pytest.approx(float((a(rows()) - rows()[:, :4]).square().mean()))
+
+
+def test_different_widths_and_places_are_joined() -> None:
+    a, b = mlp(0, width=14), mlp(1)
+    for group in ("general-linear", "orthogonal", "permutation", "positive-monomial"):
+        found = bp.stitch(a, b, "1", labelled(b, rows()), other_site="3", group=group, epochs=1)
+        assert found.matrix.shape == (10, 14) and found.element is None
+        assert found.sites == ("1", "3")
+    small = Stage(1)
+    small.stem.stride = (2, 2)
+    assert bp.stitch(Stage(0), small, "relu()", labelled(small, images(), 40), epochs=0).fit < 1
+
+
+def test_a_curve_over_places_and_groups() -> None:
+    a, b = mlp(0), mlp(1)
+    curve = bp.stitching_curve(a, b, labelled(b, rows()), groups=("general-linear", None), epochs=0)
+    frame = curve.to_dataframe()
+    assert list(frame.site) == ["1", "3", "1", "3"]
+    assert list(frame.group) == ["general-linear"] * 2 + ["positive-monomial"] * 2
+    assert len(curve.plot().axes[0].lines) == 2
+
+
+REFUSED: dict[str, tuple[dict[str, object], type[Exception], str]] = {
+    "site": ({"site": "nowhere"}, bp.SiteError, "no site matches"),
+    "several sites": ({"site": "*"}, bp.SiteError, "sites were named where one is needed"),
+    "read once": ({"data": iter([rows()])}, bp.DataError, "can be read only once"),
+    "empty": ({"data": []}, bp.DataError, "no batch"),
+    "rank": ({"rank": 2}, ValueError, "belong to linear maps"),
+    "rank of zero": ({"rank": 0, "group": "GL"}, ValueError, "rank=0"),
+    "method": ({"method": "softsort"}, ValueError, "method='softsort'"),
+    "birkhoff": ({"method": "birkhoff", "group": "orthogonal"}, ValueError, "is neither"),
+    "epochs": ({"epochs": -1}, ValueError, "epochs=-1"),
+    "statistics": ({"batch_norm": "frozen"}, ValueError, "batch_norm='frozen'"),
+    "an input": ({"site": "2:in", "other_site": "2:in"}, bp.SiteError, "name the place where"),
+    "kinds": ({"other_site": "4"}, bp.SiteError, "compare places of one kind"),
+    "in place": (
+        {"other_site": "4", "group": "trivial"},
+        ValueError,
+        "10 axes cannot be joined to 4",
+    ),
+}
+
+
+@pytest.mark.usefixtures("as_shipped")
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused(case: str) -> None:
+    given, kind, message = REFUSED[case]
+    options = {"site": "1", "data": [rows()], **given}
+    with pytest.raises(kind, match=message):
+        bp.stitch(mlp(0), mlp(1), options.pop("site"), options.pop("data"), **options)
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(bp.DataError, match="NaN or infinite"):
+        bp.stitch(mlp(0), mlp(1), "1", [torch.full((5, 6), math.nan)])
+
+
+@pytest.mark.slow
+def test_a_trained_resnet_is_joined_to_its_twin() -> None:
+    model = assets.resnet(20)
+    x, y = assets.cifar(1000, colours=assets.RESNET_COLOURS)
+    data = list(zip(x.split(250), y.split(250), strict=True))
+    for site in ("layer2.1", "layer1.2.relu()"):
+        group = bp.symmetries(model, x[:2], certificates=False)[site].group
+        # The shortcuts of a ResNet keep the channels of a stage in three parts.
+        assert group.name == ("direct-sum" if site == "layer2.1" else "positive-monomial")
+        planted = group.draw(seeded(5))
+        twin = bp.reparametrize(model, site, planted, example_input=x[:2])
+        found = bp.stitch(model, twin, site, data)
+        assert abs(found.penalty) < 0.001
+        assert found.element is not None
+        live = model_site(model, site, x[:100]).std(0) > 0
+        learned, wanted = found.element.matrix()[:, live], planted.matrix()[:, live]
+        assert torch.equal(learned != 0, wanted != 0)
+        assert torch.allclose(learned, wanted, rtol=1e-4, atol=0)
+
+
+def test_a_joined_network_can_be_copied_and_moved() -> None:
+    a, b = mlp(0), mlp(1)
+    found: Stitched = bp.stitch(a, b, "1", labelled(b, rows()), epochs=0)
+    again = copy.deepcopy(found.model).double()
+    assert isinstance(again, StitchedModel)
+    with torch.no_grad():
+        made = again(rows().double())
+    assert made.dtype == torch.float64
+    assert torch.allclose(made.float(), found.model(rows()).detach(), atol=1e-5)

@@ -1,0 +1,324 @@
+"""A block of axes is compared as the whole is: the same null, less sharp; and intervals hold."""
+
+import math
+
+import pytest
+import torch
+from draws import seeded
+from torch import Tensor
+
+import basis_probe as bp
+from basis_probe.algebra.groups import Blocks, GeneralLinear, Group, Orthogonal, PositiveMonomial
+from basis_probe.evidence.measure import affordable, choose, measure
+from basis_probe.statistics.nulls import Frame, Geometry, LinearLayer, Null, Problem, Rotation
+from basis_probe.statistics.resampling import LeftOut, jackknife_error
+from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
+from basis_probe.statistics.sparsity import column_negentropy
+from basis_probe.statistics.spread import Spread, for_all_axes
+
+SAMPLES, DIM = 400, 24
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def _problem(group: Group, x: Tensor | None = None, **more: object) -> Problem:
+    rows = _normal(SAMPLES, DIM) ** 3 if x is None else x
+    return Problem(x=rows, group=group, halves=torch.arange(len(rows)) % 2, **more)  # type: ignore[arg-type]
+
+
+def _layer(post: object, geometry: Geometry = Geometry.EUCLIDEAN) -> tuple[LinearLayer, Tensor]:
+    inputs, weight, bias = _normal(SAMPLES, 10), _normal(DIM, 10, seed=1), _normal(DIM, seed=2)
+    made = LinearLayer(
+        inputs=inputs[:, :, None],
+        weights=(weight[:, :, None],),
+        biases=(bias,),
+        pre=lambda outputs: outputs[0],
+        post=post,  # type: ignore[arg-type]
+        geometry=geometry,
+        centred=False,
+    )
+    return made, inputs @ weight.T + bias
+
+
+AXES = torch.tensor([1, 4, 5, 17])
+
+
+@pytest.mark.parametrize(
+    "group",
+    [Orthogonal(DIM), PositiveMonomial(DIM), GeneralLinear(DIM), bp.groups.LineStabiliser(DIM),
+     Blocks(GeneralLinear(4), count=3, copies=2), bp.groups.Planes(DIM, pairing="half")],
+)  # fmt: skip
+def test_a_block_shows_the_columns_of_the_whole(group: Group) -> None:
+    problem = _problem(group)
+    whole = Rotation().alternatives(problem).frame(None)
+    block = Rotation().alternatives(problem, AXES).frame(None)
+    torch.testing.assert_close(block.post, whole.post[:, AXES])
+    assert Rotation().observed(problem).post.shape == (SAMPLES, DIM)
+    turned = Rotation().alternatives(problem, AXES).frame(seeded())
+    assert turned.post.shape == block.post.shape
+    assert not torch.allclose(turned.post, block.post)
+
+
+def test_a_block_of_turned_axes_has_the_law_of_the_whole() -> None:
+    problem = _problem(Orthogonal(DIM))
+    draws = 600
+    thin, whole = (Rotation().alternatives(problem, axes) for axes in (AXES, None))
+    one, other = seeded(1), seeded(2)
+    a = torch.stack([KURTOSIS.per_direction(_rows(thin.frame(one).post)) for _ in range(draws)])
+    b = torch.stack([KURTOSIS.per_direction(_rows(whole.frame(other).post)) for _ in range(draws)])
+    b = b[:, AXES]
+    error = ((a.var() + b.var()) / (4 * draws)).sqrt()
+    assert abs(float(a.mean() - b.mean())) < 4 * float(error)
+    # The block's mean varies as that of as many axes of a whole frame.
+    assert 0.8 < float(a.mean(1).std() / b.mean(1).std()) < 1.25
+
+
+def _rows(x: Tensor) -> object:
+    from basis_probe.statistics.scores import Rows
+
+    return Rows(x)
+
+
+SLOPES = _normal(DIM, seed=9)
+
+
+@pytest.mark.parametrize(
+    ("post", "what"),
+    [
+        (lambda outputs: outputs[0].relu(), "each axis by itself"),
+        (lambda outputs: (outputs[0] * SLOPES).tanh(), "each axis in its own way"),
+        (lambda outputs: outputs[0].softmax(1), "all axes together"),
+    ],
+)
+@pytest.mark.parametrize("geometry", [Geometry.EUCLIDEAN, Geometry.BALANCED, Geometry.POLAR])
+def test_counterfactual_neurons_of_a_block_are_those_of_the_whole(
+    post: object, what: str, geometry: Geometry
+) -> None:
+    layer, pre = _layer(post, geometry)
+    problem = _problem(PositiveMonomial(DIM), layer.post((pre,)), layer=layer)
+    block = bp.nulls.Counterfactual().alternatives(problem, AXES)
+    for frame in (block.frame(None), block.frame(seeded())):
+        assert frame.post.shape == (SAMPLES, len(AXES)), what
+        assert frame.pre is not None
+    observed = block.frame(None)
+    torch.testing.assert_close(observed.post, problem.x[:, AXES])
+    torch.testing.assert_close(observed.pre, pre[:, AXES])
+    turned = block.frame(seeded())
+    assert turned.pre is not None
+    # What the null holds fixed: the mean pre-activation of every neuron.
+    torch.testing.assert_close(turned.pre.mean(0), pre[:, AXES].mean(0))
+    if what != "all axes together":
+        whole = layer.post((_whole(turned.pre),))[:, AXES]
+        torch.testing.assert_close(turned.post, whole)
+
+
+def _whole(block: Tensor) -> Tensor:
+    whole = torch.zeros(len(block), DIM, dtype=block.dtype)
+    whole[:, AXES] = block
+    return whole
+
+
+@pytest.mark.parametrize("null", [bp.nulls.CovariancePreserving(), bp.nulls.GaussianSurrogate()])
+def test_frames_that_keep_the_covariance_do(null: Null) -> None:
+    x = _normal(8000, 5) @ _normal(5, 5, seed=3) + 2
+    problem = _problem(PositiveMonomial(5), x)
+    alternatives = null.alternatives(problem, torch.tensor([0, 3]))
+    torch.testing.assert_close(alternatives.frame(None).post, x[:, [0, 3]])
+    drawn = alternatives.frame(seeded()).post
+    torch.testing.assert_close(drawn.mean(0), x[:, [0, 3]].mean(0), atol=0.1, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), x[:, [0, 3]].T.cov(), atol=0.15, rtol=0.08)
+    assert null.approximate and null.holds_fixed
+    bent = _problem(PositiveMonomial(5), x.relu(), pre=x, nonlinearity=torch.relu)
+    frame = null.alternatives(bent).frame(seeded())
+    torch.testing.assert_close(frame.post, frame.pre.relu())
+
+
+def test_neurons_in_bands_keep_how_much_variance_they_read() -> None:
+    layer, _ = _layer(lambda outputs: outputs[0].relu())
+    spread = torch.logspace(0, 1.5, 10, dtype=torch.float64)
+    inputs = layer.inputs[:, :, 0] * spread
+    layer = _replaced(layer, inputs)
+    weight = layer.weights[0][:, :, 0]
+    problem = _problem(PositiveMonomial(DIM), layer.post((inputs @ weight.T,)), layer=layer)
+    variance = {}
+    for bands in (None, 1.2):
+        generator = seeded(4)
+        alternatives = bp.nulls.Counterfactual(bands=bands).alternatives(problem)
+        before = alternatives.frame(None).pre.var(0)
+        after = torch.stack([alternatives.frame(generator).pre.var(0) for _ in range(20)])
+        variance[bands] = float((after / before).log().abs().mean())
+        mean = alternatives.frame(generator).pre.mean(0)
+        torch.testing.assert_close(mean, alternatives.frame(None).pre.mean(0))
+    assert variance[1.2] < 0.5 * variance[None]
+    with pytest.raises(ValueError, match=r"bands=1.0: give a ratio above 1"):
+        bp.nulls.Counterfactual(bands=1.0)
+
+
+def _replaced(layer: LinearLayer, inputs: Tensor) -> LinearLayer:
+    import dataclasses
+
+    return dataclasses.replace(layer, inputs=inputs[:, :, None])
+
+
+def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
+    assert affordable(64, 172).directions is None
+    wide = affordable(768, 3072)
+    assert (wide.frames, wide.samples, wide.directions) == (99, 1024, 64)
+    x = _normal(900, 40) ** 3
+    site = bp.probe_activations(
+        x, group="orthogonal", null=bp.nulls.Rotation(99, 512, directions=8)
+    )
+    score = site.scores["non_gaussianity"]
+    assert site.null is not None and site.null.directions == 8
+    assert score.per_direction.shape == (40,) and not any(map(math.isnan, score.per_direction))
+    # Directions of rotations have one law, so that axes outside the block have p-values too.
+    assert not any(map(math.isnan, score.per_direction_p))
+    assert "on 8 of 40 axes" in score.note
+    assert site.verdict.outcome is bp.Outcome.EMERGENT
+    # What compares all axes has its null in closed form.
+    across = site.scores["sample_kurtosis"]
+    full = bp.probe_activations(x, group="orthogonal", null=bp.nulls.Rotation(999, 512))
+    assert across.p_tail_method == "normal law with the null's exact mean and variance"
+    assert across.effect == pytest.approx(full.scores["sample_kurtosis"].effect, rel=0.1)
+    with pytest.raises(ValueError, match="directions=0: give a positive number"):
+        bp.nulls.Rotation(directions=0)
+
+
+def test_the_same_axes_are_compared_for_one_seed() -> None:
+    problem = _problem(Orthogonal(DIM))
+    choice = choose(problem, Rotation(frames=19, samples=200, directions=6))
+    one, again = (measure(problem, choice, [NON_GAUSSIANITY], seed=3)[1] for _ in range(2))
+    assert one == again
+    other = measure(problem, choice, [NON_GAUSSIANITY], seed=4)[1]
+    assert one[NON_GAUSSIANITY.name].observed != other[NON_GAUSSIANITY.name].observed
+
+
+def test_the_difference_of_a_block_is_that_of_all_axes_within_its_error() -> None:
+    weight = _normal(48, 12) * torch.linspace(0.5, 2, 48, dtype=torch.float64)[:, None]
+    bias = torch.linspace(-1, 1, 48, dtype=torch.float64)
+    blocks: list[bp.SiteReport] = []
+    wholes: list[bp.SiteReport] = []
+    for seed in range(12):
+        inputs = _normal(400, 12, seed=seed)
+        inputs = inputs * inputs.abs()
+        for found, directions in ((blocks, 10), (wholes, None)):
+            null = bp.nulls.Counterfactual(29, 400, directions)
+            found.append(
+                bp.probe_activations(
+                    (inputs @ weight.T + bias).relu(), group="positive-monomial", inputs=inputs,
+                    weight=weight, bias=bias, nonlinearity="relu", null=null, seed=seed,
+                )
+            )  # fmt: skip
+    for name in ("kurtosis", "negentropy"):
+        truth = sum(site.scores[name].difference for site in wholes) / len(wholes)
+        for found in (blocks, wholes):
+            several = [site.scores[name] for site in found]
+            off = torch.tensor([(s.difference - truth) / s.difference_error for s in several])
+            assert 0.6 < float(off.square().mean().sqrt()) < 1.5
+    for site in wholes:
+        for score in site.scores.values():
+            assert score.difference == pytest.approx(score.observed - score.null_mean, nan_ok=True)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+def test_other_examples_move_all_axes_and_those_compared_together(slope: float) -> None:
+    x = _normal(300, 20) ** 3
+    examples = torch.arange(300) // 3
+    problem = Problem(x=x, group=Orthogonal(20), halves=torch.arange(300) % 2, examples=examples)
+    few, others = Frame(x[:, :4]), [Frame(_normal(300, 4, seed=seed)) for seed in (1, 2)]
+    spread = Spread(problem, [KURTOSIS])
+    for frame in (few, *others):
+        spread.see(frame)
+    alone = spread.error(KURTOSIS)
+    spread.see_everywhere(Frame(x))
+    groups = examples % 20
+    means = [LeftOut(f.post, groups).kurtosis.mean(1) for f in (few, Frame(x), *others)]
+    null = (means[2] + means[3]) / 2
+    expected = jackknife_error(slope * means[0] + (1 - slope) * means[1] - null)
+    assert spread.error(KURTOSIS, slope=slope) == pytest.approx(expected, rel=1e-9)
+    assert spread.error(KURTOSIS) == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.parametrize("along", [0.0, 0.5, 1.0, 2.0])
+def test_some_axes_stand_for_all_with_the_error_of_drawing_them(along: float) -> None:
+    generator = seeded(3)
+    own = torch.randn(200, generator=generator, dtype=torch.float64).exp()
+    others = along * own + 0.3 * torch.randn(200, generator=generator, dtype=torch.float64)
+    truth = float(own.mean() - others.mean())
+    off: list[float] = []
+    for _ in range(400):
+        axes = torch.randperm(200, generator=generator)[:100]
+        directions = torch.stack([own[axes], others[axes] + 1, others[axes] - 1])
+        found = for_all_axes(directions, own)
+        off.append((found.difference - truth) / found.error)
+    assert 0.85 < float(torch.tensor(off).square().mean().sqrt()) < 1.15
+    # Where all were compared nothing is left to chance.
+    whole = for_all_axes(torch.stack([own, others]), own)
+    assert whole.error == 0 and whole.difference == pytest.approx(truth, rel=1e-12)
+    few = for_all_axes(torch.stack([own[:2], others[:2]]), own)
+    assert math.isnan(few.error)
+
+
+# --- other examples -------------------------------------------------------------------------------
+
+
+def test_statistics_without_a_group_are_those_of_the_other_rows() -> None:
+    x = _normal(600, 3) ** 3 + 100
+    x[:, 2] = 5.0
+    groups = torch.arange(600) % 20
+    found = LeftOut(x, groups)
+    for group in range(20):
+        rows = x[groups != group]
+        d = rows[:, :2] - rows[:, :2].mean(0)
+        wanted = d.pow(4).mean(0) / d.square().mean(0).square()
+        torch.testing.assert_close(found.kurtosis[group, :2], wanted)
+    exact = torch.stack([column_negentropy(x[groups != group]) for group in range(20)])
+    assert bool(found.kurtosis[:, 2].isnan().all() & found.negentropy[:, 2].isnan().all())
+    # What a group moves is known to first order; it is small itself.
+    moved = (exact - exact.mean(0))[:, :2]
+    missed = (found.negentropy - exact)[:, :2]
+    assert float(missed.std(0).max() / moved.std(0).min()) < 0.15
+
+
+def test_errors_by_leaving_out_cover_what_they_should() -> None:
+    covered = 0
+    for seed in range(200):
+        x = _normal(200, seed=seed)
+        groups = torch.arange(200) % 20
+        without = torch.stack([x[groups != group].mean() for group in range(20)])
+        covered += abs(float(x.mean())) <= 1.96 * jackknife_error(without)
+    assert 0.88 * 200 <= covered <= 0.99 * 200
+    assert math.isnan(jackknife_error(torch.zeros(3)))
+
+
+def test_rows_of_one_example_are_left_out_together() -> None:
+    """Copies of every row add nothing: the interval must not shrink as if they did."""
+    x = _normal(307, 12) ** 3
+    null = bp.nulls.Rotation(frames=49, samples=4096)
+    alone = bp.probe_activations(x, group="orthogonal", null=null)
+    copies = bp.probe_activations(
+        x.repeat(4, 1), group="orthogonal", null=null, examples=torch.arange(307).repeat(4)
+    )
+    naive = bp.probe_activations(x.repeat(4, 1), group="orthogonal", null=null)
+    width = {
+        name: site.scores["kurtosis"].effect_interval[1] - site.scores["kurtosis"].effect
+        for name, site in (("alone", alone), ("copies", copies), ("naive", naive))
+    }
+    assert copies.null is not None and copies.null.examples == 307
+    assert width["copies"] == pytest.approx(width["alone"], rel=0.6)
+    assert width["naive"] < 0.75 * width["copies"]
+    with pytest.raises(ValueError, match=r"examples has shape \(3,\), and x has 307 rows"):
+        bp.probe_activations(x, examples=[1, 2, 3])
+
+
+def test_scores_across_axes_of_a_block_are_left_out_where_no_formula_is_known() -> None:
+    x = _normal(600, 30).relu()
+    site = bp.probe_activations(
+        x,
+        group="permutation",
+        null=bp.nulls.GaussianSurrogate(frames=19, samples=600, directions=5),
+    )
+    assert SAMPLE_KURTOSIS.name not in site.scores
+    assert any(note.startswith("sample_kurtosis: left out") for note in site.notes)

@@ -1,0 +1,879 @@
+"""What is shown is what was found, for any name and any number."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import functools
+import hashlib
+import html.parser
+import io
+import itertools
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fake_report import (
+    HOSTILE,
+    fake_report,
+    hostile_report,
+    provenance,
+    score,
+    wide_report,
+    with_companions,
+    with_nan,
+    without_null,
+)
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.results.evidence import Tail
+from basis_probe.results.report import Outcome, Report, SiteReport, Verdict
+from basis_probe.results.symmetry import Certificate
+from basis_probe.show import drawing, markdown, selection, tables, words
+from basis_probe.show import html as pages
+
+
+def _without_layers(report: Report) -> Report:
+    sites = tuple(
+        dataclasses.replace(site, layer=None, site=f"features.{index}")
+        for index, site in enumerate(report)
+    )
+    return dataclasses.replace(report, site_reports=sites)
+
+
+def _undecided(report: Report) -> Report:
+    nothing = Verdict(Outcome.UNDECIDED, "Only 12 samples were seen.")
+    sites = tuple(
+        dataclasses.replace(site, scores={}, beside={}, null=None, verdict=nothing)
+        for site in report
+    )
+    return dataclasses.replace(report, site_reports=sites)
+
+
+def _extreme() -> Report:
+    """Effects that are huge, infinite, negative and undefined, and a null without spread."""
+    base = fake_report()["blocks.0.mlp.hook_post"]
+    lead = base.scores["non_gaussianity"]
+    changed = (
+        score("huge", effect=700.0, seed=1),
+        score("deep", effect=-700.0, seed=2, tail=Tail.TWO_SIDED),
+        dataclasses.replace(lead, effect=math.inf, observed=math.inf),
+        dataclasses.replace(lead, effect=-math.inf, observed=-math.inf),
+        dataclasses.replace(lead, null_values=np.full(99, 3.0), null_std=0.0, effect=math.nan),
+        dataclasses.replace(lead, null_values=np.array([]), per_direction=np.array([])),
+        dataclasses.replace(lead, null_values=np.array([math.inf, math.nan, 1.0, 2.0])),
+    )
+    sites = tuple(
+        dataclasses.replace(base, site=f"site.{index}", layer=index, scores={entry.name: entry})
+        for index, entry in enumerate(changed)
+    )
+    return Report(sites, provenance())
+
+
+def _failed() -> Report:
+    report = fake_report()
+    first = report.site_reports[0]
+    broken = dataclasses.replace(
+        first.symmetry, certificate=Certificate(False, 0.3, 1e-9, math.nan)
+    )
+    sites = (dataclasses.replace(first, symmetry=broken), *report.site_reports[1:])
+    return dataclasses.replace(report, site_reports=sites)
+
+
+REPORTS = {
+    "llama": fake_report(),
+    "one site": Report(fake_report().site_reports[:1], provenance()),
+    "no site": Report((), provenance()),
+    "20 sites": wide_report(20, frames=99, dim=32),
+    "undecided": _undecided(fake_report()),
+    "missing numbers": Report((with_nan(), without_null()), provenance()),
+    "extreme numbers": _extreme(),
+    "no layers": _without_layers(fake_report()),
+    "partial": dataclasses.replace(fake_report(), partial=True),
+    "failed certificate": _failed(),
+    "hostile": hostile_report(),
+    "companions": with_companions(),
+    "hostile companions": with_companions("<script>alert(2)</script>\u202e"),
+}
+
+every_report = pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS.keys())
+every_name = pytest.mark.parametrize("name", REPORTS)
+
+
+_UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+"""What may stand in no text that is shown, as a class of characters."""
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+_VOID = {"meta", "link", "br", "img", "input", "hr", "base", "wbr", "col", "source"}
+_BLOCKS = set(re.findall(r"\w+", "p div ul dl table section h1 h2 h3 h4 details pre nav"))
+_OTHERS = """
+    html head title style script body header main meta li dt dd caption thead tbody tr th td
+    span b i em a abbr bdi code small summary svg path text
+"""
+_ALLOWED = _BLOCKS | set(re.findall(r"\w+", _OTHERS))
+_PARENTS = {
+    "li": {"ul"},
+    "dt": {"dl", "div"},
+    "dd": {"dl", "div"},
+    "tr": {"thead", "tbody"},
+    "th": {"tr"},
+    "td": {"tr"},
+    "thead": {"table"},
+    "tbody": {"table"},
+    "caption": {"table"},
+    "summary": {"details"},
+    "path": {"svg"},
+}
+
+
+class _Page(html.parser.HTMLParser):
+    """Every tag, attribute and text of a page; wrong nesting is collected."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.isolated: list[str] = []
+        self.comments: list[str] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        parent = self.open[-1] if self.open else ""
+        if tag in _PARENTS and parent not in _PARENTS[tag]:
+            self.wrong.append(f"<{tag}> in <{parent}>")
+        if tag in _BLOCKS and "p" in self.open:
+            self.wrong.append(f"<{tag}> in <p>")
+        if len({name for name, _ in attrs}) < len(attrs):
+            self.wrong.append(f"<{tag}> repeats an attribute")
+        self.tags.append((tag, dict(attrs)))
+        if tag == "bdi":
+            self.isolated.append("")
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag != "path":
+            self.wrong.append(f"<{tag}/>")
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open[-1] != tag:
+            self.wrong.append(f"</{tag}> where {self.open[-3:]} are open")
+        else:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+            if "bdi" in self.open:
+                self.isolated[-1] += data
+
+    def handle_comment(self, data: str) -> None:
+        self.comments.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def attributes(self, name: str) -> list[str]:
+        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
+
+
+@functools.cache
+def _shown(name: str) -> tuple[tuple[str, _Page], ...]:
+    """The page, the fragment and the first fragments of single sites, read once for all tests."""
+    report = REPORTS[name]
+    sites = (pages.site_fragment(site) for site in report.site_reports[:12])
+    return tuple(
+        (source, _Page(source)) for source in (pages.page(report), pages.fragment(report), *sites)
+    )
+
+
+@every_name
+def test_html_is_nested_and_holds_known_elements_only(name: str) -> None:
+    for _, page in _shown(name):
+        assert page.wrong == []
+        assert page.open == []
+        assert page.comments == []
+        assert {tag for tag, _ in page.tags} <= _ALLOWED
+        assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+
+
+@every_name
+def test_html_loads_nothing(name: str) -> None:
+    for source, page in _shown(name):
+        assert page.attributes("src") == []
+        assert not {"img", "link", "base", "source", "iframe"} & {tag for tag, _ in page.tags}
+        outside = [target for target in page.attributes("href") if not target.startswith("#")]
+        assert set(outside) <= {"https://arxiv.org/abs/2205.14258"}
+        styles = "".join(re.findall(r"<style>(.*?)</style>", source, re.DOTALL))
+        assert "url(" not in styles
+        assert "@import" not in styles
+
+
+@every_name
+def test_links_of_a_page_lead_somewhere_and_identifiers_are_unique(name: str) -> None:
+    for _, page in _shown(name)[:2]:
+        ids = page.attributes("id")
+        assert len(set(ids)) == len(ids)
+        named = page.attributes("aria-labelledby")
+        linked = [target[1:] for target in page.attributes("href") if target.startswith("#")]
+        assert set(linked) | set(named) <= set(ids)
+
+
+def test_hostile_texts_come_out_as_text() -> None:
+    report = hostile_report()
+    page = _shown("hostile")[0][1]
+    isolated = [" ".join(text.split()) for text in page.isolated]
+    for site, hostile in zip(report, HOSTILE, strict=True):
+        for told, limit in ((hostile, 1500), (site.site, 72)):
+            assert " ".join(words.shorten(words.clean(told), limit).split()) in isolated
+    assert "<script>alert(1)</script>" in page.text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    for source, _ in _shown("hostile"):
+        assert not re.search(f"[{_UNSAFE}]", source)
+        source.encode("utf-8")
+
+
+def test_the_only_script_of_a_page_is_the_one_that_its_policy_names() -> None:
+    source = pages.page(hostile_report())
+    (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [
+        attrs["content"]
+        for tag, attrs in _Page(source).tags
+        if tag == "meta" and attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.count("script-src") == 1
+    assert "<script" not in pages.fragment(fake_report())
+
+
+@every_name
+def test_headings_and_pictures_have_an_order_and_names(name: str) -> None:
+    source, page = _shown(name)[0]
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    pictures = re.findall(r"<svg[^>]*>(.{0,9})", source)
+    assert all(start.startswith("<title>") for start in pictures)
+    assert source.count("<svg") == source.count('role="img" width') + source.count(
+        'role="img" viewBox'
+    )
+
+
+@every_name
+def test_the_answer_stands_before_the_evidence(name: str) -> None:
+    report, text = REPORTS[name], _shown(name)[0][1].text
+    first = " ".join(words.shorten(words.answer(report)[0].text, 1500).split())
+    at = text.index(words.clean(first)[:200])
+    assert at < text.index("How this was computed", at)
+    if len(report):
+        assert at < text.index("Site by site", at) < text.rindex("How this was computed")
+
+
+def test_a_page_tells_what_was_found() -> None:
+    report = fake_report()
+    text = _Page(pages.page(report)).text
+    for site in report:
+        assert site.site in text
+        assert " ".join(site.verdict.sentence.split()) in text
+        assert site.symmetry.because in text
+        for result in site.scores.values():
+            assert words.number(result.observed).replace("-", "\u2212") in text
+            assert words.effect(result.effect).replace("-", "\u2212") in text
+    for said in (report.provenance.model, report.provenance.data, "2.13.0", "2205.14258"):
+        assert said in text
+    assert report.notes[0] in text
+
+
+def test_a_partial_report_and_a_failed_certificate_say_so_everywhere() -> None:
+    for report, phrase in (
+        (REPORTS["partial"], "Partial report"),
+        (REPORTS["failed certificate"], "failed on this model"),
+    ):
+        shown = (
+            _Page(pages.page(report)).text,
+            _Page(pages.fragment(report)).text,
+            markdown.markdown(report),
+            " ".join(markdown.summary(report).split()),
+            " ".join(_printed(report, 80).split()),
+        )
+        assert all(phrase in text for text in shown)
+        assert phrase not in _Page(pages.page(fake_report())).text
+
+
+def test_orders_bases_and_path_are_shown_where_they_are() -> None:
+    report = with_companions()
+    [site] = report
+    text = _Page(pages.page(report)).text
+    assert site.bases is not None and site.path is not None
+    for order in site.orders:
+        assert order.sentence in text
+    places = [text.index(f" {basis} ", text.index("Which basis")) for basis in ("ica", "standard")]
+    assert places == sorted(places), "the best basis comes first"
+    assert "Found by FastICA." in text
+    assert "on the way to turned bases" in text.lower()
+    assert "+9.50 to +14.2" in text
+    written = markdown.markdown(report)
+    for order in site.orders:
+        assert markdown.text(order.sentence) in written
+    assert written.index("| ica |") < written.index("| standard |")
+    usual = _Page(pages.page(fake_report())).text
+    assert "Which basis" not in markdown.markdown(fake_report())
+    assert "Which basis" not in usual and "Three orders" not in usual
+
+
+def test_a_path_is_drawn_from_the_axes_to_the_turned_basis() -> None:
+    path = with_companions().site_reports[0].path
+    assert path is not None
+    drawn = drawing.path(path)
+    assert drawn is not None
+    assert drawn.turns == len(path.values) == drawn.ways.count("M")
+    assert drawn.first == pytest.approx(path.values[:, 0].mean())
+    assert drawn.last == pytest.approx(path.values[:, -1].mean())
+    points = [tuple(map(float, point.split())) for point in drawn.average[1:].split("L")]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert points[0][1] < points[-1][1], "higher values stand higher"
+    nothing = dataclasses.replace(path, values=np.full_like(path.values, np.nan))
+    assert drawing.path(nothing) is None
+
+
+def test_pages_are_deterministic() -> None:
+    again = Report.from_json(fake_report().to_json())
+    assert pages.page(fake_report()) == pages.page(again)
+    assert pages.fragment(fake_report()) == pages.fragment(again)
+    assert markdown.markdown(fake_report()) == markdown.markdown(again)
+
+
+def test_a_page_of_60_wide_sites_stays_below_4_megabytes_with_its_numbers() -> None:
+    report = wide_report(60, dim=4096)
+    assert len(pages.page(report).encode()) < 4e6
+    assert len(pages.fragment(report).encode()) < 3e5
+
+
+def test_styles_of_a_fragment_touch_nothing_outside_it() -> None:
+    (style,) = re.findall(r"<style>(.*?)</style>", pages.fragment(fake_report()), re.DOTALL)
+    flat = re.sub(r"@media[^{]*\{", "", style)
+    for selectors in re.findall(r"([^{}]+)\{[^{}]*\}", flat):
+        for selector in selectors.strip().split(","):
+            if "(" in selector or ")" in selector:
+                continue
+            assert ".bp" in selector, selector
+
+
+def test_colours_read_well_on_both_grounds() -> None:
+    (style,) = re.findall(r"<style>(.*?)</style>", pages.page(fake_report()), re.DOTALL)
+    themes = [
+        dict(re.findall(r"--([\w-]+):\s*(#[0-9a-f]{6})", part))
+        for part in re.findall(r"color-scheme:(?:light|dark);([^}]*)", style)
+    ]
+    assert len(themes) >= 2
+    texts = [("ink", "ground"), ("quiet", "ground"), ("quiet", "panel"), ("link", "ground")]
+    texts += [("warn", "ground"), ("warn", "warn-ground"), ("bad", "ground")]
+    texts += [("ink", "panel"), ("ink", "warn-ground"), ("quiet", "warn-ground")]
+    texts += [("on", outcome) for outcome in "puea"]
+    texts += [(f"i{step}", f"f{step}") for step in range(11)]
+    for theme in themes:
+        for front, back in texts:
+            assert _contrast(theme[front], theme[back]) >= 4.5, (front, back)
+        assert _contrast(theme["e"], theme["ground"]) >= 3
+        assert _contrast(theme["quiet"], theme["ground"]) >= 3
+
+
+def _contrast(one: str, other: str) -> float:
+    """The contrast ratio of WCAG 2.2."""
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+# --- the map and the strips ---------------------------------------------------------------------
+
+
+@every_report
+def test_every_site_has_one_place_on_the_map(report: Report) -> None:
+    grid = selection.grid(report)
+    placed = [cell for row in grid.rows for cell in row.cells if cell is not None]
+    assert sorted(placed) == list(range(len(report)))
+    for row in grid.rows:
+        assert len(row.cells) == len(grid.columns)
+        for column, cell in zip(grid.columns, row.cells, strict=True):
+            if cell is not None:
+                assert report.site_reports[cell].kind == row.kind
+                if grid.by_layer:
+                    assert report.site_reports[cell].layer == column
+
+
+def test_outside_a_layered_model_the_map_counts_sites() -> None:
+    grid = selection.grid(REPORTS["no layers"])
+    assert not grid.by_layer
+    assert grid.columns[0] == 1
+
+
+@pytest.mark.parametrize("effect", [-700.0, -3.0, 0.0, 2.5, 5.0, 700.0])
+def test_a_strip_marks_the_observed_value_on_the_right_side(effect: float) -> None:
+    found = score("a", effect=effect, seed=3)
+    strip = drawing.strip(found)
+    assert strip is not None
+    assert strip.observed is not None
+    assert strip.mean is not None
+    assert 0 <= strip.observed <= drawing.WIDTH
+    if effect:
+        assert (strip.observed > strip.mean) == (effect > 0)
+    assert (strip.gap is not None) == (abs(effect) > 100)
+
+
+def test_a_strip_has_the_shape_of_the_null() -> None:
+    values = np.repeat([0.0, 1.0, 2.0], [10, 40, 20])
+    found = dataclasses.replace(
+        score("a", effect=1.0, seed=3), null_values=values, null_mean=1.1, observed=1.0
+    )
+    strip = drawing.strip(found, bins=3)
+    assert strip is not None
+    heights = [strip.base - float(at) for at in re.findall(r"V([\d.]+)H", strip.outline)]
+    assert heights == pytest.approx([6.5, 26.0, 13.0])
+
+
+def test_an_axis_strip_marks_the_axes_with_the_smallest_p() -> None:
+    base = score("a", effect=9.0, seed=3, dim=10)
+    values = np.arange(10.0)
+    values[4] = math.nan
+    chances = np.array([0.5, 0.001, 0.4, 0.9, math.nan, 0.3, 0.002, 0.7, 0.6, 0.8])
+    found = dataclasses.replace(
+        base, per_direction=values, per_direction_p=chances, fraction_privileged=2 / 9
+    )
+    standing = drawing.standing_axes(found)
+    assert standing is not None
+    assert standing.tolist() == [1, 6]
+    strip = drawing.axis_strip(found)
+    assert strip is not None
+    assert (strip.standing, strip.alive, strip.low, strip.high) == (2, 9, 0.0, 9.0)
+    assert strip.standing_path.count("M") == strip.below_path.count("M") == 2
+    assert strip.others_path.count("M") == 7
+
+
+@pytest.mark.parametrize("dim", [1, 157, 158, 159, 4096, 50_000])
+def test_an_axis_strip_stays_small_and_inside(dim: int) -> None:
+    strip = drawing.axis_strip(score("a", effect=9.0, seed=3, dim=dim))
+    assert strip is not None
+    drawn = strip.others_path + strip.standing_path + strip.below_path
+    assert len(drawn) < 9000
+    across = [float(at) for at in re.findall(r"M([\d.]+)", drawn)]
+    assert 42 <= min(across) <= max(across) <= drawing.WIDTH
+    down = [float(at) for at in re.findall(r"V([\d.]+)", drawn)]
+    assert 0 <= min(down) <= max(down) <= drawing.HEIGHT
+
+
+def test_without_p_of_single_axes_none_is_marked() -> None:
+    found = dataclasses.replace(score("a", effect=9.0, seed=3), fraction_privileged=math.nan)
+    assert drawing.standing_axes(found) is None
+    assert drawing.axis_strip(score("a", effect=9.0, seed=3, per_direction=False)) is None
+
+
+def test_top_axes_are_the_highest_and_are_named_by_head() -> None:
+    values = np.arange(12.0)
+    values[11] = math.nan
+    found = dataclasses.replace(
+        score("a", effect=1.0, seed=3, dim=12), per_direction=values, per_direction_p=values / 12
+    )
+    top = selection.top_axes(found, (3, 4), most=2)
+    named = [(axis.index, axis.label, axis.value) for axis in top]
+    assert named == [(10, "2, 2", 10.0), (9, "2, 1", 9.0)]
+
+
+def test_the_leading_score_decides_and_is_the_least_likely() -> None:
+    site = fake_report()["blocks.4.mlp.hook_post"]
+    lead = selection.leading(site)
+    assert lead is not None
+    assert lead.name == "non_gaussianity"
+    assert selection.leading(without_null()) is None
+    assert selection.leading(with_nan()) is None
+
+
+# --- the answer ---------------------------------------------------------------------------------
+
+
+def test_the_answer_names_every_outcome_and_the_readable_first() -> None:
+    sentences = words.answer(fake_report())
+    assert [sentence.outcome for sentence in sentences] == [
+        Outcome.PRIVILEGED,
+        Outcome.EMERGENT,
+        Outcome.UNUSED,
+        Outcome.ARBITRARY,
+        Outcome.UNDECIDED,
+    ]
+    assert sentences[0].text.startswith(
+        "The gated neurons behind silu of layers 0\u20133 can be read"
+    )
+
+
+def test_the_answer_says_when_nothing_is_readable() -> None:
+    arbitrary = tuple(site for site in fake_report() if site.verdict.outcome is Outcome.ARBITRARY)
+    assert words.answer(Report(arbitrary, provenance()))[0].text.startswith("No site can be read")
+    assert words.answer(REPORTS["undecided"])[0].text == "Nothing was decided."
+    assert words.answer(REPORTS["no site"])[0].text == "The report holds no site."
+
+
+def test_missing_numbers_have_a_reason() -> None:
+    missing = with_nan().scores["kurtosis"]
+    for field in ("effect", "observed", "p_adjusted", "all_samples"):
+        assert words.absent(missing, field).endswith("Every axis was constant.")
+
+
+def test_every_outcome_and_privilege_can_be_drawn() -> None:
+    assert set(words.LETTER) == set(Outcome)
+    assert set(drawing.SHAPES) == set(Privileged)
+    assert len(set(drawing.SHAPES.values())) == len(Privileged)
+
+
+# --- Markdown -----------------------------------------------------------------------------------
+
+
+@every_report
+def test_markdown_tables_keep_their_columns(report: Report) -> None:
+    width = 0
+    for line in markdown.markdown(report).split("\n"):
+        bars = len(re.findall(r"(?<!\\)(?:\\\\)*\|", line))
+        if not line.startswith("| "):
+            width = 0
+            assert bars == 0
+            continue
+        width = width or bars
+        assert bars == width
+
+
+def test_hostile_texts_do_nothing_in_markdown() -> None:
+    text = markdown.markdown(hostile_report())
+    ours = text.split("```bibtex")[0]
+    assert not re.search(r"(?<!\\)(?:\\\\)*[<\[]", ours)
+    assert not re.search(r"(?<!\\)(?:\\\\)*&\w+;", ours)
+    headings = [line for line in ours.split("\n") if line.startswith("#")]
+    assert len(headings) == 5 + len(hostile_report())
+    assert not re.search(f"[\t{_UNSAFE}]", text)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("1. one", r"1\. one"),
+        ("- item", r"\- item"),
+        ("https://a.b", r"https\:\/\/a.b"),
+        ("www.a.b", r"www\.a.b"),
+        ("a\n\nb", "a b"),
+        ("a|b", r"a\|b"),
+        (r"a\|b", r"a\\\|b"),
+    ],
+)
+def test_markdown_texts_stay_what_they_are(given: str, shown: str) -> None:
+    assert markdown.text(given) == shown
+
+
+def test_markdown_tells_what_was_found() -> None:
+    report = fake_report()
+    text = markdown.markdown(report)
+    assert text.index("can be read neuron by neuron:") < text.index("## All sites")
+    heads = ("## All sites", "## Site by site", "## How this was computed", "## How to cite")
+    places = [text.index(head) for head in heads]
+    assert places == sorted(places)
+    for site in report:
+        assert f"### `{site.site}`" in text
+
+
+@every_report
+def test_summaries_are_short_lines_that_hold_the_answer(report: Report) -> None:
+    text = str(report)
+    assert text == markdown.summary(report)
+    assert max(map(len, text.split("\n"))) <= 88
+    for sentence in words.answer(report):
+        start = words.clean(sentence.text).split()[:3]
+        assert " ".join(start) in " ".join(text.split()) or len(" ".join(start)) > 70
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def _rows(report: Report) -> int:
+    return sum(max(1, len(site.scores)) for site in report)
+
+
+@every_report
+def test_a_table_has_one_row_for_every_site_and_score(report: Report) -> None:
+    frame = report.to_dataframe()
+    assert len(frame) == _rows(report)
+    assert list(frame.columns) == list(tables.dataframe(fake_report()).columns)
+    assert frame.dtypes.equals(tables.dataframe(fake_report()).dtypes)
+
+
+def test_types_of_a_table() -> None:
+    types = fake_report().to_dataframe().dtypes.astype(str)
+    assert types["layer"] == "Int64"
+    assert types["decides"] == types["certified"] == "boolean"
+    assert types["effect"] == types["p_adjusted"] == types["closed_form_std"] == "float64"
+    assert types["dim"] == "int64"
+    assert types["site"].startswith("str")
+
+
+def test_a_table_holds_the_numbers_unrounded() -> None:
+    report = fake_report()
+    frame = report.to_dataframe().set_index(["site", "score"])
+    for site in report:
+        for result in site.scores.values():
+            row = frame.loc[(site.site, result.name)]
+            for field in ("observed", "null_mean", "effect", "p_tail", "p_adjusted"):
+                want = getattr(result, field)
+                assert row[field] == want or (math.isnan(row[field]) and math.isnan(want))
+            raw = site.beside.get(result.name)
+            assert math.isnan(row["raw_rotation_effect"]) == (raw is None)
+    bare = report.to_dataframe().query("site == 'unembed.hook_logits'").iloc[0]
+    assert bare["score"] is not None
+    assert report.to_dataframe()["score"].isna().sum() == 1
+
+
+@every_report
+def test_csv_files_have_a_line_for_every_row(report: Report, tmp_path: pathlib.Path) -> None:
+    text = report.save(tmp_path / "r.csv").read_text(encoding="utf-8")
+    csv.field_size_limit(10**7)
+    rows = list(csv.reader(io.StringIO(text)))
+    assert len(rows) == 1 + _rows(report) == text.count("\n")
+    assert len({len(row) for row in rows}) == 1
+
+
+# --- figures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@every_report
+def test_figures_can_be_drawn(report: Report) -> None:
+    from matplotlib.figure import Figure
+
+    figure = report.plot()
+    assert isinstance(figure, Figure)
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=40)
+    assert held.getvalue().startswith(b"\x89PNG")
+
+
+def test_a_figure_shows_every_site_and_its_effect() -> None:
+    report = fake_report()
+    figure = report.plot()
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    for site in report:
+        assert site.site in texts
+    nulls = figure.axes[-1]
+    places = [line.get_xdata()[0] for line in nulls.lines if line.get_marker() not in ("", "None")]
+    leads = [selection.leading(site) for site in report]
+    assert places == pytest.approx([lead.effect for lead in leads if lead is not None])
+    letters = [text for text in texts if text in set(words.LETTER.values())]
+    assert len(letters) >= len(report)
+
+
+def test_a_figure_leaves_pyplot_alone_and_shows_itself_in_a_notebook() -> None:
+    here = pathlib.Path(__file__).parents[1]
+    paths = [str(here), str(here.parent)]
+    program = (
+        f"import sys; sys.path[:0] = {paths}\n"
+        "from fake_report import fake_report\n"
+        "import basis_probe.show.html, basis_probe.show.markdown\n"
+        "import basis_probe.show.tables, basis_probe.show.plots\n"
+        "import basis_probe.show.terminal\n"
+        "heavy = {'matplotlib', 'pandas', 'jinja2', 'markupsafe', 'rich', 'scipy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "figure = fake_report().plot()\n"
+        "assert figure._repr_png_().startswith(b'\\x89PNG')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["map", "nulls"])
+def test_parts_of_a_figure_are_drawn_alone_or_on_given_axes(kind: str) -> None:
+    from matplotlib.figure import Figure
+
+    for report in (REPORTS["llama"], REPORTS["hostile"], REPORTS["no site"]):
+        alone = report.plot(kind)
+        held = io.BytesIO()
+        alone.savefig(held, format="png", dpi=40)
+        assert held.getvalue().startswith(b"\x89PNG")
+        whole = Figure()
+        left, right = whole.subplots(1, 2)
+        assert report.plot(kind, ax=right) is whole
+        assert right.texts or right.lines or not len(report)
+        assert not left.texts and not left.lines
+
+
+@pytest.mark.parametrize("kind", ["null", "axes"])
+def test_one_score_is_drawn_alone_or_on_given_axes(kind: str) -> None:
+    from matplotlib.figure import Figure
+
+    site = fake_report().site_reports[0]
+    name, score = next(iter(site.scores.items()))
+    whole = Figure()
+    ax = whole.subplots()
+    assert site.plot(kind, score=name, ax=ax) is whole
+    if kind == "null":
+        assert ax.lines[0].get_xdata()[0] == score.observed
+        assert (
+            sum(patch.get_height() for patch in ax.patches) == np.isfinite(score.null_values).sum()
+        )
+    else:
+        drawn = np.concatenate([line.get_ydata() for line in ax.lines])
+        assert sorted(drawn) == sorted(score.per_direction)
+    assert site.plot(kind)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_figures_that_cannot_be_drawn() -> None:
+    from matplotlib.figure import Figure
+
+    report = fake_report()
+    with pytest.raises(ValueError, match="kind='pie': give one of 'overview', 'map', 'nulls'"):
+        report.plot("pie")
+    with pytest.raises(ValueError, match="fills a figure of its own"):
+        report.plot(ax=Figure().subplots())
+    with pytest.raises(ValueError, match="kind='pie': give one of 'null', 'axes'"):
+        report.site_reports[0].plot("pie")
+    with pytest.raises(ValueError, match="has no score to draw; there are: "):
+        report.site_reports[0].plot(score="beauty")
+
+
+def test_claims_and_groups_show_themselves() -> None:
+    symmetry = fake_report().site_reports[0].symmetry
+    page = _Page(symmetry._repr_html_())
+    assert page.wrong == [] and page.open == []
+    for said in (symmetry.group.name, symmetry.because, words.certificate(symmetry)):
+        assert " ".join(said.split()) in page.text
+    assert symmetry.certificate is not None
+    page = _Page(symmetry.certificate._repr_html_())
+    assert page.wrong == [] and page.open == []
+    assert words.proof(symmetry.certificate) in page.text
+    page = _Page(symmetry.group._repr_html_())
+    assert page.wrong == [] and page.open == []
+    assert symmetry.group.name in page.text
+    assert symmetry.group.describe() in page.text
+    hostile = _Page(hostile_report().site_reports[0].symmetry._repr_html_())
+    assert "script" not in {tag for tag, _ in hostile.tags}
+
+
+# --- the terminal -------------------------------------------------------------------------------
+
+
+def _printed(report: Report, width: int, *, colours: bool = False) -> str:
+    from rich.console import Console
+
+    from basis_probe.show.terminal import render
+
+    held = io.StringIO()
+    console = Console(
+        file=held,
+        width=width,
+        force_terminal=colours,
+        color_system="truecolor" if colours else None,
+    )
+    console.print(render(report))
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+@every_report
+def test_terminal_lines_fit(report: Report, width: int) -> None:
+    from rich.cells import cell_len
+
+    text = _printed(report, width)
+    assert max(cell_len(line) for line in text.split("\n")) <= width
+
+
+def test_the_terminal_shows_the_answer_before_the_sites() -> None:
+    for width in (80, 160):
+        text = _printed(fake_report(), width)
+        assert text.index("can be read neuron by") < text.index("blocks.0.hook_resid_pre")
+        line = next(line for line in text.split("\n") if line.startswith("blocks.0.mlp.hook_post"))
+        for said in ("axes", "+138", "5e-260", "privileged"):
+            assert said in line
+    assert "orthogonal" in _printed(fake_report(), 160)
+
+
+def test_names_are_no_markup_and_no_commands_on_a_terminal() -> None:
+    text = _printed(hostile_report(), 160, colours=True)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    assert "[red]markup[/red]" in plain
+    assert "\\x1b[31m" in plain
+    assert not re.search(f"[\t{_UNSAFE}]", plain)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@every_report
+def test_json_round_trip_is_exact(report: Report) -> None:
+    again = Report.from_json(report.to_json())
+    assert again == report
+    assert again.to_json() == report.to_json()
+
+
+def test_reports_that_differ_in_one_number_are_not_equal() -> None:
+    report = fake_report()
+    first = report.site_reports[0]
+    name, result = next(iter(first.scores.items()))
+    moved = result.null_values.copy()
+    moved[0] = np.nextafter(moved[0], 1.0)
+    changed = dataclasses.replace(
+        first, scores={**first.scores, name: dataclasses.replace(result, null_values=moved)}
+    )
+    other = dataclasses.replace(report, site_reports=(changed, *report.site_reports[1:]))
+    assert other != report
+    assert Report.from_json(other.to_json()) == other
+
+
+@every_report
+def test_reports_can_be_saved(report: Report, tmp_path: pathlib.Path) -> None:
+    page = pages.page(report)
+    assert report.save(tmp_path / "r.html").read_text(encoding="utf-8") == page
+    text = report.save(tmp_path / "r.md").read_text(encoding="utf-8")
+    assert text == markdown.markdown(report)
+    text = report.save(tmp_path / "r.json").read_text(encoding="utf-8")
+    assert text == report.to_json()
+
+
+@pytest.mark.parametrize("ending", ["htm", "HTML"])
+def test_pages_have_several_endings(ending: str, tmp_path: pathlib.Path) -> None:
+    report = fake_report()
+    saved = report.save(tmp_path / f"r.{ending}").read_text(encoding="utf-8")
+    assert saved == pages.page(report)
+
+
+def test_other_endings_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot tell the format from 'r\.pdf'"):
+        fake_report().save(tmp_path / "r.pdf")
+
+
+def test_sites_show_themselves() -> None:
+    site: SiteReport = fake_report()["blocks.0.mlp.hook_post"]
+    assert _Page(site._repr_html_()).text.count(site.site) >= 1
+    assert str(site).startswith("blocks.0.mlp.hook_post: PRIVILEGED.")
+    assert fake_report()._repr_html_() == pages.fragment(fake_report())

@@ -1,0 +1,136 @@
+"""Jobs side by side give what they give one after another, and leave nothing of a thread behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import basis_probe as bp
+from basis_probe.parallel import abreast
+from basis_probe.run import report as concluding
+from basis_probe.run.report import Concluding
+
+WORKERS = [1, 2, 5]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _one_after_the_other(count: int) -> list[Callable[[], int]]:
+    """Jobs that can only end in the reverse of their order."""
+    ended = [threading.Event() for _ in range(count + 1)]
+    ended[count].set()
+
+    def job(place: int) -> int:
+        assert ended[place + 1].wait(20)
+        ended[place].set()
+        return place
+
+    return [lambda place=place: job(place) for place in range(count)]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_results_lie_in_the_order_of_the_jobs(workers: int, count: int) -> None:
+    seen: list[int] = []
+    jobs = [lambda place=place: place**2 for place in range(count)]
+    found = abreast(jobs, workers=workers, finished=lambda: seen.append(1))
+    assert found == ([place**2 for place in range(count)], False)
+    assert len(seen) == count
+
+
+def test_jobs_run_at_the_same_time() -> None:
+    assert abreast(_one_after_the_other(3), workers=3, finished=_nothing) == ([0, 1, 2], False)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_failure_is_raised_and_what_runs_ends_first(workers: int) -> None:
+    ended: list[int] = []
+
+    def fails() -> int:
+        raise LookupError("on purpose")
+
+    jobs = [lambda: ended.append(0) or 0, fails, lambda: ended.append(2) or 2]
+    with pytest.raises(LookupError, match="on purpose"):
+        abreast(jobs, workers=workers, finished=_nothing)
+    assert 0 in ended
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_interruption_keeps_what_is_done(workers: int) -> None:
+    first = threading.Event()
+
+    def one() -> int:
+        first.set()
+        return 1
+
+    def interrupts() -> int:
+        assert first.wait(20)
+        raise KeyboardInterrupt
+
+    found, interrupted = abreast([one, interrupts], workers=workers, finished=_nothing)
+    assert interrupted
+    assert found == [1, None]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_threads_and_gradients_are_as_they_were(
+    workers: int, grad: bool, two_threads: None
+) -> None:
+    jobs = [torch.is_grad_enabled] * 3
+    with torch.set_grad_enabled(grad):
+        assert abreast(jobs, workers=workers, finished=_nothing) == ([grad] * 3, False)
+        if workers > 1:
+            threads = abreast([torch.get_num_threads] * 3, workers=workers, finished=_nothing)
+            assert threads == ([1, 1, 1], False)
+    assert torch.get_num_threads() == 2
+    new: list[int] = []
+    thread = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert new == [2]
+
+
+def test_a_report_is_the_same_however_many_sites_are_compared_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(12, 12) if even else torch.nn.ReLU() for even in (1, 0) * 4]
+    model, data = torch.nn.Sequential(*layers), [torch.randn(200, 12) ** 3]
+    null, reports = bp.nulls.Counterfactual(frames=19, samples=200), list[bp.Report]()
+    for workers in WORKERS:
+        monkeypatch.setattr(Concluding, "_workers", lambda _, workers=workers: workers)
+        reports.append(bp.probe(model, data, null=null, progress=False, certificates=False))
+    assert len(reports[0].sites) == 4
+    assert reports[0].site_reports == reports[1].site_reports == reports[2].site_reports
+
+
+def test_a_memory_budget_holds_one_site_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+    data, seen = [torch.randn(100, 6)], list[int]()
+
+    def watched(jobs: Any, *, workers: int, finished: Any) -> Any:
+        seen.append(workers)
+        return abreast(jobs, workers=workers, finished=finished)
+
+    monkeypatch.setattr(concluding, "abreast", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    bp.probe(model, data, progress=False, certificates=False)
+    assert max(seen) == 3
+    seen.clear()
+    bp.probe(model, data, progress=False, certificates=False, memory_budget=10**9)
+    assert max(seen) == 1
