@@ -62,6 +62,12 @@ def failed_certificates(report: Report) -> tuple[SiteReport, ...]:
     )
 
 
+def share_of_axes(site: SiteReport) -> float:
+    """The share of axes that stand out by themselves; NaN where no score compares single axes."""
+    score = of_axes(site)
+    return math.nan if score is None else score.fraction_privileged
+
+
 @dataclasses.dataclass(frozen=True)
 class Axis:
     """One axis of a site, the score's value on it and its p-value."""
@@ -143,7 +149,9 @@ def grid(report: Report) -> Grid:
     kinds: dict[str, dict[str, list[dict[int, int]]]] = {}
     column_of = {layer: column for column, layer in enumerate(numbered)}
     for index, site in enumerate(report.site_reports):
-        lines = kinds.setdefault(site.kind, {}).setdefault(_pattern(site) if by_layer else "", [{}])
+        lines = kinds.setdefault(site.kind, {}).setdefault(
+            pattern_of(site) if by_layer else "", [{}]
+        )
         if not by_layer:
             lines[0][len(lines[0])] = index
             continue
@@ -173,7 +181,7 @@ def grid(report: Report) -> Grid:
     return Grid(columns, tuple(rows), by_layer)
 
 
-def _pattern(site: SiteReport) -> str:
+def pattern_of(site: SiteReport) -> str:
     """The site's name with its layer left open; empty where the name does not say the layer."""
     if site.layer is None:
         return site.site

@@ -11,6 +11,7 @@ from basis_probe.algebra.groups import Privileged
 from basis_probe.results.evidence import ScoreResult, Tail
 from basis_probe.results.report import Outcome, Report, SiteReport
 from basis_probe.results.symmetry import Certificate, Symmetry
+from basis_probe.show import selection
 
 DASH = "\u2013"
 """What stands where there is no number."""
@@ -424,18 +425,45 @@ def _place(kind: str, of_kind: Sequence[SiteReport], outcome: Outcome) -> str:
     # "All" only where no layer in between was left out of the report.
     gapless = numbered == list(range(len(numbered)))
     if gapless and set(numbered) == everywhere and len(numbered) > 1:
-        text += f" of all {len(numbered)} layers"
-    elif numbered:
-        text += f" of {layers(numbered)}"
-    # Sites of one kind and layer may differ in outcome: then it is said how many are meant.
+        layered = f" of all {len(numbered)} layers"
+    else:
+        layered = f" of {layers(numbered)}" if numbered else ""
+    # Sites of one kind and layer may differ in outcome: then it is said which are meant.
     places = {site.layer for site in here}
-    beside = [site for site in of_kind if site.layer in places]
-    if len(beside) > len(here):
-        there = " there" if numbered else ""
-        text += f" ({len(here)} of {several(len(beside), 'site')}{there})"
-    elif not numbered and len(here) > 1:
-        text += f" ({several(len(here), 'site')})"
-    return text
+    others = [
+        site for site in of_kind if site.layer in places and site.verdict.outcome is not outcome
+    ]
+    if not others:
+        several_without = len(here) > 1 and not numbered
+        return text + layered + (f" ({several(len(here), 'site')})" if several_without else "")
+    if len(others) <= 2 < len(here):
+        return f"{text}{layered} except {_listed([_named(site.site) for site in others])}"
+    return f"{text} at {_sites(here)}"
+
+
+_NAMED = 4
+"""So many names of sites, or patterns of names, are listed in a sentence."""
+
+
+def _sites(sites: Sequence[SiteReport]) -> str:
+    """The names of sites; those that differ by their layer only are one name."""
+    alike: dict[str, list[SiteReport]] = {}
+    for site in sites:
+        alike.setdefault(selection.pattern_of(site) or site.site, []).append(site)
+    parts = [
+        _named(of[0].site)
+        if len(of) == 1
+        else f"{_named(pattern)} of {layers(site.layer for site in of if site.layer is not None)}"
+        for pattern, of in alike.items()
+    ]
+    if len(parts) > _NAMED:
+        more = len(parts) - _NAMED + 1
+        parts = [*parts[: _NAMED - 1], f"{more} others like them"]
+    return _listed(parts)
+
+
+def _named(name: str) -> str:
+    return shorten(clean(name), 64)
 
 
 def _places(report: Report, outcome: Outcome, most: int = 5) -> str:
@@ -457,8 +485,7 @@ def _places(report: Report, outcome: Outcome, most: int = 5) -> str:
 
 _SAYS = {
     Outcome.PRIVILEGED: (
-        "{Where} can be read neuron by neuron: the architecture fixes the axes and the data stand "
-        "out on them."
+        "In {where}, the architecture fixes the axes and the data stand out on them: {advice}."
     ),
     Outcome.EMERGENT: (
         "In {where}, the data stand out on axes that the architecture does not fix: training "
@@ -474,6 +501,22 @@ _SAYS = {
     ),
     Outcome.UNDECIDED: "Undecided: {where}. The reason stands with each site.",
 }
+
+
+def _advice(report: Report) -> str:
+    """How the readable sites may be read, by how many of their axes stand out by themselves."""
+    readable = [site for site in report if site.verdict.outcome is Outcome.PRIVILEGED]
+    shares = [selection.share_of_axes(site) for site in readable]
+    known = sorted(share for share in shares if not math.isnan(share))
+    if not known:
+        return "they may be read together; which neurons stand out by themselves is not known"
+    low, high = fraction(known[0]), fraction(known[-1])
+    some = low if low == high else f"{low.removesuffix(' %')} to {high}"
+    if known[-1] == 0:
+        return "they do so together, and no neuron does so by itself"
+    if len(known) == len(shares) and known[0] >= 0.5:
+        return f"read them neuron by neuron ({some} of the neurons stand out by themselves)"
+    return f"{some} of the neurons stand out by themselves, read those (listed with each site)"
 
 
 def answer(report: Report) -> tuple[Sentence, ...]:
@@ -497,7 +540,8 @@ def answer(report: Report) -> tuple[Sentence, ...]:
         if outcome in present:
             where = _places(report, outcome)
             capital = where[:1].upper() + where[1:]
-            text = words.replace("{Where}", capital).replace("{where}", where)
+            text = words.replace("{advice}", _advice(report))
+            text = text.replace("{Where}", capital).replace("{where}", where)
             sentences.append(Sentence(outcome, text))
     return tuple(sentences)
 

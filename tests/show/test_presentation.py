@@ -523,9 +523,60 @@ def test_the_answer_names_every_outcome_and_the_readable_first() -> None:
         Outcome.ARBITRARY,
         Outcome.UNDECIDED,
     ]
-    assert sentences[0].text.startswith(
-        "The gated neurons behind silu of layers 0\u20133 can be read"
+    assert sentences[0].text.startswith("In the gated neurons behind silu of layers 0\u20133, the")
+
+
+def test_the_answer_names_the_sites_that_differ_from_others_of_their_layer() -> None:
+    answer = {said.outcome: said.text for said in words.answer(fake_report())}
+    assert "of layers 0 and 1 except blocks.1.hook_resid_mid," in answer[Outcome.EMERGENT]
+    stream = [site for site in fake_report() if site.kind == "residual stream"][:6]
+
+    known = {"E": Outcome.EMERGENT, "A": Outcome.ARBITRARY}
+
+    def told(outcomes: str) -> str:
+        sites = tuple(
+            dataclasses.replace(site, verdict=Verdict(known[letter], ""))
+            for site, letter in zip(stream, outcomes, strict=True)
+        )
+        return words.answer(Report(sites, provenance()))[1].text
+
+    names = [site.site for site in stream]
+    assert told("EAAAAA").startswith(f"In the residual stream at {names[0]}, the data")
+    assert told("EAEAEA").startswith(
+        "In the residual stream at blocks.*.hook_resid_pre of layers 0\u20132,"
     )
+    assert f" of all 3 layers except {names[4]}, " in told("EEEEAE")
+    assert f" at {names[0]} and {names[3]}, " in told("EAAEAA")
+
+
+@pytest.mark.parametrize(
+    ("shares", "advice"),
+    [
+        ((0.06, 0.06), "6 % of the neurons stand out by themselves, read those"),
+        ((0.02, 0.7), "2 to 70 % of the neurons stand out by themselves, read those"),
+        ((0.6, 0.9), "read them neuron by neuron (60 to 90 % of the neurons"),
+        ((0.0, 0.0), "they do so together, and no neuron does so by itself"),
+        ((math.nan, math.nan), "which neurons stand out by themselves is not known"),
+        ((0.9, math.nan), "90 % of the neurons stand out by themselves, read those"),
+    ],
+)
+def test_the_advice_is_no_stronger_than_the_share_of_axes(
+    shares: tuple[float, ...], advice: str
+) -> None:
+    readable = [s for s in fake_report() if s.verdict.outcome is Outcome.PRIVILEGED][:2]
+    sites = tuple(
+        dataclasses.replace(
+            site,
+            scores={
+                name: dataclasses.replace(score, fraction_privileged=share)
+                for name, score in site.scores.items()
+            },
+        )
+        for site, share in zip(readable, shares, strict=True)
+    )
+    [said] = words.answer(Report(sites, provenance()))
+    assert advice in said.text
+    assert ("neuron by neuron" in said.text) == all(share >= 0.5 for share in shares)
 
 
 def test_the_answer_says_when_nothing_is_readable() -> None:
@@ -592,7 +643,7 @@ def test_markdown_texts_stay_what_they_are(given: str, shown: str) -> None:
 def test_markdown_tells_what_was_found() -> None:
     report = fake_report()
     text = markdown.markdown(report)
-    assert text.index("can be read neuron by neuron:") < text.index("## All sites")
+    assert text.index("the architecture fixes the axes") < text.index("## All sites")
     heads = ("## All sites", "## Site by site", "## How this was computed", "## How to cite")
     places = [text.index(head) for head in heads]
     assert places == sorted(places)
@@ -811,7 +862,7 @@ def test_terminal_lines_fit(report: Report, width: int) -> None:
 def test_the_terminal_shows_the_answer_before_the_sites() -> None:
     for width in (80, 160):
         text = _printed(fake_report(), width)
-        assert text.index("can be read neuron by") < text.index("blocks.0.hook_resid_pre")
+        assert text.index("the architecture") < text.index("blocks.0.hook_resid_pre")
         line = next(line for line in text.split("\n") if line.startswith("blocks.0.mlp.hook_post"))
         for said in ("axes", "+138", "5e-260", "privileged"):
             assert said in line
