@@ -6,13 +6,14 @@ import collections
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from basis_probe.brief import brief
 from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.calls import batch_of_call, example_of_call
@@ -98,6 +99,7 @@ def attach(
     return Attachment(recognise(model), choices, example_input)
 
 
+@brief
 class Attachment:
     """What is collected from the forward passes of a model while a block runs; see `attach`.
 
@@ -118,6 +120,9 @@ class Attachment:
     def passes(self) -> int:
         """The number of forward passes collected from so far."""
         return 0 if self._session is None else self._session.stream.batches
+
+    def _brief(self) -> Mapping[str, object]:
+        return {"model": self._subject.model, "passes": self.passes, "live": self.live}
 
     def __enter__(self) -> Attachment:
         if self.live:

@@ -96,6 +96,7 @@ def _below(*parts: str) -> dict[pathlib.Path, set[str]]:
 ROOMS = """
 errors        what can go wrong
 parallel      small jobs side by side
+brief         values on one line, and as a small table
 algebra       groups of changes of basis: no model, no data
 statistics    samples, nulls, scores and p-values: no model
 results       every frozen finding, in its file form

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from basis_probe.brief import brief
+
 
 class Element(abc.ABC):
     """One invertible real matrix A, x' = A x for a column vector x.
@@ -106,6 +108,7 @@ class Element(abc.ABC):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Identity(Element):
     """The element that changes nothing.
@@ -134,6 +137,7 @@ class Identity(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dense(Element):
     """A matrix without a form that could be used.
@@ -181,6 +185,7 @@ class Dense(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class MonomialElement(Element):
     """Axes that change places, each multiplied by a number: (A v)_i = factors_i * v_columns_i.
@@ -246,6 +251,7 @@ class MonomialElement(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Local(Element):
     """An element that changes a few axes only, and those among themselves.
@@ -310,6 +316,7 @@ def local(element: Element) -> Element:
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reflections(Element):
     """A product of reflections I - 2 v v^T / |v|^2; orthogonal, and costs one product per vector.
@@ -377,6 +384,7 @@ class Reflections(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sheared(Element):
     """The matrix turn + 1 w^T: a turn that keeps the all-ones line, with more written along it.
@@ -448,6 +456,7 @@ class Sheared(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gathered(Element):
     """The matrix turn + w 1^T: the transpose of a `Sheared`, which adds the sum to every entry.
@@ -506,6 +515,7 @@ def plane_axes(
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlaneElement(Element):
     """Planes of two axes, each turned and scaled as by a complex number.
@@ -576,6 +586,7 @@ class PlaneElement(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockElement(Element):
     """Blocks of axes that change places as wholes, each changed by an element of its own.
@@ -670,6 +681,7 @@ class BlockElement(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class SumElement(Element):
     """Elements side by side, each on axes of its own, in order.
@@ -717,6 +729,7 @@ class SumElement(Element):
 
 
 @final
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Product(Element):
     """A product that is left as it is, factor by factor; the last factor acts first.

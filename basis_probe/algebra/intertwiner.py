@@ -34,8 +34,10 @@ from basis_probe.algebra.groups import (
     Unknown,
     monomial_parts,
 )
+from basis_probe.brief import brief
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Intertwiner:
     """Which changes of basis pass through a nonlinearity f, f(A x) = B f(x), and as what.

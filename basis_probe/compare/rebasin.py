@@ -21,6 +21,7 @@ from basis_probe.algebra.groups import OnAxes
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import reparametrize, watched
+from basis_probe.brief import brief
 from basis_probe.compare.alignments import assignment
 from basis_probe.compare.stitching import (
     Objective,
@@ -94,6 +95,7 @@ class PathPoint:
     after: Performance
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rebasin:
     """The second network in the axes of the first, and the line between them.

@@ -24,6 +24,7 @@ from basis_probe.algebra.groups import (
     SignedPermutation,
     Trivial,
 )
+from basis_probe.brief import brief
 from basis_probe.compare import layers
 from basis_probe.compare.alignments import align, assignment, axes_group, on_axes
 from basis_probe.compare.running import Network, Spot, pooled
@@ -65,6 +66,7 @@ class Performance:
     n_examples: int
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stitched:
     """Two networks joined at a place.
@@ -688,6 +690,7 @@ def _nothing() -> Generator[None]:
 # --- a curve over layers --------------------------------------------------------------------------
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class StitchingCurve:
     """Networks joined at several places, under several groups.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar
 from basis_probe.architecture.symmetries import watched
+from basis_probe.brief import brief
 from basis_probe.concepts.comparing import tally
 from basis_probe.errors import DataError, SiteError
 from basis_probe.model.batches import Batch
@@ -56,6 +57,7 @@ class Held(enum.Enum):
         return names[wanted.lower()]
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Effects(Exact):
     """The change of the loss when one direction at a time is replaced, by its mean for one.
@@ -346,6 +348,7 @@ class _Ablation:
         return torch.zeros_like(away)
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogitEffects(Exact):
     """The logits that each direction writes by itself, from weights alone.

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from basis_probe.brief import brief
 from basis_probe.results.envelope import read, written
 from basis_probe.results.examples import Context, Examples, TopContexts
 
@@ -25,6 +26,7 @@ Judge = Callable[[str, Sequence[Context]], Sequence[bool]]
 """From an explanation and contexts to whether each of them fits it."""
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Budget:
     """How much may be asked.
@@ -42,6 +44,7 @@ class Budget:
     shown: int = 5
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Explained:
     """One direction's explanation and its score.
@@ -64,6 +67,7 @@ class Explained:
     scored: bool
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Explanations:
     """Explanations of axes and of rotated directions at one site.
@@ -258,6 +262,7 @@ def marked(context: Context) -> str:
     ).replace("\n", " ")
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
     """An explainer and a judge behind a chat endpoint that speaks the protocol of OpenAI.

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from basis_probe.brief import brief
 from basis_probe.concepts.alignment import Ranks, auc
 from basis_probe.concepts.comparing import tally
 from basis_probe.results.dissection import Tally
 from basis_probe.statistics.nulls import Alternatives
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Probe:
     """How well k directions together tell a concept.

@@ -14,11 +14,13 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar
+from basis_probe.brief import brief
 from basis_probe.concepts.comparing import tally
 from basis_probe.results.codec import Exact
 from basis_probe.results.dissection import Tally
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scatter:
     """Sums of activations for every value of a label; `a + b` is that of both streams.
@@ -141,6 +143,7 @@ def best_share(
     return float(shares_[-1]), best / best.norm()
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Selectivity(Exact):
     """How much of each axis' variance a label explains, beside that of rotations.

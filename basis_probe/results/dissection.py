@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from basis_probe.brief import brief
 from basis_probe.results.codec import Exact
 from basis_probe.results.envelope import read, written
 from basis_probe.results.evidence import NullRecord
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tally(Exact):
     """A number of the axes beside the same number of the null's frames.
@@ -40,6 +42,7 @@ class Tally(Exact):
     null_values: tuple[float, ...]
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class ConceptFinding:
     """The direction that tells a concept best, chosen on one half and scored on the other.
@@ -72,6 +75,7 @@ class ConceptFinding:
     null_detected: float
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class DirectionFinding:
     """The concept that an axis tells best, chosen on one half and scored on the other.
@@ -93,6 +97,7 @@ class DirectionFinding:
     p_value: float
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """What the axes of a site detect, and what directions of one null do, by one measure.
@@ -154,6 +159,7 @@ class Comparison:
         )
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class SiteDissection:
     """What the axes of one site detect, against every null that was asked.
@@ -197,6 +203,7 @@ class SiteDissection:
         return "\n".join([f"{self.site}:", *(f"  {found}" for found in self.comparisons)])
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Dissection:
     """What the axes of every site detect, against the null's directions.

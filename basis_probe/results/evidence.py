@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 
+from basis_probe.brief import brief
 from basis_probe.results.codec import Exact
 from basis_probe.statistics.p_values import Tail as Tail
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class NullRecord:
     """Against what the axes of a site were compared.
@@ -37,6 +39,7 @@ class NullRecord:
     examples: int = 0
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClosedFormRecord(Exact):
     """The mean (and standard deviation, where known) that the null has without sampling."""
@@ -47,6 +50,7 @@ class ClosedFormRecord(Exact):
     exact: bool
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoreResult(Exact):
     """One score of one site against its null.
@@ -108,6 +112,7 @@ class ScoreResult(Exact):
     difference_error: float = math.nan
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BasisStanding(Exact):
     """How one basis of a site's space fared on samples that it was not fitted on.
@@ -132,6 +137,7 @@ class BasisStanding(Exact):
     note: str = ""
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BasisRanking(Exact):
     """Which basis, then? The axes and other bases of the same space, under one score.
@@ -174,6 +180,7 @@ class BasisRanking(Exact):
         raise KeyError(f"no basis is called {name!r} here; there are {known}")
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class OrderRecord(Exact):
     """One of the three orders in which axes can be privileged, by itself.
@@ -198,6 +205,7 @@ class OrderRecord(Exact):
     sentence: str
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class PathRecord(Exact):
     """A score on the way from the axes to turned bases: along Q^a for a from 0 to 1.

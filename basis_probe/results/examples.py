@@ -6,9 +6,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from basis_probe.brief import brief
 from basis_probe.results.envelope import read, written
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Context:
     """A token that activates a direction, with the tokens around it.
@@ -59,6 +61,7 @@ class Context:
         return max(0.0, self.activations[place] / largest) if largest > 0 else 0.0
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class TopContexts:
     """The contexts that activate one direction most, from the most active one down.
@@ -86,6 +89,7 @@ class TopContexts:
         return contexts((self,), self.label)
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Examples:
     """Top contexts of some axes and of as many directions of a rotation, at one site.

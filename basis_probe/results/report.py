@@ -4,6 +4,7 @@ Everything a figure, a table or a sentence shows is read from here, so that any 
 again from a saved file.
 """
 
+import collections
 import dataclasses
 import enum
 import json
@@ -11,6 +12,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from basis_probe.brief import brief
 from basis_probe.results.codec import decode, encode
 from basis_probe.results.evidence import (
     BasisRanking,
@@ -50,6 +52,7 @@ class Outcome(enum.Enum):
     UNDECIDED = "no finding, for the reason given"
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """The finding at one site, and a sentence that can be quoted."""
@@ -58,6 +61,7 @@ class Verdict:
     sentence: str
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class SiteReport:
     """Everything found at one site.
@@ -119,6 +123,18 @@ class SiteReport:
 
         return of_site(self, kind, score, ax)
 
+    def _brief(self) -> Mapping[str, object]:
+        return {
+            "site": self.site,
+            "kind": self.kind,
+            "dim": self.dim,
+            "n_samples": self.n_samples,
+            "group": self.symmetry.group.name,
+            "outcome": self.verdict.outcome,
+            "scores": tuple(self.scores),
+            "notes": self.notes,
+        }
+
     def _repr_html_(self) -> str:
         from basis_probe.show.html import site_fragment
 
@@ -128,6 +144,7 @@ class SiteReport:
         return f"{self.site}: {self.verdict.outcome.name}. {self.verdict.sentence}"
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Provenance:
     """What determined the numbers of a report."""
@@ -144,6 +161,7 @@ class Provenance:
     settings: Mapping[str, str]
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Report:
     """A verdict for every site of a model, with the evidence and how it was computed.
@@ -257,6 +275,12 @@ class Report:
         from basis_probe.show.plots import of_report
 
         return of_report(self, kind, ax)
+
+    def _brief(self) -> Mapping[str, object]:
+        reached = collections.Counter(site.verdict.outcome for site in self)
+        counts = {outcome.name.lower(): reached[outcome] for outcome in Outcome if reached[outcome]}
+        shown: dict[str, object] = {"model": self.provenance.model, "sites": len(self), **counts}
+        return shown | ({"partial": True} if self.partial else {}) | {"notes": self.notes}
 
     def _repr_html_(self) -> str:
         from basis_probe.show.html import fragment

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from basis_probe.algebra.groups import Group
+from basis_probe.brief import brief
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from basis_probe.compare.alignments import Alignment
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Similarity:
     """How alike two sets of activations are, up to a group.
@@ -68,6 +70,7 @@ class Similarity:
         )
 
 
+@brief
 class Similarities(dict[str, Similarity]):
     """Site name -> similarity, in forward order."""
 
@@ -95,10 +98,17 @@ class Similarities(dict[str, Similarity]):
         ]
         return pd.DataFrame(rows).set_index("site")
 
+    def _brief(self) -> Mapping[str, object]:
+        return {"sites": len(self), "similarity": tuple(one.similarity for one in self.values())}
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html()
+
     def __str__(self) -> str:
         return "\n".join(str(found) for found in self.values())
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class LayerMatrix:
     """The similarity of every layer of one network with every layer of another.

@@ -1,12 +1,16 @@
 """What the architecture says of a site: its group, the reason, and the proof."""
 
+import collections
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.brief import brief
 from basis_probe.results.codec import Exact
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Certificate(Exact):
     """How far the outputs moved when elements of the claimed group acted, and others outside it.
@@ -36,6 +40,7 @@ class Certificate(Exact):
         return certificate_fragment(self)
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Symmetry:
     """The changes of basis at one site that the surrounding weights could absorb, and why.
@@ -62,6 +67,7 @@ class Symmetry:
         return symmetry_fragment(self)
 
 
+@brief
 class Symmetries(dict[str, Symmetry]):
     """Site name -> symmetry, in forward order; shows itself as a table."""
 
@@ -79,6 +85,10 @@ class Symmetries(dict[str, Symmetry]):
         from basis_probe.show.architecture import dataframe
 
         return dataframe(self)
+
+    def _brief(self) -> Mapping[str, object]:
+        kinds = collections.Counter(symmetry.privileged for symmetry in self.values())
+        return {"sites": len(self)} | {kind.name.lower(): n for kind, n in kinds.items()}
 
     def _repr_html_(self) -> str:
         from basis_probe.show.architecture import html

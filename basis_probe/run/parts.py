@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from basis_probe.brief import brief
 from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch
 from basis_probe.run.stream import Seen
@@ -49,6 +50,7 @@ class Part:
     whole: bool = False
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Partial:
     """What was seen of a model on a part of the data; `a + b` is what was seen on both.

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar
+from basis_probe.brief import brief
 from basis_probe.statistics.p_values import Tail
 from basis_probe.statistics.scores import Rows, Score
 
@@ -52,6 +53,7 @@ _NEGLIGIBLE = 1e-10
 _STANDS_OUT = 4.0
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Basis:
     """Directions in which activations are read: `x @ directions.T`.
@@ -290,6 +292,7 @@ class Varimax(_Orthomax):
         return 1.0
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Given(Candidate):
     """Directions that are at hand: a matrix, a dictionary, the decoder of a sparse autoencoder.
@@ -444,6 +447,7 @@ def matched_cosines(
 # --- the comparison -------------------------------------------------------------------------------
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Standing:
     """How a basis fared on samples that it was not fitted on.
@@ -466,6 +470,7 @@ class Standing:
     to_axes: Matching
 
 
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class BasisComparison:
     """All bases of one space under one score.

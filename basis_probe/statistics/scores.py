@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.brief import brief
 from basis_probe.statistics import sparsity
 from basis_probe.statistics.moments import (
     ColumnMoments,
@@ -148,6 +149,7 @@ def _split(x: Tensor, frame: Frame, unit_axes: bool) -> list[Rows]:
     ]
 
 
+@brief
 @dataclasses.dataclass(frozen=True)
 class Score:
     """A statistic of a direction, and of a frame by averaging over its directions.
