@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from demo_texts import grammar
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from basis_probe.demo import grammar
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 BATCH_SIZE = 32

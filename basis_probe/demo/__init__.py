@@ -1,6 +1,6 @@
-"""A small language model that comes with the package, and the grammar that wrote its training text.
+"""A small language model that comes with the package, and documents of the kind that it learned.
 
-The model is a Llama of 4 layers and 96 dimensions, trained on the documents of `grammar`; its card
+The model is a Llama of 4 layers and 96 dimensions, trained on what a grammar wrote; its card
 is `MODEL_DIR / "MODEL_CARD.md"`. Importing this module imports nothing beyond the standard library.
 """
 
@@ -10,10 +10,10 @@ import importlib.resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from basis_probe.demo.grammar import CONCEPTS as CONCEPTS
-from basis_probe.demo.grammar import Document as Document
-from basis_probe.demo.grammar import labelled as labelled
-from basis_probe.demo.grammar import texts as texts
+from basis_probe.demo.texts import CONCEPTS as CONCEPTS
+from basis_probe.demo.texts import Document as Document
+from basis_probe.demo.texts import labelled as labelled
+from basis_probe.demo.texts import texts as texts
 
 if TYPE_CHECKING:
     import torch

@@ -11,11 +11,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from basis_probe.demo.lexicon import vocabulary as vocabulary
-from basis_probe.demo.sentences import LONGEST_SENTENCE, THEMES
-from basis_probe.demo.writing import CONCEPTS as CONCEPTS
-from basis_probe.demo.writing import Document as Document
-from basis_probe.demo.writing import Writer
+from demo_texts.lexicon import vocabulary as vocabulary
+from demo_texts.sentences import LONGEST_SENTENCE, THEMES
+from demo_texts.writing import CONCEPTS as CONCEPTS
+from demo_texts.writing import Document as Document
+from demo_texts.writing import Writer
 
 SHORTEST, LONGEST = 30, 120
 

@@ -10,52 +10,10 @@ import random
 from collections.abc import Generator, Sequence
 from typing import TypeVar
 
-from basis_probe.demo.lexicon import MEN, TENSES, WOMEN
+from basis_probe.demo import CONCEPTS as CONCEPTS
+from demo_texts.lexicon import MEN, TENSES, WOMEN
 
 T = TypeVar("T")
-
-CONCEPTS: dict[str, str] = {
-    "digit": "a decimal digit, in any context",
-    "number word": "a number in letters: three, twelve, twenty",
-    "operator": "one of + - * = > < between numbers or variables, or the word for it",
-    "result": "what a sum, a count, a question of dates or a line of code comes to",
-    "arithmetic": "any token of an arithmetic sentence",
-    "date": "any token of a date",
-    "year": "a digit of a year",
-    "month": "the name of a month",
-    "weekday": "the name of a day of the week",
-    "opening bracket": "one of ( [ {",
-    "closing bracket": "one of ) ] }",
-    "depth 1": "a token directly inside one bracket, in any context",
-    "depth 2": "a token directly inside two brackets",
-    "depth 3": "a token directly inside three brackets",
-    "name": "the name of a person",
-    "place": "the name of a city",
-    "pronoun": "he, she, they, him, her, them",
-    "feminine": "a name or pronoun of a woman",
-    "masculine": "a name or pronoun of a man",
-    "animal": "an animal, singular or plural",
-    "food": "something to eat, singular or plural",
-    "thing": "an object, singular or plural",
-    "singular noun": "a noun in the singular",
-    "plural noun": "a noun in the plural",
-    "colour": "a colour",
-    "adjective": "an adjective that is not a colour",
-    "verb": "a full verb, in any form",
-    "past": "a verb or auxiliary in the past tense",
-    "present": "a verb or auxiliary in the present tense",
-    "future": "will, and the verb that it governs",
-    "negation": "not, no, never",
-    "question": "any token of a question, its mark included",
-    "quote": "any token between quotation marks",
-    "list": "any token of an enumeration",
-    "code": "any token of a line of code",
-    "variable": "a variable in a line of code",
-    "keyword": "a keyword of the code: let, if, else, for, in, def, return, print, range, assert",
-    "comment": "any token of a comment in the code",
-    "sentence end": "a full stop or question mark that ends a sentence",
-}
-"""Every concept that a token can carry, and what it means."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

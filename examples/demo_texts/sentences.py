@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from basis_probe.demo.lexicon import (
+from demo_texts.lexicon import (
     ADJECTIVES,
     BRACKETS,
     COLOURS,
@@ -33,7 +33,7 @@ from basis_probe.demo.lexicon import (
     Noun,
     Verb,
 )
-from basis_probe.demo.writing import Person, Writer
+from demo_texts.writing import Person, Writer
 
 LONGEST_SENTENCE = 36
 
