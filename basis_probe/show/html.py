@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from basis_probe.algebra.groups import Privileged
 from basis_probe.results.report import Outcome, Report, SiteReport
 from basis_probe.results.symmetry import Certificate, Symmetry
-from basis_probe.show import contexts, drawing, figures, selection, words
+from basis_probe.show import contexts, drawing, figures, selection, still, words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -48,36 +48,36 @@ def fragment(report: Report) -> str:
     Its styles touch nothing outside it. The sections of single sites are there in short reports;
     otherwise every site shows itself.
     """
-    return (
-        _environment()
-        .get_template("fragment.jinja")
-        .render(
-            report=report,
-            grid=selection.grid(report),
-            prefix=_prefix(report),
-            sections=len(report) <= _MOST_SECTIONS,
-        )
+    grid = selection.grid(report)
+    page = rendered(
+        "fragment.jinja",
+        report=report,
+        grid=grid,
+        prefix=_prefix(report),
+        sections=len(report) <= _MOST_SECTIONS,
+        picture=still.map_of(report, grid),
     )
+    return still.stills(page)
 
 
 def site_fragment(site: SiteReport) -> str:
     """Everything found at one site as one HTML element for a notebook."""
-    return _environment().get_template("lone_site.jinja").render(site=site)
+    return still.stills(rendered("lone_site.jinja", site=site))
 
 
 def symmetry_fragment(symmetry: Symmetry) -> str:
     """What the architecture says of one site, as one HTML element for a notebook."""
-    return _environment().get_template("claim.jinja").render(symmetry=symmetry)
+    return still.stills(rendered("claim.jinja", symmetry=symmetry))
 
 
 def certificate_fragment(certificate: Certificate) -> str:
     """What a certificate says, as one HTML element for a notebook."""
-    return _environment().get_template("certificate.jinja").render(certificate=certificate)
+    return rendered("certificate.jinja", certificate=certificate)
 
 
 def architecture(rows: Sequence[Row], summary: str) -> str:
     """The architecture's answers as one HTML element for a notebook."""
-    return _environment().get_template("architecture.jinja").render(rows=rows, summary=summary)
+    return rendered("architecture.jinja", rows=rows, summary=summary)
 
 
 def rendered(template: str, **values: Any) -> str:

@@ -383,3 +383,39 @@ def test_twelve_layers_stay_below_five_megabytes() -> None:
     (data,) = [line for line in page.splitlines() if line.startswith('<div id="numbers"')]
     held = json.loads(data.split('data-numbers="')[1].split('"')[0].replace("&#34;", '"'))
     assert len(held) == 48
+
+
+# What JupyterLab says of everything that a cell returns, and what a fragment must not inherit.
+LAB = """
+.jp-RenderedHTMLCommon{font-size:13px}
+.jp-RenderedHTMLCommon img,.jp-RenderedHTMLCommon svg{max-width:100%;height:auto}
+.jp-RenderedHTMLCommon dl dt{float:left;width:20%;display:block;font-weight:bold}
+.jp-RenderedHTMLCommon dl dd{display:block;margin-left:20%}
+.jp-RenderedHTMLCommon ul:not(.list-inline){padding-left:2em}
+.jp-RenderedHTMLCommon table{table-layout:fixed;margin-left:auto;border:none}
+.jp-RenderedHTMLCommon td,.jp-RenderedHTMLCommon th{text-align:right;max-width:none;padding:.5em}
+.jp-RenderedHTMLCommon code{background:#eee;padding:1px 5px}
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_fragment_keeps_its_form_among_the_styles_of_a_notebook(
+    browser: Any, tmp_path: pathlib.Path, dark: bool
+) -> None:
+    page = tmp_path / "lab.html"
+    page.write_text(
+        f'<!doctype html><meta charset="utf-8"><style>{LAB}</style>'
+        f'<body data-jp-theme-light="{"false" if dark else "true"}">'
+        f'<div class="jp-RenderedHTMLCommon">{fake_report()._repr_html_()}</div>',
+        encoding="utf-8",
+    )
+    _open(browser, page)
+    measure = "return [...document.querySelectorAll('{}')].map(e => e.getBoundingClientRect().{})"
+    widths = browser.execute_script(measure.format(".map .mark", "width"))
+    assert widths and min(widths) >= 30
+    lines = browser.execute_script(measure.format(".asked dt", "height"))
+    assert lines and max(lines) < 30
+    hidden = "return getComputedStyle(document.querySelector('.static')).display"
+    assert browser.execute_script(hidden) == "none"
+    ground = "return getComputedStyle(document.querySelector('.bp')).backgroundColor"
+    assert browser.execute_script(ground) == ("rgb(21, 24, 28)" if dark else "rgb(255, 255, 255)")

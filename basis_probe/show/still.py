@@ -1,0 +1,101 @@
+"""Drawings as images, which say the same where a notebook is not trusted.
+
+There, styles, scripts and drawings are removed from a page, and of a drawing only its texts stay,
+one after the other. An image stays what it is. Its colours read on a light and on a dark ground.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+
+from basis_probe.results.report import Report
+from basis_probe.show import drawing, selection, words
+
+_STYLE = """
+text{font:10.5px system-ui,sans-serif;fill:#76818c}.value{font-size:11.5px;font-weight:600}
+.axis,.dots{fill:none;stroke:#76818c}.hist,.part{fill:#9aa5b0}.way{fill:none;stroke:#9aa5b0}
+.mean{stroke:#76818c;stroke-dasharray:2 2}.formula{fill:none;stroke:#76818c;stroke-width:1.2}
+.seen,.average{fill:none;stroke:#76818c;stroke-width:2}.seen-head{fill:#76818c}
+.gap{fill:none}.out,.below{fill:none;stroke:#dd5a24}.room{fill:none;stroke:#9aa5b0}
+"""
+
+_FIGURE = re.compile(
+    r'<svg class="(strip|bar|mark bare)[^"]*"([^>]*)><title>((?:(?!</svg>).)*?)</title>'
+    r"((?:(?!<text x=\"16\"|</svg>).)*)</svg>",
+    re.DOTALL,
+)
+_MARK = re.compile(r'<svg class="(mark[^"]*)"([^>]*)><title>(.*?)</title>', re.DOTALL)
+
+
+def stills(page: str) -> str:
+    """The page with its figures as images, and the names of its marks out of the running text."""
+    return _MARK.sub(r'<svg class="\1"\2 aria-label="\3">', _FIGURE.sub(_image, page))
+
+
+def _image(found: re.Match[str]) -> str:
+    kind, attributes, title, inner = found.groups()
+    style = "path{fill:none;stroke:#76818c;stroke-width:2}" if kind == "mark bare" else _STYLE
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg"{attributes}><style>{style}</style>{inner}</svg>'
+    return f'<img class="{kind}"{_size(attributes)} alt="{title}" src="{_uri(svg)}">'
+
+
+def _size(attributes: str) -> str:
+    """The size that a drawing has where nothing else says it: that of its own coordinates."""
+    if given := re.search(r' width="\d+" height="\d+"', attributes):
+        return given.group()
+    found = re.search(r'viewBox="0 0 (\d+) (\d+)"', attributes)
+    return f' width="{found[1]}" height="{found[2]}"' if found else ""
+
+
+def _uri(svg: str) -> str:
+    # References to entities of HTML mean nothing in SVG.
+    plain = re.sub(r"&(?!(amp|lt|gt|quot|#\d+);)(\w+;)", r"&amp;\2", svg)
+    return f"data:image/svg+xml;base64,{base64.b64encode(plain.encode('utf-8')).decode()}"
+
+
+# --- the map ------------------------------------------------------------------------------------
+
+_CELL, _LINE, _NAMES = 34, 36, 250
+
+
+def map_of(report: Report, grid: selection.Grid) -> str:
+    """The map of the sites as the address of an image: shape, colour and letter of every site."""
+    wide = _NAMES + _CELL * len(grid.columns) + 8
+    high = 24 + _LINE * len(grid.rows) + 8
+    parts = [f'<rect width="{wide}" height="{high}" fill="#ffffff"/>']
+    for column, layer in enumerate(grid.columns):
+        shown = words.DASH if layer is None else str(layer)
+        parts.append(_text(_NAMES + _CELL * column + 17, 16, shown, "middle"))
+    for line, row in enumerate(grid.rows):
+        top = 24 + _LINE * line
+        parts.append(_text(6, top + 15, words.shorten(words.clean(row.kind), 40), "start"))
+        pattern = words.shorten(words.clean(row.pattern), 42)
+        parts.append(_text(6, top + 27, pattern, "start", size=9))
+        for column, cell in enumerate(row.cells):
+            if cell is not None:
+                site = report.site_reports[cell]
+                lead = selection.leading(site)
+                step = None if lead is None else drawing.step(lead.effect)
+                fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
+                parts.append(
+                    f'<g transform="translate({_NAMES + _CELL * column},{top})">'
+                    f'<path d="{drawing.SHAPES[site.symmetry.privileged]}" fill="{fill}" '
+                    'stroke="#5b6570"/>'
+                    + _text(
+                        16, 21, words.LETTER[site.verdict.outcome], "middle", 14, drawing.ink(fill)
+                    )
+                    + "</g>"
+                )
+    return _uri(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
+        f'viewBox="0 0 {wide} {high}" font-family="system-ui,sans-serif">{"".join(parts)}</svg>'
+    )
+
+
+def _text(x: int, y: int, shown: str, anchor: str, size: int = 11, fill: str = "#1b1f24") -> str:
+    return (
+        f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{fill}">'
+        f"{html.escape(shown)}</text>"
+    )
