@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from basis_probe import concepts as concepts
     from basis_probe.compare.matrices import compare_layers as compare_layers
     from basis_probe.compare.rebasin import rebasin as rebasin
+    from basis_probe.compare.reports import compare_reports as compare_reports
     from basis_probe.compare.similarity import similarity as similarity
     from basis_probe.compare.stitching import stitch as stitch
     from basis_probe.compare.stitching import stitching_curve as stitching_curve
@@ -68,6 +69,7 @@ _NAMESPACES = {"bases": "statistics.bases", "compare": "compare", "concepts": "c
 _FUNCTIONS = {
     "ablate": "concepts.causes",
     "compare_layers": "compare.matrices",
+    "compare_reports": "compare.reports",
     "dissect": "concepts.dissect",
     "dissect_activations": "concepts.dissect",
     "explain": "concepts.explain",
@@ -107,6 +109,7 @@ __all__ = [
     "certify",
     "compare",
     "compare_layers",
+    "compare_reports",
     "concepts",
     "dissect",
     "dissect_activations",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from basis_probe.evidence.site import NULLS
 
-ENDINGS = (".html", ".htm", ".json", ".csv", ".md")
+ENDINGS = (".html", ".htm", ".json", ".csv", ".md", ".tex", ".pdf", ".svg", ".png")
 PART = ".safetensors"
 NULL_NAMES = tuple(NULLS)
 NULL_HELP = f"what the axes are compared with: {', '.join(NULLS)} (default: by site)"
@@ -120,8 +120,8 @@ def add_probing(
         type=output_or_part if parts else output,
         action="append",
         metavar="FILE",
-        help=f".html, .json, .csv or .md; may be given several times (default {out}, or no file "
-        "with --json)",
+        help=".html, .json, .csv, .md, .tex, .pdf, .svg or .png; may be given several times "
+        f"(default {out}, or no file with --json)",
     )
     parser.set_defaults(default_out=Path(out))
     add_sites(parser)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from basis_probe.cli.calibrate import CalibrateCommand
 from basis_probe.cli.command import STATUSES, Command, Refused, Status
+from basis_probe.cli.compare import CompareCommand
 from basis_probe.cli.completion import CompletionCommand
 from basis_probe.cli.demo import DemoCommand
 from basis_probe.cli.doctor import DoctorCommand
@@ -22,6 +23,7 @@ COMMANDS: tuple[Command, ...] = (
     MergeCommand(),
     SymmetriesCommand(),
     ShowCommand(),
+    CompareCommand(),
     CalibrateCommand(),
     DoctorCommand(),
     CompletionCommand(),

@@ -1,5 +1,6 @@
 """Every frozen finding, in its file form; each shows itself when asked to."""
 
+from basis_probe.results.comparison import ReportComparison as ReportComparison
 from basis_probe.results.dissection import Comparison as Comparison
 from basis_probe.results.dissection import Dissection as Dissection
 from basis_probe.results.dissection import SiteDissection as SiteDissection
@@ -42,6 +43,7 @@ __all__ = [
     "PathRecord",
     "Provenance",
     "Report",
+    "ReportComparison",
     "ScoreResult",
     "Similarities",
     "Similarity",

@@ -107,7 +107,12 @@ class SiteReport:
     examples: Examples | None = None
 
     def plot(
-        self, kind: str = "null", *, score: str | None = None, ax: "Axes | None" = None
+        self,
+        kind: str = "null",
+        *,
+        score: str | None = None,
+        ax: "Axes | None" = None,
+        figsize: tuple[float, float] | str | None = None,
     ) -> "Figure":
         """A figure of one score.
 
@@ -115,13 +120,15 @@ class SiteReport:
             kind: "null" for its value against its null, "axes" for its value on every axis.
             score: its name; None for the one that speaks for the site.
             ax: matplotlib axes to draw on; None for a figure of its own.
+            figsize: of a figure of its own, (width, height) in inches, or "column" or "page" for
+                the width of one column or of both columns of a printed page.
 
         Raises:
             ValueError: for any other kind, or a score that the site does not have.
         """
         from basis_probe.show.plots import of_site
 
-        return of_site(self, kind, score, ax)
+        return of_site(self, kind, score, ax, figsize)
 
     def _brief(self) -> Mapping[str, object]:
         return {
@@ -228,6 +235,21 @@ class Report:
         except (KeyError, TypeError, IndexError, AttributeError, ValueError, SyntaxError) as error:
             raise ValueError(f"not a basis_probe report: damaged at {error}") from error
 
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> "Report":
+        """The report that `save` wrote as .json, equal to the one that was saved.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no such report, or of another format version.
+        """
+        path = pathlib.Path(path)
+        if path.suffix.lower() != ".json":
+            raise ValueError(
+                f"cannot load {path.name!r}: only .json holds the whole report; save it as one"
+            )
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for every site and score, as a pandas DataFrame."""
         from basis_probe.show.tables import dataframe
@@ -235,46 +257,40 @@ class Report:
         return dataframe(self)
 
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
-        """The path of the file written; its ending chooses .html, .json, .csv or .md.
+        """The path of the file written, whose ending chooses the form.
+
+        Args:
+            path: ending in .html, .json, .csv, .md or .tex, or, for a figure, in .pdf, .svg or
+                .png.
 
         Raises:
             ValueError: for any other ending.
         """
-        path = pathlib.Path(path)
-        ending = path.suffix.lower()
-        if ending == ".json":
-            text = self.to_json()
-        elif ending == ".csv":
-            text = self.to_dataframe().to_csv(index=False)
-        elif ending == ".md":
-            from basis_probe.show.markdown import markdown
+        from basis_probe.show.files import save_report
 
-            text = markdown(self)
-        elif ending in (".html", ".htm"):
-            from basis_probe.show.html import page
+        return save_report(self, pathlib.Path(path))
 
-            text = page(self)
-        else:
-            raise ValueError(
-                f"cannot tell the format from {path.name!r}: give a name that ends in "
-                ".html, .json, .csv or .md"
-            )
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    def plot(self, kind: str = "overview", *, ax: "Axes | None" = None) -> "Figure":
+    def plot(
+        self,
+        kind: str = "overview",
+        *,
+        ax: "Axes | None" = None,
+        figsize: tuple[float, float] | str | None = None,
+    ) -> "Figure":
         """A figure: a map of layers x sites, and every site's observed value against its null.
 
         Args:
             kind: "overview" for both, "map" or "nulls" for one of them.
             ax: matplotlib axes to draw a single one on; None for a figure of its own.
+            figsize: of a single one, (width, height) in inches, or "column" or "page" for the width
+                of one column or of both columns of a printed page.
 
         Raises:
-            ValueError: for any other kind, or axes for the overview.
+            ValueError: for any other kind, or axes or a size for the overview.
         """
         from basis_probe.show.plots import of_report
 
-        return of_report(self, kind, ax)
+        return of_report(self, kind, ax, figsize)
 
     def _brief(self) -> Mapping[str, object]:
         reached = collections.Counter(site.verdict.outcome for site in self)

@@ -104,6 +104,7 @@ def _minus(text: str) -> str:
 
 
 _FILTERS: dict[str, Callable[..., str]] = {
+    "minus": lambda text: text.replace("-", "\u2212"),
     "number": lambda value: _minus(words.number(value)),
     "effect": lambda value: _minus(words.effect(value)),
     "difference": lambda score: _minus(words.difference(score)),

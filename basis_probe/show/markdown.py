@@ -137,7 +137,7 @@ def _bullets(entries: Sequence[str], title: str) -> list[str]:
     return [f"{title}:", "\n".join(f"- {text(entry)}" for entry in entries)]
 
 
-def _table(heads: Sequence[str], right: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+def table(heads: Sequence[str], right: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the columns named in `right` are aligned to the right."""
     on_right = set(right)
     rules = ["---:" if head in on_right else "---" for head in heads]
@@ -172,7 +172,7 @@ def _sites(report: Report) -> str:
                 site.verdict.outcome.name.lower(),
             )
         )
-    return _table(heads, ("layer", "effect", "p, adjusted"), rows)
+    return table(heads, ("layer", "effect", "p, adjusted"), rows)
 
 
 def _site(site: SiteReport) -> list[str]:
@@ -260,7 +260,7 @@ def _scores(site: SiteReport) -> str:
         )
         for score in site.scores.values()
     ]
-    return _table(heads, heads[1:], rows)
+    return table(heads, heads[1:], rows)
 
 
 def _beside(site: SiteReport) -> str:
@@ -274,7 +274,7 @@ def _beside(site: SiteReport) -> str:
         )
         for score in site.beside.values()
     ]
-    return _table(heads, heads[1:], rows)
+    return table(heads, heads[1:], rows)
 
 
 def _orders(site: SiteReport) -> str:
@@ -290,7 +290,7 @@ def _orders(site: SiteReport) -> str:
         )
         for order in site.orders
     ]
-    return _table(heads, heads[1:5], rows)
+    return table(heads, heads[1:5], rows)
 
 
 def _found_on(ranking: BasisRanking) -> str:
@@ -316,7 +316,7 @@ def _bases(ranking: BasisRanking) -> str:
         )
         for standing in selection.ranked(ranking)
     ]
-    return _table(heads, heads[1:], rows)
+    return table(heads, heads[1:], rows)
 
 
 def _examples(site: SiteReport, found: Examples) -> str:
@@ -332,7 +332,7 @@ def _examples(site: SiteReport, found: Examples) -> str:
         )
         for top in (*found.axes, *found.rotated)
     ]
-    return _table(("direction", "most active at"), (), rows)
+    return table(("direction", "most active at"), (), rows)
 
 
 def _null(score: ScoreResult) -> str:

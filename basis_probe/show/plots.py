@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,11 +102,34 @@ def overview(report: Report) -> Figure:
     return figure
 
 
-def figure_on(axes: Axes | None, wide: float, tall: float) -> tuple[Figure, Axes]:
+WIDTHS = {"column": 3.35, "page": 6.9}
+"""Inches of one column and of both columns of a printed page."""
+
+Size = tuple[float, float] | str | None
+"""Width and height in inches, a name among `WIDTHS`, or None for what the content needs."""
+
+
+def figure_on(
+    axes: Axes | None, wide: float, tall: float, size: Size = None
+) -> tuple[Figure, Axes]:
     """The axes to draw on with their figure; where none are given, a figure of that size in inches.
 
     A new one is made without touching the state of pyplot, and shows itself in a notebook.
+
+    Raises:
+        ValueError: for a size that is neither two numbers nor the name of a width, or given axes
+            with a size.
     """
+    if axes is not None and size is not None:
+        raise ValueError("figsize is that of a new figure, and ax has one: give one of them")
+    if isinstance(size, str):
+        if size not in WIDTHS:
+            raise ValueError(
+                f"figsize={size!r}: give (width, height) in inches, or {' or '.join(WIDTHS)!s}"
+            )
+        wide = WIDTHS[size]
+    elif size is not None:
+        wide, tall = size
     if axes is not None:
         return axes.get_figure(root=True), axes  # pyright: ignore[reportReturnType]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,26 +141,39 @@ def figure_on(axes: Axes | None, wide: float, tall: float) -> tuple[Figure, Axes
     return figure, figure.add_subplot()
 
 
-def site_map(report: Report, axes: Axes | None = None) -> Figure:
+def site_map(report: Report, axes: Axes | None = None, size: Size = None) -> Figure:
     """The map of layers x kinds of site, by itself."""
     grid = selection.grid(report)
     wide = _LABELS + len(grid.columns) * _CELL + 0.6
-    figure, axes = figure_on(axes, wide, max(1, len(grid.rows)) * _CELL + 0.6)
+    figure, axes = figure_on(axes, wide, max(1, len(grid.rows)) * _CELL + 0.6, size)
     _map(axes, report, grid)
+    if figure.get_figwidth() < wide - 0.1:
+        # Fewer inches for as many columns: marks and letters shrink alike.
+        room = max(0.08, (figure.get_figwidth() - 1.75) / max(1, len(grid.columns)))
+        _shrink(axes, min(1.0, room / _CELL))
     return figure
 
 
-def all_nulls(report: Report, axes: Axes | None = None) -> Figure:
+def _shrink(axes: Axes, factor: float) -> None:
+    """Makes the marks on a map, and their letters, smaller by a factor."""
+    for line in axes.lines:
+        line.set_markersize(line.get_markersize() * factor)
+    for text in axes.texts:
+        size = float(text.get_fontsize())
+        text.set_fontsize(size * factor if text.get_fontweight() == "bold" else min(size, 7.5))
+
+
+def all_nulls(report: Report, axes: Axes | None = None, size: Size = None) -> Figure:
     """Every site's leading score against its null, by itself."""
     wide = _LABELS + _PICTURE + _FIGURES
-    figure, axes = figure_on(axes, wide, max(1, len(report)) * _ROW + 0.9)
+    figure, axes = figure_on(axes, wide, max(1, len(report)) * _ROW + 0.9, size)
     _nulls(axes, report)
     return figure
 
 
-def one_null(score: ScoreResult, axes: Axes | None = None) -> Figure:
+def one_null(score: ScoreResult, axes: Axes | None = None, size: Size = None) -> Figure:
     """One score: the histogram of its null, and its value on the axes as a line."""
-    figure, axes = figure_on(axes, 4.8, 2.4)
+    figure, axes = figure_on(axes, 4.8, 2.4, size)
     values = score.null_values[np.isfinite(score.null_values)]
     if values.size:
         # Values that are all but equal have no bins between them.
@@ -154,9 +191,9 @@ def one_null(score: ScoreResult, axes: Axes | None = None) -> Figure:
     return figure
 
 
-def every_axis(score: ScoreResult, axes: Axes | None = None) -> Figure:
+def every_axis(score: ScoreResult, axes: Axes | None = None, size: Size = None) -> Figure:
     """One score on every axis, in their order; those that stand out by themselves in colour."""
-    figure, axes = figure_on(axes, 6.4, 2.4)
+    figure, axes = figure_on(axes, 6.4, 2.4, size)
     values = np.asarray(score.per_direction, dtype=np.float64)
     places = np.arange(values.size)
     standing = drawing.standing_axes(score)
@@ -177,32 +214,43 @@ def every_axis(score: ScoreResult, axes: Axes | None = None) -> Figure:
     return figure
 
 
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """Writes a figure whose letters stay letters, as journals ask for."""
+    import matplotlib as mpl
+
+    # Type 3 fonts are refused by many publishers; paths cannot be searched or edited.
+    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
+        figure.savefig(path, dpi=200, bbox_inches="tight")
+
+
 def _plain(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=8, labelcolor=_QUIET, color=_RULE)
 
 
-def of_report(report: Report, kind: str, axes: Axes | None) -> Figure:
+def of_report(report: Report, kind: str, axes: Axes | None, size: Size) -> Figure:
     """The figure of that kind.
 
     Raises:
         ValueError: for an unknown kind, or axes for the one that fills a whole figure.
     """
     if kind == "overview":
-        if axes is not None:
+        if axes is not None or size is not None:
             raise ValueError(
-                "the overview has two parts and fills a figure of its own: leave ax out, or draw "
-                "its parts with kind='map' and kind='nulls'"
+                "the overview has two parts and fills a figure of its own size: leave ax and "
+                "figsize out, or draw its parts with kind='map' and kind='nulls'"
             )
         return overview(report)
     drawn = {"map": site_map, "nulls": all_nulls}.get(kind)
     if drawn is None:
         raise ValueError(f"kind={kind!r}: give one of 'overview', 'map', 'nulls'")
-    return drawn(report, axes)
+    return drawn(report, axes, size)
 
 
-def of_site(site: SiteReport, kind: str, score: str | None, axes: Axes | None) -> Figure:
+def of_site(
+    site: SiteReport, kind: str, score: str | None, axes: Axes | None, size: Size
+) -> Figure:
     """The figure of that kind, of the named score or of the leading one.
 
     Raises:
@@ -215,7 +263,7 @@ def of_site(site: SiteReport, kind: str, score: str | None, axes: Axes | None) -
     if found is None:
         there = ", ".join(site.scores) or "none"
         raise ValueError(f"the site {site.site!r} has no score to draw; there are: {there}")
-    return drawn(found, axes)
+    return drawn(found, axes, size)
 
 
 def _png(figure: Figure) -> bytes:
@@ -256,17 +304,24 @@ def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
             if cell is not None:
                 site = report.site_reports[cell]
                 fill = _fill(selection.leading(site))
-                _mark(axes, column, index, site.symmetry.privileged, fill)
-                axes.text(
-                    column,
-                    index,
-                    words.LETTER[site.verdict.outcome],
-                    fontsize=8,
-                    fontweight="bold",
-                    color=drawing.ink(fill),
-                    ha="center",
-                    va="center_baseline",
-                )
+                site_mark(axes, column, index, site.symmetry.privileged, fill, site.verdict.outcome)
+
+
+def site_mark(
+    axes: Axes, column: int, row: int, privileged: Privileged, fill: str, outcome: Outcome
+) -> None:
+    """Draws a site on a map: its shape, its colour and its letter."""
+    _mark(axes, column, row, privileged, fill)
+    axes.text(
+        column,
+        row,
+        words.LETTER[outcome],
+        fontsize=8,
+        fontweight="bold",
+        color=drawing.ink(fill),
+        ha="center",
+        va="center_baseline",
+    )
 
 
 def _name(axes: Axes, left: float, index: int, row: selection.Row, *, several: bool) -> None:
@@ -362,6 +417,15 @@ def _legend(axes: Axes, wide: float) -> None:
 # --- every site against its null ----------------------------------------------------------------
 
 
+_OBSERVED = "observed value (mark) and null (grey)"
+_NARROW = 5.0  # inches below which a figure is one column of a page
+
+
+def _is_narrow(axes: Axes) -> bool:
+    figure: Any = axes.get_figure(root=True)
+    return figure.get_figwidth() < _NARROW
+
+
 def _nulls(axes: Axes, report: Report) -> None:
     sites = report.site_reports
     leads = [selection.leading(site) for site in sites]
@@ -378,30 +442,40 @@ def _nulls(axes: Axes, report: Report) -> None:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_RULE)
     axes.set_yticks([])
-    ticks = [-1000, -100, -10, -3, 0, 3, 10, 30, 100, 300, 1000, 10_000, 100_000]
+    narrow = _is_narrow(axes)
+    ticks = (
+        [-1000, -100, -10, 0, 10, 100, 1000, 10_000]
+        if narrow
+        else [-1000, -100, -10, -3, 0, 3, 10, 30, 100, 300, 1000, 10_000, 100_000]
+    )
     shown = [tick for tick in ticks if low * 1.5 <= tick <= high * 1.5]
     axes.set_xticks(shown, [f"{tick:+,}".replace("-", "\u2212") if tick else "0" for tick in shown])
     axes.minorticks_off()
     axes.tick_params(axis="x", labelsize=8, labelcolor=_QUIET, color=_RULE)
+    what = "effect: mark observed, grey null"
     axes.set_xlabel(
-        "observed value (mark) and null (grey), in standard deviations of the null from its mean",
-        fontsize=8.5,
+        what if narrow else f"{_OBSERVED}, in standard deviations of the null from its mean",
+        fontsize=7.0 if narrow else 8.5,
         color=_QUIET,
     )
     axes.grid(axis="x", color=_RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     sideways = axes.get_yaxis_transform()
+    letters, size = (24, 6.0) if narrow else (40, 8.5)
     for index, (site, lead) in enumerate(zip(sites, leads, strict=True)):
-        axes.text(-0.02, index, _shown(site.site, 40), transform=sideways, **_text(_INK, "right"))
-        axes.text(1.02, index, _said(lead), transform=sideways, **_text(_QUIET, "left"))
+        name, told = _shown(site.site, letters), _said(lead, brief=narrow)
+        axes.text(-0.02, index, name, transform=sideways, **_text(_INK, "right", size=size))
+        axes.text(1.02, index, told, transform=sideways, **_text(_QUIET, "left", size=size))
         if lead is not None:
             _against(axes, index, site, lead, low, high)
 
 
-def _said(lead: ScoreResult | None) -> str:
+def _said(lead: ScoreResult | None, *, brief: bool) -> str:
     if lead is None:
-        return "not compared"
+        return words.DASH if brief else "not compared"
     effect = words.effect(lead.effect).replace("-", "\u2212")
+    if brief:
+        return effect
     if math.isnan(lead.p_adjusted):
         return f"{effect}  (decides nothing)"
     return f"{effect}  p {words.p_value(lead.p_adjusted)}"

@@ -6,12 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from basis_probe.results.report import Outcome, Report, SiteReport
-from basis_probe.show import selection, words
+from basis_probe.show import across, selection, words
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
     from rich.text import Text
+
+    from basis_probe.results.comparison import ReportComparison
 
 _STYLES = {
     Outcome.PRIVILEGED: "bold green",
@@ -31,6 +33,36 @@ def render(report: Report) -> RenderableType:
     markup or reaches the terminal as a command.
     """
     return _Rendered(report)
+
+
+def render_comparison(found: ReportComparison) -> RenderableType:
+    """What changed between reports, as something that a rich console prints."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("site", overflow="fold", min_width=14)
+    for name in found.names:
+        table.add_column(Text(_shown(name, 24)), overflow="fold")
+    table.add_column("change (95 %)", overflow="fold")
+    for row in found:
+        cells = [
+            Text(words.DASH)
+            if one.outcome is None
+            else Text.assemble(_outcome(one.outcome), " ", (words.effect(one.effect), "dim"))
+            for one in row.standings
+        ]
+        told = Text(_shown(row.apart, 80), "dim") if row.apart else Text(across.change(row))
+        site = Text(_shown(row.site, 96), "bold" if row.changed else "")
+        table.add_row(site, *cells, told)
+    notes = [Text(f"Note: {_shown(note, 300)}", "yellow") for note in found.notes]
+    legend = Text(
+        "number: effect, standard deviations of the null; change: in units of the score, first to "
+        "last; bold: the outcome differs",
+        "dim",
+    )
+    return Group(Text(across.answer(found)), *notes, Text(""), table, legend)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -930,6 +930,60 @@ def test_reports_can_be_saved(report: Report, tmp_path: pathlib.Path) -> None:
     assert text == report.to_json()
 
 
+@pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
+def test_a_report_is_saved_as_a_figure_whose_letters_stay_letters(
+    ending: str, tmp_path: pathlib.Path
+) -> None:
+    made = fake_report().save(tmp_path / f"r.{ending}").read_bytes()
+    if ending == "pdf":
+        assert made.startswith(b"%PDF") and b"/Type3" not in made
+    elif ending == "svg":
+        assert b"blocks.0.hook_resid_pre</text>" in made
+    else:
+        assert made.startswith(b"\x89PNG")
+
+
+@every_report
+def test_a_latex_table_has_one_line_for_every_site(report: Report, tmp_path: pathlib.Path) -> None:
+    text = report.save(tmp_path / "t.tex").read_text(encoding="utf-8")
+    body = text.partition("\\midrule\n")[2].partition("\\bottomrule")[0]
+    lines = body.replace("\\endhead\n", "").splitlines()
+    assert len(lines) == len(report)
+    for line in lines:
+        assert line.endswith(" \\\\")
+        # Nothing in a name is a command, a column or a comment.
+        assert len(re.findall(r"(?<!\\)&", line)) == 6
+        assert not re.search(r"(?<!\\)[%#_]", line)
+        assert set(re.findall(r"\\([a-z]+)", line)) <= {
+            *("texttt", "cdot", "infty", "textless", "textgreater", "textbar", "textasciitilde"),
+            *("textasciicircum", "textbackslash", "ldots", "times", "pm"),
+        }
+    assert body.count("{") == body.count("}")
+
+
+@pytest.mark.parametrize("size", ["column", "page", (4.0, 3.0)])
+def test_figures_have_the_size_that_a_page_asks_for(size: tuple[float, float] | str) -> None:
+    report = fake_report()
+    site = report["blocks.0.mlp.hook_post"]
+    width = {"column": 3.35, "page": 6.9}.get(size, 4.0) if isinstance(size, str) else size[0]
+    for figure in (
+        report.plot("map", figsize=size),
+        report.plot("nulls", figsize=size),
+        site.plot("null", figsize=size),
+        site.plot("axes", figsize=size),
+    ):
+        assert figure.get_figwidth() == pytest.approx(width)
+        assert isinstance(size, str) or figure.get_figheight() == pytest.approx(size[1])
+        drawn = [text.get_fontsize() for axes in figure.axes for text in axes.texts]
+        assert not drawn or min(drawn) >= 5
+    with pytest.raises(ValueError, match=r"figsize='poster': give \(width, height\)"):
+        report.plot("map", figsize="poster")
+    with pytest.raises(ValueError, match="leave ax and figsize out"):
+        report.plot(figsize="page")
+    with pytest.raises(ValueError, match="give one of them"):
+        site.plot(ax=site.plot().axes[0], figsize="page")
+
+
 @pytest.mark.parametrize("ending", ["htm", "HTML"])
 def test_pages_have_several_endings(ending: str, tmp_path: pathlib.Path) -> None:
     report = fake_report()
@@ -938,8 +992,8 @@ def test_pages_have_several_endings(ending: str, tmp_path: pathlib.Path) -> None
 
 
 def test_other_endings_are_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot tell the format from 'r\.pdf'"):
-        fake_report().save(tmp_path / "r.pdf")
+    with pytest.raises(ValueError, match=r"cannot tell the format from 'r\.doc'"):
+        fake_report().save(tmp_path / "r.doc")
 
 
 def test_sites_show_themselves() -> None:

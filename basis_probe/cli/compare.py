@@ -1,0 +1,74 @@
+"""`basis-probe compare`: saved reports side by side."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from basis_probe.cli.arguments import output
+from basis_probe.cli.command import Command, Refused, Status
+
+if TYPE_CHECKING:
+    from basis_probe.cli.screen import Screen
+
+
+class CompareCommand(Command):
+    """Compares saved reports."""
+
+    name = "compare"
+    summary = "show several saved reports side by side: what changed from one to the next"
+    examples = (
+        ("basis-probe compare early.json late.json", "which outcomes differ, and by how much"),
+        (
+            "basis-probe compare 'step 100=a.json' 'step 200=b.json' --out c.html",
+            "under names of your own, as a page",
+        ),
+    )
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "reports",
+            nargs="+",
+            metavar="REPORT.json",
+            help="a saved report, or NAME=REPORT.json to name it",
+        )
+        parser.add_argument(
+            "--out", type=output, action="append", metavar="FILE", help="write it here too"
+        )
+
+    def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
+        from basis_probe.compare.reports import compare_reports
+        from basis_probe.results.report import Report
+        from basis_probe.show.terminal import render_comparison
+
+        paths = _named(parsed.reports)
+        compared = compare_reports({name: Report.load(path) for name, path in paths.items()})
+        screen.show(render_comparison(compared))
+        screen.give(compared.to_json())
+        for path in parsed.out or ():
+            screen.say(f"wrote {compared.save(path)}")
+        return Status.DONE
+
+
+def _named(words: Sequence[str]) -> dict[str, Path]:
+    """Name -> file; a file without a name is called by its own, with its folder where needed.
+
+    Raises:
+        Refused: if a file is not there, or two have one name.
+    """
+    found: dict[str, Path] = {}
+    stems = [Path(word).stem for word in words]
+    for word in words:
+        path = Path(word)
+        name = path.stem if stems.count(path.stem) == 1 else word.removesuffix(path.suffix)
+        if not path.is_file() and "=" in word:
+            name, _, rest = word.partition("=")
+            path = Path(rest)
+        if not path.is_file():
+            raise Refused(f"there is no file {path}; give reports saved as .json")
+        if name in found:
+            raise Refused(f"two reports are called {name!r}: give them names, as NAME=REPORT.json")
+        found[name] = path
+    return found

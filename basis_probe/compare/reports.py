@@ -1,0 +1,182 @@
+"""Reports of several models, checkpoints or data, site by site."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from basis_probe.results.comparison import ReportComparison, SiteAcross, Standing
+from basis_probe.results.evidence import ScoreResult
+from basis_probe.results.report import Report, SiteReport
+
+
+def compare_reports(reports: Mapping[str, Report]) -> ReportComparison:
+    """What the reports say of the same sites, and what changed from one to the next.
+
+    Sites are the same where their names are; where no two reports share a name, as for models of
+    different families, where their kind, their layer and their order within it are.
+
+    Outcomes can always be compared. Numbers are compared by one score for every site, the one that
+    decides and is least likely by chance in any report, and by its difference from the alternatives
+    in units of the score: unlike the effect, that does not grow with the number of samples. They
+    are not compared where the axes were held against different alternatives, and it is said why.
+
+    Args:
+        reports: name -> report, at least two, in the order of the story: checkpoints by step,
+            models by size.
+
+    Raises:
+        ValueError: if there are fewer than two reports, or no two of them have a site in common.
+        TypeError: if one of them is not a report.
+
+    Example:
+        >>> import basis_probe as bp
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> data = [torch.randn(300, 4, generator=torch.Generator().manual_seed(0))]
+        >>> report = bp.probe(model, data, progress=False, certificates=False)
+        >>> compared = bp.compare_reports({"before": report, "after": report})
+        >>> compared.changed, compared["1"].change()
+        ((), 0.0)
+    """
+    for name, report in reports.items():
+        if not isinstance(report, Report):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"{name!r} is a {type(report).__name__}, not a report: give what probe returns, or "
+                "Report.load(path)"
+            )
+    if len(reports) < 2:
+        raise ValueError(
+            f"{len(reports)} reports were given, and at least 2 are compared: give a mapping such "
+            "as {'step 100': one, 'step 200': other}"
+        )
+    found = [{site.site: site for site in report} for report in reports.values()]
+    notes = [*_differences(reports)]
+    if not _shared(found):
+        found = [_by_place(report) for report in reports.values()]
+        notes.insert(0, "The reports name sites differently: compared are sites by kind and layer.")
+        if not _shared(found):
+            kinds = "; ".join(
+                f"{name}: {', '.join(dict.fromkeys(site.kind for site in report)) or 'none'}"
+                for name, report in reports.items()
+            )
+            raise ValueError(
+                "no two of the reports have a site in common, neither by name nor by kind and "
+                f"layer; kinds of site: {kinds}"
+            )
+    keys = _merged([list(sites) for sites in found])
+    rows = tuple(_row(key, [sites.get(key) for sites in found]) for key in keys)
+    return ReportComparison(tuple(reports), rows, tuple(notes))
+
+
+def _shared(found: Sequence[Mapping[str, SiteReport]]) -> bool:
+    counts = Counter(name for sites in found for name in sites)
+    return any(count > 1 for count in counts.values())
+
+
+def _by_place(report: Report) -> dict[str, SiteReport]:
+    """Kind, layer and order within the layer, in words -> site."""
+    counts: Counter[str] = Counter()
+    found: dict[str, SiteReport] = {}
+    for site in report:
+        place = site.kind if site.layer is None else f"{site.kind}, layer {site.layer}"
+        counts[place] += 1
+        found[place if counts[place] == 1 else f"{place} ({counts[place]})"] = site
+    return found
+
+
+def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """All names; those that an order adds stand behind the one before them there."""
+    found = list(orders[0])
+    for order in orders[1:]:
+        at = 0
+        for name in order:
+            if name in found:
+                at = found.index(name) + 1
+            else:
+                found.insert(at, name)
+                at += 1
+    return found
+
+
+def _row(name: str, sites: Sequence[SiteReport | None]) -> SiteAcross:
+    there = [site for site in sites if site is not None]
+    score, apart = _score(there)
+    standings = tuple(Standing(None) if site is None else _standing(site, score) for site in sites)
+    return SiteAcross(name, there[0].kind, there[0].layer, score, standings, apart)
+
+
+def _standing(site: SiteReport, name: str) -> Standing:
+    score = site.scores.get(name)
+    known = (site.verdict.outcome, site.symmetry.privileged)
+    if score is None:
+        return Standing(*known)
+    return Standing(
+        *known,
+        score.effect,
+        score.effect_interval,
+        score.difference,
+        score.difference_error,
+        score.p_adjusted,
+        score.fraction_privileged,
+    )
+
+
+def _score(there: Sequence[SiteReport]) -> tuple[str, str]:
+    """The score to compare the site by, and why its numbers cannot be compared."""
+    if len(there) < 2:
+        return _likeliest(there[0].scores.values()), "only one report has this site"
+    common = set(there[0].scores)
+    for site in there[1:]:
+        common &= set(site.scores)
+    candidates = [site.scores[name] for name in there[0].scores if name in common for site in there]
+    name = _likeliest(candidates)
+    if not name:
+        return "", "no score was computed in all of the reports"
+    drawn = {
+        "no null" if site.null is None else f"{site.null.name} ({site.null.geometry} geometry)"
+        for site in there
+    }
+    if len(drawn) > 1:
+        return name, f"the axes were held against other alternatives: {', '.join(sorted(drawn))}"
+    return name, ""
+
+
+def _likeliest(scores: Iterable[ScoreResult]) -> str:
+    """The name of the deciding score with the least p; of any score where none decides."""
+    known = [score for score in scores if not math.isnan(score.effect)]
+    deciding = [score for score in known if score.decides] or known
+    if not deciding:
+        return ""
+    return min(
+        deciding, key=lambda score: (_worst(score.p_adjusted), _worst(score.p_tail), -score.effect)
+    ).name
+
+
+def _worst(p: float) -> float:
+    return math.inf if math.isnan(p) else p
+
+
+def _differences(reports: Mapping[str, Report]) -> list[str]:
+    """What differs between the runs, in sentences."""
+    notes: list[str] = []
+    runs = {name: report.provenance for name, report in reports.items()}
+    for what, of in (
+        ("data", {name: run.data for name, run in runs.items()}),
+        ("seeds", {name: str(run.seed) for name, run in runs.items()}),
+        ("levels", {name: str(run.level) for name, run in runs.items()}),
+    ):
+        if len(set(of.values())) > 1:
+            said = "; ".join(f"{name}: {value}" for name, value in of.items())
+            notes.append(f"The {what} differ ({said}).")
+    settings = {key for run in runs.values() for key in run.settings}
+    for key in sorted(settings - {"sites"}):
+        values = {name: run.settings.get(key, "not said") for name, run in runs.items()}
+        if len(set(values.values())) > 1:
+            said = "; ".join(f"{name}: {value}" for name, value in values.items())
+            notes.append(f"The setting {key} differs ({said}).")
+    partial = [name for name, report in reports.items() if report.partial]
+    if partial:
+        notes.append(f"Partial, for their data were interrupted: {', '.join(partial)}.")
+    return notes

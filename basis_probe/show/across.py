@@ -1,0 +1,191 @@
+"""Reports side by side: as a table, a page, a figure and text."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from basis_probe.results.comparison import ReportComparison, SiteAcross, Standing
+from basis_probe.show import drawing, files, html, markdown, still, words
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+_WIDTH = 88
+
+
+def dataframe(found: ReportComparison) -> pandas.DataFrame:
+    """One row for every site and report, with the same columns and types for every comparison."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for row in found.rows:
+        for place, (name, one) in enumerate(zip(found.names, row.standings, strict=True)):
+            low, high = row.change_interval(place)
+            rows.append(
+                {
+                    "report": words.clean(name),
+                    "site": words.clean(row.site),
+                    "kind": words.clean(row.kind),
+                    "layer": row.layer,
+                    "outcome": None if one.outcome is None else one.outcome.name,
+                    "privileged": None if one.privileged is None else one.privileged.name,
+                    "score": row.score,
+                    "effect": one.effect,
+                    "effect_low": one.effect_interval[0],
+                    "effect_high": one.effect_interval[1],
+                    "difference": one.difference,
+                    "difference_error": one.difference_error,
+                    "p_adjusted": one.p_adjusted,
+                    "fraction_privileged": one.share,
+                    "change": row.change(place),
+                    "change_low": low,
+                    "change_high": high,
+                    "not_comparable": row.apart,
+                }
+            )
+    texts = "report site kind outcome privileged score not_comparable".split()
+    types = dict.fromkeys(texts, "string") | {"layer": "Int64"}
+    return pd.DataFrame(rows).astype(types)
+
+
+# --- in words -----------------------------------------------------------------------------------
+
+
+def answer(found: ReportComparison) -> str:
+    """How many sites changed their outcome, in a sentence."""
+    shared = [row for row in found if sum(one.outcome is not None for one in row.standings) > 1]
+    changed = found.changed
+    if not changed:
+        return f"No outcome differs at the {words.several(len(shared), 'site')} in common."
+    sites = words.several(len(shared), "site")
+    return f"The outcome differs at {words.count(len(changed))} of {sites} in common."
+
+
+def outcomes(row: SiteAcross) -> str:
+    """The outcomes of a site, report by report.
+
+    Example:
+        >>> from basis_probe.results.report import Outcome
+        >>> standings = (Standing(Outcome.ARBITRARY), Standing(Outcome.EMERGENT))
+        >>> outcomes(SiteAcross("a", "b", None, "", standings))
+        'arbitrary, emergent'
+    """
+    return ", ".join(
+        words.DASH if one.outcome is None else one.outcome.name.lower() for one in row.standings
+    )
+
+
+def change(row: SiteAcross) -> str:
+    """How far the last report lies from the first, with the 95 % interval; a dash if not known."""
+    value = words.number(row.change())
+    if value == words.DASH:
+        return value
+    low, high = row.change_interval()
+    signed = value if value.startswith("-") else "+" + value
+    if math.isnan(low):
+        return signed
+    return f"{signed} ({words.number(low)} to {words.number(high)})"
+
+
+def text(found: ReportComparison) -> str:
+    """What changed, in plain text of at most 88 characters a line."""
+    head = f"basis_probe: {len(found.names)} reports: {', '.join(found.names)}"
+    lines = textwrap.wrap(words.clean(head), _WIDTH, subsequent_indent="  ")
+    lines += textwrap.wrap(answer(found), _WIDTH)
+    for row in found.changed:
+        said = f"{words.shorten(words.clean(row.site), 60)}: {outcomes(row)}"
+        lines += textwrap.wrap(said, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    for note in found.notes:
+        said = f"Note: {words.shorten(words.clean(note), 300)}"
+        lines += textwrap.wrap(said, _WIDTH, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def in_markdown(found: ReportComparison) -> str:
+    """The comparison in Markdown: the answer, the notes, a table of all sites."""
+    names = [markdown.text(name, 60) for name in found.names]
+    heads = ("site", "score", *names, "change, first to last (95 %)")
+    rows = [
+        (
+            markdown.name(row.site),
+            markdown.name(row.score, 40) if row.score else words.DASH,
+            *(_cell(one) for one in row.standings),
+            change(row) if not row.apart else f"{words.DASH} {markdown.text(row.apart, 120)}",
+        )
+        for row in found
+    ]
+    parts = [
+        f"# {markdown.text(', '.join(found.names), 160)}",
+        answer(found),
+        *(f"- {markdown.text(note)}" for note in found.notes),
+        markdown.table(heads, (), rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(one: Standing) -> str:
+    if one.outcome is None:
+        return words.DASH
+    return f"{one.outcome.name.lower()} {words.effect(one.effect)}"
+
+
+# --- pages and files ----------------------------------------------------------------------------
+
+
+def fragment(found: ReportComparison) -> str:
+    """The comparison as one HTML element for a notebook."""
+    return still.stills(html.rendered("across.jinja", found=found, page=False, across=_TOLD))
+
+
+def page(found: ReportComparison) -> str:
+    """The comparison as a whole HTML document that loads nothing."""
+    return html.rendered("across.jinja", found=found, page=True, across=_TOLD)
+
+
+_TOLD = {"answer": answer, "change": change}
+
+
+def save(found: ReportComparison, path: pathlib.Path) -> pathlib.Path:
+    """The path of the file written; its ending chooses the format.
+
+    Raises:
+        ValueError: for an ending that names no format.
+    """
+    made = {
+        ".html": lambda: page(found),
+        ".htm": lambda: page(found),
+        ".json": found.to_json,
+        ".csv": lambda: dataframe(found).to_csv(index=False),
+        ".md": lambda: in_markdown(found),
+    }
+    return files.save(path, made, lambda: figure(found))
+
+
+def figure(found: ReportComparison) -> Figure:
+    """Sites down, reports across: shape, colour and letter of each as on the map of a report."""
+    from basis_probe.show import plots
+
+    names = [words.shorten(words.clean(row.site), 44) for row in found]
+    wide = 0.5 + 0.085 * max(map(len, names), default=0) + 0.6 * len(found.names)
+    drawn, axes = plots.figure_on(None, max(3.0, wide), 1.1 + 0.34 * len(found))
+    axes.set_xlim(-0.5, len(found.names) - 0.5)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    for side in ("top", "right", "bottom", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(
+        length=0, labelsize=8.5, top=True, labeltop=True, bottom=False, labelbottom=False
+    )
+    heads = [words.shorten(words.clean(name), 24) for name in found.names]
+    axes.set_xticks(range(len(heads)), heads, rotation=30, ha="left", parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    for line, row in enumerate(found):
+        for column, one in enumerate(row.standings):
+            if one.outcome is not None and one.privileged is not None:
+                step = drawing.step(one.effect)
+                fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
+                plots.site_mark(axes, column, line, one.privileged, fill, one.outcome)
+    return drawn
