@@ -199,7 +199,7 @@ def test_words_that_make_no_command(
     assert "0 is not a positive number" in _refused(capsys, "demo", "--texts", "0")
     assert "invalid choice: 'none'" in _refused(capsys, "demo", "--null", "none")
     said = _refused(capsys, "demo", "--out", str(tmp_path / "r.doc"))
-    assert "r.doc' must end in .html, .htm, .json, .csv, .md, .pdf" in said
+    assert "r.doc' must end in .html, .htm, .json, .csv, .md, .tex, .pdf" in said
     said = _refused(capsys, "demo", "--out", str(tmp_path / "nowhere" / "r.html"))
     assert f"there is no folder {tmp_path / 'nowhere'}" in said
     assert list(tmp_path.iterdir()) == []
