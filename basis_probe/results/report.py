@@ -106,6 +106,36 @@ class SiteReport:
     path: PathRecord | None = None
     examples: Examples | None = None
 
+    @property
+    def axes(self) -> "pandas.DataFrame":
+        """One row for every axis, under its number, as a pandas DataFrame.
+
+        `label` is the number within the feature axes, such as "head, axis"; `value` and `p_value`
+        are those of `score`, the leading one of the scores that tell axes apart; `stands_out` is
+        True for axes that remain at a false discovery rate of 5 %; `context` is the example that
+        activates the axis most, where the report holds it.
+
+        Example:
+            >>> import basis_probe as bp
+            >>> x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) ** 3
+            >>> bp.probe_activations(x).axes["stands_out"].shape
+            (3,)
+        """
+        from basis_probe.show.tables import axes
+
+        return axes(self)
+
+    def top_axes(self, most: int = 10) -> tuple[int, ...]:
+        """The numbers of at most `most` axes, those that stand out most by the score of `axes`.
+
+        The first stands out most.
+        """
+        from basis_probe.show.selection import of_axes, top_axes
+
+        score = of_axes(self)
+        found = () if score is None else top_axes(score, self.shape, most)
+        return tuple(axis.index for axis in found)
+
     def plot(
         self,
         kind: str = "null",
@@ -255,6 +285,37 @@ class Report:
         from basis_probe.show.tables import dataframe
 
         return dataframe(self)
+
+    def summary(self) -> "pandas.DataFrame":
+        """One row for every site, under its name, as a pandas DataFrame.
+
+        Its outcome, and of the score that speaks for it the effect with its 95 % interval, the
+        difference from the alternatives in units of the score with its standard error, and p.
+        """
+        from basis_probe.show.tables import summary
+
+        return summary(self)
+
+    def neurons(self, *outcomes: Outcome) -> "pandas.DataFrame":
+        """One row for every axis that stands out by itself, as a pandas DataFrame.
+
+        Sites in forward order, within each the smallest p first. "By itself" is at a false
+        discovery rate of 5 % within the site, against single directions of its null.
+
+        Args:
+            outcomes: of the sites to list; none for `Outcome.PRIVILEGED`, whose axes are neurons
+                that may be read.
+
+        Example:
+            >>> from basis_probe.results import Provenance
+            >>> run = Provenance("m", "d", 0, 1, 1, {}, "cpu", "float32", 0.05, {})
+            >>> len(Report((), run).neurons())
+            0
+        """
+        from basis_probe.show.tables import neurons
+
+        wanted = outcomes or (Outcome.PRIVILEGED,)
+        return neurons([site for site in self if site.verdict.outcome in wanted])
 
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
         """The path of the file written, whose ending chooses the form.

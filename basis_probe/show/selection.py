@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from basis_probe.results.evidence import BasisRanking, BasisStanding, ScoreResult, Tail
+from basis_probe.results.examples import TopContexts
 from basis_probe.results.report import Report, SiteReport
 
 
@@ -101,6 +102,15 @@ def top_axes(score: ScoreResult, shape: tuple[int, ...], most: int = 5) -> tuple
         )
         for index in ordered
     )
+
+
+def context(found: TopContexts | None) -> str:
+    """The context that activates a direction most, as text; the token that does in brackets."""
+    if found is None or not found.contexts:
+        return ""
+    top = found.contexts[0]
+    parts = [f"[{token}]" if place == top.at else token for place, token in enumerate(top.tokens)]
+    return "".join(parts).strip()
 
 
 def axis_label(index: int, shape: tuple[int, ...]) -> str:

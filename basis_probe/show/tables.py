@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from basis_probe.results.evidence import ScoreResult
 from basis_probe.results.report import Report, SiteReport
-from basis_probe.show import words
+from basis_probe.show import drawing, selection, words
 
 if TYPE_CHECKING:
     import pandas
@@ -36,6 +39,9 @@ _DTYPES = {
     "null_mean": "float64",
     "null_std": "float64",
     "effect": "float64",
+    "effect_low": "float64",
+    "effect_high": "float64",
+    "leads": "boolean",
     "difference": "float64",
     "difference_error": "float64",
     "p_value": "float64",
@@ -58,8 +64,10 @@ def dataframe(report: Report) -> pandas.DataFrame:
 
     The columns and their types are the same for every report, an empty one too. Texts are on one
     line, with unsafe characters spelled out, so that a row stays a line in a file.
-    `certified` is missing where nothing was tested; `null` names what the score was compared with;
-    `raw_rotation_effect` is the effect of the same score under the raw rotation of the activations.
+    `leads` marks the score that speaks for its site, and `effect_low` to `effect_high` is the 95 %
+    interval of the effect. `certified` is missing where nothing was tested; `null` names what the
+    score was compared with; `raw_rotation_effect` is the effect of the same score under the raw
+    rotation of the activations.
     """
     import pandas
 
@@ -74,6 +82,88 @@ def dataframe(report: Report) -> pandas.DataFrame:
             for column, dtype in _DTYPES.items()
         }
     )
+
+
+_SUMMARY = {
+    "kind": "string",
+    "layer": "Int64",
+    "outcome": "string",
+    "privileged": "string",
+    "score": "string",
+    "effect": "float64",
+    "effect_low": "float64",
+    "effect_high": "float64",
+    "difference": "float64",
+    "difference_error": "float64",
+    "p_adjusted": "float64",
+    "fraction_privileged": "float64",
+    "n_samples": "int64",
+}
+
+
+def summary(report: Report) -> pandas.DataFrame:
+    """One row for every site, under its name: the outcome and the score that speaks for it."""
+    import pandas
+
+    rows: list[dict[str, Any]] = []
+    for site in report:
+        lead = selection.leading(site)
+        row = _row(site, lead)
+        rows.append({column: row.get(column) for column in _SUMMARY})
+    frame = pandas.DataFrame(rows, columns=[*_SUMMARY]).astype(_SUMMARY)
+    return frame.set_axis(pandas.Index([words.clean(site.site) for site in report], name="site"))
+
+
+def axes(site: SiteReport) -> pandas.DataFrame:
+    """One row for every axis of a site, under its number.
+
+    The columns are those of `SiteReport.axes`; without a score that tells axes apart, `value` and
+    `p_value` are missing.
+    """
+    import pandas
+
+    score = selection.of_axes(site)
+    count = site.dim if score is None else score.per_direction.size
+    missing = np.full(count, math.nan)
+    stands = np.zeros(count, dtype=bool)
+    chosen = None if score is None else drawing.standing_axes(score)
+    if chosen is not None:
+        stands[chosen] = True
+    tops = {} if site.examples is None else {top.axis: top for top in site.examples.axes}
+    contexts = [selection.context(tops.get(axis)) for axis in range(count)]
+    known = score is not None and score.per_direction_p.size == count
+    return pandas.DataFrame(
+        {
+            "label": [selection.axis_label(axis, site.shape) for axis in range(count)],
+            "score": "" if score is None else score.name,
+            "value": missing if score is None else score.per_direction,
+            "p_value": score.per_direction_p if known and score is not None else missing,
+            "stands_out": stands,
+            "context": contexts,
+        },
+        index=pandas.RangeIndex(count, name="axis"),
+    )
+
+
+def neurons(sites: Iterable[SiteReport]) -> pandas.DataFrame:
+    """One row for every axis of the sites that stands out by itself, the smallest p first.
+
+    Sites stay in forward order.
+    """
+    import pandas
+
+    frames: list[pandas.DataFrame] = []
+    for site in sites:
+        frame = axes(site).query("stands_out").drop(columns="stands_out").reset_index()
+        frame.insert(0, "site", words.clean(site.site))
+        frame.insert(1, "layer", pandas.array([site.layer] * len(frame), dtype="Int64"))
+        frames.append(
+            frame.sort_values(["p_value", "value"], ascending=[True, False], kind="stable")
+        )
+    if not frames:
+        columns = ["site", "layer", "axis", "label", "score", "value", "p_value", "context"]
+        return pandas.DataFrame(columns=columns)
+    return pandas.concat(frames, ignore_index=True)
 
 
 def _row(site: SiteReport, score: ScoreResult | None) -> dict[str, Any]:
@@ -114,6 +204,9 @@ def _row(site: SiteReport, score: ScoreResult | None) -> dict[str, Any]:
         "null_mean": score.null_mean,
         "null_std": score.null_std,
         "effect": score.effect,
+        "effect_low": score.effect_interval[0],
+        "effect_high": score.effect_interval[1],
+        "leads": score is selection.leading(site),
         "difference": score.difference,
         "difference_error": score.difference_error,
         "p_value": score.p_value,

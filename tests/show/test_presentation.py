@@ -27,6 +27,7 @@ from fake_report import (
     score,
     wide_report,
     with_companions,
+    with_examples,
     with_nan,
     without_null,
 )
@@ -718,6 +719,64 @@ def test_a_table_holds_the_numbers_unrounded() -> None:
     bare = report.to_dataframe().query("site == 'unembed.hook_logits'").iloc[0]
     assert bare["score"] is not None
     assert report.to_dataframe()["score"].isna().sum() == 1
+
+
+def test_a_summary_has_one_row_a_site_and_speaks_with_its_leading_score() -> None:
+    report = fake_report()
+    frame = report.summary()
+    assert list(frame.index) == list(report.sites)
+    for site in report:
+        lead = selection.leading(site)
+        row = frame.loc[site.site]
+        assert row.outcome == site.verdict.outcome.name
+        if lead is not None:
+            assert row.score == lead.name and row.effect == lead.effect
+            assert row.difference_error == lead.difference_error
+    whole = report.to_dataframe()
+    assert whole[whole.leads.fillna(False)].groupby("site").size().max() == 1
+    empty = REPORTS["no site"].summary()
+    assert len(empty) == 0 and list(empty.dtypes) == list(frame.dtypes)
+
+
+def test_every_axis_of_a_site_is_a_row() -> None:
+    site = with_examples(fake_report(), sides=1)["blocks.0.mlp.hook_post"]
+    frame, score = site.axes, selection.of_axes(site)
+    assert score is not None and len(frame) == 172
+    assert frame["value"].tolist() == score.per_direction.tolist()
+    assert frame["p_value"].tolist() == score.per_direction_p.tolist()
+    assert frame["stands_out"].mean() == pytest.approx(score.fraction_privileged)
+    assert frame[frame.stands_out].p_value.max() <= frame[~frame.stands_out].p_value.min() or (
+        frame.stands_out.all()
+    )
+    assert site.examples is not None
+    top = site.examples.axes[0]
+    assert top.axis is not None
+    said = frame.loc[top.axis, "context"]
+    assert f"[{top.contexts[0].tokens[top.contexts[0].at]}]" in said
+    heads = fake_report()["blocks.0.attn.hook_q"].axes
+    assert heads.loc[9, "label"] == "1, 1"
+    bare = without_null().axes
+    assert len(bare) == 512 and not bare.stands_out.any() and bare.value.isna().all()
+
+
+def test_the_axes_that_stand_out_most_have_the_highest_values() -> None:
+    site = fake_report()["blocks.0.mlp.hook_post"]
+    top = site.top_axes(4)
+    assert list(top) == site.axes["value"].nlargest(4).index.tolist()
+    assert without_null().top_axes() == ()
+
+
+def test_neurons_are_the_axes_that_stand_out_at_privileged_sites() -> None:
+    report = fake_report()
+    found = report.neurons()
+    privileged = [site for site in report if site.verdict.outcome is Outcome.PRIVILEGED]
+    assert set(found.site) <= {site.site for site in privileged}
+    assert len(found) == sum(int(site.axes.stands_out.sum()) for site in privileged)
+    for _, part in found.groupby("site"):
+        assert part.p_value.is_monotonic_increasing
+    both = report.neurons(Outcome.EMERGENT, Outcome.PRIVILEGED)
+    assert len(both) > len(found)
+    assert REPORTS["no site"].neurons().columns.tolist() == found.columns.tolist()
 
 
 @every_report
