@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from basis_probe.cli.arguments import add_probing, positive
 from basis_probe.cli.command import Command, Status
@@ -31,6 +31,7 @@ class DemoCommand(Command):
         import torch
 
         from basis_probe import demo
+        from basis_probe.model.load import BridgeError
         from basis_probe.model.network import device_of
 
         threads = torch.get_num_threads()
@@ -40,7 +41,13 @@ class DemoCommand(Command):
         try:
             # The model is so small that threads would wait for each other more than they compute.
             torch.set_num_threads(1)
-            model = demo.load(device_of(parsed.device))
+            device = device_of(parsed.device)
+            try:
+                model: Any = demo.load(device)
+            except BridgeError as error:
+                screen.complain(f"{error}. The Hugging Face form of the model is probed instead")
+                model, tokenizer = demo.load_hf()
+                model.to(device).tokenizer = tokenizer
             return probe_and_write(model, data, parsed, screen, max_samples=None)
         finally:
             torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from basis_probe.cli.command import Command, Status
 
 if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
     from rich.table import Table
 
     from basis_probe.cli.screen import Screen
@@ -27,12 +28,21 @@ class Check:
         found: what is there.
         needed: what is needed, or an empty string.
         fine: whether it is enough.
+        remedy: what to do where it is not, or an empty string.
     """
 
     what: str
     found: str
     needed: str = ""
     fine: bool = True
+    remedy: str = ""
+
+    @property
+    def state(self) -> str:
+        """In a word or two."""
+        if self.fine:
+            return "ok"
+        return "missing" if self.found.startswith(("not installed", "lacks")) else "does not fit"
 
 
 class DoctorCommand(Command):
@@ -49,12 +59,13 @@ class DoctorCommand(Command):
         """It takes no words of its own."""
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
-        checks = [*_surroundings(), *_packages(), *_devices(), _demo_model()]
+        checks = [*_surroundings(), *_packages(), *_bridges(), *_devices(), _demo_model()]
         wrong = [check for check in checks if not check.fine]
         screen.show(_table(checks))
         screen.give([dataclasses.asdict(check) for check in checks])
         for check in wrong:
-            screen.complain(f"{check.what}: {check.found}, needed: {check.needed}")
+            needed = f", needed: {check.needed}" if check.needed else ""
+            screen.complain(f"{check.what}: {check.found}{needed}{check.remedy}")
         screen.say("something is missing" if wrong else "everything that is needed is there")
         return Status.FAILED if wrong else Status.DONE
 
@@ -83,11 +94,40 @@ def _packages() -> list[Check]:
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            checks.append(Check(requirement.name, "not installed", wanted, fine=False))
+            remedy = f"; pip install '{requirement}'"
+            checks.append(
+                Check(requirement.name, "not installed", wanted, fine=False, remedy=remedy)
+            )
             continue
         fine = requirement.specifier.contains(version, prereleases=True)
-        checks.append(Check(requirement.name, version, wanted, fine=fine))
+        found = version if fine else f"{version}, {_off(version, requirement.specifier)}"
+        remedy = "" if fine else f"; pip install '{requirement.name}{wanted}'"
+        checks.append(Check(requirement.name, found, wanted, fine=fine, remedy=remedy))
     return checks
+
+
+def _off(version: str, wanted: SpecifierSet) -> str:
+    """On which side of what is needed a version lies."""
+    from packaging.version import Version
+
+    lowest = [Version(one.version) for one in wanted if one.operator in (">=", ">", "==", "~=")]
+    return "too old" if any(Version(version) < low for low in lowest) else "too new"
+
+
+def _bridges() -> list[Check]:
+    """Whether language models can be loaded by name: the one thing that needs TransformerLens."""
+    from basis_probe.model.load import BridgeError, bridge_class
+
+    try:
+        bridge_class()
+    except BridgeError as error:
+        found = str(error).partition(", and a TransformerBridge")[0]
+        told = (
+            "; plain PyTorch and Hugging Face models are probed without it; "
+            f"{str(error).partition('needs it: ')[2].partition('. Plain')[0]}"
+        )
+        return [Check("TransformerBridge", found, fine=False, remedy=told)]
+    return [Check("TransformerBridge", "models are loaded by name")]
 
 
 def _devices() -> list[Check]:
@@ -126,6 +166,6 @@ def _table(checks: list[Check]) -> Table:
     for heading in ("", "found", "needed", ""):
         table.add_column(heading, overflow="fold")
     for check in checks:
-        mark = Text("ok", "green") if check.fine else Text("missing", "bold red")
+        mark = Text(check.state, "green" if check.fine else "bold red")
         table.add_row(Text(check.what), Text(check.found), Text(check.needed), mark)
     return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.metadata
 import warnings
 from collections.abc import Generator
 from pathlib import Path
@@ -26,6 +27,52 @@ TOKENIZERS = (
 
 class PretrainedError(OSError):
     """Pretrained weights could not be had: a folder lacks a file, or the hub did not give them."""
+
+
+class BridgeError(RuntimeError):
+    """TransformerLens cannot be used here: it is absent, too old or broken."""
+
+
+OLDEST = 4
+"""The first major version of TransformerLens whose bridges hold what is asked of them."""
+
+
+def bridge_class() -> type[TransformerBridge]:
+    """The class TransformerBridge of a TransformerLens that can be used.
+
+    Only what makes a bridge needs it: plain PyTorch and Hugging Face models are probed without.
+
+    Raises:
+        BridgeError: if TransformerLens is absent, too old or broken; the message says which, and
+            what to do.
+    """
+    trouble, cause = bridge_trouble(), None
+    if not trouble:
+        try:
+            with quiet():
+                from transformer_lens import TransformerBridge
+            return TransformerBridge
+        except Exception as error:
+            trouble = f"transformer-lens is installed but cannot be imported ({_brief(error)})"
+            cause = error
+    raise BridgeError(
+        f"{trouble}, and a TransformerBridge needs it: pip install 'transformer-lens>={OLDEST},"
+        f"<{OLDEST + 1}', in an environment of its own where another package, such as sae-lens, "
+        "asks for an older one. Plain PyTorch and Hugging Face models need none: give the model "
+        "itself to basis_probe.probe"
+    ) from cause
+
+
+def bridge_trouble() -> str:
+    """What is wrong with the TransformerLens installed here, as far as its version tells."""
+    try:
+        version = importlib.metadata.version("transformer-lens")
+    except importlib.metadata.PackageNotFoundError:
+        return "transformer-lens is not installed"
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) < OLDEST:
+        return f"transformer-lens {version} is too old"
+    return ""
 
 
 @contextlib.contextmanager
@@ -65,10 +112,11 @@ def bridge(
         The bridge, on `device`, in the model's own floating-point type.
 
     Raises:
+        BridgeError: if TransformerLens cannot be used here.
         TypeError: if `tokenizer` is not a Hugging Face tokenizer.
     """
+    made = bridge_class()
     with quiet():
-        from transformer_lens import TransformerBridge
         from transformers import PreTrainedTokenizerBase
 
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -81,7 +129,7 @@ def bridge(
         # how TransformerLens switches the beginning-of-text token on.
         if not own.init_kwargs.get("name_or_path"):
             own.init_kwargs.update(name_or_path=name or "in memory", add_bos_token=True)
-        wrapped = TransformerBridge.boot_transformers(
+        wrapped = made.boot_transformers(
             name or getattr(model, "name_or_path", "") or type(model).__name__,
             hf_model=model.to(device).eval(),
             tokenizer=own,
@@ -127,6 +175,7 @@ def from_directory(
         The bridge, in eval mode, on `device`.
 
     Raises:
+        BridgeError: if TransformerLens cannot be used here.
         PretrainedError: if the folder does not exist or lacks a file, if its files cannot be read,
             or if the hub cannot be reached or does not have the repository.
     """
@@ -136,11 +185,10 @@ def from_directory(
         _refuse_path(name, folder)
         folder = _snapshot(name, local_files_only=local_files_only)
     _check(folder, name)
+    made = bridge_class()
     with quiet():
-        from transformer_lens import TransformerBridge
-
         try:
-            wrapped = TransformerBridge.boot_transformers(str(folder), device=device)
+            wrapped = made.boot_transformers(str(folder), device=device)
         except Exception as error:
             raise PretrainedError(
                 f"{name} holds a configuration, weights and a tokenizer, but no TransformerBridge "

@@ -20,6 +20,7 @@ from basis_probe import demo
 from basis_probe.cli import main
 from basis_probe.cli.entry import COMMANDS
 from basis_probe.cli.probing import windows
+from basis_probe.model.load import BridgeError
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -448,6 +449,57 @@ def test_the_doctor_says_what_is_missing(
     assert "demo model: lacks config.json, model.safetensors, tokenizer.json" in said
     assert "only-for-tests" not in captured.out + captured.err
     assert "something is missing" in captured.out
+
+
+@pytest.fixture(params=["absent", "too old", "broken"])
+def unusable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An environment whose TransformerLens cannot be used, and what is to be said of it."""
+    found = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "transformer-lens" and request.param != "broken":
+            if request.param == "absent":
+                raise importlib.metadata.PackageNotFoundError(name)
+            return "3.9.0"
+        return found(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "transformer_lens", None)
+    return {
+        "absent": "transformer-lens is not installed",
+        "too old": "transformer-lens 3.9.0 is too old",
+        "broken": "transformer-lens is installed but cannot be imported (ModuleNotFoundError",
+    }[request.param]
+
+
+def test_without_a_usable_transformerlens_the_demo_probes_the_model_itself(
+    unusable: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "r.json"
+    words = ["demo", "--texts", "6", "--sites", "model.layers.1", "--examples", "1"]
+    assert main([*words, "--out", str(data)]) == 0
+    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert unusable in said and "pip install 'transformer-lens>=4,<5'" in said
+    report = bp.Report.load(data)
+    assert report.sites == ("model.layers.1",)
+    found = report["model.layers.1"].examples
+    # Its tokens have names, not numbers.
+    assert found is not None and not found.axes[0].contexts[0].tokens[0].isdecimal()
+
+
+def test_without_a_usable_transformerlens_names_are_refused_and_the_doctor_says_why(
+    unusable: str, text: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _refused(capsys, "report", str(demo.MODEL_DIR), "--text", str(text))
+    assert unusable in said and "give the model itself to basis_probe.probe" in said
+    with pytest.raises(BridgeError, match="sae-lens, asks for an older one"):
+        demo.load()
+    assert main(["doctor"]) == 1
+    said = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert f"TransformerBridge: {unusable}" in said
+    assert "plain PyTorch and Hugging Face models are probed without it" in said
+    if "too old" in unusable:
+        assert "transformer-lens: 3.9.0, too old, needed: <5,>=4" in said
 
 
 def test_bash_completes_commands_options_and_files(
