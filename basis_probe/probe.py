@@ -45,6 +45,7 @@ def probe(
     memory_budget: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     reference: nn.Module | None = None,
+    tokenizer: Any = None,
 ) -> Report:
     """A verdict for every site: what the architecture allows, what the data show, what follows.
 
@@ -56,9 +57,10 @@ def probe(
         model: a `TransformerBridge`, an older `HookedTransformer`, a Hugging Face model or any
             `nn.Module`.
         data: an iterable of batches. A batch is a tensor [batch, ...]; a dict of keywords, whose
-            `attention_mask` [batch, positions] drops padding from all statistics; a tuple or list
-            whose first element is one of these; or a list of strings if the model has a tokenizer.
-            A tensor or array or a dict in place of the iterable is taken for one batch.
+            `attention_mask` [batch, positions] drops padding from all statistics; a list of token
+            ids, or of such lists; a row of a tokenised data set; a tuple or list whose first
+            element is one of these; or a list of strings if there is a tokenizer. A tensor or array
+            or a dict in place of the iterable is taken for one batch.
         sites: names or globs ("blocks.*.mlp.hook_post"); None for residual streams, attention
             outputs and neurons.
         scores: names of scores, any of `bp.scores.ALL`; None for
@@ -88,6 +90,8 @@ def probe(
         reference: another network with sites of the same names, trained from another seed: every
             site gets one more score, "convergence", which asks whether its axes are those of the
             other network rather than any turned ones.
+        tokenizer: what turns strings into tokens, and token ids into words for examples; None for
+            the model's own (`model.tokenizer`), if it has one.
 
     Raises:
         SiteError: if a name stands for no site; the message lists the nearest.
@@ -141,7 +145,7 @@ def probe(
             "a reference sees the data in the same single pass as the model, which memory_budget "
             "and checkpoint do not know: leave them out"
         )
-    subject = recognise(model)
+    subject = recognise(model, tokenizer)
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
         if reference is not None:
@@ -220,6 +224,7 @@ def observe(
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
     checkpoint: str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
 ) -> Partial:
     """What is seen of a model on a part of the data, to be added to what is seen of the others.
 
@@ -240,6 +245,7 @@ def observe(
             the first batch, on which the model is watched.
         checkpoint: a file to which the partial is written every minute and at the end; a run that
             finds it there goes on where it ended.
+        tokenizer: as for `probe`.
 
     Raises:
         SiteError, DataError, StreamError, ValueError: as `probe`; ValueError also for a checkpoint
@@ -271,7 +277,7 @@ def observe(
         certificates=None,
         progress=progress,
     )
-    subject = recognise(model)
+    subject = recognise(model, tokenizer)
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
         # Without a limit to the samples, what other shards see need not be read here.

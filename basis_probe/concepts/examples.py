@@ -124,7 +124,7 @@ def top_examples(
     """
     if size < 1 or rotated < 0:
         raise ValueError(f"size={size}, rotated={rotated}: keep at least one context")
-    subject = recognise(model)
+    subject = recognise(model, tokenizer)
     sources = None if concepts is None else Sources(concepts)
     with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
         raws: list[object] = []
@@ -138,7 +138,7 @@ def top_examples(
             raise SiteError(f"{site!r} stands for {len(chosen)} sites: ask for one at a time")
         place = next(iter(chosen.values()))
         wanted, turn = _directions(axes, rotated, int(np.prod(facts.shape(place))), seed)
-        kept = _Kept(size, turn, _reader(tokenizer or getattr(subject.model, "tokenizer", None)))
+        kept = _Kept(size, turn, _reader(tokenizer or subject.own_tokenizer))
         kept.thumbnails = Thumbnails.of(first.inputs)
         kept.fields = fields(subject, [place.address], first)[0]
         for batch in itertools.chain([first], batches):
@@ -196,7 +196,7 @@ def with_examples(
         >>> len(found.axes), len(found.rotated), len(found.axes[0].contexts)
         (2, 2, 3)
     """
-    subject = recognise(model)
+    subject = recognise(model, tokenizer)
     with prepared(subject.model, None if device is None else device_of(device)):
         return illustrated(
             report,
@@ -236,7 +236,7 @@ def illustrated(
     if not named:
         return report
     places = asked(named, facts.sites, silent=subject.silent())
-    reader = _reader(tokenizer or getattr(subject.model, "tokenizer", None))
+    reader = _reader(tokenizer or subject.own_tokenizer)
     kept: dict[str, _Kept] = {}
     for name in named:
         wanted, _ = picked[name]

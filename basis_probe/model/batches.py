@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -62,6 +62,9 @@ class Batch:
         )
 
 
+LISTS = "lists of token ids"
+"""The form of batches that say how many ids each example has, and nothing of keywords."""
+
 Tokenizer = Callable[[list[str]], Mapping[str, Tensor]]
 """Strings -> keywords for the model, padded, with an attention mask."""
 
@@ -72,8 +75,9 @@ def batch_of(
     """The batch that a loader's item stands for.
 
     Args:
-        raw: a tensor or array; a mapping of keywords; a tuple or list whose first element is one of
-            these; a string or a list of strings.
+        raw: a tensor or array; a mapping of keywords, of a row of a data set too; a list of token
+            ids, or of lists of them; a tuple or list whose first element is one of these; a string
+            or a list of strings.
         number: which item it is, for messages.
         tokenizer: what turns strings into tokens; None if the model has none.
         device: where the model is.
@@ -90,17 +94,23 @@ def batch_of(
         if all(isinstance(entry, str) for entry in entries):
             if tokenizer is None:
                 raise DataError(
-                    f"batch {number} holds strings, and the model has no tokenizer: give batches "
-                    "of token ids, or a model that carries its tokenizer"
+                    f"batch {number} holds strings, and the model has no tokenizer: give one "
+                    "(tokenizer=...), or batches of token ids, such as "
+                    "tokenizer(texts, padding=True, return_tensors='pt')"
                 )
             keywords = tokenizer([str(entry) for entry in entries])
             return _from_mapping(keywords, number, device, form="strings")
+        if (ids := _token_ids(entries)) is not None:
+            return _from_mapping(ids, number, device, form=LISTS)
         first = entries[0]
         if isinstance(first, tuple | list) and first and isinstance(first[0], str):
             return batch_of(first, number=number, tokenizer=tokenizer, device=device)
         raw = first
     if isinstance(raw, Mapping):
-        return _from_mapping(raw, number, device, form="keywords")
+        texts = _texts(raw)
+        if texts is not None:
+            return batch_of(texts, number=number, tokenizer=tokenizer, device=device)
+        return _from_mapping(_whole(raw), number, device, form="keywords")
     if isinstance(raw, np.ndarray):
         raw = _tensor(raw, number)
     if not isinstance(raw, Tensor):
@@ -112,6 +122,76 @@ def batch_of(
         raise DataError(f"batch {number} has shape {tuple(raw.shape)}: it holds no example")
     moved = raw.to(device)
     return Batch((moved,), {}, moved, None, "a tensor")
+
+
+def _token_ids(entries: Sequence[Any]) -> dict[str, Tensor] | None:
+    """Keywords for one list of token ids, or for lists of them; None for anything else."""
+    rows = [entries] if _are_ids(entries) else entries
+    if not all(_are_ids(row) for row in rows):
+        return None
+    ids = _padded(rows)
+    # As tokenizers pad: on the right, with a mask that says where.
+    return {"input_ids": ids, "attention_mask": _padded([[1] * len(row) for row in rows])}
+
+
+def _are_ids(row: object) -> bool:
+    """True for a list of whole numbers."""
+    return (
+        isinstance(row, list | tuple) and len(row) > 0 and all(type(entry) is int for entry in row)  # pyright: ignore[reportUnknownVariableType]
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    found = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return found
+
+
+def _texts(raw: Mapping[Any, Any]) -> list[str] | None:
+    """The texts of a row of a data set that holds nothing else; None for anything else."""
+    found = raw.get("text")
+    if isinstance(found, str):
+        found = [found]
+    if not isinstance(found, list) or "input_ids" in raw:
+        return None
+    texts = cast("list[Any]", found)
+    return texts if texts and all(isinstance(text, str) for text in texts) else None
+
+
+def _whole(raw: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The keywords with token ids [batch, position], whatever form a data set holds them in.
+
+    Lists become tensors, padded on the right as a tokenizer pads them; a single example becomes a
+    batch of one.
+    """
+    main = raw.get("input_ids")
+    if isinstance(main, list | tuple):
+        entries = cast("Sequence[Any]", main)
+        ids = _token_ids(entries)
+        if ids is None:
+            return raw
+        rows = 1 if _are_ids(entries) else len(entries)
+        return {**ids, **{name: _listed(value, rows) for name, value in raw.items()}}
+    if isinstance(main, Tensor) and main.ndim == 1 and not main.is_floating_point():
+        return {
+            name: value[None]
+            if isinstance(value, Tensor) and value.ndim == 1 and len(value) == len(main)
+            else value
+            for name, value in raw.items()
+        }
+    return raw
+
+
+def _listed(value: Any, rows: int) -> Any:
+    """A list of a data set as a tensor whose first axis are its rows; anything else as it is."""
+    if not isinstance(value, list | tuple):
+        return value
+    entries = cast("Sequence[Any]", value)
+    made = _token_ids(entries)
+    if made is not None and len(made["input_ids"]) == rows:
+        return made["input_ids"]
+    return torch.tensor(entries) if _are_ids(entries) and len(entries) == rows else value
 
 
 def _tensor(array: np.ndarray, number: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basis_probe.model.batches import Batch, Tokenizer
+from basis_probe.model.batches import LISTS, Batch, Tokenizer
 from basis_probe.model.places import Address, Place, Site, module_sites
 from basis_probe.model.trace import Trace, record
 
@@ -36,6 +36,7 @@ class Subject(abc.ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.signature = inspect.signature(model.forward).parameters
+        self.own_tokenizer: Any = getattr(model, "tokenizer", None)
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +61,10 @@ class Subject(abc.ABC):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What turns strings into tokens, if the model carries one."""
-        found = getattr(self.model, "tokenizer", None)
-        if not callable(found):
+        """What turns strings into tokens, if the model carries one or one was given."""
+        if not callable(self.own_tokenizer):
             return None
-        return _Padded(found, self._context_length())
+        return _Padded(self.own_tokenizer, self._context_length())
 
     def _context_length(self) -> int | None:
         for holder, name in (("cfg", "n_ctx"), ("config", "max_position_embeddings")):
@@ -116,6 +116,9 @@ class PlainModule(Subject):
 
     def call(self, batch: Batch) -> object:
         kwargs = dict(batch.kwargs)
+        if batch.form.startswith(LISTS) and "input_ids" not in self.signature:
+            # Whoever gives lists says nothing of keywords, and the model may know none.
+            return self.model(kwargs["input_ids"])
         if "use_cache" in self.signature:
             # A cache of keys and values is of no use to a single pass.
             kwargs.setdefault("use_cache", False)
@@ -172,12 +175,21 @@ class HookedModel(Subject):
         )
 
 
-def recognise(model: object) -> Subject:
+def recognise(model: object, tokenizer: Any = None) -> Subject:
     """The model as a probe sees it.
 
+    Args:
+        model: any torch module.
+        tokenizer: what turns strings into tokens; None for the model's own, if it has one.
+
     Raises:
-        TypeError: if it is no torch module.
+        TypeError: if it is no torch module, or the tokenizer cannot be called.
     """
+    if tokenizer is not None and not callable(tokenizer):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}: give one that can be called with a text, "
+            "such as transformers.AutoTokenizer.from_pretrained(name)"
+        )
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"cannot probe a {type(model).__name__}: give a torch.nn.Module, a Hugging Face model "
@@ -187,9 +199,11 @@ def recognise(model: object) -> Subject:
     if isinstance(inner, nn.Module):
         # A compiled model: hooks and functions are seen in the module it was compiled from.
         model = inner
-    if all(hasattr(model, name) for name in ("hook_dict", "run_with_hooks", "cfg")):
-        return HookedModel(model)
-    return PlainModule(model)
+    hooked = all(hasattr(model, name) for name in ("hook_dict", "run_with_hooks", "cfg"))
+    subject = HookedModel(model) if hooked else PlainModule(model)
+    if tokenizer is not None:
+        subject.own_tokenizer = tokenizer
+    return subject
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ def asked(
     """The sites that names and globs stand for, in forward order, each place once.
 
     Args:
-        patterns: names or globs such as "blocks.*.mlp.hook_post".
+        patterns: names or globs such as "blocks.*.mlp.hook_post"; these names of TransformerLens
+            also stand for the same places of a Hugging Face model.
         names: every name that ran.
         silent: names that the model knows, whether or not they ran.
 
@@ -36,6 +37,8 @@ def asked(
             raise SiteError(f"a site is asked for by its name, got {type(pattern).__name__}")
         found = [pattern] if pattern in names else fnmatch.filter(names, pattern)
         if not found:
+            found = _of_bridge(pattern, names)
+        if not found:
             raise SiteError(_nothing(pattern, names, silent))
         # Of several names of one place the one that says what makes it comes first.
         found.sort(key=lambda name: name.endswith(":in"))
@@ -50,9 +53,38 @@ def asked(
     return {name: site for name, site in names.items() if name in unique}
 
 
+# What a TransformerBridge calls a place -> how the modules of Hugging Face call it.
+_LAYER = r"(?:.*\.)?(?:layers|layer|h|blocks)\.{}"
+_MLP = r"\.(?:.*\.)?(?:down_proj|c_proj|dense_4h_to_h|fc2|fc_out|wo|w2|output\.dense):in"
+_HEADS = r"\.(?:.*\.)?(?:o_proj|c_proj|out_proj|dense|out_lin):in"
+_BRIDGE = {
+    "hook_resid_pre": _LAYER + ":in",
+    "hook_resid_post": _LAYER,
+    "hook_resid_mid": _LAYER + r"\.(?:post_attention_layernorm|ln_2|norm2):in",
+    "mlp.hook_post": _LAYER + r"\.(?:mlp|feed_forward|ffn)" + _MLP,
+    "attn.hook_z": _LAYER + r"\.(?:self_attn|attn|attention|self_attention)" + _HEADS,
+}
+
+
+def _of_bridge(pattern: str, names: Mapping[str, Site]) -> list[str]:
+    """The names of a plain model's places that a TransformerBridge calls as the pattern says."""
+    found = re.fullmatch(r"blocks\.(\d+|\*)\.(.+)", pattern)
+    if found is None or found[2] not in _BRIDGE:
+        return []
+    layer = r"\d+" if found[1] == "*" else found[1]
+    return [name for name in names if re.fullmatch(_BRIDGE[found[2]].format(layer), name)]
+
+
 def _nothing(pattern: str, names: Mapping[str, Site], silent: frozenset[str]) -> str:
     near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4)
-    nearest = f"nearest: {', '.join(near)}" if near else f"the model has {', '.join([*names][:5])}…"
+    within = fnmatch.filter(names, f"*{pattern}*")
+    if within:
+        some = ", ".join(within[:3]) + ("…" if len(within) > 3 else "")
+        nearest = f"sites='*{pattern}*' would match {len(within)}: {some}"
+    elif near:
+        nearest = f"nearest: {', '.join(near)}"
+    else:
+        nearest = f"the model has {', '.join([*names][:5])}…"
     if fnmatch.filter(silent, pattern):
         return (
             f"site {pattern!r} exists, but did not run in the first batch, or what it holds there "
