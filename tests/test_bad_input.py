@@ -140,7 +140,7 @@ def test_no_batch_is_refused(data: Any) -> None:
         ([torch.zeros(0, 6)], r"batch 0 has shape \(0, 6\): it holds no example"),
         ([[]], "batch 0 is empty: give at least one example"),
         ([[[], 1]], "batch 0 is of type list"),
-        ([["a", "b"]], "batch 0 holds strings, and the model has no tokenizer: give batches"),
+        ([["a", "b"]], "batch 0 holds strings, and the model has no tokenizer: give one"),
         (["a"], "batch 0 holds strings"),
         ([(["a", "b"], torch.zeros(2))], "batch 0 holds strings, and the model has no tokenizer"),
         ([{}], "batch 0 holds no tensor with examples; it has nothing"),
