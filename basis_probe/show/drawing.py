@@ -290,13 +290,13 @@ class AxisStrip:
     base: float = _BASE
 
 
-def axis_strip(score: ScoreResult) -> AxisStrip | None:
-    """The picture of `score` on every axis; None where it has no value on any."""
+def axis_strip(score: ScoreResult, most: int = COLUMNS) -> AxisStrip | None:
+    """The picture of `score` on every axis, in at most so many columns; None where it has none."""
     values = np.asarray(score.per_direction, dtype=np.float64)
     alive = np.flatnonzero(np.isfinite(values))
     if alive.size == 0:
         return None
-    per_column = -(-values.size // COLUMNS)
+    per_column = -(-values.size // most)
     columns = -(-values.size // per_column)
     width = (_LAST - _FIRST) / columns
     low, high = float(values[alive].min()), float(values[alive].max())

@@ -15,28 +15,33 @@ from basis_probe.show import words
 MOST = 2_000_000
 """At most so many characters are spent on single axes; beyond that they are in the saved JSON."""
 
+MOST_FRAMES = 1_500_000
+"""The same for the values of the nulls."""
+
 
 def numbers(report: Report) -> str:
     """JSON: for every site its name and, for every score, what is drawn of it.
 
-    Arrays are float32, little-endian, in base64. Values of single axes are left out of a page that
-    would become too large to send around.
+    Arrays are float32, little-endian, in base64. Values of single axes, and of nulls, are left out
+    of a page that would become too large to send around.
     """
     axes = sum(
         2 * len(_packed(np.zeros(score.per_direction.size)))
         for site in report
         for score in site.scores.values()
     )
-    return json.dumps(
-        [_site(site, with_axes=axes <= MOST) for site in report], separators=(",", ":")
+    frames = sum(
+        len(_packed(score.null_values)) for site in report for score in site.scores.values()
     )
+    kept = {"with_axes": axes <= MOST, "with_frames": frames <= MOST_FRAMES}
+    return json.dumps([_site(site, **kept) for site in report], separators=(",", ":"))
 
 
-def _site(site: SiteReport, *, with_axes: bool) -> Mapping[str, object]:
+def _site(site: SiteReport, *, with_axes: bool, with_frames: bool) -> Mapping[str, object]:
     held: dict[str, object] = {
         "site": words.clean(site.site),
         "scores": {
-            words.clean(name): _score(score, with_axes=with_axes)
+            words.clean(name): _score(score, with_axes=with_axes, with_frames=with_frames)
             for name, score in site.scores.items()
         },
     }
@@ -48,9 +53,10 @@ def _site(site: SiteReport, *, with_axes: bool) -> Mapping[str, object]:
     return held
 
 
-def _score(score: ScoreResult, *, with_axes: bool) -> Mapping[str, str]:
-    frames = np.concatenate([[score.observed], score.null_values])
-    drawn = {"frames": _packed(frames)}
+def _score(score: ScoreResult, *, with_axes: bool, with_frames: bool) -> Mapping[str, str]:
+    drawn: dict[str, str] = {}
+    if with_frames:
+        drawn["frames"] = _packed(np.concatenate([[score.observed], score.null_values]))
     if with_axes and score.per_direction.size:
         drawn["axes"] = _packed(score.per_direction)
         drawn["p"] = _packed(score.per_direction_p)

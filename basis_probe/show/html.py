@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,12 @@ from basis_probe.show import contexts, drawing, figures, selection, still, words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
     from basis_probe.show.architecture import Row
+
+_MOST_DRAWN = 100
+"""On a page of more sites, each has one picture of its axes."""
 
 _MOST_SECTIONS = 8
 """In a notebook a longer report shows its map and table only."""
@@ -35,6 +40,7 @@ def page(report: Report) -> str:
             grid=selection.grid(report),
             prefix="site",
             sections=True,
+            thin=len(report) > _MOST_DRAWN,
             numbers=figures.numbers(report),
             script=script,
             script_hash=digest,
@@ -103,7 +109,13 @@ def _minus(text: str) -> str:
     return "\u2212" + text[1:] if text.startswith("-") else text
 
 
+def _plainly(markup: Markup) -> Markup:
+    """The same without explanations that are shown on demand."""
+    return type(markup)(re.sub(r' title="[^"]*"', "", markup))
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
+    "plainly": _plainly,
     "minus": lambda text: text.replace("-", "\u2212"),
     "number": lambda value: _minus(words.number(value)),
     "effect": lambda value: _minus(words.effect(value)),

@@ -135,12 +135,17 @@ class Row:
     first_of_kind: bool
 
 
+BAND = 34
+"""So many columns of the map stand side by side; beyond that it goes on below."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Layers x kinds; the cells are indices into the report's sites.
 
     Attributes:
-        columns: the layer of every column, None for sites outside the layers.
+        columns: the layer of every column, None for sites outside the layers: before the first
+            layer where they come before all sites of layers, else behind the last.
         rows: grouped by kind, in forward order.
         by_layer: False where no site has a layer: then columns count sites in forward order.
     """
@@ -149,15 +154,29 @@ class Grid:
     rows: tuple[Row, ...]
     by_layer: bool
 
+    @property
+    def bands(self) -> tuple[range, ...]:
+        """The columns that stand side by side, from the first to the last; bands of like width."""
+        count = max(1, -(-len(self.columns) // BAND))
+        width = max(1, -(-len(self.columns) // count))
+        ends = range(0, max(1, len(self.columns)), width)
+        return tuple(range(start, min(start + width, len(self.columns))) for start in ends)
+
 
 def grid(report: Report) -> Grid:
     """The places of all sites on a map, every site exactly once."""
     numbered = sorted({site.layer for site in report if site.layer is not None})
     by_layer = bool(numbered)
-    outside = by_layer and any(site.layer is None for site in report)
+    placed = [index for index, site in enumerate(report) if site.layer is not None]
+    # Embeddings stand before the layers, as they do in the model.
+    first = {i for i, site in enumerate(report) if site.layer is None and placed and i < placed[0]}
+    before = [None] if by_layer and first else []
+    after = by_layer and any(
+        site.layer is None and index not in first for index, site in enumerate(report)
+    )
     # kind -> pattern -> lines of the map, each from column to site.
     kinds: dict[str, dict[str, list[dict[int, int]]]] = {}
-    column_of = {layer: column for column, layer in enumerate(numbered)}
+    column_of = {layer: column + len(before) for column, layer in enumerate(numbered)}
     for index, site in enumerate(report.site_reports):
         lines = kinds.setdefault(site.kind, {}).setdefault(
             pattern_of(site) if by_layer else "", [{}]
@@ -165,7 +184,9 @@ def grid(report: Report) -> Grid:
         if not by_layer:
             lines[0][len(lines[0])] = index
             continue
-        column = len(numbered) if site.layer is None else column_of[site.layer]
+        column = 0 if index in first else len(before) + len(numbered)
+        if site.layer is not None:
+            column = column_of[site.layer]
         free = next((line for line in lines if column not in line), None)
         if free is None:
             free = {}
@@ -178,7 +199,7 @@ def grid(report: Report) -> Grid:
         for line in lines
     ]
     if by_layer:
-        columns: tuple[int | None, ...] = (*numbered, *([None] if outside else []))
+        columns: tuple[int | None, ...] = (*before, *numbered, *([None] if after else []))
     else:
         columns = tuple(range(1, 1 + max((len(line) for _, _, line in drawn), default=0)))
     rows: list[Row] = []

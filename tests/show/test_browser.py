@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from fake_report import HOSTILE, fake_report, hostile_report, wide_report, with_examples
 
+import basis_probe as bp
 from basis_probe.results.report import Report
 from basis_probe.show import html as pages
 from basis_probe.show import words
@@ -136,12 +140,12 @@ def test_both_grounds(browser: Any, written: dict[str, pathlib.Path]) -> None:
 def test_a_column_sorts_up_down_and_back(browser: Any, written: dict[str, pathlib.Path]) -> None:
     _open(browser, written["usual"])
     cells = "Array.from(document.querySelectorAll('table.sites tbody tr'))"
-    effects = f"return {cells}.map(row => row.cells[4].getAttribute('data-v'))"
+    effects = f"return {cells}.map(row => row.cells[5].getAttribute('data-v'))"
     before = browser.execute_script(effects)
     known = sorted(float(value) for value in before if value != "nan")
     assert len(known) > 2
     assert [float(value) for value in before if value != "nan"] != known
-    head = "document.querySelectorAll('table.sites thead th')[4]"
+    head = "document.querySelectorAll('table.sites thead th')[5]"
     said = f"return {head}.getAttribute('aria-sort')"
     for direction, expected in (("ascending", known), ("descending", known[::-1])):
         _press(browser, f"{head}.querySelector('button')")
@@ -230,7 +234,7 @@ def test_the_table_is_saved_with_whole_names(
     buttons = "Array.from(document.querySelectorAll('button'))"
     _press(browser, f"{buttons}.find(b => b.textContent.startsWith('Save the table'))")
     table = _downloaded(saved, "sites.csv")
-    assert [line[1] for line in table[1:]] == list(REPORTS["wide"]().sites)
+    assert [line[2] for line in table[1:]] == list(REPORTS["wide"]().sites)
 
 
 def test_hostile_tokens_are_text(browser: Any, written: dict[str, pathlib.Path]) -> None:
@@ -347,16 +351,48 @@ def test_all_examples_are_hidden_before_one_is_seen(
     assert (left, hidden) == (0, 20 * sites)
 
 
-def test_printing_opens_every_site(browser: Any, written: dict[str, pathlib.Path]) -> None:
+def test_a_print_is_the_answer_the_map_the_table_and_what_is_open(
+    browser: Any, written: dict[str, pathlib.Path]
+) -> None:
     _open(browser, written["usual"])
-    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
-    closed = browser.execute_script("return document.querySelectorAll('details.site:not([open])')")
-    assert closed == []
+    pages = [_printed(browser)]
+    assert pages[0] <= 7
+    shown = "return document.querySelector('{}').getClientRects().length > 0"
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
-    tools = browser.execute_script(
-        "return getComputedStyle(document.querySelector('.tools')).display"
+    for there, what in (
+        (True, ".map"),
+        (True, ".sites"),
+        (False, ".by-site"),
+        (False, ".tools"),
+        (False, "nav"),
+    ):
+        assert browser.execute_script(shown.format(what)) is there, what
+    browser.execute_script("document.querySelector('details.site').open = true")
+    assert browser.execute_script(shown.format(".by-site"))
+    assert browser.execute_script(shown.format("details.site .strips"))
+    assert _printed(browser) in (pages[0] + 1, pages[0] + 2)
+
+
+def _printed(browser: Any) -> int:
+    """The number of pages on paper."""
+    paper = {"paperWidth": 8.27, "paperHeight": 11.69}
+    made = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", paper)["data"])
+    return len(re.findall(rb"/Type\s*/Page\b(?!s)", made))
+
+
+def test_a_map_of_many_layers_fits_and_goes_on_below(browser: Any, tmp_path: pathlib.Path) -> None:
+    sites = wide_report(160, frames=9, dim=8).site_reports
+    path = Report(sites, fake_report().provenance).save(tmp_path / "many.html")
+    _open(browser, path)
+    tables = browser.execute_script("return document.querySelectorAll('table.map').length")
+    assert tables == 3
+    over = browser.execute_script(
+        "return [...document.querySelectorAll('.scroll:has(.map)')]"
+        ".filter(box => box.scrollWidth > box.clientWidth).length"
     )
-    assert tools == "none"
+    assert over == 0
+    marks = browser.execute_script("return document.querySelectorAll('table.map .mark').length")
+    assert marks == len(sites)
 
 
 def test_every_control_has_a_name_and_the_keyboard_reaches_it(
@@ -419,3 +455,19 @@ def test_a_fragment_keeps_its_form_among_the_styles_of_a_notebook(
     assert browser.execute_script(hidden) == "none"
     ground = "return getComputedStyle(document.querySelector('.bp')).backgroundColor"
     assert browser.execute_script(ground) == ("rgb(21, 24, 28)" if dark else "rgb(255, 255, 255)")
+
+
+@pytest.mark.slow
+def test_eighty_layers_of_wide_sites_stay_below_five_megabytes() -> None:
+    report = Report(wide_report(400, frames=199, dim=8192).site_reports, fake_report().provenance)
+
+    def usual(site: bp.SiteReport) -> bp.SiteReport:
+        """Two scores decide, two are for information, as by default."""
+        scores = {
+            name: dataclasses.replace(score, decides=place < 2)
+            for place, (name, score) in enumerate(site.scores.items())
+        }
+        return dataclasses.replace(site, scores=scores, beside={})
+
+    page = pages.page(dataclasses.replace(report, site_reports=tuple(map(usual, report))))
+    assert len(page.encode("utf-8")) <= 5_000_000
