@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 
 from basis_probe.cli.calibrate import CalibrateCommand
@@ -59,7 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
 
     try:
-        return int(command.run(parsed, screen))
+        status = int(command.run(parsed, screen))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read what was printed has seen enough. Nothing is left to be written at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Status.DONE)
+    except SystemExit as leaving:
+        # A table that nobody reads on is no failure either, as which its printer takes it.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return int(Status.DONE)
+        raise
     except StreamError as error:
         return int(ended(error, Status.FAILED))
     except (Refused, ValueError, TypeError, RuntimeError, OSError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from basis_probe.algebra.groups import Blocks, Privileged
@@ -21,16 +22,42 @@ _NAMES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Sites with one and the same answer, in forward order."""
+    """Sites with one and the same answer, in forward order.
+
+    Attributes:
+        sites: their names.
+        symmetry: the answer; its certificate is that of the site where it holds most narrowly.
+    """
 
     sites: tuple[str, ...]
     symmetry: Symmetry
 
     @property
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """The names with the number of their block left open -> the names that differ in it only.
+
+        Example:
+            >>> row = Row(("h.0.mlp", "h.1.mlp", "ln"), Symmetry(*[None] * 4))  # type: ignore
+            >>> [*row.patterns]
+            ['h.*.mlp', 'ln']
+        """
+        found: dict[str, list[str]] = {}
+        for name in self.sites:
+            found.setdefault(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name, count=1), []).append(name)
+        return {
+            pattern if len(names) > 1 else names[0]: tuple(names)
+            for pattern, names in found.items()
+        }
+
+    @property
     def named(self) -> str:
-        """The sites in a few words."""
-        shown = ", ".join(words.shorten(words.clean(name), 60) for name in self.sites[:_NAMES])
-        more = len(self.sites) - _NAMES
+        """The sites in a few words; how many of them share a pattern stands behind it."""
+        parts = [
+            words.shorten(words.clean(pattern), 60) + (f" ({len(names)})" if len(names) > 1 else "")
+            for pattern, names in self.patterns.items()
+        ]
+        shown = ", ".join(parts[:_NAMES])
+        more = sum(len(names) for names in [*self.patterns.values()][_NAMES:])
         return f"{shown} and {more} more" if more > 0 else shown
 
     @property
@@ -49,11 +76,37 @@ class Row:
 
 
 def rows(found: Mapping[str, Symmetry]) -> tuple[Row, ...]:
-    """The answers, each once, with all the sites that it holds for."""
-    gathered: dict[Symmetry, list[str]] = {}
+    """The answers, each once, with all the sites that it holds for.
+
+    What is proved at some sites and not, or not in the same words, at others is not one answer.
+    """
+    gathered: dict[tuple[Symmetry, bool | None], list[str]] = {}
     for name, symmetry in found.items():
-        gathered.setdefault(symmetry, []).append(name)
-    return tuple(Row(tuple(names), symmetry) for symmetry, names in gathered.items())
+        made = symmetry.certificate
+        claim = dataclasses.replace(symmetry, certificate=None)
+        gathered.setdefault((claim, None if made is None else made.holds), []).append(name)
+    return tuple(
+        Row(tuple(names), _narrowest([found[name] for name in names]))
+        for names in gathered.values()
+    )
+
+
+def _narrowest(alike: Sequence[Symmetry]) -> Symmetry:
+    """The answer with a certificate that says no more than that of any of the sites."""
+    made = [symmetry.certificate for symmetry in alike if symmetry.certificate is not None]
+    if not made:
+        return alike[0]
+    tried = [one for one in made if not math.isnan(one.violation)]
+    least = min(tried, key=lambda one: one.violation, default=made[0])
+    worst = Certificate(
+        holds=all(one.holds for one in made),
+        max_error=max(one.max_error for one in made),
+        tolerance=max(one.tolerance for one in made),
+        violation=least.violation,
+        action_error=max(one.action_error for one in made),
+        stranger=least.stranger,
+    )
+    return dataclasses.replace(alike[0], certificate=worst)
 
 
 def proof(symmetry: Symmetry) -> str:

@@ -44,7 +44,10 @@ def test_every_site_is_in_one_row_and_rows_are_in_forward_order(found: bp.Symmet
     gathered = rows(found)
     names = [name for row in gathered for name in row.sites]
     assert sorted(names) == sorted(found)
-    assert all(found[name] == row.symmetry for row in gathered for name in row.sites)
+    for row in gathered:
+        for name in row.sites:
+            assert found[name].group == row.symmetry.group
+            assert found[name].because == row.symmetry.because
     firsts = [[*found].index(row.sites[0]) for row in gathered]
     assert firsts == sorted(firsts)
 
@@ -108,5 +111,20 @@ def test_an_empty_answer_is_shown_too() -> None:
 def test_many_names_of_one_answer_are_counted() -> None:
     made = bp.Symmetries({f"site.{number}": _claim(HOLDS) for number in range(9)})
     (row,) = rows(made)
-    assert row.named == "site.0, site.1, site.2, site.3 and 5 more"
+    assert row.named == "site.* (9)"
     assert all(f"site.{number}" in made._repr_html_() for number in range(9))
+    named = bp.Symmetries(
+        dict.fromkeys("a.0.x a.1.x b.0.y b.1.y c d e.7 f.x2 g".split(), _claim(HOLDS))
+    )
+    (row,) = rows(named)
+    assert row.named == "a.*.x (2), b.*.y (2), c, d and 3 more"
+
+
+def test_one_answer_of_many_sites_is_as_sure_as_at_the_least_sure() -> None:
+    wide = bp.Certificate(True, 1e-15, 1e-9, 0.4, 2e-16, stranger="rotation")
+    narrow = bp.Certificate(True, 3e-14, 1e-9, 0.02, 1e-15, stranger="rescaling")
+    made = bp.Symmetries(a=_claim(wide), b=_claim(narrow), c=_claim(None))
+    both, bare = rows(made)
+    assert both.sites == ("a", "b") and bare.sites == ("c",)
+    assert both.symmetry.certificate == narrow
+    assert "holds: moved by 3e-14; a rescaling outside it by 0.02" in both.proof

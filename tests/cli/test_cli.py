@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from fake_report import fake_report
+from fake_report import fake_report, wide_report
 
 import basis_probe as bp
 from basis_probe import demo
@@ -136,7 +137,8 @@ def test_symmetries_are_listed(
     headings = ("site", "group", "privileges", "certificate", "because")
     for expected in (*headings, "orthogonal", "AXES", "NONE", "holds"):
         assert expected in joined
-    assert "blocks.3.hook_resid_mid" in joined
+    # What repeats from block to block is one row.
+    assert "blocks.*.hook_resid_mid(4)" in joined
     assert "blocks.0.attn" not in joined
     assert "permutation" in joined
 
@@ -500,6 +502,39 @@ def test_without_a_usable_transformerlens_names_are_refused_and_the_doctor_says_
     assert "plain PyTorch and Hugging Face models are probed without it" in said
     if "too old" in unusable:
         assert "transformer-lens: 3.9.0, too old, needed: <5,>=4" in said
+
+
+@pytest.mark.parametrize("words", [["show", "{report}"], ["show", "{report}", "--json"]])
+def test_a_pipe_that_is_closed_early_is_no_error(words: list[str], tmp_path: pathlib.Path) -> None:
+    report = wide_report(600, frames=9, dim=8).save(tmp_path / "r.json")
+    line = [word.format(report=report) for word in words]
+    with subprocess.Popen(
+        [sys.executable, "-m", "basis_probe", *line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, b"")
+
+
+def test_fish_completes_commands_options_and_files(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "fish"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for command in COMMANDS:
+        offered = f"complete -c basis-probe -n __fish_use_subcommand -a {command.name} -d "
+        assert [line for line in lines if line.startswith(offered)]
+    within = (
+        "complete -c basis-probe -n '__fish_seen_subcommand_from demo' -l null -r -a 'rotation "
+    )
+    assert [line for line in lines if line.startswith(within)]
+    files = [line for line in lines if "_from show' " in line and " -F " in line]
+    assert len(files) == 2
+    # Every word is quoted whole.
+    for line in lines[1:]:
+        assert shlex.split(line)[:3] == ["complete", "-c", "basis-probe"]
 
 
 def test_bash_completes_commands_options_and_files(
