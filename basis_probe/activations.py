@@ -1,8 +1,11 @@
 """The main job for people who already have a matrix of activations."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import numpy as np
 import torch
@@ -14,13 +17,17 @@ from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import (
     Case,
     Companions,
+    Evidence,
     chosen_null,
     chosen_scores,
     chosen_seed,
     gather,
 )
-from basis_probe.results.report import SiteReport
+from basis_probe.model.roles import layer_number
+from basis_probe.results.report import Provenance, Report, SiteReport
 from basis_probe.results.symmetry import Symmetry
+from basis_probe.run.report import versions
+from basis_probe.run.watch import overrides
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.statistics.nulls import (
     Counterfactual,
@@ -32,15 +39,23 @@ from basis_probe.statistics.nulls import (
     geometry_of,
 )
 from basis_probe.statistics.scores import Score
-from basis_probe.verdict import report
+from basis_probe.verdict import LEVEL, report
 
 if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
 
 Matrix = Tensor | np.ndarray
+Groups = Group | str | Mapping[str, Group | str]
 Nonlinearity = str | Callable[[Tensor], Tensor] | nn.Module
 
 
+class Cache(Protocol):
+    """What `run_with_cache` of TransformerLens returns: names and tensors."""
+
+    def items(self) -> Iterable[tuple[str, Tensor]]: ...
+
+
+@overload
 def probe_activations(
     x: Matrix,
     *,
@@ -51,27 +66,70 @@ def probe_activations(
     weight: Matrix | None = None,
     bias: Matrix | None = None,
     examples: Sequence[Any] | Matrix | None = None,
+    mask: Matrix | None = None,
     null: str | Null | None = None,
     scores: Iterable[str | Score] | None = None,
     bases: "Iterable[str | Candidate | Matrix] | str | Candidate | None" = None,
     paths: int = 0,
     seed: int = 0,
-) -> SiteReport:
-    """The report of one site whose activations are at hand.
+) -> SiteReport: ...
+
+
+@overload
+def probe_activations(
+    x: Mapping[str, Matrix] | Cache,
+    *,
+    group: Groups | None = None,
+    examples: Sequence[Any] | Matrix | None = None,
+    mask: Matrix | None = None,
+    null: str | Null | None = None,
+    scores: Iterable[str | Score] | None = None,
+    bases: "Iterable[str | Candidate | Matrix] | str | Candidate | None" = None,
+    paths: int = 0,
+    seed: int = 0,
+) -> Report: ...
+
+
+def probe_activations(
+    x: Matrix | Mapping[str, Matrix] | Cache,
+    *,
+    group: Groups | None = None,
+    pre: Matrix | None = None,
+    nonlinearity: Nonlinearity | None = None,
+    inputs: Matrix | None = None,
+    weight: Matrix | None = None,
+    bias: Matrix | None = None,
+    examples: Sequence[Any] | Matrix | None = None,
+    mask: Matrix | None = None,
+    null: str | Null | None = None,
+    scores: Iterable[str | Score] | None = None,
+    bases: "Iterable[str | Candidate | Matrix] | str | Candidate | None" = None,
+    paths: int = 0,
+    seed: int = 0,
+) -> SiteReport | Report:
+    """The report of sites whose activations are at hand.
 
     Args:
-        x: the activations, [samples, dim].
+        x: the activations, [samples, dim], or [batch, position, dim] of sequences. A mapping of
+            names to such arrays, or an `ActivationCache` of TransformerLens, gives a report of them
+            all, whose p-values are adjusted over all sites; of a cache, what has no feature axes is
+            left out, and the report says what.
         group: which changes of basis the weights around the site absorb: a group, or its name
             ("orthogonal", "permutation", "positive-monomial", "general-linear" ...); None if that
-            is not known, and then nothing is said about the architecture.
-        pre: the pre-activations, [samples, dim]; with `nonlinearity` they make the approximate
+            is not known, and then nothing is said about the architecture. For a mapping also name
+            or glob -> group.
+        pre: the pre-activations, shaped as x; with `nonlinearity` they make the approximate
             counterfactual null.
         nonlinearity: what makes x of pre: its name, a function or a module.
-        inputs: the layer's inputs, [samples, in]; with `weight` they make the exact one.
+        inputs: the layer's inputs, [samples, in] or [batch, position, in]; with `weight` they make
+            the exact one.
         weight: [dim, in], as in `torch.nn.Linear`.
         bias: [dim].
         examples: which sequence or image every row is of, [samples]: rows of one are not
-            independent of each other, and intervals leave them out together. None: each its own.
+            independent of each other, and intervals leave them out together. None: each its own,
+            and of [batch, position, dim] the batch says it.
+        mask: [batch, position], not zero where a position counts; None if all do. Padding is not
+            seen in the numbers themselves, so give it where there is any.
         null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
         scores: names of scores, any of `bp.scores.ALL`; None for
             `bp.scores.DEFAULT`.
@@ -91,12 +149,207 @@ def probe_activations(
         >>> laplace = -uniform.sign() * (1 - 2 * uniform.abs()).log()
         >>> bp.probe_activations(laplace, group="orthogonal").verdict.outcome.name
         'EMERGENT'
+        >>> several = {"one": laplace, "other": laplace.view(40, 100, 16)}
+        >>> bp.probe_activations(several, group="orthogonal").sites
+        ('one', 'other')
     """
-    values = matrix("x", x)
+    settings = _Settings(
+        chosen_scores(scores), chosen_null(null), chosen_seed(seed), Companions.of(bases, paths)
+    )
+    if not isinstance(x, Tensor | np.ndarray) and hasattr(x, "items"):
+        own = {"pre": pre, "nonlinearity": nonlinearity, "inputs": inputs, "weight": weight}
+        given = [name for name, value in {**own, "bias": bias}.items() if value is not None]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} belong to one site: give them with its activations alone"
+            )
+        return _several(cast("Mapping[str, Matrix]", x), group, examples, mask, settings)
+    if isinstance(group, Mapping):
+        raise ValueError("group is a mapping, and x one array: give the group of x itself")
+    rows = _Rows.of("x", cast("Matrix", x), examples, mask)
+    case = _case(
+        "activations",
+        rows,
+        symmetry_of(group, rows.values.shape[1]),
+        settings,
+        pre=None if pre is None else rows.alike("pre", pre),
+        nonlinearity=nonlinearity,
+        inputs=None if inputs is None else rows.alike("inputs", inputs),
+        weight=weight,
+        bias=bias,
+    )
+    return report([settings.gathered(case)])[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What was asked for, checked."""
+
+    scores: tuple[Score, ...]
+    null: Null | None
+    seed: int
+    companions: Companions
+
+    def gathered(self, case: Case) -> Evidence:
+        return gather(case, self.scores, self.null, seed=self.seed, companions=self.companions)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rows:
+    """Activations as rows that count.
+
+    Attributes:
+        values: [samples, dim].
+        examples: of which sequence or image each is.
+        counted: which of the rows that were given these are, and `total`, how many there were.
+        leading: the shape in front of the features, as given.
+        shape: the feature axes.
+    """
+
+    values: Tensor
+    examples: Tensor
+    counted: Tensor
+    total: int
+    leading: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(
+        name: str,
+        given: Matrix,
+        examples: Sequence[Any] | Matrix | None,
+        mask: Matrix | None,
+        features: int = 1,
+    ) -> "_Rows":
+        """The rows of an array whose last axes are features, those that count.
+
+        Raises:
+            TypeError, ValueError: if it is no such array, or mask or examples do not fit it.
+        """
+        many = getattr(given, "ndim", 2) - features
+        leading = tuple(given.shape[:2]) if many == 2 else ()
+        if many == 2:
+            given = given.reshape(-1, *given.shape[2:])
+        counted = torch.arange(len(given))
+        if mask is not None:
+            if tuple(np.shape(mask)) != leading:
+                raise ValueError(
+                    f"mask has shape {tuple(np.shape(mask))}, and {name} is "
+                    f"{f'{leading} [batch, position]' if leading else 'no array of sequences'}: "
+                    "give one entry for every position"
+                )
+            counted = counted[torch.as_tensor(mask).detach().cpu().flatten() != 0]
+        total, shape = len(given), tuple(np.shape(given)[1:])
+        if leading and examples is None:
+            numbers = torch.arange(leading[0]).repeat_interleave(leading[1])
+        else:
+            numbers = _examples(examples, total)
+        if len(counted) < total:
+            # What padding holds is nobody's business, NaN included.
+            given = given[counted.numpy() if isinstance(given, np.ndarray) else counted]
+        values = matrix(name, given.reshape(len(given), -1) if features > 1 else given)
+        return _Rows(values, numbers[counted], counted, total, leading, shape)
+
+    def alike(self, name: str, given: Matrix) -> Tensor:
+        """The rows of another array of the same samples, those that count."""
+        if self.leading and tuple(np.shape(given)[:2]) == self.leading:
+            given = given.reshape(-1, given.shape[-1])
+        return matrix(name, given, rows=self.total)[self.counted]
+
+
+_HEADS = re.compile(r"(?:^|\.)hook_(?:q|k|v|z)$")
+"""Names of caches whose last two axes are features: head, and axis within it."""
+
+
+def _several(
+    x: Mapping[str, Matrix],
+    groups: Groups | None,
+    examples: Sequence[Any] | Matrix | None,
+    mask: Matrix | None,
+    settings: _Settings,
+) -> Report:
+    """The report of all entries, p-values adjusted for all of them together."""
+    entries = {str(name): value for name, value in x.items()}
+    left_out: list[str] = []
+    if not isinstance(x, dict):
+        # A cache holds patterns, scales and token ids too.
+        kept = {name: value for name, value in entries.items() if _has_features(name, value)}
+        # Tables of positions have features too, but are of no example.
+        shapes = Counter(tuple(value.shape[:2]) for value in kept.values())
+        usual = shapes.most_common(1)[0][0] if shapes else ()
+        kept = {name: value for name, value in kept.items() if tuple(value.shape[:2]) == usual}
+        left_out = [name for name in entries if name not in kept]
+        entries = kept
+    if not entries:
+        raise ValueError("x holds no activations: give names and arrays [samples, dim]")
+    rows = {
+        name: _Rows.of(name, value, examples, mask, 2 if _is_heads(name, value) else 1)
+        for name, value in entries.items()
+    }
+    chosen = overrides(groups, rows)
+    cases = [
+        _case(name, held, symmetry_of(chosen.get(name), held.values.shape[1]), settings)
+        for name, held in rows.items()
+    ]
+    found = [settings.gathered(case) for case in cases]
+    first = next(iter(rows.values()))
+    notes = (
+        () if not left_out else (f"Left out, as their features are not known: {_told(left_out)}.",)
+    )
+    provenance = Provenance(
+        model="activations that were given",
+        data=f"{len(rows)} arrays, {len(first.values)} samples in the first",
+        seed=settings.seed,
+        n_batches=1,
+        n_examples=int(first.examples.unique().numel()),
+        versions=versions(),
+        device="cpu",
+        dtype=str(getattr(next(iter(entries.values())), "dtype", "")).removeprefix("torch."),
+        level=LEVEL,
+        settings={
+            "sites": ", ".join(rows),
+            "scores": ", ".join(score.name for score in settings.scores),
+            "null": "by site" if settings.null is None else repr(settings.null),
+            "groups": "not given" if groups is None else str(groups),
+        },
+    )
+    return Report(report(found), provenance, notes=tuple(notes))
+
+
+def _told(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
+
+
+def _is_heads(name: str, value: Any) -> bool:
+    return getattr(value, "ndim", 0) == 4 and _HEADS.search(name) is not None
+
+
+def _has_features(name: str, value: Any) -> bool:
+    """True for floating-point numbers whose last axis, or last two, are known to be features."""
+    if not isinstance(value, Tensor | np.ndarray) or value.shape[-1:] in ((), (1,)):
+        return False
+    return torch.as_tensor(value[:0]).is_floating_point() and (
+        value.ndim in (2, 3) or _is_heads(name, value)
+    )
+
+
+def _case(
+    name: str,
+    rows: _Rows,
+    symmetry: Symmetry,
+    settings: _Settings,
+    *,
+    pre: Tensor | None = None,
+    nonlinearity: Nonlinearity | None = None,
+    inputs: Tensor | None = None,
+    weight: Matrix | None = None,
+    bias: Matrix | None = None,
+) -> Case:
+    """What is known of one site before its axes are compared with anything."""
+    values = rows.values
     samples, dim = values.shape
-    used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
-    besides = Companions.of(bases, paths)
-    symmetry = symmetry_of(group, dim)
+    wanted = settings.null
     before = None if pre is None else matrix("pre", pre, rows=samples, columns=dim)
     function = None if nonlinearity is None else callable_of(nonlinearity)[1]
     if before is not None and function is None:
@@ -124,16 +377,16 @@ def probe_activations(
     if inputs is not None and weight is not None:
         read = math.prod(weight.shape[1:])
     capacity = affordable(read, dim).samples if wanted is None else wanted.samples
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(samples, generator=generator)
-    kept = order[: max(capacity, besides.rows)]
+    kept = order[: max(capacity, settings.companions.rows)]
     problem = Problem(
         x=values[kept],
         group=symmetry.group,
         halves=torch.arange(len(kept)) % 2,
         pre=None if before is None else before[kept],
         nonlinearity=function if before is not None else None,
-        examples=_examples(examples, samples)[kept],
+        examples=rows.examples[kept],
         layer=None
         if inputs is None or weight is None
         else layer_of(inputs, weight, bias, function, values, kept),
@@ -146,18 +399,17 @@ def probe_activations(
     }
     if function is None:
         everywhere["non_gaussianity"] = float(moments.excess_kurtosis.abs().nanmean())
-    case = Case(
-        site="activations",
+    return Case(
+        site=name,
         kind="activations" if function is None else "neurons behind a nonlinearity",
-        layer=None,
-        shape=(dim,),
+        layer=layer_number(name),
+        shape=rows.shape,
         symmetry=symmetry,
         n_samples=samples,
         n_dead=int(moments.constant.sum()),
         problem=problem,
         all_samples=everywhere,
     )
-    return report([gather(case, used, wanted, seed=seed, companions=besides)])[0]
 
 
 def _examples(examples: Sequence[Any] | Matrix | None, samples: int) -> Tensor:

@@ -16,11 +16,21 @@ class Role:
     layer: int | None
 
 
+def layer_number(name: str) -> int | None:
+    """The number of the layer that a name speaks of, or None.
+
+    Example:
+        >>> layer_number("blocks.3.hook_resid_pre"), layer_number("embed")
+        (3, None)
+    """
+    stem = r"(?:^|\.)(?:blocks|layers|layer|h|encoder|decoder)\.?(\d+)(?=\.|$)"
+    found = re.search(stem, name)
+    return int(found.group(1)) if found else None
+
+
 def role(facts: Facts, site: Site) -> Role:
     """What a site is, from what was measured around it."""
-    stem = r"(?:^|\.)(?:blocks|layers|layer|h|encoder|decoder)\.?(\d+)(?=\.|$)"
-    found = re.search(stem, site.name)
-    number = int(found.group(1)) if found else None
+    number = layer_number(site.name)
     vertex = facts.vertex(site)
     if vertex is None:
         return Role("activations", number)

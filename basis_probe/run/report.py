@@ -154,7 +154,7 @@ class Concluding:
             seed=choices.seed,
             n_batches=partial.batches,
             n_examples=partial.examples,
-            versions=_versions(),
+            versions=versions(),
             device=str(watching.subject.device),
             dtype=str(watching.subject.dtype).removeprefix("torch."),
             level=LEVEL,
@@ -382,7 +382,8 @@ def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Package -> installed version, of those that determine numbers."""
     found: dict[str, str] = {}
     for name in ("basis-probe", "torch", "transformer-lens", "transformers", "numpy"):
         try:

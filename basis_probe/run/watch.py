@@ -248,10 +248,10 @@ def placed(
     """The sites with their groups, and with what is known of the layers in front of them."""
     facts = derivation.facts
     places: dict[str, Placed] = {}
-    overrides = _overrides(groups, chosen)
+    given = overrides(groups, chosen)
     for name, site in chosen.items():
         shape = facts.shape(site)
-        symmetry = _overridden(derivation.symmetry(site), overrides.get(name), math.prod(shape))
+        symmetry = _overridden(derivation.symmetry(site), given.get(name), math.prod(shape))
         found = layer(facts, site)
         bent = bend(facts, site)
         notes: tuple[str, ...] = ()
@@ -303,7 +303,13 @@ def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:
     return Geometry.BALANCED if group.rescales else Geometry.EUCLIDEAN
 
 
-def _overrides(groups: Groups | None, chosen: Mapping[str, Site]) -> dict[str, Group | str]:
+def overrides(groups: Groups | None, chosen: Mapping[str, object]) -> dict[str, Group | str]:
+    """Site -> the group that was given for it, by its name or a glob.
+
+    Raises:
+        SiteError: if a name or glob stands for none of the sites.
+        TypeError: if it is no mapping, group or name.
+    """
     if groups is None:
         return {}
     if isinstance(groups, Group | str):

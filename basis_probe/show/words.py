@@ -428,6 +428,9 @@ def _place(kind: str, of_kind: Sequence[SiteReport], outcome: Outcome) -> str:
         layered = f" of all {len(numbered)} layers"
     else:
         layered = f" of {layers(numbered)}" if numbered else ""
+    outside = [site for site in here if site.layer is None] if numbered else []
+    if outside:
+        layered += f" and at {_sites(outside)}"
     # Sites of one kind and layer may differ in outcome: then it is said which are meant.
     places = {site.layer for site in here}
     others = [

@@ -569,6 +569,15 @@ def test_the_answer_names_the_sites_that_differ_from_others_of_their_layer() -> 
     assert f" at {names[0]} and {names[3]}, " in told("EAAEAA")
 
 
+def test_the_answer_names_sites_outside_the_layers_beside_them() -> None:
+    sites = tuple(
+        dataclasses.replace(site, site="embed", layer=None) if place == 0 else site
+        for place, site in enumerate(s for s in fake_report() if s.kind == "attention queries")
+    )
+    told = words.answer(Report(sites, provenance()))[1].text
+    assert told.startswith("The attention queries of layers 1\u20134 and at embed cannot be read")
+
+
 @pytest.mark.parametrize(
     ("shares", "advice"),
     [

@@ -1,0 +1,142 @@
+"""Activations that are there already: of sequences, of several sites, of a cache."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import basis_probe as bp
+
+NULL = bp.nulls.Rotation(frames=49)
+
+pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
+
+
+def _sequences(seed: int = 0, dim: int = 6) -> Tensor:
+    """[batch, position, dim], heavy-tailed, with something in common within every sequence."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(40, 10, dim, generator=generator, dtype=torch.float64)
+    drift = torch.randn(40, 1, dim, generator=generator, dtype=torch.float64)
+    return noise**3 + drift
+
+
+def _numbers(site: bp.SiteReport) -> list[str]:
+    """Exactly, NaN equal to itself."""
+    return [
+        repr((score.observed, score.effect, score.p_tail, *score.effect_interval))
+        for score in site.scores.values()
+    ]
+
+
+def test_sequences_are_rows_whose_examples_are_known() -> None:
+    x = _sequences()
+    options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
+    found = bp.probe_activations(x, **options)
+    batch = torch.arange(40).repeat_interleave(10)
+    flat = bp.probe_activations(x.flatten(0, 1), examples=batch, **options)
+    assert _numbers(found) == _numbers(flat) and found.n_samples == 400
+    assert found.null is not None and found.null.examples == 40
+    assert _numbers(bp.probe_activations(x.numpy(), **options)) == _numbers(flat)
+
+
+def test_padding_is_left_out_whatever_it_holds() -> None:
+    x, mask = _sequences(), torch.ones(40, 10)
+    mask[::2, 7:] = 0
+    x[::2, 7:] = torch.nan
+    options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
+    found = bp.probe_activations(x, mask=mask, **options)
+    kept = mask.flatten() != 0
+    batch = torch.arange(40).repeat_interleave(10)[kept]
+    flat = bp.probe_activations(x.flatten(0, 1)[kept], examples=batch, **options)
+    assert _numbers(found) == _numbers(flat) and found.n_samples == int(mask.sum())
+    assert _numbers(bp.probe_activations(x, mask=mask.numpy() > 0, **options)) == _numbers(flat)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        bp.probe_activations(x, **options)
+
+
+def test_the_layer_in_front_is_flattened_and_masked_alike() -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(40, 10, 5, generator=generator, dtype=torch.float64)
+    weight = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    mask = torch.ones(40, 10)
+    mask[:, 8:] = 0
+    x = (inputs @ weight.T).relu()
+    options: dict[str, Any] = {"weight": weight, "nonlinearity": "relu", "group": "permutation"}
+    found = bp.probe_activations(x, inputs=inputs, mask=mask, **options)
+    kept = mask.flatten() != 0
+    flat = bp.probe_activations(
+        x.flatten(0, 1)[kept],
+        inputs=inputs.flatten(0, 1)[kept],
+        examples=torch.arange(40).repeat_interleave(10)[kept],
+        **options,
+    )
+    assert _numbers(found) == _numbers(flat)
+    assert found.null is not None and found.null.name == "counterfactual"
+    pre = bp.probe_activations(
+        x, pre=inputs @ weight.T, nonlinearity="relu", group="permutation", mask=mask
+    )
+    assert pre.null is not None and pre.null.name == "turned pre-activation"
+
+
+def test_several_sites_make_a_report_that_saves(tmp_path: pathlib.Path) -> None:
+    sites = {
+        "blocks.0.x": _sequences(1),
+        "blocks.1.x": _sequences(2).numpy(),
+        "head": _sequences(3),
+    }
+    report = bp.probe_activations(
+        sites, group={"blocks.*": "orthogonal", "head": "permutation"}, null=NULL, seed=5
+    )
+    assert report.sites == tuple(sites)
+    assert [site.layer for site in report] == [0, 1, None]
+    assert report["head"].symmetry.group == bp.groups.Permutation(6)
+    # What is adjusted is adjusted over all of them.
+    alone = bp.probe_activations(sites["blocks.0.x"], group="orthogonal", null=NULL, seed=5)
+    lead = [score for score in report["blocks.0.x"].scores.values() if score.decides]
+    for score in lead:
+        assert score.observed == alone.scores[score.name].observed
+        assert score.p_tail == alone.scores[score.name].p_tail
+        assert score.p_adjusted >= alone.scores[score.name].p_adjusted
+    assert bp.Report.load(report.save(tmp_path / "r.json")) == report
+    assert report.provenance.seed == 5 and report.provenance.settings["null"].startswith("Rotation")
+
+
+def test_a_cache_of_a_bridge_leaves_out_what_has_no_features() -> None:
+    from basis_probe import demo
+
+    bridge = demo.load()
+    batch = bridge.tokenizer(demo.texts(24), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(batch["input_ids"], attention_mask=batch["attention_mask"])
+    mask = batch["attention_mask"]
+    report = bp.probe_activations(cache, null=bp.nulls.Rotation(frames=19), mask=mask)
+    assert {"blocks.0.hook_resid_pre", "blocks.1.mlp.hook_post"} <= set(report.sites)
+    assert report["blocks.0.attn.hook_z"].shape == (4, 24)
+    assert all(site.n_samples == int(mask.sum()) for site in report)
+    assert not [name for name in report.sites if "pattern" in name or "scale" in name]
+    [note] = report.notes
+    assert note.startswith("Left out, as their features are not known: ")
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "words"),
+    [
+        ({}, {}, "x holds no activations"),
+        ({"a": _sequences()}, {"pre": _sequences()}, "pre belong to one site"),
+        ({"a": _sequences()}, {"group": {"b*": "orthogonal"}}, "matches none of the probed"),
+        ({"a": torch.zeros(3, 4, 5, 6)}, {}, "a has shape"),
+        ({"a": torch.zeros(5, 4, dtype=torch.int64)}, {}, "a holds int64"),
+        (_sequences(), {"group": {"x": "orthogonal"}}, "group is a mapping, and x one array"),
+        (_sequences(), {"mask": torch.ones(40, 9)}, "give one entry for every position"),
+        (_sequences().flatten(0, 1), {"mask": torch.ones(400)}, "no array of sequences"),
+        (_sequences(), {"examples": np.arange(40)}, "examples has shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused(x: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        bp.probe_activations(x, **options)
