@@ -85,7 +85,7 @@ def change(row: SiteAcross) -> str:
     if value == words.DASH:
         return value
     low, high = row.change_interval()
-    signed = value if value.startswith("-") else "+" + value
+    signed = value if value.startswith("-") or value == "0" else "+" + value
     if math.isnan(low):
         return signed
     return f"{signed} ({words.number(low)} to {words.number(high)})"
@@ -146,7 +146,7 @@ def page(found: ReportComparison) -> str:
     return html.rendered("across.jinja", found=found, page=True, across=_TOLD)
 
 
-_TOLD = {"answer": answer, "change": change}
+_TOLD = {"answer": answer, "change": change, "outcomes": outcomes}
 
 
 def save(found: ReportComparison, path: pathlib.Path) -> pathlib.Path:
