@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from basis_probe.results.report import Outcome, Report, SiteReport
@@ -24,6 +26,9 @@ _STYLES = {
 }
 
 _WIDE = 120
+
+_MOST_ROWS = 60
+"""More sites than this are shown by their kind."""
 
 
 def render(report: Report) -> RenderableType:
@@ -93,9 +98,18 @@ class _Rendered:
             yield Text(f"\n{words.failure(failed)}", "yellow")
         for note in report.notes:
             yield Text(f"\nNote: {_shown(note, 300)}", "yellow")
-        if len(report):
+        if len(report) > _MOST_ROWS:
+            yield Text("")
+            yield _by_kind(report)
+            yield Text(
+                f"{words.count(len(report))} sites, those alike in one row; each by itself: "
+                "report.summary(), or the page",
+                "dim",
+            )
+        elif len(report):
             yield Text("")
             yield _table(report, wide=options.max_width >= _WIDE)
+        if len(report):
             yield Text("effect: standard deviations of the null; p: adjusted over all sites", "dim")
 
 
@@ -141,6 +155,45 @@ def _table(report: Report, *, wide: bool) -> Table:
         ]
         table.add_row(*cells)
     return table
+
+
+def _by_kind(report: Report) -> Table:
+    """One row for all sites of one kind, pattern of names and outcome."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for head, right in (
+        ("sites", False), ("kind", False), ("fixes", False), ("effect", True), ("p", True),
+        ("outcome", False),
+    ):  # fmt: skip
+        justify = "right" if right else "left"
+        table.add_column(head, overflow="fold", justify=justify)
+    alike: dict[tuple[str, str, str, Outcome], list[SiteReport]] = {}
+    for site in report:
+        pattern = selection.pattern_of(site) or site.site
+        key = (pattern, site.kind, _privileged(site), site.verdict.outcome)
+        alike.setdefault(key, []).append(site)
+    for (_, kind, fixes, outcome), sites in alike.items():
+        leads = [lead for site in sites if (lead := selection.leading(site)) is not None]
+        table.add_row(
+            Text(_shown(words.sites(sites), 96)),
+            Text(_shown(kind, 60)),
+            Text(fixes),
+            Text(_range([lead.effect for lead in leads], words.effect)),
+            Text(_range([lead.p_adjusted for lead in leads], words.p_value)),
+            _outcome(outcome),
+        )
+    return table
+
+
+def _range(values: Sequence[float], shown: Callable[[float], str]) -> str:
+    """The least and the largest of the values that are known; a dash if none is."""
+    known = sorted(value for value in values if not math.isnan(value))
+    if not known:
+        return words.DASH
+    low, high = shown(known[0]), shown(known[-1])
+    return low if low == high else f"{low} to {high}"
 
 
 def _privileged(site: SiteReport) -> str:

@@ -430,7 +430,7 @@ def _place(kind: str, of_kind: Sequence[SiteReport], outcome: Outcome) -> str:
         layered = f" of {layers(numbered)}" if numbered else ""
     outside = [site for site in here if site.layer is None] if numbered else []
     if outside:
-        layered += f" and at {_sites(outside)}"
+        layered += f" and at {sites(outside)}"
     # Sites of one kind and layer may differ in outcome: then it is said which are meant.
     places = {site.layer for site in here}
     others = [
@@ -441,17 +441,17 @@ def _place(kind: str, of_kind: Sequence[SiteReport], outcome: Outcome) -> str:
         return text + layered + (f" ({several(len(here), 'site')})" if several_without else "")
     if len(others) <= 2 < len(here):
         return f"{text}{layered} except {_listed([_named(site.site) for site in others])}"
-    return f"{text} at {_sites(here)}"
+    return f"{text} at {sites(here)}"
 
 
 _NAMED = 4
 """So many names of sites, or patterns of names, are listed in a sentence."""
 
 
-def _sites(sites: Sequence[SiteReport]) -> str:
+def sites(several: Sequence[SiteReport]) -> str:
     """The names of sites; those that differ by their layer only are one name."""
     alike: dict[str, list[SiteReport]] = {}
-    for site in sites:
+    for site in several:
         alike.setdefault(selection.pattern_of(site) or site.site, []).append(site)
     parts = [
         _named(of[0].site)

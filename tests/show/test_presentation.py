@@ -956,6 +956,19 @@ def test_the_terminal_shows_the_answer_before_the_sites() -> None:
     assert "orthogonal" in _printed(fake_report(), 160)
 
 
+def test_many_sites_are_few_lines_on_a_terminal() -> None:
+    sites = wide_report(160, frames=9, dim=8).site_reports
+    changed = dataclasses.replace(sites[6], verdict=Verdict(Outcome.UNUSED, ""))
+    report = Report((*sites[:6], changed, *sites[7:]), provenance())
+    text = _printed(report, 120)
+    assert len(text.splitlines()) < 20
+    assert "blocks.*.mlp.hook_pre of layers 0\u201379" in text
+    assert "blocks.*.mlp.hook_post of layers 0\u20132 and 4\u201379" in text
+    assert re.search(r"blocks\.3\.mlp\.hook_post .* unused", text)
+    effects = [lead.effect for site in sites[1::2] if (lead := selection.leading(site)) is not None]
+    assert f"{words.effect(min(effects))} to {words.effect(max(effects))}" in text
+
+
 def test_names_are_no_markup_and_no_commands_on_a_terminal() -> None:
     text = _printed(hostile_report(), 160, colours=True)
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
