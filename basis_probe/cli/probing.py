@@ -11,6 +11,7 @@ from basis_probe.cli.command import Refused, Status
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
+    from basis_probe.errors import StreamError
     from basis_probe.results.report import Report
 
 
@@ -35,10 +36,36 @@ def probe_and_write(
     checkpoint: Path | None = None,
 ) -> Status:
     """How a probe ended whose report was shown and written, a partial one too."""
+    report, failure = probed(
+        model,
+        data,
+        parsed,
+        screen,
+        max_samples=max_samples,
+        memory_budget=memory_budget,
+        checkpoint=checkpoint,
+    )
+    status = write(report, parsed, screen)
+    if failure is not None:
+        # What was gathered is written; that it is not everything is still a failure.
+        raise failure
+    return status
+
+
+def probed(
+    model: Any,
+    data: Sequence[Any],
+    parsed: argparse.Namespace,
+    screen: Screen,
+    *,
+    max_samples: int | None,
+    memory_budget: int | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[Report, StreamError | None]:
+    """The report, and what broke the run on the way, if anything did."""
     from basis_probe.errors import StreamError
     from basis_probe.probe import probe
 
-    failure: StreamError | None = None
     try:
         report = probe(
             model,
@@ -55,12 +82,8 @@ def probe_and_write(
             checkpoint=checkpoint,
         )
     except StreamError as error:
-        failure, report = error, error.report()
-    status = write(report, parsed, screen)
-    if failure is not None:
-        # What was gathered is written; that it is not everything is still a failure.
-        raise failure
-    return status
+        return error.report(), error
+    return report, None
 
 
 def write(report: Report, parsed: argparse.Namespace, screen: Screen) -> Status:

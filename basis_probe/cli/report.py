@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basis_probe.cli.arguments import PART, add_model, add_probing, gigabytes, positive, shard
+from basis_probe.cli.arguments import PART, add_probing, gigabytes, positive, shard
 from basis_probe.cli.command import Command, Refused, Status
-from basis_probe.cli.probing import load, probe_and_write, windows, write
+from basis_probe.cli.probing import load, probe_and_write, probed, windows, write
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
+    from basis_probe.results.report import Report
 
 
 class ReportCommand(Command):
@@ -32,6 +33,10 @@ class ReportCommand(Command):
             "with the contexts that activate the axes that stand out most",
         ),
         (
+            "basis-probe report ./early ./late --text corpus.txt --out r.html",
+            "two models side by side; each report of its own as r-early.html and r-late.html",
+        ),
+        (
             "basis-probe report ./my-model --text corpus.txt --json > r.json",
             "its numbers, for a program",
         ),
@@ -46,7 +51,12 @@ class ReportCommand(Command):
     )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
-        add_model(parser)
+        parser.add_argument(
+            "models",
+            nargs="+",
+            metavar="MODEL",
+            help="a local folder, or a name on the hub; several are compared with each other",
+        )
         parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="plain text")
         add_probing(parser, out="basis_probe_report.html", parts=True)
         parser.add_argument(
@@ -86,6 +96,9 @@ class ReportCommand(Command):
         if not parsed.text.is_file():
             raise Refused(f"there is no file {parsed.text}; --text takes a plain text file")
         text = parsed.text.read_text(encoding="utf-8", errors="replace")
+        if len(parsed.models) > 1:
+            return _side_by_side(text, parsed, screen)
+        [parsed.model] = parsed.models
         with process_group() as (rank, world):
             if world > 1 and parsed.shard:
                 raise Refused("--shard and torchrun both cut the text into parts: use one of them")
@@ -102,6 +115,45 @@ class ReportCommand(Command):
                 memory_budget=parsed.memory_budget,
                 checkpoint=parsed.checkpoint,
             )
+
+
+def _side_by_side(text: str, parsed: argparse.Namespace, screen: Screen) -> Status:
+    """How the probes of several models ended; each report is written, and what they compare to."""
+    from basis_probe.compare.reports import compare_reports
+    from basis_probe.model.network import device_of
+    from basis_probe.show.terminal import render_comparison
+
+    if parsed.shard or parsed.checkpoint:
+        raise Refused("--shard and --checkpoint are for one model: leave them out, or the others")
+    reports: dict[str, Report] = {}
+    out = parsed.out or ([] if parsed.json else [parsed.default_out])
+    for model in parsed.models:
+        name = Path(model).name or model
+        name = name if name not in reports else f"{name} {len(reports) + 1}"
+        bridge = load(model, str(device_of(parsed.device)), screen)
+        data = windows(bridge, text, length=parsed.length, size=parsed.batch_size)
+        report, failure = probed(
+            bridge,
+            data,
+            parsed,
+            screen,
+            max_samples=parsed.max_samples,
+            memory_budget=parsed.memory_budget,
+        )
+        reports[name] = report
+        for path in out:
+            own = report.save(path.with_name(f"{path.stem}-{name.replace(' ', '-')}{path.suffix}"))
+            screen.say(f"wrote {own}")
+        if failure is not None:
+            raise failure
+        if report.partial:
+            return Status.INTERRUPTED
+    compared = compare_reports(reports)
+    screen.show(render_comparison(compared))
+    screen.give(compared.to_json())
+    for path in out:
+        screen.say(f"wrote {compared.save(path)}")
+    return Status.DONE
 
 
 def _require_fitting(parsed: argparse.Namespace) -> None:

@@ -155,7 +155,7 @@ class ReportComparison(Exact):
         return read("comparison", cls, text)
 
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
-        """The path of the file written: .html, .json, .csv, .md, .pdf, .svg or .png.
+        """The path of the file written: .html, .json, .csv, .md, .tex, .pdf, .svg or .png.
 
         Raises:
             ValueError: for any other ending.

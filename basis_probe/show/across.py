@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from basis_probe.results.comparison import ReportComparison, SiteAcross, Standing
-from basis_probe.show import drawing, files, html, markdown, still, words
+from basis_probe.show import drawing, files, html, latex, markdown, still, words
 
 if TYPE_CHECKING:
     import pandas
@@ -161,6 +161,7 @@ def save(found: ReportComparison, path: pathlib.Path) -> pathlib.Path:
         ".json": found.to_json,
         ".csv": lambda: dataframe(found).to_csv(index=False),
         ".md": lambda: in_markdown(found),
+        ".tex": lambda: latex.comparison(found),
     }
     return files.save(path, made, lambda: figure(found))
 

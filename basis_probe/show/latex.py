@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from basis_probe.results.comparison import ReportComparison
 from basis_probe.results.report import Report, SiteReport
 from basis_probe.show import selection, words
 
@@ -41,15 +42,39 @@ def table(report: Report) -> str:
     adjusted over all sites; "Axes" is the share of axes that stand out by themselves.
     """
     heads = ("Site", "Architecture", "Effect", "95\\,\\% interval", "$p$", "Axes", "Outcome")
-    rows = [_row(site) for site in report]
+    about = f"{report.provenance.model}; basis_probe, seed {report.provenance.seed}"
+    return _ruled(heads, [_row(site) for site in report], "llrrrrl", about)
+
+
+def comparison(found: ReportComparison) -> str:
+    """A table of all sites with the outcome and the effect of each report, and what changed."""
+    heads = ("Site", *map(escape, found.names), "Change, first to last")
+    rows: list[Sequence[str]] = []
+    for row in found:
+        cells = [
+            "--"
+            if one.outcome is None
+            else f"{one.outcome.name.lower()} {_number(words.effect(one.effect))}"
+            for one in row.standings
+        ]
+        low, high = (_number(words.number(end)) for end in row.change_interval())
+        interval = "" if low == "--" else f" ({low} to {high})"
+        change = _number(words.number(row.change())) + interval
+        rows.append((f"\\texttt{{{escape(words.shorten(row.site, 60))}}}", *cells, change))
+    return _ruled(heads, rows, f"l{'l' * len(found.names)}r", ", ".join(found.names))
+
+
+def _ruled(heads: Sequence[str], rows: Sequence[Sequence[str]], columns: str, about: str) -> str:
     lined = [f"{' & '.join(cells)} \\\\" for cells in rows]
     long = len(rows) > _LONG
     kind = "longtable" if long else "tabular"
-    top = ["\\toprule", f"{' & '.join(heads)} \\\\", "\\midrule", *(["\\endhead"] if long else [])]
     lines = [
-        f"% {words.clean(report.provenance.model)}; basis_probe, seed {report.provenance.seed}",
-        f"\\begin{{{kind}}}{{@{{}}llrrrrl@{{}}}}",
-        *top,
+        f"% {words.clean(about)}",
+        f"\\begin{{{kind}}}{{@{{}}{columns}@{{}}}}",
+        "\\toprule",
+        f"{' & '.join(heads)} \\\\",
+        "\\midrule",
+        *(["\\endhead"] if long else []),
         *lined,
         "\\bottomrule",
         f"\\end{{{kind}}}",

@@ -6,12 +6,15 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 
 import pytest
 from fake_report import fake_report
 
 import basis_probe as bp
+from basis_probe import demo
 from basis_probe.cli import main
+from basis_probe.results import ReportComparison
 
 NEURONS = "blocks.0.mlp.hook_post"
 
@@ -90,3 +93,22 @@ def test_a_saved_report_is_loaded_as_it_was(saved: tuple[pathlib.Path, ...]) -> 
     assert bp.Report.load(saved[0]) == fake_report()
     with pytest.raises(FileNotFoundError):
         bp.Report.load("nowhere.json")
+
+
+def test_several_models_are_probed_and_compared(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "r.json"
+    text.write_text("\n".join(demo.texts(20)), encoding="utf-8")
+    twin = shutil.copytree(demo.MODEL_DIR, tmp_path / "twin")
+    words = ["report", str(demo.MODEL_DIR), str(twin), "--text", str(text), "--length", "32"]
+    words += ["--sites", "blocks.1.hook_resid_pre", "--out", str(out)]
+    assert main(words) == 0
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "No outcome differs at the 1 site in common." in said
+    compared = ReportComparison.from_json(out.read_text(encoding="utf-8"))
+    assert compared.names == ("model", "twin") and compared.rows[0].change() == 0
+    reports = [bp.Report.load(tmp_path / f"r-{name}.json") for name in compared.names]
+    assert reports[0].sites == reports[1].sites == ("blocks.1.hook_resid_pre",)
+    assert main([*words, "--checkpoint", str(tmp_path / "c")]) == 2
+    assert "--checkpoint are for one model" in re.sub(r"\s+", " ", capsys.readouterr().err)

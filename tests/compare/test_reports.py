@@ -135,7 +135,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
         bp.compare_reports({"a": report, "b": report})["blocks.0.mlp.hook_pots"]
 
 
-@pytest.mark.parametrize("ending", [".html", ".json", ".csv", ".md", ".pdf", ".svg", ".png"])
+@pytest.mark.parametrize(
+    "ending", [".html", ".json", ".csv", ".md", ".tex", ".pdf", ".svg", ".png"]
+)
 def test_comparisons_are_saved(tmp_path: pathlib.Path, ending: str) -> None:
     compared = bp.compare_reports({"a": fake_report(), "b <i>": fake_report()})
     path = compared.save(tmp_path / f"c{ending}")
