@@ -79,6 +79,8 @@ def table(value: object) -> str:
 
 def _cell(value: object) -> str:
     """A value as HTML: several values of one class as a table with a column for each field."""
+    if isinstance(value, str):
+        return html.escape(value if len(value) <= 4 * FIELD else f"{value[: 4 * FIELD]} …")
     several = cast("tuple[Any, ...]", value) if isinstance(value, list | tuple) else ()
     if not several or any(type(entry).__repr__ is not text for entry in several):
         return html.escape(described(value, 4 * FIELD))
