@@ -521,7 +521,7 @@ X = np.random.default_rng(0).normal(size=(300, 4))
         (lambda: {"x": X.astype(int)}, TypeError, "x holds int64: activations are floating-point"),
         (lambda: {"x": X + 0j}, TypeError, "x holds complex128: activations are floating-point"),
         (lambda: {"x": X[0]}, ValueError, r"x has shape \(4,\): give a matrix; positions and pix"),
-        (lambda: {"x": X[None]}, ValueError, r"x has shape \(1, 300, 4\): give a matrix"),
+        (lambda: {"x": X[None, None]}, ValueError, r"x has shape \(1, 1, 300, 4\): give a matri"),
         (lambda: {"x": X[:0]}, ValueError, r"x has shape \(0, 4\): it holds no numbers"),
         (lambda: {"x": X[:, :0]}, ValueError, r"x has shape \(300, 0\): it holds no numbers"),
         (lambda: {"x": np.where(X > 2, np.nan, X)}, ValueError, "x holds .* NaN or infinite: rem"),

@@ -124,7 +124,7 @@ def top_examples(
     """
     if size < 1 or rotated < 0:
         raise ValueError(f"size={size}, rotated={rotated}: keep at least one context")
-    subject = recognise(model, tokenizer)
+    subject = recognise(model, tokenizer if callable(tokenizer) else None)
     sources = None if concepts is None else Sources(concepts)
     with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
         raws: list[object] = []
@@ -196,7 +196,7 @@ def with_examples(
         >>> len(found.axes), len(found.rotated), len(found.axes[0].contexts)
         (2, 2, 3)
     """
-    subject = recognise(model, tokenizer)
+    subject = recognise(model, tokenizer if callable(tokenizer) else None)
     with prepared(subject.model, None if device is None else device_of(device)):
         return illustrated(
             report,

@@ -315,7 +315,7 @@ def test_the_ending_chooses_the_form(
     assert report.save(str(tmp_path / f"again.{ending}")).read_text(encoding="utf-8") == text
 
 
-@pytest.mark.parametrize("name", ["r", "r.", "r.pdf", "r.json.gz", "html"])
+@pytest.mark.parametrize("name", ["r", "r.", "r.doc", "r.json.gz", "html"])
 def test_other_endings_are_refused_and_nothing_is_written(
     report: bp.Report, tmp_path: pathlib.Path, name: str
 ) -> None:
