@@ -39,6 +39,7 @@ from basis_probe.model.facts import (
 )
 from basis_probe.model.graph import Kind, Vertex, norm_argument
 from basis_probe.model.places import Site
+from basis_probe.model.rows import GROUPED_PRODUCTS
 from basis_probe.model.trace import Fixed, Node, Ref
 from basis_probe.model.weights import Slot, Slots, WeightError, Weights, some
 
@@ -296,6 +297,9 @@ class Action:
             return _Map(self.slots.slot(node, table), 1, 0)
         if op == "addmm":
             weight, bias, outputs, inputs = argument(2, "mat2"), argument(0, "input"), 1, 0
+        elif op in GROUPED_PRODUCTS:
+            # [group, inputs, outputs]: what one group takes, all of them take.
+            weight, bias, outputs, inputs = argument(1, "weight"), None, 2, 1
         elif op in ("matmul", "mm"):
             weight = argument(1, "mat2" if op == "mm" else "other")
             bias, outputs, inputs = None, 1, 0
@@ -304,7 +308,8 @@ class Action:
             outputs, inputs = (1, 0) if "transpose" in op else (0, 1)
         slot = self.slots.slot(node, weight)
         given = self.weights.now(slot.name) if slot.entries is None else slot.entries
-        if given.ndim < 2 or (vertex.kind is Kind.LINEAR and given.ndim != 2):
+        ranks = (3,) if op in GROUPED_PRODUCTS else (2,)
+        if given.ndim < 2 or (vertex.kind is Kind.LINEAR and given.ndim not in ranks):
             raise WeightError(f"the weight of {op} in {node.module} is no matrix")
         return _Map(slot, outputs, inputs, bias)
 

@@ -654,6 +654,11 @@ class Derivation:
                 raise _NotUnderstood(f"queries or keys are read by {vertex.op}{where}")
             if vertex.kind is Kind.OTHER:
                 raise _NotUnderstood(f"it is read by {vertex.op}{where}, which no rule covers")
+            if vertex.kind is Kind.CARRIER and not set(vertex.carried) & stream.members:
+                raise _NotUnderstood(
+                    f"it is the factor of whole rows in a product, {vertex.op}{where}, which no "
+                    "rule covers"
+                )
             if vertex.kind is Kind.PART:
                 raise _NotUnderstood(f"its features are read in parts{where}, each in its own way")
             if vertex.across:

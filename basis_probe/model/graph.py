@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_probe.model.rows import GROUPED_PRODUCTS, PUTS, is_blank, picked_axes, put_rows
 from basis_probe.model.trace import Fixed, ModuleCall, Node, Ref, Trace
 
 
@@ -70,6 +71,7 @@ class Vertex:
             major to minor.
         across: True if a linear map does not read features, but acts across positions, or inside
             parts of the features only.
+        by_head: True if heads are multiplied by different numbers.
     """
 
     node: int
@@ -80,6 +82,7 @@ class Vertex:
     zeros: tuple[int, int] = (0, 0)
     part: tuple[int, ...] | None = None
     across: bool = False
+    by_head: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -353,9 +356,10 @@ class _Builder:
         zeros: tuple[int, int] = (0, 0),
         part: tuple[int, ...] | None = None,
         across: bool = False,
+        by_head: bool = False,
     ) -> None:
         op = self.trace.node(index).op
-        self.vertices[index] = Vertex(index, kind, carried, used, op, zeros, part, across)
+        self.vertices[index] = Vertex(index, kind, carried, used, op, zeros, part, across, by_head)
         self.same[index] = index
         self.roots[index] = frozenset((index,))
 
@@ -381,7 +385,7 @@ class _Builder:
             if first in self.same:
                 self.same[node.index] = self.same[first]
             return
-        if op == "embedding" or self._is_lookup(node):
+        if op == "embedding" or self._averages_rows(node) or self._is_lookup(node):
             self.put(node.index, Kind.EMBEDDING, ())
         elif self._is_linear(node):
             across = not self._features_at(first, len(self.trace.node(first).shape) - 1)
@@ -411,6 +415,10 @@ class _Builder:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
         elif op in _MOVES and layout is not None:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op in ("getitem", "index_select") and self._picks(node, first):
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op in PUTS:
+            self._puts(node, live)
         elif op == "getitem" and layout is not None:
             kind, part = self._getitem(node, first)
             self.put(node.index, kind, (self.vertex(first),), part=part)
@@ -497,6 +505,11 @@ class _Builder:
         rest = all(item == slice(None) for item in items[1:])
         return isinstance(items[0], Ref) and rest and node.args[0].tensor.ndim == 2
 
+    def _averages_rows(self, node: Node) -> bool:
+        """True for a bag of embeddings that is a sum or a mean of them."""
+        mode = node.kwargs.get("mode", node.args[6] if len(node.args) > 6 else "mean")
+        return node.op == "embedding_bag" and mode in ("mean", "sum")
+
     def _pools_positions(self, node: Node, first: int) -> bool:
         layout, ndim = self.layouts.get(first), len(self.trace.node(first).shape)
         found = [int(rank) for rank in "123" if f"{rank}d" in node.op]
@@ -509,6 +522,8 @@ class _Builder:
         if node.op == "addmm" and len(node.args) >= 3:
             live = isinstance(node.args[1], Ref) and not self._constant(node.args[1])
             return live and self._constant(node.args[2]) and self._constant(node.args[0])
+        if node.op in GROUPED_PRODUCTS and len(node.args) >= 2:
+            return self._weighed(node, 1, "weight") and node.kwargs.get("bias") is None
         if node.op in ("matmul", "mm") and len(node.args) >= 2:
             return self._weighed(node, 1, "other")
         return False
@@ -565,6 +580,54 @@ class _Builder:
         part = _taken(before, layout, {a: items[a] for a in layout.axes if a in items})
         whole = tuple(range(math.prod(before[axis] for axis in layout.axes)))
         return (Kind.CARRIER, None) if part == whole else (Kind.PART, part)
+
+    def _picks(self, node: Node, first: int) -> bool:
+        """True if a call picks whole rows of features."""
+        if first not in self.layouts or self._ref(node, 0, "input") != first:
+            return False
+        before, axes = self.trace.node(first).shape, self.layouts[first].axes
+        return picked_axes(self.trace, node, before, axes) is not None
+
+    def _puts(self, node: Node, live: list[int]) -> None:
+        """Rows of features that are put among others, or added to them."""
+        whole, rows = put_rows(node) or (None, None)
+        layout = self.layouts.get(node.index)
+        given = [v for v in (whole, rows) if not is_blank(self.trace, v)]
+        known = [v.node for v in given if isinstance(v, Ref) and v.node in live]
+        if layout is None or len(known) < len(given) or not self._puts_rows(node, layout):
+            self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+        else:
+            kind = Kind.SUM if len(known) > 1 else Kind.CARRIER
+            self.put(node.index, kind, tuple(self.vertex(i) for i in known))
+
+    def _puts_rows(self, node: Node, layout: Layout) -> bool:
+        if node.op != "setitem":
+            dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+            return isinstance(dim, int) and dim % len(node.shape) not in layout.axes
+        items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        picked = picked_axes(self.trace, node, node.shape, layout.axes)
+        # Rows at places that are counted, such as whole[:, 3] = rows.
+        return picked is not None or (
+            _indexed(node, node.shape, layout) is not None
+            and len(items) <= min(layout.axes)
+            and Ellipsis not in items
+        )
+
+    def _put_layout(self, node: Node) -> Layout | None:
+        """Where the features of rows are among others: where theirs were, at the end."""
+        whole, rows = put_rows(node) or (None, None)
+        for value in (rows, whole):
+            found = self.layouts.get(value.node) if isinstance(value, Ref) else None
+            if found is not None and isinstance(value, Ref):
+                shape = self.trace.node(value.node).shape
+                shift = len(node.shape) - len(shape)
+                axes = tuple(axis + shift for axis in found.axes)
+                if all(
+                    0 <= b < len(node.shape) and node.shape[b] == shape[a]
+                    for a, b in zip(found.axes, axes, strict=True)
+                ):
+                    return Layout(axes, found.channels, found.repeat)
+        return None
 
     def _cat(self, node: Node, live: list[int], layout: Layout | None) -> None:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
@@ -623,8 +686,7 @@ class _Builder:
         return node.op == "softmax"
 
     def _pointwise(self, node: Node, live: list[int]) -> None:
-        full = [i for i in live if self.trace.node(i).shape == node.shape]
-        whole = [i for i in full if self.layouts.get(i) == self.layouts.get(node.index)]
+        whole = [i for i in live if self._meets(i, node)]
         sets = {self.roots[i] for i in whole}
         roots = frozenset[int]().union(*(self.roots[i] for i in live))
         base = self._base(roots)
@@ -641,12 +703,60 @@ class _Builder:
             else:
                 self.put(node.index, Kind.SUM, tuple(self.vertex(i) for i in live))
             return
+        if node.op in ("mul", "div") and self._weighs_rows(node, live):
+            return
         if len(roots) > 2:
             roots = frozenset(self.vertex(i) for i in live)
         if len(roots) > 2:
             self.put(node.index, Kind.OTHER, (), tuple(sorted(roots)))
             return
         self.roots[node.index] = roots
+
+    def _weighs_rows(self, node: Node, live: list[int]) -> bool:
+        """Puts down a product with one number for every row; False if it is none.
+
+        All features of a row are multiplied alike, so that nothing happens to their axes.
+        """
+        layout = self.layouts.get(node.index)
+        if layout is None or len(live) != 2 or self._ref(node, 0, "input") not in live:
+            return False
+        rows, weights = live
+        if self.trace.node(rows).shape != node.shape:
+            rows, weights = weights, rows
+        if node.op == "div" and self._ref(node, 0, "input") != rows:
+            return False
+        shape = self._aligned(weights, node)
+        if self.trace.node(rows).shape != node.shape or self.layouts.get(rows) != layout:
+            return False
+        if shape[layout.axes[-1]] != 1 or node.shape[layout.axes[-1]] == 1:
+            return False
+        if self._base(self.roots[rows]) & self._base(self.roots[weights]):
+            return False  # As in a norm, whose factor is made of the row itself.
+        by_head = any(shape[axis] != 1 for axis in layout.axes)
+        used = (self.vertex(weights),)
+        self.put(node.index, Kind.CARRIER, (self.vertex(rows),), used, by_head=by_head)
+        return True
+
+    def _meets(self, index: int, node: Node) -> bool:
+        """True if an operand has the same features as the result, at each position or at all."""
+        layout, own = self.layouts.get(node.index), self.layouts.get(index)
+        shape = self.trace.node(index).shape
+        if layout is None or own is None:
+            return layout is own and shape == node.shape
+        shift = len(node.shape) - len(shape)
+        axes = tuple(axis + shift for axis in own.axes)
+        sizes = zip(shape, node.shape[shift:], strict=True)
+        alike = axes == layout.axes and own.repeat == layout.repeat
+        return (
+            alike
+            and all(shape[a] == node.shape[b] for a, b in zip(own.axes, axes, strict=True))
+            and all(a in (1, b) for a, b in sizes)
+        )
+
+    def _aligned(self, index: int, node: Node) -> tuple[int, ...]:
+        """The shape of a tensor as it meets the result of a call, with axes of size one before."""
+        shape = self.trace.node(index).shape
+        return (1,) * (len(node.shape) - len(shape)) + shape
 
     def _base(self, roots: frozenset[int]) -> frozenset[int]:
         """What functions of single rows among the roots are made of, in the end."""
@@ -688,8 +798,10 @@ class _Builder:
         shape, op = node.shape, node.op
         if op in _CONVOLUTIONS:
             return Layout((1,), True)
-        if op == "embedding" or self._is_linear(node):
+        if op in ("embedding", "embedding_bag") or self._is_linear(node) or self._is_lookup(node):
             return Layout((len(shape) - 1,))
+        if op in PUTS:
+            return self._put_layout(node)
         if op == "scaled_dot_product_attention":
             value = self._ref(node, 2, "value")
             return None if value is None else self.layouts.get(value)
@@ -713,8 +825,12 @@ class _Builder:
             if len(shape) != len(before) or shape[layout.axes[-1]] != before[layout.axes[-1]]:
                 return None
             return layout
-        if op == "getitem":
-            return _indexed(node, before, layout)
+        if op in ("getitem", "index_select"):
+            picked = picked_axes(self.trace, node, before, layout.axes)
+            if picked is not None:
+                channels = layout.channels and picked[-1] < len(shape) - 1
+                return Layout(picked, channels, layout.repeat)
+            return _indexed(node, before, layout) if op == "getitem" else None
         if op == "output" and self.trace.node(live[0]).op == "unbind":
             made = self.trace.node(live[0])
             before, layout = self.trace.node(made.inputs[0]).shape, self.layouts[made.inputs[0]]

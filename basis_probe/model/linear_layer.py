@@ -153,7 +153,8 @@ def layer(facts: Facts, site: Site) -> Layer | str:
                 shape = (*out.shape, *ones) if channels else (len(out), *ones, out.shape[1])
                 values[index] = out.reshape(shape)
             out = graph.replay(target, values)
-            return out.reshape(outputs[0].shape[0], -1)
+            count = outputs[0].shape[0]
+            return out.reshape(count, out.numel() // count if count else out.shape[-1])
 
         return compute
 

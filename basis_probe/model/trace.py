@@ -51,6 +51,7 @@ class Node:
         call: how many times that module had been called before.
         ordinal: how many calls of this function the module had made before, in this call.
         inplace: True if the call overwrote its first argument.
+        boolean: True if the tensor holds truth values.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Node:
     call: int
     ordinal: int
     inplace: bool = False
+    boolean: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +206,13 @@ def in_steps(func: Callable[..., Any]) -> Callable[..., Tensor] | None:
     return _glu if getattr(func, "__name__", "") == "glu" else None
 
 
+def _put(whole: Tensor, places: Any, values: Any) -> Tensor:
+    """A copy of a tensor with other values at some places."""
+    whole = whole.clone()
+    whole[places] = values
+    return whole
+
+
 def _glu(input: Tensor, dim: int = -1) -> Tensor:
     """Half of the features, each multiplied with the sigmoid of one of the other half."""
     first, gate = input.chunk(2, dim)
@@ -254,6 +263,7 @@ class _Recorder(Follower):
             call=call,
             ordinal=ordinal,
             inplace=inplace,
+            boolean=tensor.dtype is torch.bool,
         )
         self.nodes.append(node)
         self.made[id(tensor)] = index
@@ -323,6 +333,12 @@ class _Recorder(Follower):
                 for place, tensor in enumerate(made):
                     self.add(tensor, "output", args=(place,), inputs=(source,), live=live)
         changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        if changed and op == "__setitem__" and changed[0] is args[0]:
+            # What the tensor holds now is computed from what it held and what was put in.
+            self.add(
+                args[0], "setitem", function=_put, args=seen[0], inputs=tuple(inputs), live=live
+            )
+            made.append(args[0])
         if changed:
             self._overwrite(changed, tuple(inputs), made)
         return out

@@ -760,14 +760,22 @@ def test_what_no_rule_covers_is_unknown_and_says_why(name: str) -> None:
         assert found[site].because.endswith("not guessed.")
 
 
-def test_recurrent_layers_experts_and_computed_weights_are_unknown() -> None:
+def test_recurrent_layers_and_computed_weights_are_unknown() -> None:
     found = bp.symmetries(settled(small.Recurrence()), small.rows(2, 5, D))
     assert {found[s].group.name for s in ("embed", "lstm", "head:in")} == {"unknown"}
-    found = bp.symmetries(settled(small.TopK()), ROWS)
-    sites = ("embed", "router", "experts.0", "experts.3", "head:in")
-    assert {found[site].group.name for site in sites} == {"unknown"}
     found = bp.symmetries(settled(small.Hyper()), ROWS)
     assert {found[site].group.name for site in ("up", "make", "down:in")} == {"unknown"}
+
+
+def test_a_stream_of_routed_experts_changes_with_all_that_reads_it_and_the_router_does_not() -> (
+    None
+):
+    found = bp.symmetries(settled(small.TopK()), ROWS)
+    for site in ("embed", "experts.0", "experts.3", "head:in"):
+        assert found[site].group == G.GeneralLinear(5), found[site]
+        assert found[site].certificate is not None and found[site].certificate.holds
+    assert found["router"].group == G.Unknown(4)
+    assert "topk" in found["router"].because
 
 
 def test_copies_of_a_single_head_are_not_told_from_positions() -> None:
@@ -1059,8 +1067,8 @@ HUGGING_FACE = {
              "bert.encoder.layer.0.attention.output.dense:in", Z1),
     "Phi 3": ("model.layers.0", NO(16), "model.layers.0.mlp.down_proj:in", G.Monomial(24),
               "model.layers.0.self_attn.o_proj:in", Z1),
-    "Mixtral": ("model.layers.0", G.Unknown(16), "model.layers.0.mlp.experts.act_fn",
-                G.Unknown(24), "model.layers.0.self_attn.o_proj:in", Z2),
+    "Mixtral": ("model.layers.0", NO(16), "model.layers.0.mlp.experts.act_fn",
+                G.Permutation(24), "model.layers.0.self_attn.o_proj:in", Z2),
 }  # fmt: skip
 
 

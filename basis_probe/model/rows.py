@@ -1,0 +1,107 @@
+"""Rows of features that a model picks, and puts back: the tokens that an expert works on.
+
+A row that is picked keeps its features, so that the place in the graph stays the same one whatever
+the choice depends on. Only where the features are in the result has to be known.
+"""
+
+import torch
+
+from basis_probe.model.trace import Fixed, Node, Ref, Trace
+
+GROUPED_PRODUCTS = frozenset("_grouped_mm grouped_mm grouped_mm_fallback".split())
+"""Rows in groups, each group times a matrix of its own out of a stack."""
+
+PUTS = frozenset("index_add index_add_ index_copy index_copy_ setitem".split())
+"""Calls that put rows of features among others, or add them to them."""
+
+
+def put_rows(node: Node) -> tuple[object, object] | None:
+    """The tensor that rows are put into, and the rows, of a call that does so."""
+
+    def argument(place: int, name: str) -> object:
+        return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+
+    if node.op == "setitem":
+        return argument(0, "self"), argument(2, "value")
+    if node.op in PUTS:
+        return argument(0, "self"), argument(3, "source")
+    return None
+
+
+def is_blank(trace: Trace, value: object) -> bool:
+    """True for a tensor of zeros that rows are put into."""
+    if not isinstance(value, Ref):
+        return isinstance(value, Fixed) and value.name is None and not bool(value.tensor.any())
+    return trace.node(value.node).op in ("zeros_like", "zeros", "new_zeros")
+
+
+def picked_axes(
+    trace: Trace, node: Node, before: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Where feature axes are after rows were picked by tensors of indices; None if not understood.
+
+    Args:
+        trace: the record.
+        node: the call, `x[rows]` or an `index_select`.
+        before: the shape of x.
+        axes: its feature axes.
+    """
+    if node.op == "index_select":
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+        kept = isinstance(dim, int) and dim % len(before) not in axes
+        return axes if kept else None
+    given = node.args[1] if len(node.args) > 1 else None
+    items = given if isinstance(given, tuple) else (given,)
+    tensors = [_index(trace, item) for item in items]
+    if not any(tensors):
+        return None
+    plain = sum(item is not None and item is not Ellipsis for item in items)
+    used = plain + sum(found[0] - 1 for found in tensors if found is not None)
+    return _placed(items, tensors, len(before) - used, axes)
+
+
+def _placed(
+    items: tuple[object, ...],
+    tensors: list[tuple[int, int] | None],
+    rest: int,
+    axes: tuple[int, ...],
+) -> tuple[int, ...] | None:
+    places: dict[int, int] = {}
+    axis = out = 0
+    chosen: list[int] = []
+    for number, (item, found) in enumerate(zip(items, tensors, strict=True)):
+        if found is not None:
+            if chosen and chosen[-1] != number - 1:
+                return None  # Indices that lie apart move to the front.
+            out += 0 if chosen else found[1]
+            chosen.append(number)
+            axis += found[0]
+        elif item is None:
+            out += 1
+        elif item is Ellipsis:
+            for more in range(rest):
+                places[axis + more] = out + more
+            axis, out = axis + rest, out + rest
+        elif item == slice(None):
+            places[axis] = out
+            axis, out = axis + 1, out + 1
+        else:
+            return None
+    if Ellipsis not in items:
+        places |= {axis + more: out + more for more in range(rest)}
+    return tuple(places[a] for a in axes) if all(a in places for a in axes) else None
+
+
+def _index(trace: Trace, item: object) -> tuple[int, int] | None:
+    """How many axes a tensor of indices takes, and how many it leaves in their place."""
+    if isinstance(item, Ref):
+        node = trace.node(item.node)
+        if node.floating:
+            return None
+        return (len(node.shape), 1) if node.boolean else (1, len(node.shape))
+    if isinstance(item, Fixed):
+        tensor = item.tensor
+        if tensor.is_floating_point():
+            return None
+        return (tensor.ndim, 1) if tensor.dtype is torch.bool else (1, tensor.ndim)
+    return None
