@@ -44,6 +44,8 @@ def brief(kind: Kind) -> Kind:
         ...     values: np.ndarray
         >>> Found(0.123456, np.zeros((10, 300)))
         Found(score=0.1235, values=array [10, 300])
+        >>> Found(1.0, np.array([0.5, 2.0]))
+        Found(score=1, values=array (0.5, 2))
     """
     shown = cast("Any", kind)
     shown.__repr__ = text
@@ -128,10 +130,11 @@ def _described(value: object) -> str:
         return repr(value)
     if isinstance(value, enum.Enum):
         return value.name
-    if isinstance(value, np.ndarray):
-        return f"array {list(value.shape)}"
-    if isinstance(value, torch.Tensor):
-        return f"tensor {list(value.shape)}"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        kind = "array" if isinstance(value, np.ndarray) else "tensor"
+        if value.ndim == 1 and len(value) <= _ENTRIES:
+            return f"{kind} ({', '.join(map(_described, value.tolist()))})"
+        return f"{kind} {list(value.shape)}"
     if isinstance(value, torch.nn.Module):
         size = sum(parameter.numel() for parameter in value.parameters())
         return f"{type(value).__name__} with {size:,} parameters"

@@ -239,7 +239,7 @@ class Group(abc.ABC):
 
         Example:
             >>> Monomial(2).element([[0.0, 3.0], [1.0, 0.0]])
-            MonomialElement(columns=tensor([1, 0]), factors=tensor([3., 1.], dtype=torch.float64))
+            MonomialElement(columns=tensor (1, 0), factors=tensor (3, 1))
         """
         miss = self._excess(matrix, atol)
         if miss.by > atol:
