@@ -76,6 +76,7 @@ class Derivation:
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
+        self._needed: frozenset[int] | None = None
         self._intertwiners: dict[int, Intertwiner] = {}
         self._measured: dict[tuple[int, str | None], Intertwiner] = {}
         self._families: dict[int, frozenset[int]] = {}
@@ -116,7 +117,13 @@ class Derivation:
             return _unknown(dim, "positions are flattened into its features")
         stream = facts.stream_of[vertex.node]
         if not facts.streams[stream].readers and not facts.streams[stream].returned:
-            return _unknown(dim, "nothing that the model returns depends on it")
+            inner = bool(self._traced(site.node))
+            return _unknown(
+                dim,
+                "it is a step inside a function of single features that is measured as a whole"
+                if inner
+                else "nothing that the model returns depends on it",
+            )
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)
             self._require_free_ties(stream)
@@ -124,6 +131,19 @@ class Derivation:
             return _unknown(dim, str(reason))
         because = because[0].upper() + because[1:]
         return Symmetry(group, group.privileged, because, reference)
+
+    def _traced(self, node: int) -> tuple[int, ...]:
+        """The calls behind a node on whose results the model's outputs depend."""
+        trace = self.facts.graph.trace
+        if self._needed is None:
+            needed, waiting = set[int](), list(trace.outputs)
+            while waiting:
+                here = waiting.pop()
+                if here not in needed:
+                    needed.add(here)
+                    waiting.extend(trace.node(here).inputs)
+            self._needed = frozenset(needed)
+        return tuple(r for r in trace.readers.get(node, ()) if r in self._needed)
 
     def read(self, vertex: int, width: int) -> Group:
         """The group of what a linear map reads, positions that were flattened into it aside."""
@@ -393,6 +413,8 @@ class Derivation:
             if problem:
                 return problem
         values = self.facts.streams[self.facts.stream_of[attention.vertex]]
+        if any(self.facts.graph.vertices[member].by_head for member in values.members):
+            return "heads are multiplied by numbers of their own"
         try:
             self._require_understood(values)
             count, _ = self._head_sizes(values)
@@ -650,11 +672,11 @@ class Derivation:
             where = _where(self.facts, reader)
             if reader in self.inside and self._holds_queries(stream):
                 continue
-            if vertex.kind is Kind.ATTENTION and not set(vertex.carried) & stream.members:
+            if vertex.kind is Kind.ATTENTION and set(vertex.used) & stream.members:
                 raise _NotUnderstood(f"queries or keys are read by {vertex.op}{where}")
             if vertex.kind is Kind.OTHER:
                 raise _NotUnderstood(f"it is read by {vertex.op}{where}, which no rule covers")
-            if vertex.kind is Kind.CARRIER and not set(vertex.carried) & stream.members:
+            if vertex.kind is Kind.CARRIER and set(vertex.used) & stream.members:
                 raise _NotUnderstood(
                     f"it is the factor of whole rows in a product, {vertex.op}{where}, which no "
                     "rule covers"
@@ -682,13 +704,13 @@ class Derivation:
         """True if a part of a wider tensor is written by linear maps as if it stood alone."""
         graph = self.facts.graph
         source = self.facts.streams[self.facts.stream_of[part.carried[0]]]
-        if source.returned or source.sums or source.value_mixed or source.max_pooled:
+        if source.returned or source.value_mixed or source.max_pooled:
             return False
         for writer in source.writers:
             vertex = graph.vertices[writer]
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
                 return False
-            if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.PART):
+            if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.PART):
                 return False
         taken: set[int] = set()
         sizes: set[int] = set()

@@ -7,6 +7,7 @@ meet keys is replayed on random values, and what it does to a head is read off.
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
@@ -156,7 +157,7 @@ def _meeting(graph: Graph, pattern: int) -> tuple[_Meeting | str, str]:
         operands = [*node.args, *node.kwargs.values()]
         if index == meeting.index:
             operands = operands[:1] if node.op == "baddbmm" else []
-        for value in operands:
+        for value in _each(operands):
             if isinstance(value, Ref) and value.node in path:
                 continue
             if _by_head(graph, value, meeting.shape):
@@ -166,6 +167,15 @@ def _meeting(graph: Graph, pattern: int) -> tuple[_Meeting | str, str]:
     first = 1 if meeting.op == "baddbmm" else 0
     names = ("batch1", "batch2") if first else ("input", "mat2" if meeting.op == "bmm" else "other")
     return _Meeting(meeting, (first, names[0]), (first + 1, names[1]), -1, -2), apart
+
+
+def _each(values: Iterable[object]) -> Iterator[object]:
+    """The entries of nested lists, as those that are joined are given."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _each(value)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield value
 
 
 def _einsum(node: Node) -> _Meeting | str:

@@ -570,7 +570,8 @@ class _Builder:
         pieces = range(node.index - node.args[0], node.index)
         start = sum(self.trace.node(index).shape[axis] for index in pieces)
         part = _taken(before, layout, {axis: slice(start, start + node.shape[axis])})
-        return (Kind.CARRIER if len(part) == before[axis] else Kind.PART), part
+        whole = math.prod(before[a] for a in layout.axes)
+        return (Kind.CARRIER if len(part) == whole else Kind.PART), part
 
     def _getitem(self, node: Node, first: int) -> tuple[Kind, tuple[int, ...] | None]:
         before, layout = self.trace.node(first).shape, self.layouts[first]
@@ -666,24 +667,20 @@ class _Builder:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
 
     def _matmul(self, node: Node, live: list[int]) -> None:
+        """Values are mixed across positions by a pattern, whatever that is made of."""
         pattern, value = self._ref(node, 0, "input"), self._ref(node, 1, "other")
+        layout = None if value is None else self.layouts.get(value)
         if (
             pattern in live
             and value in live
-            and value in self.layouts
-            and self.layouts[value].axes[-1] == len(self.trace.node(value).shape) - 1
-            and self._is_pattern(pattern)
+            and pattern != value
+            and layout is not None
+            and layout.axes[-1] == len(self.trace.node(value).shape) - 1
+            and len(self.trace.node(value).shape) - 2 not in layout.axes
         ):
             self.put(node.index, Kind.ATTENTION, (self.vertex(value),), (self.vertex(pattern),))
         else:
             self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
-
-    def _is_pattern(self, index: int) -> bool:
-        """True if a tensor is a softmax, cast or dropped out."""
-        node = self.trace.node(index)
-        while node.op in _IDENTITY or node.op in ("view", "masked_fill", "transpose"):
-            node = self.trace.node(node.inputs[0])
-        return node.op == "softmax"
 
     def _pointwise(self, node: Node, live: list[int]) -> None:
         whole = [i for i in live if self._meets(i, node)]
@@ -781,6 +778,8 @@ class _Builder:
             other = None
             if isinstance(value, Fixed):
                 other = tuple(value.tensor.shape)
+            elif is_blank(self.trace, value):
+                continue
             elif isinstance(value, Ref) and not self.trace.node(value.node).live:
                 other = self.trace.node(value.node).shape
             if other is None:
@@ -807,7 +806,14 @@ class _Builder:
             return None if value is None else self.layouts.get(value)
         if op in ("matmul", "bmm"):
             value = self._ref(node, 1, "other")
-            return None if value is None else self.layouts.get(value)
+            found = None if value is None else self.layouts.get(value)
+            if value is None or found is None:
+                return None
+            # What a product sums over is gone: of scores no features are left.
+            before = self.trace.node(value).shape
+            summed = len(before) - 2
+            kept = found.axes[-1] == len(before) - 1 and summed not in found.axes
+            return found if kept and len(before) == len(shape) else None
         source = next((i for i in live if i in self.layouts), None)
         if source is None:
             return None

@@ -146,6 +146,11 @@ _SPELLINGS = {
 }  # fmt: skip
 
 
+# Calls that read the shape or the type of a second tensor only, and of all of their tensors.
+_BY_FORM = {"expand": Tensor.expand, "view": Tensor.reshape, "to": Tensor.to}
+_BLANK = frozenset("zeros_like ones_like new_zeros new_ones new_empty empty_like".split())
+
+
 # Attributes of a tensor that are tensors, under the name of the function that would make them.
 _ATTRIBUTES = {
     "T": "transpose", "mT": "mT", "H": "H", "mH": "mH", "data": "detach", "real": "real",
@@ -204,6 +209,13 @@ class Follower(TorchFunctionMode):
 def in_steps(func: Callable[..., Any]) -> Callable[..., Tensor] | None:
     """A function that does several things at once, written out; None for all others."""
     return _glu if getattr(func, "__name__", "") == "glu" else None
+
+
+def _by_form(
+    op: str, out: Tensor, value: Any
+) -> tuple[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The call that gives a tensor the shape or the type of another, without that other."""
+    return _BY_FORM[op], ((value, out.dtype if op == "to" else tuple(out.shape)), {})
 
 
 def _put(whole: Tensor, places: Any, values: Any) -> Tensor:
@@ -303,7 +315,7 @@ class _Recorder(Follower):
                 return whole(*args, **kwargs)
         inputs: list[int] = []
         # Positions are taken before the call: an in-place call gives its argument a new node.
-        seen = (
+        seen: tuple[tuple[Any, ...], dict[str, Any]] = (
             self._seen(args, inputs),
             {name: self._seen(value, inputs) for name, value in kwargs.items()},
         )
@@ -317,7 +329,10 @@ class _Recorder(Follower):
         if op in ("min", "max") and len(given) > 1 and isinstance(out, Tensor):
             op = f"{op}imum"
         made = list(tensors_in(out))
-        live = any(self.nodes[index].live for index in inputs)
+        if op in _BY_FORM and len(args) > 1 and isinstance(args[1], Tensor):
+            func, seen = _by_form(op, out, seen[0][0])
+            inputs = [ref.node for ref in seen[0] if isinstance(ref, Ref)]
+        live = op not in _BLANK and any(self.nodes[index].live for index in inputs)
         if made:
             source = self.add(
                 made[0],

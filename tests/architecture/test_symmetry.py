@@ -718,12 +718,6 @@ def copied(x: Tensor) -> Tensor:
     return y
 
 
-def into(x: Tensor) -> Tensor:
-    y = torch.empty_like(x)
-    torch.sin(x, out=y)
-    return y
-
-
 def own_mix(x: Tensor) -> Tensor:
     return x + 0.1 * x.roll(1, -1) ** 2
 
@@ -738,7 +732,6 @@ UNKNOWN = {
     "some entries overwritten": overwritten,
     "overwritten through a view": through_a_view,
     "copied into": copied,
-    "written into": into,
     "larger of neighbours": lambda x: x.view(len(x), -1, 2).amax(-1).repeat(1, 2),
     "rectified both ways": lambda x: torch.cat([x.relu(), (-x).relu()], -1)[:, :H],
     "mean over examples": lambda x: x - x.mean(0, keepdim=True),
@@ -765,6 +758,22 @@ def test_recurrent_layers_and_computed_weights_are_unknown() -> None:
     assert {found[s].group.name for s in ("embed", "lstm", "head:in")} == {"unknown"}
     found = bp.symmetries(settled(small.Hyper()), ROWS)
     assert {found[site].group.name for site in ("up", "make", "down:in")} == {"unknown"}
+
+
+def test_what_is_written_into_an_empty_tensor_is_what_wrote_it() -> None:
+    def into(x: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        torch.sin(x, out=y)
+        return y
+
+    found = bp.symmetries(settled(small.Through(into)), small.rows(H, D))
+    assert found["up"].group == G.SignedPermutation(H)
+
+
+def test_a_pattern_made_of_its_own_values_is_unknown() -> None:
+    found = bp.symmetries(settled(small.Through(lambda x: x.T @ x)), small.rows(H, D))
+    assert found["up"].group == G.Unknown(H)
+    assert "matmul" in found["up"].because
 
 
 def test_a_stream_of_routed_experts_changes_with_all_that_reads_it_and_the_router_does_not() -> (

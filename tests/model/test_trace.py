@@ -41,7 +41,8 @@ def test_nodes_are_in_order_and_inputs_come_before(name: str) -> None:
     for place, node in enumerate(trace.nodes):
         assert node.index == place
         assert all(index < place for index in node.inputs)
-        assert node.live == (node.op == "input" or any(trace.node(i).live for i in node.inputs))
+        reads = node.op != "zeros_like" and any(trace.node(i).live for i in node.inputs)
+        assert node.live == (node.op == "input" or reads)
         for index in node.inputs:
             assert place in trace.readers[index]
     assert trace.outputs
@@ -257,7 +258,7 @@ def kinds(function: Callable[[Tensor], Tensor], read: int = H) -> dict[str, Kind
      (lambda x: torch.cat([x[:, :6], torch.ones(len(x), 2)], -1), "cat", Kind.OTHER),
      (lambda x: F.pad(x[:, :6], (1, 1)), "pad", Kind.PADDED),
      (lambda x: F.pad(x[:, :6], (1, 1), value=1.0), "pad", Kind.OTHER),
-     (lambda x: x.cumsum(-1), "cumsum", Kind.OTHER), (lambda x: x @ x.T @ x, "matmul", Kind.OTHER),
+     (lambda x: x.cumsum(-1), "cumsum", Kind.OTHER), (lambda x: x @ x.T @ x, "matmul", Kind.ATTENTION),
      (lambda x: F.dropout(x, 0.5, training=False).relu(), "relu", Kind.REGION),
      (lambda x: F.dropout(x, 0.5, training=True), "dropout", Kind.OTHER)],
 )  # fmt: skip
