@@ -156,6 +156,9 @@ def probe_activations(
     settings = _Settings(
         chosen_scores(scores), chosen_null(null), chosen_seed(seed), Companions.of(bases, paths)
     )
+    if hasattr(x, "to_numpy"):
+        # A table of pandas or polars: its columns are the axes.
+        x = cast("Any", x).to_numpy()
     if not isinstance(x, Tensor | np.ndarray) and hasattr(x, "items"):
         own = {"pre": pre, "nonlinearity": nonlinearity, "inputs": inputs, "weight": weight}
         given = [name for name, value in {**own, "bias": bias}.items() if value is not None]
@@ -226,7 +229,10 @@ class _Rows:
         Raises:
             TypeError, ValueError: if it is no such array, or mask or examples do not fit it.
         """
-        many = getattr(given, "ndim", 2) - features
+        if not isinstance(given, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+            # It says what is wrong with them.
+            matrix(name, given)
+        many = given.ndim - features
         leading = tuple(given.shape[:2]) if many == 2 else ()
         if many == 2:
             given = given.reshape(-1, *given.shape[2:])
@@ -271,19 +277,23 @@ def _several(
     """The report of all entries, p-values adjusted for all of them together."""
     entries = {str(name): value for name, value in x.items()}
     left_out: list[str] = []
-    if not isinstance(x, dict):
+    cached = not isinstance(x, dict)
+    if cached:
         # A cache holds patterns, scales and token ids too.
         kept = {name: value for name, value in entries.items() if _has_features(name, value)}
         # Tables of positions have features too, but are of no example.
-        shapes = Counter(tuple(value.shape[:2]) for value in kept.values())
-        usual = shapes.most_common(1)[0][0] if shapes else ()
-        kept = {name: value for name, value in kept.items() if tuple(value.shape[:2]) == usual}
+        leading = {
+            name: tuple(value.shape[: value.ndim - _features(name, value, cached=True)])
+            for name, value in kept.items()
+        }
+        usual = Counter(leading.values()).most_common(1)[0][0] if leading else ()
+        kept = {name: value for name, value in kept.items() if leading[name] == usual}
         left_out = [name for name in entries if name not in kept]
         entries = kept
     if not entries:
         raise ValueError("x holds no activations: give names and arrays [samples, dim]")
     rows = {
-        name: _Rows.of(name, value, examples, mask, 2 if _is_heads(name, value) else 1)
+        name: _Rows.of(name, value, examples, mask, _features(name, value, cached=cached))
         for name, value in entries.items()
     }
     chosen = overrides(groups, rows)
@@ -321,8 +331,10 @@ def _told(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + more
 
 
-def _is_heads(name: str, value: Any) -> bool:
-    return getattr(value, "ndim", 0) == 4 and _HEADS.search(name) is not None
+def _features(name: str, value: Any, *, cached: bool) -> int:
+    """How many axes are features; a cache may hold one sequence without an axis for the batch."""
+    heads = _HEADS.search(name) is not None
+    return 2 if heads and getattr(value, "ndim", 0) in ((3, 4) if cached else (4,)) else 1
 
 
 def _has_features(name: str, value: Any) -> bool:
@@ -330,7 +342,7 @@ def _has_features(name: str, value: Any) -> bool:
     if not isinstance(value, Tensor | np.ndarray) or value.shape[-1:] in ((), (1,)):
         return False
     return torch.as_tensor(value[:0]).is_floating_point() and (
-        value.ndim in (2, 3) or _is_heads(name, value)
+        value.ndim - _features(name, value, cached=True) in (1, 2)
     )
 
 

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch import Tensor
@@ -42,6 +43,13 @@ def test_sequences_are_rows_whose_examples_are_known() -> None:
     assert _numbers(found) == _numbers(flat) and found.n_samples == 400
     assert found.null is not None and found.null.examples == 40
     assert _numbers(bp.probe_activations(x.numpy(), **options)) == _numbers(flat)
+
+
+def test_a_table_is_taken_by_its_columns() -> None:
+    x = _sequences().flatten(0, 1).numpy()
+    options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
+    found = bp.probe_activations(pandas.DataFrame(x), **options)
+    assert _numbers(found) == _numbers(bp.probe_activations(x, **options))
 
 
 def test_padding_is_left_out_whatever_it_holds() -> None:
@@ -119,6 +127,19 @@ def test_a_cache_of_a_bridge_leaves_out_what_has_no_features() -> None:
     assert report["blocks.0.attn.hook_z"].shape == (4, 24)
     assert all(site.n_samples == int(mask.sum()) for site in report)
     assert not [name for name in report.sites if "pattern" in name or "scale" in name]
+    # One sequence without its batch is the same sequence.
+    one = int(mask[0].sum())
+    with torch.no_grad():
+        _, single = bridge.run_with_cache(batch["input_ids"][:1, :one], remove_batch_dim=True)
+        _, whole = bridge.run_with_cache(batch["input_ids"][:1, :one])
+    alone, among = (
+        bp.probe_activations(cache, null=bp.nulls.Rotation(frames=19)) for cache in (single, whole)
+    )
+    assert alone.sites == among.sites
+    for site, other in zip(alone, among, strict=True):
+        assert (site.shape, site.n_samples) == (other.shape, other.n_samples)
+        for score, twin in zip(site.scores.values(), other.scores.values(), strict=True):
+            assert score.observed == pytest.approx(twin.observed, rel=1e-6, nan_ok=True)
     [note] = report.notes
     assert note.startswith("Left out, as their features are not known: ")
 
@@ -131,6 +152,7 @@ def test_a_cache_of_a_bridge_leaves_out_what_has_no_features() -> None:
         ({"a": _sequences()}, {"group": {"b*": "orthogonal"}}, "matches none of the probed"),
         ({"a": torch.zeros(3, 4, 5, 6)}, {}, "a has shape"),
         ({"a": torch.zeros(5, 4, dtype=torch.int64)}, {}, "a holds int64"),
+        ({"a": None}, {}, "a is a NoneType: give a numpy array or a torch tensor"),
         (_sequences(), {"group": {"x": "orthogonal"}}, "group is a mapping, and x one array"),
         (_sequences(), {"mask": torch.ones(40, 9)}, "give one entry for every position"),
         (_sequences().flatten(0, 1), {"mask": torch.ones(400)}, "no array of sequences"),

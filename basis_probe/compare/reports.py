@@ -40,6 +40,11 @@ def compare_reports(reports: Mapping[str, Report]) -> ReportComparison:
         >>> compared.changed, compared["1"].change()
         ((), 0.0)
     """
+    if not isinstance(reports, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"reports is a {type(reports).__name__}: give a mapping of names to reports, such as "
+            "{'step 100': one, 'step 200': other}"
+        )
     for name, report in reports.items():
         if not isinstance(report, Report):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(

@@ -126,6 +126,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
     report = fake_report()
     with pytest.raises(ValueError, match="1 reports were given, and at least 2 are compared"):
         bp.compare_reports({"a": report})
+    with pytest.raises(TypeError, match="reports is a list: give a mapping"):
+        bp.compare_reports([report, report])  # pyright: ignore
     with pytest.raises(TypeError, match="'b' is a str, not a report: give what probe returns"):
         bp.compare_reports({"a": report, "b": "b.json"})  # pyright: ignore
     stranger = dataclasses.replace(report.site_reports[0], site="x", kind="pixels", layer=77)
