@@ -26,6 +26,7 @@ from basis_probe.algebra.elements import (
 )
 from basis_probe.algebra.groups import monomial_parts
 from basis_probe.architecture.derive import NOTHING, Derivation
+from basis_probe.architecture.experts import Experts
 from basis_probe.model.attention import Attention, Side
 from basis_probe.model.facts import (
     Facts,
@@ -77,6 +78,7 @@ class Action:
         self._before: dict[str, Tensor] = {}
         self._behind: dict[int, Element] = {}
         self._affines: dict[int, _Affine] = {}
+        self._experts: Experts | None = None
 
     def move(self, site: Site, element: Element) -> dict[int, Element]:
         """Changes the weights so that the activations at a site become `element` times themselves.
@@ -208,8 +210,8 @@ class Action:
             self._add(source.members, element, part)
         elif vertex.kind is Kind.EMBEDDING and writer in self.rows and rows is None:
             slot = self._map(vertex).weight
-            if (slot.name, 1, None) not in self._done:
-                self._done.add((slot.name, 1, None))
+            if (slot.name, 1, -1, None) not in self._done:
+                self._done.add((slot.name, 1, -1, None))
                 used = self.rows[writer]
                 given = self.weights.now(slot.name).detach()[used]
                 self.weights.set_some(slot, 0, used, element.act(given))
@@ -245,10 +247,14 @@ class Action:
     def _edit(self, slot: Slot, axis: int, element: Element, rows: Tensor | None) -> None:
         # A matrix that is read where its transpose was written has changed already.
         place = self._axis(slot, axis)
-        key = (slot.name, place, None if rows is None else tuple(rows.tolist()))
+        whole = slot.entries is None or slot.entries.numel() == self.weights.now(slot.name).numel()
+        start = -1 if slot.entries is None or whole else int(slot.entries.min())
+        key = (slot.name, place, start, None if rows is None else tuple(rows.tolist()))
         if key in self._done:
             return
         self._done.add(key)
+        for idle in self._idle(slot):
+            self._edit(idle, axis, element, rows)
         few = local(element)
         if isinstance(few, Local) and rows is None and slot.entries is None:
             now = self.weights.now(slot.name).detach()
@@ -274,12 +280,21 @@ class Action:
             values = element.act(values, axis)
         self.weights.set(slot, values)
 
+    def _idle(self, slot: Slot) -> list[Slot]:
+        """The same weights of experts that no row of the example reached."""
+        return self._expert().idle(slot)
+
+    def _expert(self) -> Experts:
+        if self._experts is None:
+            self._experts = Experts(self.facts.graph.trace, self.slots)
+        return self._experts
+
     def _axis(self, slot: Slot, axis: int) -> int:
         """Which axis of a parameter an axis of what was taken from it is; -1 if it is none."""
         shape = self.weights.now(slot.name).shape
         if slot.entries is None:
             return axis % len(shape)
-        step = slot.entries.movedim(axis, -1).flatten(0, -2)[0]
+        step = slot.entries.movedim(axis, -1).reshape(-1, slot.entries.shape[axis])[0]
         stride = int(step[1] - step[0]) if len(step) > 1 else 0
         strides = torch.empty(shape, device="meta").stride()
         found = [a for a, s in enumerate(strides) if s == stride and shape[a] == len(step)]
@@ -300,18 +315,32 @@ class Action:
         elif op in GROUPED_PRODUCTS:
             # [group, inputs, outputs]: what one group takes, all of them take.
             weight, bias, outputs, inputs = argument(1, "weight"), None, 2, 1
-        elif op in ("matmul", "mm"):
-            weight = argument(1, "mat2" if op == "mm" else "other")
-            bias, outputs, inputs = None, 1, 0
+        elif op in ("matmul", "mm", "bmm"):
+            weight = argument(1, "other" if op == "matmul" else "mat2")
+            bias, outputs, inputs = None, -1, -2
+            if self._is_turned(vertex):
+                weight, outputs, inputs = argument(0, "input"), -2, -1
         else:
             weight, bias = argument(1, "weight"), argument(2, "bias")
             outputs, inputs = (1, 0) if "transpose" in op else (0, 1)
         slot = self.slots.slot(node, weight)
         given = self.weights.now(slot.name) if slot.entries is None else slot.entries
-        ranks = (3,) if op in GROUPED_PRODUCTS else (2,)
-        if given.ndim < 2 or (vertex.kind is Kind.LINEAR and given.ndim not in ranks):
+        stacks = op in GROUPED_PRODUCTS or op in ("matmul", "bmm")
+        if given.ndim < 2 or (vertex.kind is Kind.LINEAR and given.ndim > 2 + stacks):
             raise WeightError(f"the weight of {op} in {node.module} is no matrix")
+        if stacks and given.ndim == 3 and slot.entries is not None:
+            # What one matrix of a stack takes, all of them take, those that are idle as well.
+            outputs, inputs = self._axis(slot, outputs), self._axis(slot, inputs)
+            if min(outputs, inputs) < 0:
+                raise WeightError(f"the weight of {op} in {node.module} is no stack of matrices")
+            slot = Slot(slot.name)
         return _Map(slot, outputs, inputs, bias)
+
+    def _is_turned(self, vertex: Vertex) -> bool:
+        """True if the matrix of a linear map stands before what it reads."""
+        node = self.graph.trace.node(vertex.node)
+        value = node.args[1] if len(node.args) > 1 else None
+        return isinstance(value, Ref) and self.graph.same.get(value.node) == vertex.used[0]
 
     def _bias(self, node: Node, value: object) -> Slot | None:
         """Where the bias of a linear map lies; None if it has none, or one that is always zero."""
@@ -357,7 +386,8 @@ class Action:
                 self._edit(slot, 1, element, rows)
                 return
         slot = self.slots.slot(node, value)
-        if slot.entries is None:
+        one = slot.entries is not None and self._expert().holds(slot)
+        if slot.entries is None or one:
             self._edit(slot, axis, element, rows)
             return
         found = self._axis(slot, axis)

@@ -16,6 +16,7 @@ from basis_probe.algebra.pairs import PairFactors, pair_factors
 from basis_probe.model.attention import Attention, attentions
 from basis_probe.model.graph import Graph, Kind, Layout, Vertex, condense, norm_argument, replay
 from basis_probe.model.places import Site, spoken
+from basis_probe.model.rows import is_blank, picked_weight
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
 
 
@@ -443,7 +444,8 @@ def constants_of(trace: Trace, node: Node) -> Iterator[Fixed | Ref]:
             yield value
         elif isinstance(value, Ref):
             made = trace.node(value.node)
-            if not made.live and 0 not in made.shape:
+            fixed = not made.live or picked_weight(trace, value.node)
+            if fixed and 0 not in made.shape and not is_blank(trace, value):
                 yield value
 
 
@@ -475,7 +477,8 @@ def leaves_of(trace: Trace, index: int) -> Iterator[Fixed]:
         seen.add(here)
         node = trace.node(here)
         yield from fixed_in((node.args, node.kwargs))
-        waiting.extend(node.inputs)
+        # The numbers by which entries are picked are no part of them.
+        waiting.extend(i for i in node.inputs if trace.node(i).floating or not trace.node(i).live)
 
 
 def fixed_in(value: object) -> Iterator[Fixed]:

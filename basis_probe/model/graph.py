@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from basis_probe.model.rows import GROUPED_PRODUCTS, PUTS, is_blank, picked_axes, put_rows
+from basis_probe.model.rows import (
+    GROUPED_PRODUCTS,
+    PUTS,
+    is_blank,
+    picked_axes,
+    picks_weights,
+    put_rows,
+)
 from basis_probe.model.trace import Fixed, ModuleCall, Node, Ref, Trace
 
 
@@ -293,6 +300,7 @@ class _Builder:
         self.same: dict[int, int] = {}  # node -> vertex with the same features
         self.roots: dict[int, frozenset[int]] = {}  # node inside a region -> what it is made of
         self.layouts: dict[int, Layout] = {}
+        self.picked: set[int] = set()  # weights that were picked by number
 
     def _ancestors(self, nodes: frozenset[int]) -> frozenset[int]:
         found: set[int] = set()
@@ -371,6 +379,9 @@ class _Builder:
             self.layouts[node.index] = Layout((1 if channels else len(shape) - 1,), channels)
             self.put(node.index, Kind.INPUT, ())
             return
+        if picks_weights(self.trace, node, self.picked):
+            self.picked.add(node.index)
+            return
         if not live:
             return
         first = live[0]
@@ -388,7 +399,8 @@ class _Builder:
         if op == "embedding" or self._averages_rows(node) or self._is_lookup(node):
             self.put(node.index, Kind.EMBEDDING, ())
         elif self._is_linear(node):
-            across = not self._features_at(first, len(self.trace.node(first).shape) - 1)
+            last = len(self.trace.node(first).shape) - 1 - self._is_turned(node)
+            across = not self._features_at(first, last)
             self.put(node.index, Kind.LINEAR, (), (self.vertex(first),), across=across)
         elif op in _CONVOLUTIONS and self._weighed(node, 1, "weight"):
             across = not self._features_at(first, 1)
@@ -465,7 +477,8 @@ class _Builder:
     def _constant(self, value: object) -> bool:
         """True for a tensor that does not depend on the model's input."""
         return isinstance(value, Fixed) or (
-            isinstance(value, Ref) and not self.trace.node(value.node).live
+            isinstance(value, Ref)
+            and (not self.trace.node(value.node).live or value.node in self.picked)
         )
 
     def _weighed(self, node: Node, place: int, name: str) -> bool:
@@ -524,9 +537,18 @@ class _Builder:
             return live and self._constant(node.args[2]) and self._constant(node.args[0])
         if node.op in GROUPED_PRODUCTS and len(node.args) >= 2:
             return self._weighed(node, 1, "weight") and node.kwargs.get("bias") is None
-        if node.op in ("matmul", "mm") and len(node.args) >= 2:
-            return self._weighed(node, 1, "other")
+        if node.op in ("matmul", "mm", "bmm") and len(node.args) >= 2:
+            return self._weighed(node, 1, "other") or self._is_turned(node)
         return False
+
+    def _is_turned(self, node: Node) -> bool:
+        """True for a weight times a tensor whose features lie along the axis before the last."""
+        value = self._ref(node, 1, "other")
+        if node.op not in ("matmul", "mm", "bmm") or value is None:
+            return False
+        ndim = len(self.trace.node(value).shape)
+        layout = self.layouts.get(value)
+        return self._constant(node.args[0]) and layout is not None and layout.axes == (ndim - 2,)
 
     def _is_average(self, node: Node, first: int) -> bool:
         if node.op not in ("mean", "sum") or first not in self.layouts:
@@ -685,6 +707,9 @@ class _Builder:
     def _pointwise(self, node: Node, live: list[int]) -> None:
         whole = [i for i in live if self._meets(i, node)]
         sets = {self.roots[i] for i in whole}
+        if node.op == "add" and any(is_blank(self.trace, v) for v in node.args) and len(whole) == 1:
+            self.put(node.index, Kind.CARRIER, (self.vertex(whole[0]),))
+            return
         roots = frozenset[int]().union(*(self.roots[i] for i in live))
         base = self._base(roots)
         if len(base) == 1 and len(roots) > 1:
@@ -780,13 +805,16 @@ class _Builder:
                 other = tuple(value.tensor.shape)
             elif is_blank(self.trace, value):
                 continue
-            elif isinstance(value, Ref) and not self.trace.node(value.node).live:
+            elif isinstance(value, Ref) and self._constant(value):
                 other = self.trace.node(value.node).shape
             if other is None:
                 continue
             padded = (1,) * (len(shape) - len(other)) + other
-            if any(
-                size > 1 and axis not in layout.axes for axis, size in enumerate(padded)
+            made = self.vertices.get(self.same.get(live[0], -1))
+            if (
+                any(size > 1 and axis not in layout.axes for axis, size in enumerate(padded))
+                # The bias of a linear map.
+                or (made is not None and made.kind is Kind.LINEAR and math.prod(other) > 1)
             ) and all(padded[axis] == shape[axis] for axis in layout.axes):
                 return True
         return False
@@ -797,6 +825,8 @@ class _Builder:
         shape, op = node.shape, node.op
         if op in _CONVOLUTIONS:
             return Layout((1,), True)
+        if self._is_turned(node):
+            return Layout((len(shape) - 2,), True)
         if op in ("embedding", "embedding_bag") or self._is_linear(node) or self._is_lookup(node):
             return Layout((len(shape) - 1,))
         if op in PUTS:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from basis_probe.model.facts import Facts, Shape, constant, keeps_statistics, matrix
+from basis_probe.model.facts import Facts, Shape, constant, constants_of, keeps_statistics, matrix
 from basis_probe.model.graph import Graph, Kind, Vertex
 from basis_probe.model.places import Address, Site, catch
 from basis_probe.model.trace import Node, Trace
@@ -83,7 +83,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
             linears.append(here.node)
             continue
-        passes = here.kind is Kind.PART or _is_rowwise_norm(facts, here)
+        passes = here.kind is Kind.PART or _is_rowwise_norm(facts, here) or _is_bias(graph, here)
         if here.kind is Kind.REGION:
             shape = facts.regions[here.node].shape
             if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
@@ -174,6 +174,17 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         bias=bias,
         centred=centred,
         normalised=normalised,
+    )
+
+
+def _is_bias(graph: Graph, vertex: Vertex) -> bool:
+    """True where one vector is added to what a linear map wrote."""
+    if vertex.kind is not Kind.SUM or len(vertex.carried) != 1:
+        return False
+    trace, node = graph.trace, graph.trace.node(vertex.node)
+    added = [constant(trace, value) for value in constants_of(trace, node)]
+    return graph.vertices[vertex.carried[0]].kind is Kind.LINEAR and all(
+        value is not None and value.numel() == node.shape[-1] for value in added
     )
 
 

@@ -30,9 +30,66 @@ def put_rows(node: Node) -> tuple[object, object] | None:
 
 def is_blank(trace: Trace, value: object) -> bool:
     """True for a tensor of zeros that rows are put into."""
+    while isinstance(value, Ref) and trace.node(value.node).op in ("getitem", "view", "to"):
+        value = trace.node(value.node).args[0]
     if not isinstance(value, Ref):
         return isinstance(value, Fixed) and value.name is None and not bool(value.tensor.any())
     return trace.node(value.node).op in ("zeros_like", "zeros", "new_zeros")
+
+
+_PICKS = frozenset("getitem index_select view transpose permute to contiguous mT expand".split())
+
+
+def picks_weights(trace: Trace, node: Node, known: set[int]) -> bool:
+    """True if a call picks whole matrices, or single vectors, out of weights by numbers.
+
+    What the numbers are may depend on the input, as which expert is at work; what is picked does
+    not.
+
+    Args:
+        trace: the record.
+        node: the call.
+        known: the nodes that do so already.
+    """
+    source = node.args[0] if node.args else None
+    if node.op not in _PICKS or not node.floating or not node.live:
+        return False
+    if isinstance(source, Ref):
+        before = trace.node(source.node)
+        if before.live:
+            return source.node in known
+        shape = before.shape
+    elif isinstance(source, Fixed):
+        shape = tuple(source.tensor.shape)
+    else:
+        return False
+    # A table of vectors that is read row by row is an embedding.
+    return len(shape) > 2 or len(node.shape) < len(shape) or is_blank(trace, source)
+
+
+def picked_weight(trace: Trace, index: int) -> bool:
+    """True for a floating-point tensor that was picked out of weights by number."""
+    node = trace.node(index)
+    while node.live and node.floating and node.op in _PICKS:
+        source = node.args[0]
+        if not isinstance(source, Ref):
+            return True
+        node = trace.node(source.node)
+        if not node.live:
+            return True
+    return False
+
+
+def routed(trace: Trace, path: str) -> bool:
+    """True if rows are picked, by what depends on the input, where a module or its owner runs."""
+    for node in trace.nodes:
+        if node.op in ("getitem", "index_select") and node.floating and node.live:
+            by = [trace.node(i) for i in node.inputs[1:]]
+            if any(b.live and not b.floating for b in by):
+                inner, outer = f"{node.module}.", f"{path}."
+                if not node.module or outer.startswith(inner) or inner.startswith(outer):
+                    return True
+    return False
 
 
 def picked_axes(

@@ -94,6 +94,7 @@ class Trace:
         outputs: the nodes that the model returned.
         readers: node -> the nodes that read it.
         example_batch: the size of the batch that was run.
+        picked: node -> the numbers by which entries of weights were picked, as experts are.
     """
 
     nodes: tuple[Node, ...]
@@ -101,6 +102,7 @@ class Trace:
     outputs: tuple[int, ...]
     readers: dict[int, tuple[int, ...]]
     example_batch: int
+    picked: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
 
     def node(self, index: int) -> Node:
         """The node of that index."""
@@ -212,10 +214,12 @@ def in_steps(func: Callable[..., Any]) -> Callable[..., Tensor] | None:
 
 
 def _by_form(
-    op: str, out: Tensor, value: Any
-) -> tuple[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any]]]:
+    op: str, out: Tensor, seen: tuple[tuple[Any, ...], dict[str, Any]]
+) -> tuple[Callable[..., Any], tuple[tuple[Any, ...], dict[str, Any]], list[int]]:
     """The call that gives a tensor the shape or the type of another, without that other."""
-    return _BY_FORM[op], ((value, out.dtype if op == "to" else tuple(out.shape)), {})
+    value, form = seen[0][0], out.dtype if op == "to" else tuple(out.shape)
+    inputs = [value.node] if isinstance(value, Ref) else []
+    return _BY_FORM[op], ((value, form), {}), inputs
 
 
 def _put(whole: Tensor, places: Any, values: Any) -> Tensor:
@@ -243,6 +247,7 @@ class _Recorder(Follower):
         self.stored: dict[int, list[Tensor]] = {}  # where values lie -> the tensors that show them
         self.names = {id(tensor): name for name, tensor in model.named_parameters()}
         self.names |= {id(tensor): name for name, tensor in model.named_buffers()}
+        self.picked: dict[int, Tensor] = {}
         self.entered: list[tuple[int, ...]] = []
         self.kinds = {path: type(module).__name__ for path, module in model.named_modules()}
 
@@ -329,9 +334,11 @@ class _Recorder(Follower):
         if op in ("min", "max") and len(given) > 1 and isinstance(out, Tensor):
             op = f"{op}imum"
         made = list(tensors_in(out))
-        if op in _BY_FORM and len(args) > 1 and isinstance(args[1], Tensor):
-            func, seen = _by_form(op, out, seen[0][0])
-            inputs = [ref.node for ref in seen[0] if isinstance(ref, Ref)]
+        if op in _BY_FORM and isinstance(out, Tensor) and len(given) > 1:
+            func, seen, inputs = _by_form(op, out, seen)
+        if op in ("getitem", "index_select") and isinstance(given[0], nn.Parameter):
+            by = {self.made.get(id(t)): t for t in given[1:] if not t.is_floating_point()}
+            self.picked |= {index: t.clone() for index, t in by.items() if index is not None}
         live = op not in _BLANK and any(self.nodes[index].live for index in inputs)
         if made:
             source = self.add(
@@ -348,12 +355,12 @@ class _Recorder(Follower):
                 for place, tensor in enumerate(made):
                     self.add(tensor, "output", args=(place,), inputs=(source,), live=live)
         changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
-        if changed and op == "__setitem__" and changed[0] is args[0]:
+        if changed and op == "__setitem__" and changed[0] is given[0]:
             # What the tensor holds now is computed from what it held and what was put in.
             self.add(
-                args[0], "setitem", function=_put, args=seen[0], inputs=tuple(inputs), live=live
+                given[0], "setitem", function=_put, args=seen[0], inputs=tuple(inputs), live=live
             )
-            made.append(args[0])
+            made.append(given[0])
         if changed:
             self._overwrite(changed, tuple(inputs), made)
         return out
@@ -437,4 +444,5 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
         outputs=outputs,
         readers={index: tuple(found) for index, found in readers.items()},
         example_batch=batch,
+        picked=recorder.picked,
     )

@@ -76,9 +76,10 @@ class Slots:
         if tensor.is_meta:
             raise WeightError("the weights are on the meta device, which holds no numbers")
         places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
-        entries = replay(self.trace, value.node, {}, {id(tensor): places.reshape(tensor.shape)})
+        by = self.trace.picked
+        entries = replay(self.trace, value.node, by, {id(tensor): places.reshape(tensor.shape)})
         rounded = entries.round().long()
-        given = replay(self.trace, value.node, {})
+        given = replay(self.trace, value.node, by)
         inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
         if not inside or not torch.equal(tensor.detach().flatten()[rounded].to(given), given):
             raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")

@@ -258,7 +258,8 @@ def kinds(function: Callable[[Tensor], Tensor], read: int = H) -> dict[str, Kind
      (lambda x: torch.cat([x[:, :6], torch.ones(len(x), 2)], -1), "cat", Kind.OTHER),
      (lambda x: F.pad(x[:, :6], (1, 1)), "pad", Kind.PADDED),
      (lambda x: F.pad(x[:, :6], (1, 1), value=1.0), "pad", Kind.OTHER),
-     (lambda x: x.cumsum(-1), "cumsum", Kind.OTHER), (lambda x: x @ x.T @ x, "matmul", Kind.ATTENTION),
+     (lambda x: x.cumsum(-1), "cumsum", Kind.OTHER),
+     (lambda x: x @ x.T @ x, "matmul", Kind.ATTENTION),
      (lambda x: F.dropout(x, 0.5, training=False).relu(), "relu", Kind.REGION),
      (lambda x: F.dropout(x, 0.5, training=True), "dropout", Kind.OTHER)],
 )  # fmt: skip

@@ -1,0 +1,163 @@
+"""Mixtures of experts, in the ways in which they are written, also where some experts are idle."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import basis_probe as bp
+from basis_probe import groups as G
+
+D, WIDE, COUNT = 12, 10, 8
+
+
+class Mixture(nn.Module):
+    """A block of routed experts under RMSNorm; only the experts that rows reach do run.
+
+    Args:
+        kind: "modules" in a list; "stack" of matrices, read by `linear`; "transposed", the same
+            read by a product; "all" at once, with the matrices of each row gathered.
+        scored: what makes weights of the router's numbers.
+    """
+
+    def __init__(self, kind: str, scored: str = "softmax") -> None:
+        super().__init__()
+        self.kind, self.scored = kind, scored
+        self.embed, self.norm = nn.Embedding(20, D), nn.RMSNorm(D)
+        self.router, self.final, self.head = nn.Linear(D, COUNT), nn.RMSNorm(D), nn.Linear(D, 20)
+        if kind == "modules":
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(D, WIDE), nn.GELU(), nn.Linear(WIDE, D))
+                for _ in range(COUNT)
+            )
+        else:
+            self.first = nn.Parameter(torch.zeros(COUNT, WIDE, D))
+            self.bias = nn.Parameter(torch.zeros(COUNT, WIDE))
+            self.second = nn.Parameter(torch.zeros(COUNT, D, WIDE))
+
+    def expert(self, number: int, x: Tensor) -> Tensor:
+        if self.kind == "modules":
+            return self.experts[number](x)
+        if self.kind == "stack":
+            inner = F.gelu(F.linear(x, self.first[number], self.bias[number]))
+            return F.linear(inner, self.second[number])
+        return F.gelu(x @ self.first[number].T + self.bias[number]) @ self.second[number].T
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        rows = self.norm(x).flatten(0, 1)
+        scores = self.router(rows)
+        scores = scores.softmax(-1) if self.scored == "softmax" else scores.sigmoid()
+        weights, chosen = scores.topk(2, -1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        y = torch.zeros_like(rows)
+        if self.kind == "all":
+            for place in range(2):
+                first, second = self.first[chosen[:, place]], self.second[chosen[:, place]]
+                inner = torch.bmm(first, rows[..., None])[..., 0] + self.bias[chosen[:, place]]
+                y = (
+                    y
+                    + torch.bmm(second, F.gelu(inner)[..., None])[..., 0] * weights[:, place, None]
+                )
+            return self.head(self.final(x + y.view_as(x)))
+        for number in chosen.unique().tolist():
+            picked, place = torch.where(chosen == number)
+            out = self.expert(number, rows[picked]) * weights[picked, place, None]
+            if self.kind == "modules":
+                y[picked] += out
+            else:
+                y.index_add_(0, picked, out)
+        return self.head(self.final(x + y.view_as(x)))
+
+
+def mixture(kind: str, scored: str = "softmax") -> Mixture:
+    model, generator = Mixture(kind, scored), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model.double().eval()
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(20, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def require_same(model: nn.Module, twin: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+KINDS = ("modules", "stack", "transposed", "all")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scored", ["softmax", "sigmoid"])
+def test_a_stream_turns_with_all_experts_also_those_that_no_row_reached(
+    kind: str, scored: str
+) -> None:
+    model, few, many = mixture(kind, scored), tokens(1, 2), tokens(9, 11)
+    found = bp.symmetries(model, few)["embed"]
+    assert found.group == G.Orthogonal(D), found
+    assert found.certificate is not None and found.certificate.holds
+    twin = bp.reparametrize(model, "embed", found.group.sample(torch.Generator().manual_seed(1)),
+                            example_input=few)  # fmt: skip
+    # Here all experts are reached.
+    require_same(model, twin, many)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neurons_of_experts_change_places(kind: str) -> None:
+    model, x = mixture(kind), tokens(2, 5)
+    found = bp.symmetries(model, x)
+    sites = [name for name in found if "gelu" in name or re.fullmatch(r"experts.\d.1", name)]
+    assert sites
+    for name in sites:
+        assert found[name].group == G.Permutation(WIDE), found[name]
+        assert found[name].certificate is not None and found[name].certificate.holds
+    element = found[sites[0]].group.sample(torch.Generator().manual_seed(1))
+    twin = bp.reparametrize(model, sites[0], element, example_input=x)
+    require_same(model, twin, tokens(9, 11))
+    if kind in ("stack", "transposed"):
+        # One expert's neurons, and no other's.
+        changed = (twin.first != model.first).flatten(1).any(1)
+        reached = {int(place) for place in changed.nonzero()}
+        assert 1 <= len(reached) < COUNT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_router_is_unknown_and_names_what_reads_it(kind: str) -> None:
+    found = bp.symmetries(mixture(kind), tokens(2, 5))["router"]
+    assert found.group == G.Unknown(COUNT)
+    assert "topk" in found.because
+
+
+def test_a_stream_that_scales_its_own_rows_is_no_factor_from_elsewhere() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x)
+            return self.down(y * y.amax(-1, keepdim=True))
+
+    found = bp.symmetries(Own().double().eval(), torch.randn(4, 5).double())
+    assert found["up"].privileged in (bp.Privileged.UNKNOWN, bp.Privileged.AXES)
+
+
+def test_a_gate_of_one_number_leaves_the_axes_of_what_it_multiplies_free() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.gate, self.down = nn.Linear(5, 6), nn.Linear(5, 1), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x) * self.gate(x).sigmoid())
+
+    model, x = Gated().double().eval(), torch.randn(4, 5).double()
+    found = bp.symmetries(copy.deepcopy(model), x)
+    assert found["up"].group == G.GeneralLinear(6)
+    assert found["up"].certificate is not None and found["up"].certificate.holds
