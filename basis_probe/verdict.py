@@ -9,9 +9,19 @@ import torch
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.evidence.site import Evidence
-from basis_probe.results.evidence import BasisRanking, NullRecord, ScoreResult, Tail
+from basis_probe.results.evidence import (
+    BasisRanking,
+    FewAxes,
+    FormBound,
+    NullRecord,
+    OrderRecord,
+    OutlierAxes,
+    ScoreResult,
+    Tail,
+)
 from basis_probe.results.report import Outcome, SiteReport, Verdict
 from basis_probe.results.symmetry import Symmetry
+from basis_probe.statistics.orders import FORM, OFFSET, SCALE
 from basis_probe.statistics.p_values import holm
 
 LEVEL = 0.05
@@ -35,6 +45,10 @@ class Found:
         scores: the scores, p-values not yet adjusted.
         trouble: a reason why nothing can be decided, or an empty string.
         bases: other bases beside the axes, where some were asked for.
+        orders: offset, scale and form, where they decide.
+        few: whether a few axes stand out.
+        outliers: the axes of outlying variance.
+        bound: how far the axes could stand out in form.
     """
 
     kind: str
@@ -47,76 +61,142 @@ class Found:
     scores: dict[str, ScoreResult]
     trouble: str = ""
     bases: BasisRanking | None = None
+    orders: tuple[OrderRecord, ...] = ()
+    few: FewAxes | None = None
+    outliers: OutlierAxes | None = None
+    bound: FormBound | None = None
 
 
 def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
     """The reports of all sites, p-values adjusted for all of them together."""
-    founds = [
-        Found(
+    founds = adjust([_found(evidence) for evidence in gathered])
+    return tuple(
+        SiteReport(
+            site=evidence.case.site,
             kind=evidence.case.kind,
+            layer=evidence.case.layer,
+            shape=evidence.case.shape,
             dim=evidence.case.dim,
             n_samples=evidence.case.n_samples,
-            needed=evidence.case.needed,
             n_dead=evidence.case.n_dead,
             symmetry=evidence.case.symmetry,
             null=evidence.null,
-            scores=dict(evidence.scores),
-            trouble=evidence.case.trouble,
+            scores=found.scores,
+            beside=dict(evidence.beside),
+            verdict=decide(found),
+            notes=evidence.case.notes,
+            orders=found.orders,
             bases=evidence.bases,
+            path=evidence.path,
+            few=found.few,
+            per_sample=None if evidence.orders is None else evidence.orders.per_sample,
+            outliers=found.outliers,
         )
-        for evidence in gathered
-    ]
-    reports: list[SiteReport] = []
-    for evidence, found, scores in zip(gathered, founds, adjust(founds), strict=True):
-        case = evidence.case
-        reports.append(
-            SiteReport(
-                site=case.site,
-                kind=case.kind,
-                layer=case.layer,
-                shape=case.shape,
-                dim=case.dim,
-                n_samples=case.n_samples,
-                n_dead=case.n_dead,
-                symmetry=case.symmetry,
-                null=evidence.null,
-                scores=scores,
-                beside=dict(evidence.beside),
-                verdict=decide(found, scores),
-                notes=case.notes,
-                orders=evidence.orders,
-                bases=evidence.bases,
-                path=evidence.path,
-            )
-        )
-    return tuple(reports)
+        for evidence, found in zip(gathered, founds, strict=True)
+    )
 
 
-def adjust(founds: Sequence[Found]) -> list[dict[str, ScoreResult]]:
-    """The scores of every site, p-values adjusted by Holm over the deciding ones of all sites."""
-    places = [
-        (index, name)
-        for index, found in enumerate(founds)
+def _found(evidence: Evidence) -> Found:
+    case, orders = evidence.case, evidence.orders
+    return Found(
+        kind=case.kind,
+        dim=case.dim,
+        n_samples=case.n_samples,
+        needed=case.needed,
+        n_dead=case.n_dead,
+        symmetry=case.symmetry,
+        null=evidence.null,
+        scores=dict(evidence.scores),
+        trouble=case.trouble,
+        bases=evidence.bases,
+        orders=() if orders is None else orders.records,
+        few=evidence.few,
+        outliers=None if orders is None else orders.outliers,
+        bound=None if orders is None else orders.bound,
+    )
+
+
+def adjust(founds: Sequence[Found]) -> list[Found]:
+    """The sites with p-values adjusted by Holm over all tests that decide at all of them.
+
+    Tests are the deciding scores, the few largest axes, and offset and scale where they are asked;
+    form is decided by its scores and by the few.
+    """
+    tests: list[tuple[int, str, float]] = []
+    for index, found in enumerate(founds):
+        tests += [
+            (index, name, score.p_tail)
+            for name, score in found.scores.items()
+            if score.decides and not math.isnan(score.p_tail)
+        ]
+        if found.few is not None:
+            tests.append((index, _FEW, found.few.p_tail))
+        # Whether offset is asked depends on nothing that a turn changes, so that it is no test
+        # where it is not; the gate of scale looks at the axes.
+        tests += [
+            (index, order.order, 1.0 if order.gate else order.p_value)
+            for order in found.orders
+            if order.order == SCALE or (order.order == OFFSET and not order.gate)
+        ]
+    if not tests:
+        return list(founds)
+    adjusted = holm(torch.tensor([p for _, _, p in tests], dtype=torch.float64)).tolist()
+    of = {(index, name): p for (index, name, _), p in zip(tests, adjusted, strict=True)}
+    return [_adjusted(found, index, of) for index, found in enumerate(founds)]
+
+
+_FEW = "few axes"
+
+
+def _adjusted(found: Found, index: int, of: dict[tuple[int, str], float]) -> Found:
+    scores = {
+        name: dataclasses.replace(score, p_adjusted=of.get((index, name), score.p_adjusted))
         for name, score in found.scores.items()
-        if score.decides and not math.isnan(score.p_tail)
-    ]
-    adjusted = [dict(found.scores) for found in founds]
-    if not places:
-        return adjusted
-    p = torch.tensor([founds[i].scores[name].p_tail for i, name in places], dtype=torch.float64)
-    for (index, name), value in zip(places, holm(p).tolist(), strict=True):
-        adjusted[index][name] = dataclasses.replace(adjusted[index][name], p_adjusted=value)
-    return adjusted
+    }
+    few = found.few
+    if few is not None:
+        few = dataclasses.replace(few, p_adjusted=of[index, _FEW])
+    found = dataclasses.replace(found, scores=scores, few=few)
+    orders: list[OrderRecord] = []
+    for order in found.orders:
+        p = of.get((index, order.order), math.nan)
+        if order.order == FORM:
+            p = min((of[index, name] for name in scores if (index, name) in of), default=math.nan)
+            claimed = _stands_out(found)
+        else:
+            claimed = p <= LEVEL and not order.gate
+        orders.append(dataclasses.replace(order, p_adjusted=p, claimed=claimed))
+    return dataclasses.replace(found, orders=tuple(orders))
 
 
-def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
+def _deciding(found: Found) -> list[ScoreResult]:
+    return [s for s in found.scores.values() if s.decides and not math.isnan(s.p_adjusted)]
+
+
+def _sure(found: Found) -> list[ScoreResult]:
+    """The deciding scores that other samples would not turn round."""
+    null = found.null
+    known = [score for score in _deciding(found) if not math.isnan(score.effect)]
+    return [score for score in known if null is None or not _by_accident(score, null)]
+
+
+def _stands_out(found: Found) -> bool:
+    """True if the mean over all axes, or a few of them, stand out in form."""
+    return any(score.p_adjusted <= LEVEL for score in _sure(found)) or _few_stand_out(found)
+
+
+def _few_stand_out(found: Found) -> bool:
+    return found.few is not None and found.few.p_adjusted <= LEVEL
+
+
+def decide(found: Found) -> Verdict:
     """The outcome at a site, and its sentence.
 
     Args:
-        found: what is known of the site.
-        scores: its scores with adjusted p-values.
+        found: what is known of the site, p-values adjusted.
     """
     what = f"{found.kind} ({found.dim} axes)"
+    null, deciding = found.null, _deciding(found)
     if found.trouble:
         return _undecided(f"Undecided: {found.trouble}")
     if found.n_samples < found.needed:
@@ -126,23 +206,24 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         )
     if found.n_dead == found.dim:
         return _undecided(f"Undecided: none of the {found.dim} axes ever varied.")
-    if found.null is None:
+    if null is None:
         return _undecided(f"Undecided: nothing could be compared at {what}.")
-    deciding = [s for s in scores.values() if s.decides and not math.isnan(s.p_adjusted)]
-    if not deciding:
-        return _undecided(f"Undecided: {found.null.because}.")
-    different = max(_different(score) for score in deciding)
-    if different < FEWEST_ALTERNATIVES:
+    if not deciding and not found.orders:
+        return _undecided(f"Undecided: {null.because}.")
+    known = [order for order in found.orders if not math.isnan(order.effect)]
+    claimed = sorted(
+        (order for order in known if order.claimed),
+        key=lambda order: -abs(order.adds) if not math.isnan(order.adds) else 0.0,
+    )
+    different = max((_different(score) for score in deciding), default=FEWEST_ALTERNATIVES)
+    if different < FEWEST_ALTERNATIVES and not claimed:
         same = "the same score" if different < 2 else f"only {different} different scores"
         return _undecided(
-            f"Undecided: the {found.null.frames} alternatives at {what} have {same}, so there is "
+            f"Undecided: the {null.frames} alternatives at {what} have {same}, so there is "
             "nothing to stand out against."
         )
-    deciding = [score for score in deciding if not math.isnan(score.effect)]
-    sure = [score for score in deciding if not _by_accident(score, found.null)]
-    best = min(sure or deciding, key=lambda score: (score.p_adjusted, -score.effect))
-    stands_out = bool(sure) and best.p_adjusted <= LEVEL
-    cut_short = [score for score in sure if _beyond_all(score)]
+    stands_out = bool(claimed) or _stands_out(found)
+    cut_short = [score for score in _sure(found) if _beyond_all(score)]
     if not stands_out and cut_short:
         drawn = len(cut_short[0].null_values)
         return _undecided(
@@ -151,13 +232,14 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
             f"tests of this report (adjusted p = {_number(cut_short[0].p_adjusted)}); compare with "
             f"more, for example frames={max(199, 2 * drawn + 1)}."
         )
-    # Where the sentence has spoken of the axes already, they are not named again.
-    axes = "them" if found.symmetry.privileged is Privileged.AXES else "the axes"
-    data = _data_clause(best, deciding, found.null, stands_out, axes)
-    data += _below(scores)
-    data += _aside(scores, found.null, stands_out)
-    privileged = found.symmetry.privileged
     instead = "" if found.bases is None else f" {another_basis(found.bases)}"
+    if found.orders:
+        return _by_orders(found, claimed, instead)
+    privileged = found.symmetry.privileged
+    # Where the sentence has spoken of the axes already, they are not named again.
+    data = _data_clause(found, "them" if privileged is Privileged.AXES else "the axes")
+    data += _below(found.scores)
+    data += _aside(found.scores, null, stands_out)
     if privileged is Privileged.UNKNOWN:
         return _undecided(
             f"Undecided about the architecture, whose group at this site is not known; {data}."
@@ -165,27 +247,207 @@ def decide(found: Found, scores: dict[str, ScoreResult]) -> Verdict:
         )
     if privileged is Privileged.AXES:
         if stands_out:
+            advice = _reading(found)
             return Verdict(
                 Outcome.PRIVILEGED,
-                f"The architecture fixes these axes, and {data}: this layer may be read neuron by "
-                f"neuron.{instead}",
+                f"The architecture fixes these axes, and {data}: {advice}.{instead}",
+                advice=advice,
             )
+        advice = "look for a dictionary"
         return Verdict(
             Outcome.UNUSED,
             f"The architecture fixes these axes, but {data}: the neurons are real, but features "
-            f"are not seen to lie on them; look for a dictionary.{instead}",
+            f"are not seen to lie on them; {advice}.{instead}",
+            advice=advice,
         )
     allowed = _allowed(privileged)
     if stands_out:
+        advice = f"training, not the architecture, made these axes stand out; {_reading(found)}"
         return Verdict(
-            Outcome.EMERGENT,
-            f"{allowed}, yet {data}: training, not the architecture, made these axes stand out."
-            f"{instead}",
+            Outcome.EMERGENT, f"{allowed}, yet {data}: {advice}.{instead}", (FORM,), advice
         )
+    advice = "do not read single coordinates here"
+    return Verdict(Outcome.ARBITRARY, f"{allowed}, and {data}: {advice}.{instead}", advice=advice)
+
+
+def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Verdict:
+    """The verdict where offset, scale and form decide together."""
+    allowed = _allowed(found.symmetry.privileged)
+    unknown = found.symmetry.privileged is Privileged.UNKNOWN
+    if not claimed:
+        data = _no_order(found) + _below(found.scores)
+        if unknown:
+            return _undecided(
+                f"Undecided about the architecture, whose group at this site is not known; {data}."
+                f"{instead}"
+            )
+        advice = "do not read single coordinates here"
+        bound = "" if found.bound is None else f" {_bounded(found.bound)}"
+        return Verdict(
+            Outcome.ARBITRARY,
+            f"{allowed}, and {data}: {advice}.{bound}{instead}",
+            advice=advice,
+            bound=found.bound,
+        )
+    names = tuple(order.order for order in claimed)
+    said = "; ".join(_claim(order, found) for order in claimed)
+    data = f"the data stand out on the axes by {_listed(names)} ({said})"
+    if unknown:
+        return _undecided(
+            f"Undecided about the architecture, whose group at this site is not known; {data}."
+            f"{instead}"
+        )
+    advice = _emergent_advice(found, claimed)
+    origin = "training, or an initialisation with axes of its own, made these axes stand out"
     return Verdict(
-        Outcome.ARBITRARY,
-        f"{allowed}, and {data}: do not read single coordinates here.{instead}",
+        Outcome.EMERGENT, f"{allowed}, yet {data}: {origin}; {advice}.{instead}", names, advice
     )
+
+
+def _no_order(found: Found) -> str:
+    known = [order for order in found.orders if not math.isnan(order.effect)]
+    names = _listed([order.order for order in known], "or") if known else "any order"
+    figures = ", ".join(f"{order.order} {_number(order.effect)}" for order in known)
+    adjusted = [order.p_adjusted for order in known if not math.isnan(order.p_adjusted)]
+    least = f"; adjusted p = {_number(min(adjusted))}" if adjusted else ""
+    shut = [order for order in known if order.gate and order.p_value <= LEVEL]
+    why = "".join(f"; {order.order} is not claimed, because {order.gate}" for order in shut)
+    near = [s for s in _deciding(found) if s.p_adjusted <= LEVEL]
+    if near:
+        low, high = near[0].effect_interval
+        why += (
+            "; form lies beyond its rotations by no more than other samples would move it (95 % "
+            f"interval of z: {_number(low)} to {_number(high)})"
+        )
+    return (
+        f"the data do not stand out on the axes against random rotations of the same space, by "
+        f"{names} (z: {figures}{least}){why}"
+    )
+
+
+_ORDER_WORDS = {
+    OFFSET: "offset: the mean activation lies along few axes",
+    SCALE: "scale: variances are more unequal than on turned axes",
+    FORM: "form: at equal variance the axes have more form than turned axes",
+}
+
+
+def _claim(order: OrderRecord, found: Found) -> str:
+    """One order that stands out, with its figures."""
+    figures = (
+        f"{_number(order.observed)} against {_number(order.null_mean)} ± "
+        f"{_number(order.null_std)}, z = {_number(order.effect)}"
+    )
+    small = ", a small difference, however sure" if order.small else ""
+    axes = ""
+    if order.order == SCALE and found.outliers is not None:
+        share = found.outliers.share
+        several = len(found.outliers.axes)
+        held = "axis has" if several == 1 else "axes have"
+        axes = (
+            f"; {several} outlying {held} {share:.0%} of the variance: {_some(found.outliers.axes)}"
+        )
+    elif order.leading:
+        axes = f"; mostly on {_axes(order.leading)}"
+    return f"{_ORDER_WORDS[order.order]} ({figures}{small}{axes})"
+
+
+def _emergent_advice(found: Found, claimed: Sequence[OrderRecord]) -> str:
+    """What follows from the orders that stand out."""
+    large = [order for order in claimed if not order.small]
+    form = next((order for order in claimed if order.order == FORM), None)
+    # A few axes can be read however small the mean over all is.
+    if form is not None and form.small and _few_stand_out(found):
+        large.append(form)
+    if not large:
+        return "the differences are small: do not read single coordinates here"
+    parts: list[str] = []
+    names = {order.order for order in large}
+    if FORM in names:
+        parts.append(_reading(found))
+    if SCALE in names:
+        text = "quantisation, cosine similarity, norms and kurtosis per token depend on the basis"
+        if FORM not in names:
+            text += ", and single coordinates need not mean anything"
+        parts.append(text)
+    if OFFSET in names:
+        parts.append("subtract the mean before axes are compared")
+    return "; ".join(parts)
+
+
+_MOST = 0.5
+"""From this share of axes on that stand out by themselves, a layer is read axis by axis."""
+
+
+def _reading(found: Found) -> str:
+    """How many of the axes may be read, and which: no more than stand out by themselves."""
+    neurons = found.symmetry.privileged is Privileged.AXES
+    unit = "neuron" if neurons else "coordinate"
+    best = _leading_score(found)
+    share = math.nan if best is None else best.fraction_privileged
+    if best is not None and share >= _MOST:
+        if neurons:
+            return "this layer may be read neuron by neuron"
+        return "coordinates can be read here, one by one"
+    axes = _standing(found, best)
+    if axes:
+        return (
+            f"{len(axes)} of {found.dim} {unit}s stand out by themselves ({_axes(axes)}): read "
+            f"{'it' if len(axes) == 1 else 'those'}, not the others"
+        )
+    return f"they do so together, and no {unit} does so by itself: read none of them alone"
+
+
+def _standing(found: Found, best: ScoreResult | None) -> tuple[int, ...]:
+    """The axes that stand out by themselves, the surest first."""
+    axes: list[int] = []
+    if best is not None and best.fraction_privileged > 0:
+        p = best.per_direction_p
+        count = round(best.fraction_privileged * int((~np.isnan(p)).sum()))
+        filled = np.where(np.isnan(p), np.inf, p)
+        axes = [int(axis) for axis in np.lexsort((-best.per_direction, filled))[:count]]
+    if found.few is not None and _few_stand_out(found):
+        axes += [axis for axis in found.few.axes if axis not in axes]
+    return tuple(axes)
+
+
+def _leading_score(found: Found) -> ScoreResult | None:
+    """The deciding score whose finding is surest."""
+    candidates = _sure(found) or [s for s in _deciding(found) if not math.isnan(s.effect)]
+    if not candidates:
+        return None
+    return min(candidates, key=lambda score: (score.p_adjusted, -score.effect))
+
+
+def _axes(axes: Sequence[int]) -> str:
+    return f"{'axis' if len(axes) == 1 else 'axes'} {_some(axes)}"
+
+
+def _some(axes: Sequence[int], most: int = 8) -> str:
+    more = f" and {len(axes) - most} more" if len(axes) > most else ""
+    return ", ".join(map(str, axes[:most])) + more
+
+
+def _listed(names: Sequence[str], last: str = "and") -> str:
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def _bounded(bound: FormBound) -> str:
+    """How far the axes could stand out all the same."""
+    text = (
+        "With 95 % confidence the axes' excess kurtosis (root mean square) is at most "
+        f"{_number(bound.excess)} beyond that of random directions"
+    )
+    if not math.isnan(bound.share):
+        text += (
+            f"; a weak feature on every axis with less than {bound.share:.0%} of its variance "
+            "would not be seen"
+        )
+    if bound.rare:
+        text += "; events rarer than these data show may escape this bound"
+    return text + "."
 
 
 NEAR = 0.9
@@ -240,41 +502,49 @@ def _allowed(privileged: Privileged) -> str:
     return "The architecture admits every rotation of this space"
 
 
-def _data_clause(
-    best: ScoreResult,
-    deciding: list[ScoreResult],
-    null: NullRecord,
-    stands_out: bool,
-    axes: str,
-) -> str:
+def _data_clause(found: Found, axes: str) -> str:
+    """What the data say on the axes, for one clause of a sentence."""
+    null, best = found.null, _leading_score(found)
+    assert null is not None
     against = {
         "counterfactual": "the same layer with its neurons pointing elsewhere",
         "rotation": "random rotations of the same space",
     }.get(null.name, f"the null '{null.name}'")
-    if not stands_out:
+    deciding = [score for score in _deciding(found) if not math.isnan(score.effect)]
+    if best is None or not _stands_out(found):
         effects = ", ".join(f"{_number(s.effect)}" for s in deciding)
-        figures = f"(z = {effects}; adjusted p = {_number(min(s.p_adjusted for s in deciding))})"
-        beyond = min(deciding, key=lambda score: score.p_adjusted)
-        if beyond.p_adjusted <= LEVEL:
-            low, high = beyond.effect_interval
+        least = min((s.p_adjusted for s in deciding), default=math.nan)
+        figures = f"(z = {effects}; adjusted p = {_number(least)})"
+        if least <= LEVEL:
+            low, high = min(deciding, key=lambda score: score.p_adjusted).effect_interval
             return (
                 f"the data lie beyond {against} {figures}, but by no more than other samples would "
                 f"move them (95 % interval of z: {_number(low)} to {_number(high)})"
             )
         return f"the data do not stand out on {axes} against {against} {figures}"
-    size = _relative(best)
+    approximate = ", by an approximate null" if null.approximate else ""
+    if not best.p_adjusted <= LEVEL and found.few is not None:
+        few, several = found.few, len(found.few.axes)
+        return (
+            f"{several} of {found.dim} axes stand out against {against}, though the mean over all "
+            f"does not (the largest ones: z = {_number(_few_effect(few))}, adjusted p = "
+            f"{_number(few.p_adjusted)}{approximate}; all: z = {_number(best.effect)})"
+        )
     carried = ""
     if best.effect_without_top_axes < 2 <= best.effect:
         carried = "; at most three axes carry the finding"
-    approximate = ", by an approximate null" if null.approximate else ""
     share = best.fraction_privileged
     one_by_one = "" if math.isnan(share) else f"; {share:.0%} of the axes do so by themselves"
     return (
         f"the data stand out on {axes} against {against} ({_spoken(best.name)} "
         f"{_number(best.observed)} against {_number(best.null_mean)} ± "
-        f"{_number(best.null_std)}, z = {_number(best.effect)}{approximate}{size}"
+        f"{_number(best.null_std)}, z = {_number(best.effect)}{approximate}{_relative(best)}"
         f"{one_by_one}{carried})"
     )
+
+
+def _few_effect(few: FewAxes) -> float:
+    return (few.observed - few.null_mean) / few.null_std if few.null_std > 0 else math.nan
 
 
 _FAR = -4.0

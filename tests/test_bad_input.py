@@ -597,7 +597,13 @@ def test_a_single_axis_has_nothing_to_stand_out_against() -> None:
     assert "have the same score, so there is nothing to stand out against" in site.verdict.sentence
 
 
-@pytest.mark.parametrize(("width", "said"), [(1, "the same score"), (2, "only 2 different scores")])
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [
+        (1, "read one input feature, so there is no other direction for them to point to"),
+        (2, "have only 2 different scores, so there is nothing to stand out against"),
+    ],
+)
 def test_an_input_too_narrow_to_be_turned_decides_nothing(width: int, said: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -605,4 +611,4 @@ def test_an_input_too_narrow_to_be_turned_decides_nothing(width: int, said: str)
     null = bp.nulls.Counterfactual(frames=99, samples=256)
     site = _probe(model, [_draw(300, width) + 1], sites="1", null=null)["1"]
     assert site.verdict.outcome is bp.Outcome.UNDECIDED
-    assert f"have {said}, so there is nothing to stand out against" in site.verdict.sentence
+    assert said in site.verdict.sentence

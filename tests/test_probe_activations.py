@@ -12,6 +12,7 @@ from draws import seeded
 from torch import Tensor, nn
 
 import basis_probe as bp
+from basis_probe.algebra.haar import haar
 
 ROTATED = bp.nulls.Rotation(frames=199, samples=1024)
 SMALL = bp.nulls.Rotation(frames=99, samples=512)
@@ -70,7 +71,7 @@ def test_the_default_null_finds_them_as_well() -> None:
     site = bp.probe_activations(_laplace(), group="orthogonal")
     assert site.verdict.outcome is Outcome.EMERGENT
     assert site.null is not None
-    assert (site.null.name, site.null.frames, site.null.geometry) == ("rotation", 199, "euclidean")
+    assert (site.null.name, site.null.frames, site.null.geometry) == ("rotation", 199, "ridge")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,10 @@ def test_elliptical_data_are_not_called_special_more_often_than_the_level_allows
 def test_gaussian_data_are_not_called_special(scale: str) -> None:
     factors = torch.ones(16) if scale == "equal" else torch.logspace(-0.5, 0.5, 16)
     found = [
-        _outcome(_gaussian(512, 16, seed=seed) * factors.double(), null=SMALL) for seed in range(10)
+        _outcome(
+            (_gaussian(512, 16, seed=seed) * factors.double()) @ haar(16, seeded(seed)), null=SMALL
+        )
+        for seed in range(10)
     ]
     # At a true rate of 5 %, four or more of 10 have a probability of 0.001.
     assert found.count(Outcome.EMERGENT) < 4
@@ -253,7 +257,9 @@ def test_one_sided_activations_alone_decide_nothing() -> None:
     *_, pre = _layer(on_axes=False)
     site = bp.probe_activations(pre.relu(), group="positive-monomial", null=None)
     assert site.verdict.outcome is Outcome.UNDECIDED
-    assert "the axes are one-sided, as behind a nonlinearity" in site.verdict.sentence
+    assert (
+        "one value far more often than any other, as behind a nonlinearity" in site.verdict.sentence
+    )
     # The raw rotation would have called them special; so would anyone who asks for it.
     assert site.scores["kurtosis"].effect > 5
     *_, pre = _layer(on_axes=True)
@@ -325,7 +331,7 @@ def test_numbers_are_those_of_their_definitions() -> None:
     np.testing.assert_allclose(score.per_direction, kurtosis, rtol=1e-12)
     assert score.observed == pytest.approx(float(kurtosis.mean()), rel=1e-12)
     assert score.all_samples == pytest.approx(float(kurtosis.mean()), rel=1e-12)
-    other = site.scores["non_gaussianity"]
+    other = site.beside["non_gaussianity"]
     assert other.observed == pytest.approx(float((kurtosis - 3).abs().mean()), rel=1e-12)
     for name, found in site.scores.items():
         null = found.null_values
@@ -368,10 +374,11 @@ def test_a_few_axes_that_carry_everything_are_said_to() -> None:
     assert score.per_direction_p[4] < 0.001
     assert score.fraction_privileged < 0.2
     assert score.effect_without_top_axes < 2
-    assert "at most three axes carry the finding" in site.verdict.sentence
+    assert "1 of 32 coordinates stand out by themselves (axis 4)" in site.verdict.advice
+    assert site.few is not None and site.few.axes == (4,)
     many = bp.probe_activations(_laplace(), group="orthogonal", null=ROTATED)
     assert many.scores["non_gaussianity"].fraction_privileged > 0.8
-    assert "at most three axes" not in many.verdict.sentence
+    assert "coordinates can be read here, one by one" in many.verdict.advice
 
 
 def test_the_report_of_a_matrix_can_be_saved_like_any_other() -> None:
@@ -398,15 +405,19 @@ def test_every_score_may_be_asked_for_and_bears_its_own_closed_form() -> None:
             assert form.std == pytest.approx(found[name].null_std, rel=0.25)
 
 
-def test_one_rogue_dimension_is_not_called_special() -> None:
-    beyond = 0
-    for seed in range(12):
-        x = torch.randn(1000, 16, generator=torch.Generator().manual_seed(seed)).double()
+def test_one_rogue_dimension_is_privileged_by_scale_and_offset_and_by_nothing_when_turned() -> None:
+    turned: list[Outcome] = []
+    for seed in range(6):
+        x = torch.randn(1000, 16, generator=seeded(seed)).double()
         x[:, 0] = 20 * x[:, 0] + 30
-        found = bp.probe_activations(x, group="orthogonal", null=bp.nulls.Rotation(frames=99))
-        assert found.verdict.outcome is Outcome.ARBITRARY
-        if found.scores["non_gaussianity"].p_adjusted <= 0.05:
-            beyond += 1
-            assert "by no more than other samples would move them" in found.verdict.sentence
-    # All turned axes read that one dimension: against them alone the axes would often be called.
-    assert beyond >= 2
+        null = bp.nulls.Rotation(frames=99)
+        found = bp.probe_activations(x, group="orthogonal", null=null)
+        assert found.verdict.outcome is Outcome.EMERGENT
+        assert set(found.verdict.orders) == {"offset", "scale"}
+        assert found.outliers is not None and found.outliers.axes[0] == 0
+        assert len(found.outliers.axes) <= 2
+        assert "single coordinates need not mean anything" in found.verdict.advice
+        twin = bp.probe_activations(x @ haar(16, seeded(seed)), group="orthogonal", null=null)
+        turned.append(twin.verdict.outcome)
+    # At a true rate of 5 %, three or more of 6 have a probability of 0.002.
+    assert turned.count(Outcome.EMERGENT) < 3

@@ -84,7 +84,7 @@ def _found(
 
 
 def _verdict(found: Found) -> bp.Verdict:
-    return decide(found, adjust([found])[0])
+    return decide(adjust([found])[0])
 
 
 @pytest.mark.parametrize("privileged", [Privileged.AXES, Privileged.NONE, Privileged.UNKNOWN])
@@ -153,7 +153,7 @@ def test_a_sentence_holds_its_numbers() -> None:
     quiet = _score(0.3)
     found = _found(quiet, _score(-1.25, name="kurtosis"), null=COUNTERFACTUAL)
     sentence = _verdict(found).sentence
-    adjusted = min(score.p_adjusted for score in adjust([found])[0].values())
+    adjusted = min(score.p_adjusted for score in adjust([found])[0].scores.values())
     assert f"(z = 0.3, -1.25; adjusted p = {adjusted:.3g})" in sentence
     assert "the same layer with its neurons pointing elsewhere" in sentence
 
@@ -293,7 +293,7 @@ def test_p_values_are_adjusted_over_all_deciding_scores_of_all_sites() -> None:
         _found(),
         _found(_score(p_tail=p[5]), _score(p_tail=p[6], name="kurtosis")),
     ]
-    adjusted = adjust(founds)
+    adjusted = [site.scores for site in adjust(founds)]
     found = [
         score.p_adjusted
         for scores, site in zip(adjusted, founds, strict=True)
@@ -312,16 +312,16 @@ def test_p_values_are_adjusted_over_all_deciding_scores_of_all_sites() -> None:
 
 def test_nothing_to_adjust() -> None:
     assert adjust([]) == []
-    assert adjust([_found()]) == [{}]
+    assert adjust([_found()])[0].scores == {}
 
 
 def test_one_finding_among_many_sites_has_to_be_stronger() -> None:
     single = _found(_score(p_tail=0.01, p_value=0.01))
     others = [_found(_score(0.0, p_tail=0.5, p_value=0.5)) for _ in range(9)]
-    assert decide(single, adjust([single])[0]).outcome is Outcome.EMERGENT
-    assert decide(single, adjust([single, *others])[0]).outcome is Outcome.ARBITRARY
+    assert decide(adjust([single])[0]).outcome is Outcome.EMERGENT
+    assert decide(adjust([single, *others])[0]).outcome is Outcome.ARBITRARY
     at_the_level = _found(_score(p_tail=LEVEL / 10, p_value=LEVEL / 10))
-    assert decide(at_the_level, adjust([at_the_level, *others])[0]).outcome is Outcome.EMERGENT
+    assert decide(adjust([at_the_level, *others])[0]).outcome is Outcome.EMERGENT
 
 
 # --- the number of alternatives decides nothing ---------------------------------------------------
@@ -331,11 +331,11 @@ def test_one_finding_among_many_sites_has_to_be_stronger() -> None:
 def test_a_clear_finding_is_found_whatever_the_number_of_tests(tests: int) -> None:
     clear = _found(_score(60.0))
     family = [clear] + [_found(_score(0.0)) for _ in range(tests - 1)]
-    score = adjust(family)[0]["non_gaussianity"]
+    score = adjust(family)[0].scores["non_gaussianity"]
     # Counted, its p could not fall below 1/200, and Holm over 48 tests would bury it.
     assert score.p_value == 1 / 200
     assert score.p_tail < 1e-4
-    assert decide(clear, adjust(family)[0]).outcome is Outcome.EMERGENT
+    assert decide(adjust(family)[0]).outcome is Outcome.EMERGENT
 
 
 @pytest.mark.parametrize("tail", [Tail.UPPER, Tail.TWO_SIDED])
@@ -343,13 +343,13 @@ def test_a_clear_finding_is_found_whatever_the_number_of_tests(tests: int) -> No
 def test_too_few_alternatives_are_no_finding_in_either_direction(frames: int, tail: Tail) -> None:
     clear = _found(_score(60.0, frames=frames, tail=tail), null=ROTATION)
     family = [clear] + [_found(_score(0.0)) for _ in range(20)]
-    verdict = decide(clear, adjust(family)[0])
+    verdict = decide(adjust(family)[0])
     assert verdict.outcome is Outcome.UNDECIDED
     assert f"lies beyond all {frames} alternatives (z = 60), which is too few" in verdict.sentence
     assert "compare with more, for example frames=199" in verdict.sentence
     # What lies among its alternatives needs no more of them.
     quiet = _found(_score(0.2, frames=frames, tail=tail))
-    assert decide(quiet, adjust([quiet, *family])[0]).outcome is Outcome.ARBITRARY
+    assert decide(adjust([quiet, *family])[0]).outcome is Outcome.ARBITRARY
 
 
 def test_few_alternatives_are_enough_where_there_are_few_tests() -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from basis_probe.activations import probe_activations
-from basis_probe.algebra.haar import haar
+from basis_probe.algebra.haar import haar, haar_fixing
 from basis_probe.probe import probe
 from basis_probe.results.report import SiteReport
 from basis_probe.statistics.nulls import Counterfactual, Null, Rotation, TurnedPreactivation
@@ -154,8 +154,29 @@ def _low_variance_tails(draw: Draw) -> Data:
     return x @ draw.turn()
 
 
-def _turned(source: Callable[[Draw], Data]) -> Callable[[Draw], Data]:
-    return lambda draw: source(draw) @ draw.turn()
+def _turned(source: Callable[[Draw], Data], *, line: bool = False) -> Callable[[Draw], Data]:
+    """The source with its axes turned; with `line` by a rotation about the all-ones direction."""
+
+    def make(draw: Draw) -> Data:
+        ones = torch.ones(1, draw.dim, dtype=torch.float64)
+        x = source(draw)
+        return x @ (haar_fixing(ones, draw.generator) if line else draw.turn())
+
+    return make
+
+
+def _constants(draw: Draw) -> Data:
+    """A mean along two axes, of four standard deviations."""
+    x = _gaussian(draw)
+    x[:, :2] += 4.0
+    return x
+
+
+def _few_heavy(draw: Draw) -> Data:
+    """Two axes of heavy tails among Gaussian ones of the same variance."""
+    x, heavy = _gaussian(draw), _laplace(draw)
+    x[:, :2] = heavy[:, :2] * heavy[:, :2].abs() / math.sqrt(6)
+    return x
 
 
 def _mixed(source: Callable[[Draw], Data]) -> Callable[[Draw], Data]:
@@ -313,6 +334,8 @@ def _swiglu(make: Callable[[Draw], Data], *, depth: int = 1) -> Callable[[Draw],
 
 
 _AXES_FREE = "no nonlinearity, rotations admitted"
+_LINE = "no nonlinearity, rotations about the all-ones direction admitted"
+_LINE_GROUP = "line-stabiliser"
 _FIXED = "no nonlinearity, axes rescaled"
 _GENERAL = "no nonlinearity, every linear map admitted"
 _BEHIND = "neurons, untrained layer"
@@ -322,15 +345,26 @@ _NEURONS = "neurons"
 
 TRIALS: tuple[Trial, ...] = (
     Trial("isotropic Gaussian", False, _AXES_FREE, _linear(_gaussian, "orthogonal")),
-    Trial("unequal variances", False, _AXES_FREE, _linear(_unequal, "orthogonal")),
+    Trial("rotated unequal variances", False, _AXES_FREE, _linear(_turned(_unequal), "orthogonal")),
     Trial("correlated Gaussian", False, _AXES_FREE, _linear(_correlated, "orthogonal")),
     Trial("offsets", False, _AXES_FREE, _linear(_offset, "orthogonal")),
-    Trial("one rogue dimension", False, _AXES_FREE, _linear(_rogue, "orthogonal")),
+    Trial("rotated constants", False, _AXES_FREE, _linear(_turned(_constants), "orthogonal")),
+    Trial("rotated rogue dimension", False, _AXES_FREE, _linear(_turned(_rogue), "orthogonal")),
     Trial("elliptical Student t", False, _AXES_FREE, _linear(_elliptical, "orthogonal")),
     Trial("rotated Laplace", False, _AXES_FREE, _linear(_turned(_laplace), "orthogonal")),
     Trial("rotated sinusoids", False, _AXES_FREE, _linear(_turned(_sinusoid), "orthogonal")),
     Trial(
-        "heavy tails in low variance", False, _AXES_FREE, _linear(_low_variance_tails, "orthogonal")
+        "rotated heavy tails in low variance",
+        False,
+        _AXES_FREE,
+        _linear(_turned(_low_variance_tails), "orthogonal"),
+    ),
+    Trial("rotated Laplace", False, _LINE, _linear(_turned(_laplace, line=True), _LINE_GROUP)),
+    Trial(
+        "rotated unequal variances",
+        False,
+        _LINE,
+        _linear(_turned(_unequal, line=True), _LINE_GROUP),
     ),
     Trial("unequal variances", False, _FIXED, _linear(_unequal, "positive-monomial")),
     Trial("elliptical Student t", False, _FIXED, _linear(_elliptical, "positive-monomial")),
@@ -357,6 +391,11 @@ TRIALS: tuple[Trial, ...] = (
     Trial("uniform", True, _AXES_FREE, _linear(_uniform, "orthogonal")),
     Trial("sinusoids", True, _AXES_FREE, _linear(_sinusoid, "orthogonal")),
     Trial("binary", True, _AXES_FREE, _linear(_binary, "orthogonal")),
+    Trial("scale: unequal variances", True, _AXES_FREE, _linear(_unequal, "orthogonal")),
+    Trial("scale: one rogue dimension", True, _AXES_FREE, _linear(_rogue, "orthogonal")),
+    Trial("offset: constants on few axes", True, _AXES_FREE, _linear(_constants, "orthogonal")),
+    Trial("form: two heavy axes", True, _AXES_FREE, _linear(_few_heavy, "orthogonal")),
+    Trial("scale: unequal variances", True, _LINE, _linear(_unequal, _LINE_GROUP)),
     Trial("ReLU, weak: 20 % Laplace", True, _NEURONS, _on_neurons(_weak, "relu")),
     Trial("GELU, weak: 20 % Laplace", True, _NEURONS, _on_neurons(_weak, "gelu")),
     Trial("ReLU, sinusoids", True, _NEURONS, _on_neurons(_sinusoid, "relu")),

@@ -155,6 +155,12 @@ class Tally:
             for name, score in report.scores.items()
             if not (math.isnan(score.p_value) or math.isnan(score.effect))
         }
+        # Orders claimed, after Holm and behind their gates; form has its scores above.
+        scores |= {
+            order.order: Count(1, int(order.claimed), order.effect, order.effect**2)
+            for order in report.orders
+            if not math.isnan(order.effect)
+        }
         one = dataclasses.replace(
             self,
             datasets=1,

@@ -1,4 +1,4 @@
-"""What stands beside a verdict: the three orders apart, other bases, the way to turned bases.
+"""What stands beside a verdict: other bases, and the way to turned bases.
 
 None of it decides whether the axes stand out; it says what makes them, and where to look instead.
 """
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basis_probe.algebra.groups import Blocks, Planes
 from basis_probe.evidence.measure import taken
-from basis_probe.results.evidence import BasisRanking, BasisStanding, OrderRecord, PathRecord
+from basis_probe.results.evidence import BasisRanking, BasisStanding, PathRecord
 from basis_probe.statistics.nulls import Frame, Geometry, Problem, Rotation, geometry_of, outputs
 from basis_probe.statistics.scores import NON_GAUSSIANITY, Score
 
@@ -22,10 +23,8 @@ if TYPE_CHECKING:
 ROWS = 16384
 """At most so many samples are used to find other bases: half to fit them, half to judge them."""
 
-_WIDE = 256
-"""Above so many axes the turns that orders need would cost more than the model itself."""
-_ORDER_FRAMES = 99
 _BASIS_FRAMES = 49
+ACTIVATIONS = "the activations"
 _POWERS = tuple(step / 10 for step in range(11))
 
 
@@ -127,66 +126,59 @@ def _rows(problem: Problem) -> tuple[Tensor, Geometry, str]:
         frame = Rotation(geometry=Geometry.STANDARDISED).observed(bare)
         return frame.post, Geometry.STANDARDISED, "the tensor before the nonlinearity"
     geometry = geometry_of(problem.group)
-    return _frame(problem, geometry).post, geometry, "the activations"
+    return _frame(problem, geometry).post, geometry, ACTIVATIONS
 
 
 def _frame(problem: Problem, geometry: Geometry) -> Frame:
     return Rotation(geometry=geometry).observed(problem)
 
 
-def orders(problem: Problem, *, bent: bool, seed: int) -> tuple[OrderRecord, ...]:
-    """Offsets, variances and form apart, where the group leaves all three alone; else nothing."""
-    geometry = geometry_of(problem.group)
-    dim = problem.x.shape[1]
-    if bent or geometry not in (Geometry.EUCLIDEAN, Geometry.LINE) or not 4 <= dim <= _WIDE:
-        return ()
-    from basis_probe.statistics.orders import first_order, higher_order, second_order
-
-    few = taken(problem, Rotation().samples)
-    x = few.x.double()
-    line = geometry is Geometry.LINE
-    centred = x - x.mean(0)
-    variance = centred.square().mean(0)
-    if not float(variance.sum()) > 0:
-        return ()
-    examples = len(x) if few.examples is None else int(few.examples.unique().numel())
-    generator = torch.Generator().manual_seed(seed)
-    found = [
-        first_order(x.mean(0), variance=variance, samples=examples, line=line, generator=generator),
-        second_order(
-            centred.T @ centred / len(x), line=line, frames=_ORDER_FRAMES, generator=generator
-        ),
-        higher_order(
-            x - x.mean(1, keepdim=True) if line else x,
-            halves=few.halves,
-            score=NON_GAUSSIANITY,
-            frames=_ORDER_FRAMES,
-            generator=generator,
-        ),
-    ]
-    return tuple(
-        OrderRecord(
-            order=result.order.name.lower(),
-            statistic=result.statistic,
-            observed=result.observed,
-            null_mean=result.null_mean,
-            null_std=result.null_std,
-            effect=result.effect,
-            p_value=result.p.value,
-            sentence=result.sentence,
-        )
-        for result in found
-    )
-
-
 def path(problem: Problem, turns: int, *, seed: int, score: Score) -> PathRecord | None:
-    """The score on the way from the axes to turned bases; None for no turns."""
+    """The score on the way from the axes to turned bases; None for no turns.
+
+    The rows are in the geometry in which the score is compared, and turns stay inside heads and
+    planes where those of the null do.
+    """
     if not turns:
         return None
-    from basis_probe.statistics.path import rotation_path  # pyright: ignore[reportMissingImports]
+    from basis_probe.statistics.path import rotation_path
 
     few = taken(problem, 1024)
-    rows = _rows(few)[0]
+    rows, geometry, reads = _rows(few)
+    if geometry in (Geometry.EUCLIDEAN, Geometry.LINE):
+        geometry = Geometry.RIDGE
+        rows = _frame(few, geometry).post
     generator = torch.Generator().manual_seed(seed)
-    found = rotation_path(rows.double(), score, powers=_POWERS, turns=turns, generator=generator)
+    found = rotation_path(
+        rows.double(),
+        score,
+        powers=_POWERS,
+        turns=turns,
+        generator=generator,
+        blocks=_blocks(problem, geometry),
+        fixed=geometry is Geometry.RIDGE and geometry_of(problem.group) is Geometry.LINE,
+        parts=_parts(few, geometry) if reads == ACTIVATIONS else (),
+    )
     return PathRecord(score=score.name, powers=_POWERS, values=found.values.numpy().copy())
+
+
+def _parts(problem: Problem, geometry: Geometry) -> tuple[Tensor, ...]:
+    """The rows whose statistics are computed apart, as the null computes them."""
+    crossed = (Geometry.STANDARDISED, Geometry.WHITENED, Geometry.HEADS)
+    halves = (problem.halves == 0, problem.halves == 1)
+    return halves if geometry in crossed else ()
+
+
+def _blocks(problem: Problem, geometry: Geometry) -> tuple[tuple[int, ...], ...]:
+    """The axes that are turned among themselves; empty for all of them."""
+    group, dim = problem.group, problem.x.shape[1]
+    if geometry is Geometry.HEADS and isinstance(group, Blocks):
+        # Copies of a head are turned alike, and lie next to each other.
+        size = group.inner.dim
+        return tuple(tuple(range(start, start + size)) for start in range(0, dim, size))
+    if geometry is Geometry.PLANES and isinstance(group, Planes):
+        half = dim // 2
+        if group.pairing == "half":
+            return tuple((index, index + half) for index in range(half))
+        return tuple((2 * index, 2 * index + 1) for index in range(half))
+    return ()

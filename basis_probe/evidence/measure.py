@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from basis_probe.algebra.groups import Group, Privileged
-from basis_probe.results.evidence import ClosedFormRecord, NullRecord, ScoreResult
+from basis_probe.results.evidence import ClosedFormRecord, FewAxes, NullRecord, ScoreResult
 from basis_probe.statistics import closed_forms
+from basis_probe.statistics.few_axes import few_axes
+from basis_probe.statistics.floors import floor_of
 from basis_probe.statistics.moments import Moments
 from basis_probe.statistics.nulls import (
     Counterfactual,
@@ -137,11 +139,16 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     one = frozenset({NON_GAUSSIANITY.name, NEGENTROPY.name})
     both = one | {KURTOSIS.name}
     axes = problem.group.privileged is Privileged.AXES
+    unknown = problem.group.privileged is Privileged.UNKNOWN
+    floor = "" if bent or layer is not None or not (axes or unknown) else floor_of(problem.x)
     if wanted is not None:
         deciding = both if bent and not isinstance(wanted, Rotation) else one
         because = f"the {wanted.name} null was asked for"
         misleads = isinstance(wanted, Rotation) and bent
-        if misleads:
+        if isinstance(wanted, Rotation) and floor:
+            misleads = True
+            because += f"; {floor}{_UNTOLD}"
+        if misleads and bent:
             because += (
                 "; behind a nonlinearity every axis is one-sided and no rotated axis is, so this "
                 "null credits the axes for nothing and no verdict rests on it"
@@ -175,26 +182,47 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
             one,
             False,
         )
-    one_sided = axes and _one_sided(problem.x)
     because = "no nonlinearity lies just before the site, so the basis itself is turned"
-    if one_sided:
-        because = (
-            "the axes are one-sided, as behind a nonlinearity, but neither the pre-activations nor "
-            "the layer's input are known: turning the activations credits the axes for nothing, "
-            "and no verdict rests on it"
-        )
-    return Choice(size.of(Rotation()), because, one, False, believable=not one_sided)
+    if floor:
+        because = f"{floor}{_UNTOLD}"
+    return Choice(size.of(Rotation()), because, one, False, believable=not floor)
 
 
-def _one_sided(x: Tensor) -> bool:
-    """True if most axes stop short of their mean's mirror image on one side, as a ReLU's do."""
-    centred = x - x.mean(0)
-    low, high = -centred.amin(0), centred.amax(0)
-    shorter, longer = torch.minimum(low, high), torch.maximum(low, high)
-    live = longer > 0
-    if not bool(live.any()):
-        return False
-    return float((shorter[live] < 0.25 * longer[live]).double().mean()) > 0.5
+_UNTOLD = (
+    ", as behind a nonlinearity, and no turned axis has that: turning the activations credits the "
+    "axes for nothing, and no verdict rests on it; give the pre-activations and the nonlinearity, "
+    "or the layer's inputs and weight"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compared:
+    """The axes of a site against the alternatives of its null.
+
+    Attributes:
+        record: what the null was.
+        scores: name -> result, p-values not yet adjusted for their number.
+        notes: what a reader must know.
+        few: whether a few axes stand out; None where the largest ones were not compared.
+        beside: the deciding scores under the raw rotation, where the verdict rests on another one.
+    """
+
+    record: NullRecord
+    scores: dict[str, ScoreResult]
+    notes: tuple[str, ...]
+    few: FewAxes | None = None
+    beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
+
+
+FEWEST_AXES = 4
+"""With fewer axes a kurtosis across them says nothing, and orders are not asked."""
+
+
+def asks_orders(problem: Problem, null: Null) -> bool:
+    """True where offset, scale and form decide together: turning the axes is the group's own."""
+    turned = isinstance(null, Rotation) and null.geometry is None
+    admitted = geometry_of(problem.group) in (Geometry.EUCLIDEAN, Geometry.LINE)
+    return turned and admitted and problem.x.shape[1] >= FEWEST_AXES
 
 
 def measure(
@@ -203,10 +231,15 @@ def measure(
     scores: Sequence[Score],
     *,
     seed: int,
-    all_samples: dict[str, float] | None = None,
+    all_samples: Mapping[str, float] | None = None,
     twins: Sequence[Mapping[str, Tensor]] = (),
-) -> tuple[NullRecord, dict[str, ScoreResult], tuple[str, ...]]:
-    """Every score of a site against its null, p-values not yet adjusted for their number.
+) -> Compared:
+    """Every score of a site against its null.
+
+    Where turning the axes is the group's own, the scores that decide are measured at equal
+    variance, on whitened rows that turn along with the activations: against raw rotations one axis
+    of great variance reaches into every turned one and hides form. What raw rotation gives stands
+    beside.
 
     Args:
         problem: what is known of the site.
@@ -215,10 +248,33 @@ def measure(
         seed: seeds the frames; the same seed gives the same turns at every site of one width.
         all_samples: the scores over all samples of the stream, where they were streamed.
         twins: what `untrained` gave for each twin of the model, where the null is made of them.
-
-    Returns:
-        What the null was, the results by name, and what a reader must know.
     """
+    if not asks_orders(problem, choice.null):
+        return _measure(problem, choice, scores, seed, all_samples or {}, twins)
+    form = [score for score in scores if score.name in choice.deciding]
+    aside = dataclasses.replace(choice, deciding=frozenset())
+    raw = _measure(problem, aside, scores, seed, all_samples or {}, twins)
+    if not form:
+        return raw
+    null = dataclasses.replace(choice.null, geometry=Geometry.RIDGE)
+    evened = _measure(problem, dataclasses.replace(choice, null=null), form, seed, {}, twins)
+    return Compared(
+        record=evened.record,
+        scores={name: evened.scores.get(name, score) for name, score in raw.scores.items()},
+        notes=tuple(dict.fromkeys((*evened.notes, *raw.notes))),
+        few=evened.few,
+        beside={score.name: raw.scores[score.name] for score in form if score.name in raw.scores},
+    )
+
+
+def _measure(
+    problem: Problem,
+    choice: Choice,
+    scores: Sequence[Score],
+    seed: int,
+    all_samples: Mapping[str, float],
+    twins: Sequence[Mapping[str, Tensor]],
+) -> Compared:
     null = choice.null
     problem = taken(problem, null.samples)
     geometry = _geometry(null, problem)
@@ -226,6 +282,7 @@ def measure(
     kept = torch.arange(dim)
     if isinstance(null, Rotation) and geometry in (
         Geometry.EUCLIDEAN,
+        Geometry.RIDGE,
         Geometry.STANDARDISED,
         Geometry.WHITENED,
     ):
@@ -277,10 +334,11 @@ def measure(
             closed=closed,
             kept=kept,
             dim=dim,
-            streamed=(all_samples or {}).get(score.name, math.nan),
+            streamed=all_samples.get(score.name, math.nan),
             axes=axes,
             values=None if everywhere is None else everywhere.of(score).cpu(),
             error=functools.partial(spread.error, score),
+            whole=geometry is Geometry.RIDGE,
         )
     left_out = [score.name for score in used if score.name not in results]
     if left_out:
@@ -301,7 +359,31 @@ def measure(
         directions=dim if axes is None else len(axes),
         examples=0 if problem.examples is None else int(problem.examples.unique().numel()),
     )
-    return record, results, notes
+    few = None
+    if not (axes is not None and geometry is Geometry.RIDGE):
+        several = [torch.stack(rows[s.name]) for s in compared if results[s.name].decides]
+        few = _few(several, kept if axes is None else kept[axes])
+    return Compared(record, results, notes, few)
+
+
+def _few(scores: list[Tensor], places: Tensor) -> FewAxes | None:
+    """Whether a few axes stand out, by the scores that decide.
+
+    Args:
+        scores: the values of every direction of every frame, for each score.
+        places: the axes that were compared.
+    """
+    found = few_axes(scores)
+    if found is None:
+        return None
+    return FewAxes(
+        axes=tuple(int(places[axis]) for axis in found.axes),
+        observed=found.observed,
+        null_mean=float(found.null_values.mean()),
+        null_std=float(found.null_values.std()),
+        p_value=found.p_value,
+        p_tail=found.p_tail,
+    )
 
 
 _SPARSE = 0.5
@@ -416,7 +498,10 @@ def _result(
     axes: Tensor | None,
     values: Tensor | None,
     error: Callable[..., float],
+    whole: bool,
 ) -> ScoreResult:
+    if whole and values is not None and axes is not None:
+        return _of_all_axes(score, directions, choice, values, kept, dim, streamed, error)
     decides = score.name in choice.deciding and choice.believable
     tail, note = _tail(score, choice)
     totals = directions.nanmean(1)
@@ -472,6 +557,73 @@ def _result(
         effect_interval=(effect - margin, effect + margin),
         difference=everywhere.difference,
         difference_error=math.hypot(*errors),
+    )
+
+
+_LEAST_P = 1e-6
+"""The normal law of a mean over blocks is not believed further out than this."""
+
+
+def _of_all_axes(
+    score: Score,
+    directions: Tensor,
+    choice: Choice,
+    values: Tensor,
+    kept: Tensor,
+    dim: int,
+    streamed: float,
+    error: Callable[..., float],
+) -> ScoreResult:
+    """The mean over all axes against blocks of turned directions.
+
+    The variance of a whole frame's mean is that of its directions one by one over their number,
+    and what directions of one frame share, both taken from the blocks.
+    """
+    blocks = directions[1:]
+    count, size = blocks.shape
+    observed, mean = float(values.nanmean()), float(blocks.nanmean())
+    single = float(blocks[~torch.isnan(blocks)].var())
+    between = float(blocks.nanmean(1).var())
+    shared = max((size * between - single) / (size - 1), 0.0)
+    variance = single / len(values) + shared + between * math.sqrt(2 / (count - 1))
+    std = math.sqrt(variance + between / count)
+    effect = _effect(observed, mean, std)
+    tail, note = _tail(score, choice)
+    far = abs(effect) if tail is Tail.TWO_SIDED else effect
+    sides = 2 if tail is Tail.TWO_SIDED else 1
+    p = min(1.0, max(sides * 0.5 * math.erfc(far / math.sqrt(2)), _LEAST_P))
+    per_direction_p = pooled_p(values, blocks.flatten(), tail=tail)
+    adjusted = benjamini_hochberg(per_direction_p)
+    known = adjusted[~torch.isnan(adjusted)]
+    share = float((known <= FALSE_DISCOVERY_RATE).double().mean()) if len(known) else math.nan
+    shown, p_values = np.full(dim, np.nan), np.full(dim, np.nan)
+    shown[kept.numpy()], p_values[kept.numpy()] = values.numpy(), per_direction_p.numpy()
+    margin = 1.96 * error(slope=0.0) / std if not math.isnan(effect) else math.nan
+    means = blocks.nanmean(1)
+    return ScoreResult(
+        name=score.name,
+        observed=observed,
+        null_mean=mean,
+        null_std=std,
+        effect=effect,
+        p_value=math.nan,
+        p_tail=math.nan if math.isnan(effect) else p,
+        p_tail_method=f"normal law, its variance from {count} blocks of {size} turned directions",
+        p_adjusted=math.nan,
+        tail=tail,
+        decides=score.name in choice.deciding and choice.believable,
+        null=choice.null.name,
+        # As whole frames would spread: blocks are fewer directions, and spread further.
+        null_values=(mean + (means - mean) * (std / float(means.std()))).numpy().copy(),
+        per_direction=shown,
+        per_direction_p=p_values,
+        fraction_privileged=share,
+        effect_without_top_axes=math.nan,
+        all_samples=streamed,
+        note="; ".join(filter(None, [note, f"all {len(values):,} axes, blocks of {size} turned"])),
+        effect_interval=(effect - margin, effect + margin),
+        difference=observed - mean,
+        difference_error=math.hypot(error(slope=0.0), math.sqrt(between / count)),
     )
 
 

@@ -11,12 +11,13 @@ import torch
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.errors import MisleadingNull
-from basis_probe.evidence.extras import ROWS, chosen_bases, orders, path, ranked
-from basis_probe.evidence.measure import Choice, choose, measure
+from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
+from basis_probe.evidence.measure import Choice, asks_orders, choose, measure
+from basis_probe.evidence.orders import Orders, orders
 from basis_probe.results.evidence import (
     BasisRanking,
+    FewAxes,
     NullRecord,
-    OrderRecord,
     PathRecord,
     ScoreResult,
 )
@@ -123,7 +124,8 @@ class Evidence:
     null: NullRecord | None = None
     scores: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
-    orders: tuple[OrderRecord, ...] = ()
+    orders: Orders | None = None
+    few: FewAxes | None = None
     bases: BasisRanking | None = None
     path: PathRecord | None = None
 
@@ -237,25 +239,37 @@ def gather(
         choice = "no untrained twin of the model stayed finite here, or the run was cut short"
     if isinstance(choice, str):
         return Evidence(dataclasses.replace(case, trouble=choice))
-    beside: Mapping[str, ScoreResult] = {}
+    apart: Orders | None = None
     with _threads_for(problem):
-        null, found, notes = measure(
-            problem, choice, scores, seed=seed, all_samples=dict(case.all_samples), twins=twins
+        found = measure(
+            problem, choice, scores, seed=seed, all_samples=case.all_samples, twins=twins
         )
+        notes, beside = found.notes, found.beside
         if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
             beside = _beside(problem, scores, seed)
         elif choice.behind_nonlinearity:
-            said = _misleading(problem, choice.null, found, seed)
+            said = _misleading(problem, choice.null, found.scores, seed)
             notes = (*notes, said)
             warnings.warn(f"{case.site}: {said}", MisleadingNull, stacklevel=2)
-        apart = orders(problem, bent=choice.behind_nonlinearity, seed=seed)
+        elif not choice.believable and isinstance(wanted, Rotation):
+            warnings.warn(f"{case.site}: {choice.because}", MisleadingNull, stacklevel=2)
+        if asks_orders(problem, choice.null) and choice.believable:
+            apart = orders(problem, choice.null, found.scores, seed=seed)
         ranking = ranked(problem, companions.bases, seed=seed)
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
     if isinstance(ranking, str):
         notes = (*notes, ranking)
-    case = dataclasses.replace(case, notes=case.notes + notes)
     return Evidence(
-        case, null, found, beside, apart, None if isinstance(ranking, str) else ranking, way
+        case=dataclasses.replace(
+            case, notes=case.notes + notes, trouble=_too_narrow(problem, choice.null)
+        ),
+        null=found.record,
+        scores=found.scores,
+        beside=beside,
+        orders=apart,
+        few=found.few,
+        bases=None if isinstance(ranking, str) else ranking,
+        path=way,
     )
 
 
@@ -294,12 +308,24 @@ def _choice(problem: Problem, wanted: Null | None) -> Choice | str:
     return choose(problem, wanted)
 
 
+def _too_narrow(problem: Problem, null: Null) -> str:
+    """Why neurons have no alternatives, or an empty string."""
+    layer = problem.layer
+    if not isinstance(null, Counterfactual) or layer is None or layer.inputs.shape[1] > 1:
+        return ""
+    what = "channel" if layer.inputs.shape[2] > 1 else "feature"
+    return (
+        f"these neurons read one input {what}, so there is no other direction for them to point "
+        "to and nothing to turn."
+    )
+
+
 def _beside(problem: Problem, scores: Sequence[Score], seed: int) -> Mapping[str, ScoreResult]:
     bare = Problem(x=problem.x, group=problem.group, halves=problem.halves)
     wide = problem.x.shape[1] > _WIDE
     null = dataclasses.replace(BESIDE, frames=19, directions=64) if wide else BESIDE
     choice = Choice(null, "shown beside", frozenset(), True, believable=False)
-    return measure(bare, choice, scores, seed=seed)[1]
+    return measure(bare, choice, scores, seed=seed).scores
 
 
 def _misleading(problem: Problem, asked: Null, found: Mapping[str, ScoreResult], seed: int) -> str:
@@ -307,7 +333,7 @@ def _misleading(problem: Problem, asked: Null, found: Mapping[str, ScoreResult],
     better = choose(problem)
     size = {"frames": asked.frames, "samples": asked.samples, "directions": asked.directions}
     better = dataclasses.replace(better, null=dataclasses.replace(better.null, **size))
-    honest = measure(problem, better, [KURTOSIS], seed=seed)[1][KURTOSIS.name]
+    honest = measure(problem, better, [KURTOSIS], seed=seed).scores[KURTOSIS.name]
     raw = found.get(KURTOSIS.name)
     said = "" if raw is None else f" (z = {raw.effect:.3g} in kurtosis here)"
     return (

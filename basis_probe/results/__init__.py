@@ -7,8 +7,12 @@ from basis_probe.results.dissection import SiteDissection as SiteDissection
 from basis_probe.results.evidence import BasisRanking as BasisRanking
 from basis_probe.results.evidence import BasisStanding as BasisStanding
 from basis_probe.results.evidence import ClosedFormRecord as ClosedFormRecord
+from basis_probe.results.evidence import FewAxes as FewAxes
+from basis_probe.results.evidence import FormBound as FormBound
+from basis_probe.results.evidence import KurtosisSplit as KurtosisSplit
 from basis_probe.results.evidence import NullRecord as NullRecord
 from basis_probe.results.evidence import OrderRecord as OrderRecord
+from basis_probe.results.evidence import OutlierAxes as OutlierAxes
 from basis_probe.results.evidence import PathRecord as PathRecord
 from basis_probe.results.evidence import ScoreResult as ScoreResult
 from basis_probe.results.evidence import Tail as Tail
@@ -36,10 +40,14 @@ __all__ = [
     "Context",
     "Dissection",
     "Examples",
+    "FewAxes",
+    "FormBound",
+    "KurtosisSplit",
     "LayerMatrix",
     "NullRecord",
     "OrderRecord",
     "Outcome",
+    "OutlierAxes",
     "PathRecord",
     "Provenance",
     "Report",

@@ -186,13 +186,22 @@ class OrderRecord(Exact):
     """One of the three orders in which axes can be privileged, by itself.
 
     Attributes:
-        order: "first" (offsets), "second" (variances and covariance), "higher" (form).
+        order: "offset" (the mean), "scale" (variances and covariance) or "form" (what is left at
+            equal variance). Older files say "first", "second" and "higher".
         statistic: what was computed, in words.
         observed: its value on the axes.
         null_mean, null_std: over random rotations.
         effect: (observed - null_mean) / null_std; NaN where it says nothing here.
         p_value: against random rotations; NaN where it says nothing here.
         sentence: what follows, to quote.
+        p_adjusted: `p_value` after Holm over all orders and deciding scores of all sites; NaN where
+            it says nothing here.
+        claimed: True if the axes stand out in this order.
+        small: True if that is by less than a tenth of what rotations have, however sure.
+        adds: what the order adds to the kurtosis of a sample across axes; NaN if not known.
+        leading: the axes that make up more than half of the statistic, the largest first; empty
+            where more than three are needed.
+        gate: why the order is not claimed whatever p is, or an empty string.
     """
 
     order: str
@@ -203,6 +212,97 @@ class OrderRecord(Exact):
     effect: float
     p_value: float
     sentence: str
+    p_adjusted: float = math.nan
+    claimed: bool = False
+    small: bool = False
+    adds: float = math.nan
+    leading: tuple[int, ...] = ()
+    gate: str = ""
+
+
+@brief
+@dataclasses.dataclass(frozen=True, eq=False)
+class KurtosisSplit(Exact):
+    """The kurtosis of a sample across axes, and what each order adds to it.
+
+    `offset + scale + form + rotations` is `total`, up to rounding. Where the group leaves the
+    all-ones direction fixed, it is of samples without their mean over axes.
+
+    Attributes:
+        total: n sum_j x_j^4 / (sum_j x_j^2)^2, averaged over samples; from 1 to n.
+        offset: what falls away when the mean over samples is taken out.
+        scale: what unequal variances add.
+        form: what the form of axes at equal variance adds to that of turned axes.
+        rotations: what a sample has in a random basis, about 3.
+    """
+
+    total: float
+    offset: float
+    scale: float
+    form: float
+    rotations: float
+
+
+@brief
+@dataclasses.dataclass(frozen=True, eq=False)
+class OutlierAxes(Exact):
+    """The axes whose variance no turned axis reaches, found one after another.
+
+    Attributes:
+        axes: the largest variance first; at most 16.
+        share: their part of the variance, in [0, 1].
+        scale_without: the statistic of scale on the other axes, whose null mean is next.
+        scale_null_without: its mean over rotations of the other axes.
+        kurtosis_without: the kurtosis of a sample across the other axes.
+    """
+
+    axes: tuple[int, ...]
+    share: float
+    scale_without: float
+    scale_null_without: float
+    kurtosis_without: float
+
+
+@brief
+@dataclasses.dataclass(frozen=True, eq=False)
+class FewAxes(Exact):
+    """Whether a few axes stand out, however the mean over all of them fares.
+
+    Attributes:
+        axes: those beyond the largest direction of 95 % of the alternatives, the furthest first;
+            where there is none, as many of the largest as stand out together.
+        observed: the largest standardised order statistic of the axes.
+        null_mean, null_std: over the alternatives.
+        p_value: counted among the alternatives.
+        p_tail: the same, below 1/(frames + 1) by an approximated tail.
+        p_adjusted: `p_tail` after Holm over all deciding tests of all sites.
+    """
+
+    axes: tuple[int, ...]
+    observed: float
+    null_mean: float
+    null_std: float
+    p_value: float
+    p_tail: float
+    p_adjusted: float = math.nan
+
+
+@brief
+@dataclasses.dataclass(frozen=True, eq=False)
+class FormBound(Exact):
+    """How far the axes could stand out in form at most, with 95 % confidence.
+
+    Attributes:
+        excess: the root mean square over axes of their (bounded) excess kurtosis is at most this
+            far beyond that of random directions.
+        share: a Laplace feature with this part of the variance of every axis would make as much;
+            NaN where no small part does.
+        rare: True where events rarer than the data show may escape the bound.
+    """
+
+    excess: float
+    share: float
+    rare: bool
 
 
 @brief

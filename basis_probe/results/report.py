@@ -16,8 +16,12 @@ from basis_probe.brief import brief
 from basis_probe.results.codec import decode, encode
 from basis_probe.results.evidence import (
     BasisRanking,
+    FewAxes,
+    FormBound,
+    KurtosisSplit,
     NullRecord,
     OrderRecord,
+    OutlierAxes,
     PathRecord,
     ScoreResult,
 )
@@ -55,10 +59,23 @@ class Outcome(enum.Enum):
 @brief
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The finding at one site, and a sentence that can be quoted."""
+    """The finding at one site, and a sentence that can be quoted.
+
+    Attributes:
+        outcome: the finding.
+        sentence: what was found and what follows, to quote.
+        orders: in which orders the axes stand out, "offset", "scale" or "form", the one that adds
+            most to the kurtosis of a sample first; empty where the orders are not asked.
+        advice: what follows, the last part of the sentence.
+        bound: how far the axes could stand out in form all the same; None where they do, or where
+            it is not known.
+    """
 
     outcome: Outcome
     sentence: str
+    orders: tuple[str, ...] = ()
+    advice: str = ""
+    bound: FormBound | None = None
 
 
 @brief
@@ -77,13 +94,20 @@ class SiteReport:
         symmetry: the architecture's answer.
         null: what the axes were compared with; None if nothing could be compared.
         scores: name -> result.
-        beside: the same scores under the raw rotation of the activations, which people ask for and
-            which misleads behind a nonlinearity; empty elsewhere.
+        beside: the same scores under the raw rotation of the activations, which people ask for:
+            behind a nonlinearity it misleads, and where axes of outlying variance reach into every
+            turned one it hides form. No verdict rests on it; empty where it is what decides.
         verdict: what follows.
         notes: anything that a reader must know.
-        orders: offsets, variances and form apart; empty where the group changes them at will.
+        orders: offset, scale and form, which decide together where the group holds rotations; empty
+            where the group changes them at will.
         bases: other bases of the same space beside the axes; None where none were asked for.
         path: the deciding score on the way to turned bases; None where it was not asked for.
+        few: whether a few axes stand out, however the mean over all fares; None where the largest
+            ones were not compared.
+        per_sample: the kurtosis of a sample across axes split into the orders; None where the
+            orders are not asked.
+        outliers: the axes of outlying variance; None where there are none.
         examples: what activates the axes that stand out most, and as many rotated directions; None
             where that was not asked for.
     """
@@ -105,6 +129,9 @@ class SiteReport:
     bases: BasisRanking | None = None
     path: PathRecord | None = None
     examples: Examples | None = None
+    few: FewAxes | None = None
+    per_sample: KurtosisSplit | None = None
+    outliers: OutlierAxes | None = None
 
     @property
     def axes(self) -> "pandas.DataFrame":

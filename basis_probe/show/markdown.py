@@ -158,7 +158,7 @@ def _sites(report: Report) -> str:
     )
     rows: list[tuple[str, ...]] = []
     for site in report.site_reports:
-        lead = selection.leading(site)
+        lead = selection.speaker(site)
         rows.append(
             (
                 words.DASH if site.layer is None else str(site.layer),
@@ -210,15 +210,25 @@ def _site(site: SiteReport) -> list[str]:
             if score.note
         ]
     if site.orders:
-        parts += ["Offsets, variances and form apart:", _orders(site)]
+        parts += ["Offset, scale and form, which decide together:", _orders(site)]
+        split = site.per_sample
+        if split is not None:
+            parts.append(
+                f"Kurtosis per sample {words.number(split.total)}: offset "
+                f"{words.number(split.offset)}, scale {words.number(split.scale)}, form "
+                f"{words.number(split.form)}, rotations {words.number(split.rotations)}."
+            )
     if site.bases is not None:
         parts += [_found_on(site.bases), _bases(site.bases)]
     if site.beside:
-        parts += [
-            "Beside it, and misleading: the raw rotation of the activations, in which the axes "
-            "behind a nonlinearity win for free. No verdict rests on it.",
-            _beside(site),
-        ]
+        said = (
+            "Beside it: the raw rotation of the activations, in which an axis of outlying variance "
+            "reaches into every turned one and hides form. No verdict rests on it."
+            if site.orders
+            else "Beside it, and misleading: the raw rotation of the activations, in which the "
+            "axes behind a nonlinearity win for free. No verdict rests on it."
+        )
+        parts += [said, _beside(site)]
     if site.examples is not None:
         parts += [
             "What activates the axes that stand out most, and as many directions of a random "

@@ -276,7 +276,7 @@ def _shown(text: str, limit: int) -> str:
     return words.shorten(words.clean(text), limit)
 
 
-def _fill(score: ScoreResult | None) -> str:
+def _fill(score: selection.Speaker | None) -> str:
     step = None if score is None else drawing.step(score.effect)
     return "#ffffff" if step is None else drawing.LIGHT[step + 5]
 
@@ -303,7 +303,7 @@ def _map(axes: Axes, report: Report, grid: selection.Grid) -> None:
         for column, cell in enumerate(row.cells):
             if cell is not None:
                 site = report.site_reports[cell]
-                fill = _fill(selection.leading(site))
+                fill = _fill(selection.speaker(site))
                 site_mark(axes, column, index, site.symmetry.privileged, fill, site.verdict.outcome)
 
 

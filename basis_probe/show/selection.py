@@ -23,6 +23,34 @@ def leading(site: SiteReport) -> ScoreResult | None:
     return min(candidates, key=_chance, default=None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """What speaks for a site on a map or in a line of a table: a score, or an order that decides.
+
+    Attributes:
+        name: of the score, or of the order.
+        effect: its distance from the null, in standard deviations of it.
+        p_adjusted: over all tests of the report.
+    """
+
+    name: str
+    effect: float
+    p_adjusted: float
+
+
+def speaker(site: SiteReport) -> Speaker | None:
+    """The order that adds most to the kurtosis of a sample, of those that stand out; else a score.
+
+    Form is spoken for by its score.
+    """
+    first = site.verdict.orders[0] if site.verdict.orders else "form"
+    for order in site.orders:
+        if order.order == first != "form":
+            return Speaker(order.order, order.effect, order.p_adjusted)
+    lead = leading(site)
+    return None if lead is None else Speaker(lead.name, lead.effect, lead.p_adjusted)
+
+
 def _chance(score: ScoreResult) -> tuple[float, float, float]:
     departure = score.effect if score.tail is Tail.UPPER else abs(score.effect)
     return (

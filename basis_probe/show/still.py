@@ -76,7 +76,7 @@ def map_of(report: Report, grid: selection.Grid) -> str:
         for column, cell in enumerate(row.cells):
             if cell is not None:
                 site = report.site_reports[cell]
-                lead = selection.leading(site)
+                lead = selection.speaker(site)
                 step = None if lead is None else drawing.step(lead.effect)
                 fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
                 parts.append(

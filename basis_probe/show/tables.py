@@ -27,6 +27,7 @@ _DTYPES = {
     "privileged": "string",
     "certified": "boolean",
     "outcome": "string",
+    "orders": "string",
     "null": "string",
     "null_approximate": "boolean",
     "null_geometry": "string",
@@ -181,6 +182,7 @@ def _row(site: SiteReport, score: ScoreResult | None) -> dict[str, Any]:
         "privileged": site.symmetry.privileged.name,
         "certified": None if proof is None else proof.holds,
         "outcome": site.verdict.outcome.name,
+        "orders": " ".join(site.verdict.orders),
         "sentence": words.clean(site.verdict.sentence),
         "note": words.clean(" ".join(site.notes)),
     }

@@ -142,7 +142,7 @@ def _table(report: Report, *, wide: bool) -> Table:
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     for site in report.site_reports:
-        lead = selection.leading(site)
+        lead = selection.speaker(site)
         cells = [
             Text(_shown(site.site, 96)),
             Text(_shown(site.kind, 60)),
@@ -175,7 +175,7 @@ def _by_kind(report: Report) -> Table:
         key = (pattern, site.kind, _privileged(site), site.verdict.outcome)
         alike.setdefault(key, []).append(site)
     for (_, kind, fixes, outcome), sites in alike.items():
-        leads = [lead for site in sites if (lead := selection.leading(site)) is not None]
+        leads = [lead for site in sites if (lead := selection.speaker(site)) is not None]
         table.add_row(
             Text(_shown(words.sites(sites), 96)),
             Text(_shown(kind, 60)),

@@ -1,348 +1,520 @@
-"""Three orders of privilege, never mixed: offsets, variances, and what is left once both are gone.
+"""Three orders of privilege, never mixed: offsets, scale, and form at equal variance.
 
 The kurtosis of a sample across axes answers to all three: a constant on one axis, unequal variances
-and sparse features each raise it. Here each order has a statistic of its own that the others do not
-reach, and a null in which the axes are turned against it. First and second order need only the mean
-and the covariance, so that they can be streamed; the higher one needs rows.
+and sparse features each raise it. Here each order has a statistic of its own, and a null in which
+the axes are turned against it: mean and covariance turn along with the data, and so do the data
+whitened by an equivariant rule, so that where the group holds the rotations each test is exact for
+any activations whatever. Nothing is drawn at the width of the site but a few directions, so that
+the tests are the same for 8 axes and for 8,192.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import enum
+import functools
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basis_probe.algebra.groups import GeneralLinear
 from basis_probe.algebra.haar import haar, haar_fixing
-from basis_probe.statistics.nulls import Geometry, Problem, Rotation
-from basis_probe.statistics.p_values import Tail, TailP, tail_p
-from basis_probe.statistics.scores import NEGENTROPY, Measured, Score
+from basis_probe.statistics.p_values import Tail, tail_p
 
-# A mean within so many standard errors of no mean at all has no direction to speak of.
+OFFSET, SCALE, FORM = "offset", "scale", "form"
+"""The orders, by the moment that carries them: first, second, higher."""
+
+RIDGE = 0.1
+"""What is added to every variance before whitening, in units of the mean variance."""
+
+SMALL = 0.1
+"""An order that differs from its null by less than this part of it is small, however sure."""
+
+_OFFSET_DRAWS = 9999
+_SCALE_DRAWS, _WIDE_SCALE_DRAWS, _WIDE = 1999, 999, 2048
+_LEADING = 32
+_BULK = 0.02
 _BEYOND_NOISE = 4.0
-_LEADING = 3
-_LEVEL = 0.05
-
-# Covariances are fitted to whiten by; they need several samples for every direction.
-_SAMPLES_PER_AXIS = 10
-
-
-class Order(enum.Enum):
-    """What about an axis can stand out; the value says what it is."""
-
-    FIRST = "constant offsets"
-    SECOND = "unequal variances"
-    HIGHER = "the form of the axes at equal variance, without correlations"
+_GROUPS = 20
+_FEWEST_GROUPS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OrderResult:
-    """One order of privilege: its statistic on the axes, and over turned axes.
+class OrderTest:
+    """One order: its statistic on the axes, and over turned axes.
 
     Attributes:
-        order: which.
-        statistic: what was computed.
-        observed: on the axes.
-        null_mean: mean over turned axes, by a closed form where one is known.
-        null_std: standard deviation over them.
-        effect: (observed - null_mean) / null_std; NaN where there is nothing to speak of.
-        p: of at least as much on turned axes.
-        leading: the three axes that contribute most, the largest first.
-        leading_share: what part of the statistic is theirs.
-        sentence: the finding in words.
+        order: "offset", "scale" or "form".
+        statistic: what was computed, in words.
+        observed: its value on the axes.
+        null_mean, null_std: over turned axes; exact for offset and scale.
+        effect: (observed - null_mean) / null_std.
+        p_value: of at least as much on turned axes.
+        contributions: [dim], what every axis adds to the statistic.
+        gate: why the order may not be claimed however small p is, or an empty string.
     """
 
-    order: Order
+    order: str
     statistic: str
     observed: float
     null_mean: float
     null_std: float
     effect: float
-    p: TailP
-    leading: tuple[int, ...]
-    leading_share: float
-    sentence: str
-
-    @property
-    def stands_out(self) -> bool:
-        """True if turned axes reach it in at most one case of twenty."""
-        return self.p.value <= _LEVEL
+    p_value: float
+    contributions: Float[Tensor, " dim"]
+    gate: str = ""
 
 
-def first_order(
-    mean: Float[Tensor, " dim"],
-    *,
-    variance: Float[Tensor, " dim"] | None = None,
-    samples: int | float | None = None,
-    line: bool = False,
-    frames: int = 9999,
-    generator: torch.Generator,
-) -> OrderResult:
-    """Whether the mean activation lies along few axes: its kurtosis across axes, against turns.
-
-    kappa = n sum_j m_j^4 / (sum_j m_j^2)^2, in [1, n]. Over all turns it has the mean 3n/(n+2) and
-    a known variance, whatever the mean vector; the p-value is counted over directions drawn
-    uniformly on the sphere, whose law it is.
-
-    A mean that is noise is no offset: where variances are unequal, the noise lies along axes
-    because they are. With `variance` and `samples` given, a mean that is not beyond four standard
-    errors of nothing is said to be none.
-
-    Args:
-        mean: the mean over samples, [dim].
-        variance: the variances over samples, [dim].
-        samples: how many independent samples the mean is of: fewer than rows where rows depend on
-            each other.
-        line: True to take out the all-ones direction and leave it fixed (behind a LayerNorm).
-        frames: directions drawn for the p-value.
-        generator: draws them; on the CPU.
-
-    Raises:
-        ValueError: for a mean that is no vector of at least 4 finite numbers.
-
-    Example:
-        >>> mean = torch.ones(64)
-        >>> mean[5] = 30.0
-        >>> found = first_order(mean, generator=torch.Generator().manual_seed(0))
-        >>> found.leading[0], found.observed > 50, found.stands_out
-        (5, True, True)
-    """
-    offset = _vector("mean", mean)
-    dim = len(offset)
-    if line:
-        offset = offset - offset.mean()
-    energy = float(offset.square().sum())
-    statistic = "kurtosis of the mean across axes"
-    if line:
-        expected = 3 * (dim - 1) / (dim + 1)
-        spread = 24 * dim * (dim - 2) * (dim - 3) / ((dim + 1) ** 2 * (dim + 3) * (dim + 5))
-    else:
-        expected = 3 * dim / (dim + 2)
-        spread = 24 * dim**2 * (dim - 1) / ((dim + 2) ** 2 * (dim + 4) * (dim + 6))
-    std = math.sqrt(spread)
-    if variance is not None and samples is not None:
-        errors = _vector("variance", variance) / samples
-        noise, uncertain = float(errors.sum()), math.sqrt(2 * float(errors.square().sum()))
-        if energy <= noise + _BEYOND_NOISE * uncertain:
-            return _nothing(
-                Order.FIRST, statistic, expected, std, "There is no offset beyond sampling noise."
-            )
-    if not energy > 0:
-        return _nothing(Order.FIRST, statistic, expected, std, "The mean activation is zero.")
-    contributions = dim * offset.pow(4) / energy**2
-    drawn = torch.randn(frames, dim, generator=generator, dtype=torch.float64)
-    if line:
-        drawn = drawn - drawn.mean(1, keepdim=True)
-    null = dim * drawn.pow(4).sum(1) / drawn.square().sum(1).square()
-    return _result(
-        Order.FIRST,
-        statistic,
-        contributions,
-        null,
-        expected=expected,
-        std=std,
-        yes="The mean activation lies along few axes",
-        no="The mean activation lies along no axes in particular",
-    )
-
-
-def second_order(
-    covariance: Float[Tensor, "dim dim"],
-    *,
-    line: bool = False,
-    frames: int = 199,
-    generator: torch.Generator,
-) -> OrderResult:
-    """Whether variance is more unequal on the axes than on turned axes: principal axes near them.
-
-    kappa = n sum_j S_jj^2 / (tr S)^2, in [1, n], with the null mean n/(n+2) (1 + 2 tr S^2/(tr S)^2)
-    exactly. The share of the covariance's energy off the diagonal is 1 - kappa (tr S)^2 / (n tr
-    S^2), and no turn changes what stands beside kappa: the two are one test.
-
-    Of no use where the group of the site rescales single axes, for then variances are not its own.
-
-    Args:
-        covariance: [dim, dim].
-        line: True to take out the all-ones direction and leave it fixed.
-        frames: turned axes drawn for spread and p-value.
-        generator: draws them; on the CPU.
-
-    Raises:
-        ValueError: for a covariance that is not square, finite and positive.
-
-    Source: the statistic is that of B. He et al. (2024), of centred activations.
-
-    Example:
-        >>> variances = torch.logspace(-1, 1, 16).diag()
-        >>> found = second_order(variances, generator=torch.Generator().manual_seed(0))
-        >>> found.leading, found.stands_out
-        ((15, 14, 13), True)
-    """
-    matrix = covariance.detach().to("cpu", torch.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not bool(matrix.isfinite().all()):
-        raise ValueError(
-            f"the covariance has shape {list(covariance.shape)}: give finite numbers [dim, dim]"
-        )
-    dim = matrix.shape[0]
-    if line:
-        matrix = matrix - matrix.mean(0, keepdim=True)
-        matrix = matrix - matrix.mean(1, keepdim=True)
-    trace = float(matrix.trace())
-    statistic = "kurtosis of the axes' standard deviations"
-    if not trace > 0:
-        raise ValueError(
-            f"the covariance has a trace of {trace}: nothing varies; leave this site out"
-        )
-    free = dim - 1 if line else dim
-    expected = free / (free + 2) * (1 + 2 * float(matrix.square().sum()) / trace**2)
-    values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp_min(0.0)
-    ones = torch.ones(1, dim, dtype=torch.float64)
-    drawn: list[Tensor] = []
-    for _ in range(frames):
-        turn = haar_fixing(ones, generator) if line else haar(dim, generator)
-        # Of every turned axis the squared coordinates on the principal axes.
-        weights = (turn @ vectors if line else turn).square()
-        drawn.append(dim * (weights @ values).square().sum() / trace**2)
-    null = torch.stack(drawn)
-    return _result(
-        Order.SECOND,
-        statistic,
-        dim * matrix.diagonal().square() / trace**2,
-        null,
-        expected=expected,
-        std=float(null.std()),
-        yes="Variance is more unequal on the axes than on turned axes",
-        no="Variance is no more unequal on the axes than on turned axes",
-    )
-
-
-def higher_order(
-    x: Float[Tensor, "samples dim"],
-    *,
-    halves: Int[Tensor, " samples"],
-    score: Score = NEGENTROPY,
-    geometry: Geometry = Geometry.WHITENED,
-    frames: int = 199,
-    generator: torch.Generator,
-) -> OrderResult:
-    """Whether the axes have more form than turned axes once offsets and covariance are taken out.
-
-    Every half of the samples is whitened symmetrically by the covariance of the other, which gives
-    the uncorrelated basis of unit variance nearest to the axes; its rotations are the null. With
-    Geometry.STANDARDISED the axes are only brought to unit variance, and correlations stay.
+class Centred:
+    """Rows about their mean, and what turns along with them: one decomposition for all orders.
 
     Args:
         x: activations, [samples, dim].
-        halves: 0 or 1 for every sample.
-        score: a score of axes.
-        geometry: WHITENED or STANDARDISED.
-        frames: turned bases drawn.
-        generator: draws them; on the CPU.
+        line: True to take out the all-ones direction first, as where the group leaves it fixed.
+    """
 
-    Raises:
-        ValueError: for another geometry, or a score that compares axes with each other.
+    def __init__(self, x: Float[Tensor, "samples dim"], *, line: bool) -> None:
+        rows = x.double()
+        if line:
+            rows = rows - rows.mean(1, keepdim=True)
+        self.line = line
+        self.mean = rows.mean(0)
+        self.rows = rows - self.mean
+        self.samples, self.dim = rows.shape
+        # The dimension of the space that is turned.
+        self.free = self.dim - 1 if line else self.dim
+
+    @functools.cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, ascending, of the covariance or of the Gram matrix, and its vectors."""
+        tall = self.dim <= self.samples
+        matrix = self.rows.T @ self.rows if tall else self.rows @ self.rows.T
+        values, vectors = torch.linalg.eigh(matrix / self.samples)
+        return values.clamp_min(0.0), vectors
+
+    @property
+    def spectrum(self) -> Float[Tensor, " rank"]:
+        """The variances along the principal axes, the largest first."""
+        return self._decomposed[0].flip(0)[: self.free]
+
+    @functools.cached_property
+    def variances(self) -> Float[Tensor, " dim"]:
+        """The variances along the axes."""
+        return self.rows.square().mean(0)
+
+    def whitened(self) -> Float[Tensor, "samples dim"]:
+        """(S + ridge tr S / m I)^(-1/2) applied to the rows: turning the rows turns it along."""
+        values, vectors = self._decomposed
+        ridge = RIDGE * float(values.sum()) / self.free
+        if not ridge > 0:
+            return self.rows
+        scale = (values + ridge).rsqrt()
+        if self.dim <= self.samples:
+            return (self.rows @ (vectors * scale)) @ vectors.T
+        return (vectors * scale) @ (vectors.T @ self.rows)
+
+
+def offset(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> OrderTest:
+    """Whether the mean activation lies along few axes: its kurtosis across axes, against turns.
+
+    kappa = n sum_j m_j^4 / (sum_j m_j^2)^2, in [1, n]. Its law under turns is that of a direction
+    drawn uniformly on the sphere, whatever the mean is. A mean that is sampling noise is no offset:
+    the gate asks whether it is longer than the means of the examples allow by four standard errors,
+    by what no turn changes, so that the test stays exact.
+
+    Args:
+        rows: the rows.
+        examples: which sequence or image every row is of, [samples].
+        seed: seeds the directions of the null.
 
     Example:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> x = torch.randn(2000, 8, generator=generator, dtype=torch.float64) ** 3 + 5
-        >>> halves = torch.arange(2000) % 2
-        >>> higher_order(x, halves=halves, generator=generator).stands_out
-        True
+        >>> x = torch.randn(400, 32, generator=torch.Generator().manual_seed(0)).double()
+        >>> x[:, 5] += 9
+        >>> found = offset(Centred(x, line=False), torch.arange(400), seed=0)
+        >>> int(found.contributions.argmax()), found.p_value < 1e-3, found.gate
+        (5, True, '')
     """
-    if geometry not in (Geometry.WHITENED, Geometry.STANDARDISED):
-        raise ValueError(f"{geometry.name} keeps variances in: give WHITENED or STANDARDISED")
-    if score.across_axes:
-        raise ValueError(f"{score.name} compares axes with each other: give a score of axes")
-    live = x.std(0, correction=0) > 0
-    rows, dim = x[:, live].double(), int(live.sum())
-    statistic = f"{score.name.replace('_', '-')} of axes at equal variance"
-    if dim < 2 or (geometry is Geometry.WHITENED and len(rows) < _SAMPLES_PER_AXIS * dim):
-        return _nothing(
-            Order.HIGHER,
-            statistic,
-            math.nan,
-            math.nan,
-            f"{len(rows)} samples of {dim} live axes do not allow to take the covariance out.",
-        )
-    problem = Problem(x=rows, group=GeneralLinear(dim), halves=halves)
-    alternatives = Rotation(geometry=geometry).alternatives(problem)
-    observed = Measured(alternatives.frame(None), unit_axes=False).of(score)
-    null = torch.stack(
-        [
-            Measured(alternatives.frame(generator), unit_axes=False).of(score).nanmean()
-            for _ in range(frames)
-        ]
-    )
-    contributions = torch.zeros(len(live), dtype=torch.float64)
-    contributions[live.cpu()] = observed.cpu().nan_to_num(0.0) / dim
-    return _result(
-        Order.HIGHER,
-        statistic,
-        contributions,
-        null.cpu(),
-        expected=float(null.mean()),
-        std=float(null.std()),
-        yes="At equal variance and without correlations the axes have more form than turned axes",
-        no="At equal variance and without correlations the axes have no more form than turned axes",
+    dim, line, mean = rows.dim, rows.line, rows.mean
+    statistic = "kurtosis of the mean across axes"
+    expected, std = sphere_kurtosis(dim, line=line)
+    energy = float(mean.square().sum())
+    if not energy > 0:
+        nothing = torch.zeros(dim, dtype=torch.float64)
+        return _untested(OFFSET, statistic, expected, std, nothing, "the mean is zero")
+    contributions = dim * mean.pow(4) / energy**2
+    null = _sphere_draws(dim, line, seed)
+    return _tested(OFFSET, statistic, contributions, null, expected, std, _noise(rows, examples))
+
+
+def _noise(rows: Centred, examples: Tensor) -> str:
+    """Why a mean is not taken for an offset: it is no longer than sampling makes it."""
+    place = examples.unique(return_inverse=True)[1].to(rows.rows.device)
+    count = int(place.max()) + 1
+    if count < 2:
+        return "all rows are of one example, so that its mean cannot be told from an offset"
+    sums = torch.zeros(count, rows.dim, dtype=torch.float64, device=rows.rows.device)
+    sums.index_add_(0, place, rows.rows + rows.mean)
+    means = sums * (count / rows.samples)
+    residual = (means - means.mean(0)) / math.sqrt(count * (count - 1))
+    lengths = residual.square().sum(1)
+    few = count <= rows.dim
+    products = residual @ residual.T if few else residual.T @ residual
+    pairs = (products.square().sum() - lengths.square().sum()) * count / (count - 1)
+    spread = math.sqrt(2 * max(float(pairs), 1e-300))
+    beyond = (float(rows.mean.square().sum()) - float(lengths.sum())) / spread
+    return "" if beyond > _BEYOND_NOISE else "the mean is no longer than sampling makes it"
+
+
+def scale(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> OrderTest:
+    """Whether variance is more unequal on the axes than on turned axes.
+
+    kappa = n sum_j S_jj^2 / (tr S)^2, in [1, n]. Its mean and variance under turns are exact; the
+    shape of its law is that of a surrogate whose leading principal directions are drawn uniformly
+    and whose remainder is Gaussian, shifted and scaled to them. Axes of one variance and heavy
+    tails have unequal sample variances: the gate asks whether the inequality repeats between
+    examples.
+
+    Args:
+        rows: the rows.
+        examples: which sequence or image every row is of, [samples].
+        seed: seeds the surrogate.
+
+    Example:
+        >>> x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0)).double()
+        >>> rows = Centred(x * torch.logspace(-1, 1, 16), line=False)
+        >>> found = scale(rows, torch.arange(400), seed=0)
+        >>> int(found.contributions.argmax()), found.p_value < 1e-3, found.gate
+        (15, True, '')
+    """
+    dim = rows.dim
+    statistic = "kurtosis of the axes' standard deviations"
+    spectrum = rows.spectrum
+    total = float(spectrum.sum())
+    if not total > 0:
+        nothing = torch.zeros(dim, dtype=torch.float64)
+        return _untested(SCALE, statistic, math.nan, math.nan, nothing, "nothing varies")
+    expected, variance = scale_moments(spectrum, dim, line=rows.line)
+    std = math.sqrt(variance)
+    contributions = dim * rows.variances.square() / total**2
+    if not std > 1e-9 * expected:
+        gate = "all directions vary alike, so that no axis can"
+        return _untested(SCALE, statistic, expected, std, contributions, gate)
+    draws = _SCALE_DRAWS if dim <= _WIDE else _WIDE_SCALE_DRAWS
+    turned = turned_variances(spectrum, dim, draws, line=rows.line, seed=seed)
+    null = dim * turned.square().sum(1) / turned.sum(1).square()
+    if float(null.std()) > 0:
+        null = expected + (null - null.mean()) * (std / null.std())
+    return _tested(
+        SCALE, statistic, contributions, null, expected, std, _unrepeated(rows, examples)
     )
 
 
-def _result(
-    order: Order,
+def _unrepeated(rows: Centred, examples: Tensor) -> str:
+    """Why unequal variances are not claimed: other examples need not share them."""
+    place = examples.unique(return_inverse=True)[1].to(rows.rows.device)
+    if int(place.max()) + 1 < _FEWEST_GROUPS:
+        return "too few examples to see whether the inequality repeats between them"
+    excess, error = repeated_inequality(rows, place % _GROUPS)
+    if excess - 1.96 * error > 0:
+        return ""
+    return "the variances are no more unequal than other examples would make them"
+
+
+def repeated_inequality(rows: Centred, groups: Int[Tensor, " samples"]) -> tuple[float, float]:
+    """How unequal variances are beyond what turns and sampling give, and the standard error.
+
+    Over pairs of different groups of examples, so that no sample is compared with itself:
+    U = sum_{g != h} [n s_g . s_h - m/(m+2) (t_g t_h + 2 tr S_g S_h)] / sum_{g != h} t_g t_h, with
+    s_g the variances of the axes in group g, t_g their sum and S_g its covariance.
+
+    Args:
+        rows: the rows.
+        groups: 0, 1, ... for every row, [samples].
+    """
+    count, x = int(groups.max()) + 1, rows.rows
+    shares = torch.zeros(count, rows.dim, dtype=torch.float64, device=x.device)
+    shares.index_add_(0, groups, x.square())
+    shares /= rows.samples
+    totals = shares.sum(1)
+    if rows.dim <= rows.samples // 4:
+        own = [x[groups == g] for g in range(count)]
+        flat = torch.stack([(part.T @ part / rows.samples).flatten() for part in own])
+        products = flat @ flat.T
+    else:
+        kernel = (x @ x.T).square_()
+        half = torch.zeros(count, rows.samples, dtype=torch.float64, device=x.device)
+        half.index_add_(0, groups, kernel)
+        products = torch.zeros(count, count, dtype=torch.float64, device=x.device)
+        products.index_add_(1, groups, half)
+        products /= rows.samples**2
+    weights = torch.outer(totals, totals)
+    excess = rows.dim * shares @ shares.T - rows.free / (rows.free + 2) * (weights + 2 * products)
+    apart = ~torch.eye(count, dtype=torch.bool, device=x.device)
+    excess, weights = excess * apart, weights * apart
+    total = float(weights.sum())
+    found = float(excess.sum()) / total
+    residual = excess - found * weights
+    own = (2 * residual.sum(1) / total).square().sum() * count / (count - 1)
+    pairs = 2 * (residual / total).square().sum()
+    return found, math.sqrt(max(float(own - pairs), float(own) / 2))
+
+
+def sphere_kurtosis(dim: int, *, line: bool) -> tuple[float, float]:
+    """Mean and standard deviation of the kurtosis across axes of a uniform direction."""
+    if line:
+        mean = 3 * (dim - 1) / (dim + 1)
+        variance = 24 * dim * (dim - 2) * (dim - 3) / ((dim + 1) ** 2 * (dim + 3) * (dim + 5))
+    else:
+        mean = 3 * dim / (dim + 2)
+        variance = 24 * dim**2 * (dim - 1) / ((dim + 2) ** 2 * (dim + 4) * (dim + 6))
+    return mean, math.sqrt(variance)
+
+
+@functools.lru_cache(maxsize=16)
+def _sphere_draws(dim: int, line: bool, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    found: list[Tensor] = []
+    step = max(1, 2_000_000 // dim)
+    for start in range(0, _OFFSET_DRAWS, step):
+        drawn = torch.randn(min(step, _OFFSET_DRAWS - start), dim, generator=generator)
+        if line:
+            drawn = drawn - drawn.mean(1, keepdim=True)
+        found.append((dim * drawn.pow(4).sum(1) / drawn.square().sum(1).square()).double())
+    return torch.cat(found)
+
+
+def scale_moments(spectrum: Float[Tensor, " rank"], dim: int, *, line: bool) -> tuple[float, float]:
+    """Mean and variance over turns of n sum_j S_jj^2 / (tr S)^2, exactly.
+
+    Two axes are conditioned on each other: axis j is c u + s w with u axis i and w uniform in its
+    complement, and moments of quadratic forms of uniform directions are those of zonal polynomials.
+
+    Args:
+        spectrum: the variances along the principal axes.
+        dim: the number of axes n.
+        line: True where the all-ones direction is taken out and left fixed.
+    """
+    p1, p2, p3, p4 = (float(spectrum.pow(power).sum()) for power in (1, 2, 3, 4))
+    m = dim - 1 if line else dim
+    cosine = -1 / (dim - 1) if line else 0.0
+    length = (dim - 1) / dim if line else 1.0
+    d, sine = m - 1, 1 - cosine**2
+    a2 = (p1**2 + 2 * p2) / (m * (m + 2))
+    a3 = (p1**3 + 6 * p1 * p2 + 8 * p3) / (m * (m + 2) * (m + 4))
+    a2b = (p1**2 * p2 + 4 * p1 * p3 + 2 * p2**2 + 8 * p4) / (m * (m + 2) * (m + 4))
+    a4 = (p1**4 + 12 * p1**2 * p2 + 12 * p2**2 + 32 * p1 * p3 + 48 * p4) / (
+        m * (m + 2) * (m + 4) * (m + 6)
+    )
+    rest = p1**2 * a2 - 2 * p1 * a3 + a4 + 2 * (p2 * a2 - 2 * a2b + a4)
+    pair = (
+        cosine**4 * a4
+        + 4 * cosine**2 * sine * (a2b - a4) / d
+        + 2 * cosine**2 * sine * (p1 * a3 - a4) / d
+        + sine**2 * rest / (d * (d + 2))
+    )
+    mean = dim**2 * length**2 * a2 / p1**2
+    second = (dim / p1**2) ** 2 * length**4 * (dim * a4 + dim * (dim - 1) * pair)
+    return mean, max(second - mean**2, 0.0)
+
+
+def turned_variances(
+    spectrum: Float[Tensor, " rank"], dim: int, draws: int, *, line: bool, seed: int
+) -> Float[Tensor, "draws dim"]:
+    """Variances along turned axes: exact for the leading principal directions, Gaussian beyond.
+
+    Args:
+        spectrum: the variances along the principal axes, the largest first.
+        dim: the number of axes.
+        draws: how many turned bases.
+        line: True where the all-ones direction is taken out and left fixed.
+        seed: seeds them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    p1, p2 = float(spectrum.sum()), float(spectrum.square().sum())
+    free = dim - 1 if line else dim
+    missing = int((p2 - spectrum.square().cumsum(0) > _BULK * p2).sum()) + 1
+    count = min(missing, _LEADING, len(spectrum), free)
+    leading = spectrum[:count].cpu()
+    left1 = max(p1 - float(leading.sum()), 0.0)
+    left2 = max(p2 - float(leading.square().sum()), 0.0)
+    bulk = free - count
+    spread = 0.0
+    if bulk > 1:
+        spread = max(2 * (left2 - left1**2 / bulk) / (bulk * (bulk + 2)), 0.0)
+    found: list[Tensor] = []
+    step = max(1, 4_000_000 // (dim * count))
+    for start in range(0, draws, step):
+        several = min(step, draws - start)
+        drawn = torch.randn(several, dim, count, generator=generator)
+        if line:
+            drawn = drawn - drawn.mean(1, keepdim=True)
+        weights = _orthonormal(drawn).square().double()
+        turned = weights @ leading
+        left = ((dim - 1) / dim if line else 1.0) - weights.sum(2)
+        if bulk > 0:
+            left = left.clamp_min(0)
+            noise = torch.randn(several, dim, generator=generator, dtype=torch.float64)
+            noise = noise * math.sqrt(spread) * left
+            turned = turned + left * (left1 / bulk) + noise - noise.mean(1, keepdim=True)
+        found.append(turned)
+    return torch.cat(found)
+
+
+def _orthonormal(drawn: Tensor) -> Tensor:
+    """An orthonormal basis of the columns, uniform where they are Gaussian; up to signs."""
+    if drawn.shape[2] > drawn.shape[1] // 4:
+        return torch.linalg.qr(drawn.double())[0]
+    drawn = drawn.double() if drawn.shape[2] > 8 else drawn
+    lower = torch.linalg.cholesky(drawn.mT @ drawn)
+    return torch.linalg.solve_triangular(lower, drawn.mT, upper=False).mT
+
+
+def outlier_axes(
+    rows: Centred, *, seed: int, most: int = 16, draws: int = 199, level: float = 0.05
+) -> tuple[int, ...]:
+    """The axes whose variance exceeds that of the largest of turned axes, one after another.
+
+    The axis of the largest variance is listed if it lies above the 95 % quantile of the largest
+    variance among turned axes of what is left; then it is taken out, until one is not.
+
+    Args:
+        rows: the rows.
+        seed: seeds the turned axes.
+        most: after so many the list ends.
+        draws: how many turned bases each step is compared with.
+        level: the share of turned bases that may exceed it.
+
+    Example:
+        >>> x = torch.randn(400, 32, generator=torch.Generator().manual_seed(0)).double()
+        >>> x[:, 7] *= 9
+        >>> outlier_axes(Centred(x, line=False), seed=0)
+        (7,)
+    """
+    kept = torch.arange(rows.dim)
+    found: list[int] = []
+    while len(found) < most and len(kept) > 8:
+        left = rows if not found else Centred(rows.rows[:, kept], line=False)
+        turned = turned_variances(left.spectrum, left.dim, draws, line=left.line, seed=seed)
+        bound = float(turned.amax(1).quantile(1 - level))
+        place = int(left.variances.argmax())
+        if not float(left.variances[place]) > bound:
+            break
+        found.append(int(kept[place]))
+        kept = torch.cat([kept[:place], kept[place + 1 :]])
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenKurtosis:
+    """The kurtosis of a sample across axes, and what each order adds to it.
+
+    `offset + scale + form + rotations` is `total`, exactly.
+
+    Attributes:
+        total: n sum_j x_j^4 / (sum_j x_j^2)^2, averaged over samples.
+        offset: what falls away with the mean.
+        scale: what unequal variances add.
+        form: what the form of axes at equal variance adds to that of turned axes.
+        rotations: what a sample has in a random basis.
+    """
+
+    total: float
+    offset: float
+    scale: float
+    form: float
+    rotations: float
+
+
+def split_kurtosis(rows: Centred, *, seed: int, turns: int = 4) -> TokenKurtosis:
+    """The kurtosis per sample of the rows, split into the three orders and what rotations have.
+
+    Args:
+        rows: the rows.
+        seed: seeds the turned bases, in which form is measured too.
+        turns: how many.
+    """
+    dim = rows.dim
+    total = _per_sample(rows.rows + rows.mean)
+    centred = _per_sample(rows.rows)
+    evened = _per_sample(_evened(rows.rows))
+    generator = torch.Generator().manual_seed(seed)
+    turned = [
+        _per_sample(_evened(_turned(rows.rows, generator, line=rows.line))) for _ in range(turns)
+    ]
+    rotations = 3 * (dim - 1) / (dim + 1) if rows.line else 3 * dim / (dim + 2)
+    form = evened - sum(turned) / turns
+    return TokenKurtosis(
+        total=total,
+        offset=total - centred,
+        scale=centred - rotations - form,
+        form=form,
+        rotations=rotations,
+    )
+
+
+def _per_sample(x: Tensor) -> float:
+    energy = x.square().sum(1)
+    some = energy > 0
+    return float((x.shape[1] * x[some].pow(4).sum(1) / energy[some].square()).mean())
+
+
+def _evened(x: Tensor) -> Tensor:
+    std = x.std(0, correction=0)
+    return (x - x.mean(0)) / torch.where(std > 0, std, torch.ones_like(std))
+
+
+_DENSE = 1024
+"""Above so many axes a turn is made of random signs and cosine transforms."""
+
+
+def _turned(x: Tensor, generator: torch.Generator, *, line: bool) -> Tensor:
+    """The rows in another orthonormal basis; with `line` the all-ones direction is left fixed."""
+    dim = x.shape[1]
+    if dim <= _DENSE:
+        ones = torch.ones(1, dim, dtype=torch.float64)
+        turn = haar_fixing(ones, generator) if line else haar(dim, generator)
+        return x @ turn.to(x).T
+    from scipy.fft import dct, idct
+
+    def cosines(values: Tensor, *, back: bool = False) -> Tensor:
+        transform = idct if back else dct
+        return torch.from_numpy(np.asarray(transform(values.numpy(), norm="ortho", axis=1)))
+
+    turned = x.cpu()
+    if line:
+        # The first cosine is the all-ones direction.
+        turned = cosines(turned)[:, 1:]
+    for _ in range(3):
+        signs = torch.randint(0, 2, (turned.shape[1],), generator=generator) * 2.0 - 1
+        turned = cosines(turned * signs)
+    if line:
+        none = torch.zeros(len(turned), 1, dtype=torch.float64)
+        turned = cosines(torch.cat([none, turned], 1), back=True)
+    return turned.to(x)
+
+
+def _tested(
+    order: str,
     statistic: str,
     contributions: Tensor,
     null: Tensor,
-    *,
     expected: float,
     std: float,
-    yes: str,
-    no: str,
-) -> OrderResult:
+    gate: str,
+) -> OrderTest:
     observed = float(contributions.sum())
-    p = tail_p(observed, null, tail=Tail.UPPER)
-    effect = (observed - expected) / std if std > 1e-12 * max(1.0, abs(expected)) else math.nan
-    top = contributions.topk(min(_LEADING, len(contributions)))
-    share = float(top.values.sum()) / observed if observed > 0 else math.nan
-    leading = tuple(int(axis) for axis in top.indices)
-    said = yes if p.value <= _LEVEL else no
-    figures = f"{statistic} {observed:.3g} against {expected:.3g} ± {std:.2g}"
-    if not math.isnan(effect):
-        figures += f", z = {effect:.3g}"
-    led = ""
-    if p.value <= _LEVEL and share > 0.5:
-        led = f"; axes {', '.join(map(str, leading))} make up {share:.0%} of it"
-    return OrderResult(
-        order,
-        statistic,
-        observed,
-        expected,
-        std,
-        effect,
-        p,
-        leading,
-        share,
-        f"{said} ({figures}{led}).",
+    p = tail_p(observed, null, tail=Tail.UPPER).value
+    effect = (observed - expected) / std if std > 0 else math.nan
+    return OrderTest(
+        order, statistic, observed, expected, std, effect, p, contributions.cpu(), gate
     )
 
 
-def _nothing(
-    order: Order, statistic: str, expected: float, std: float, sentence: str
-) -> OrderResult:
-    nan = math.nan
-    none = TailP(1.0, "not computed: there is nothing to compare")
-    return OrderResult(order, statistic, nan, expected, std, nan, none, (), nan, sentence)
-
-
-def _vector(name: str, values: Tensor) -> Tensor:
-    vector = values.detach().to("cpu", torch.float64)
-    if vector.ndim != 1 or len(vector) < 4 or not bool(vector.isfinite().all()):
-        raise ValueError(
-            f"the {name} has shape {list(values.shape)}: give at least 4 finite numbers [dim]; "
-            "fewer axes have no kurtosis to speak of"
-        )
-    return vector
+def _untested(
+    order: str, statistic: str, expected: float, std: float, contributions: Tensor, gate: str
+) -> OrderTest:
+    observed = float(contributions.sum())
+    return OrderTest(
+        order, statistic, observed, expected, std, math.nan, 1.0, contributions.cpu(), gate
+    )

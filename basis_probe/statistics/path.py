@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from basis_probe.algebra.haar import haar
+from basis_probe.algebra.haar import haar, haar_fixing
 from basis_probe.statistics.scores import Rows, Score
 
 POWERS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -60,6 +60,9 @@ def rotation_path(
     powers: Sequence[int | float] = POWERS,
     turns: int = 10,
     generator: torch.Generator,
+    blocks: Sequence[Sequence[int]] = (),
+    fixed: bool = False,
+    parts: Sequence[Tensor] = (),
 ) -> RotationPath:
     """The score along Q^a for several uniform Q: the whole picture of which a null is the end.
 
@@ -72,6 +75,9 @@ def rotation_path(
         powers: the stations, in [0, 1].
         turns: how many random bases to go to.
         generator: draws them; on the CPU.
+        blocks: the axes that are turned among themselves; empty for all together.
+        fixed: True where every turn leaves the all-ones direction alone.
+        parts: rows whose scores are computed apart and averaged; empty for all together.
 
     Raises:
         ValueError: if there are no stations or turns, or a station is outside [0, 1].
@@ -92,10 +98,35 @@ def rotation_path(
     rows = x.to(torch.float64)
     values = torch.empty(turns, len(stations), dtype=torch.float64)
     for turn in range(turns):
-        way = path_to(haar(x.shape[1], generator), powers)
+        way = _way(x.shape[1], powers, blocks, fixed, generator)
         for station, frame in enumerate(way):
-            values[turn, station] = score.per_direction(Rows(rows @ frame.to(rows))).nanmean().cpu()
+            turned = rows @ frame.to(rows)
+            several = [turned[part] for part in parts] or [turned]
+            scores = torch.stack(
+                [score.per_direction(Rows(one)).nanmean().cpu() for one in several]
+            )
+            values[turn, station] = scores.mean()
     return RotationPath(score.name, stations, values)
+
+
+def _way(
+    dim: int,
+    powers: Sequence[int | float],
+    blocks: Sequence[Sequence[int]],
+    fixed: bool,
+    generator: torch.Generator,
+) -> Tensor:
+    """Matrices on the way to a uniform turn of all axes, or of every block, [power, dim, dim]."""
+    if fixed:
+        ones = torch.ones(1, dim, dtype=torch.float64)
+        return path_to(haar_fixing(ones, generator), powers)
+    if not blocks:
+        return path_to(haar(dim, generator), powers)
+    whole = torch.eye(dim, dtype=torch.float64).repeat(len(powers), 1, 1)
+    for block in blocks:
+        place = torch.tensor(block)
+        whole[:, place[:, None], place] = path_to(haar(len(block), generator), powers)
+    return whole
 
 
 def path_to(

@@ -14,8 +14,8 @@ from basis_probe.calibration.rates import Count, Tally, calibrate, markdown, rea
 
 # Two of a kind, small: one where nothing is on the axes, one where something is.
 FEW = [t for t in TRIALS if t.name in ("isotropic Gaussian", "sinusoids")]
-# With fewer frames no p-value could pass the stricter of two tests.
-SMALL = {"sizes": ((8, 300),), "frames": 49, "compared": 300}
+# With fewer frames no p-value could pass the strictest of five tests.
+SMALL = {"sizes": ((8, 300),), "frames": 99, "compared": 300}
 
 
 def test_wilson_is_the_interval_of_the_score_test() -> None:

@@ -37,6 +37,10 @@ class Geometry(enum.Enum):
     )
     WHITENED = "every direction at unit variance: the group holds every invertible map"
     LINE = "off the all-ones direction, which every turn leaves fixed"
+    RIDGE = (
+        "whitened with a ridge: turning the activations turns these along, so that form is "
+        "compared exactly, and no axis of great variance reaches into every other"
+    )
     HEADS = "whitened inside every head: the group holds every invertible map of a head"
     BALANCED = (
         "the layer's inputs and outputs scaled until every row and column of its weights has one "

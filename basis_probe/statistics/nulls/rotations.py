@@ -16,6 +16,7 @@ from basis_probe.statistics.nulls.frames import (
     Problem,
     geometry_of,
 )
+from basis_probe.statistics.orders import Centred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +52,16 @@ class Rotation(Null):
             if not isinstance(group, Planes):
                 raise ValueError("turning inside planes needs a group of planes")
             return _InPlanes(x, group.pairing, read)
-        return _TurnedAxes(self.observed(problem), read, line=geometry is Geometry.LINE)
+        return _TurnedAxes(self.observed(problem), read, line=_fixes_line(problem.group, geometry))
 
     def observed(self, problem: Problem) -> Frame:
         geometry = self.geometry or geometry_of(problem.group)
         x, dim = problem.x, problem.x.shape[1]
         if geometry is Geometry.LINE:
             return Frame(x - x.mean(1, keepdim=True))
+        if geometry is Geometry.RIDGE:
+            rows = Centred(x, line=_fixes_line(problem.group, geometry))
+            return Frame(rows.whitened().to(x.dtype))
         if geometry is Geometry.STANDARDISED:
             halves = (problem.halves == 0, problem.halves == 1)
             return Frame(_standardised(x, halves), parts=halves)
@@ -65,6 +69,12 @@ class Rotation(Null):
             heads = _heads(problem.group, geometry, dim)
             return _WhitenedHeads(x, problem.halves, heads, torch.arange(dim)).frame(None)
         return Frame(x)
+
+
+def _fixes_line(group: Group, geometry: Geometry) -> bool:
+    return geometry is Geometry.LINE or (
+        geometry is Geometry.RIDGE and geometry_of(group) is Geometry.LINE
+    )
 
 
 def _heads(group: Group, geometry: Geometry, dim: int) -> tuple[int, int, int]:

@@ -1,0 +1,194 @@
+"""Offset, scale and form of one site, where its group holds the rotations."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from basis_probe.evidence.measure import FEWEST_AXES, taken
+from basis_probe.results.evidence import (
+    FormBound,
+    KurtosisSplit,
+    OrderRecord,
+    OutlierAxes,
+    ScoreResult,
+)
+from basis_probe.statistics.bound import bound_form
+from basis_probe.statistics.nulls import Geometry, Null, Problem, geometry_of
+from basis_probe.statistics.orders import (
+    FORM,
+    OFFSET,
+    SCALE,
+    SMALL,
+    Centred,
+    OrderTest,
+    offset,
+    outlier_axes,
+    scale,
+    scale_moments,
+    split_kurtosis,
+)
+
+_LEADING = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Orders:
+    """What the orders of one site are.
+
+    Attributes:
+        records: offset, scale and form, p-values not yet adjusted.
+        per_sample: the kurtosis of a sample across axes, split.
+        outliers: the axes of outlying variance; None where there are none.
+        bound: how far the axes could stand out in form.
+    """
+
+    records: tuple[OrderRecord, ...]
+    per_sample: KurtosisSplit
+    outliers: OutlierAxes | None
+    bound: FormBound | None
+
+
+def orders(
+    problem: Problem, null: Null, scores: Mapping[str, ScoreResult], *, seed: int
+) -> Orders | None:
+    """The orders of a site; None where nothing varies.
+
+    Args:
+        problem: what is known of the site.
+        null: the null of the site, for the number of rows.
+        scores: the scores of form, measured against turns of the whitened rows.
+        seed: seeds what is drawn.
+    """
+    few = taken(problem, null.samples)
+    line = geometry_of(problem.group) is Geometry.LINE
+    # Axes that never vary are left out, as of every score.
+    places = torch.arange(few.x.shape[1])
+    if not line:
+        places = torch.nonzero((few.x != few.x[:1]).any(0).cpu()).flatten()
+    if len(places) < FEWEST_AXES:
+        return None
+    rows = Centred(few.x[:, places.to(few.x.device)], line=line)
+    if not float(rows.variances.sum()) > 0:
+        return None
+    examples = torch.arange(len(few.x)) if few.examples is None else few.examples.cpu()
+    split = split_kurtosis(rows, seed=seed)
+    tests = (offset(rows, examples, seed=seed), scale(rows, examples, seed=seed))
+    records = [_record(test, getattr(split, test.order), places) for test in tests]
+    form = _form(scores, split.form)
+    if form is not None:
+        records.append(form)
+    bound = bound_form(rows.whitened().float(), examples, seed=seed)
+    return Orders(
+        records=tuple(records),
+        per_sample=KurtosisSplit(**dataclasses.asdict(split)),
+        outliers=_outliers(rows, places, seed) if tests[1].p_value <= 0.05 else None,
+        bound=None if bound is None else FormBound(**dataclasses.asdict(bound)),
+    )
+
+
+_SAID = {
+    OFFSET: (
+        "The mean activation lies along few axes",
+        "The mean activation lies along no axes in particular",
+    ),
+    SCALE: (
+        "Variance is more unequal on the axes than on turned axes",
+        "Variance is no more unequal on the axes than on turned axes",
+    ),
+    FORM: (
+        "At equal variance the axes have more form than turned axes",
+        "At equal variance the axes have no more form than turned axes",
+    ),
+}
+
+
+def _record(test: OrderTest, adds: float, places: Tensor) -> OrderRecord:
+    top = test.contributions.topk(min(_LEADING, len(test.contributions)))
+    several = (top.values.cumsum(0) <= 0.5 * test.observed).sum() + 1
+    leading: tuple[int, ...] = ()
+    if test.observed > 0 and int(several) <= _LEADING:
+        leading = tuple(int(places[axis]) for axis in top.indices[: int(several)])
+    figures = f"{test.statistic} {test.observed:.3g}"
+    if not math.isnan(test.null_mean):
+        figures += f" against {test.null_mean:.3g} ± {test.null_std:.2g}"
+    if not math.isnan(test.effect):
+        figures += f", z = {test.effect:.3g}"
+    if test.gate:
+        said = f"Not claimed: {test.gate} ({figures})."
+    else:
+        stands_out = test.p_value <= 0.05
+        led = f"; axes {', '.join(map(str, leading))} make up most of it" if leading else ""
+        said = f"{_SAID[test.order][not stands_out]} ({figures}{led if stands_out else ''})."
+    far = abs(test.observed - test.null_mean)
+    return OrderRecord(
+        order=test.order,
+        statistic=test.statistic,
+        observed=test.observed,
+        null_mean=test.null_mean,
+        null_std=test.null_std,
+        effect=test.effect,
+        p_value=test.p_value,
+        sentence=said,
+        small=far < SMALL * abs(test.null_mean),
+        adds=adds,
+        leading=leading,
+        gate=test.gate,
+    )
+
+
+def _form(scores: Mapping[str, ScoreResult], adds: float) -> OrderRecord | None:
+    """The order of form, by that of its scores which is surer."""
+    known = [s for s in scores.values() if s.decides and not math.isnan(s.p_tail)]
+    if not known:
+        return None
+    best = min(known, key=lambda score: (score.p_tail, -score.effect))
+    said = _SAID[FORM][not best.p_tail <= 0.05]
+    name = best.name.replace("_", "-")
+    return OrderRecord(
+        order=FORM,
+        statistic=f"{name} of axes at equal variance",
+        observed=best.observed,
+        null_mean=best.null_mean,
+        null_std=best.null_std,
+        effect=best.effect,
+        p_value=best.p_tail,
+        sentence=(
+            f"{said} ({name} {best.observed:.3g} against {best.null_mean:.3g} ± "
+            f"{best.null_std:.2g}, z = {best.effect:.3g})."
+        ),
+        small=abs(best.observed - best.null_mean) < SMALL * abs(best.null_mean),
+        adds=adds,
+    )
+
+
+def _outliers(rows: Centred, places: Tensor, seed: int) -> OutlierAxes | None:
+    found = outlier_axes(rows, seed=seed)
+    if not found:
+        return None
+    kept = torch.ones(rows.dim, dtype=torch.bool)
+    kept[list(found)] = False
+    left = Centred(rows.rows[:, kept], line=False)
+    expected = scale_moments(left.spectrum, left.dim, line=False)[0]
+    total = float(left.variances.sum())
+    return OutlierAxes(
+        axes=tuple(int(places[axis]) for axis in found),
+        share=float(rows.variances[~kept].sum() / rows.variances.sum()),
+        scale_without=_scale(left.variances) if total > 0 else math.nan,
+        scale_null_without=expected if total > 0 else math.nan,
+        kurtosis_without=_per_sample(left),
+    )
+
+
+def _scale(variances: Tensor) -> float:
+    return float(len(variances) * variances.square().sum() / variances.sum().square())
+
+
+def _per_sample(rows: Centred) -> float:
+    """The kurtosis of a sample across the axes, about the mean."""
+    energy = rows.rows.square().sum(1)
+    some = energy > 0
+    fourth = rows.rows[some].pow(4).sum(1)
+    return float((rows.dim * fourth / energy[some].square()).mean())
