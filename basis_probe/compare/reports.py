@@ -167,6 +167,14 @@ def _differences(reports: Mapping[str, Report]) -> list[str]:
     """What differs between the runs, in sentences."""
     notes: list[str] = []
     runs = {name: report.provenance for name, report in reports.items()}
+    batches = {run.data_digest for run in runs.values()}
+    if len(batches) > 1 and "" not in batches and len({run.data for run in runs.values()}) == 1:
+        notes.append("The data differ, or are batched otherwise, though they are alike in size.")
+    weights = {run.model_digest for run in runs.values()}
+    if len(weights) < len(runs) and "" not in weights:
+        counts = Counter(run.model_digest for run in runs.values())
+        alike = [name for name, run in runs.items() if counts[run.model_digest] > 1]
+        notes.append(f"These are reports of the same weights: {', '.join(alike)}.")
     for what, of in (
         ("data", {name: run.data for name, run in runs.items()}),
         ("seeds", {name: str(run.seed) for name, run in runs.items()}),

@@ -211,7 +211,21 @@ class SiteReport:
 @brief
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What determined the numbers of a report."""
+    """What determined the numbers of a report.
+
+    Attributes:
+        model: its class, name and size.
+        data: what was seen, in words.
+        seed: of every random choice.
+        n_batches, n_examples: how much was seen.
+        versions: package -> version.
+        device, dtype: where the model ran, and in which precision.
+        level: at which verdicts are given.
+        settings: what was asked for, in words.
+        model_digest: a number of the weights that other weights do not share by accident; empty
+            where it was not computed, as for models of more than 150 million parameters.
+        data_digest: the same of the batches in their order; empty where it is not known.
+    """
 
     model: str
     data: str
@@ -223,6 +237,8 @@ class Provenance:
     dtype: str
     level: float
     settings: Mapping[str, str]
+    model_digest: str = ""
+    data_digest: str = ""
 
 
 @brief

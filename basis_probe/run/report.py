@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
+from basis_probe.architecture.symmetries import CHEAP, watched
 from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, gather, is_small
 from basis_probe.model.batches import Batch
-from basis_probe.model.network import Subject, device_of, prepared, recognise
+from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
 from basis_probe.results.report import Provenance, Report
 from basis_probe.run.parts import Part, Partial, moved
@@ -145,6 +145,7 @@ class Concluding:
         if len(self.gathered) < len(watching.places):
             absent = [name for name in watching.places if name not in self.gathered]
             notes = (*notes, f"No data passed for {len(absent)} sites: {', '.join(absent)}.")
+        seen = sum(part.digest for part in partial.parts) % 2**64
         provenance = Provenance(
             model=watching.subject.description,
             data=(
@@ -159,6 +160,8 @@ class Concluding:
             dtype=str(watching.subject.dtype).removeprefix("torch."),
             level=LEVEL,
             settings=choices.settings,
+            model_digest=_digest_of(watching.subject.model),
+            data_digest=f"{seen:016x}" if seen else "",
         )
         gathered = [self.gathered[name] for name in watching.places if name in self.gathered]
         return Report(
@@ -380,6 +383,12 @@ def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
         f"and not in later ones (off by {error:.1g} at a size of {size_of(rows['x']):.1g}), so "
         "nothing was compared; give data of one kind."
     )
+
+
+def _digest_of(model: nn.Module) -> str:
+    """A number of the weights; empty where it would take longer than anything else."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    return fingerprint(model) if size <= CHEAP else ""
 
 
 def versions() -> dict[str, str]:

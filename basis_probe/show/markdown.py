@@ -392,6 +392,7 @@ def _method(report: Report) -> list[str]:
                 f"- model: {text(made.model, 300)}",
                 f"- data: {text(made.data, 300)}, {words.several(made.n_examples, 'example')} in "
                 f"{words.several(made.n_batches, 'batch')}",
+                *(f"- {what}: {text(value, 40)}" for what, value in words.digests(made)),
                 f"- seed: {made.seed}",
                 f"- level: {words.p_value(made.level)}",
                 f"- device: {text(made.device, 60)}, {text(made.dtype, 60)}",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.results.evidence import ScoreResult, Tail
-from basis_probe.results.report import Outcome, Report, SiteReport
+from basis_probe.results.report import Outcome, Provenance, Report, SiteReport
 from basis_probe.results.symmetry import Certificate, Symmetry
 from basis_probe.show import selection
 
@@ -547,6 +547,12 @@ def answer(report: Report) -> tuple[Sentence, ...]:
             text = text.replace("{Where}", capital).replace("{where}", where)
             sentences.append(Sentence(outcome, text))
     return tuple(sentences)
+
+
+def digests(made: Provenance) -> list[tuple[str, str]]:
+    """(what, number) of the weights and of the data, where they are known."""
+    both = [("digest of the weights", made.model_digest), ("digest of the data", made.data_digest)]
+    return [(what, value) for what, value in both if value]
 
 
 def samples(report: Report) -> str:

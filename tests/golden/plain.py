@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+VOLATILE = {"versions", "model_digest", "data_digest"}
+"""What differs between machines: other processors draw other last bits."""
+
 LONG = 8
 """Arrays of more numbers than this are shortened."""
 
@@ -64,7 +67,7 @@ def _number(value: float) -> float | str:
 def _short(value: Any) -> Any:
     """The same with long arrays shortened and what differs between machines left out."""
     if isinstance(value, dict):
-        return {key: _short(entry) for key, entry in value.items() if key != "versions"}
+        return {key: _short(entry) for key, entry in value.items() if key not in VOLATILE}
     if not isinstance(value, list):
         return value
     flat = _flat(value)

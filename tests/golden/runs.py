@@ -688,6 +688,8 @@ def stable(report: Report, lines: list[str]) -> list[str]:
     for line in without_noise(lines):
         for version in versions:
             line = line.replace(version, "VERSION")
+        for digest in (report.provenance.model_digest, report.provenance.data_digest):
+            line = line.replace(digest, "DIGEST") if digest else line
         found.append(re.sub(r"\b20\d\d-\d\d-\d\d\b", "DATE", line))
     return found
 
