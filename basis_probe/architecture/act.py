@@ -150,6 +150,8 @@ class Action:
         derivation, stream = self.derivation, self.facts.streams[index]
         if isinstance(element, Identity):
             return {index: element}
+        if any(derivation.sets_side_by_side(writer) for writer in stream.writers):
+            return self._side_by_side(index, element)
         if index in derivation.meetings:
             assert isinstance(element, BlockElement)
             return self._queries(index, element)
@@ -165,6 +167,18 @@ class Action:
             return self._values(index, element)
         self._linear(index, element)
         return {index: element}
+
+    def _side_by_side(self, index: int, element: Element) -> dict[int, Element]:
+        """Each of the parts that stand side by side, by its own part of the element."""
+        (writer,) = self.facts.streams[index].writers
+        sources = self.graph.vertices[writer].carried
+        parts = element.parts if isinstance(element, SumElement) else ()
+        if tuple(part.dim for part in parts) != tuple(self._size(source) for source in sources):
+            raise WeightError("the element does not act on each of the parts by itself")
+        moved: dict[int, Element] = {}
+        for source, part in zip(sources, parts, strict=True):
+            moved |= self._move(self.facts.stream_of[source], part)
+        return {**moved, index: element}
 
     # --- linear maps ------------------------------------------------------------------------------
 
@@ -183,7 +197,7 @@ class Action:
             if make is not None and self.graph.vertices[reader].used:
                 # A stranger has a form of its own for every number of copies.
                 at = make(self._size(self.graph.vertices[reader].used[0])) or element
-            self._read(reader, at, strange=make is not None)
+            self._read(reader, at, index, strange=make is not None)
 
     def _at(self, vertex: int, element: Element) -> Element:
         """The element with as many copies of each head as there are at a vertex."""
@@ -230,7 +244,7 @@ class Action:
             for before in source.writers:
                 self._write(before, folded)
 
-    def _read(self, reader: int, element: Element, *, strange: bool = False) -> None:
+    def _read(self, reader: int, element: Element, index: int, *, strange: bool = False) -> None:
         """The function of a stream stays the same after the stream has become element times it."""
         vertex = self.graph.vertices[reader]
         if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION):
@@ -238,11 +252,27 @@ class Action:
             at = self._at(vertex.used[0], element)
             self._edit(found.weight, found.inputs, at.inverse().transpose(), None)
             return
+        if self.derivation.sets_side_by_side(reader):
+            self._read_parts(vertex, element, index)
+            return
         region = self.facts.regions.get(reader, NOTHING)
         if region.shape.is_norm and not self.derivation.is_link(reader):
             # What lies along the all-ones direction does not come through a LayerNorm.
             blind = region.shape is Shape.LAYER_NORM and not strange
             self._through_norm(reader, _across(element) if blind else element)
+
+    def _read_parts(self, concat: Vertex, element: Element, index: int) -> None:
+        """The maps behind a concatenation read a part of it, wherever that is, as before."""
+        taken = element.inverse().transpose()
+        start = 0
+        for source in concat.carried:
+            width = self._size(source)
+            if self.facts.stream_of[source] == index:
+                rows = torch.arange(start, start + width)
+                for reader in self.facts.streams[self.facts.stream_of[concat.node]].readers:
+                    found = self._map(self.graph.vertices[reader])
+                    self._edit(found.weight, found.inputs, self._at(source, taken), rows)
+            start += width
 
     def _edit(self, slot: Slot, axis: int, element: Element, rows: Tensor | None) -> None:
         # A matrix that is read where its transpose was written has changed already.
@@ -413,7 +443,7 @@ class Action:
             columns, factors = axes
             self._set_affine(norm, gain[columns], bias[columns] * factors)
             self._behind[self.facts.stream_of[norm]] = turn
-            self._readers(stream.readers, turn)
+            self._readers(norm, turn)
             return
         direct = [r for r in stream.readers if self._is_map(r)]
         gained = [r for r in stream.readers if not self._is_map(r)]
@@ -426,7 +456,7 @@ class Action:
             self._fold(norm, gain, bias, turn)
 
     def _is_map(self, vertex: int) -> bool:
-        return self.graph.vertices[vertex].kind in (Kind.LINEAR, Kind.CONVOLUTION)
+        return self.derivation.is_map(vertex)
 
     def _fold(self, vertex: int, gain: Tensor, bias: Tensor, turn: Element) -> None:
         """Moves the gain at a vertex into the linear maps that read it, and turns between them."""
@@ -438,17 +468,17 @@ class Action:
         gain, bias = gain.clone(), bias.clone()
         gain[axes], bias[axes] = 1.0, inner.act(carried / folding)
         self._set_affine(vertex, gain, bias)
-        stream = self.facts.streams[self.facts.stream_of[vertex]]
         folded: Element = MonomialElement(torch.arange(len(axes)), 1.0 / folding)
         folded = Product((inner, folded))
         if isinstance(turn, Local):
             # The axes that stay where they are keep their gain.
             folded = Local(turn.dim, axes, folded)
-        self._readers(stream.readers, folded)
+        self._readers(vertex, folded)
 
-    def _readers(self, readers: Iterable[int], element: Element) -> None:
+    def _readers(self, vertex: int, element: Element) -> None:
         """What reads the output of a norm, after that was changed."""
-        for reader in readers:
+        index = self.facts.stream_of[vertex]
+        for reader in self.facts.streams[index].readers:
             region = self.facts.regions.get(reader, NOTHING)
             if region.shape is Shape.DIAGONAL:
                 columns, factors = monomial(element)
@@ -456,10 +486,9 @@ class Action:
                 # The signs stay with the normalised stream, so that the gain is only permuted.
                 self._set_affine(reader, gain[columns], bias[columns] * factors)
                 self._behind[self.facts.stream_of[reader]] = element
-                stream = self.facts.streams[self.facts.stream_of[reader]]
-                self._readers(stream.readers, element)
+                self._readers(reader, element)
             else:
-                self._read(reader, element)
+                self._read(reader, element, index)
 
     def _norm_output(self, index: int, element: Element) -> dict[int, Element]:
         """P D behind a norm: P for the stream that the norm reads, D for its gain."""
@@ -479,7 +508,7 @@ class Action:
         scale = MonomialElement(torch.arange(len(factors)), factors)
         self._done = {key for key in self._done if key[0] == "norm"}
         for reader in stream.readers:
-            self._read(reader, scale)
+            self._read(reader, scale, index)
         self._behind[index] = element
         return {**moved, index: element}
 

@@ -182,6 +182,8 @@ class Derivation:
         stream = self.facts.streams[index]
         if self._fixed(stream) and not self.permuting(index):
             return self._given(stream, dim)
+        if any(self.sets_side_by_side(writer) for writer in stream.writers):
+            return self._side_by_side(stream.writers[0], dim)
         if index in self.meetings:
             return self._queries(index, vertex, dim)
         normed = [reader for reader in stream.readers if reader in self.normed]
@@ -246,6 +248,32 @@ class Derivation:
             return LineStabiliser(dim), because, RESIDUAL
         raise _NotUnderstood("it is read through both LayerNorm and RMSNorm")
 
+    def _side_by_side(self, index: int, dim: int) -> tuple[Group, str, str]:
+        """Features side by side, each part with the group that it has by itself."""
+        graph, stream_of = self.facts.graph, self.facts.stream_of
+        sources = graph.vertices[index].carried
+        streams = [stream_of[source] for source in sources]
+        families = [self.family(s) if self.permuting(s) else frozenset((s,)) for s in streams]
+        if len(frozenset[int]().union(*families)) < sum(map(len, families)):
+            raise _NotUnderstood(
+                f"{graph.vertices[index].op}{_where(self.facts, index)} puts features side by side "
+                "that change together: what each of them may do stands where they are made"
+            )
+        parts: list[Group] = []
+        for source in sources:
+            shape, axes = graph.trace.node(source).shape, graph.layouts[source].axes
+            sizes = tuple(shape[axis] for axis in axes)
+            parts.append(
+                self._group(stream_of[source], graph.vertices[source], math.prod(sizes), sizes)[0]
+            )
+        if sum(part.dim for part in parts) != dim:
+            raise _NotUnderstood("parts that were put side by side could not be counted")
+        because = (
+            "features are put side by side for linear maps to read: each part changes as it does "
+            "by itself."
+        )
+        return DirectSum(tuple(parts)), because, ALGEBRA
+
     def _given(self, stream: Stream, dim: int) -> tuple[Group, str, str]:
         if self._written_by(stream, Kind.INPUT):
             return Trivial(dim), "these are the model's input, whose axes are given.", ALGEBRA
@@ -272,11 +300,7 @@ class Derivation:
             and not regions[before.writers[0]].within
         ):
             return False
-        vertices = self.facts.graph.vertices
-        return all(
-            vertices[r].kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertices[r].across
-            for r in stream.readers
-        )
+        return all(self.is_map(reader) for reader in stream.readers)
 
     def _norm_output(self, index: int, dim: int) -> tuple[Group, str, str]:
         (writer,) = self.facts.streams[index].writers
@@ -573,8 +597,7 @@ class Derivation:
         if stream.returned or len(stream.writers) != 1 or stream.max_pooled:
             return False
         for reader in stream.readers:
-            vertex = self.facts.graph.vertices[reader]
-            if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertex.across:
+            if self.is_map(reader):
                 continue
             region = self.facts.regions.get(reader)
             if region is not None and region.shape is Shape.DIAGONAL and self._only_linear(reader):
@@ -585,11 +608,10 @@ class Derivation:
     def _only_linear(self, vertex: int) -> bool:
         """True if a diagonal map's output is read by linear maps only."""
         stream = self.facts.streams[self.facts.stream_of[vertex]]
-        kinds = {self.facts.graph.vertices[reader].kind for reader in stream.readers}
         return (
             not stream.returned
             and stream.writers == (vertex,)
-            and kinds <= {Kind.LINEAR, Kind.CONVOLUTION}
+            and all(self.is_map(reader) for reader in stream.readers)
         )
 
     def _parts(self, index: int, family: frozenset[int], dim: int) -> list[int]:
@@ -817,7 +839,7 @@ class Derivation:
     def is_link(self, index: int) -> bool:
         vertex = self.facts.graph.vertices[index]
         if vertex.kind in _BETWEEN_CHANNELS:
-            return True
+            return not self.sets_side_by_side(index)
         if vertex.kind is not Kind.REGION:
             return False
         region = self.facts.regions[index]
@@ -834,6 +856,32 @@ class Derivation:
             Shape.PAIRED,
             Shape.DIAGONAL,
         )
+
+    def sets_side_by_side(self, index: int) -> bool:
+        """True for a concatenation that linear maps alone read: each part changes by itself."""
+        vertices, layouts = self.facts.graph.vertices, self.facts.graph.layouts
+        vertex = vertices[index]
+        if vertex.kind is not Kind.CONCAT:
+            return False
+        stream = self.facts.streams[self.facts.stream_of[index]]
+        layout = layouts[index]
+        plain = stream.writers == (index,) and not stream.returned and layout.repeat == 1
+        return (
+            plain
+            and bool(stream.readers)
+            and not (stream.sums or stream.value_mixed or stream.max_pooled)
+            and all(layouts[source].repeat == 1 for source in vertex.carried)
+            and all(
+                vertices[r].kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertices[r].across
+                for r in stream.readers
+            )
+        )
+
+    def is_map(self, index: int) -> bool:
+        """True if a vertex reads whole features as a linear map does."""
+        vertex = self.facts.graph.vertices[index]
+        linear = vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION) and not vertex.across
+        return linear or self.sets_side_by_side(index)
 
     def is_folded_gain(self, index: int) -> bool:
         """True if the gain of a linear map's outputs, as of a layer scale, folds into that map."""

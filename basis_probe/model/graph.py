@@ -659,7 +659,11 @@ class _Builder:
             self.put(node.index, Kind.OTHER, (), parts)
         elif dim % len(node.shape) in layout.axes:
             given = node.kwargs.get("tensors", node.args[0] if node.args else ())
-            own = len(live) == sum(isinstance(value, Ref | Fixed) for value in given)
+            tensors = [value for value in given if isinstance(value, Ref | Fixed)]
+            refs = [v.node for v in tensors if isinstance(v, Ref) and v.node in live]
+            # The same features may come twice.
+            parts = tuple(self.vertex(i) for i in refs)
+            own = len(refs) == len(tensors)
             if own and dim % len(node.shape) == layout.axes[-1] and len(layout.axes) == 1:
                 self.put(node.index, Kind.CONCAT, parts)
             else:

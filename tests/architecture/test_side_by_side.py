@@ -1,0 +1,98 @@
+"""Features side by side, which linear maps read: each part changes as if it stood alone."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe import groups as G
+
+GL = G.GeneralLinear
+
+
+class Beside(nn.Module):
+    """Two branches of the input, joined and read.
+
+    Args:
+        join: what joins them.
+        bend: what the second passes before.
+    """
+
+    def __init__(self, join, bend=nn.Identity, width: int = 12) -> None:
+        super().__init__()
+        self.join, self.bend = join, bend()
+        self.a, self.b, self.o = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.join(self.a(x), self.bend(self.b(x)), x))
+
+
+def settled(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model.double().eval()
+
+
+def rows(count: int) -> Tensor:
+    return torch.randn(count, 5, generator=torch.Generator().manual_seed(1)).double()
+
+
+PARTS = {
+    "two maps": (lambda a, b, x: torch.cat([a, b], -1), nn.Identity, 12, GL(6), GL(6)),
+    "the input": (lambda a, b, x: torch.cat([a, x, b], -1), nn.Identity, 17, GL(6), GL(6)),
+    "a bent one": (
+        lambda a, b, x: torch.cat([a, b], -1), nn.ReLU, 12, GL(6), G.PositiveMonomial(6),
+    ),
+    "one twice": (
+        lambda a, b, x: torch.cat([b, a, b], -1), nn.ReLU, 18, GL(6), G.PositiveMonomial(6),
+    ),
+    "a sum and its part": (
+        lambda a, b, x: torch.cat([a + b, a], -1), nn.Identity, 12, GL(6), GL(6),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_each_part_changes_by_itself(name: str) -> None:
+    join, bend, width, first, second = PARTS[name]
+    model, x = settled(Beside(join, bend, width)), rows(4)
+    found = bp.symmetries(model, x)
+    for site, group in (("a", first), ("bend", second)):
+        assert found[site].group == group, (site, found[site])
+        assert found[site].certificate is not None and found[site].certificate.holds
+        element = group.sample(torch.Generator().manual_seed(2))
+        twin = bp.reparametrize(model, site, element, example_input=x)
+        torch.testing.assert_close(twin(rows(9)), model(rows(9)), rtol=1e-8, atol=1e-8)
+
+
+def test_what_is_joined_has_the_groups_of_its_parts() -> None:
+    join, bend, width, *_ = PARTS["a bent one"]
+    model, x = settled(Beside(join, bend, width)), rows(4)
+    found = bp.symmetries(model, x)["o:in"]
+    assert found.group == G.DirectSum((GL(6), G.PositiveMonomial(6)))
+    assert found.certificate is not None and found.certificate.holds
+
+
+def test_the_same_features_twice_are_told_of_where_they_are_made() -> None:
+    join, bend, width, *_ = PARTS["one twice"]
+    found = bp.symmetries(settled(Beside(join, bend, width)), rows(4))["o:in"]
+    assert found.group == G.Unknown(18)
+    assert "cat" in found.because and "change together" in found.because
+
+
+def test_a_gain_folds_into_every_part_that_reads_its_norm() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.n, self.o = nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.n(self.e(x))
+            return self.o(torch.cat([y[:, 0], y[:, 1:].mean(1)], -1))
+
+    model, x = settled(Pooled()), rows(12).view(3, 4, 5)
+    found = bp.symmetries(model, x)["e"]
+    assert found.group == G.LineStabiliser(6), found
+    assert found.certificate is not None and found.certificate.holds
