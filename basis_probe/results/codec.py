@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from basis_probe.algebra import groups as _groups
-from basis_probe.algebra import subgroups as _subgroups
 from basis_probe.algebra.groups import Group
 
 
@@ -153,7 +152,7 @@ def _group(text: str) -> Group:
             return tuple(build(entry) for entry in node.elts)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             name = node.func.id
-            kind = getattr(_groups, name, None) or getattr(_subgroups, name, None)
+            kind = getattr(_groups, name, None)
             if isinstance(kind, type) and issubclass(kind, Group):
                 named = {word.arg: build(word.value) for word in node.keywords if word.arg}
                 return kind(*(build(entry) for entry in node.args), **named)

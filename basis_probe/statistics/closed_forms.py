@@ -130,49 +130,6 @@ def centred_sample_kurtosis_under_rotation(
     return ClosedForm(3 * (n - 1) / (n + 1), std, source, True)
 
 
-def kurtosis_under_whitened_rotation(
-    w: Float[Tensor, "samples dim"],
-    *,
-    pairs: int = 512,
-    generator: torch.Generator | None = None,
-) -> ClosedForm:
-    """The null of the per-axis kurtosis of whitened data, averaged over axes: Mardia's kurtosis.
-
-    Every direction of whitened data has variance 1, so its kurtosis is E<q, w>^4 and the average
-    over the axes of a random frame has the mean
-
-        3 E|w|^4 / (n (n+2)).
-
-    Written as the average over samples of |w_t|^4 kappa_t / n^2, it has the variance
-    V mean_{s,t} |w_s|^4 |w_t|^4 P(cos_st) / n^4, with V and P of `sample_kurtosis_under_rotation`.
-
-    Args:
-        w: whitened activations, [samples, dim]: mean 0, second moments the identity. `exact` is
-            True where this holds on `w` itself, False where the whitening was fitted elsewhere.
-        pairs: as in `sample_kurtosis_under_rotation`. Heavy tails want more.
-        generator: as in `sample_kurtosis_under_rotation`.
-
-    Raises:
-        ValueError: `w` is not a matrix with axes and a non-zero row, or `pairs` is below 2.
-
-    Source: K. V. Mardia, Biometrika 57 (1970) 519, beta_{2,p} = E|w|^4.
-
-    Example:
-        >>> corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
-        >>> null = kurtosis_under_whitened_rotation(corners)
-        >>> round(null.mean, 4), null.exact
-        (1.8, True)
-    """
-    rows = _float64_matrix(w)
-    n = rows.shape[1]
-    _nonzero_rows(rows)
-    squares = rows.square().sum(1)
-    mean = 3 * squares.square().mean().item() / (n * (n + 2))
-    variance = 24 * n**2 * (n - 1) / ((n + 2) ** 2 * (n + 4) * (n + 6)) / n**4
-    std, rests_on = _std_of_mean(rows, n, variance, pairs=pairs, generator=generator)
-    return ClosedForm(mean, std, f"Mardia: 3 E|w|^4 / (n(n+2)), n = {n}{rests_on}", _is_white(rows))
-
-
 def pooled_kurtosis_under_rotation(x: Float[Tensor, "samples dim"]) -> ClosedForm:
     """The null of the pooled per-axis kurtosis, to leading order: 3 for Gaussian data.
 
@@ -287,64 +244,6 @@ def mean_absolute_sum(dim: int) -> float:
     """
     ratio = math.lgamma(dim / 2) - math.lgamma((dim + 1) / 2)
     return dim * math.exp(ratio) / math.sqrt(math.pi)
-
-
-def sample_treves_rolls_under_rotation(dim: int) -> ClosedForm:
-    """The null of (mean |x|)^2 / mean x^2 across axes: 2/pi + (1 - 2/pi)/n for every sample.
-
-    Its standard deviation is not known here.
-
-    Args:
-        dim: number of axes, at least 1.
-
-    Example:
-        >>> round(sample_treves_rolls_under_rotation(768).mean, 4)
-        0.6371
-    """
-    mean = 2 / math.pi + (1 - 2 / math.pi) / dim
-    return ClosedForm(mean, None, f"2/pi + (1 - 2/pi)/n, n = {dim}", True)
-
-
-def unit_power_kurtosis_under_rotation(second_moments: Float[Tensor, "dim dim"]) -> ClosedForm:
-    """The null of the kurtosis of the axes' sizes: how unequal rotated axes are on average.
-
-    With s_j the root mean square of axis j, the statistic mean_j s_j^4 / (mean_j s_j^2)^2 in [1, n]
-    has the mean over rotations
-
-        n/(n+2) (1 + 2 tr M^2 / (tr M)^2)
-
-    for the second moments M: 1 if all directions are equally large. Exact, because no rotation
-    changes the denominator. Its standard deviation is of fourth degree in M and not known here.
-
-    Args:
-        second_moments: E x x^T, or the covariance if offsets are not to count, [dim, dim].
-
-    Raises:
-        ValueError: not a square matrix with a positive trace.
-
-    Source: the statistic of B. He et al., "Understanding and Minimising Outlier Features in
-        Transformer Training" (2024); fourth moments of the uniform law on the sphere.
-
-    Example:
-        >>> unit_power_kurtosis_under_rotation(torch.eye(6)).mean
-        1.0
-    """
-    matrix = _float64_matrix(second_moments)
-    dim = matrix.shape[0]
-    if matrix.shape[1] != dim:
-        raise ValueError(
-            f"second moments have shape [dim, dim], got {list(second_moments.shape)}: "
-            "give x.T @ x / samples"
-        )
-    trace = matrix.trace().item()
-    if not trace > 0:
-        raise ValueError(
-            f"the kurtosis of sizes needs axes that are not all zero, got a total power of {trace}"
-        )
-    spread = matrix.square().sum().item() / trace**2
-    return ClosedForm(
-        dim / (dim + 2) * (1 + 2 * spread), None, "n/(n+2) (1 + 2 tr M^2/(tr M)^2)", True
-    )
 
 
 def _variance_of_absolute_sum(n: int, degree: int) -> float:
@@ -485,11 +384,3 @@ def _nonzero_rows(x: Tensor) -> Tensor:
             "leave this site out"
         )
     return rows
-
-
-def _is_white(rows: Tensor) -> bool:
-    samples, dim = rows.shape
-    if samples < dim:
-        return False
-    moments = rows.T @ rows / samples - torch.eye(dim, dtype=rows.dtype, device=rows.device)
-    return bool(moments.abs().max() <= _WHITE and rows.mean(0).abs().max() <= _WHITE)

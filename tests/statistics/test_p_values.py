@@ -12,9 +12,7 @@ from torch import Tensor
 from basis_probe.statistics.p_values import (
     Tail,
     benjamini_hochberg,
-    frames_needed,
     holm,
-    max_t,
     monte_carlo_p,
     pooled_direction_p,
     tail_p,
@@ -290,76 +288,3 @@ def test_a_direction_that_no_frame_changes_says_nothing() -> None:
     found = pooled_direction_p(frames[0], frames[1:], pool=False, tail=Tail.UPPER)
     assert found[1] == 1.0
     assert found.isnan().tolist() == [False, False, True, False]
-
-
-# --- the largest of every frame -------------------------------------------------------------------
-
-
-def _naive_max_t(observed: Tensor, null: Tensor) -> list[float]:
-    """Westfall and Young's step-down procedure, one unit at a time."""
-    order = sorted(range(len(observed)), key=lambda unit: -float(observed[unit]))
-    adjusted, before = [math.nan] * len(observed), 0.0
-    for place, unit in enumerate(order):
-        rest = order[place:]
-        reached = sum(float(frame[rest].max()) >= float(observed[unit]) for frame in null)
-        before = max(before, (1 + reached) / (1 + len(null)))
-        adjusted[unit] = before
-    return adjusted
-
-
-def test_max_t_is_the_step_down_procedure() -> None:
-    generator = torch.Generator().manual_seed(31)
-    observed = torch.randn(12, generator=generator, dtype=torch.float64) + 1
-    null = torch.randn(39, 12, generator=generator, dtype=torch.float64)
-    found = max_t(observed, null, pool=True, tail=Tail.UPPER)
-    assert found.tolist() == pytest.approx(_naive_max_t(observed, null))
-    both = max_t(observed, null, pool=True, tail=Tail.TWO_SIDED)
-    middle = null.median()
-    expected = _naive_max_t((observed - middle).abs(), (null - middle).abs())
-    assert both.tolist() == pytest.approx(expected)
-    # Units of their own location and scale.
-    units = torch.logspace(-3, 3, 12, dtype=torch.float64)
-    alone = max_t(observed, null, pool=False, tail=Tail.UPPER)
-    scaled = max_t(observed * units - 7, null * units - 7, pool=False, tail=Tail.UPPER)
-    assert scaled.tolist() == pytest.approx(alone.tolist())
-
-
-def test_max_t_errs_anywhere_as_seldom_as_it_says() -> None:
-    generator = torch.Generator().manual_seed(32)
-    wrong = 0
-    for _ in range(400):
-        common = torch.randn(20, 1, generator=generator, dtype=torch.float64)
-        frames = common + torch.randn(20, 50, generator=generator, dtype=torch.float64)
-        p = max_t(frames[0], frames[1:], pool=True, tail=Tail.UPPER)
-        wrong += bool((p <= 0.05).any())
-    assert 0.02 * 400 <= wrong <= 0.085 * 400
-
-
-def test_max_t_leaves_out_what_is_unknown() -> None:
-    observed = torch.tensor([5.0, math.nan, 0.0])
-    null = torch.zeros(19, 3)
-    null[:, 1] = 100.0
-    null[3] = math.nan
-    found = max_t(observed, null, pool=True, tail=Tail.UPPER)
-    assert found[0].item() == pytest.approx(0.05)
-    assert found[1].isnan()
-    constant = max_t(torch.ones(2), torch.ones(19, 2), pool=False, tail=Tail.UPPER)
-    assert constant.tolist() == [1.0, 1.0]
-
-
-def test_as_many_frames_as_the_strictest_test_needs() -> None:
-    for tail, factor in ((Tail.UPPER, 1), (Tail.TWO_SIDED, 2)):
-        for tests in (1, 7, 48):
-            frames = frames_needed(0.05, tests=tests, tail=tail)
-            assert factor / (frames + 1) <= 0.05 / tests * (1 + 1e-9)
-            assert factor / frames > 0.05 / tests
-    pooled = frames_needed(0.05, tests=3072, tail=Tail.UPPER, directions=3072)
-    assert 1 / (1 + pooled * 3072) <= 0.05 / 3072
-
-
-@pytest.mark.usefixtures("as_shipped")
-def test_errors_of_families() -> None:
-    with pytest.raises(ValueError, match="one null column per direction"):
-        max_t(torch.ones(2), torch.ones(3, 3), pool=True, tail=Tail.UPPER)
-    with pytest.raises(ValueError, match="give a level in"):
-        frames_needed(0.0, tests=1, tail=Tail.UPPER)
