@@ -152,6 +152,9 @@ class Action:
             return {index: element}
         if any(derivation.sets_side_by_side(writer) for writer in stream.writers):
             return self._side_by_side(index, element)
+        bent = derivation.bend_of(index)
+        if bent is not None:
+            return self._alike(derivation.bent[bent][0], element)
         if index in derivation.meetings:
             assert isinstance(element, BlockElement)
             return self._queries(index, element)
@@ -740,6 +743,27 @@ class Action:
         values = self._order(attention, element.order, queries=False)
         return {**moved, **values}
 
+    def _alike(self, attention: Attention, element: Element) -> dict[int, Element]:
+        """Queries and keys by the same, before what they are read through and behind it."""
+        if not isinstance(element, BlockElement):
+            raise WeightError("the element does not act on each head by itself")
+        moved: dict[int, Element] = {}
+        for side in self._both(attention):
+            at = element.copied(side.heads // len(element.parts))
+            stream = self.facts.stream_of[self._start_of(side)]
+            self._linear(stream, at)
+            moved |= {stream: at, self.facts.stream_of[side.source]: at}
+            moved |= {self.facts.stream_of[v]: at for v in self.derivation.bends(side)}
+            moved.setdefault(self.facts.stream_of[side.end], at.copied(at.copies * side.copies))
+        return moved
+
+    def _start_of(self, side: Side) -> int:
+        """The vertex that linear maps write, before any norm or function of queries or keys."""
+        before = [*self.derivation.bends(side)[-1:]]
+        if side.source in self.derivation.normed:
+            before = [side.source]
+        return self.graph.vertices[before[0]].carried[0] if before else side.source
+
     def _both(self, attention: Attention) -> tuple[Side, Side]:
         assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
         return attention.query, attention.key
@@ -754,10 +778,7 @@ class Action:
             return moved
         if queries:
             for side in self._both(attention):
-                start = side.source
-                if start in self.derivation.normed:
-                    start = self.graph.vertices[start].carried[0]
-                stream = self.facts.stream_of[start]
+                stream = self.facts.stream_of[self._start_of(side)]
                 parts = (Identity(side.size),) * count
                 moved[stream] = BlockElement(order, parts, side.heads // count)
         if values:
@@ -789,6 +810,8 @@ class Action:
         gain is s g, permuted, with signs s that make C commute with what positions do.
         """
         attention, side = self.derivation.normed[norm]
+        if side.turned is None and self.derivation.is_gainless(norm):
+            return self._alike(attention, element)
         columns, factors = monomial(element)
         turn = _commuting(columns, factors, side)
         moved: dict[int, Element] = {}
@@ -819,18 +842,21 @@ class Action:
         inverse: set[int] = set()
         stream = self.facts.streams[index]
         normed = [reader for reader in stream.readers if reader in derivation.normed]
-        if index in derivation.meetings or normed:
+        bent = derivation.bend_of(index)
+        if index in derivation.meetings or normed or bent is not None:
             attention, side = (
-                derivation.normed[normed[0]] if normed else derivation.meetings[index][0]
+                derivation.normed[normed[0]]
+                if normed
+                else derivation.meetings[index][0]
+                if bent is None
+                else derivation.bent[bent]
             )
             streams = set()
             for other in self._both(attention):
-                start = other.source
-                if start in derivation.normed:
-                    start = self.graph.vertices[start].carried[0]
-                streams.add(self.facts.stream_of[start])
+                start = self.facts.stream_of[self._start_of(other)]
+                streams.add(start)
                 if other is not side:
-                    inverse.add(self.facts.stream_of[start])
+                    inverse.add(start)
         elif derivation.permuting(index):
             streams = set(derivation.family(index))
         moved: dict[int, Element] = {}

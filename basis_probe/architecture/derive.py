@@ -86,6 +86,7 @@ class Derivation:
         self._tied_groups: dict[int, Group | None] = {}
         self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
         self.normed: dict[int, tuple[Attention, Side]] = {}
+        self.bent: dict[int, tuple[Attention, Side]] = {}
         inside: set[int] = set()
         for attention in facts.attentions:
             for side in (attention.query, attention.key):
@@ -98,6 +99,8 @@ class Derivation:
                             known.append((attention, side))
                     if facts.regions.get(side.source, NOTHING).shape.is_norm:
                         self.normed[side.source] = (attention, side)
+                    for bend in self.bends(side):
+                        self.bent[bend] = (attention, side)
         self.inside = frozenset(inside)
 
     # --- one site -------------------------------------------------------------------------------
@@ -184,6 +187,9 @@ class Derivation:
             return self._given(stream, dim)
         if any(self.sets_side_by_side(writer) for writer in stream.writers):
             return self._side_by_side(stream.writers[0], dim)
+        bent = self.bend_of(index)
+        if bent is not None:
+            return self._bent_queries(index, bent, dim)
         if index in self.meetings:
             return self._queries(index, vertex, dim)
         normed = [reader for reader in stream.readers if reader in self.normed]
@@ -374,6 +380,46 @@ class Derivation:
         )
         return group, because, ALGEBRA
 
+    def bends(self, side: Side) -> list[int]:
+        """The functions of single features that lie before where queries or keys are seen."""
+        found: list[int] = []
+        here = side.source
+        while self.facts.regions.get(here, NOTHING).shape is Shape.ELEMENTWISE:
+            found.append(here)
+            here = self.facts.graph.vertices[here].carried[0]
+        return found
+
+    def bend_of(self, index: int) -> int | None:
+        """The function of single features through which a stream of queries or keys is read."""
+        stream = self.facts.streams[index]
+        touching = (*stream.writers, *stream.readers)
+        return next((vertex for vertex in touching if vertex in self.bent), None)
+
+    def _bent_queries(self, index: int, bend: int, dim: int) -> tuple[Group, str, str]:
+        """Queries or keys that a function bends, feature by feature, before they meet."""
+        attention, side = self.bent[bend]
+        self._require_understood(self.facts.streams[index])
+        for problem in (attention.why, self._side_problem(side)):
+            if problem:
+                raise _NotUnderstood(problem)
+        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
+        if any(s.source not in self.bent or s.turned for s in (attention.query, attention.key)):
+            raise _NotUnderstood("only one of queries and keys is bent, or positions turn them")
+        for step in self.bends(side):
+            before = self.facts.graph.vertices[step].carried[0]
+            own = self.facts.streams[self.facts.stream_of[before]]
+            self._require_understood(own)
+            if own.readers != (step,) or own.value_mixed or self._fixed(own):
+                raise _NotUnderstood("queries or keys are read before they are bent")
+        copies = dim // (attention.key.heads * side.size)
+        op = self.facts.regions[bend].op
+        because = (
+            f"{op} bends queries and keys feature by feature before they meet: inside a head "
+            "the features of both change places alike."
+        )
+        group = Blocks(Permutation(side.size), attention.key.heads, copies, "kept")
+        return group, because, ALGEBRA
+
     def _before_norm(self, stream: Stream, norms: list[int], dim: int) -> tuple[Group, str, str]:
         """Queries or keys before a norm of their own: what its gain leaves."""
         if len(norms) != 1 or set(stream.readers) != set(norms):
@@ -389,6 +435,16 @@ class Derivation:
         assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
         if any(other.source not in self.normed for other in (attention.query, attention.key)):
             raise _NotUnderstood("only one of queries and keys is read through a norm")
+        if side.turned is None and self.is_gainless(norms[0]):
+            if not all(self.is_gainless(s.source) for s in (attention.query, attention.key)):
+                raise _NotUnderstood("only one of queries and keys has a gain behind its norm")
+            copies = side.heads // attention.key.heads
+            because = (
+                "only the directions of queries and keys count, as each is divided by its length: "
+                "a head absorbs any rotation, its keys the same one."
+            )
+            group = Blocks(Orthogonal(side.size), attention.key.heads, copies, "kept")
+            return group, because, ALGEBRA
         if side.turned is None:
             inner: Group = SignedPermutation(side.size)
             what = "permutations and signs"
@@ -407,6 +463,20 @@ class Derivation:
             "only these turn a gain into a gain."
         )
         return group, because, ALGEBRA
+
+    def is_gainless(self, norm: int) -> bool:
+        """True if a norm inside heads has one number for all features in place of a gain."""
+        region = self.facts.regions.get(norm, NOTHING)
+        gain, bias = region.gain, region.bias
+        vertex = self.facts.graph.vertices[norm]
+        return (
+            region.within
+            and gain is not None
+            and bias is not None
+            and not any(True for _ in vectors_of(self.facts.graph, vertex))
+            and float((gain - gain[0]).abs().max()) <= 1e-4 * float(gain.abs().max())
+            and float(bias.abs().max()) == 0.0
+        )
 
     def _side_problem(self, side: Side) -> str:
         """What stands in the way of changing queries or keys; empty if nothing does."""
@@ -975,6 +1045,9 @@ class Derivation:
                     f"{region.op}{_where(self.facts, index)} could not be measured: {error}"
                 ) from error
             before = _scales_of(intertwiner.group)
+            if isinstance(intertwiner.group, GeneralLinear):
+                # A number that is added to every feature lets no scale pass.
+                before = Scales.ONE
             if before is None:
                 raise _NotUnderstood(
                     f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"

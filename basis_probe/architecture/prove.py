@@ -563,7 +563,9 @@ def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
     if isinstance(group, DirectSum):
         return {"rotation": rotation, "reordering": order}
     if isinstance(group, Blocks):
-        return _strange_blocks(group, rotation)
+        if isinstance(group.inner, Orthogonal):
+            return _strange_blocks(group, rotation, scales, "rescaling inside blocks")
+        return _strange_blocks(group, rotation, rotation, "rotation inside blocks")
     return {"rotation": rotation}
 
 
@@ -591,7 +593,7 @@ class _Mixing(Element):
         return None
 
 
-def _strange_blocks(group: Blocks, rotation: Maker) -> dict[str, Maker]:
+def _strange_blocks(group: Blocks, rotation: Maker, other: Maker, name: str) -> dict[str, Maker]:
     count, inner = group.count, group.inner.dim
 
     def mixing(size: int) -> Element | None:
@@ -599,7 +601,7 @@ def _strange_blocks(group: Blocks, rotation: Maker) -> dict[str, Maker]:
         return None if turn is None or size % count else _Mixing(turn, size // count)
 
     def inside(size: int) -> Element | None:
-        turn = rotation(inner)
+        turn = other(inner)
         if turn is None or size % (count * inner):
             return None
         parts = (turn,) * count
@@ -609,5 +611,5 @@ def _strange_blocks(group: Blocks, rotation: Maker) -> dict[str, Maker]:
     if count > 1:
         found["mixing of blocks"] = mixing
     if not isinstance(group.inner, GeneralLinear):
-        found["rotation inside blocks"] = inside
+        found[name] = inside
     return found

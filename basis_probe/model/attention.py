@@ -86,7 +86,7 @@ def attentions(graph: Graph, norms: frozenset[int]) -> tuple[Attention, ...]:
 
     Args:
         graph: the condensed graph.
-        norms: the vertices that were measured to be norms.
+        norms: the vertices that were measured to be norms, or to bend every feature of a head.
     """
     return tuple(
         _attention(graph, vertex, norms)

@@ -187,8 +187,12 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
             region = _measure_one(function, draw, op)
             learned = all(fixed.name is not None for fixed in vectors)
             if region.shape is Shape.SHIFT and not (vectors and learned):
-                region, learned = dataclasses.replace(region, shape=Shape.DIAGONAL), False
-            if within and not (region.shape.is_norm or region.shape is Shape.SCALE):
+                # The same number added to every feature bends each of them by itself.
+                alike = not vectors and region.bias is not None and len(region.bias.unique()) == 1
+                kind = Shape.ELEMENTWISE if alike else Shape.DIAGONAL
+                region, learned = dataclasses.replace(region, shape=kind), alike
+            bent = region.shape is Shape.ELEMENTWISE and not vectors
+            if within and not (region.shape.is_norm or region.shape is Shape.SCALE or bent):
                 # One vector for all heads is not a vector for all features.
                 return several
             return dataclasses.replace(region, learned=learned, within=within)
@@ -410,7 +414,11 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
         if vertex.kind is Kind.REGION
     }
     streams, stream_of = _streams(graph, regions)
-    norms = frozenset(vertex for vertex, region in regions.items() if region.shape.is_norm)
+    norms = frozenset(
+        vertex
+        for vertex, region in regions.items()
+        if region.shape.is_norm or (region.shape is Shape.ELEMENTWISE and region.within)
+    )
     found = attentions(graph, norms)
     return Facts(graph, sites, streams, stream_of, regions, found, _given(graph))
 

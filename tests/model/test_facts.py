@@ -268,7 +268,7 @@ BIAS = torch.linspace(-1, 1, H, dtype=torch.float64)
      (lambda x: x.softmax(-1), Shape.COUPLED), (lambda x: x * x.softmax(-1), Shape.COUPLED),
      (lambda x: 3 * x, Shape.SCALE), (lambda x: x / 2 + x, Shape.SCALE),
      (lambda x: x * GAIN, Shape.DIAGONAL), (lambda x: x * GAIN + BIAS, Shape.DIAGONAL),
-     (lambda x: x + 1, Shape.DIAGONAL), (lambda x: x - x.mean(-1, keepdim=True), Shape.COUPLED),
+     (lambda x: x + 1, Shape.ELEMENTWISE), (lambda x: x - x.mean(-1, keepdim=True), Shape.COUPLED),
      (lambda x: F.normalize(x, dim=-1), Shape.RMS_NORM),
      (lambda x: x / x.norm(dim=-1, keepdim=True), Shape.RMS_NORM),
      (lambda x: F.rms_norm(x, (H,)), Shape.RMS_NORM),

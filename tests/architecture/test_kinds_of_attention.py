@@ -1,0 +1,108 @@
+"""Attention whose pattern is no softmax of plain products of queries and keys."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import basis_probe as bp
+from basis_probe import groups as G
+
+HEADS, SIZE, D = 3, 4, 10
+
+
+class Mixed(nn.Module):
+    """One layer of attention with a pattern of its own.
+
+    Args:
+        pattern: makes it of queries and keys [batch, head, position, axis of the head].
+        before: what queries and keys pass first.
+    """
+
+    def __init__(self, pattern: Callable[..., Tensor], before: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.pattern, self.before = pattern, before
+        self.e, self.n, self.f = nn.Linear(5, D), nn.RMSNorm(D), nn.RMSNorm(D)
+        self.q, self.k, self.v = (nn.Linear(D, HEADS * SIZE) for _ in range(3))
+        self.o, self.out = nn.Linear(HEADS * SIZE, D), nn.Linear(D, 3)
+        self.scale = nn.Parameter(torch.zeros(HEADS, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.e(x)
+        q, k, v = (
+            m(self.n(h)).unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
+            for m in (self.q, self.k, self.v)
+        )
+        z = self.pattern(self.before(q), self.before(k), self.scale) @ v
+        return self.out(self.f(h + self.o(z.transpose(1, 2).flatten(2))))
+
+
+def divided(q: Tensor, k: Tensor, _: Tensor) -> Tensor:
+    scores = q @ k.mT
+    return scores / (scores.sum(-1, keepdim=True) + 1e-6)
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+FREE = G.Blocks(G.GeneralLinear(SIZE), HEADS)
+KEPT = G.Blocks(G.GeneralLinear(SIZE), HEADS, order="kept")
+TURNS = G.Blocks(G.Orthogonal(SIZE), HEADS, order="kept")
+ORDER = G.Blocks(G.Permutation(SIZE), HEADS, order="kept")
+
+# name -> (pattern, what comes before, the group of queries and keys)
+KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], G.Group]] = {
+    "sigmoid": (lambda q, k, _: (q @ k.mT).sigmoid(), lambda x: x, FREE),
+    "none": (lambda q, k, _: q @ k.mT, lambda x: x, FREE),
+    "capped": (lambda q, k, _: (5 * torch.tanh(q @ k.mT / 5)).softmax(-1), lambda x: x, FREE),
+    "by head": (lambda q, k, t: (q @ k.mT * t.exp()).softmax(-1), lambda x: x, KEPT),
+    "sink": (
+        lambda q, k, t: torch.cat(
+            [q @ k.mT, t.expand(len(q), -1, q.shape[2], 1)], -1
+        ).softmax(-1)[..., :-1],
+        lambda x: x, KEPT,
+    ),
+    "angles": (lambda q, k, t: (q @ k.mT * t.exp()).softmax(-1), unit, TURNS),
+    "normalised": (lambda q, k, _: (q @ k.mT).softmax(-1), lambda x: F.normalize(x, dim=-1), TURNS),
+    "elu": (divided, lambda x: F.elu(x) + 1, ORDER),
+    "squared": (divided, lambda x: x.relu().square(), ORDER),
+    "softplus": (lambda q, k, _: q @ k.mT, F.softplus, ORDER),
+}  # fmt: skip
+
+
+def settled(name: str) -> Mixed:
+    pattern, before, _ = KINDS[name]
+    model, generator = Mixed(pattern, before), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model.double().eval()
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(*shape, 5, generator=torch.Generator().manual_seed(1)).double()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_queries_keys_and_values_have_what_their_attention_leaves(name: str) -> None:
+    model, x, group = settled(name), rows(2, 4), KINDS[name][2]
+    found = bp.symmetries(model, x)
+    assert found["e"].group == G.Orthogonal(D), found["e"]
+    for site in ("q", "k"):
+        assert found[site].group == group, (site, found[site])
+    for site in ("v", "o:in"):
+        assert found[site].group in (FREE, KEPT), (site, found[site])
+    for site in ("e", "q", "k", "v", "o:in"):
+        proof = found[site].certificate
+        assert proof is not None and proof.holds, (site, found[site])
+    element = group.sample(torch.Generator().manual_seed(2))
+    twin = bp.reparametrize(model, "k", element, example_input=x)
+    torch.testing.assert_close(twin(rows(3, 7)), model(rows(3, 7)), rtol=1e-7, atol=1e-9)
+
+
+def test_heads_with_numbers_of_their_own_stay() -> None:
+    assert bp.symmetries(settled("sink"), rows(2, 4))["v"].group == KEPT
+    assert bp.symmetries(settled("none"), rows(2, 4))["v"].group == FREE
