@@ -33,6 +33,7 @@ from basis_probe.algebra.groups import (
     Unknown,
 )
 from basis_probe.algebra.intertwiner import Intertwiner, intertwiner_group
+from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import ties_of
 from basis_probe.model.attention import Attention, Side
@@ -82,6 +83,8 @@ class Derivation:
         self._families: dict[int, frozenset[int]] = {}
         self._relations: dict[frozenset[int], Relations] = {}
         self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
+        self.computed = computed_weights(facts)
+        self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
@@ -130,10 +133,49 @@ class Derivation:
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)
             self._require_free_ties(stream)
+            group, because = self._free(stream, group, because)
         except _NotUnderstood as reason:
             return _unknown(dim, str(reason))
         because = because[0].upper() + because[1:]
         return Symmetry(group, group.privileged, because, reference)
+
+    def _free(self, index: int, group: Group, because: str) -> tuple[Group, str]:
+        """The claim, or the smaller one that weights computed from parameters allow.
+
+        Raises:
+            _NotUnderstood: if such weights cannot follow the changes that are claimed.
+        """
+        if not self.computed or isinstance(group, Trivial):
+            return group, because
+        streams = self.family(index) if self.permuting(index) else {index}
+        for here in sorted(streams):
+            stream = self.facts.streams[here]
+            for vertices, writes in ((stream.writers, True), (stream.readers, False)):
+                for vertex in vertices:
+                    weight = self.computed.get(vertex)
+                    if weight is None:
+                        continue
+                    where = _where(self.facts, vertex)
+                    for smaller in (group, *_smaller(group)):
+                        key = (vertex, writes, repr(smaller))
+                        if key not in self._reached:
+                            self._reached[key] = not unreachable(
+                                self.facts, weight, smaller, writes=writes
+                            )
+                        if self._reached[key]:
+                            break
+                    else:
+                        raise _NotUnderstood(
+                            f"the weight{where} is computed from parameters, which cannot give the "
+                            "values that a change of basis asks of it"
+                        )
+                    if smaller != group:
+                        group = smaller
+                        because += (
+                            f" The weight{where} is computed from parameters, which cannot give "
+                            "what a larger group would ask of it."
+                        )
+        return group, because
 
     def _traced(self, node: int) -> tuple[int, ...]:
         """The calls behind a node on whose results the model's outputs depend."""
@@ -1108,6 +1150,22 @@ _BETWEEN_CHANNELS = (
     Kind.CONCAT,
     Kind.PADDED,
 )
+
+
+def _smaller(group: Group) -> tuple[Group, ...]:
+    """Groups inside another that weights of a restricted form may still follow, the largest first.
+
+    A group in whose proof the restriction plays no part is not offered: rotations of a stream that
+    nothing else binds, and orders of axes.
+    """
+    dim = group.dim
+    if isinstance(group, GeneralLinear):
+        return (Orthogonal(dim),)
+    if isinstance(group, Monomial):
+        return PositiveMonomial(dim), SignedPermutation(dim), Permutation(dim)
+    if isinstance(group, PositiveMonomial | SignedPermutation):
+        return (Permutation(dim),)
+    return ()
 
 
 def _around(

@@ -143,7 +143,9 @@ def replay(
         if isinstance(value, Ref):
             return compute(value.node)
         if isinstance(value, Fixed):
-            tensor = fixed.get(id(value.tensor), value.tensor).detach()
+            # What takes a parameter's place may be differentiated by; the parameter itself is not.
+            own = fixed.get(id(value.tensor))
+            tensor = value.tensor.detach() if own is None else own
             if tensor.is_floating_point() and dtype is not None:
                 tensor = tensor.to(device=device, dtype=dtype)
             return tensor
@@ -189,7 +191,8 @@ def replay(
         return found.to(dtype)
 
     try:
-        with torch.no_grad():
+        # Differentiated only by what takes the place of a parameter.
+        with torch.set_grad_enabled(any(tensor.requires_grad for tensor in fixed.values())):
             return compute(target)
     finally:
         # The functions above refer to each other; what they hold must not wait for the collector.

@@ -1,0 +1,195 @@
+"""Whether weights that are functions of parameters can take the values that a change of basis asks.
+
+A weight may be computed while the model runs: masked, made positive, divided by a norm, made
+orthogonal. Its group is what the *parameters* can absorb. So elements of the claimed group act on
+the weight, and parameters are looked for that give the changed weight.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.algebra.groups import Group
+from basis_probe.model.facts import Facts, leaves_of
+from basis_probe.model.graph import Kind, replay
+from basis_probe.model.trace import Node, Ref
+
+MOST_NUMBERS = 100_000
+"""A computed weight of more numbers is not tried, and taken for one that cannot move."""
+
+_NEAR = 1e-4
+"""Relative distance at which a weight counts as reached."""
+
+_FAR, _LARGER = 100.0, 10.0
+_STEPS = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """A weight that a linear map reads and the model computes from parameters.
+
+    Attributes:
+        vertex: the linear map.
+        node: the node that holds the weight.
+        outputs, inputs: its axes.
+    """
+
+    vertex: int
+    node: int
+    outputs: int
+    inputs: int
+
+
+def computed_weights(facts: Facts) -> dict[int, Computed]:
+    """Vertex of a linear map -> its weight, where that is computed and no selection of entries."""
+    trace = facts.graph.trace
+    found: dict[int, Computed] = {}
+    for index, vertex in facts.graph.vertices.items():
+        if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.DEPTHWISE, Kind.EMBEDDING):
+            continue
+        node = trace.node(vertex.node)
+        for value, outputs, inputs in _weights(node):
+            if isinstance(value, Ref) and _is_computed(facts, value.node):
+                found[index] = Computed(index, value.node, outputs, inputs)
+    return found
+
+
+def _weights(node: Node) -> Iterator[tuple[object, int, int]]:
+    """The weight of a linear map, and its axes of outputs and inputs."""
+
+    def argument(place: int, *names: str) -> object:
+        for name in names:
+            if name in node.kwargs:
+                return node.kwargs[name]
+        return node.args[place] if len(node.args) > place else None
+
+    if node.op == "embedding":
+        yield argument(1, "weight"), 1, 0
+    elif node.op == "addmm":
+        yield argument(2, "mat2"), 1, 0
+    elif node.op in ("matmul", "mm"):
+        yield argument(1, "other", "mat2"), -1, -2
+        yield argument(0, "input"), -2, -1
+    elif node.op == "linear":
+        yield argument(1, "weight"), 0, 1
+    elif "transpose" in node.op:
+        yield argument(1, "weight"), 1, 0
+    elif node.op.startswith("conv"):
+        yield argument(1, "weight"), 0, 1
+
+
+def _is_computed(facts: Facts, node: int) -> bool:
+    """True for a weight that is made of parameters, and is not entries of a single one."""
+    trace = facts.graph.trace
+    if trace.node(node).live or len(trace.node(node).shape) < 2:
+        return False
+    leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, node)}
+    learned = [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
+    if not learned or any(tensor.is_meta for tensor in leaves.values()):
+        return False
+    if len(learned) > 1:
+        return True
+    places = torch.arange(learned[0].numel(), dtype=torch.float64, device=learned[0].device)
+    try:
+        shown = replay(trace, node, {}, {id(learned[0]): places.reshape(learned[0].shape)})
+        given = replay(trace, node, {})
+    except (RuntimeError, ValueError, TypeError):
+        return True
+    entries = shown.round().long()
+    if not bool((entries >= 0).all()) or not bool((entries < learned[0].numel()).all()):
+        return True
+    return not torch.equal(learned[0].detach().flatten()[entries].to(given), given)
+
+
+def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -> bool:
+    """True if elements of a group ask of a computed weight what its parameters cannot give.
+
+    Args:
+        facts: what was seen of the model.
+        weight: the weight.
+        group: the group of the stream that its map writes or reads.
+        writes: whether the map writes the stream; else it reads it.
+    """
+    trace = facts.graph.trace
+    leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, weight.node)}
+    learned = [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
+    if sum(tensor.numel() for tensor in learned) > MOST_NUMBERS:
+        return True
+    # As they are, and as they could be after more training.
+    for size in (1.0, _LARGER):
+        given = [size * tensor.detach().double() for tensor in learned]
+        by = {id(tensor): value for tensor, value in zip(learned, given, strict=True)}
+        now = replay(trace, weight.node, {}, by).detach().double()
+        axis = (weight.outputs if writes else weight.inputs) % now.ndim
+        if now.shape[axis] != group.dim:
+            return True
+        for moved in _moved(now, axis, group, inverse=not writes):
+            if not _reaches(facts, weight.node, learned, given, moved):
+                return True
+    return False
+
+
+def _moved(now: Tensor, axis: int, group: Group, *, inverse: bool) -> Iterator[Tensor]:
+    """The weight as elements of a group make it along an axis, small changes and large ones."""
+    generator = torch.Generator().manual_seed(0)
+    front = now.movedim(axis, 0)
+    for factor in (1.0, _FAR, 1 / _FAR):
+        matrix = factor * group.draw(generator).matrix().to(now)
+        # A bounded weight follows small changes, and not large ones.
+        if factor != 1.0 and not group.contains(matrix.cpu().numpy()):
+            continue
+        if inverse:
+            matrix = torch.linalg.inv(matrix).T
+        yield (matrix @ front.flatten(1)).view(front.shape).movedim(0, axis)
+
+
+def _reaches(
+    facts: Facts, node: int, learned: list[nn.Parameter], given: list[Tensor], target: Tensor
+) -> bool:
+    """True if parameters are found from which the node takes the target's values."""
+    size = float(target.norm())
+    for start in ("as they are", "the target"):
+        free = [
+            (target if start == "the target" and tensor.shape == target.shape else tensor)
+            .clone()
+            .requires_grad_()
+            for tensor in given
+        ]
+        if start == "the target" and not any(t.shape == target.shape for t in learned):
+            break
+        by = {id(tensor): value for tensor, value in zip(learned, free, strict=True)}
+
+        def distance(by: dict[int, Tensor] = by) -> Tensor:
+            return (replay(facts.graph.trace, node, {}, by) - target).square().sum() / size**2
+
+        if _descends(distance, free):
+            return True
+    return False
+
+
+def _descends(distance: Callable[[], Tensor], free: list[Tensor]) -> bool:
+    """True if the squared relative distance falls to nothing by descent."""
+    optimiser = torch.optim.LBFGS(
+        free,
+        max_iter=_STEPS,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = distance()
+        if loss.requires_grad:
+            loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        return loss
+
+    try:
+        with torch.enable_grad():
+            optimiser.step(closure)
+            left = float(distance().detach())
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return left < _NEAR**2

@@ -1,0 +1,96 @@
+"""Weights that are functions of parameters follow a change of basis only where parameters can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from draws import seeded
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import basis_probe as bp
+from basis_probe.algebra.haar import haar
+
+X = torch.randn(5, 6, generator=seeded(), dtype=torch.float64)
+
+
+class Shaped(nn.Module):
+    def __init__(self, shape: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, free: Tensor) -> Tensor:
+        return self.shape(free)
+
+
+def between(shape: Callable[[Tensor], Tensor], *inner: nn.Module) -> nn.Sequential:
+    """Two linear maps whose weights are always shape(V) for a free V."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(6, 16), nn.Linear(16, 3)]
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", Shaped(shape))
+    return nn.Sequential(layers[0], *inner, layers[1]).double().eval()
+
+
+ONTO: dict[str, Callable[[Tensor], Tensor]] = {
+    "a factor": lambda v: 2 * v,
+    "a constant": lambda v: v + 0.1,
+    "running sums": lambda v: v.cumsum(0),
+    "turned": lambda v: v.flip(0).flip(1),
+}
+BOUND: dict[str, Callable[[Tensor], Tensor]] = {
+    "positive": F.softplus,
+    "exponentials": torch.exp,
+    "squares": torch.square,
+    "in an interval": torch.tanh,
+    "clamped": lambda v: v.clamp(-0.2, 0.2),
+    "one triangle": torch.triu,
+    "rows of mean zero": lambda v: v - v.mean(1, keepdim=True),
+    "probabilities": lambda v: v.softmax(1),
+    "signs": torch.sign,
+    "rounded": lambda v: (8 * v).round() / 8,
+}
+
+
+@pytest.mark.parametrize("name", ONTO)
+def test_weights_that_reach_every_value_are_as_free_as_parameters(name: str) -> None:
+    found = bp.symmetries(between(ONTO[name]), X, certificates=False)["0"]
+    assert found.group == bp.groups.GeneralLinear(16)
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_weights_of_a_restricted_form_are_not_turned(name: str) -> None:
+    found = bp.symmetries(between(BOUND[name]), X)["0"]
+    unknown = found.privileged is bp.Privileged.UNKNOWN
+    assert unknown or not found.group.contains(haar(16, seeded(1)).numpy())
+    if unknown:
+        assert "is computed from parameters" in found.because
+
+
+@pytest.mark.parametrize("bend", [nn.ReLU, nn.GELU])
+def test_rows_of_one_length_change_places_and_no_size(bend: type[nn.Module]) -> None:
+    model = between(lambda v: F.normalize(v, dim=1), bend())
+    assert bp.symmetries(model, X)["1"].group == bp.groups.Permutation(16)
+    # A positive weight can be rescaled by what ReLU lets through.
+    if bend is nn.ReLU:
+        positive = between(F.softplus, bend())
+        assert bp.symmetries(positive, X)["1"].group == bp.groups.PositiveMonomial(16)
+
+
+def test_masks_normalised_and_orthogonal_weights_as_torch_makes_them() -> None:
+    first, last = nn.Linear(6, 16), nn.Linear(16, 3)
+    masked = nn.Sequential(
+        prune.l1_unstructured(nn.Linear(6, 16), "weight", 0.3), nn.ReLU(), nn.Linear(16, 3)
+    ).double()
+    assert bp.symmetries(masked.eval(), X)["1"].privileged is bp.Privileged.UNKNOWN
+    free = nn.Sequential(parametrizations.weight_norm(first), nn.ReLU(), last).double().eval()
+    assert bp.symmetries(free, X)["1"].group == bp.groups.PositiveMonomial(16)
+    square = torch.randn(5, 16, generator=seeded(2), dtype=torch.float64)
+    turned = nn.Sequential(parametrizations.orthogonal(nn.Linear(16, 16)), nn.Linear(16, 3))
+    found = bp.symmetries(turned.double().eval(), square)["0"]
+    # One of the two halves of the orthogonal matrices is reached from where the weight is.
+    assert not found.group.contains(2 * torch.eye(16).double().numpy())
