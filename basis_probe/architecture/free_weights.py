@@ -23,7 +23,7 @@ _NEAR = 1e-4
 """Relative distance at which a weight counts as reached."""
 
 _FAR, _LARGER = 100.0, 10.0
-_STEPS = 300
+_STEPS = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _moved(now: Tensor, axis: int, group: Group, *, inverse: bool) -> Iterator[T
     """The weight as elements of a group make it along an axis, small changes and large ones."""
     generator = torch.Generator().manual_seed(0)
     front = now.movedim(axis, 0)
-    for factor in (1.0, _FAR, 1 / _FAR):
+    for factor in (1.0, _FAR, 1 / _LARGER):
         matrix = factor * group.draw(generator).matrix().to(now)
         # A bounded weight follows small changes, and not large ones.
         if factor != 1.0 and not group.contains(matrix.cpu().numpy()):
@@ -187,9 +187,15 @@ def _descends(distance: Callable[[], Tensor], free: list[Tensor]) -> bool:
         return loss
 
     try:
+        left = 1.0
         with torch.enable_grad():
-            optimiser.step(closure)
-            left = float(distance().detach())
+            # Started anew where the curvature that it remembers leads nowhere.
+            for _ in range(3):
+                optimiser.step(closure)
+                left = float(distance().detach())
+                if not left >= _NEAR**2:
+                    break
+                optimiser.state.clear()
     except (RuntimeError, ValueError, TypeError):
         return False
     return left < _NEAR**2
