@@ -308,7 +308,7 @@ class Prover:
     # --- strangers, felt nearby -----------------------------------------------------------------
 
     def _values(self) -> dict[int, Tensor] | None:
-        """Every recorded tensor in float64; None if the record cannot be run again."""
+        """The recorded tensors that can be computed anew, in float64; None if inputs differ."""
         trace = self.facts.graph.trace
         given = list(tensors_in((self.batch.args, self.batch.kwargs)))
         inputs = [node.index for node in trace.nodes if node.op == "input"]
@@ -316,10 +316,7 @@ class Prover:
             return None
         known = dict(zip(inputs, given, strict=True))
         fixed = {key: self.weights.now(names[0]) for key, names in self.slots.names.items()}
-        try:
-            return replay_all(trace, known, fixed)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-            return None
+        return replay_all(trace, known, fixed)
 
     def _felt(
         self,
@@ -367,6 +364,8 @@ class Prover:
         known = {i: value for i, value in values.items() if i not in stale}
         largest = 0.0
         for end in ends:
+            if end not in values:
+                continue
             try:
                 after = replay(trace, end, known, fixed)
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):

@@ -202,23 +202,28 @@ def replay(
 def replay_all(
     trace: Trace, values: dict[int, Tensor], fixed: dict[int, Tensor]
 ) -> dict[int, Tensor]:
-    """Every node's value, computed anew from those of the inputs, in float64.
+    """Every node's value that can be computed anew from those of the inputs, in float64.
 
     Args:
         trace: the record.
         values: input node -> its value.
         fixed: id of a parameter or constant -> what takes its place.
-
-    Raises:
-        ValueError: if a node cannot be computed again.
     """
     known = dict(values)
+    failed: set[int] = set()
     for node in trace.nodes:
-        if node.index not in known:
+        if node.index in known:
+            continue
+        try:
+            if failed & set(node.inputs):
+                raise ValueError("what it reads could not be computed")
             found: Any = replay(trace, node.index, known, fixed)
-            # A call with several outputs has none of its own.
-            if isinstance(found, Tensor):
-                known[node.index] = found
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            failed.add(node.index)
+            continue
+        # A call with several outputs has none of its own.
+        if isinstance(found, Tensor):
+            known[node.index] = found
     return known
 
 
