@@ -232,7 +232,7 @@ class Action:
                 used = self.rows[writer]
                 given = self.weights.now(slot.name).detach()[used]
                 self.weights.set_some(slot, 0, used, element.act(given))
-        elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
+        elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.EMBEDDING):
             found = self._map(vertex)
             self._edit(found.weight, found.outputs, element, rows)
             bias = self._bias(self.graph.trace.node(writer), found.bias)
@@ -255,6 +255,9 @@ class Action:
             at = self._at(vertex.used[0], element)
             self._edit(found.weight, found.inputs, at.inverse().transpose(), None)
             return
+        if vertex.kind is Kind.GROUPED:
+            self._read_groups(vertex, element)
+            return
         if self.derivation.sets_side_by_side(reader):
             self._read_parts(vertex, element, index)
             return
@@ -263,6 +266,21 @@ class Action:
             # What lies along the all-ones direction does not come through a LayerNorm.
             blind = region.shape is Shape.LAYER_NORM and not strange
             self._through_norm(reader, _across(element) if blind else element)
+
+    def _read_groups(self, vertex: Vertex, element: Element) -> None:
+        """A convolution in groups reads channels that changed inside the groups."""
+        slot = self._map(vertex).weight
+        if (slot.name, "groups") in self._done:
+            return
+        self._done.add((slot.name, "groups"))
+        values = self.weights.get(slot)
+        size, groups = values.shape[1], element.dim // values.shape[1]
+        taken = element.inverse().transpose().matrix()
+        blocks = taken.unflatten(0, (groups, size)).unflatten(-1, (groups, size))
+        inside = blocks[torch.arange(groups), :, torch.arange(groups)].to(values.device)
+        each = values.unflatten(0, (groups, -1)).flatten(3)
+        mixed = torch.einsum("gab,gobk->goak", inside, each)
+        self.weights.set(slot, mixed.reshape(values.shape))
 
     def _read_parts(self, concat: Vertex, element: Element, index: int) -> None:
         """The maps behind a concatenation read a part of it, wherever that is, as before."""

@@ -677,6 +677,8 @@ class Derivation:
             said.append("batch normalisation writes it, channel by channel")
         if any(vertices[r].kind is Kind.BATCH_NORM for r in stream.readers):
             said.append("batch normalisation reads it, channel by channel")
+        if any(vertices[v].kind is Kind.GROUPED for v in touching):
+            said.append("a convolution mixes channels inside groups only")
         if any(vertices[v].kind is Kind.GROUP_NORM for v in touching):
             said.append("channels are normalised in groups")
         if any(vertices[r].kind is Kind.DEPTHWISE for r in stream.readers):
@@ -765,6 +767,10 @@ class Derivation:
                 groups = norm_argument(node, "num_groups")
                 assert isinstance(groups, int)
                 bounds[stream_of[vertex]] |= set(range(0, node.shape[1], node.shape[1] // groups))
+        for member in family:
+            width = self._width_of(member)
+            for groups in self._groups_around(member):
+                bounds[member] |= set(range(0, width, width // groups))
         changed = True
         while changed:
             before = sum(map(len, bounds.values()))
@@ -774,6 +780,21 @@ class Derivation:
                 bounds[source] |= {b - offset for b in inside}
             changed = sum(map(len, bounds.values())) != before
         return bounds
+
+    def _groups_around(self, index: int) -> list[int]:
+        """Into how many groups convolutions divide the channels that they read or write."""
+        stream, found = self.facts.streams[index], list[int]()
+        for vertex in (*stream.readers, *stream.writers):
+            if self.facts.graph.vertices[vertex].kind is Kind.GROUPED:
+                node = self.facts.graph.trace.node(vertex)
+                found.append(node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1))
+        return found
+
+    def _width_of(self, index: int) -> int:
+        graph = self.facts.graph
+        member = min(self.facts.streams[index].members)
+        layout, shape = graph.layouts[member], graph.trace.node(member).shape
+        return math.prod(shape[axis] for axis in layout.axes) // layout.repeat
 
     def family_links(self, family: frozenset[int]) -> list[int]:
         streams = self.facts.streams
@@ -787,6 +808,11 @@ class Derivation:
             why = self.facts.given.get(index)
             if why is not None and index not in self.inside:
                 raise _NotUnderstood(why)
+        index = self.facts.stream_of[min(stream.members)]
+        if self._groups_around(index) and not self.permuting(index):
+            raise _NotUnderstood(
+                "a convolution reads or writes it in groups, and nothing else keeps its axes apart"
+            )
         for writer in stream.writers:
             vertex = vertices[writer]
             where = _where(self.facts, writer)

@@ -32,7 +32,8 @@ class Kind(enum.Enum):
     INPUT = "the model's input"
     LINEAR = "a linear map"
     CONVOLUTION = "a convolution"
-    DEPTHWISE = "a convolution within groups of channels"
+    DEPTHWISE = "a convolution of single channels"
+    GROUPED = "a convolution within groups of channels"
     EMBEDDING = "an embedding"
     SUM = "a sum"
     CARRIER = "an operation that leaves the features alone"
@@ -419,7 +420,7 @@ class _Builder:
                 kind = Kind.DEPTHWISE
             else:
                 # Channels mix inside their groups: neither one linear map nor single channels.
-                kind = Kind.OTHER
+                kind = Kind.OTHER if across or "transpose" in op else Kind.GROUPED
             self.put(node.index, kind, (), (self.vertex(first),), across=across)
         elif op in ("batch_norm", "instance_norm") and self._features_at(first, 1):
             self.put(node.index, Kind.BATCH_NORM, (self.vertex(first),))

@@ -838,13 +838,13 @@ def test_tokens_flattened_in_front_of_their_features_are_unknown() -> None:
     assert found["embed"].group.name == "unknown"
 
 
-def test_groups_of_channels_that_mix_are_unknown() -> None:
+def test_groups_of_channels_that_mix_keep_to_themselves_where_axes_are_kept_apart() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1)
     )
     found = bp.symmetries(settled(model), IMAGES)
     assert found["0"].group == G.Unknown(6)
-    assert found["1"].group == G.Unknown(6)
+    assert found["1"].group == G.DirectSum((G.PositiveMonomial(3),) * 2)
 
 
 def test_a_fused_projection_is_read_part_by_part() -> None:
