@@ -21,6 +21,7 @@ from basis_probe.results.evidence import (
 )
 from basis_probe.results.report import Outcome, SiteReport, Verdict
 from basis_probe.results.symmetry import Symmetry
+from basis_probe.statistics.nulls import Geometry
 from basis_probe.statistics.orders import FORM, OFFSET, SCALE
 from basis_probe.statistics.p_values import holm
 
@@ -208,6 +209,12 @@ def decide(found: Found) -> Verdict:
         return _undecided(f"Undecided: none of the {found.dim} axes ever varied.")
     if null is None:
         return _undecided(f"Undecided: nothing could be compared at {what}.")
+    fitted = null.geometry in (Geometry.WHITENED.name.lower(), Geometry.HEADS.name.lower())
+    if fitted and 0 < null.distinct < min(found.needed, null.samples / 2):
+        return _undecided(
+            f"Undecided: only {null.distinct} of {null.samples} samples differ from each other, and"
+            f" the covariance of {what} needs at least {found.needed}; give data that repeat less."
+        )
     if not deciding and not found.orders:
         return _undecided(f"Undecided: {null.because}.")
     known = [order for order in found.orders if not math.isnan(order.effect)]

@@ -12,6 +12,7 @@ from torch import Tensor
 from basis_probe.algebra.groups import Group, Privileged
 from basis_probe.results.evidence import ClosedFormRecord, FewAxes, NullRecord, ScoreResult
 from basis_probe.statistics import closed_forms
+from basis_probe.statistics.effective import distinct_rows, effective_samples
 from basis_probe.statistics.few_axes import few_axes
 from basis_probe.statistics.floors import floor_of
 from basis_probe.statistics.moments import Moments
@@ -277,6 +278,7 @@ def _measure(
 ) -> Compared:
     null = choice.null
     problem = taken(problem, null.samples)
+    distinct, effective = distinct_rows(problem.x), _effective(problem.x, seed)
     geometry = _geometry(null, problem)
     dim = problem.x.shape[1]
     kept = torch.arange(dim)
@@ -295,6 +297,7 @@ def _measure(
             )
     used, notes = _applicable(scores, problem.group, geometry, null)
     notes += (*_wiring(problem, null), *_few_examples(problem))
+    notes += _repeated(distinct, len(problem.x))
     axes = _block(null, problem.x.shape[1], seed)
     compared = used if axes is None else [score for score in used if not score.across_axes]
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
@@ -358,6 +361,8 @@ def _measure(
         approximate=null.approximate or not choice.believable,
         directions=dim if axes is None else len(axes),
         examples=0 if problem.examples is None else int(problem.examples.unique().numel()),
+        distinct=distinct,
+        effective=effective,
     )
     few = None
     if not (axes is not None and geometry is Geometry.RIDGE):
@@ -415,6 +420,27 @@ def _few_examples(problem: Problem) -> tuple[str, ...]:
     return (
         f"The {rows:,} rows that were compared are positions of {several}: what they show may be "
         "true of those alone. Give more examples, and leave max_samples out or make it larger.",
+    )
+
+
+_PAIRED = 512
+"""Among so many samples it is measured how much they point the same way."""
+
+
+def _effective(x: Tensor, seed: int) -> float:
+    if not bool(x.any()):
+        return 0.0
+    generator = torch.Generator().manual_seed(seed)
+    return effective_samples(x, pairs=_PAIRED, generator=generator)
+
+
+def _repeated(distinct: int, samples: int) -> tuple[str, ...]:
+    """A note where most samples come again."""
+    if distinct * 2 >= samples:
+        return ()
+    return (
+        f"Only {distinct} of the {samples} compared samples differ from each other; where something"
+        " is fitted to them, the others count for nothing.",
     )
 
 

@@ -32,6 +32,8 @@ from basis_probe.statistics.orders import (
 )
 
 _LEADING = 3
+_FEWEST_DISTINCT = 200
+"""From fewer different rows no bound is inferred."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +54,12 @@ class Orders:
 
 
 def orders(
-    problem: Problem, null: Null, scores: Mapping[str, ScoreResult], *, seed: int
+    problem: Problem,
+    null: Null,
+    scores: Mapping[str, ScoreResult],
+    *,
+    distinct: int,
+    seed: int,
 ) -> Orders | None:
     """The orders of a site; None where nothing varies.
 
@@ -60,6 +67,7 @@ def orders(
         problem: what is known of the site.
         null: the null of the site, for the number of rows.
         scores: the scores of form, measured against turns of the whitened rows.
+        distinct: how many of the rows differ from each other.
         seed: seeds what is drawn.
     """
     few = taken(problem, null.samples)
@@ -80,7 +88,9 @@ def orders(
     form = _form(scores, split.form)
     if form is not None:
         records.append(form)
-    bound = bound_form(rows.whitened().float(), examples, seed=seed)
+    bound = None
+    if distinct >= _FEWEST_DISTINCT:
+        bound = bound_form(rows.whitened().float(), examples, seed=seed)
     return Orders(
         records=tuple(records),
         per_sample=KurtosisSplit(**dataclasses.asdict(split)),

@@ -254,7 +254,8 @@ def gather(
         elif not choice.believable and isinstance(wanted, Rotation):
             warnings.warn(f"{case.site}: {choice.because}", MisleadingNull, stacklevel=2)
         if asks_orders(problem, choice.null) and choice.believable:
-            apart = orders(problem, choice.null, found.scores, seed=seed)
+            distinct = found.record.distinct
+            apart = orders(problem, choice.null, found.scores, distinct=distinct, seed=seed)
         ranking = ranked(problem, companions.bases, seed=seed)
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
     if isinstance(ranking, str):

@@ -26,6 +26,11 @@ class NullRecord:
         directions: how many axes were compared, drawn at random where that is not all of them, and
             as many directions of every alternative; 0 in reports that do not say.
         examples: how many sequences or images the compared samples are of; 0 if that is not known.
+        distinct: how many of the compared samples differ from each other; 0 in reports that do not
+            say.
+        effective: as how many unrelated samples they count in an average of the kurtosis across
+            axes: 1.5, however many there are, where any two have a cosine of 0.9; 0 in reports that
+            do not say.
     """
 
     name: str
@@ -37,6 +42,8 @@ class NullRecord:
     approximate: bool = False
     directions: int = 0
     examples: int = 0
+    distinct: int = 0
+    effective: float = 0.0
 
 
 @brief

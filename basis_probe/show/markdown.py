@@ -184,7 +184,7 @@ def _site(site: SiteReport) -> list[str]:
         f"- Reference: {text(found.reference) or words.DASH}",
         f"- Certificate: {words.certificate(site.symmetry)}",
     ]
-    data = [f"- Samples: {words.count(site.n_samples)} streamed; axes: {words.axes(site)}"]
+    data = [f"- Samples: {words.samples_of(site)}; axes: {words.axes(site)}"]
     if site.null is None:
         data.append("- Null: nothing could be compared here")
     else:

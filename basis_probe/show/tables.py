@@ -33,6 +33,8 @@ _DTYPES = {
     "null_geometry": "string",
     "null_frames": "Int64",
     "null_samples": "Int64",
+    "null_distinct": "Int64",
+    "null_effective": "float64",
     "score": "string",
     "decides": "boolean",
     "tail": "string",
@@ -193,6 +195,8 @@ def _row(site: SiteReport, score: ScoreResult | None) -> dict[str, Any]:
             "null_geometry": words.clean(site.null.geometry),
             "null_frames": site.null.frames,
             "null_samples": site.null.samples,
+            "null_distinct": site.null.distinct or None,
+            "null_effective": site.null.effective or None,
         }
     if score is None:
         return row

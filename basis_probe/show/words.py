@@ -555,6 +555,17 @@ def digests(made: Provenance) -> list[tuple[str, str]]:
     return [(what, value) for what, value in both if value]
 
 
+def samples_of(site: SiteReport) -> str:
+    """How many samples a site saw, and how many of those that were compared count."""
+    text = f"{count(site.n_samples)} streamed"
+    if site.null is not None and site.null.distinct:
+        text += (
+            f"; of {count(site.null.samples)} compared {count(site.null.distinct)} differ, worth "
+            f"{number(site.null.effective)} unrelated ones across axes"
+        )
+    return text
+
+
 def samples(report: Report) -> str:
     """How many samples the sites saw."""
     seen = sorted({site.n_samples for site in report})

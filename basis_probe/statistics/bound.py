@@ -73,7 +73,8 @@ def bound_form(
     factor = count / (count - 1)
     axes_square = axes.square() - factor * axes_parts.square().sum(0)
     random_square = random.square() - factor * random_parts.square().sum(0)
-    difference = float(axes_square.mean() - random_square.mean())
+    # Less than nothing is noise, and says no more than nothing does.
+    difference = max(float(axes_square.mean() - random_square.mean()), 0.0)
     linear = 2 * ((axes_parts * axes).mean(1) - (random_parts * random).mean(1))
     products = axes_parts @ axes_parts.T / len(axes) - random_parts @ random_parts.T / _RANDOM
     pairs = 2 * float(products.square().sum() - products.diagonal().square().sum())

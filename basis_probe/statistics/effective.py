@@ -1,0 +1,87 @@
+"""How many samples are worth counting: different ones, and unrelated ones."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from basis_probe.statistics.moments import float64_device
+
+_ALIKE = 1e-5
+"""Rows that differ by less than so much of their length are the same row, computed twice."""
+_DIRECTIONS = 8
+_NEIGHBOURS = 16
+
+
+def distinct_rows(x: Float[Tensor, "samples dim"]) -> int:
+    """The number of different rows.
+
+    What is fitted to rows, such as a covariance, learns nothing from a row that comes again. A
+    row counts as seen before if it agrees with one of its neighbours to five digits of its length
+    in eight fixed random directions, where neighbours are the sixteen rows before it in the order
+    along the first of these: batches of other sizes change the last digits of a row.
+
+    Args:
+        x: activations, [samples, dim]. Rows that are not finite count as one each. Rows that a
+            model computed in half precision differ in the third digit, and may all count.
+
+    Example:
+        >>> distinct_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
+        2
+    """
+    rows = x.detach().to(float64_device(x)).to(torch.float64)
+    finite = rows.isfinite().all(1)
+    alone = int((~finite).sum())
+    rows = rows[finite]
+    if not len(rows):
+        return alone
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(x.shape[1], _DIRECTIONS, generator=generator, dtype=torch.float64)
+    lengths = rows.norm(dim=1)
+    seen = rows @ (directions / directions.norm(dim=0)).to(rows)
+    order = seen[:, 0].argsort()
+    seen, lengths = seen[order], lengths[order]
+    again = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    for back in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
+        apart = (seen[back:] - seen[:-back]).abs().amax(1)
+        again[back:] |= apart <= _ALIKE * lengths[back:]
+    return alone + int((~again).sum())
+
+
+def effective_samples(
+    x: Float[Tensor, "samples dim"],
+    *,
+    pairs: int = 1024,
+    generator: torch.Generator | None = None,
+) -> float:
+    """As how many unrelated samples these count in an average over samples of a fourth power.
+
+    1 / mean_{s,t} cos^4 of the angle between samples s and t, each with itself among them: T for
+    orthogonal samples, 1 for parallel ones, 1.5 for any number at mean cosine 0.9. In n dimensions
+    even unrelated samples are never quite orthogonal, so that it stays below n (n+2) / 3.
+
+    Args:
+        x: activations, [samples, dim]; rows of zeros are left out.
+        pairs: above this many samples the mean is estimated from a random subset of this size.
+        generator: draws the subset; needed where there are more samples than `pairs`.
+
+    Raises:
+        ValueError: if no row is other than zero, or a subset is needed and no generator given.
+
+    Example:
+        >>> round(effective_samples(torch.eye(5)), 6), round(effective_samples(torch.ones(5, 3)), 6)
+        (5.0, 1.0)
+    """
+    rows = x.detach().to(float64_device(x)).to(torch.float64)
+    rows = rows[rows.abs().amax(1) > 0]
+    samples = len(rows)
+    if samples == 0:
+        raise ValueError(f"none of {len(x)} samples is other than zero: leave this site out")
+    if samples > pairs:
+        if generator is None:
+            raise ValueError(f"{samples} samples are more than pairs={pairs}: give a generator")
+        rows = rows[torch.randperm(samples, generator=generator)[:pairs].to(rows.device)]
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    fourth = float((unit @ unit.T).square().square().sum())
+    count = len(unit)
+    apart = (fourth - count) / (count * (count - 1)) if count > 1 else 0.0
+    return 1 / (1 / samples + (1 - 1 / samples) * max(apart, 0.0))
