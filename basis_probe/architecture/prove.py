@@ -490,7 +490,8 @@ def _fitted(element: Element, size: int) -> Element:
 def largest_change(before: list[Tensor], after: list[Tensor]) -> float:
     """The largest change of any number, relative to the largest number of its tensor."""
     largest = 0.0
-    for old, new in zip(before, after, strict=True):
+    for one, other in zip(before, after, strict=True):
+        old, new = one.detach(), other.detach()
         finite = old.isfinite()
         if not torch.equal(finite, new.isfinite()):
             return math.inf

@@ -224,7 +224,7 @@ def replay_all(
             continue
         # A call with several outputs has none of its own.
         if isinstance(found, Tensor):
-            known[node.index] = found
+            known[node.index] = found.detach()
     return known
 
 
