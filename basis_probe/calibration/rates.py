@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from basis_probe.calibration.cases import TRIALS, Draw, Trial
+from basis_probe.calibration.cases import OWN_AXES, TRIALS, WEAK, Trial
+from basis_probe.calibration.draw import Draw
 from basis_probe.results.report import Outcome, SiteReport
+from basis_probe.statistics.orders import FORM, OFFSET, SCALE
 
 LEVEL = 0.05
 SIZES = ((16, 1000), (64, 1000), (16, 8000), (64, 8000))
@@ -116,7 +118,10 @@ class Tally:
         datasets: how many.
         called: how many verdicts said that the axes stand out: false alarms, or detections.
         undecided: how many said nothing.
-        scores: score name -> how it fared, before any adjustment.
+        scores: score name -> how it fared, before any adjustment; of the orders, offset and scale
+            and form, how often they were claimed.
+        bounded: how many verdicts stated a bound whose true value is known.
+        covered: how many of these bounds lay above it.
     """
 
     place: str
@@ -128,6 +133,8 @@ class Tally:
     called: int = 0
     undecided: int = 0
     scores: Mapping[str, Count] = dataclasses.field(default_factory=dict[str, Count])
+    bounded: int = 0
+    covered: int = 0
 
     @property
     def key(self) -> tuple[str, str, bool, int, int]:
@@ -145,10 +152,18 @@ class Tally:
             called=self.called + other.called,
             undecided=self.undecided + other.undecided,
             scores={n: self.scores.get(n, none) + other.scores.get(n, none) for n in names},
+            bounded=self.bounded + other.bounded,
+            covered=self.covered + other.covered,
         )
 
-    def with_report(self, report: SiteReport) -> Tally:
-        """This tally and one more data set."""
+    def with_report(self, report: SiteReport, excess: float | None = None) -> Tally:
+        """This tally and one more data set.
+
+        Args:
+            report: what was found.
+            excess: the true value of what a bound bounds, where it is known.
+        """
+        bound = None if excess is None else report.verdict.bound
         outcome = report.verdict.outcome
         scores = {
             name: Count(1, int(score.p_value <= LEVEL), score.effect, score.effect**2)
@@ -167,6 +182,8 @@ class Tally:
             called=int(outcome in (Outcome.PRIVILEGED, Outcome.EMERGENT)),
             undecided=int(outcome is Outcome.UNDECIDED),
             scores=scores,
+            bounded=int(bound is not None),
+            covered=int(bound is not None and excess is not None and bound.excess >= excess),
         )
         return self + one
 
@@ -239,7 +256,8 @@ def calibrate(
                             compared * (2 if trial.planted else 1),
                             zlib.crc32(f"{tally.key} {index}".encode()),
                         )
-                        tally = tally.with_report(trial.report(draw))
+                        excess = None if trial.excess is None else trial.excess(dim)
+                        tally = tally.with_report(trial.report(draw), excess)
                     done[tally.key] = min(stop, datasets)
                     if record:
                         with record.open("a", encoding="utf-8") as file:
@@ -250,29 +268,42 @@ def calibrate(
 
 
 def markdown(tallies: Sequence[Tally]) -> str:
-    """The tallies as two tables in Markdown: false alarms, and detections."""
+    """The tallies as tables in Markdown, one for each kind of truth."""
+    own = [tally for tally in tallies if tally.place == OWN_AXES]
+    weak = [tally for tally in tallies if tally.place == WEAK]
+    rest = [tally for tally in tallies if tally.place not in (OWN_AXES, WEAK)]
     parts: list[str] = []
-    for planted, title, what in (
-        (False, "Nothing on the axes", "false alarms"),
-        (True, "Sources on the axes", "found"),
+    for some, title, what in (
+        ([t for t in rest if not t.planted], "Nothing on the axes", "false alarms"),
+        (own, "Initialisation, not training", "called"),
+        ([t for t in rest if t.planted], "Sources on the axes", "found"),
+        (weak, "Weak sources, and the bound that covers them", "found"),
     ):
-        some = [tally for tally in tallies if tally.planted is planted]
         if not some:
             continue
         names = list(dict.fromkeys(name for tally in some for name in tally.scores))
         head = ["site", "data", "axes", "samples", "data sets", what, "undecided"]
-        head += [f"{name.replace('_', ' ')}: p ≤ 5 %; z" for name in names]
+        head += [_heading(name) for name in names]
+        head += ["bound holds"] if any(tally.bounded for tally in some) else []
         lines = [f"### {title}", "", _row(head), _row(["---"] * len(head))]
         for tally in some:
             cells = [tally.place, tally.trial, tally.dim, tally.samples, tally.datasets]
             cells += [wilson(tally.called, tally.datasets), tally.undecided]
             cells += [_cell(tally.scores.get(name)) for name in names]
+            if head[-1] == "bound holds":
+                cells.append(wilson(tally.covered, tally.bounded) if tally.bounded else "")
             lines.append(_row(cells))
         total = sum(tally.datasets for tally in some)
         called = wilson(sum(tally.called for tally in some), total)
         lines += ["", f"All together, of {total} data sets: {what} {called}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _heading(name: str) -> str:
+    if name in (OFFSET, SCALE, FORM):
+        return f"{name}: claimed; z"
+    return f"{name.replace('_', ' ')}: p ≤ 5 %; z"
 
 
 def _row(cells: Sequence[object]) -> str:
