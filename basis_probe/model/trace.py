@@ -7,6 +7,8 @@ they happen.
 
 import dataclasses
 import functools
+import gc
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -153,6 +155,24 @@ _BY_FORM = {"expand": Tensor.expand, "view": Tensor.reshape, "to": Tensor.to}
 _BLANK = frozenset("zeros_like ones_like new_zeros new_ones new_empty empty_like".split())
 
 
+# Calls by which the numbers of a tensor leave torch: what comes back may be made of them.
+_LEAVING = frozenset(
+    "numpy tolist item __array__ __float__ __complex__ __dlpack__ to_dlpack untyped_storage "
+    "storage data_ptr".split()
+)
+# Those that hand on the memory itself, so that it may be written to where nobody sees it.
+_LENDING = frozenset(
+    "numpy __array__ __dlpack__ to_dlpack untyped_storage storage data_ptr".split()
+)
+# Calls that make a tensor of numbers that are no tensor, or of memory that others may fill.
+_BRINGING = frozenset(
+    "tensor as_tensor asarray from_numpy frombuffer scalar_tensor from_dlpack empty "
+    "empty_strided".split()
+)
+UNRECORDED = "unrecorded"
+"""What a tensor is called that code out of sight made: scripts, other libraries, threads."""
+
+
 # Attributes of a tensor that are tensors, under the name of the function that would make them.
 _ATTRIBUTES = {
     "T": "transpose", "mT": "mT", "H": "H", "mH": "mH", "data": "detach", "real": "real",
@@ -250,6 +270,11 @@ class _Recorder(Follower):
         self.picked: dict[int, Tensor] = {}
         self.entered: list[tuple[int, ...]] = []
         self.kinds = {path: type(module).__name__ for path, module in model.named_modules()}
+        # A tensor that is none of these and that no recorded call made is of unknown origin.
+        self.older = {id(one): one for one in gc.get_objects() if issubclass(type(one), Tensor)}
+        self.left: list[int] = []  # nodes whose numbers have left torch
+        self.numbers: dict[float, int] = {}  # a number that was taken from a tensor -> its node
+        self.lent: dict[int, Tensor] = {}  # where memory was handed on -> what lay there
 
     def add(
         self,
@@ -331,6 +356,15 @@ class _Recorder(Follower):
         op = spelling(func)
         if op is None:
             return out
+        if op in _LEAVING:
+            self._left(op, given, out)
+        if op == "set_":
+            # It shows memory from elsewhere now, as what is read from a file.
+            self._found(given[0])
+            return out
+        if op in _BRINGING and self.left and isinstance(out, Tensor) and not inputs:
+            self.add(out, UNRECORDED, inputs=tuple(dict.fromkeys(self.left)), live=True)
+            return out
         if op in ("min", "max") and len(given) > 1 and isinstance(out, Tensor):
             op = f"{op}imum"
         made = list(tensors_in(out))
@@ -369,14 +403,62 @@ class _Recorder(Follower):
         if isinstance(value, Tensor):
             index = self.made.get(id(value))
             if index is None:
-                return Fixed(value, self.names.get(id(value)))
+                name = self.names.get(id(value))
+                if name is not None or id(value) in self.older:
+                    return Fixed(value, name)
+                index = self._found(value)
+            elif self.lent:
+                index = self._as_it_is(value, index)
             inputs.append(index)
             return Ref(index)
+        if type(value) is float and value in self.numbers:
+            inputs.append(self.numbers[value])
+            return Ref(self.numbers[value])
         if isinstance(value, tuple):
             return tuple(self._seen(entry, inputs) for entry in value)
         if isinstance(value, list):
             return [self._seen(entry, inputs) for entry in value]
         return value
+
+    def _found(self, tensor: Tensor) -> int:
+        """A node for a tensor of unknown origin: it may depend on all that its maker could see."""
+        path, call = self.stack[-1]
+        recent = (node.index for node in self.nodes if (node.module, node.call) == (path, call))
+        entered = self.entered[-1] if self.entered else ()
+        last = (len(self.nodes) - 1,) if self.nodes else ()
+        seen = dict.fromkeys((*self.left, *self._held(), *entered, *recent, *last))
+        inputs = tuple(i for i in seen if i >= 0 and self.nodes[i].live)
+        return self.add(tensor, UNRECORDED, inputs=inputs, live=bool(inputs))
+
+    def _held(self) -> Iterator[int]:
+        """The tensors that somebody besides this record still holds."""
+        for values in self.stored.values():
+            for tensor in values:
+                # Held by the two lists, by the loop and by the call that counts.
+                if sys.getrefcount(tensor) > 4:
+                    yield self.made[id(tensor)]
+
+    def _left(self, op: str, given: list[Tensor], out: object) -> None:
+        """Notes that the numbers of live tensors have left torch."""
+        for tensor in given:
+            index = self.made.get(id(tensor))
+            if index is None or not self.nodes[index].live:
+                continue
+            if op in _LENDING:
+                self.lent[_storage(tensor)] = tensor.detach().clone()
+            if tensor.is_floating_point() or op not in ("item", "__float__"):
+                self.left.append(index)
+            if type(out) is float:
+                self.numbers[out] = index
+
+    def _as_it_is(self, tensor: Tensor, index: int) -> int:
+        """The node of a tensor, a new one if its memory was written to behind torch's back."""
+        before = self.lent.get(_storage(tensor))
+        if before is None or before.shape != tensor.shape or torch.equal(before, tensor):
+            return index
+        self.lent[_storage(tensor)] = tensor.detach().clone()
+        self._overwrite([tensor], (index,), [])
+        return self.made[id(tensor)]
 
     def enter(self, path: str, inputs: object) -> None:
         super().enter(path, inputs)
