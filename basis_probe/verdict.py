@@ -269,7 +269,7 @@ def decide(found: Found) -> Verdict:
         )
     allowed = _allowed(privileged)
     if stands_out:
-        advice = f"training, not the architecture, made these axes stand out; {_reading(found)}"
+        advice = f"{_ORIGIN}; {_reading(found)}"
         return Verdict(
             Outcome.EMERGENT, f"{allowed}, yet {data}: {advice}.{instead}", (FORM,), advice
         )
@@ -305,9 +305,8 @@ def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Ve
             f"{instead}"
         )
     advice = _emergent_advice(found, claimed)
-    origin = "training, or an initialisation with axes of its own, made these axes stand out"
     return Verdict(
-        Outcome.EMERGENT, f"{allowed}, yet {data}: {origin}; {advice}.{instead}", names, advice
+        Outcome.EMERGENT, f"{allowed}, yet {data}: {_ORIGIN}; {advice}.{instead}", names, advice
     )
 
 
@@ -331,6 +330,8 @@ def _no_order(found: Found) -> str:
         f"{names} (z: {figures}{least}){why}"
     )
 
+
+_ORIGIN = "training, or an initialisation with axes of its own, made these axes stand out"
 
 _ORDER_WORDS = {
     OFFSET: "offset: the mean activation lies along few axes",
