@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.algebra.haar import haar
+from basis_probe.evidence.site import NULLS, chosen_null
 
 ROTATED = bp.nulls.Rotation(frames=199, samples=1024)
 SMALL = bp.nulls.Rotation(frames=99, samples=512)
@@ -421,3 +422,10 @@ def test_one_rogue_dimension_is_privileged_by_scale_and_offset_and_by_nothing_wh
         turned.append(twin.verdict.outcome)
     # At a true rate of 5 %, three or more of 6 have a probability of 0.002.
     assert turned.count(Outcome.EMERGENT) < 3
+
+
+@pytest.mark.parametrize("name", sorted(NULLS))
+def test_a_null_is_found_by_its_key_and_by_the_name_that_reports_print(name: str) -> None:
+    null = chosen_null(name)
+    assert null is not None
+    assert chosen_null(null.name) == null == NULLS[name]

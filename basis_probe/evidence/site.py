@@ -187,6 +187,8 @@ def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[S
 def chosen_null(wanted: str | Null | None) -> Null | None:
     """The null that is meant: a name, a value, or None for the one that each site calls for.
 
+    A name may be spelled as reports print it, "turned pre-activation" for "turned-preactivation".
+
     Raises:
         ValueError: for a name that no null bears.
     """
@@ -194,6 +196,9 @@ def chosen_null(wanted: str | Null | None) -> Null | None:
         return wanted
     if wanted in NULLS:
         return NULLS[wanted]
+    for null in NULLS.values():
+        if wanted == null.name:
+            return null
     raise ValueError(
         f"no null is called {wanted!r}; there are {', '.join(NULLS)}, or None to choose by the site"
     )
