@@ -283,6 +283,10 @@ def _close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> bool:
     return bool(torch.isfinite(a).all()) and error <= tolerance * max(scale, 1e-30)
 
 
+_SIZES = (1.0, 30.0, 0.01, 3e3, 1e6)
+"""What a function is measured at, in units of a normal variable."""
+
+
 def _measure_one(function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str) -> Region:
     x = draw(16)
     y = function(x)
@@ -299,8 +303,8 @@ def _measure_one(function: Callable[..., Tensor], draw: Callable[[int], Tensor],
     one = torch.ones_like(x[:1])
     bias = function(0 * one)[0]
     gain = function(one)[0] - bias
-    wide = torch.cat([x, 30 * x, 0.01 * x])
-    if _close(function(wide), gain * wide + bias):
+    # A clip may lie beyond every value of the example.
+    if all(_close(function(size * x), gain * (size * x) + bias) for size in _SIZES):
         if float((gain - gain[0]).abs().max()) == 0.0 and float(bias.abs().max()) == 0.0:
             return Region(Shape.SCALE, function, gain, bias, op=op)
         if float((gain - gain[0]).abs().max()) == 0.0 and len(gain) > 1:
@@ -339,8 +343,14 @@ def _measure_two(function: Callable[..., Tensor], draw: Callable[[int], Tensor],
     a, b = draw(16), draw(16)
     y = function(a, b)
     ratio = function(torch.ones_like(a), torch.ones_like(b))[0]
-    if _close(y, ratio * a * b) and _close(ratio, ratio[:1].expand_as(ratio)):
+    alike = _close(ratio, ratio[:1].expand_as(ratio))
+    if alike and all(
+        _close(function(size * a, size * b), ratio * (size * a) * (size * b)) for size in _SIZES
+    ):
         return Region(Shape.PRODUCT, None, gain=ratio, op=op)
+    if alike and _close(y, ratio * a * b):
+        why = f"{op} is a product for small numbers, and something else for large ones"
+        return Region(Shape.UNKNOWN, why=why, op=op)
     pair = pair_factors(lambda *given: function(*(x.to(a) for x in given)).to("cpu"), a.shape[1])
     if pair is not None:
         return Region(Shape.PAIRED, None, op=op, pair=pair)
