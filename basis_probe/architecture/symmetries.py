@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from basis_probe.architecture.prove import Prover, Unproved, largest_change
 from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.example_input import example_for
-from basis_probe.model.facts import Facts, collect
+from basis_probe.model.facts import Facts, collect, fixed_in
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.sites import asked
@@ -175,12 +176,52 @@ def reparametrize(
         _act(Action(derivation, slots, weights), place, acting)
     except WeightError as error:
         raise ValueError(f"{name} cannot be changed: {error}") from error
-    _require_same_function(subject, recognise(weights.model), batch, name)
+    allowed = _precision(facts, subject, batch)
+    change = _change(subject, recognise(weights.model), batch)
+    if not change <= allowed:
+        raise ValueError(
+            f"the model that was changed at {name} does not compute the same: its outputs differ "
+            f"by {change:.1e} of the largest. Either the forward of the model is bound to the "
+            "original's weights, or the claim is not true of it: ask certify"
+        )
+    _say_idle(subject.model, facts, weights.changed, name)
     config = getattr(weights.model, "config", None)
     if getattr(config, "tie_word_embeddings", False) and weights.untied(subject.model):
         # Saved and loaded again, the two must stay what they are now.
         config.tie_word_embeddings = False  # pyright: ignore[reportOptionalMemberAccess]
+        if not _change(subject, recognise(weights.model), batch) <= allowed:
+            config.tie_word_embeddings = True  # pyright: ignore[reportOptionalMemberAccess]
+            warnings.warn(
+                f"embeddings that {name} has untied have values of their own now, but the model's "
+                "forward reads tie_word_embeddings, so that it stays True: saved and loaded "
+                "again, they would be tied",
+                stacklevel=2,
+            )
     return weights.model
+
+
+def _say_idle(model: nn.Module, facts: Facts, changed: Iterable[str], name: str) -> None:
+    """Warns of parameters that the example did not use: where they are used the twin may differ."""
+    used = {
+        id(fixed.tensor)
+        for node in facts.graph.trace.nodes
+        for fixed in fixed_in((node.args, node.kwargs))
+    }
+    touched = set(changed)
+    idle = [
+        path
+        for path, parameter in model.named_parameters()
+        if id(parameter) not in used and path not in touched
+    ]
+    if not idle:
+        return
+    more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
+    warnings.warn(
+        f"the example did not use {', '.join(idle[:4])}{more}, which stay as they are: on inputs "
+        f"that use them the model that was changed at {name} may compute something else; give an "
+        "example_input that does",
+        stacklevel=3,
+    )
 
 
 def watched(subject: Subject, batch: Batch) -> Facts:
@@ -282,20 +323,30 @@ def _without(claims: Mapping[str, Symmetry], names: Iterable[str], why: str) -> 
     }
 
 
-def _require_same_function(before: Subject, after: Subject, batch: Batch, name: str) -> None:
-    """Raises ValueError if a twin does not compute what the model does, to its precision."""
+def _change(before: Subject, after: Subject, batch: Batch) -> float:
+    """By how much a twin's outputs differ from the model's, relative to the largest."""
     outputs: list[list[Tensor]] = []
     for subject in (before, after):
         with prepared(subject.model, None), torch.no_grad():
             outputs.append([t for t in tensors_in(subject.call(batch)) if t.is_floating_point()])
-    change = largest_change(*outputs)
-    allowed = max((torch.finfo(t.dtype).eps for t in outputs[0]), default=1.0) ** 0.5
-    if not change <= allowed:
-        raise ValueError(
-            f"the model that was changed at {name} does not compute the same: its outputs differ "
-            f"by {change:.1e} of the largest. Either the forward of the model is bound to the "
-            "original's weights, or the claim is not true of it: ask certify"
-        )
+    return largest_change(*outputs)
+
+
+_LOWER = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _precision(facts: Facts, subject: Subject, batch: Batch) -> float:
+    """The change of outputs that is the model's own precision: of all types that it computes in."""
+    with prepared(subject.model, None), torch.no_grad():
+        given = [t.dtype for t in tensors_in(subject.call(batch)) if t.is_floating_point()]
+    for node in facts.graph.trace.nodes:
+        if node.live and node.floating and node.op == "to":
+            values = (*node.args, *node.kwargs.values())
+            asked = [value for value in values if isinstance(value, torch.dtype)]
+            named = _LOWER.get(getattr(node.function, "__name__", ""))
+            given += [kind for kind in (*asked, named) if kind is not None]
+    kinds = [kind for kind in given if kind.is_floating_point]
+    return max((torch.finfo(kind).eps for kind in kinds), default=1.0) ** 0.5
 
 
 def _act(action: Action, place: Site, element: Element) -> None:
