@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import basis_probe as bp
+from basis_probe import groups as G
 
 # One class has the parts of all kinds of attention, of which each uses some.
 pytestmark = pytest.mark.filterwarnings("ignore:the example did not use scale:UserWarning")
-from basis_probe import groups as G
 
 HEADS, SIZE, D = 3, 4, 10
 
