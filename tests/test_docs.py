@@ -130,3 +130,13 @@ def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(
         assert not re.findall(
             r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="https?://', text
         )
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports() -> None:
+    spec = importlib.util.spec_from_file_location("rooms", DOCS / "rooms.py")
+    assert spec is not None and spec.loader is not None
+    rooms = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rooms)
+    assert (DOCS / "rooms.svg").read_text(encoding="utf-8") == rooms.picture(), (
+        "the imports have changed: run `python docs/rooms.py`"
+    )
