@@ -207,11 +207,12 @@ def _say_idle(model: nn.Module, facts: Facts, changed: Iterable[str], name: str)
         for node in facts.graph.trace.nodes
         for fixed in fixed_in((node.args, node.kwargs))
     }
-    touched = set(changed)
+    # Of a module whose weight was changed along, as of an idle expert, nothing is left behind.
+    touched = {path.rpartition(".")[0] for path in changed}
     idle = [
         path
         for path, parameter in model.named_parameters()
-        if id(parameter) not in used and path not in touched
+        if id(parameter) not in used and path.rpartition(".")[0] not in touched
     ]
     if not idle:
         return

@@ -47,7 +47,7 @@ class Outcome(enum.Enum):
     )
     EMERGENT = (
         "the architecture does not fix the axes, yet the data stand out on them: "
-        "training broke the symmetry"
+        "training, or an initialisation with axes, broke the symmetry"
     )
     ARBITRARY = (
         "the architecture does not fix the axes and the data do not stand out on them: "

@@ -428,9 +428,9 @@ def _is_narrow(axes: Axes) -> bool:
 
 def _nulls(axes: Axes, report: Report) -> None:
     sites = report.site_reports
-    leads = [selection.leading(site) for site in sites]
+    leads = [selection.speaker(site) for site in sites]
     effects = [lead.effect for lead in leads if lead is not None and math.isfinite(lead.effect)]
-    reach = [_standard(lead) for lead in leads if lead is not None]
+    reach = [_spoken_null(site) for site in sites]
     ends = [float(values.min()) for values in reach if values.size]
     tops = [float(values.max()) for values in reach if values.size]
     low = min([-_LINEAR, *effects, *ends])
@@ -470,7 +470,15 @@ def _nulls(axes: Axes, report: Report) -> None:
             _against(axes, index, site, lead, low, high)
 
 
-def _said(lead: ScoreResult | None, *, brief: bool) -> str:
+def _spoken_null(site: SiteReport) -> np.ndarray:
+    """The null of the score that speaks for a site; empty where an order does."""
+    lead, score = selection.speaker(site), selection.leading(site)
+    if score is None or lead is None or lead.name != score.name:
+        return np.zeros(0)
+    return _standard(score)
+
+
+def _said(lead: selection.Speaker | None, *, brief: bool) -> str:
     if lead is None:
         return words.DASH if brief else "not compared"
     effect = words.effect(lead.effect).replace("-", "\u2212")
@@ -478,7 +486,8 @@ def _said(lead: ScoreResult | None, *, brief: bool) -> str:
         return effect
     if math.isnan(lead.p_adjusted):
         return f"{effect}  (decides nothing)"
-    return f"{effect}  p {words.p_value(lead.p_adjusted)}"
+    order = f"  {lead.name}" if lead.is_order else ""
+    return f"{effect}  p {words.p_value(lead.p_adjusted)}{order}"
 
 
 def _standard(score: ScoreResult) -> np.ndarray:
@@ -490,9 +499,9 @@ def _standard(score: ScoreResult) -> np.ndarray:
 
 
 def _against(
-    axes: Axes, index: int, site: SiteReport, lead: ScoreResult, low: float, high: float
+    axes: Axes, index: int, site: SiteReport, lead: selection.Speaker, low: float, high: float
 ) -> None:
-    values = _standard(lead)
+    values = _spoken_null(site)
     if values.size:
         counts, edges = np.histogram(values, bins=24)
         tall = 0.78 * counts / counts.max()

@@ -31,11 +31,13 @@ class Speaker:
         name: of the score, or of the order.
         effect: its distance from the null, in standard deviations of it.
         p_adjusted: over all tests of the report.
+        is_order: True for an order.
     """
 
     name: str
     effect: float
     p_adjusted: float
+    is_order: bool = False
 
 
 def speaker(site: SiteReport) -> Speaker | None:
@@ -46,7 +48,7 @@ def speaker(site: SiteReport) -> Speaker | None:
     first = site.verdict.orders[0] if site.verdict.orders else "form"
     for order in site.orders:
         if order.order == first != "form":
-            return Speaker(order.order, order.effect, order.p_adjusted)
+            return Speaker(order.order, order.effect, order.p_adjusted, True)
     lead = leading(site)
     return None if lead is None else Speaker(lead.name, lead.effect, lead.p_adjusted)
 

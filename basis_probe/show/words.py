@@ -491,8 +491,8 @@ _SAYS = {
         "In {where}, the architecture fixes the axes and the data stand out on them: {advice}."
     ),
     Outcome.EMERGENT: (
-        "In {where}, the data stand out on axes that the architecture does not fix: training "
-        "broke the symmetry."
+        "In {where}, the data stand out on axes that the architecture does not fix: "
+        "training, or an initialisation with axes, broke the symmetry."
     ),
     Outcome.UNUSED: (
         "In {where}, the architecture fixes the axes but the data do not stand out on them: "
