@@ -260,6 +260,7 @@ class _Recorder(Follower):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.model = model
         self.nodes: list[Node] = []
         self.calls: list[ModuleCall] = []
         self.made: dict[int, int] = {}  # id of a tensor -> its node
@@ -404,7 +405,7 @@ class _Recorder(Follower):
             index = self.made.get(id(value))
             if index is None:
                 name = self.names.get(id(value))
-                if name is not None or id(value) in self.older:
+                if name is not None or id(value) in self.older or self._is_weight(value):
                     return Fixed(value, name)
                 index = self._found(value)
             elif self.lent:
@@ -419,6 +420,12 @@ class _Recorder(Follower):
         if isinstance(value, list):
             return [self._seen(entry, inputs) for entry in value]
         return value
+
+    def _is_weight(self, tensor: Tensor) -> bool:
+        """True for a weight that was fetched while the model runs, as from another device."""
+        if isinstance(tensor, nn.Parameter):
+            return True
+        return any(tensor is own for own in self.model.buffers())
 
     def _found(self, tensor: Tensor) -> int:
         """A node for a tensor of unknown origin: it may depend on all that its maker could see."""
