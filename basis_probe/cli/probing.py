@@ -90,10 +90,13 @@ def write(report: Report, parsed: argparse.Namespace, screen: Screen) -> Status:
     """How a probe ended, its report shown and written."""
     from basis_probe.show.terminal import render
 
+    # Written before anything is shown: whoever reads the output may go away.
+    paths = parsed.out or ([] if parsed.json else [parsed.default_out])
+    written = [report.save(path) for path in paths]
     screen.show(render(report))
     screen.give(report.to_json())
-    for path in parsed.out or ([] if parsed.json else [parsed.default_out]):
-        screen.say(f"wrote {report.save(path)}")
+    for path in written:
+        screen.say(f"wrote {path}")
     return Status.INTERRUPTED if report.partial else Status.DONE
 
 

@@ -76,6 +76,11 @@ class Centred:
 
     def __init__(self, x: Float[Tensor, "samples dim"], *, line: bool) -> None:
         rows = x.double()
+        largest = rows.abs().max()
+        if bool(largest > 0):
+            # Nothing here depends on the unit: a power of two changes no digit, and keeps fourth
+            # powers of very large and very small numbers finite.
+            rows = torch.ldexp(rows, -torch.frexp(largest).exponent)
         if line:
             rows = rows - rows.mean(1, keepdim=True)
         self.line = line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import pathlib
@@ -10,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ import basis_probe as bp
 from basis_probe import demo
 from basis_probe.cli import main
 from basis_probe.cli.entry import COMMANDS
-from basis_probe.cli.probing import windows
+from basis_probe.cli.probing import windows, write
+from basis_probe.cli.screen import Screen
 from basis_probe.model.load import BridgeError
 
 
@@ -518,6 +520,20 @@ def test_a_pipe_that_is_closed_early_is_no_error(words: list[str], tmp_path: pat
         process.stdout.close()
         said = process.stderr.read()
     assert (process.returncode, said) == (0, b"")
+
+
+def test_a_report_is_on_disk_before_it_is_shown(tmp_path: pathlib.Path) -> None:
+    class Gone:
+        def show(self, what: object) -> None:
+            raise BrokenPipeError
+
+        say = give = show
+
+    paths = [tmp_path / "r.json", tmp_path / "r.csv"]
+    parsed = argparse.Namespace(out=paths, json=False)
+    with pytest.raises(BrokenPipeError):
+        write(wide_report(3, frames=9, dim=8), parsed, cast(Screen, Gone()))
+    assert all(path.stat().st_size for path in paths)
 
 
 def test_fish_completes_commands_options_and_files(capsys: pytest.CaptureFixture[str]) -> None:

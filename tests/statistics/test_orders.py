@@ -244,3 +244,18 @@ def test_what_a_nonlinearity_makes_of_axes_is_seen(name: str, samples: int) -> N
 @pytest.mark.parametrize("samples", [250, 4000])
 def test_axes_that_nothing_bent_have_no_floor(name: str, samples: int) -> None:
     assert floor_of(LEVEL_AXES[name](_normal(samples, 30))) == ""
+
+
+@pytest.mark.parametrize("unit", [1e-150, 1e60, 1e200])
+def test_the_unit_of_the_activations_changes_no_order(unit: float) -> None:
+    x, examples = (
+        _laplace(400, 12) * torch.linspace(1, 3, 12, dtype=torch.float64) + 1,
+        torch.arange(400),
+    )
+    for test in (offset, scale):
+        one = test(Centred(x, line=False), examples, seed=0)
+        other = test(Centred(unit * x, line=False), examples, seed=0)
+        assert other.effect == pytest.approx(one.effect, rel=1e-9)
+        assert other.gate == one.gate
+    white = Centred(unit * x, line=False).whitened()
+    torch.testing.assert_close(white, Centred(x, line=False).whitened(), rtol=1e-9, atol=1e-9)
