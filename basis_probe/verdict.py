@@ -399,8 +399,12 @@ def _reading(found: Found) -> str:
         return "coordinates can be read here, one by one"
     axes = _standing(found, best)
     if axes:
+        compared = 0 if best is None else int((~np.isnan(best.per_direction_p)).sum())
+        live = found.dim - found.n_dead
+        among = f"the {compared} {unit}s that were compared" if 0 < compared < live else ""
         return (
-            f"{len(axes)} of {found.dim} {unit}s stand out by themselves ({_axes(axes)}): read "
+            f"{len(axes)} of {among or f'{found.dim} {unit}s'} stand out by themselves "
+            f"({_axes(axes)}): read "
             f"{'it' if len(axes) == 1 else 'those'}, not the others"
         )
     return f"they do so together, and no {unit} does so by itself: read none of them alone"
@@ -415,7 +419,7 @@ def _standing(found: Found, best: ScoreResult | None) -> tuple[int, ...]:
         filled = np.where(np.isnan(p), np.inf, p)
         axes = [int(axis) for axis in np.lexsort((-best.per_direction, filled))[:count]]
     if found.few is not None and _few_stand_out(found):
-        axes += [axis for axis in found.few.axes if axis not in axes]
+        axes += [axis for axis in found.few.axes[: found.few.alone] if axis not in axes]
     return tuple(axes)
 
 

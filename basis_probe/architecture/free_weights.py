@@ -115,6 +115,8 @@ def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -
     trace = facts.graph.trace
     leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, weight.node)}
     learned = [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
+    if _is_free(facts, weight.node, learned):
+        return False
     if sum(tensor.numel() for tensor in learned) > MOST_NUMBERS:
         return True
     # As they are, and as they could be after more training.
@@ -128,6 +130,47 @@ def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -
         for moved in _moved(now, axis, group, inverse=not writes):
             if not _reaches(facts, weight.node, learned, given, moved):
                 return True
+    return False
+
+
+def _is_free(facts: Facts, node: int, learned: list[nn.Parameter]) -> bool:
+    """True if a weight reaches every value for a reason that needs no search, at any size.
+
+    That is so if it is a multiple of one parameter and a constant, whatever the others are (a
+    factor, a low-rank update that is added), or torch's own product of directions and lengths.
+    """
+    trace = facts.graph.trace
+    made = trace.node(node)
+    if made.op == "_weight_norm":
+        return len(learned) == 2
+    generator = torch.Generator().manual_seed(0)
+    for one in learned:
+        if one.shape != made.shape:
+            continue
+        start = one.detach().double()
+        size = max(float(start.abs().max()), 1e-3)
+        steps = [
+            factor * size * torch.randn(start.shape, generator=generator, dtype=torch.float64)
+            for factor in (1.0, 100.0)
+        ]
+        try:
+            before = replay(trace, node, {}, {id(one): start})
+            moves = [
+                (
+                    replay(trace, node, {}, {id(one): start + step.to(start)}) - before,
+                    step.to(start),
+                )
+                for step in steps
+            ]
+        except (RuntimeError, ValueError, TypeError):
+            continue
+        factors = [float((move * step).sum() / step.square().sum()) for move, step in moves]
+        alike = all(
+            float((move - factors[0] * step).abs().max()) <= 1e-9 * float(move.abs().max())
+            for move, step in moves
+        )
+        if alike and abs(factors[0]) > 1e-12:
+            return True
     return False
 
 

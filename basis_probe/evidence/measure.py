@@ -388,6 +388,7 @@ def _few(scores: list[Tensor], places: Tensor) -> FewAxes | None:
         null_std=float(found.null_values.std()),
         p_value=found.p_value,
         p_tail=found.p_tail,
+        alone=found.alone,
     )
 
 

@@ -200,6 +200,13 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() or -id(tensor)
 
 
+def _memory(tensor: Tensor) -> Tensor:
+    """The memory that a tensor shows, or shows a part of, as bytes."""
+    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+        return tensor.detach()
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
 class Follower(TorchFunctionMode):
     """Knows, while a model runs, which module is running and which of its calls comes next."""
 
@@ -452,7 +459,7 @@ class _Recorder(Follower):
             if index is None or not self.nodes[index].live:
                 continue
             if op in _LENDING:
-                self.lent[_storage(tensor)] = tensor.detach().clone()
+                self.lent[_storage(tensor)] = _memory(tensor).clone()
             if tensor.is_floating_point() or op not in ("item", "__float__"):
                 self.left.append(index)
             if type(out) is float:
@@ -461,9 +468,10 @@ class _Recorder(Follower):
     def _as_it_is(self, tensor: Tensor, index: int) -> int:
         """The node of a tensor, a new one if its memory was written to behind torch's back."""
         before = self.lent.get(_storage(tensor))
-        if before is None or before.shape != tensor.shape or torch.equal(before, tensor):
+        # Of the whole memory: whoever has it may write through a view of another form.
+        if before is None or torch.equal(before, now := _memory(tensor)):
             return index
-        self.lent[_storage(tensor)] = tensor.detach().clone()
+        self.lent[_storage(tensor)] = now.clone()
         self._overwrite([tensor], (index,), [])
         return self.made[id(tensor)]
 

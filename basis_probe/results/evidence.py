@@ -283,6 +283,8 @@ class FewAxes(Exact):
         p_value: counted among the alternatives.
         p_tail: the same, below 1/(frames + 1) by an approximated tail.
         p_adjusted: `p_tail` after Holm over all deciding tests of all sites.
+        alone: how many of the axes stand out by themselves: all, or none where only several of the
+            largest do so together.
     """
 
     axes: tuple[int, ...]
@@ -292,6 +294,7 @@ class FewAxes(Exact):
     p_value: float
     p_tail: float
     p_adjusted: float = math.nan
+    alone: int = 0
 
 
 @brief

@@ -26,6 +26,7 @@ class FewTest:
         p_tail: below 1/(frames + 1), where the alternatives' tail was approximated.
         axes: the axes beyond the largest direction of 95 % of the alternatives, the furthest first;
             where there is none, as many of the largest as stand out together.
+        alone: how many of them do so by themselves: all, or none.
     """
 
     observed: float
@@ -33,6 +34,7 @@ class FewTest:
     p_value: float
     p_tail: float
     axes: Int[Tensor, " few"]
+    alone: int
 
 
 def few_axes(scores: list[Float[Tensor, "frames directions"]]) -> FewTest | None:
@@ -89,4 +91,5 @@ def few_axes(scores: list[Float[Tensor, "frames directions"]]) -> FewTest | None
         p_value=monte_carlo_p(observed, null, tail=Tail.UPPER),
         p_tail=tail_p(observed, null, tail=Tail.UPPER).value,
         axes=order[: beyond or rank],
+        alone=beyond,
     )

@@ -102,3 +102,27 @@ def test_masks_normalised_and_orthogonal_weights_as_torch_makes_them() -> None:
     # One of the two halves of the orthogonal matrices is reached from where the weight is.
     unknown = found.privileged is bp.Privileged.UNKNOWN
     assert unknown or found.group == bp.groups.Orthogonal(8)
+
+
+def test_large_weights_that_are_free_for_a_plain_reason_are_free() -> None:
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Parameter(0.1 * torch.randn(2, 4, generator=seeded(3)))
+
+        def forward(self, free: Tensor) -> Tensor:
+            return free + torch.ones(len(free), 2, dtype=free.dtype) @ self.down
+
+    wide = [nn.Linear(4, 30_000), nn.ReLU(), nn.Linear(30_000, 1)]
+    parametrize.register_parametrization(wide[0], "weight", Merged())
+    model = nn.Sequential(*wide).double().eval()
+    assert bp.symmetries(model, X, certificates=False)["1"].group == bp.groups.PositiveMonomial(
+        30_000
+    )
+    named = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 30_000)), *wide[1:])
+    named[2] = nn.Linear(30_000, 1)
+    found = bp.symmetries(named.double().eval(), X, certificates=False)["1"]
+    assert found.group == bp.groups.PositiveMonomial(30_000)
+    masked = prune.l1_unstructured(nn.Linear(4, 30_000), "weight", 0.3)
+    bound = nn.Sequential(masked, nn.ReLU(), nn.Linear(30_000, 1)).double().eval()
+    assert bp.symmetries(bound, X, certificates=False)["1"].privileged is bp.Privileged.UNKNOWN

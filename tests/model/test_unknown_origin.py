@@ -49,6 +49,13 @@ def _in_place(h: Tensor) -> Tensor:
     return other
 
 
+def _in_place_through_a_view(h: Tensor) -> Tensor:
+    other = h.clone()
+    flat = other.view(-1)[3:].numpy()
+    flat[...] = np.tanh(flat)
+    return other
+
+
 def _on_a_thread(h: Tensor) -> Tensor:
     found: list[Tensor] = []
     thread = threading.Thread(target=lambda: found.append(torch.tanh(h)))
@@ -69,6 +76,7 @@ BENT: dict[str, Callable[[Tensor], Tensor]] = {
     "numpy": lambda h: torch.from_numpy(np.tanh(h.detach().numpy())),
     "numpy, as an array": lambda h: torch.as_tensor(np.tanh(np.asarray(h))),
     "numpy, in place": _in_place,
+    "numpy, in place through a view": _in_place_through_a_view,
     "lists": lambda h: torch.tensor([[abs(v) for v in row] for row in h.tolist()]).double(),
     "numbers": lambda h: torch.stack(
         [torch.tensor([abs(v.item()) for v in row], dtype=torch.float64) for row in h]

@@ -182,7 +182,12 @@ def test_a_few_heavy_axes_are_found_whose_mean_over_all_is_not() -> None:
     planted[0, [7, 20, 33]] = 0.25
     found = few_axes([planted])
     assert found is not None and found.p_tail < 0.01
-    assert sorted(found.axes.tolist()) == [7, 20, 33]
+    assert sorted(found.axes.tolist()) == [7, 20, 33] and found.alone == 3
+    # Many axes, each a little larger than chance: together they stand out, and none by itself.
+    raised = null.clone()
+    raised[0, :15] = null[1:].amax(1).quantile(0.5)
+    together = few_axes([raised])
+    assert together is not None and together.p_tail < 0.01 and together.alone == 0
     # Every frame is treated alike: whichever is called the observed one, few are called.
     alarms = 0
     for seed in range(100):
