@@ -165,7 +165,8 @@ def _adjusted(found: Found, index: int, of: dict[tuple[int, str], float]) -> Fou
             p = min((of[index, name] for name in scores if (index, name) in of), default=math.nan)
             claimed = _stands_out(found)
         else:
-            claimed = p <= LEVEL and not order.gate
+            # Behind a gate that is shut p is one, or none.
+            claimed = p <= LEVEL
         orders.append(dataclasses.replace(order, p_adjusted=p, claimed=claimed))
     return dataclasses.replace(found, orders=tuple(orders))
 

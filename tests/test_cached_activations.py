@@ -119,19 +119,25 @@ def test_a_cache_of_a_bridge_leaves_out_what_has_no_features() -> None:
 
     bridge = demo.load()
     batch = bridge.tokenizer(demo.texts(24), return_tensors="pt", padding=True)
+    names = "hook_resid_pre attn.hook_z attn.hook_pattern ln1.hook_scale mlp.hook_post".split()
+    some: dict[str, Any] = {"names_filter": [f"blocks.0.{name}" for name in names]}
     with torch.no_grad():
-        _, cache = bridge.run_with_cache(batch["input_ids"], attention_mask=batch["attention_mask"])
+        _, cache = bridge.run_with_cache(
+            batch["input_ids"], attention_mask=batch["attention_mask"], **some
+        )
     mask = batch["attention_mask"]
     report = bp.probe_activations(cache, null=bp.nulls.Rotation(frames=19), mask=mask)
-    assert {"blocks.0.hook_resid_pre", "blocks.1.mlp.hook_post"} <= set(report.sites)
+    assert {"blocks.0.hook_resid_pre", "blocks.0.mlp.hook_post"} <= set(report.sites)
     assert report["blocks.0.attn.hook_z"].shape == (4, 24)
     assert all(site.n_samples == int(mask.sum()) for site in report)
     assert not [name for name in report.sites if "pattern" in name or "scale" in name]
     # One sequence without its batch is the same sequence.
     one = int(mask[0].sum())
     with torch.no_grad():
-        _, single = bridge.run_with_cache(batch["input_ids"][:1, :one], remove_batch_dim=True)
-        _, whole = bridge.run_with_cache(batch["input_ids"][:1, :one])
+        _, single = bridge.run_with_cache(
+            batch["input_ids"][:1, :one], remove_batch_dim=True, **some
+        )
+        _, whole = bridge.run_with_cache(batch["input_ids"][:1, :one], **some)
     alone, among = (
         bp.probe_activations(cache, null=bp.nulls.Rotation(frames=19)) for cache in (single, whole)
     )

@@ -36,7 +36,8 @@ def floor_of(x: Float[Tensor, "samples dim"]) -> str:
     rows = x.detach()
     if rows.shape[1] > _AXES:
         rows = rows[:, torch.linspace(0, rows.shape[1] - 1, _AXES).long()]
-    rows = rows.double()
+    # A row that is there many times, as that of a first token, ties with itself on every axis.
+    rows = rows.double().unique(dim=0)
     ordered = rows.sort(0).values
     live = ordered[-1] > ordered[0]
     if len(rows) < 2 * _FEWEST_TIED or not bool(live.any()):

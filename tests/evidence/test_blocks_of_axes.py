@@ -329,3 +329,17 @@ def test_scores_across_axes_of_a_block_are_left_out_where_no_formula_is_known() 
     )
     assert SAMPLE_KURTOSIS.name not in site.scores
     assert any(note.startswith("sample_kurtosis: left out") for note in site.notes)
+
+
+def test_all_axes_against_blocks_hold_the_level_where_directions_share_their_errors() -> None:
+    """Samples of unequal length move all directions of one data set together."""
+    null = bp.nulls.Rotation(99, 400, directions=16)
+    effects: list[float] = []
+    for seed in range(12):
+        lengths = _normal(400, 1, seed=seed + 50).abs() + 0.1
+        x = _normal(400, 80, seed=seed) * lengths
+        site = bp.probe_activations(x, group="orthogonal", null=null)
+        effects.append(site.scores["non_gaussianity"].effect)
+    # Exactly exchangeable: standard normal but for what the block's own error adds.
+    assert max(map(abs, effects)) < 3.5
+    assert sum(effect**2 for effect in effects) / len(effects) < 2.5
