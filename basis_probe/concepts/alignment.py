@@ -25,6 +25,11 @@ class Measure(enum.Enum):
     AVERAGE_PRECISION = "mean precision over the concept's samples, from the most active one down"
     AUC = "chance that a sample with the concept is more active than one without"
     IOU = "samples active and with the concept, over samples active or with it"
+    PUBLISHED_IOU = (
+        "the same, active being above a quantile over the cells of maps, before they are "
+        "interpolated, and only images on which the concept's category is labelled: network "
+        "dissection, Bau et al. 2017"
+    )
     F1 = "harmonic mean of precision and recall of the active samples"
     MUTUAL_INFORMATION = "what being active says about the concept, in nats"
 
@@ -46,6 +51,7 @@ _THRESHOLDS = {
     "AVERAGE_PRECISION": 0.5,
     "AUC": 0.9,
     "IOU": 0.04,
+    "PUBLISHED_IOU": 0.04,
     "F1": 2 * 0.04 / 1.04,
     "MUTUAL_INFORMATION": 0.0,
 }
@@ -178,13 +184,14 @@ class Table:
 
     Attributes:
         both: [directions, concepts].
-        active: [directions].
+        active: [directions, concepts]; the second axis has length one where all samples count for
+            every concept.
         true: [concepts].
         samples: how many there are in all.
     """
 
     both: Float64[Tensor, "directions concepts"]
-    active: Float64[Tensor, " directions"]
+    active: Float64[Tensor, "directions some"]
     true: Float64[Tensor, " concepts"]
     samples: int
 
@@ -206,7 +213,7 @@ class Table:
 
     def of_measure(self, measure: Measure) -> Float64[Tensor, "directions concepts"]:
         """One of the measures that a table is enough for."""
-        return counted(measure, self.both, self.active[:, None], self.true[None], self.samples)
+        return counted(measure, self.both, self.active, self.true[None], self.samples)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,6 +240,17 @@ class Active:
         counts = torch.searchsorted(places, starts).diff()
         return Active(places - starts[:-1].repeat_interleave(counts), counts, samples)
 
+    def together(
+        self, flags: Float[Tensor, "samples concepts"]
+    ) -> Float64[Tensor, "directions concepts"]:
+        """How many of each direction's active samples bear every flag, flags as 0 and 1."""
+        starts = self.counts.cumsum(0) - self.counts
+        # Counts below 2^24 are exact in single precision.
+        exact = torch.float32 if int(self.counts.max()) < 2**24 else torch.float64
+        return torch.nn.functional.embedding_bag(
+            self.places, flags.to(exact), starts, mode="sum"
+        ).double()
+
 
 def tables(
     active: Active,
@@ -244,18 +262,8 @@ def tables(
         active: where directions are active.
         several: labels as 0 and 1, and how many samples carry each concept.
     """
-    starts = active.counts.cumsum(0) - active.counts
-    # Counts below 2^24 are exact in single precision.
-    exact = torch.float32 if int(active.counts.max()) < 2**24 else torch.float64
     return [
-        Table(
-            torch.nn.functional.embedding_bag(
-                active.places, labels.to(exact), starts, mode="sum"
-            ).double(),
-            active.counts.double(),
-            true,
-            active.samples,
-        )
+        Table(active.together(labels), active.counts.double()[:, None], true, active.samples)
         for labels, true in several
     ]
 
@@ -266,7 +274,8 @@ def counted(
     """A measure from counts of samples, of any shapes that broadcast.
 
     Args:
-        measure: IOU or F1, which are 0 where nothing is active or true, or MUTUAL_INFORMATION.
+        measure: IOU, PUBLISHED_IOU or F1, which are 0 where nothing is active or true, or
+            MUTUAL_INFORMATION.
         both: samples that are active and true.
         active: samples that are active.
         true: samples that are true.
@@ -276,8 +285,10 @@ def counted(
         ValueError: for a measure that needs more than counts.
     """
     if measure.ranked:
-        raise ValueError(f"{measure.name} needs ranks; counts give IOU, F1, MUTUAL_INFORMATION")
-    if measure is Measure.IOU:
+        raise ValueError(
+            f"{measure.name} needs ranks; counts give IOU, PUBLISHED_IOU, F1, MUTUAL_INFORMATION"
+        )
+    if measure in (Measure.IOU, Measure.PUBLISHED_IOU):
         union = active + true - both
         return torch.where(union > 0, both / union, 0.0)
     if measure is Measure.F1:

@@ -18,7 +18,7 @@ from basis_probe.results.dissection import Comparison, ConceptFinding, Direction
 from basis_probe.results.evidence import NullRecord
 from basis_probe.statistics.moments import Moments
 from basis_probe.statistics.nulls import Problem, Rotation
-from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_direction_p
+from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_p
 
 CANDIDATES = 3
 """Of every concept so many of the best directions are scored again on resampled examples."""
@@ -30,13 +30,21 @@ class Effort:
 
     Attributes:
         shuffles: how often labels are shuffled, over all frames together.
-        resamples: how often examples are drawn again.
+        resamples: how often examples are drawn again; 0 for no intervals.
         seed: seeds frames, shuffles and resamples.
+
+    Raises:
+        ValueError: for numbers below 0.
     """
 
     shuffles: int = 39
     resamples: int = 100
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("shuffles", self.shuffles), ("resamples", self.resamples)):
+            if value < 0:
+                raise ValueError(f"{name}={value}: give 0 for none, or more")
 
 
 def compare(
@@ -57,30 +65,26 @@ def compare(
         effort: how many of everything.
     """
     null, dim = choice.null, problem.x.shape[1]
-    kept = torch.arange(dim)
+    live = ~Moments.of(problem.x).constant.cpu()
+    kept = torch.nonzero(live).flatten() if bool(live.any()) else torch.arange(dim)
+    axes = _narrowed(problem.x.index_select(1, kept.to(problem.x.device)))
     if isinstance(null, Rotation):
-        live = ~Moments.of(problem.x).constant.cpu()
-        if problem.group.dim == dim and not bool(live.all()) and null.geometry is None:
-            # A turn inside heads or planes needs all of them.
-            kept = kept if _structured(problem) else torch.nonzero(live).flatten()
-        if len(kept) < dim:
-            problem = dataclasses.replace(
-                problem, x=problem.x[:, kept], pre=None, nonlinearity=None, layer=None
-            )
+        null = dataclasses.replace(null, keeps_axes=True)
+        # A turn inside heads or planes needs all axes.
+        plain = problem.group.dim == dim and null.geometry is None and not _structured(problem)
+        if plain and len(kept) < dim:
+            problem = dataclasses.replace(problem, x=axes, pre=None, nonlinearity=None, layer=None)
     alternatives = null.alternatives(problem)
     generator = torch.Generator().manual_seed(effort.seed)
     mixing = torch.Generator().manual_seed(effort.seed + 1)
     scored = setting.labels.examples[parts(setting.halves)[1]]
     orders = [shuffled(scored, mixing) for _ in range(effort.shuffles)]
     frames: list[dict[Measure, Found]] = []
-    observed = torch.zeros(0)
     for index in range(null.frames + 1):
-        post = alternatives.frame(None if index == 0 else generator).post
+        # What the axes score is their own: it is asked of the activations, whatever the null.
+        post = axes if index == 0 else _narrowed(alternatives.frame(generator).post, centred=True)
         # Every frame has its share of the shuffles: the chance level is the same for all.
-        own = orders[index :: null.frames + 1]
-        frames.append(examine(post.float(), setting, own))
-        if index == 0:
-            observed = post.float()
+        frames.append(examine(post, setting, orders[index :: null.frames + 1]))
     record = NullRecord(
         name=null.name,
         frames=null.frames,
@@ -96,13 +100,29 @@ def compare(
             [frame[measure] for frame in frames],
             record,
             setting,
-            observed,
+            axes,
             kept,
             measure.threshold if threshold is None else threshold,
             effort,
         )
         for measure in setting.measures
     )
+
+
+def _narrowed(x: Tensor, *, centred: bool = False) -> Tensor:
+    """The same order of samples in single precision where that loses none, or about the means.
+
+    Args:
+        x: [samples, directions].
+        centred: True if rounding may put samples together that differ by less than 1e-7 of a
+            direction's spread; an offset, which no score sees, is taken off before.
+    """
+    if x.dtype is torch.float32:
+        return x
+    if centred:
+        return (x.double() - x.double().mean(0)).float()
+    single = x.float()
+    return single if torch.equal(single.to(x.dtype), x) else x
 
 
 def _structured(problem: Problem) -> bool:
@@ -115,7 +135,10 @@ def _geometry(problem: Problem, choice: Choice) -> str:
     from basis_probe.statistics.nulls import Counterfactual, Geometry, geometry_of
 
     if isinstance(choice.null, Rotation):
-        return (choice.null.geometry or geometry_of(problem.group)).name.lower()
+        geometry = choice.null.geometry or geometry_of(problem.group)
+        if geometry in (Geometry.WHITENED, Geometry.RIDGE):
+            geometry = Geometry.EUCLIDEAN
+        return geometry.name.lower()
     if isinstance(choice.null, Counterfactual) and problem.layer is not None:
         return problem.layer.geometry.name.lower()
     return Geometry.STANDARDISED.name.lower()
@@ -170,9 +193,8 @@ def _comparison(
         )
         for place, name in enumerate(setting.labels.names)
     )
-    p_values = pooled_direction_p(
-        axes.score, torch.stack([frame.score for frame in others]), pool=True, tail=Tail.UPPER
-    )
+    scores_of_others = torch.cat([frame.score for frame in others])
+    p_values = pooled_p(axes.score, scores_of_others, tail=Tail.UPPER)
     directions = tuple(
         DirectionFinding(
             direction=int(kept[place]),
@@ -219,24 +241,24 @@ def _resampled(
     directions = torch.cat([chosen, axes.direction])
     signs = torch.cat([axes.sign[chosen], axes.direction_sign])
     concepts = torch.cat([axes.concept[chosen], torch.arange(len(axes.direction))])
-    first, second = parts(setting.halves)
+    second = parts(setting.halves)[1]
+    counting = setting.labels.counting if measure is Measure.PUBLISHED_IOU else None
     generator = torch.Generator().manual_seed(effort.seed + 2)
     found: list[np.ndarray] = []
     # All pairs see the same draws, whichever block they come in.
     state = generator.get_state()
     at_once = max(1, 2**25 // max(1, len(setting.labels.values)))
     for block in torch.arange(len(directions)).split(at_once):
-        values = setting.values(observed[:, directions[block]] * signs[block])
+        rows = observed[:, directions[block]] * signs[block]
         generator.set_state(state)
         pairs = Pairs(
-            values=values[second],
-            fitted=values[first],
+            values=setting.values(rows)[second],
+            limits=None if measure.ranked else setting.limits(rows, measure),
             labels=setting.labels.values[second][:, concepts[block]],
             examples=setting.labels.examples[second],
+            counting=None if counting is None else counting[second][:, concepts[block]],
         )
-        found.append(
-            pairs.resampled(measure, top=setting.top, times=effort.resamples, generator=generator)
-        )
+        found.append(pairs.resampled(measure, times=effort.resamples, generator=generator))
     scores = np.concatenate(found, 1)
     return (scores[:, : len(chosen)], chosen), scores[:, len(chosen) :]
 
@@ -246,11 +268,12 @@ def tally(values: Tensor, resampled: np.ndarray | None) -> Tally:
 
     Args:
         values: one for every frame, the observed one first.
-        resampled: the same number on examples drawn again, for its interval; None for none.
+        resampled: the same number on examples drawn again, for its interval; None or empty for
+            none.
     """
     observed, others = float(values[0]), values[1:]
     low, high = (math.nan, math.nan)
-    if resampled is not None:
+    if resampled is not None and len(resampled):
         low, high = (float(edge) for edge in np.quantile(resampled, [0.025, 0.975]))
     mean = float(others.mean())
     std = float(others.std()) if len(others) > 1 else math.nan

@@ -73,6 +73,34 @@ class Setting:
         """The activations at the labelled samples; those of one direction lie side by side."""
         return block.T.contiguous().T if self.maps is None else self.maps.spread(block)
 
+    def limits(
+        self, block: Float[Tensor, "rows directions"], measure: Measure
+    ) -> Float[Tensor, " directions"]:
+        """Above which value a sample is active, by the half on which concepts are chosen.
+
+        Args:
+            block: the activations.
+            measure: one that counts active samples.
+        """
+        first = parts(self.halves)[0]
+        maps = self.maps
+        if maps is None:
+            return thresholds(self.values(block)[first], self.top)
+        if measure is Measure.PUBLISHED_IOU:
+            return thresholds(self.cells(block, first), self.top)
+        columns = self.cells(block, first).T.reshape(block.shape[1], -1, maps.cells)
+        return torch.tensor([maps.limit(one, self.top) for one in columns]).to(block)
+
+    def cells(
+        self, block: Float[Tensor, "rows directions"], part: Part
+    ) -> Float[Tensor, "cells directions"]:
+        """The cells of the maps whose pixels are some of the labelled samples."""
+        maps = self.maps
+        if maps is None or not isinstance(part, slice):
+            return block[part]
+        images = part.start // maps.pixels, part.stop // maps.pixels
+        return block[images[0] * maps.cells : images[1] * maps.cells]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
@@ -127,10 +155,11 @@ def examine(
     """
     labels = setting.labels.values
     first, second = parts(setting.halves)
-    own, other = labels[first], labels[second]
-    chosen = [Asked.of(own, setting)]
-    asked = [Asked.of(other[order], setting) for order in (slice(None), *shuffles)]
-    gathered = {measure: _Gathered(measure, own) for measure in setting.measures}
+    chosen = [Asked.of(setting, first)]
+    asked = [Asked.of(setting, second, order) for order in (slice(None), *shuffles)]
+    gathered = {measure: _Gathered(measure, labels[first]) for measure in setting.measures}
+    published = Measure.PUBLISHED_IOU in setting.measures
+    plain = tuple(m for m in setting.measures if not m.ranked and m is not Measure.PUBLISHED_IOU)
     samples, dim = len(labels), post.shape[1]
 
     def of_block(block: Tensor) -> tuple[Tensor, Scores, Scores]:
@@ -141,13 +170,12 @@ def examine(
             values = setting.values(given)
             choices |= ranked(values[first], chosen, setting)
             results |= ranked(values[second], asked, setting)
-        if any(not measure.ranked for measure in setting.measures):
-            fitted, scored = zip(
-                *(_active(sign * given, setting, first, second) for sign in setting.signs),
-                strict=True,
-            )
-            choices |= counts(fitted, chosen, setting)
-            results |= counts(scored, asked, setting)
+        for measures in (plain, (Measure.PUBLISHED_IOU,) * published):
+            if measures:
+                signed = (_active(sign * given, setting, measures[0]) for sign in setting.signs)
+                fitted, scored = zip(*signed, strict=True)
+                choices |= counts(fitted, chosen, measures)
+                results |= counts(scored, asked, measures)
         return block, choices, results
 
     blocks = torch.arange(dim).split(max(1, min(128, _AT_ONCE // max(1, samples))))
@@ -179,35 +207,42 @@ class Asked:
         labels: [samples, concepts].
         numbers: the same as 0 and 1; empty where no measure counts.
         true: how many samples carry each concept.
+        counting: 0 for samples that do not count for a concept, 1 for the others; None if all do.
     """
 
     labels: Bool[Tensor, "samples concepts"]
     numbers: Float[Tensor, "samples concepts"] | Float[Tensor, "0"]
     true: Float64[Tensor, " concepts"]
+    counting: Float[Tensor, "samples concepts"] | None
 
     @staticmethod
-    def of(labels: Bool[Tensor, "samples concepts"], setting: Setting) -> "Asked":
-        """For the measures of a setting."""
+    def of(setting: Setting, part: Part, order: slice | Tensor = slice(None)) -> "Asked":
+        """The labels of some samples, in an order, for the measures of a setting."""
+        labels = setting.labels.values[part][order]
         counts = any(not measure.ranked for measure in setting.measures)
         numbers = labels.float() if counts else torch.zeros(0)
-        return Asked(labels, numbers, labels.sum(0).double())
+        counting = setting.labels.counting
+        return Asked(
+            labels,
+            numbers,
+            labels.sum(0).double(),
+            None if counting is None else counting[part][order].float(),
+        )
 
 
 def _active(
-    block: Float[Tensor, "rows directions"], setting: Setting, first: Part, second: Part
+    block: Float[Tensor, "rows directions"], setting: Setting, measure: Measure
 ) -> tuple[Active, Active]:
     """Where the directions are active in either half, by thresholds of the first."""
-    maps = setting.maps
-    if maps is None or not isinstance(first, slice) or not isinstance(second, slice):
+    maps, (first, second) = setting.maps, parts(setting.halves)
+    limits = setting.limits(block, measure)
+    if maps is None:
         values = setting.values(block)
-        limits = thresholds(values[first], setting.top)
         return Active.of(values[first] > limits), Active.of(values[second] > limits)
-    pixels, cells = maps.large[0] * maps.large[1], maps.small[0] * maps.small[1]
-    columns = block.T.reshape(block.shape[1], -1, cells)
     fitted, scored = (
-        columns[:, half.start // pixels : half.stop // pixels] for half in (first, second)
+        setting.cells(block, half).T.reshape(block.shape[1], -1, maps.cells)
+        for half in (first, second)
     )
-    limits = torch.tensor([maps.limit(one, setting.top) for one in fitted]).to(block)
     return maps.active(fitted, limits), maps.active(scored, limits)
 
 
@@ -232,23 +267,30 @@ def ranked(
     return found
 
 
-def counts(active: Sequence[Active], asked: Sequence[Asked], setting: Setting) -> Scores:
+def counts(active: Sequence[Active], asked: Sequence[Asked], measures: Sequence[Measure]) -> Scores:
     """The scores that counts are enough for, for each of the label sets, by every sign.
 
     Args:
         active: where the directions are active, for every sign.
         asked: label sets.
-        setting: the measures.
+        measures: which scores.
     """
     numbers = [(each.numbers, each.true) for each in asked]
-    made = [tables(one, numbers) for one in active]
+    made = [
+        [
+            dataclasses.replace(table, active=one.together(each.counting))
+            if each.counting is not None and Measure.PUBLISHED_IOU in measures
+            else table
+            for table, each in zip(tables(one, numbers), asked, strict=True)
+        ]
+        for one in active
+    ]
     return {
         measure: [
             torch.stack([table.of_measure(measure) for table in of_signs])
             for of_signs in zip(*made, strict=True)
         ]
-        for measure in setting.measures
-        if not measure.ranked
+        for measure in measures
     }
 
 

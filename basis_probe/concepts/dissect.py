@@ -50,6 +50,19 @@ USUAL = (Measure.AVERAGE_PRECISION, Measure.AUC, Measure.IOU)
 
 FEWEST_EXAMPLES = 8
 
+_RULES = {
+    Measure.IOU: (
+        "The thresholds of iou are quantiles over pixels of the interpolated maps. Published "
+        'totals take them over cells of the maps: ask for measures="published_iou".'
+    ),
+    Measure.PUBLISHED_IOU: (
+        "The thresholds of published_iou are quantiles over cells of the maps, before they are "
+        "interpolated, as network dissection takes them; published totals choose and score "
+        "concepts on the same data (split=Split.NONE) and ask for no more than IoU above 0.04."
+    ),
+}
+"""What a reader must know of a rule where maps are interpolated to larger masks."""
+
 
 def dissect(
     model: nn.Module,
@@ -62,6 +75,7 @@ def dissect(
     groups: Groups | None = None,
     top: float = 0.005,
     threshold: float | None = None,
+    categories: Mapping[str, str] | None = None,
     sides: Sides | None = None,
     split: Split = Split.HALVES,
     resolution: Resolution = Resolution.LABELS,
@@ -86,13 +100,18 @@ def dissect(
             `token_concepts`, or several of these in a list. Labels are true or false for every
             example, token [examples, positions] or pixel [examples, height, width].
         sites: as for `probe`.
-        measures: "average_precision", "auc", "iou", "f1", "mutual_information"; None for the first
-            three, or "iou" alone for masks at their own resolution.
+        measures: "average_precision", "auc", "iou", "published_iou", "f1", "mutual_information";
+            None for the first three, or "iou" alone for masks at their own resolution. For maps,
+            "iou" takes thresholds over interpolated pixels, and "published_iou" over cells of the
+            map before it is interpolated, as network dissection does.
         null: "rotation", "counterfactual" or a null as a value; None for the one each site calls
             for, and the rotation beside it.
         groups: as for `probe`.
         top: the share of samples that count as active, for measures that need a threshold.
         threshold: above this a concept counts as detected; None for the measure's own.
+        categories: concept -> its category, for "published_iou": an image in which no concept of a
+            category is labelled does not count for the concepts of that category, as published;
+            None if every image counts for every concept.
         sides: whether a direction may be read where it is negative; None for yes, unless
             most axes hardly leave zero on that side, as behind a ReLU.
         split: on which data concepts are chosen, and scored.
@@ -170,6 +189,7 @@ def dissect(
                 frames=frames,
                 top=top,
                 threshold=threshold,
+                categories=categories,
                 sides=sides,
                 split=split,
                 effort=effort,
@@ -204,6 +224,7 @@ def dissect_activations(
     measures: str | Measure | Iterable[str | Measure] | None = None,
     top: float = 0.005,
     threshold: float | None = None,
+    categories: Mapping[str, str] | None = None,
     sides: Sides | None = None,
     split: Split = Split.HALVES,
     frames: int | None = None,
@@ -227,6 +248,7 @@ def dissect_activations(
         measures: as for `dissect`, like all that follows.
         top: the share of samples that count as active.
         threshold: above this a concept counts as detected.
+        categories: concept -> its category, for "published_iou".
         sides: whether a direction may be read where it is negative.
         split: on which data concepts are chosen, and scored.
         frames: how many alternatives.
@@ -275,6 +297,12 @@ def dissect_activations(
         raise ValueError("pre is given without nonlinearity: name what makes x of pre")
     if (inputs is None) != (weight is None):
         raise ValueError("inputs and weight belong together: give both or neither")
+    if bias is not None and weight is None:
+        raise ValueError("bias is given without weight: give inputs and weight too")
+    if function is not None and before is None and inputs is None:
+        raise ValueError(
+            "nonlinearity is given without what it reads: give pre, or inputs and weight"
+        )
     problem = Problem(
         x=values[order],
         group=symmetry.group,
@@ -296,6 +324,7 @@ def dissect_activations(
         frames=frames,
         top=top,
         threshold=threshold,
+        categories=categories,
         sides=sides,
         split=split,
         effort=dataclasses.replace(effort or Effort(), seed=seed),
@@ -498,6 +527,8 @@ def _site(
     else:
         values, examples, label_halves = rows["labels"], belongs, halves
     labels = Labels(labelled.names, values, examples)
+    used = used or ((Measure.IOU,) if labelled.interpolated else USUAL)
+    rules = {measure: _RULES[measure] for measure in used if measure in _RULES and maps}
     problem = dataclasses.replace(
         problem, x=problem.x if dtype is torch.float64 else problem.x.float(), halves=halves
     )
@@ -506,7 +537,7 @@ def _site(
         labels,
         label_halves,
         maps,
-        used=used or ((Measure.IOU,) if labelled.interpolated else USUAL),
+        used=used,
         **settings,
     )
     return SiteDissection(
@@ -517,7 +548,7 @@ def _site(
         n_examples=int(belongs.unique().numel()),
         left_out=left_out,
         comparisons=compared,
-        notes=(*place.notes, *notes),
+        notes=(*place.notes, *notes, *rules.values()),
     )
 
 
@@ -555,12 +586,19 @@ def _compared(
     frames: int | None,
     top: float,
     threshold: float | None,
+    categories: Mapping[str, str] | None,
     sides: Sides | None,
     split: Split,
     effort: Effort,
 ) -> tuple[tuple[Comparison, ...], dict[str, str]]:
     if split is Split.NONE:
         halves = torch.full_like(halves, BOTH)
+    if categories is not None:
+        if Measure.PUBLISHED_IOU not in used:
+            raise ValueError(
+                'categories are given and no measure reads them: add "published_iou" to measures'
+            )
+        labels = labels.categorised(categories)
     labels = labels.usable(halves)
     choices = _choices(problem, wanted, frames)
     if sides is None:
@@ -573,8 +611,12 @@ def _compared(
 
 
 def _one_sided(x: Tensor) -> bool:
-    """True if most axes hardly leave zero on their negative side, as behind a ReLU or GELU."""
-    low, high = -x.amin(0), x.amax(0)
+    """True if most axes reach much less far below their median than above it.
+
+    As behind a ReLU or GELU. Neither an offset nor the scale of an axis changes the answer.
+    """
+    middle = x.median(0).values
+    low, high = middle - x.amin(0), x.amax(0) - middle
     return float((low < 0.25 * high).double().mean()) > 0.5
 
 

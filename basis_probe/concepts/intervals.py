@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from basis_probe.concepts.alignment import Measure, counted, thresholds
+from basis_probe.concepts.alignment import Measure, counted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,40 +22,45 @@ class Pairs:
 
     Attributes:
         values: the activations read with their signs, [samples, pairs].
-        fitted: the same on the first half, where thresholds are fitted.
+        limits: [pairs], above which a sample is active; None where the measure needs none.
         labels: [samples, pairs], of each pair's concept.
         examples: [samples], equal for samples of one example, which stand together.
+        counting: [samples, pairs], which samples count for the pair's concept; None for all.
     """
 
     values: Float[Tensor, "samples pairs"]
-    fitted: Float[Tensor, "fitted pairs"]
+    limits: Float[Tensor, " pairs"] | None
     labels: Bool[Tensor, "samples pairs"]
     examples: Int64[Tensor, " samples"]
+    counting: Bool[Tensor, "samples pairs"] | None = None
 
     def resampled(
-        self, measure: Measure, *, top: float, times: int, generator: torch.Generator
+        self, measure: Measure, *, times: int, generator: torch.Generator
     ) -> Float64[np.ndarray, "times pairs"]:
         """The score of every pair on examples drawn again, `times` times.
 
         Args:
             measure: how well.
-            top: the share of samples that count as active.
             times: how often.
             generator: draws the examples.
         """
+        if not times:
+            return np.zeros((0, self.values.shape[1]))
         index = torch.unique_consecutive(self.examples, return_inverse=True)[1]
         count = int(index[-1]) + 1
         drawn = torch.randint(0, count, (times, count), generator=generator)
         weights = torch.zeros(times, count, dtype=torch.float64)
         weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
-        if measure.ranked:
+        if self.limits is None:
             return np.stack([self._ranked(measure, row[index].numpy()) for row in weights], 0)
-        return self._counted(measure, top, weights, index)
+        return self._counted(measure, self.values > self.limits, weights, index)
 
-    def _counted(self, measure: Measure, top: float, weights: Tensor, index: Tensor) -> np.ndarray:
-        active = self.values > thresholds(self.fitted, top)
+    def _counted(
+        self, measure: Measure, active: Tensor, weights: Tensor, index: Tensor
+    ) -> np.ndarray:
+        counting = active if self.counting is None else active & self.counting
         sums: list[Tensor] = []
-        for flags in (active & self.labels, active, self.labels):
+        for flags in (active & self.labels, counting, self.labels):
             by_example = torch.zeros(weights.shape[1], flags.shape[1], dtype=torch.float64)
             by_example.index_add_(0, index, flags.double())
             sums.append(weights @ by_example)

@@ -74,12 +74,39 @@ class Labels:
         values: [samples, concepts].
         examples: [samples], equal for samples of one example, which stand together.
         left_out: concept -> why it cannot be scored.
+        counting: [samples, concepts], False where a sample does not count for a concept, because
+            nothing of the concept's category is labelled in its example; None if all count.
     """
 
     names: tuple[str, ...]
     values: Bool[Tensor, "samples concepts"]
     examples: Int64[Tensor, " samples"]
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    counting: Bool[Tensor, "samples concepts"] | None = None
+
+    def categorised(self, categories: Mapping[str, str]) -> "Labels":
+        """The same, each concept counting in the examples that are labelled for its category.
+
+        Args:
+            categories: concept -> category; a concept that is not named counts everywhere.
+
+        Raises:
+            ValueError: for a concept that there is not.
+        """
+        unknown = [name for name in categories if name not in self.names]
+        if unknown:
+            raise ValueError(
+                f"categories names {unknown[0]!r}, which is no concept; there are "
+                f"{', '.join(self.names[:8])}"
+            )
+        index = self.examples.unique(return_inverse=True)[1]
+        by_example = torch.zeros(int(index.max()) + 1, len(self.names))
+        by_example.index_add_(0, index, self.values.float())
+        there = torch.ones(by_example.shape, dtype=torch.bool)
+        for category in set(categories.values()):
+            own = [place for place, n in enumerate(self.names) if categories.get(n) == category]
+            there[:, own] = (by_example[:, own] > 0).any(1, keepdim=True)
+        return dataclasses.replace(self, counting=there[index])
 
     def usable(self, halves: Int64[Tensor, " samples"]) -> "Labels":
         """Those concepts that can be told in both halves; the others are named, with the reason.
@@ -113,8 +140,13 @@ class Labels:
         if not kept:
             why = "; ".join(f"{name}: {reason}" for name, reason in [*left_out.items()][:3])
             raise ValueError(f"none of the {len(self.names)} concepts can be scored ({why})")
-        chosen = self.values[:, kept]
-        return Labels(tuple(self.names[place] for place in kept), chosen, self.examples, left_out)
+        return Labels(
+            tuple(self.names[place] for place in kept),
+            self.values[:, kept],
+            self.examples,
+            left_out,
+            None if self.counting is None else self.counting[:, kept],
+        )
 
 
 def expanded(concepts: Mapping[str, Any], *, categories: bool = True) -> dict[str, Any]:

@@ -30,6 +30,16 @@ class Maps:
     small: tuple[int, int]
     large: tuple[int, int]
 
+    @property
+    def cells(self) -> int:
+        """How many cells a map has."""
+        return self.small[0] * self.small[1]
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels a mask has."""
+        return self.large[0] * self.large[1]
+
     @functools.cached_property
     def _products(self) -> tuple[Tensor, Tensor]:
         """What rows are multiplied by, and columns."""
@@ -50,13 +60,12 @@ class Maps:
     def spread(self, rows: Float[Tensor, "cells directions"]) -> Float[Tensor, "pixels directions"]:
         """All pixels of all directions; those of one direction lie side by side."""
         directions = rows.shape[1]
-        cells = self.small[0] * self.small[1]
-        return self.enlarged(rows.T.reshape(-1, cells)).reshape(directions, -1).T
+        return self.enlarged(rows.T.reshape(-1, self.cells)).reshape(directions, -1).T
 
     def limit(self, maps: Float[Tensor, "images cells"], top: float) -> float:
         """The smallest value that at most a share `top` of all pixels exceed."""
         images = len(maps)
-        few = beyond(images * self.large[0] * self.large[1], top)
+        few = beyond(images * self.pixels, top)
         peaks = _peaks(maps)
         order = peaks.argsort(descending=True)
         taken = min(images, _FIRST)
@@ -74,14 +83,13 @@ class Maps:
         limits: Float[Tensor, " directions"],
     ) -> Active:
         """Which pixels of which directions are above their threshold."""
-        pixels = self.large[0] * self.large[1]
         places: list[Int64[Tensor, " active"]] = []
         for maps, limit in zip(columns, limits, strict=True):
             images = torch.nonzero(_peaks(maps) > limit).flatten()
             image, pixel = torch.nonzero(self.enlarged(maps[images]) > limit, as_tuple=True)
-            places.append(images[image] * pixels + pixel)
+            places.append(images[image] * self.pixels + pixel)
         counts = torch.tensor([len(some) for some in places])
-        return Active(torch.cat(places), counts, columns.shape[1] * pixels)
+        return Active(torch.cat(places), counts, columns.shape[1] * self.pixels)
 
 
 def _peaks(maps: Float[Tensor, "images cells"]) -> Float[Tensor, " images"]:

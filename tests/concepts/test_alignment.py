@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -91,19 +92,28 @@ def test_resampled_scores_are_those_of_the_resampled_data(measure: Measure, tied
     values, labels = _data(3, tied=tied)
     values, labels = values[:, :4], labels[:, :4]
     examples = torch.arange(600) // 6
-    pairs = Pairs(values, values, labels, examples)
-    found = pairs.resampled(measure, top=0.1, times=3, generator=torch.Generator().manual_seed(5))
-    drawn = torch.randint(0, 100, (3, 100), generator=torch.Generator().manual_seed(5))
     limits = thresholds(values, 0.1)
+    # Of every example the first two samples count for the first pair alone.
+    counting = torch.ones(600, 4, dtype=torch.bool)
+    counting[::6, 1:] = counting[1::6, 1:] = False
+    labels &= counting
+    pairs = Pairs(values, None if measure.ranked else limits, labels, examples, counting)
+    if measure is not Measure.PUBLISHED_IOU:
+        pairs = dataclasses.replace(pairs, counting=None)
+    assert pairs.resampled(measure, times=0, generator=torch.Generator()).shape == (0, 4)
+    found = pairs.resampled(measure, times=3, generator=torch.Generator().manual_seed(5))
+    drawn = torch.randint(0, 100, (3, 100), generator=torch.Generator().manual_seed(5))
     for time in range(3):
         rows = (drawn[time][:, None] * 6 + torch.arange(6)).flatten()
         for pair in range(4):
             true, score = labels[rows, pair].numpy(), values[rows, pair].numpy()
             active = score > limits[pair].item()
+            counted = active & counting[rows, pair].numpy()
             expected = {
                 Measure.AVERAGE_PRECISION: lambda t=true, s=score: average_precision_score(t, s),
                 Measure.AUC: lambda t=true, s=score: roc_auc_score(t, s),
                 Measure.IOU: lambda t=true, a=active: jaccard_score(t, a),
+                Measure.PUBLISHED_IOU: lambda t=true, a=counted: jaccard_score(t, a),
                 Measure.F1: lambda t=true, a=active: f1_score(t, a),
                 Measure.MUTUAL_INFORMATION: lambda t=true, a=active: mutual_info_score(t, a),
             }[measure]()

@@ -69,6 +69,229 @@ def test_scores_are_those_of_scikit_learn_on_the_second_half() -> None:
         assert abs(concept.score - jaccard_score(true, axis)) < 1e-6
 
 
+GROUPS = (
+    bp.groups.Orthogonal(8),
+    bp.groups.Permutation(8),
+    bp.groups.PositiveMonomial(8),
+    bp.groups.Monomial(8),
+    bp.groups.GeneralLinear(8),
+    bp.groups.LineStabiliser(8),
+    bp.groups.Planes(8, "half"),
+    bp.groups.Blocks(bp.groups.GeneralLinear(4), 2),
+    bp.groups.DirectSum((bp.groups.Orthogonal(4), bp.groups.Permutation(4))),
+    bp.groups.Trivial(8),
+)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+@pytest.mark.parametrize("split", bp.concepts.Split)
+def test_axes_score_what_they_score_whatever_they_are_compared_with(
+    group: Any, split: bp.concepts.Split
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scale = torch.logspace(-4, 4, 8, dtype=torch.float64)
+    raw = (torch.randn(480, 8, generator=generator, dtype=torch.float64) + 0.3).relu()
+    # Large offsets and scales, rows of unequal size, ties at zero.
+    raw = (raw * (1 + torch.rand(480, 1, generator=generator)) + 7.0) * scale
+    labels = {"a": raw[:, 2] > raw[:, 2].quantile(0.8), "b": raw[:, 5] > raw[:, 5].quantile(0.7)}
+    halves = np.arange(480) % 2
+    halves = halves[torch.randperm(480, generator=torch.Generator().manual_seed(0)).numpy()]
+    none = split is bp.concepts.Split.NONE
+    own, other = (np.ones(480, dtype=bool),) * 2 if none else (halves == 0, halves == 1)
+    found = bp.dissect_activations(
+        raw, labels, group=group, measures=("average_precision", "auc", "iou", "published_iou"),
+        split=split, frames=19, top=0.1, sides=bp.concepts.Sides.POSITIVE, effort=QUICK,
+    )  # fmt: skip
+    values = raw.numpy()
+    limits = np.sort(values[own], axis=0)[-1 - int(0.1 * own.sum())]
+    for comparison in found.comparisons:
+        for one in comparison.directions:
+            axis, true = values[other, one.direction], labels[one.concept].numpy()[other]
+            expected = {
+                "average_precision": average_precision_score,
+                "auc": roc_auc_score,
+                "iou": lambda t, a, d=one.direction: jaccard_score(t, a > limits[d]),
+                "published_iou": lambda t, a, d=one.direction: jaccard_score(t, a > limits[d]),
+            }[comparison.measure](true, axis)
+            assert abs(one.score - expected) < 1e-9, (comparison.measure, one)
+
+
+def test_axes_score_the_same_beside_every_null() -> None:
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(400, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    weight[4] = 0
+    x = (inputs @ weight.T - 0.2).relu()
+    labels = {"a": inputs[:, 0] > 0.8, "b": inputs[:, 1] > 0.8}
+    nulls = (
+        None,
+        "rotation",
+        "counterfactual",
+        bp.nulls.Rotation(geometry=bp.nulls.Geometry.RIDGE),
+    )
+    seen = [
+        comparison.directions if comparison.measure == "auc" else None
+        for null in nulls
+        for comparison in bp.dissect_activations(
+            x, labels, inputs=inputs, weight=weight, bias=torch.full((9,), -0.2), null=null,
+            nonlinearity="relu", frames=19, effort=QUICK, sides=bp.concepts.Sides.BOTH,
+        ).comparisons
+    ]  # fmt: skip
+    scores = [[(d.direction, d.concept, d.score) for d in one] for one in seen if one]
+    assert len(scores) == 5 and all(one == scores[0] for one in scores)
+    # The neuron that never fires tells nothing and is not among them.
+    assert [direction for direction, _, _ in scores[0]] == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
+def test_turned_alternatives_hold_the_axes_themselves() -> None:
+    # Turning by nothing is what was observed: frame 0 is one of the alternatives.
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    for group in GROUPS:
+        problem = bp.nulls.Problem(x=x, group=group, halves=torch.arange(200) % 2)
+        null = bp.nulls.Rotation(keeps_axes=True)
+        alternatives = null.alternatives(problem)
+        ratio = alternatives.frame(None).post / x
+        assert float(ratio.std(0).max()) < 1e-9, group
+        drawn = alternatives.frame(torch.Generator().manual_seed(1)).post
+        spread = [frame.double().var(0).sum() for frame in (drawn, alternatives.frame(None).post)]
+        torch.testing.assert_close(spread[0], spread[1], rtol=1e-6, atol=0)
+
+
+def test_arbitrary_axes_stand_out_no_more_often_than_chance() -> None:
+    # Directions of very unequal variance, and axes that are one rotation among all.
+    generator = torch.Generator().manual_seed(11)
+    p_values: list[float] = []
+    for _ in range(30):
+        z = torch.randn(300, 6, generator=generator, dtype=torch.float64)
+        turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
+        x = (z * torch.logspace(1, -1, 6)) @ turn
+        labels = {f"concept {i}": z[:, i] > 1 for i in range(6)}
+        found = bp.dissect_activations(
+            x, labels, group="general-linear", measures="auc", frames=19,
+            effort=bp.concepts.Effort(shuffles=1, resamples=0),
+        )  # fmt: skip
+        p_values.append(found.comparison().mean_best.p_value)
+    # 30 uniform values on twentieths: 5 or more at the least has probability 0.02.
+    assert sum(p <= 0.05 for p in p_values) < 5
+
+
+def test_the_sides_of_axes_do_not_depend_on_offset_or_scale() -> None:
+    generator = torch.Generator().manual_seed(5)
+    normal = torch.randn(500, 6, generator=generator, dtype=torch.float64)
+    for x, wanted in ((normal, "both"), (normal.relu(), "positive")):
+        labels = {"a": normal[:, 0] > 1}
+        for moved in (x, x + 50, 1e-3 * x - 4):
+            found = bp.dissect_activations(
+                moved, labels, group="orthogonal", measures="auc", frames=19, effort=QUICK
+            )
+            assert found.comparison().sides == wanted
+
+
+class _Same(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x)
+
+
+def _network_dissection(
+    maps: Tensor, masks: dict[str, Tensor], category: dict[str, str], top: float
+) -> dict[tuple[int, str], float]:
+    """Intersection over union image by image, as the published code adds it up."""
+    units = maps.shape[1]
+    tall, wide = next(iter(masks.values())).shape[1:]
+    cells = np.sort(maps.movedim(1, 0).reshape(units, -1).numpy(), axis=1)
+    limits = cells[:, -1 - int(top * cells.shape[1])]
+    both, on, true = ({} for _ in range(3))
+    for image in range(len(maps)):
+        there = {category[name] for name, mask in masks.items() if mask[image].any()}
+        for unit in range(units):
+            large = nn.functional.interpolate(
+                maps[image : image + 1, unit : unit + 1], (tall, wide), mode="bilinear"
+            )[0, 0].numpy()
+            active = large > limits[unit]
+            for name, mask in masks.items():
+                key = unit, name
+                both[key] = both.get(key, 0) + int((active & mask[image].numpy()).sum())
+                if category[name] in there:
+                    on[key] = on.get(key, 0) + int(active.sum())
+                true[key] = true.get(key, 0) + int(mask[image].sum())
+    return {key: both[key] / (on.get(key, 0) + true[key] - both[key]) for key in both}
+
+
+@pytest.mark.parametrize("size", [(9, 9), (7, 11)])
+def test_the_published_rule_cuts_cells_and_counts_images_of_the_category(
+    size: tuple[int, int],
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    noise = torch.randn(20, 3, size[0] + 2, size[1] + 2, generator=generator)
+    maps = nn.functional.avg_pool2d(noise, 3, 1).relu()
+    large = nn.functional.interpolate(maps, (22, 31), mode="bilinear")
+    masks = {"a": large[:, 0] > 0.5, "b": large[:, 1] > 0.6, "c": large[:, 2] > 0.4}
+    # What is labelled for each category differs from image to image.
+    masks["a"][:7], masks["b"][5:12], masks["c"][10:] = False, False, False
+    category = {"a": "colour", "b": "colour", "c": "object"}
+    expected = _network_dissection(maps, masks, category, 0.05)
+    found = bp.dissect(
+        _Same().eval(), maps.split(5), masks, sites="relu", measures=["iou", "published_iou"],
+        categories=category, split=bp.concepts.Split.NONE, top=0.05, frames=19, null="rotation",
+        sides=bp.concepts.Sides.POSITIVE, progress=False, effort=QUICK,
+    )["relu"]  # fmt: skip
+    published, ours = found.comparison(measure="published_iou"), found.comparison(measure="iou")
+    for one in published.directions:
+        assert one.score == pytest.approx(expected[one.direction, one.concept], abs=1e-3)
+        assert one.score == max(
+            d.score for d in published.directions if d.direction == one.direction
+        )
+    assert published.mean_best.low <= published.mean_best.observed <= published.mean_best.high
+    assert [d.score for d in published.directions] != [d.score for d in ours.directions]
+    assert sum("published_iou" in note for note in found.notes) == 2
+
+
+def test_categories_are_of_concepts_that_there_are() -> None:
+    x, labels = _planted(400, 3)
+    with pytest.raises(ValueError, match="categories names 'concept 9', which is no concept; th"):
+        bp.dissect_activations(
+            x, labels, measures="published_iou", categories={"concept 9": "colour"}
+        )
+    with pytest.raises(ValueError, match="no measure reads them: add"):
+        bp.dissect_activations(x, labels, measures="iou", categories={"concept 1": "colour"})
+
+
+@pytest.mark.parametrize("measure", bp.concepts.Measure)
+def test_without_resamples_there_are_no_intervals_and_all_else_is_the_same(measure: Any) -> None:
+    x, labels = _planted(400, 3)
+    with_them, without = (
+        bp.dissect_activations(
+            x, labels, group="orthogonal", measures=measure, top=0.1,
+            effort=bp.concepts.Effort(shuffles=19, resamples=resamples),
+        ).comparison()
+        for resamples in (5, 0)
+    )  # fmt: skip
+    assert math.isnan(without.distinct.low) and math.isnan(without.mean_best.high)
+    assert (
+        without.concepts == with_them.concepts
+        and without.units.observed == with_them.units.observed
+    )
+    with pytest.raises(ValueError, match="resamples=-1: give 0 for none, or more"):
+        bp.concepts.Effort(resamples=-1)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"bias": torch.zeros(3)}, "bias is given without weight: give inputs and weight too"),
+        ({"nonlinearity": "relu"}, "nonlinearity is given without what it reads: give pre, or"),
+    ],
+)
+def test_nothing_that_would_not_be_used_is_taken(extra: dict[str, Any], message: str) -> None:
+    x, labels = _planted(400, 3)
+    with pytest.raises(ValueError, match=message):
+        bp.dissect_activations(x, labels, group="orthogonal", **extra)
+
+
 def _meaningless(seed: int, measure: str) -> bool:
     """Whether labels that mean nothing are detected no more often than the interval says."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,7 @@
 """The activations themselves, read in a basis that is turned."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -29,9 +30,14 @@ class Rotation(Null):
 
     Attributes:
         geometry: overrides the geometry that the group picks.
+        keeps_axes: True if frame 0 is to be the activations as they are, apart from one factor for
+            every axis, so that what the axes score of labels is their own. No direction is then
+            mixed with another before the basis is turned: whitening is left out, and what lies
+            along the all-ones direction stays.
     """
 
     geometry: Geometry | None = None
+    keeps_axes: bool = False
 
     @property
     def name(self) -> str:
@@ -45,8 +51,9 @@ class Rotation(Null):
         geometry = self.geometry or geometry_of(problem.group)
         x, dim = problem.x, problem.x.shape[1]
         read = torch.arange(dim) if axes is None else axes
-        if geometry in (Geometry.WHITENED, Geometry.HEADS):
-            return _WhitenedHeads(x, problem.halves, _heads(problem.group, geometry, dim), read)
+        if geometry is Geometry.HEADS or (geometry is Geometry.WHITENED and not self.keeps_axes):
+            heads = _heads(problem.group, geometry, dim)
+            return _WhitenedHeads(x, problem.halves, heads, read, whiten=not self.keeps_axes)
         if geometry is Geometry.PLANES:
             group = problem.group
             if not isinstance(group, Planes):
@@ -57,6 +64,10 @@ class Rotation(Null):
     def observed(self, problem: Problem) -> Frame:
         geometry = self.geometry or geometry_of(problem.group)
         x, dim = problem.x, problem.x.shape[1]
+        if self.keeps_axes:
+            everything = torch.ones(len(x), dtype=torch.bool)
+            standardised = geometry is Geometry.STANDARDISED
+            return Frame(_standardised(x, [(everything, everything)]) if standardised else x)
         if geometry is Geometry.LINE:
             return Frame(x - x.mean(1, keepdim=True))
         if geometry is Geometry.RIDGE:
@@ -64,7 +75,7 @@ class Rotation(Null):
             return Frame(rows.whitened().to(x.dtype))
         if geometry is Geometry.STANDARDISED:
             halves = (problem.halves == 0, problem.halves == 1)
-            return Frame(_standardised(x, halves), parts=halves)
+            return Frame(_standardised(x, [halves, (halves[1], halves[0])]), parts=halves)
         if geometry in (Geometry.WHITENED, Geometry.HEADS):
             heads = _heads(problem.group, geometry, dim)
             return _WhitenedHeads(x, problem.halves, heads, torch.arange(dim)).frame(None)
@@ -114,10 +125,10 @@ class _TurnedAxes(Alternatives):
         return Frame(turned, parts=self.parts)
 
 
-def _standardised(x: Tensor, rows: tuple[Tensor, Tensor]) -> Tensor:
-    """Every axis in units of its standard deviation on the other half of the rows."""
+def _standardised(x: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Every axis of some rows in units of its standard deviation on others, pair by pair."""
     scaled = torch.empty_like(x)
-    for own, other in (rows, rows[::-1]):
+    for own, other in pairs:
         std = x[other].double().std(0, correction=0)
         floor = std.max() * 1e-12
         scaled[own] = (x[own] / torch.where(std > floor, std, torch.ones_like(std))).to(x.dtype)
@@ -143,13 +154,20 @@ class _WhitenedHeads(Alternatives):
     """
 
     def __init__(
-        self, x: Tensor, halves: Tensor, heads: tuple[int, int, int], axes: Tensor
+        self,
+        x: Tensor,
+        halves: Tensor,
+        heads: tuple[int, int, int],
+        axes: Tensor,
+        *,
+        whiten: bool = True,
     ) -> None:
         self.size, self.count, self.copies = heads
-        self.parts = (halves == 0, halves == 1)
-        white = torch.empty_like(x)
+        parts = (halves == 0, halves == 1)
+        self.parts = parts if whiten else None
+        white = torch.empty_like(x) if whiten else x
         blocks, whitened = self._by_head(x), self._by_head(white)
-        for own, other in (self.parts, self.parts[::-1]):
+        for own, other in (parts, parts[::-1]) if whiten else ():
             for head in range(self.count):
                 fitted = blocks[other, head].double()
                 centred = (fitted - fitted.mean(0)).reshape(-1, self.size)
