@@ -18,6 +18,7 @@ from basis_probe.results.dissection import Comparison, ConceptFinding, Direction
 from basis_probe.results.evidence import NullRecord
 from basis_probe.statistics.moments import Moments
 from basis_probe.statistics.nulls import Problem, Rotation
+from basis_probe.statistics.nulls.rotations import TurnedAxes
 from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_p
 
 CANDIDATES = 3
@@ -69,7 +70,7 @@ def compare(
     kept = torch.nonzero(live).flatten() if bool(live.any()) else torch.arange(dim)
     axes = _narrowed(problem.x.index_select(1, kept.to(problem.x.device)))
     if isinstance(null, Rotation):
-        null = dataclasses.replace(null, keeps_axes=True)
+        null = TurnedAxes(null.frames, null.samples, null.directions, null.geometry)
         # A turn inside heads or planes needs all axes.
         plain = problem.group.dim == dim and null.geometry is None and not _structured(problem)
         if plain and len(kept) < dim:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe.concepts.chance import Chance, shuffled
 from basis_probe.concepts.labels import Labels
+from basis_probe.statistics.nulls.rotations import TurnedAxes
 
 QUICK = bp.concepts.Effort(shuffles=19, resamples=20)
 
@@ -148,7 +149,7 @@ def test_turned_alternatives_hold_the_axes_themselves() -> None:
     x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
     for group in GROUPS:
         problem = bp.nulls.Problem(x=x, group=group, halves=torch.arange(200) % 2)
-        null = bp.nulls.Rotation(keeps_axes=True)
+        null = TurnedAxes()
         alternatives = null.alternatives(problem)
         ratio = alternatives.frame(None).post / x
         assert float(ratio.std(0).max()) < 1e-9, group

@@ -30,14 +30,9 @@ class Rotation(Null):
 
     Attributes:
         geometry: overrides the geometry that the group picks.
-        keeps_axes: True if frame 0 is to be the activations as they are, apart from one factor for
-            every axis, so that what the axes score of labels is their own. No direction is then
-            mixed with another before the basis is turned: whitening is left out, and what lies
-            along the all-ones direction stays.
     """
 
     geometry: Geometry | None = None
-    keeps_axes: bool = False
 
     @property
     def name(self) -> str:
@@ -51,9 +46,8 @@ class Rotation(Null):
         geometry = self.geometry or geometry_of(problem.group)
         x, dim = problem.x, problem.x.shape[1]
         read = torch.arange(dim) if axes is None else axes
-        if geometry is Geometry.HEADS or (geometry is Geometry.WHITENED and not self.keeps_axes):
-            heads = _heads(problem.group, geometry, dim)
-            return _WhitenedHeads(x, problem.halves, heads, read, whiten=not self.keeps_axes)
+        if geometry in (Geometry.WHITENED, Geometry.HEADS):
+            return _WhitenedHeads(x, problem.halves, _heads(problem.group, geometry, dim), read)
         if geometry is Geometry.PLANES:
             group = problem.group
             if not isinstance(group, Planes):
@@ -64,10 +58,6 @@ class Rotation(Null):
     def observed(self, problem: Problem) -> Frame:
         geometry = self.geometry or geometry_of(problem.group)
         x, dim = problem.x, problem.x.shape[1]
-        if self.keeps_axes:
-            everything = torch.ones(len(x), dtype=torch.bool)
-            standardised = geometry is Geometry.STANDARDISED
-            return Frame(_standardised(x, [(everything, everything)]) if standardised else x)
         if geometry is Geometry.LINE:
             return Frame(x - x.mean(1, keepdim=True))
         if geometry is Geometry.RIDGE:
@@ -80,6 +70,34 @@ class Rotation(Null):
             heads = _heads(problem.group, geometry, dim)
             return _WhitenedHeads(x, problem.halves, heads, torch.arange(dim)).frame(None)
         return Frame(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnedAxes(Rotation):
+    """The same where frame 0 is the activations as they are, apart from one factor for every axis.
+
+    What the axes score of labels is then their own. No direction is mixed with another before the
+    basis is turned: whitening is left out, and what lies along the all-ones direction stays.
+    """
+
+    def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
+        geometry = self.geometry or geometry_of(problem.group)
+        x, dim = problem.x, problem.x.shape[1]
+        if geometry is Geometry.HEADS:
+            read = torch.arange(dim) if axes is None else axes
+            heads = _heads(problem.group, geometry, dim)
+            return _WhitenedHeads(x, problem.halves, heads, read, whiten=False)
+        if geometry is Geometry.WHITENED:
+            geometry = Geometry.EUCLIDEAN
+        plain = Rotation.alternatives
+        return plain(dataclasses.replace(self, geometry=geometry), problem, axes)
+
+    def observed(self, problem: Problem) -> Frame:
+        x = problem.x
+        if (self.geometry or geometry_of(problem.group)) is not Geometry.STANDARDISED:
+            return Frame(x)
+        everything = torch.ones(len(x), dtype=torch.bool)
+        return Frame(_standardised(x, [(everything, everything)]))
 
 
 def _fixes_line(group: Group, geometry: Geometry) -> bool:
