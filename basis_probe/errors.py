@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from basis_probe.results.report import Report
+    from basis_probe.run.parts import Partial
 
 
 class SiteError(ValueError):
@@ -22,14 +23,25 @@ class StreamError(RuntimeError):
         batches: how many batches were completed.
     """
 
-    def __init__(self, message: str, *, batches: int, finish: "Callable[[], Report]") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        batches: int,
+        finish: "Callable[[], Report]",
+        part: "Callable[[], Partial] | None" = None,
+    ) -> None:
         super().__init__(message)
         self.batches = batches
-        self._finish = finish
+        self._finish, self._part = finish, part
 
     def report(self) -> "Report":
         """The report of the completed batches, marked partial."""
         return self._finish()
+
+    def partial(self) -> "Partial | None":
+        """What was seen in the completed batches, to be saved; None where two networks were run."""
+        return None if self._part is None else self._part()
 
 
 class MisleadingNull(UserWarning):

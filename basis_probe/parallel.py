@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import torch
 
+from basis_probe.interrupts import stoppable
+
 Result = TypeVar("Result")
 
 
@@ -34,7 +36,8 @@ def abreast(
     if workers == 1 or len(jobs) < 2:
         try:
             for place, job in enumerate(jobs):
-                found[place] = job()
+                with stoppable():
+                    found[place] = job()
                 finished()
         except KeyboardInterrupt:
             return found, True
@@ -51,9 +54,10 @@ def abreast(
     try:
         places = {pool.submit(alone, job): place for place, job in enumerate(jobs)}
         try:
-            for future in concurrent.futures.as_completed(places):
-                future.result()
-                finished()
+            with stoppable():
+                for future in concurrent.futures.as_completed(places):
+                    future.result()
+                    finished()
         except KeyboardInterrupt:
             interrupted = True
         finally:

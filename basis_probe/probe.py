@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 
 from basis_probe.errors import DataError, StreamError
 from basis_probe.evidence.site import Companions
+from basis_probe.interrupts import guarded, hold
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.results.report import Report
 from basis_probe.run.parts import Part, Partial
 from basis_probe.run.read import Reading, announced, batches_of, first_of, numbered, passes_of
-from basis_probe.run.report import Concluding, untrained_twins
+from basis_probe.run.report import Concluding, kept
 from basis_probe.run.watch import Choices, Groups, Watched
 from basis_probe.statistics.nulls import Null, RandomWeights
 from basis_probe.statistics.scores import Score
@@ -85,8 +85,10 @@ def probe(
         memory_budget: about how many bytes may be held beyond the model and its forward pass. Where
             all sites need more, the data pass through the model several times, for some sites at a
             time; a warning says so before the first. None for one pass.
-        checkpoint: a file to which what was seen is written every minute. If it exists, the run
-            goes on where it ended; it is removed when the report is made.
+        checkpoint: a file to which what was seen is written every minute, and when the run is
+            interrupted or fails. If it exists, the run goes on where it ended, once the batches
+            that it has seen are seen to be those of the data; it is removed when the report is
+            made, unless `observe` or `Partial.save` wrote it.
         reference: another network with sites of the same names, trained from another seed: every
             site gets one more score, "convergence", which asks whether its axes are those of the
             other network rather than any turned ones.
@@ -97,7 +99,9 @@ def probe(
         SiteError: if a name stands for no site; the message lists the nearest.
         DataError: if there is no batch, or the first one cannot be used.
         StreamError: if the data or the model fail later; its `report()` holds what was gathered.
-        ValueError: for a score, null, group or number that makes no sense.
+        OSError: if the checkpoint cannot be written where it is meant to be.
+        ValueError: for a checkpoint that is damaged or of another model, other data or settings;
+            for a score, null, group or number that makes no sense.
 
     Example:
         >>> import torch, basis_probe as bp
@@ -147,7 +151,7 @@ def probe(
         )
     subject = recognise(model, tokenizer)
     target = None if device is None else device_of(device)
-    with prepared(subject.model, target) as notes:
+    with guarded() as guard, prepared(subject.model, target) as notes:
         if reference is not None:
             from basis_probe.run.reference import probe_beside
 
@@ -164,20 +168,26 @@ def probe(
             if turn:
                 batches = numbered(data, subject)
                 first_of(batches)
-            run = Reading(watching, choices, names, Part(), checkpoint)
+            run = Reading(watching, choices, names, Part(), checkpoint, passing=True)
 
             def finish(run: Reading = run) -> Report:
                 return concluding.report(run.partial(), notes)
 
             run.read(batches, finish, progress=progress)
-            if twins is not None and run.part.whole:
-                concluding.twins = untrained_twins(watching, choices, data, twins, run.part.batches)
-            if not run.part.whole or turn + 1 == len(passes):
+            with kept(run, finish):
+                if twins is not None and run.part.whole:
+                    concluding.compare_with_twins(data, twins, run.part.batches)
+                if run.part.whole and turn + 1 < len(passes):
+                    concluding.gather(run.partial())
+                    continue
                 made = finish()
-                if checkpoint is not None and not made.partial:
-                    pathlib.Path(checkpoint).unlink(missing_ok=True)
-                return _illustrated(made, subject, data, examples, choices)
-            concluding.gather(run.partial())
+            if not made.partial:
+                run.remove()
+            made = _illustrated(made, subject, data, examples, choices)
+            if guard.late:
+                late = "It was interrupted when everything had been measured; nothing is missing."
+                made = dataclasses.replace(made, notes=(*made.notes, late))
+            return made
     raise AssertionError("there is always a last pass")
 
 
@@ -200,6 +210,7 @@ def _illustrated(
             progress=choices.progress,
         )
     except KeyboardInterrupt:
+        hold()
         missing = "It was interrupted while examples were collected, and shows none."
         return dataclasses.replace(made, notes=(*made.notes, missing), partial=True)
     except Exception as error:
@@ -243,13 +254,12 @@ def observe(
         progress: as for `probe`.
         shard: (i, n): batches i, i + n, i + 2 n ... of the data are seen, and the first examples of
             the first batch, on which the model is watched.
-        checkpoint: a file to which the partial is written every minute and at the end; a run that
-            finds it there goes on where it ended.
+        checkpoint: a file to which the partial is written every minute, at the end, and when the
+            run is interrupted or fails; a run that finds it there goes on where it ended.
         tokenizer: as for `probe`.
 
     Raises:
-        SiteError, DataError, StreamError, ValueError: as `probe`; ValueError also for a checkpoint
-            of another model, plan or seed.
+        SiteError, DataError, StreamError, OSError, ValueError: as `probe`.
 
     Example:
         >>> import torch, basis_probe as bp
@@ -279,13 +289,14 @@ def observe(
     )
     subject = recognise(model, tokenizer)
     target = None if device is None else device_of(device)
-    with prepared(subject.model, target) as notes:
+    with guarded(), prepared(subject.model, target) as notes:
         # Without a limit to the samples, what other shards see need not be read here.
         mine = None if max_samples is not None else (index, of)
         batches = numbered(data, subject, mine)
         watching = Watched.of(subject, first_of(batches), choices)
-        run = Reading(watching, choices, tuple(watching.plans), Part(index, of), checkpoint, True)
-        run.notes = notes
+        part = Part(index, of)
+        run = Reading(watching, choices, tuple(watching.plans), part, checkpoint, identified=True)
+        run.notes = tuple(dict.fromkeys((*run.notes, *notes)))
 
         def finish() -> Report:
             return Concluding(watching, choices, {}).report(run.partial(), notes)

@@ -842,8 +842,11 @@ def test_trouble_while_axes_are_compared_leaves_nothing_behind(
     monkeypatch.setattr(module, "_WORKERS", 1)
     with _left_as_it_was(kind.model):
         if error is Broken:
-            with pytest.raises(Broken):
+            with pytest.raises(bp.StreamError, match="all 2 batches were seen") as failed:
                 _probe(kind.model, data, sites=sites)
+            assert isinstance(failed.value.__cause__, Broken)
+            seen = failed.value.partial()
+            assert seen is not None and seen.batches == 2
             return
         report = _probe(kind.model, data, sites=sites)
     assert report.partial
@@ -893,7 +896,7 @@ def test_the_number_of_threads_stays(fails: bool, monkeypatch: pytest.MonkeyPatc
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with _left_as_it_was(_mlp()), contextlib.suppress(IndexError):
+        with _left_as_it_was(_mlp()), contextlib.suppress(bp.StreamError):
             _probe(_mlp(), [_draw(300, 6)], sites="1")
     finally:
         torch.set_num_threads(before)

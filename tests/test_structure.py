@@ -95,8 +95,10 @@ def _below(*parts: str) -> dict[pathlib.Path, set[str]]:
 # module beside the folders.
 ROOMS = """
 errors        what can go wrong
+interrupts    Ctrl-C at moments at which nothing is lost by it
 parallel      small jobs side by side
 brief         values on one line, and as a small table
+files         files that are replaced as a whole
 algebra       groups of changes of basis: no model, no data
 statistics    samples, nulls, scores and p-values: no model
 results       every frozen finding, in its file form

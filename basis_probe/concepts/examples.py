@@ -20,6 +20,7 @@ from basis_probe.concepts.patches import Fields, fields
 from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.concepts.tokens import pieces
 from basis_probe.errors import DataError, SiteError
+from basis_probe.interrupts import stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import Catcher, catching
 from basis_probe.model.facts import Facts
@@ -318,7 +319,7 @@ def _read(
             catcher(tensor)
 
     wanted = {address: functools.partial(hand, several) for address, several in catchers.items()}
-    with catching(subject.model, wanted):
+    with catching(subject.model, wanted), stoppable():
         subject.call(batch)
     for number, (_, kept) in enumerate(pairs):
         if number in caught:

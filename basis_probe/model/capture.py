@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from basis_probe.model.places import Address, Place
@@ -138,7 +139,8 @@ class Settled:
     """Whether a model keeps anything of a forward pass, which decides if one may be cut short.
 
     A pass may be cut short once a whole one has left every attribute of every module as it was.
-    What one that is cut short leaves behind, such as a mark that it has begun, is put back.
+    What one that is cut short, or fails, leaves behind, such as a mark that it has begun, is put
+    back.
     """
 
     def __init__(self) -> None:
@@ -151,16 +153,19 @@ class Settled:
 
     def run(self, model: nn.Module, run: Callable[[], object]) -> None:
         """Runs one pass, which may be cut short by `Enough`."""
-        before = _attributes(model)
+        before, dtype = _attributes(model), torch.get_default_dtype()
         try:
             run()
-        except Enough:
+        except BaseException as error:
             for held, values, sizes in before:
                 if any(len(values[name]) != size for name, size in sizes.items()):
                     # What a list has taken in cannot be told from what belongs there.
                     self._grown, self.allowed = True, False
                 held.clear()
                 held.update(values)
+            torch.set_default_dtype(dtype)
+            if not isinstance(error, Enough):
+                raise
         else:
             self.allowed = not self._grown and not _changed(before)
 

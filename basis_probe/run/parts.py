@@ -7,6 +7,8 @@ model, they are the same for every part, and a function can be saved only as cod
 """
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -18,15 +20,29 @@ from torch import Tensor, nn
 
 from basis_probe.brief import brief
 from basis_probe.errors import DataError
-from basis_probe.model.batches import Batch
+from basis_probe.files import replacing
+from basis_probe.model.batches import MASKS, Batch
+from basis_probe.results.codec import decode
 from basis_probe.run.stream import Seen
 from basis_probe.statistics.moments import Moments, SampleKurtosis
-from basis_probe.statistics.sampling import Reservoir
+from basis_probe.statistics.sampling import Reservoir, hash_examples
 
 if TYPE_CHECKING:
     from basis_probe.results.report import Report
 
-FORMAT = "basis_probe partial 1"
+FORMAT = "basis_probe partial 2"
+"""What a file says that it is; the number grows when older versions could not read it."""
+
+BARE = "basis_probe partial 1"
+"""The form before, which holds no digest."""
+
+UNCHECKED = (
+    "What was seen was written by an older version of basis_probe, without a digest of its content "
+    "and of how the data begin: that it is undamaged, and of these data, was not checked."
+)
+
+_NAMED = 10
+"""So many shards that are missing are named, and the others counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +81,7 @@ class Partial:
         parts: which parts of the data were seen.
         source: where the model was loaded from, if that is known.
         notes: what a reader of the report must know.
+        passing: True for what `probe` writes only to go on from it, and takes away at its end.
     """
 
     seen: Mapping[str, Seen]
@@ -73,6 +90,7 @@ class Partial:
     parts: tuple[Part, ...]
     source: str = ""
     notes: tuple[str, ...] = ()
+    passing: bool = False
 
     @property
     def batches(self) -> int:
@@ -89,11 +107,15 @@ class Partial:
         """What is missing of the data, in words; empty if nothing is."""
         of = self.parts[0].of
         present = {part.index for part in self.parts}
-        absent = [f"{index}/{of}" for index in range(of) if index not in present]
+        absent = (f"{index}/{of}" for index in range(of) if index not in present)
+        named = [*itertools.islice(absent, _NAMED)]
+        more = of - len(present) - len(named)
+        if more > 0:
+            named.append(f"and {more:,} more")
         unfinished = [f"{part.index}/{part.of}" for part in self.parts if not part.whole]
         said: list[str] = []
-        if absent:
-            said.append(f"Shards of the data are missing: {', '.join(absent)}.")
+        if named:
+            said.append(f"Shards of the data are missing: {', '.join(named)}.")
         if unfinished and of > 1:
             said.append(f"Shards of the data were not seen to their end: {', '.join(unfinished)}.")
         elif unfinished:
@@ -104,17 +126,14 @@ class Partial:
         """What was seen on both parts.
 
         Raises:
-            ValueError: if they are not of the same model, sites and settings, or overlap.
+            ValueError: if they are not of the same model, data, sites and settings, or overlap.
         """
-        differing = [
-            f"{name} ({self.plan.get(name, 'nothing')} and {other.plan.get(name, 'nothing')})"
-            for name in sorted({*self.plan, *other.plan})
-            if self.plan.get(name) != other.plan.get(name)
-        ]
-        if differing:
+        found = differing(self.plan, other.plan)
+        if found:
+            said = "; ".join(f"{name} ({was} and {now})" for name, was, now in found)
             raise ValueError(
-                f"partials that differ in {'; '.join(differing)} cannot be added: make all parts "
-                "with the same model and settings"
+                f"partials that differ in {said} cannot be added: make all parts with the same "
+                "model, data and settings"
             )
         if self.parts[0].of != other.parts[0].of:
             raise ValueError(
@@ -131,7 +150,7 @@ class Partial:
         return Partial(
             seen={name: seen + other.seen[name] for name, seen in self.seen.items()},
             first=self.first,
-            plan=self.plan,
+            plan={**other.plan, **self.plan},
             parts=tuple(sorted((*self.parts, *other.parts), key=lambda part: part.index)),
             source=self.source or other.source,
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
@@ -158,26 +177,18 @@ class Partial:
         Raises:
             DataError: if batches hold something that is neither a tensor, a number nor a word.
         """
-        from safetensors.torch import save_file
-
-        target = pathlib.Path(path)
-        tensors, metadata = self._flat()
-        waiting = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            save_file(tensors, waiting, metadata)
-            with waiting.open("rb") as written:
-                os.fsync(written.fileno())
-            os.replace(waiting, target)
-        finally:
-            waiting.unlink(missing_ok=True)
-        return target
+        data = self.to_bytes()
+        with replacing(path) as file:
+            file.write(data)
+        return pathlib.Path(path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Partial":
         """The partial that was saved there.
 
         Raises:
-            ValueError: if the file is no partial.
+            OSError: if the file cannot be read.
+            ValueError: if it is no partial, or not the one that was written.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -185,14 +196,9 @@ class Partial:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no partial: {error}") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} is no partial that this version can read: make it with "
-                "`basis-probe report --shard` or `Partial.save`"
-            )
-        return Partial._from_flat(tensors, metadata)
+        except (SafetensorError, ValueError, RuntimeError, OverflowError, TypeError) as error:
+            raise ValueError(f"{path} is no partial: {error}; {_AGAIN}") from error
+        return _checked(tensors, metadata, str(path))
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
@@ -202,12 +208,21 @@ class Partial:
 
     @staticmethod
     def from_bytes(data: bytes) -> "Partial":
-        """The partial that `to_bytes` was called of."""
+        """The partial that `to_bytes` was called of.
+
+        Raises:
+            ValueError: if they are no partial, or not the one that was written.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
-        return Partial._from_flat(load(data), metadata)
+        try:
+            tensors = load(data)
+            length = int.from_bytes(data[:8], "little")
+            metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        except (*_DAMAGE, SafetensorError) as error:
+            raise ValueError(f"these bytes are no partial: {error}; {_AGAIN}") from error
+        return _checked(tensors, metadata, "what these bytes hold")
 
     def _flat(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors: dict[str, Tensor] = {}
@@ -228,12 +243,14 @@ class Partial:
             "parts": [dataclasses.asdict(part) for part in self.parts],
             "source": self.source,
             "notes": self.notes,
+            "passing": self.passing,
         }
-        return tensors, {"format": FORMAT, "words": json.dumps(words)}
+        text = json.dumps(words)
+        digest = _digest_of(tensors, text)
+        return tensors, {"format": FORMAT, "words": text, "digest": digest}
 
     @staticmethod
-    def _from_flat(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> "Partial":
-        words = json.loads(metadata["words"])
+    def _from_flat(tensors: Mapping[str, Tensor], words: Mapping[str, Any]) -> "Partial":
         seen = {
             name: Seen(
                 moments=Moments(**(site["moments"] | _below(tensors, f"{number}/moments/"))),
@@ -250,11 +267,127 @@ class Partial:
         return Partial(
             seen=seen,
             first=_batch(words["first"], tensors),
-            plan=words["plan"],
-            parts=tuple(Part(**part) for part in words["parts"]),
-            source=words["source"],
-            notes=tuple(words["notes"]),
+            plan=decode(Mapping[str, str], words["plan"]),
+            parts=decode(tuple[Part, ...], words["parts"]),
+            source=decode(str, words["source"]),
+            notes=decode(tuple[str, ...], words["notes"]),
+            passing=decode(bool, words.get("passing", False)),
         )
+
+
+_AGAIN = "give a file that `basis-probe report --shard`, a checkpoint or `Partial.save` wrote"
+
+_DAMAGE = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError,
+)  # fmt: skip
+"""What reading raises of a file that holds something else than it says."""
+
+
+def _checked(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> Partial:
+    """The partial of a file, if it is one, and the one that was written.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    form, text = metadata.get("format"), metadata.get("words", "")
+    if form not in (FORMAT, BARE):
+        raise ValueError(
+            f"{what} is no partial that this version can read (it says {form!r}, and {FORMAT!r} is "
+            f"needed): {_AGAIN}"
+        )
+    if form == FORMAT and metadata.get("digest") != _digest_of(tensors, text):
+        raise ValueError(
+            f"{what} is damaged: its content is not what its digest was taken of; copy it again "
+            "from where it was written, or make it anew"
+        )
+    try:
+        found = Partial._from_flat(tensors, json.loads(text))  # pyright: ignore[reportPrivateUsage]
+        _require_sound(found)
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{what} is damaged ({type(error).__name__}: {error}): copy it again from where it was "
+            "written, or make it anew"
+        ) from error
+    if form == BARE and UNCHECKED not in found.notes:
+        found = dataclasses.replace(found, notes=(*found.notes, UNCHECKED))
+    return found
+
+
+def _digest_of(tensors: Mapping[str, Tensor], words: str) -> str:
+    """A number of everything that a file holds."""
+    found = hashlib.sha256(words.encode("utf-8", "surrogatepass"))
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _require_sound(partial: Partial) -> None:
+    """Raises ValueError or KeyError where the numbers of a partial do not fit each other."""
+    if not partial.parts or not partial.seen:
+        raise ValueError("it holds no part, or no site")
+    for part in partial.parts:
+        counts = (part.reached, part.batches, part.examples, part.digest)
+        if not 0 <= part.index < part.of or min(counts) < 0 or part.of != partial.parts[0].of:
+            raise ValueError(f"shard {part.index} of {part.of}, {part.batches} batches")
+    names, most = json.loads(partial.plan["names"]), partial.plan["max_samples"]
+    decode(tuple[str, ...], names)
+    decode(str, partial.plan["sites"])
+    int(partial.plan["seed"])
+    if most != "all":
+        int(most)
+    for name, seen in partial.seen.items():
+        moments, kurtosis = seen.moments, seen.kurtosis
+        dim = moments.mean.numel()
+        for field in (moments.mean, moments.m2, moments.m3, moments.m4, kurtosis.share):
+            if field.shape != (dim,) or field.dtype != torch.float64:
+                raise ValueError(f"the sums of site {name}")
+        if min(moments.count, kurtosis.count, kurtosis.zeros, seen.missed) < 0:
+            raise ValueError(f"the counts of site {name}")
+        for kept in (seen.kept, seen.proof):
+            rows = len(kept.priorities)
+            fits = kept.priorities.ndim == 1 and kept.priorities.dtype == torch.float64
+            if not fits or not rows <= min(kept.capacity, kept.seen):
+                raise ValueError(f"the rows of site {name}")
+            if any(entry.ndim < 1 or len(entry) != rows for entry in kept.rows.values()):
+                raise ValueError(f"the rows of site {name}")
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(name, here, there) of everything in which two plans differ.
+
+    How the data begin is not said by older files, and asked only where both say it.
+    """
+    known = [
+        name for name in sorted({*one, *other}) if name != DATA or (name in one and name in other)
+    ]
+    return [
+        (name, one.get(name, "nothing"), other.get(name, "nothing"))
+        for name in known
+        if one.get(name) != other.get(name)
+    ]
+
+
+DATA = "data"
+"""Under this name a plan says how the data begin."""
+
+
+def beginning(first: Batch) -> str:
+    """How the data begin, as a plan says it: a number of the first two examples."""
+    return f"beginning with {digest_of_batch(first.first(2)):016x}"
+
+
+def digest_of_batch(batch: Batch) -> int:
+    """A number of everything that a batch holds, the same for any order of its examples."""
+    found = int(hash_examples(batch.inputs, batch.mask).sum())
+    named = {**{str(place): value for place, value in enumerate(batch.args)}, **batch.kwargs}
+    for place, (name, value) in enumerate(sorted(named.items()), start=1):
+        if isinstance(value, Tensor) and value is not batch.inputs and name not in MASKS:
+            held = torch.view_as_real(value) if value.is_complex() else value
+            each = hash_examples(held if held.ndim else held[None], None)
+            found += int(each.sum()) * (2 * place + 1)
+    return found % 2**64
 
 
 def _fields(value: Moments | SampleKurtosis, stem: str, tensors: dict[str, Tensor]) -> Any:

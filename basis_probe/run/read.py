@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,14 +13,15 @@ import numpy as np
 from torch import Tensor
 
 from basis_probe.errors import DataError, StreamError
+from basis_probe.files import require_writable
+from basis_probe.interrupts import Ended, hold, stoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.network import Subject
 from basis_probe.results.report import Report
-from basis_probe.run.parts import Part, Partial
+from basis_probe.run.parts import UNCHECKED, Part, Partial, digest_of_batch
 from basis_probe.run.problems import linear_layer, missed_by, tolerance
 from basis_probe.run.stream import Stream
 from basis_probe.run.watch import Choices, Placed, Watched, require_same
-from basis_probe.statistics.sampling import hash_examples
 
 
 def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
@@ -99,6 +99,8 @@ class Reading:
         part: which part of the data.
         checkpoint: where what was seen is written.
         identified: True if what was seen may meet what was seen elsewhere.
+        passing: True if the checkpoint is of no use once there is a report. One that is found and
+            was made to stay does stay.
     """
 
     def __init__(
@@ -109,10 +111,12 @@ class Reading:
         part: Part,
         checkpoint: str | os.PathLike[str] | None,
         identified: bool = False,
+        passing: bool = False,
     ) -> None:
         self.watching, self.choices, self.part = watching, choices, part
         self.notes: tuple[str, ...] = ()
-        self.checkpoint = None if checkpoint is None else pathlib.Path(checkpoint)
+        self.checkpoint = None if checkpoint is None else require_writable(checkpoint)
+        self.passing = passing
         self.plan = watching.plan(choices, identified=identified or checkpoint is not None)
         self.stream = Stream(
             {name: watching.plans[name] for name in names},
@@ -123,6 +127,8 @@ class Reading:
             stops=True,
         )
         self._written = time.monotonic()
+        # Whether the data are known to be those that a checkpoint has seen.
+        self._same = True
         if self.checkpoint is not None and self.checkpoint.exists():
             self._resume(Partial.load(self.checkpoint))
 
@@ -134,17 +140,31 @@ class Reading:
             plan=self.plan,
             parts=(self.part,),
             notes=self.notes,
+            passing=self.passing,
         )
+
+    def remove(self) -> None:
+        """Takes away the checkpoint, if this run or one like it made it only to go on from it."""
+        if self.checkpoint is not None and self.passing:
+            self.checkpoint.unlink(missing_ok=True)
 
     def _resume(self, before: Partial) -> None:
         require_same(before.plan, self.plan, f"the checkpoint {self.checkpoint} was made with")
-        [part] = before.parts
+        if len(before.parts) != 1:
+            raise ValueError(
+                f"the checkpoint {self.checkpoint} holds {len(before.parts)} parts that were "
+                " added, and a run can go on only from one: give another file, or make the "
+                "report of it with `Partial.report`"
+            )
+        (part,) = before.parts
         if (part.index, part.of) != (self.part.index, self.part.of):
             raise ValueError(
                 f"the checkpoint {self.checkpoint} is of shard {part.index}/{part.of}, and shard "
                 f"{self.part.index}/{self.part.of} was asked for: give each shard its own file"
             )
-        self.part = part
+        self.part, self.passing = part, self.passing and before.passing
+        self.notes = tuple(note for note in before.notes if note == UNCHECKED)
+        self._same = False
         self.stream.restore(before.seen, batches=part.batches, examples=part.examples)
 
     def read(
@@ -157,31 +177,35 @@ class Reading:
         """Streams all batches; if the user interrupts it after one, the part is not whole.
 
         Raises:
-            StreamError: if the data or the model fail after a batch; `finish` makes its report.
+            StreamError: if the data or the model fail after a batch, or the process is told to end;
+                `finish` makes its report.
         """
         from tqdm.auto import tqdm
 
-        if self.part.whole:
-            return
         bar = tqdm(desc="running the model", unit="batch", disable=not progress, leave=False)
         try:
             self._read(rest, bar.update)
-        except KeyboardInterrupt:
-            if not self.part.batches:
+        except BaseException as error:
+            unusual = isinstance(error, _OtherData | SystemExit | GeneratorExit)
+            if not self.part.batches or not self._same or unusual:
                 raise
-            return
-        except Exception as error:
-            if not self.part.batches or isinstance(error, _OtherData):
-                raise
-            # The error itself is forgotten when this clause ends.
-            what = f"{type(error).__name__}: {error}"
+            hold()
             batches = self.part.batches
-            self.notes = (*self.notes, f"{FAILED} after {batches} batches: {what}")
+            # The error itself is forgotten when this clause ends.
+            what = str(error) if isinstance(error, Ended) else f"{type(error).__name__}: {error}"
+            stopped = isinstance(error, KeyboardInterrupt)
+            self._write(always=True)
+            if not stopped:
+                self.notes = (*self.notes, f"{FAILED} after {batches} batches: {what}")
+            if stopped and not isinstance(error, Ended):
+                return
+            said = what if stopped else f"batch {batches} failed: {what}"
             raise StreamError(
-                f"batch {batches} failed: {what}. The {batches} batches before it are kept: call "
-                ".report() of this error for their report",
+                f"{said}. The {batches} batches before it are kept: call .report() of this error "
+                "for their report, or .partial() for what was seen",
                 batches=batches,
                 finish=finish,
+                part=self.partial,
             ) from error
         finally:
             bar.close()
@@ -203,27 +227,14 @@ class Reading:
                 if number < reached:
                     digest = _digested(digest, number, batch)
                 else:
-                    if number == reached or number - of < reached:
-                        self._require_digest(digest)
-                    stream.see(
-                        subject.model,
-                        batch,
-                        functools.partial(subject.call, batch),
-                        spans=spans,
-                        number=number,
-                    )
-                    self.part = dataclasses.replace(
-                        self.part,
-                        reached=number + 1,
-                        batches=stream.batches,
-                        examples=stream.examples,
-                        digest=_digested(self.part.digest, number, batch),
-                    )
-                    self._write(always=False)
+                    self._require_digest(digest)
+                    self._see(number, batch, spans)
                     update()
-            if stream.full if counting is None else counting.full:
+            full = stream.full if counting is None else counting.full
+            if full and number + 1 >= reached:
                 break
-            following = next(rest, None)
+            with stoppable():
+                following = next(rest, None)
             if following is None:
                 break
             number, batch = following
@@ -232,27 +243,52 @@ class Reading:
                 f"the checkpoint {self.checkpoint} has seen {reached} batches, and the data end "
                 f"after {number + 1}: give the same data again, or start anew without it"
             )
+        self._require_digest(digest)
+
+    def _see(self, number: int, batch: Batch, spans: Mapping[str, range] | None) -> None:
+        """Adds what a batch shows."""
+        call = functools.partial(self.watching.subject.call, batch)
+        digest = _digested(self.part.digest, number, batch)
+        self.stream.see(self.watching.subject.model, batch, call, spans=spans, number=number)
+        self.part = dataclasses.replace(
+            self.part,
+            reached=number + 1,
+            batches=self.stream.batches,
+            examples=self.stream.examples,
+            digest=digest,
+            whole=False,
+        )
+        hold()
+        self._write(always=False)
 
     def _require_digest(self, digest: int) -> None:
-        if digest != self.part.digest:
+        if not self._same and digest != self.part.digest:
             raise _OtherData(
                 f"the first {self.part.reached} batches are not those that the checkpoint "
                 f"{self.checkpoint} has seen: give the same data in the same order, or start anew "
                 "without it"
             )
+        self._same = True
 
     def _write(self, *, always: bool) -> None:
         if self.checkpoint is None:
             return
-        if always or time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+        if not always and time.monotonic() - self._written < CHECKPOINT_SECONDS:
+            return
+        self._written = time.monotonic()
+        try:
             self.partial().save(self.checkpoint)
-            self._written = time.monotonic()
+        except (OSError, MemoryError) as error:
+            # What was gathered is worth more than its copy: the run goes on without.
+            said = f"The checkpoint {self.checkpoint} could not be written: {error}."
+            if said not in self.notes:
+                self.notes = (*self.notes, said)
+                warnings.warn(said, stacklevel=2)
 
 
 def _digested(digest: int, number: int, batch: Batch) -> int:
     """A number that depends on the examples of all batches so far, and on which batch is which."""
-    examples = hash_examples(batch.inputs, batch.mask)
-    return (digest + int(examples.sum()) * (2 * number + 1)) % 2**64
+    return (digest + digest_of_batch(batch) * (2 * number + 1)) % 2**64
 
 
 class _Counting:

@@ -11,7 +11,7 @@ Convergent Bases in Neural Network Representations.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError, StreamError
+from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.sites import asked
@@ -150,10 +151,10 @@ class Reference:
         stream = Stream(plans, seed=seed, capacity=capacity, most=most)
         return Reference(subject, stream, tuple(missing))
 
-    def see(self, batch: Batch) -> None:
-        """Adds what a batch shows."""
+    def look(self, batch: Batch) -> Callable[[], None]:
+        """What adds what a batch shows, once it is called."""
         call = functools.partial(self.subject.call, batch)
-        self.stream.see(self.subject.model, batch, call)
+        return self.stream.look(self.subject.model, batch, call)
 
     def scores(self, seen: Mapping[str, Seen]) -> tuple[dict[str, tuple[Score, ...]], list[str]]:
         """The score of every site against the reference, and where there is none.
@@ -229,13 +230,19 @@ def probe_beside(
         batch: Batch | None = first
         try:
             while batch is not None:
-                other.see(batch)
-                stream.see(subject.model, batch, functools.partial(subject.call, batch))
+                # Both or none: a batch counts once both networks have run on it.
+                mine = stream.look(subject.model, batch, functools.partial(subject.call, batch))
+                theirs = other.look(batch)
+                mine()
+                theirs()
+                hold()
                 bar.update()
-                batch = None if stream.full else next(batches, None)
+                with stoppable():
+                    batch = None if stream.full else next(batches, None)
         except KeyboardInterrupt:
             if not stream.batches:
                 raise
+            hold()
             why = f"The run was interrupted after {stream.batches} batches."
             return finish(partial=True, why=why)
         except Exception as error:

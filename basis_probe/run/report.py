@@ -5,7 +5,8 @@ import functools
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import CHEAP, watched
+from basis_probe.errors import StreamError
 from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, gather, is_small
+from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
 from basis_probe.results.report import Provenance, Report
 from basis_probe.run.parts import Part, Partial, moved
 from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
-from basis_probe.run.read import FAILED, batches_of
+from basis_probe.run.read import FAILED, Reading, batches_of
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.twins import reinitialised, settle
 from basis_probe.run.watch import (
@@ -132,6 +135,7 @@ class Concluding:
         self.at_once = at_once
         self.notes: tuple[str, ...] = ()
         self.twins: Twins = {}
+        self.untwinned = False
         self._places: dict[str, Placed] | None = None
 
     def report(self, partial: Partial, notes: tuple[str, ...]) -> Report:
@@ -167,9 +171,18 @@ class Concluding:
         return Report(
             report(gathered),
             provenance,
-            interrupted or bool(partial.missing),
+            interrupted or self.untwinned or bool(partial.missing),
             tuple(dict.fromkeys(note for note in notes if note)),
         )
+
+    def compare_with_twins(self, data: Iterable[Any], wanted: RandomWeights, batches: int) -> None:
+        """Runs untrained twins of the model; if that is interrupted, none are compared with."""
+        try:
+            with stoppable():
+                self.twins = untrained_twins(self.watching, self.choices, data, wanted, batches)
+        except KeyboardInterrupt:
+            self.untwinned = True
+            self.notes = (*self.notes, "It was interrupted while untrained twins were run.")
 
     def gather(self, partial: Partial) -> bool:
         """Adds the evidence of the sites that were seen; True if the user interrupted it."""
@@ -239,13 +252,14 @@ class Concluding:
             return False
         watching = self.watching
         try:
-            self._places = certified(
-                watching.places,
-                watching.subject,
-                watching.first,
-                watching.derivation,
-                self.choices.certificates,
-            )
+            with stoppable():
+                self._places = certified(
+                    watching.places,
+                    watching.subject,
+                    watching.first,
+                    watching.derivation,
+                    self.choices.certificates,
+                )
         except KeyboardInterrupt:
             self.notes = (
                 *self.notes,
@@ -253,6 +267,27 @@ class Concluding:
             )
             return True
         return False
+
+
+@contextmanager
+def kept(run: Reading, finish: Callable[[], Report]) -> Generator[None]:
+    """A context in which a failure after the data still offers what was seen of them.
+
+    Raises:
+        StreamError: for any failure but a refusal of what was asked for.
+    """
+    try:
+        yield
+    except (StreamError, ValueError, TypeError):
+        raise
+    except Exception as error:
+        raise StreamError(
+            f"all {run.part.batches} batches were seen, and what followed failed: "
+            f"{type(error).__name__}: {error}. Call .partial() of this error for what was seen",
+            batches=run.part.batches,
+            finish=finish,
+            part=run.partial,
+        ) from error
 
 
 _WORKERS = 4
@@ -434,4 +469,6 @@ def conclude(
         watching = Watched.of(subject, moved(partial.first, subject.device), choices)
         require_same(plan, watching.plan(choices, identified=True), "the partial was made with")
         concluding = Concluding(watching, choices, {})
-        return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))
+        with guarded():
+            hold()
+            return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from basis_probe.interrupts import stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import Catcher, Enough, Settled, catching
 from basis_probe.model.graph import Layout
@@ -534,12 +535,28 @@ class Stream:
                 batches are seen elsewhere; None if they are those after the samples seen here.
             number: which batch of the data it is; None for the next one.
         """
+        self.look(model, batch, run, beside=beside, spans=spans, number=number)()
+
+    def look(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        run: Callable[[], object],
+        *,
+        beside: Beside | None = None,
+        spans: Mapping[str, range] | None = None,
+        number: int | None = None,
+    ) -> Callable[[], None]:
+        """What adds what a batch shows, once it is called; the arguments are those of `see`."""
         number = self.batches if number is None else number
         rooms = {name: self._room(name, spans) for name in self.plans}
         observers = self._observers(batch, rooms, beside)
         self._run(model, observers, run)
         if spans is not None:
             _require_spans(observers, spans, number)
+        return functools.partial(self._add, observers, batch.size, number)
+
+    def _add(self, observers: Mapping[str, Observer], size: int, number: int) -> None:
         for name, observer in observers.items():
             sums = self.sums[name]
             if observer.caught is None:
@@ -547,7 +564,7 @@ class Stream:
                 continue
             sums.add(observer.caught, number)
         self.batches += 1
-        self.examples += batch.size
+        self.examples += size
 
     def rehearse(self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]) -> None:
         """Sees what need not be kept, on a batch that is counted elsewhere."""
@@ -614,12 +631,17 @@ class Stream:
             if ends and all(observer.caught is not None for observer in observers.values()):
                 raise Enough
 
+        def passes() -> None:
+            # Only here: what is set up and put back around it is not to be broken off.
+            with stoppable():
+                run()
+
         wanted = {address: functools.partial(hand, each) for address, each in catchers.items()}
         with torch.no_grad(), catching(model, wanted):
             if settled is None:
-                run()
+                passes()
             else:
-                settled.run(model, run)
+                settled.run(model, passes)
 
 
 def _require_spans(

@@ -22,6 +22,7 @@ from basis_probe.model.places import Site
 from basis_probe.model.roles import Role, role
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
+from basis_probe.run.parts import DATA, beginning, differing
 from basis_probe.run.stream import Plan
 from basis_probe.statistics.nulls import Geometry, Null, Rotation, geometry_of
 from basis_probe.statistics.scores import Score
@@ -196,19 +197,16 @@ class Watched:
             "names": json.dumps([*self.places]),
             "seed": str(choices.seed),
             "caught": caught[:16],
+            DATA: beginning(self.first),
         } | settings
 
 
 def require_same(was: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
     """Raises ValueError with everything in which two plans differ."""
-    differing = [
-        f"{name} {was.get(name, 'nothing')!r} (now {now.get(name, 'nothing')!r})"
-        for name in sorted({*was, *now})
-        if was.get(name) != now.get(name)
-    ]
-    if differing:
+    found = [f"{name} {old!r} (now {new!r})" for name, old, new in differing(was, now)]
+    if found:
         raise ValueError(
-            f"{what} {'; '.join(differing)}: give the same model and settings, or start anew "
+            f"{what} {'; '.join(found)}: give the same model, data and settings, or start anew "
             "without that file"
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pathlib
 import random
@@ -12,7 +14,10 @@ import time
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from partials import SITES, batches, model, observed, reported, require_equal
 from torch import Tensor, nn
 
@@ -181,8 +186,17 @@ def test_a_run_goes_on_exactly(
     resumed = observed(batches(), **settings)
     require_equal(resumed, observed(batches(), shard=shard), within=0.0)
     assert bp.Partial.load(path).parts == resumed.parts
-    # What is whole is not read again.
-    require_equal(observed(_Breaks(1), **settings), resumed, within=0.0)
+    # What is whole is not run again, and the data are seen to be those that were seen.
+    ran = model()
+    ran.register_forward_hook(lambda *_: runs.append(1))
+    runs: list[int] = []
+    require_equal(observed(batches(), model=ran, **settings), resumed, within=0.0)
+    assert len(runs) == 1
+    others = [*batches()[:-1], batches()[0]] if shard == (0, 1) else batches()[::-1]
+    with pytest.raises(ValueError, match=r"not those|beginning with"):
+        observed(others, **settings)
+    grown = observed([*batches(), *batches(2)], **settings)
+    require_equal(grown, observed([*batches(), *batches(2)], shard=shard), within=0.0)
 
 
 def test_a_checkpoint_of_something_else_is_refused(
@@ -328,3 +342,138 @@ def test_two_names_of_one_tensor_are_seen_once_and_reported_twice() -> None:
     report = reported(partial)
     assert report.sites == ("0", "1:in")
     assert report["0"].scores == report["1:in"].scores
+
+
+# --- files that are not what was written ----------------------------------------------------------
+
+
+def _flipped(data: bytes, place: int, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[place % len(data)] ^= 1 << bit
+    return bytes(changed)
+
+
+WHOLE = observed(batches(2, 12)).to_bytes()
+
+
+def _read_both_ways(data: bytes, folder: pathlib.Path) -> None:
+    """Reads a partial that is none."""
+    path = folder / "part.safetensors"
+    path.write_bytes(data)
+    for read in (lambda: bp.Partial.from_bytes(data), lambda: bp.Partial.load(path)):
+        with pytest.raises(ValueError, match=r"no partial|damaged"):
+            read()
+
+
+_TRIES = settings(
+    max_examples=50,
+    deadline=2000,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@_TRIES
+@given(place=st.integers(0, len(WHOLE) - 1), bit=st.integers(0, 7))
+def test_a_bit_that_flips_anywhere_is_noticed(tmp_path: pathlib.Path, place: int, bit: int) -> None:
+    _read_both_ways(_flipped(WHOLE, place, bit), tmp_path)
+
+
+@_TRIES
+@given(
+    start=st.integers(0, len(WHOLE)),
+    length=st.integers(1, 4000),
+    new=st.binary(max_size=30),
+)
+def test_a_file_that_is_cut_or_overwritten_is_noticed(
+    tmp_path: pathlib.Path, start: int, length: int, new: bytes
+) -> None:
+    data = WHOLE[:start] + new + WHOLE[start + length :]
+    if data != WHOLE:
+        _read_both_ways(data, tmp_path)
+
+
+def _forged(words: dict[str, Any], form: str, **changes: Any) -> bytes:
+    """A file of the bare form, which has no digest, whose words are others."""
+    tensors = safetensors.torch.load(WHOLE)
+    metadata = {"format": form, "words": json.dumps(words | changes)}
+    return safetensors.torch.save(tensors, metadata)
+
+
+def _words() -> dict[str, Any]:
+    length = int.from_bytes(WHOLE[:8], "little")
+    return json.loads(json.loads(WHOLE[8 : 8 + length])["__metadata__"]["words"])
+
+
+def test_a_file_of_the_form_before_is_read_with_a_note() -> None:
+    words = _words()
+    del words["plan"]["data"], words["passing"]
+    old = bp.Partial.from_bytes(_forged(words, "basis_probe partial 1"))
+    require_equal(old, bp.Partial.from_bytes(WHOLE), within=0.0)
+    report = reported(old)
+    assert any("older version" in note for note in report.notes)
+    with pytest.raises(ValueError, match="no partial that this version can read"):
+        bp.Partial.from_bytes(_forged(words, "basis_probe partial 3"))
+
+
+@pytest.mark.parametrize("entry", [None, 7, -1, 1e400, "x", [], {}, [7], {"x": {}}, True])
+def test_words_that_make_no_sense_are_damage(entry: Any, tmp_path: pathlib.Path) -> None:
+    words = _words()
+    for name in words:
+        if name not in ("notes", "passing", "source"):
+            _read_both_ways(_forged(words, "basis_probe partial 1", **{name: entry}), tmp_path)
+    for name in ("index", "of", "reached", "batches", "examples", "digest"):
+        if entry not in (7, True) or isinstance(entry, bool):
+            parts = [words["parts"][0] | {name: entry}]
+            _read_both_ways(_forged(words, "basis_probe partial 1", parts=parts), tmp_path)
+
+
+def test_shards_of_other_data_are_not_added() -> None:
+    one = observed(batches(), shard=(0, 2))
+    others = [batch + 1 for batch in batches()]
+    with pytest.raises(ValueError, match=r"differ in data .* the same model, data"):
+        one + observed(others, shard=(1, 2))
+
+
+def test_missing_shards_are_counted_where_they_are_many() -> None:
+    part = observed(batches(), shard=(3, 10**12))
+    assert "and 999,999,999,989 more" in part.missing
+    assert len(part.missing) < 400
+
+
+def test_a_checkpoint_that_observe_finished_stays(
+    tmp_path: pathlib.Path, written_always: None
+) -> None:
+    path = tmp_path / "part.safetensors"
+    observed(batches(), checkpoint=path)
+    null = bp.nulls.Rotation(frames=19, samples=64)
+    bp.probe(model(), batches(), sites=SITES, null=null, checkpoint=path, progress=False)
+    require_equal(bp.Partial.load(path), observed(batches()), within=0.0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_stop_writes_the_checkpoint(tmp_path: pathlib.Path, error: type[BaseException]) -> None:
+    path = tmp_path / "run.safetensors"
+
+    def data() -> Any:
+        yield from batches(3)
+        raise error
+
+    with contextlib.suppress(bp.StreamError):
+        assert not observed(data(), checkpoint=path).parts[0].whole
+    assert bp.Partial.load(path).batches == 3
+    assert not any("failed" in note for note in observed(batches(), checkpoint=path).notes)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_nothing(
+    tmp_path: pathlib.Path, written_always: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bp.Partial, "save", full)
+    path = tmp_path / "run.safetensors"
+    with pytest.warns(UserWarning, match="could not be written"):
+        part = observed(batches(), checkpoint=path)
+    require_equal(part, observed(batches()), within=0.0)
+    assert [note for note in part.notes if "No space left" in note]

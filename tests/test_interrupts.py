@@ -1,0 +1,110 @@
+"""A signal waits while something could be lost by it, and is raised where it may break off."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from basis_probe.interrupts import Ended, guarded, hold, stoppable
+
+
+def _strike(number: int = signal.SIGINT) -> None:
+    signal.raise_signal(number)
+
+
+def test_a_signal_is_raised_at_once_while_nothing_is_gathered() -> None:
+    with pytest.raises(KeyboardInterrupt), guarded():
+        _strike()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_waits_for_the_next_work_that_may_be_broken_off() -> None:
+    done: list[str] = []
+    with guarded() as guard:
+        hold()
+        _strike()
+        done.append("sums")
+        try:
+            with stoppable():
+                done.append("never")
+        except KeyboardInterrupt:
+            # Here another one waits again.
+            _strike()
+            done.append("kept")
+        assert guard.late
+    assert done == ["sums", "kept"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_work_within_work_closes_as_it_was() -> None:
+    done: list[int] = []
+    with guarded():
+        hold()
+        try:
+            with stoppable():
+                with stoppable():
+                    done.append(1)
+                _strike()
+                done.append(2)
+        except KeyboardInterrupt:
+            _strike()
+            done.append(3)
+    assert done == [1, 3]
+
+
+def test_many_signals_are_heard_wherever_they_come() -> None:
+    count = 0
+    with pytest.raises(KeyboardInterrupt), guarded():
+        hold()
+        for _ in range(20):
+            _strike()
+            count += 1
+    assert count == 5
+
+
+def test_a_guard_in_a_guard_leaves_signals_to_the_outer_one() -> None:
+    with guarded() as outer:
+        with guarded() as inner:
+            hold()
+        _strike()
+        assert outer.late and not inner.late
+    _, before = None, signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler
+
+
+def test_handlers_of_the_user_are_asked_and_put_back() -> None:
+    calls: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: calls.append(number))
+    mine = signal.getsignal(signal.SIGTERM)
+    try:
+        with guarded():
+            _strike(signal.SIGTERM)
+            hold()
+            _strike(signal.SIGTERM)
+            assert len(calls) == 1
+            with stoppable():
+                _strike(signal.SIGTERM)
+        assert calls == [signal.SIGTERM] * 3
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_other_threads_are_left_alone() -> None:
+    seen: list[object] = []
+
+    def work() -> None:
+        with guarded() as guard, stoppable():
+            hold()
+            seen.append((guard.late, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, signal.default_int_handler)]
+
+
+def test_a_signal_that_ends_the_process_has_a_name() -> None:
+    assert "SIGTERM" in str(Ended(signal.SIGTERM))
