@@ -11,8 +11,8 @@ import abc
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
-from typing import Literal, final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from jaxtyping import Float, Float64
@@ -40,11 +40,17 @@ from basis_probe.algebra.groups import (
 from basis_probe.errors import DataError
 from basis_probe.statistics.second_moments import Crossed, Spread
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # Directions whose variance is below this share of the largest are not told from rounding.
 _RANK = 1e-12
 
-# A transport is an assignment of copies; up to so many of them that is the faster way.
-_COPIES = 2048
+# A transport over so many places is solved over all of them at once.
+_ALL_AT_ONCE = 2**11
+
+# Larger ones begin with the best few places of every axis, by prices that take so many rounds.
+_PER_PLACE, _PRICE_ROUNDS = 3, 16
 
 Constant = Literal["refuse", "ignore"]
 
@@ -296,9 +302,9 @@ def align(
     """
     require_kin(group, other)
     compact = _compact(group, other)
+    for which, own, side in (("x", group, moments.x), ("y", other, moments.y)):
+        _require_samples(which, own, side)
     forms = _form(group, moments.x, constant), _form(other, moments.y, constant)
-    for which, form, side in zip(("x", "y"), forms, (moments.x, moments.y), strict=True):
-        _require_samples(which, group, form, side)
     between = forms[0].weights.T @ moments.sums @ forms[1].weights
     return Alignment(group, forms[0], forms[1], compact.best(between)[1])
 
@@ -384,18 +390,15 @@ def _form(group: Group, side: Spread, constant: Constant) -> Form:
     dim = len(side.mean)
     if group.dim != dim:
         raise ValueError(f"the group {group!r} acts on {group.dim} axes, and there are {dim}")
-    sizes = side.sums.diagonal()
-    # What rounding leaves of an axis that never varies.
-    flat = sizes <= 1e-13 * side.raw.diagonal()
+    flat = side.flat
     if isinstance(group, GeneralLinear):
         return _white(side)
     if isinstance(group, PositiveMonomial | Monomial):
         _may_be_flat(flat, constant)
-        live = int((~flat).sum())
-        scale = torch.where(flat, torch.zeros_like(sizes), sizes.clamp(min=1e-300).rsqrt())
-        return Form(torch.diag(scale), dim - live)
+        return Form(torch.diag(side.unit), int(flat.sum()))
     if isinstance(group, Planes):
         a, b = group.axes()
+        sizes = side.sums.diagonal()
         both, still = sizes[a] + sizes[b], flat[a] & flat[b]
         _may_be_flat(still, constant)
         scale = torch.zeros(dim, dtype=torch.float64)
@@ -434,16 +437,18 @@ def _form(group: Group, side: Spread, constant: Constant) -> Form:
 
 
 def _white(side: Spread) -> Form:
-    values, vectors = torch.linalg.eigh(side.sums)
+    # Of axes at unit size: which directions vary must not depend on how axes are scaled.
+    scale = side.unit
+    values, vectors = torch.linalg.eigh(scale[:, None] * side.sums * scale)
     kept = values > _RANK * values.max().clamp(min=1e-300)
     if not bool(kept.any()):
         raise DataError("one of the two is the same on every sample: there is nothing to compare")
-    weights = vectors[:, kept] * values[kept].rsqrt()
+    weights = scale[:, None] * vectors[:, kept] * values[kept].rsqrt()
     return Form(weights, int((~kept).sum()))
 
 
 def _part(side: Spread, axes: Tensor) -> Spread:
-    return Spread(side.count, side.mean[axes], side.sums[axes][:, axes])
+    return Spread(side.count, side.mean[axes], side.sums[axes][:, axes], side.rounding)
 
 
 def _may_be_flat(flat: Tensor, constant: Constant) -> None:
@@ -458,15 +463,34 @@ def _may_be_flat(flat: Tensor, constant: Constant) -> None:
     )
 
 
-def _require_samples(which: str, group: Group, form: Form, side: Spread) -> None:
-    """Raises DataError where so few samples make any two sets of axes look alike."""
-    mixes = group.inner.dim if isinstance(group, Blocks) else len(side.mean)
-    if group.rotates and side.count <= mixes:
+def _require_samples(which: str, group: Group, side: Spread) -> None:
+    """Raises DataError where so few samples make any two sets of axes the same up to the group."""
+    mixed = mixed_axes(group)
+    if side.count <= mixed:
         raise DataError(
-            f"{which} has {mixes} axes that may be mixed and {side.count} samples to fit with: "
-            f"with so few, any two networks look alike; give more than {mixes} samples in every "
-            "part of the data, or compare kernels, which does not fit anything (measure='cka')"
+            f"{which} has {mixed} axes that may be mixed and {side.count} samples to fit with: "
+            f"with so few, any two networks look alike; give more than {mixed} samples in every "
+            'part of the data, or compare what fits less: kernels (measure="cka"), or turns '
+            '(group="orthogonal")'
         )
+
+
+def mixed_axes(group: Group) -> int:
+    """How many axes every invertible map of them is in a group; 0 if there are none."""
+    return _mixed(group, lambda inner: isinstance(inner, GeneralLinear))
+
+
+def turned_axes(group: Group) -> int:
+    """How many axes a group mixes with each other at most; 0 if it mixes none."""
+    return _mixed(group, lambda inner: inner.rotates)
+
+
+def _mixed(group: Group, mixes: Callable[[Group], bool]) -> int:
+    if isinstance(group, Blocks):
+        return _mixed(group.inner, mixes)
+    if isinstance(group, DirectSum):
+        return max(_mixed(part, mixes) for part in group.parts)
+    return group.dim if mixes(group) else 0
 
 
 def _block_axes(group: Blocks) -> Tensor:
@@ -511,37 +535,82 @@ def transport(gain: Float[Tensor, "dim_x dim_y"]) -> Float64[Tensor, "dim_x dim_
     """How much of every axis of x goes to every axis of y, so that the sum of gains is largest.
 
     Every axis of x gives 1 / dim_x and every axis of y takes 1 / dim_y. For equal numbers it is an
-    assignment.
+    assignment, else a linear programme.
 
     Source: Khosla and Williams (2024), Soft matching distance.
     """
     rows, columns = gain.shape
+    value = gain.detach().cpu().double()
     plan = torch.zeros(rows, columns, dtype=torch.float64)
-    copies = math.lcm(rows, columns)
-    if copies <= max(_COPIES, rows, columns):
-        many = gain.repeat_interleave(copies // rows, 0).repeat_interleave(copies // columns, 1)
-        left, right = assignment(many)
-        places = left // (copies // rows), right // (copies // columns)
-        return plan.index_put_(
-            places, torch.tensor(1.0 / copies, dtype=torch.float64), accumulate=True
-        )
-    return _by_linear_programme(gain)
+    if rows == columns:
+        return plan.index_put_(assignment(value), torch.tensor(1.0 / rows, dtype=torch.float64))
+    size = float(value.abs().max())
+    if size == 0:
+        return plan + 1.0 / (rows * columns)
+    places, masses = _linear_programme((value / size).numpy())
+    return plan.index_put_(places, masses / (rows * columns))
 
 
-def _by_linear_programme(gain: Tensor) -> Tensor:
+def _linear_programme(gain: "np.ndarray") -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The places that the best plan uses, and how much goes there; rows give `columns` each.
+
+    The programme is solved over few places, and others are added as long as the prices that belong
+    to its solution say that one of them would gain: what is found is the best over all places.
+    """
     import numpy as np
     from scipy.optimize import linprog
-    from scipy.sparse import eye_array, kron, vstack
+    from scipy.sparse import coo_array
 
     rows, columns = gain.shape
-    sums = vstack(
-        [
-            kron(eye_array(rows), np.ones((1, columns))),
-            kron(np.ones((1, rows)), eye_array(columns)),
-        ]
-    )
-    wanted = np.concatenate([np.full(rows, 1 / rows), np.full(columns, 1 / columns)])
-    found = linprog(-gain.double().numpy().ravel(), A_eq=sums.tocsr(), b_eq=wanted)
-    if not found.success:
-        raise ValueError(f"the axes could not be matched: {found.message}")
-    return torch.as_tensor(found.x, dtype=torch.float64).reshape(rows, columns)
+    allowed = _promising(gain)
+    wanted = np.concatenate([np.full(rows, float(columns)), np.full(columns, float(rows))])
+    tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+    while True:
+        left, right = np.nonzero(allowed)
+        count = len(left)
+        places = np.concatenate([left, right + rows]), np.tile(np.arange(count), 2)
+        sums = coo_array((np.ones(2 * count), places), shape=(rows + columns, count))
+        found = linprog(
+            -gain[left, right],
+            A_eq=sums.tocsc(),
+            b_eq=wanted,
+            method="highs-ds",
+            # Looking for simplifications takes longer than solving it.
+            options={"presolve": False, **tight},
+        )
+        if not found.success:
+            raise ValueError(f"the axes could not be matched: {found.message}")
+        prices = -found.eqlin.marginals
+        better = gain - prices[:rows, None] - prices[rows:] > 1e-9
+        if not (better & ~allowed).any():
+            kept = found.x > 0
+            masses = torch.as_tensor(found.x[kept], dtype=torch.float64)
+            return (torch.as_tensor(left[kept]), torch.as_tensor(right[kept])), masses
+        allowed |= better
+
+
+def _promising(gain: "np.ndarray") -> "np.ndarray":
+    """[rows, columns], True at places that the best plan may well use, some plan among them."""
+    import numpy as np
+
+    rows, columns = gain.shape
+    if gain.size <= _ALL_AT_ONCE:
+        return np.ones(gain.shape, dtype=bool)
+    own, other = gain.max(1), np.zeros(columns)
+    spread = max(float(gain.std()), 1e-12)
+    # Prices of a plan that is spread a little, less from round to round (Cuturi 2013).
+    for width in np.geomspace(spread, spread / 30, _PRICE_ROUNDS):
+        own += width * np.log(np.exp((gain - own[:, None] - other) / width).sum(1) * rows / columns)
+        over = (gain - own[:, None]) / width
+        top = over.max(0)
+        other = width * (top + np.log(np.exp(over - top).sum(0)))
+    over = gain - own[:, None] - other
+    found = np.zeros(gain.shape, dtype=bool)
+    for axis, (one, several) in enumerate(((columns, rows), (rows, columns))):
+        count = min(several, _PER_PLACE * max(1, -(-several // one)))
+        best = np.argpartition(-over, count - 1, axis=axis).take(np.arange(count), axis)
+        np.put_along_axis(found, best, True, axis)
+    # And one plan that there is in any case: one after the other, from corner to corner.
+    ends = np.union1d(np.arange(rows) * columns, np.arange(columns) * rows)
+    found[ends // columns, ends // rows] = True
+    return found

@@ -25,7 +25,7 @@ from basis_probe.compare.similarity import (
 from basis_probe.errors import DataError
 from basis_probe.model.network import prepared
 from basis_probe.results.similarity import LayerMatrix, spread_of
-from basis_probe.statistics.second_moments import Crossed, Spread
+from basis_probe.statistics.second_moments import Crossed, Spread, rounding_of
 
 
 def compare_layers(
@@ -116,6 +116,7 @@ class _Rows:
     """Rows of one batch about their mean, with what every pair of layers needs of them."""
 
     def __init__(self, rows: Tensor) -> None:
+        self.rounding = rounding_of(rows.dtype)
         exact = rows.cpu().double()
         self.mean = exact.mean(0)
         self.centred = exact - self.mean
@@ -130,7 +131,8 @@ class _Rows:
 
     @functools.cached_property
     def spread(self) -> Spread:
-        return Spread(len(self.centred), self.mean, self.centred.T @ self.centred)
+        products = self.centred.T @ self.centred
+        return Spread(len(self.centred), self.mean, products, self.rounding)
 
     @functools.cached_property
     def sizes(self) -> Tensor:
@@ -258,6 +260,12 @@ class _Table:
         if self.kernel is not None:
             measure = f"{self.kernel.name.lower()} CKA"
             notes.append(f"The kernels were compared within {self.batches} batches and added up.")
+            if self.kernel is not Kernel.LINEAR:
+                notes.append(
+                    f"The kernel is that of {self.name} axes, {self.kernel.name.lower()}; for the "
+                    'linear CKA of Kornblith et al. (2019) give group="orthogonal" and '
+                    'estimator="biased".'
+                )
         return LayerMatrix(
             sites=tuple(self.spots),
             other_sites=tuple(self.others),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.elements import MonomialElement
-from basis_probe.algebra.groups import OnAxes
+from basis_probe.algebra.groups import Monomial, OnAxes, SignedPermutation
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import reparametrize, watched
@@ -53,21 +53,28 @@ class _Slot:
         axis: which of its axes.
         repeat: how many consecutive entries belong to one axis of the family.
         power: 1 if it grows with the family's scale, -1 if it shrinks, 0 if it does not know it.
+        turns: True if its sign changes with that of the family's axes.
     """
 
     name: str
     axis: int
     repeat: int
     power: int = 0
+    turns: bool = False
 
     def rows(self, tensor: Tensor, dim: int) -> Tensor:
         """[dim, entries]: what belongs to every axis of the family."""
         return tensor.unflatten(self.axis, (dim, self.repeat)).movedim(self.axis, 0).flatten(1)
 
-    def moved(self, tensor: Tensor, columns: Tensor) -> Tensor:
-        """The parameter after the family's axes have changed places."""
+    def moved(self, tensor: Tensor, columns: Tensor, signs: Tensor | None = None) -> Tensor:
+        """The parameter after the family's axes have changed places, and some their signs."""
         places = (columns[:, None] * self.repeat + torch.arange(self.repeat)).flatten()
-        return tensor.index_select(self.axis, places)
+        found = tensor.index_select(self.axis, places)
+        if signs is None or not self.turns:
+            return found
+        shape = [1] * tensor.ndim
+        shape[self.axis] = -1
+        return found * signs.repeat_interleave(self.repeat).to(found).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -170,8 +177,9 @@ def rebasin(
 
     Every family of places that share their axes is permuted so that the weights around it match
     those of `model_a` best, one family after the other until nothing changes: an order that is the
-    best for each family given the others. The permutations act by `reparametrize`, so that the
-    function of `model_b` stays the same, and that is checked.
+    best for each family given the others. Where the group reverses axes, as behind tanh, signs are
+    matched along with the order. The elements act by `reparametrize`, so that the function of
+    `model_b` stays the same, and that is checked.
 
     Args:
         model_a: the one network, as for `probe`.
@@ -214,13 +222,13 @@ def rebasin(
     if not families:
         raise SiteError("the second network has no place whose axes could change places")
     wanted, given = _tensors(model_a), _tensors(model_b)
-    columns = _match(wanted, dict(given), families, seed)
+    matched = _match(wanted, dict(given), families, seed)
     moved: nn.Module = model_b
     elements: dict[str, MonomialElement] = {}
-    for family, order in zip(families, columns, strict=True):
-        factors = torch.ones(family.dim, dtype=torch.float64)
+    for family, (order, signs) in zip(families, matched, strict=True):
+        factors = signs
         if scales == "matched" and family.rescales:
-            factors = _balance(wanted, _tensors(moved), family, order)
+            factors = signs * _balance(wanted, _tensors(moved), family, order)
         elements[family.site.name] = MonomialElement(order, factors)
         moved = reparametrize(
             moved, family.site.name, elements[family.site.name], example_input=raw
@@ -299,6 +307,20 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
                     with torch.no_grad():
                         Action(derivation, slots, weights).move(site, doubled)
                     places = [_powered(slot, before, _tensors(weights.model)) for slot in places]
+                    weights.restore()
+                if places is not None and isinstance(group, SignedPermutation | Monomial):
+                    reversed_axes = MonomialElement(
+                        torch.arange(group.dim), torch.full((group.dim,), -1.0)
+                    )
+                    with torch.no_grad():
+                        Action(derivation, slots, weights).move(site, reversed_axes)
+                    after = _tensors(weights.model)
+                    places = [
+                        dataclasses.replace(
+                            slot, turns=torch.equal(after[slot.name], -before[slot.name])
+                        )
+                        for slot in places
+                    ]
             except WeightError as error:
                 left_out.append(f"{site.name} was left out: {error}.")
                 continue
@@ -342,30 +364,36 @@ def _powered(slot: _Slot, before: Mapping[str, Tensor], after: Mapping[str, Tens
 
 def _match(
     wanted: Mapping[str, Tensor], weights: dict[str, Tensor], families: list[_Family], seed: int
-) -> list[Tensor]:
-    """For every family the order of axes under which the weights match best."""
+) -> list[tuple[Tensor, Tensor]]:
+    """For every family the order of axes, and their signs, under which the weights match best."""
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.arange(family.dim) for family in families]
+    signs = [torch.ones(family.dim, dtype=torch.float64) for family in families]
     for _ in range(_ROUNDS):
         changed = False
         for place in torch.randperm(len(families), generator=generator).tolist():
             family = families[place]
             gain = torch.zeros(family.dim, family.dim, dtype=torch.float64)
+            turned = torch.zeros_like(gain)
             for slot in family.slots:
                 own, other = wanted[slot.name], weights[slot.name]
-                gain += slot.rows(own, family.dim) @ slot.rows(other, family.dim).T
+                products = slot.rows(own, family.dim) @ slot.rows(other, family.dim).T
+                (turned if slot.turns else gain).add_(products)
+            now = (gain + turned).trace()
+            gain = gain + turned.abs()
             rows, columns = assignment(gain)
-            order = columns[rows.argsort()]
-            gained = gain[torch.arange(family.dim), order].sum() - gain.trace()
+            order, places = columns[rows.argsort()], torch.arange(family.dim)
+            sign = torch.where(turned[places, order] < 0, -1.0, 1.0).double()
+            gained = gain[places, order].sum() - now
             if float(gained) <= 1e-9 * float(gain.abs().max()):
                 continue
             changed = True
-            orders[place] = orders[place][order]
+            orders[place], signs[place] = orders[place][order], signs[place][order] * sign
             for slot in family.slots:
-                weights[slot.name] = slot.moved(weights[slot.name], order)
+                weights[slot.name] = slot.moved(weights[slot.name], order, sign)
         if not changed:
             break
-    return orders
+    return list(zip(orders, signs, strict=True))
 
 
 def _balance(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError
-from basis_probe.model.batches import Batch, batch_of
+from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
 from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Layout
@@ -23,6 +22,7 @@ from basis_probe.model.places import Site
 from basis_probe.model.roles import Role, role
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
+from basis_probe.run.read import batches_of
 from basis_probe.statistics.sampling import hash_examples
 
 
@@ -197,27 +197,6 @@ def caught_of(tensor: Tensor, spot: Spot, batch: Batch) -> Caught:
     return Caught(values, counted, space)
 
 
-def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
-    """The batches of the data, as a network is called with them.
-
-    Raises:
-        DataError: for data that are no iterable of batches, or hold none.
-    """
-    if isinstance(data, Tensor | np.ndarray | Mapping):
-        data = [data]
-    iterable = isinstance(data, Iterable)  # pyright: ignore[reportUnnecessaryIsInstance]
-    if isinstance(data, str) or not iterable:
-        raise DataError(
-            f"the data are a {type(data).__name__}: give an iterable of batches, such as a "
-            "DataLoader"
-        )
-    number = -1
-    for number, raw in enumerate(data):
-        yield batch_of(raw, number=number, tokenizer=subject.tokenizer, device=subject.device)
-    if number < 0:
-        raise DataError("the data hold no batch: give at least one, better several")
-
-
 def paired(
     subjects: tuple[Subject, Subject], data: Iterable[Any], other_data: Iterable[Any] | None
 ) -> Iterator[tuple[Batch, Batch]]:
@@ -232,15 +211,18 @@ def paired(
     Raises:
         DataError: if the examples come in another order, or not equally many.
     """
-    if other_data is None:
-        for batch in batches_of(data, subjects[0]):
-            yield batch, _moved(batch, subjects[1].device)
-        return
+    ours, number = batches_of(data, subjects[0]), 0
+    theirs = None if other_data is None else batches_of(other_data, subjects[1])
     order = _Order()
-    ours, theirs = batches_of(data, subjects[0]), batches_of(other_data, subjects[1])
     while True:
-        pair = next(ours, None), next(theirs, None)
+        batch = next(ours, None)
+        if theirs is None:
+            pair = batch, None if batch is None else _moved(batch, subjects[1].device)
+        else:
+            pair = batch, next(theirs, None)
         if pair[0] is None and pair[1] is None:
+            if not number:
+                raise DataError("the data hold no batch: give at least one, better several")
             return
         if pair[0] is None or pair[1] is None or pair[0].size != pair[1].size:
             sizes = [0 if batch is None else batch.size for batch in pair]
@@ -249,7 +231,9 @@ def paired(
                 f"{sizes[1]}: give the same examples to both, in batches of the same size"
             )
         first, second = pair[0], pair[1]
-        order.see(*(hash_examples(batch.inputs, batch.mask).cpu() for batch in (first, second)))
+        number += 1
+        if theirs is not None:
+            order.see(*(hash_examples(one.inputs, one.mask).cpu() for one in (first, second)))
         yield first, second
 
 

@@ -22,8 +22,10 @@ from basis_probe.compare.alignments import (
     Constant,
     align,
     assignment,
+    mixed_axes,
     on_axes,
     require_kin,
+    turned_axes,
 )
 from basis_probe.compare.kernels import Hsic, Kernel, Maps, hsic_of, kernel_from_name, linear_hsic
 from basis_probe.compare.running import (
@@ -40,6 +42,7 @@ from basis_probe.compare.running import (
 from basis_probe.errors import DataError, SiteError
 from basis_probe.model.network import prepared
 from basis_probe.results.similarity import Similarities, Similarity, spread_of
+from basis_probe.statistics.effective import distinct_rows
 from basis_probe.statistics.second_moments import Crossed
 
 Matrix = Tensor | np.ndarray
@@ -390,6 +393,8 @@ class State:
         self.kernels: list[Hsic] = []
         self.parts: list[float] = []
         self.examples = self.samples = 0
+        self.turned = max(map(turned_axes, groups)) if self.kernel is None else 0
+        self.different = Different(self.turned)
 
     def see(self, x: Caught, y: Caught, fold: Tensor) -> None:
         """Adds the examples of one batch.
@@ -408,6 +413,7 @@ class State:
             if len(chosen):
                 rows = matched({"x": _some(x, chosen)}, "x", _some(y, chosen))
                 self.samples += len(rows[0])
+                self.different.see(*rows)
                 self.moments[part] += Crossed.of(*rows)
 
     def _see_kernels(self, x: Caught, y: Caught, fold: Tensor) -> None:
@@ -459,6 +465,11 @@ class State:
             value *= math.sqrt(ranks[0] * ranks[1]) / min(ranks)
         return value, found
 
+    @property
+    def mixed(self) -> int:
+        """How many axes every invertible map may mix."""
+        return max(map(mixed_axes, self.groups)) if self.kernel is None else 0
+
     def _fitted(
         self,
         total: Crossed,
@@ -468,6 +479,13 @@ class State:
     ) -> Similarity:
         if total.count < 2:
             raise DataError(f"{total.count} samples: give at least two, better thousands")
+        few = min(total.count, self.different.count)
+        if few < total.count and few <= self.mixed:
+            raise DataError(
+                f"the {total.count} samples are {few} different ones that repeat, and {self.mixed} "
+                f"axes may be mixed: with so few, any two networks look alike; give more than "
+                f"{self.mixed} different samples"
+            )
         in_sample, alignment = fit(total, total)
         held_out: list[float] = []
         if self.plan.folds > 1:
@@ -479,6 +497,12 @@ class State:
         notes: list[str] = []
         if not held_out:
             notes.append("Nothing was held out, so that the fit flatters.")
+        if few <= self.turned:
+            notes.append(
+                f"There are {self.turned} axes and {few} different samples: with no more samples "
+                "than axes the best turn makes unrelated networks alike too, so that a high value "
+                "says little."
+            )
         if alignment is not None:
             for which, form in (("first", alignment.x), ("second", alignment.y)):
                 if form.flat:
@@ -567,6 +591,45 @@ class State:
         )
 
 
+class Different:
+    """How many different samples there were, as long as they are few.
+
+    Args:
+        most: above so many it is no longer counted.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.rows: Tensor | None = None
+        self.sizes: list[float] = []
+        self.many = most == 0
+
+    def see(self, x: Tensor, y: Tensor) -> None:
+        """Adds the same samples of both networks."""
+        if self.many:
+            return
+        generator = torch.Generator().manual_seed(0)
+        parts: list[Tensor] = []
+        for side in (x, y):
+            exact = side.double().cpu()
+            directions = torch.randn(side.shape[1], 8, generator=generator, dtype=torch.float64)
+            parts.append(exact @ directions)
+        if not self.sizes:
+            self.sizes = [float(part.square().mean().sqrt().clamp(min=1e-300)) for part in parts]
+        rows = torch.cat([part / size for part, size in zip(parts, self.sizes, strict=True)], 1)
+        self.rows = rows if self.rows is None else torch.cat([self.rows, rows])
+        if len(self.rows) > 2 * self.most:
+            self.many = distinct_rows(self.rows) > self.most
+            self.rows = None if self.many else self.rows.unique(dim=0)
+
+    @property
+    def count(self) -> float:
+        """How many there were; infinite if more than are counted."""
+        if self.many or self.rows is None:
+            return math.inf
+        return distinct_rows(self.rows)
+
+
 def kernel_values(side: Caught) -> Tensor:
     """[examples, axes, positions], positions that do not count at zero."""
     values = side.values
@@ -602,7 +665,7 @@ def _regression(train: Crossed, test: Crossed) -> tuple[float, None]:
             f"x has {dim} axes and {train.count} samples to fit with: give more than {dim} "
             "samples in every part of the data"
         )
-    fitted = torch.linalg.pinv(train.x.sums, hermitian=True) @ train.sums
+    fitted = train.x.least_squares(train.sums)
     explained = 2 * (fitted * test.sums).sum() - (fitted * (test.x.sums @ fitted)).sum()
     total = test.y.sums.trace()
     if not float(total) > 0:

@@ -229,9 +229,10 @@ def stitch(
     """The front of `model_a` joined to the back of `model_b` by a layer within a group.
 
     The layer begins as the element that lays the one network's activations on the other's best:
-    least squares, a polar factor, an assignment with scales by least squares. Then it is trained
-    within its group, nothing else is, and the better of the two is kept. Where the two places are
-    the same up to the group there is nothing left to train.
+    least squares (under a rank the best of that rank), a polar factor, an assignment with scales by
+    least squares. Then it is trained within its group, nothing else is, and the better of the two
+    on the held-out data is kept. Where the two places are the same up to the group there is nothing
+    left to train.
 
     Args:
         model_a: whose front is used, as for `probe`.
@@ -299,7 +300,7 @@ def stitch(
     fit = _fit(layer.weight().detach().double().cpu(), moments.uncentred())
     exact = 1 - fit <= _EXACT and method != "birkhoff"
     # What is joined without a seam computes what the second network does, statistics included.
-    trainer = _Trainer(work, joined, "kept" if exact else batch_norm)
+    trainer = _Trainer(work, joined, "kept" if exact else batch_norm, test)
     try:
         with torch.no_grad():
             trainer.settle()
@@ -419,9 +420,13 @@ def _layer(
         scales = isinstance(own, PositiveMonomial)
         return layers.Birkhoff(own.dim, scales=scales, reward=reward, generator=generator), []
     if linear:
-        matrix = raw.sums.T @ torch.linalg.pinv(raw.x.sums, hermitian=True)
+        matrix = raw.x.least_squares(raw.sums).T
         if rank is not None:
-            return layers.ReducedRank(matrix, min(rank, *matrix.shape)), []
+            # The best of a rank: what is fitted without one, along its own leading directions
+            # (reduced-rank regression; Izenman 1975).
+            fitted = matrix @ raw.sums
+            leading = torch.linalg.eigh((fitted + fitted.T) / 2)[1][:, -rank:]
+            return layers.ReducedRank(leading @ (leading.T @ matrix), min(rank, *matrix.shape)), []
         if method == "lasso":
             return layers.Linear(matrix, sparsity=sparsity, threshold=_THRESHOLD), []
         return layers.Linear(matrix), []
@@ -609,8 +614,10 @@ def _labels(raw: Any, size: int) -> Tensor | None:
 class _Trainer:
     """Trains the layer of a joined network, and nothing else."""
 
-    def __init__(self, work: Work, joined: StitchedModel, statistics: Statistics) -> None:
-        self.work, self.joined, self.statistics = work, joined, statistics
+    def __init__(
+        self, work: Work, joined: StitchedModel, statistics: Statistics, test: Iterable[Any]
+    ) -> None:
+        self.work, self.joined, self.statistics, self.test = work, joined, statistics, test
         self.normalisations = [
             module
             for module in joined.modules()
@@ -641,10 +648,10 @@ class _Trainer:
                 module.training, module.momentum = False, momentum
 
     def train(self, epochs: int, rate: float) -> tuple[tuple[float, ...], bool]:
-        """The training loss after each epoch, and whether it ended below where it began."""
+        """The training loss after each epoch, and whether the held-out loss ended lower."""
         layer = self.joined.layer
         before = copy.deepcopy(layer.state_dict())
-        start = self.work.performance(self.joined.run, self.work.data).loss
+        start = self.work.performance(self.joined.run, self.test).loss
         relaxed = isinstance(layer, layers.Birkhoff)
         curve: list[float] = []
         stages = [math.ceil(epochs / 2), epochs // 2] if relaxed else [epochs]
@@ -659,7 +666,7 @@ class _Trainer:
                 curve.append(self._epoch(optimiser))
         layer.harden()
         self.settle()
-        end = self.work.performance(self.joined.run, self.work.data).loss
+        end = self.work.performance(self.joined.run, self.test).loss
         if end < start or relaxed:
             return tuple(curve), True
         layer.load_state_dict(before)

@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 # So many entries are brought to float64 at a time.
@@ -21,6 +21,8 @@ class Spread:
     mean: Float[Tensor, " dim"]
     sums: Float[Tensor, "dim dim"]
     """Sum over samples of (x - mean) (x - mean)^T."""
+    rounding: float = 0.0
+    """The share of an axis' size about zero that rounding of its values may leave as spread."""
 
     @staticmethod
     def empty(dim: int) -> "Spread":
@@ -32,7 +34,7 @@ class Spread:
     def of(x: Float[Tensor, "samples dim"]) -> "Spread":
         """The moments of some samples."""
         mean = _mean(x)
-        return Spread(len(x), mean, _products(x, x, mean, mean))
+        return Spread(len(x), mean, _products(x, x, mean, mean), rounding_of(x.dtype))
 
     def __add__(self, other: "Spread") -> "Spread":
         count = self.count + other.count
@@ -41,7 +43,29 @@ class Spread:
         step = other.mean - self.mean
         mean = self.mean + step * (other.count / count)
         between = torch.outer(step, step) * (self.count * other.count / count)
-        return Spread(count, mean, self.sums + other.sums + between)
+        rounding = max(self.rounding, other.rounding)
+        return Spread(count, mean, self.sums + other.sums + between, rounding)
+
+    @property
+    def flat(self) -> Bool[Tensor, " dim"]:
+        """True for axes that never vary, apart from rounding."""
+        return self.sums.diagonal() <= self.rounding * self.raw.diagonal()
+
+    def least_squares(self, sums: Float[Tensor, "dim other"]) -> Float[Tensor, "dim other"]:
+        """B with x B nearest to what has these products with x, however the axes are scaled.
+
+        Args:
+            sums: the sum over samples of x y^T, about the same centre as `sums` of this value.
+        """
+        scale = self.unit
+        inverse = torch.linalg.pinv(scale[:, None] * self.sums * scale, hermitian=True)
+        return scale[:, None] * (inverse @ (scale[:, None] * sums))
+
+    @property
+    def unit(self) -> Float[Tensor, " dim"]:
+        """What brings every axis to unit size; 0 for those that never vary."""
+        sizes = self.sums.diagonal()
+        return torch.where(self.flat, torch.zeros_like(sizes), sizes.clamp(min=1e-300).rsqrt())
 
     @property
     def raw(self) -> Float[Tensor, "dim dim"]:
@@ -106,9 +130,15 @@ class Crossed:
         """The same with means of zero and products about zero."""
         between = self.sums + self.count * torch.outer(self.x.mean, self.y.mean)
         own, other = (
-            Spread(side.count, torch.zeros_like(side.mean), side.raw) for side in (self.x, self.y)
+            Spread(side.count, torch.zeros_like(side.mean), side.raw, 0.0)
+            for side in (self.x, self.y)
         )
         return Crossed(own, other, between)
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """What rounding may leave of an axis that never varies, as a share of its size about zero."""
+    return 1e-28 if dtype is torch.float64 else 1e-13
 
 
 def _mean(x: Tensor) -> Tensor:

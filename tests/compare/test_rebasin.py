@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,23 @@ def test_scales_are_matched_where_the_group_has_them() -> None:
     assert matched.distance[1] <= kept.distance[1] + 1e-9
     balanced = bp.rebasin(model, matched.model, data, points=0)
     assert balanced.distance[0] == pytest.approx(matched.distance[1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bend", "group"),
+    [(nn.Tanh, bp.groups.SignedPermutation), (nn.Hardtanh, bp.groups.SignedPermutation)],
+)
+def test_planted_signs_are_found_and_undone(bend: type[nn.Module], group: Any) -> None:
+    model = mlp(2, bend)
+    twin = model
+    for site in ("1", "3"):
+        element = group(10).draw(seeded(5))
+        assert bool((element.factors < 0).any())
+        twin = bp.reparametrize(twin, site, element, example_input=rows()[:2])
+    found = bp.rebasin(model, twin, labelled(model, rows()), points=0)
+    assert found.distance[0] > 0.3 and found.distance[1] == pytest.approx(0, abs=1e-7)
+    with torch.no_grad():
+        assert torch.allclose(found.model(rows()), twin(rows()), atol=1e-5)
 
 
 @pytest.mark.parametrize("bend", [nn.ReLU, nn.GELU, nn.Tanh])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,9 +277,7 @@ def test_hungarian_matching_is_the_best_of_all_orders() -> None:
 
 
 @pytest.mark.parametrize(("wide", "narrow"), [(8, 6), (8, 4), (7, 5)])
-def test_soft_matching_is_optimal_transport(
-    wide: int, narrow: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_soft_matching_is_optimal_transport(wide: int, narrow: int) -> None:
     import ot
 
     x, y = data(1)[:, :wide], data(1)[:, :narrow] + data(2)[:, :narrow]
@@ -291,9 +290,88 @@ def test_soft_matching_is_optimal_transport(
     assert found.distance**2 == pytest.approx(squared, abs=1e-8)
     gain = a.T @ b
     assert float((transport(gain) * gain).sum()) == pytest.approx(found.similarity, abs=1e-8)
-    # Where there are too many copies to assign, a linear programme gives the same.
-    monkeypatch.setattr("basis_probe.compare.alignments._COPIES", 1)
-    assert float((transport(gain) * gain).sum()) == pytest.approx(found.similarity, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow"), [(97, 64), (64, 97), (128, 96), (300, 7), (2, 90), (150, 149)]
+)
+@pytest.mark.parametrize("kind", ["drawn", "equal rows", "mostly zero", "huge", "all negative"])
+def test_large_transports_are_exact(wide: int, narrow: int, kind: str) -> None:
+    import ot
+
+    generator = torch.Generator().manual_seed(wide)
+    gain = torch.randn(wide, narrow, generator=generator, dtype=torch.float64)
+    if kind == "equal rows":
+        gain = gain[torch.arange(wide) // 3]
+    elif kind == "mostly zero":
+        gain = gain * (gain > 1.5)
+    elif kind == "huge":
+        gain = gain.exp().pow(4) * 1e8
+    elif kind == "all negative":
+        gain = gain - 100
+    plan = transport(gain)
+    assert float(plan.min()) >= 0
+    for axis, size in ((1, wide), (0, narrow)):
+        torch.testing.assert_close(plan.sum(axis), torch.full_like(plan.sum(axis), 1 / size))
+    weights = np.full(wide, 1 / wide), np.full(narrow, 1 / narrow)
+    best = float((ot.emd(*weights, -gain.numpy(), numItermax=10**7) * gain.numpy()).sum())
+    assert float((plan * gain).sum()) == pytest.approx(best, abs=1e-9 * float(gain.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["positive-monomial", "monomial", "general-linear"])
+@pytest.mark.parametrize("spread", [0, 8, 11])
+def test_scales_that_the_group_holds_change_nothing_however_large(name: str, spread: int) -> None:
+    x = data(1)[:, :6].double()
+    y = x @ torch.randn(6, 6, generator=seeded(2), dtype=torch.float64) + data(2)[:, :6]
+    scale = torch.logspace(-spread, 0, 6, dtype=torch.float64)
+    wanted = bp.similarity(x, y, group=name)
+    for one, other in ((x * scale, y), (x, y * scale), (x * scale.flip(0), y * scale)):
+        found = bp.similarity(one, other, group=name)
+        assert found.similarity == pytest.approx(wanted.similarity, abs=1e-6)
+        assert found.notes == wanted.notes
+    if name == "general-linear":
+        wanted = bp.similarity(x, y, group=name, measure="regression")
+        found = bp.similarity(x * scale, y, group=name, measure="regression")
+        assert found.similarity == pytest.approx(wanted.similarity, abs=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-7, 1e-10])
+def test_axes_far_from_zero_have_a_scale_in_double_precision(spread: float) -> None:
+    x = data(1)[:, :6].double()
+    order = torch.tensor([2, 0, 1, 5, 4, 3])
+    moved = (1000 + 1000 * spread * x) * torch.arange(1, 7).double()
+    found = bp.similarity(moved, x[:, order], group="positive-monomial")
+    assert found.similarity == pytest.approx(1, abs=1e-3) and found.alignment is not None
+    # What single precision leaves of a constant is none.
+    with pytest.raises(bp.DataError, match="6 of 6 axes are the same on every sample"):
+        rounded = (1000 + 1e-5 * x).float() + torch.zeros(1)
+        bp.similarity(rounded, x.float(), group="positive-monomial")
+
+
+@pytest.mark.parametrize("dims", [(30, 30), (50, 20)])
+def test_turns_of_few_samples_are_computed_and_said_to_flatter(dims: tuple[int, int]) -> None:
+    x, y = (torch.randn(30, dim, generator=seeded(seed)) for seed, dim in enumerate(dims))
+    a, b = centred(x.double()), centred(y.double())
+    wanted = float(torch.linalg.matrix_norm(a.T @ b, ord="nuc") / a.norm() / b.norm())
+    found = bp.similarity(x, y, group="orthogonal", folds=1)
+    assert found.similarity == pytest.approx(wanted, abs=1e-9)
+    assert any("with no more samples than axes" in note for note in found.notes)
+    held_out = bp.similarity(x, y, group="orthogonal")
+    assert held_out.similarity < 0.5 < found.similarity
+
+
+@pytest.mark.parametrize("measure", ["procrustes", "cca", "regression"])
+def test_samples_that_repeat_count_once(measure: Any) -> None:
+    tables = [torch.randn(19, 20, generator=seeded(seed)) for seed in (1, 2)]
+    tokens = torch.randint(0, 19, (900,), generator=seeded(3))
+    x, y = (table[tokens] for table in tables)
+    with pytest.raises(bp.DataError, match="are 19 different ones that repeat, and 20 axes may"):
+        bp.similarity(x, y, group="general-linear", measure=measure)
+    turned = bp.similarity(x, y, group="orthogonal")
+    assert any("20 axes and 19 different samples" in note for note in turned.notes)
+    # Each one of the two may repeat, as long as they do not repeat together.
+    bp.similarity(x[:, :8], y[:, :8] + torch.randn(900, 8, generator=seeded(4)), group="orthogonal")
+    assert not any("different" in n for n in bp.similarity(x[:, :8], y[:, :8]).notes)
 
 
 def paper_procrustes(h1: Tensor, h2: Tensor) -> float:
@@ -457,7 +535,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         r"1 of 8 axes are the same on every sample \(2\)",
     ),
     "too few": (
-        lambda: bp.similarity(data(1, 9), data(2, 9)),
+        lambda: bp.similarity(data(1, 9), data(2, 9), group="GL"),
         DataError,
         "8 axes that may be mixed and 7 samples",
     ),

@@ -128,6 +128,40 @@ def test_larger_groups_stitch_better() -> None:
     assert ranks == sorted(ranks) and ranks[-1] == pytest.approx(fits[-1], abs=1e-6)
 
 
+@pytest.mark.parametrize("rank", [1, 3, 7])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_a_map_of_some_rank_is_the_best_of_its_rank(rank: int, spread: float) -> None:
+    a, b = mlp(0), mlp(1)
+    with torch.no_grad():
+        a[0].weight *= torch.logspace(-spread, spread, 10)[:, None]  # pyright: ignore
+        a[0].bias *= torch.logspace(-spread, spread, 10)  # pyright: ignore
+        x, y = (model[:2](rows()).double() for model in (a, b))  # pyright: ignore
+    data = labelled(b, rows())
+    found = bp.stitch(a, b, "1", data, group="general-linear", rank=rank, epochs=0)
+    full = torch.linalg.lstsq(x, y).solution
+    leading = torch.linalg.svd(x @ full).Vh[:rank]
+    best = 1 - float((y - x @ full @ leading.T @ leading).square().sum() / y.square().sum())
+    assert found.fit == pytest.approx(best, abs=1e-5)
+    # No map of that rank that is near it fits better.
+    left, into = found.matrix.double(), seeded(rank)
+    u, s, v = torch.linalg.svd(left)
+    for _ in range(20):
+        turned = u[:, :rank] * s[:rank] + 0.02 * torch.randn(10, rank, generator=into)
+        other = turned @ (v[:rank] + 0.02 * torch.randn(rank, 10, generator=into)).double()
+        assert 1 - float((y - x @ other.T).square().sum() / y.square().sum()) <= found.fit + 1e-6
+
+
+def test_training_that_does_worse_on_what_was_held_out_is_taken_back() -> None:
+    a, b = mlp(0), mlp(1)
+    data, held_out = labelled(b, rows()[:40]), labelled(b, rows()[40:])
+    for rank in (1, 4, None):
+        found = bp.stitch(
+            a, b, "1", data, group="general-linear", rank=rank, held_out=held_out,
+            epochs=6, learning_rate=0.3,
+        )  # fmt: skip
+        assert found.stitched.loss <= found.initial.loss
+
+
 def test_a_lasso_is_sparser() -> None:
     a, b = mlp(0), mlp(1)
     data = labelled(b, rows())
