@@ -7,7 +7,7 @@ can be broken off (`stoppable`); there it is raised, and the next one waits agai
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -36,7 +36,7 @@ class _Gate:
 
     def __init__(self) -> None:
         self.open = True
-        self.held = False
+        self.held = self.kept = False
         self.waiting: list[int] = []
         self.before: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
@@ -87,6 +87,11 @@ class guarded:
         """Whether a signal came that nothing was broken off for."""
         return self._mine is not None and bool(self._mine.waiting)
 
+    @property
+    def gathered(self) -> bool:
+        """Whether something had been gathered (`hold`)."""
+        return self._mine is not None and self._mine.kept
+
     def __enter__(self) -> "guarded":
         if _gates or threading.current_thread() is not threading.main_thread():
             return self
@@ -116,7 +121,44 @@ class guarded:
 def hold() -> None:
     """From here to the end of the guard signals wait: something has been gathered."""
     for gate in _gates:
-        gate.open, gate.held = False, True
+        gate.open, gate.held, gate.kept = False, True, True
+
+
+class _Handlers:
+    """A context with other handlers of some signals, in the main thread."""
+
+    def __init__(self, handlers: Mapping[int, Any]) -> None:
+        self._wanted, self._before = handlers, dict[int, Any]()
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._wanted.items():
+                self._before[number] = signal.getsignal(number)
+                signal.signal(number, handler)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def answering_signals() -> _Handlers:
+    """A context in which signals that would end the process raise `Ended`, if nobody handles them.
+
+    It is for a process of one's own, such as a command: a library leaves them to its user.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Ended(number)
+
+    untouched = [n for n in SIGNALS if signal.getsignal(n) == signal.SIG_DFL]
+    return _Handlers(dict.fromkeys(untouched, end))
+
+
+def unguarded() -> _Handlers:
+    """A context in which every signal ends the process at once, for waits without Python."""
+    heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
+    return _Handlers(dict.fromkeys(heard, signal.SIG_DFL))
 
 
 class stoppable:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 import enum
 import html
 import itertools
@@ -36,6 +35,7 @@ from basis_probe.algebra.elements import (
     plane_axes,
 )
 from basis_probe.algebra.haar import haar, haar_fixing, require_cpu
+from basis_probe.errors import nearest
 
 __all__ = [
     "Blocks",
@@ -1113,10 +1113,9 @@ def group_from_name(name: str, dim: int) -> Group:
             f"the group {plain!r} needs more than a dimension: build it, for example {example}"
         )
     names = [kind.name for kind in _NAMED]
-    near = difflib.get_close_matches(plain, [*names, *_ALIASES], n=3, cutoff=0.4)
+    near = nearest(plain, [*names, *_ALIASES])
     raise ValueError(
-        f"no group is called {name!r}; nearest: {', '.join(near) or 'none'}; "
-        f"all names: {', '.join(names)}"
+        f"no group is called {name!r}; nearest: {near or 'none'}; all names: {', '.join(names)}"
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable
 from typing import cast
@@ -35,6 +34,7 @@ from basis_probe.algebra.groups import (
     monomial_parts,
 )
 from basis_probe.brief import brief
+from basis_probe.errors import nearest
 
 
 @brief
@@ -315,9 +315,9 @@ def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
         plain = "_".join(nonlinearity.lower().replace("²", "2").replace("-", " ").split())
         if plain in _NAMED:
             return plain, _NAMED[plain]
-        near = difflib.get_close_matches(plain, _NAMED, n=3, cutoff=0.4)
+        near = nearest(plain, _NAMED)
         raise ValueError(
-            f"no nonlinearity is called {nonlinearity!r}; nearest: {', '.join(near) or 'none'}; "
+            f"no nonlinearity is called {nonlinearity!r}; nearest: {near or 'none'}; "
             f"all names: {', '.join(_NAMED)}; or give the function itself"
         )
     if isinstance(nonlinearity, nn.Module):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -260,11 +261,18 @@ def calibrate(
                         tally = tally.with_report(trial.report(draw), excess)
                     done[tally.key] = min(stop, datasets)
                     if record:
-                        with record.open("a", encoding="utf-8") as file:
-                            file.write(tally.to_json() + "\n")
+                        with record.open("a+b") as file:
+                            # A line that was cut short stays one, and takes no other along.
+                            cut = file.tell() and not _ends_a_line(file)
+                            file.write(b"\n" * cut + tally.to_json().encode() + b"\n")
                     yield tally
     finally:
         torch.set_num_threads(threads)
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def markdown(tallies: Sequence[Tally]) -> str:

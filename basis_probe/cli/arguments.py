@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from basis_probe.brief import described
 from basis_probe.evidence.site import NULLS
+from basis_probe.files import require_apart, require_writable
 
 ENDINGS = (".html", ".htm", ".json", ".csv", ".md", ".tex", ".pdf", ".svg", ".png")
 PART = ".safetensors"
@@ -20,21 +22,24 @@ def positive(text: str) -> int:
     Raises:
         ArgumentTypeError: for any other.
     """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    return _whole(text, 1)
 
 
 def none_or_more(text: str) -> int:
-    """A whole number that is not negative.
+    """A whole number from 0, for none, to ten thousand.
 
     Raises:
         ArgumentTypeError: for any other.
     """
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative: give 0 for none")
+    return _whole(text, 0, 10_000)
+
+
+def _whole(text: str, least: int, most: int = 2**63 - 1) -> int:
+    digits = text.strip().removeprefix("+")
+    value = int(digits) if digits.isdecimal() and len(digits) < 30 else least - 1
+    if not least <= value <= most:
+        room = f"of at least {least}" if most == 2**63 - 1 else f"from {least} to {most:,}"
+        raise argparse.ArgumentTypeError(f"{described(text)} is no whole number {room}")
     return value
 
 
@@ -63,9 +68,10 @@ def shard(text: str) -> tuple[int, int]:
         ArgumentTypeError: for anything else.
     """
     index, _, of = text.partition("/")
-    if not (index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+    short = len(text) < 40
+    if not (short and index.isdecimal() and of.isdecimal() and int(index) < int(of)):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no shard: give i/n with i from 0 to n - 1, such as 0/4"
+            f"{described(text)} is no shard: give i/n with i from 0 to n - 1, such as 0/4"
         )
     return int(index), int(of)
 
@@ -80,18 +86,46 @@ def gigabytes(text: str) -> int:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of gigabytes")
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(
+            f"{described(text)} is not a positive number of gigabytes; leave it out for no limit"
+        )
     return int(value * 1e9)
 
 
 def _file(text: str, endings: tuple[str, ...]) -> Path:
     path = Path(text)
     if path.suffix.lower() not in endings:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in {', '.join(endings)}")
-    if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.absolute().parent}")
-    return path
+        raise argparse.ArgumentTypeError(f"{described(text)} must end in {', '.join(endings)}")
+    return writable(text)
+
+
+def writable(text: str) -> Path:
+    """A file that can be written, as far as that can be seen before.
+
+    Raises:
+        ArgumentTypeError: for a folder that is not there or may not be written in, and for what is
+            no file.
+    """
+    try:
+        require_writable(text)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def outputs(parsed: argparse.Namespace) -> list[Path]:
+    """The files that a report is written to.
+
+    Raises:
+        OSError, ValueError: if one cannot be written, or is named twice or as something else too.
+    """
+    paths: list[Path] = parsed.out or ([] if parsed.json else [parsed.default_out])
+    for path in paths:
+        require_writable(path)
+    others = [getattr(parsed, name, None) for name in ("checkpoint", "text")]
+    require_apart([*paths, *(other for other in others if other is not None)])
+    return paths
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +169,7 @@ def add_probing(
     )
     parser.add_argument(
         "--paths",
-        type=int,
+        type=none_or_more,
         default=0,
         metavar="N",
         help="follow the deciding score to N turned bases (default 0)",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from basis_probe.cli.arguments import positive
-from basis_probe.cli.command import Command, Refused, Status
+from basis_probe.cli.command import Command, Status
+from basis_probe.files import replace_text, require_apart, require_writable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,9 +55,10 @@ class CalibrateCommand(Command):
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
         from basis_probe.calibration import rates
 
+        require_apart([path for path in (parsed.out, parsed.record) if path is not None])
         for path in (parsed.out, parsed.record):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise Refused(f"there is no folder {path.absolute().parent}")
+            if path is not None:
+                require_writable(path)
         record = parsed.record
         totals = {t.key: t for t in rates.read(record)} if record else {}
         status = Status.DONE
@@ -72,10 +74,11 @@ class CalibrateCommand(Command):
         except KeyboardInterrupt:
             status = Status.INTERRUPTED
         tallies = list(totals.values())
+        if parsed.out is not None:
+            replace_text(parsed.out, rates.markdown(tallies))
         screen.show(_table(tallies))
         screen.give([dataclasses.asdict(tally) for tally in tallies])
         if parsed.out is not None:
-            parsed.out.write_text(rates.markdown(tallies), encoding="utf-8")
             screen.say(f"wrote {parsed.out}")
         return status
 

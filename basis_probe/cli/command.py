@@ -27,7 +27,8 @@ STATUSES = """exit status:
   0    done
   1    it broke on the way; what was gathered until then is written
   2    what was asked for cannot be done
-  130  interrupted; what was gathered until then is written"""
+  130  interrupted; what was gathered until then is written
+  143  told to end (SIGTERM; 129 for SIGHUP); what was gathered until then is written"""
 """The same for readers."""
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from basis_probe.cli.arguments import output
 from basis_probe.cli.command import Command, Refused, Status
+from basis_probe.cli.probing import save_each
+from basis_probe.files import require_apart
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -45,11 +47,14 @@ class CompareCommand(Command):
 
         paths = _named(parsed.reports)
         compared = compare_reports({name: Report.load(path) for name, path in paths.items()})
+        paths = parsed.out or []
+        require_apart(paths)
+        written = save_each(compared, paths, screen)
         screen.show(render_comparison(compared))
         screen.give(compared.to_json())
-        for path in parsed.out or ():
-            screen.say(f"wrote {compared.save(path)}")
-        return Status.DONE
+        for path in written:
+            screen.say(f"wrote {path}")
+        return Status.DONE if len(written) == len(paths) else Status.FAILED
 
 
 def _named(words: Sequence[str]) -> dict[str, Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from basis_probe.cli.report import ReportCommand
 from basis_probe.cli.screen import Screen, Voice
 from basis_probe.cli.show import ShowCommand
 from basis_probe.cli.symmetries import SymmetriesCommand
+from basis_probe.interrupts import Ended, answering_signals, guarded
 
 COMMANDS: tuple[Command, ...] = (
     DemoCommand(),
@@ -60,10 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         screen.complain(f"basis-probe {command.name}: {error}{hint}")
         return status
 
+    guard = guarded()
     try:
-        status = int(command.run(parsed, screen))
-        sys.stdout.flush()
-        return status
+        with answering_signals(), guard:
+            status = int(command.run(parsed, screen))
+            sys.stdout.flush()
+        return int(Status.INTERRUPTED) if guard.late and not status else status
     except BrokenPipeError:
         # Whoever read what was printed has seen enough. Nothing is left to be written at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,12 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(Status.DONE)
         raise
     except StreamError as error:
-        return int(ended(error, Status.FAILED))
+        ended(error, Status.FAILED)
+        told = error.__cause__
+        return 128 + told.number if isinstance(told, Ended) else int(Status.FAILED)
     except (Refused, ValueError, TypeError, RuntimeError, OSError) as error:
         return int(ended(error, Status.REFUSED))
-    except KeyboardInterrupt:
-        screen.complain("interrupted before anything was measured")
-        return int(Status.INTERRUPTED)
+    except KeyboardInterrupt as stopped:
+        when = "when all had been measured" if guard.gathered else "before anything was measured"
+        screen.complain(f"interrupted {when}")
+        return 128 + (stopped.number if isinstance(stopped, Ended) else signal.SIGINT)
     except Exception as error:
         hint = f" ({type(error).__name__}; --debug shows where it came from)"
         return int(ended(error, Status.FAILED, hint))

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from basis_probe.cli.arguments import NULL_NAMES, output
+from basis_probe.cli.arguments import NULL_NAMES, output, outputs
 from basis_probe.cli.command import Command, Refused, Status
 from basis_probe.cli.probing import load, write
+from basis_probe.errors import clean
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -20,10 +21,9 @@ class MergeCommand(Command):
     name = "merge"
     summary = "write the report of parts that `report --shard` wrote"
     examples = (
-        ("basis-probe merge *.safetensors --out r.html", "the report of all parts"),
         (
-            "basis-probe merge *.safetensors --model /data/my-model --out r.html",
-            "where the model lies elsewhere than on the machines that saw the parts",
+            "basis-probe merge *.safetensors --model ./my-model --out r.html",
+            "the report of all parts",
         ),
     )
 
@@ -32,7 +32,7 @@ class MergeCommand(Command):
         parser.add_argument(
             "--model",
             metavar="MODEL",
-            help="a local folder, or a name on the hub (default: the one the parts were seen of)",
+            help="the model that they were seen of: a local folder, or a name on the hub",
         )
         parser.add_argument(
             "--null",
@@ -59,9 +59,11 @@ class MergeCommand(Command):
         total = Partial.load(parsed.parts[0])
         for path in parsed.parts[1:]:
             total = total + Partial.load(path)
-        name = parsed.model or total.source
-        if not name:
-            raise Refused("the parts do not say where their model is: give --model")
-        model = load(name, parsed.device, screen)
+        if not parsed.model:
+            # A file may name anything; what is loaded is for the user to say.
+            said = f" (they say that it was {clean(total.source)})" if total.source else ""
+            raise Refused(f"which model the parts are of is for you to say{said}: give --model")
+        outputs(parsed)
+        model = load(parsed.model, parsed.device, screen)
         report = total.report(model, null=parsed.null, progress=screen.draws_progress)
         return write(report, parsed, screen)

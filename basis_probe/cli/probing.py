@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import codecs
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+from torch import Tensor
+
+from basis_probe.cli.arguments import outputs
 from basis_probe.cli.command import Refused, Status
+from basis_probe.interrupts import stoppable
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
     from basis_probe.errors import StreamError
     from basis_probe.results.report import Report
+    from basis_probe.run.parts import Partial
 
 
 def load(model: str, device: str, screen: Screen) -> Any:
@@ -21,13 +29,13 @@ def load(model: str, device: str, screen: Screen) -> Any:
     from basis_probe.model.network import device_of
 
     device = str(device_of(device))
-    with screen.waiting(f"loading {model}"):
+    with stoppable(), screen.waiting(f"loading {model}"):
         return from_directory(model, device=device)
 
 
 def probe_and_write(
     model: Any,
-    data: Sequence[Any],
+    data: Iterable[Any],
     parsed: argparse.Namespace,
     screen: Screen,
     *,
@@ -36,6 +44,7 @@ def probe_and_write(
     checkpoint: Path | None = None,
 ) -> Status:
     """How a probe ended whose report was shown and written, a partial one too."""
+    paths = outputs(parsed)
     report, failure = probed(
         model,
         data,
@@ -47,14 +56,34 @@ def probe_and_write(
     )
     status = write(report, parsed, screen)
     if failure is not None:
+        if status is Status.INTERRUPTED:
+            part_beside(paths).unlink(missing_ok=True)
         # What was gathered is written; that it is not everything is still a failure.
         raise failure
     return status
 
 
+def part_beside(paths: Sequence[Path], which: str = "") -> Path:
+    """Where what was seen is kept until its report is written."""
+    first = paths[0] if paths else Path("basis_probe_report")
+    return first.with_name(f"{first.stem}.part{which}.safetensors")
+
+
+def keep(part: Partial | None, path: Path, screen: Screen) -> bool:
+    """Whether what was seen is in a file now, which whoever listens is told of if it is not."""
+    if part is None:
+        return False
+    try:
+        part.save(path)
+    except (OSError, ValueError) as error:
+        screen.complain(f"what was seen could not be written to {path}: {error}")
+        return False
+    return True
+
+
 def probed(
     model: Any,
-    data: Sequence[Any],
+    data: Iterable[Any],
     parsed: argparse.Namespace,
     screen: Screen,
     *,
@@ -82,7 +111,19 @@ def probed(
             checkpoint=checkpoint,
         )
     except StreamError as error:
-        return error.report(), error
+        # First what is quick: there may not be time for the report.
+        kept = checkpoint is None and keep(error.partial(), part_beside(outputs(parsed)), screen)
+        try:
+            return error.report(), error
+        except Exception as further:
+            where = part_beside(outputs(parsed)) if kept else checkpoint
+            raise StreamError(
+                f"{error} No report could be made of it either ({further})"
+                + (f"; what was seen is in {where}, of which `merge` makes one" if where else ""),
+                batches=error.batches,
+                finish=error.report,
+                part=error.partial,
+            ) from error
     return report, None
 
 
@@ -91,29 +132,133 @@ def write(report: Report, parsed: argparse.Namespace, screen: Screen) -> Status:
     from basis_probe.show.terminal import render
 
     # Written before anything is shown: whoever reads the output may go away.
-    paths = parsed.out or ([] if parsed.json else [parsed.default_out])
-    written = [report.save(path) for path in paths]
-    screen.show(render(report))
-    screen.give(report.to_json())
-    for path in written:
-        screen.say(f"wrote {path}")
+    paths: list[Path] = parsed.out or ([] if parsed.json else [parsed.default_out])
+    written = save_each(report, paths, screen)
+    with stoppable():
+        screen.show(render(report))
+        screen.give(report.to_json())
+        for path in written:
+            screen.say(f"wrote {path}")
+    if len(written) < len(paths):
+        return Status.FAILED
     return Status.INTERRUPTED if report.partial else Status.DONE
 
 
-def windows(bridge: Any, text: str, *, length: int, size: int) -> list[Any]:
-    """Batches [examples, length] of consecutive tokens, led by a text's first token, if any."""
-    import torch
+def save_each(result: Savable, paths: Sequence[Path], screen: Screen) -> list[Path]:
+    """The files that were written; what became of one has no bearing on the others."""
+    written: list[Path] = []
+    for path in paths:
+        try:
+            written.append(result.save(path))
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            screen.complain(f"{path} was not written: {error}")
+    return written
 
-    tokenizer = bridge.tokenizer
-    ids = list(tokenizer(text)["input_ids"])
-    first = getattr(tokenizer, "bos_token_id", None)
-    lead = [first] if first is not None and ids and ids[0] == first else []
-    ids = ids[len(lead) :]
-    room = length - len(lead)
-    if room < 1 or len(ids) < room:
+
+class Savable(Protocol):
+    """A finding that can be saved."""
+
+    def save(self, path: Path) -> Path:
+        """The file written."""
+        ...
+
+
+class Windows:
+    """Batches [examples, length] of consecutive tokens of a text, led by its first token, if any.
+
+    The text is read and cut into tokens as far as batches are asked for, and can be gone through
+    again.
+
+    Args:
+        bridge: the model, whose tokenizer is used.
+        path: of the text.
+        length: tokens in one example.
+        size: examples in one batch.
+
+    Raises:
+        Refused: for what is no text, or shorter than one example, or examples that are longer than
+            the model's context.
+    """
+
+    def __init__(self, bridge: Any, path: Path, *, length: int, size: int) -> None:
+        self.tokenizer, self.path, self.length, self.size = bridge.tokenizer, path, length, size
+        context = getattr(getattr(bridge, "cfg", None), "n_ctx", None)
+        if isinstance(context, int) and length > context:
+            raise Refused(
+                f"--length {length} is more than the {context} tokens of the model's context: give "
+                f"--length {context} or less"
+            )
+        self._rows = torch.zeros(0, length, dtype=torch.int64)
+        self._characters = 4 * length * size
+        self._whole = False
+        self._extend()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        start = 0
+        while True:
+            while len(self._rows) < start + self.size and not self._whole:
+                self._extend()
+            batch = self._rows[start : start + self.size]
+            if not len(batch):
+                return
+            yield batch.clone()
+            start += self.size
+
+    def _extend(self) -> None:
+        """Reads twice as far as before, until there is an example more."""
+        before = len(self._rows)
+        while not self._whole and len(self._rows) == before:
+            self._characters *= 2
+            text, self._whole = read_text(self.path, self._characters)
+            self._rows, count = self._cut(text)
+            if self._whole and not len(self._rows):
+                raise Refused(
+                    f"the text has {count} tokens, fewer than one example of {self.length}; give a "
+                    "longer text or a smaller --length"
+                )
+
+    def _cut(self, text: str) -> tuple[Tensor, int]:
+        """The examples of a text, and how many tokens it has."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        first = getattr(self.tokenizer, "bos_token_id", None)
+        lead = [first] if first is not None and ids and ids[0] == first else []
+        ids = ids[len(lead) :]
+        # Where a text is broken off its last words are not those that it goes on with.
+        ids = ids if self._whole else ids[:-_BROKEN]
+        room = self.length - len(lead)
+        if room < 1 or len(ids) < room:
+            return torch.zeros(0, self.length, dtype=torch.int64), len(ids)
+        count = len(ids) // room
+        rows = torch.tensor(ids[: count * room], dtype=torch.int64).reshape(count, room)
+        leads = torch.tensor(lead, dtype=torch.int64).expand(count, len(lead))
+        return torch.cat([leads, rows], 1), len(ids)
+
+
+_BROKEN = 64
+"""So many tokens at the end of a text that was broken off are not used."""
+
+_STRANGE = 0.01
+"""With a larger share of characters that are none a file is no text."""
+
+
+def read_text(path: Path, most: int) -> tuple[str, bool]:
+    """At most so many characters of the beginning of a text, and whether they are all.
+
+    Raises:
+        Refused: if the file holds no text.
+    """
+    with path.open("rb") as file:
+        raw = file.read(most + 1)
+    whole = len(raw) <= most
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    # A character that is cut through is left out.
+    text = decoder.decode(raw[:most], final=whole).replace("\r\n", "\n").replace("\r", "\n")
+    strange = text.count("\ufffd")
+    if "\0" in text or strange > max(1, _STRANGE * len(text)):
         raise Refused(
-            f"the text has {len(ids)} tokens, fewer than one example of {length}; give a longer "
-            "text or a smaller --length"
+            f"{path} is no text in UTF-8 (it holds bytes that no text does): give plain text, and "
+            "turn other encodings into UTF-8 first, for example with iconv"
         )
-    rows = [lead + ids[start : start + room] for start in range(0, len(ids) - room + 1, room)]
-    return list(torch.tensor(rows, dtype=torch.int64).split(size))
+    if strange:
+        warnings.warn(f"{path} holds bytes that are not UTF-8; they were replaced", stacklevel=2)
+    return text, whole

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from basis_probe.cli.arguments import PART, add_probing, gigabytes, positive, shard
+from basis_probe.cli.arguments import (
+    PART,
+    add_probing,
+    gigabytes,
+    outputs,
+    positive,
+    shard,
+    writable,
+)
 from basis_probe.cli.command import Command, Refused, Status
-from basis_probe.cli.probing import load, probe_and_write, probed, windows, write
+from basis_probe.cli.probing import (
+    Windows,
+    keep,
+    load,
+    part_beside,
+    probe_and_write,
+    probed,
+    save_each,
+    write,
+)
+from basis_probe.interrupts import stoppable, unguarded
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -78,7 +97,7 @@ class ReportCommand(Command):
         )
         larger.add_argument(
             "--checkpoint",
-            type=Path,
+            type=writable,
             metavar="FILE",
             help="write what was seen here every minute, and go on from it after a stop",
         )
@@ -95,15 +114,15 @@ class ReportCommand(Command):
         _require_fitting(parsed)
         if not parsed.text.is_file():
             raise Refused(f"there is no file {parsed.text}; --text takes a plain text file")
-        text = parsed.text.read_text(encoding="utf-8", errors="replace")
+        outputs(parsed)
         if len(parsed.models) > 1:
-            return _side_by_side(text, parsed, screen)
+            return _side_by_side(parsed, screen)
         [parsed.model] = parsed.models
         with process_group() as (rank, world):
             if world > 1 and parsed.shard:
                 raise Refused("--shard and torchrun both cut the text into parts: use one of them")
             bridge = load(parsed.model, local_device(parsed.device), screen)
-            data = windows(bridge, text, length=parsed.length, size=parsed.batch_size)
+            data = Windows(bridge, parsed.text, length=parsed.length, size=parsed.batch_size)
             if world > 1 or parsed.shard:
                 return _in_parts(bridge, data, parsed, screen, rank=rank, world=world)
             return probe_and_write(
@@ -117,7 +136,7 @@ class ReportCommand(Command):
             )
 
 
-def _side_by_side(text: str, parsed: argparse.Namespace, screen: Screen) -> Status:
+def _side_by_side(parsed: argparse.Namespace, screen: Screen) -> Status:
     """How the probes of several models ended; each report is written, and what they compare to."""
     from basis_probe.compare.reports import compare_reports
     from basis_probe.model.network import device_of
@@ -131,7 +150,7 @@ def _side_by_side(text: str, parsed: argparse.Namespace, screen: Screen) -> Stat
         name = Path(model).name or model
         name = name if name not in reports else f"{name} {len(reports) + 1}"
         bridge = load(model, str(device_of(parsed.device)), screen)
-        data = windows(bridge, text, length=parsed.length, size=parsed.batch_size)
+        data = Windows(bridge, parsed.text, length=parsed.length, size=parsed.batch_size)
         report, failure = probed(
             bridge,
             data,
@@ -141,19 +160,21 @@ def _side_by_side(text: str, parsed: argparse.Namespace, screen: Screen) -> Stat
             memory_budget=parsed.memory_budget,
         )
         reports[name] = report
-        for path in out:
-            own = report.save(path.with_name(f"{path.stem}-{name.replace(' ', '-')}{path.suffix}"))
-            screen.say(f"wrote {own}")
+        mine = [p.with_name(f"{p.stem}-{name.replace(' ', '-')}{p.suffix}") for p in out]
+        for path in save_each(report, mine, screen):
+            screen.say(f"wrote {path}")
         if failure is not None:
             raise failure
         if report.partial:
             return Status.INTERRUPTED
     compared = compare_reports(reports)
-    screen.show(render_comparison(compared))
-    screen.give(compared.to_json())
-    for path in out:
-        screen.say(f"wrote {compared.save(path)}")
-    return Status.DONE
+    written = save_each(compared, out, screen)
+    with stoppable():
+        screen.show(render_comparison(compared))
+        screen.give(compared.to_json())
+        for path in written:
+            screen.say(f"wrote {path}")
+    return Status.DONE if len(written) == len(out) else Status.FAILED
 
 
 def _require_fitting(parsed: argparse.Namespace) -> None:
@@ -178,7 +199,7 @@ def _require_fitting(parsed: argparse.Namespace) -> None:
 
 def _in_parts(
     bridge: Any,
-    data: Sequence[Any],
+    data: Iterable[Any],
     parsed: argparse.Namespace,
     screen: Screen,
     *,
@@ -186,31 +207,55 @@ def _in_parts(
     world: int,
 ) -> Status:
     """How the part of this process ended; rank 0 writes the report of all."""
+    from basis_probe.errors import StreamError
     from basis_probe.probe import observe
     from basis_probe.run.distributed import gathered
 
     checkpoint = parsed.checkpoint
     if checkpoint is not None and world > 1:
         checkpoint = checkpoint.with_name(f"{checkpoint.name}.{rank}")
-    partial = observe(
-        bridge,
-        data,
-        sites=parsed.sites,
-        null=parsed.null,
-        seed=parsed.seed,
-        max_samples=parsed.max_samples,
-        progress=screen.draws_progress and not rank,
-        shard=parsed.shard or (rank, world),
-        checkpoint=checkpoint,
-    )
+    failure: StreamError | None = None
+    try:
+        partial = observe(
+            bridge,
+            data,
+            sites=parsed.sites,
+            null=parsed.null,
+            seed=parsed.seed,
+            max_samples=parsed.max_samples,
+            progress=screen.draws_progress and not rank,
+            shard=parsed.shard or (rank, world),
+            checkpoint=checkpoint,
+        )
+    except StreamError as error:
+        found = error.partial()
+        if found is None:
+            raise
+        partial, failure = found, error
     folder = Path(parsed.model)
     source = str(folder.resolve()) if folder.is_dir() else parsed.model
-    partial = dataclasses.replace(partial, source=source)
+    partial = dataclasses.replace(partial, source=source, passing=False)
     if parsed.shard:
         path = partial.save(parsed.out[0])
         screen.say(f"wrote {path}; add it to the others with `basis-probe merge`")
+        if failure is not None:
+            raise failure
         return Status.INTERRUPTED if not partial.parts[0].whole else Status.DONE
-    total = gathered(partial)
+    # Each keeps its own before it waits for the others, some of which may not live to come.
+    paths = outputs(parsed)
+    own = [part_beside(paths, f"-{other}-of-{world}") for other in range(world)]
+    keep(partial, own[rank], screen)
+    try:
+        with unguarded():
+            total = gathered(partial)
+    except (RuntimeError, OSError) as error:
+        screen.complain(
+            f"{error} What this process saw is in {own[rank]}; `basis-probe merge --model` makes a "
+            "report of all such files that there are"
+        )
+        return Status.FAILED
+    if failure is not None and rank:
+        raise failure
     if total is None:
         return Status.DONE
     report = total.report(bridge, null=parsed.null, progress=screen.draws_progress)
@@ -220,12 +265,23 @@ def _in_parts(
         report = with_examples(
             report,
             bridge,
-            data[: report.provenance.n_batches],
+            itertools.islice(data, report.provenance.n_batches),
             size=parsed.examples,
             seed=parsed.seed,
             progress=screen.draws_progress,
         )
-    if checkpoint is not None and not report.partial:
-        for other in range(world):
-            parsed.checkpoint.with_name(f"{parsed.checkpoint.name}.{other}").unlink(missing_ok=True)
-    return write(report, parsed, screen)
+    status = write(report, parsed, screen)
+    if status is Status.DONE:
+        left = (
+            []
+            if checkpoint is None
+            else [
+                parsed.checkpoint.with_name(f"{parsed.checkpoint.name}.{other}")
+                for other in range(world)
+            ]
+        )
+        for path in (*own, *left):
+            path.unlink(missing_ok=True)
+    if failure is not None:
+        raise failure
+    return status

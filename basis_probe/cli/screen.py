@@ -9,6 +9,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from basis_probe.errors import clean
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -58,7 +60,7 @@ class Screen:
     def say(self, line: str) -> None:
         """Says one line to a reader; nothing in it is read as markup."""
         if self.voice is Voice.READER:
-            self.output.print(line, markup=False, highlight=False)
+            self.output.print(clean(line), markup=False, highlight=False)
 
     def give(self, value: Any) -> None:
         """Hands a value to a program: text that is JSON already, or anything that JSON can hold."""
@@ -67,7 +69,7 @@ class Screen:
 
     def complain(self, line: str) -> None:
         """Says what is wrong, whoever listens."""
-        self.errors.print(line, style="red", markup=False, highlight=False)
+        self.errors.print(clean(line), style="red", markup=False, highlight=False)
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """A sign of life on a terminal while something takes its time."""

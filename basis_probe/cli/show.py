@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from basis_probe.cli.arguments import output
 from basis_probe.cli.command import Command, Refused, Status
+from basis_probe.cli.probing import save_each
+from basis_probe.files import require_apart
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -36,8 +38,11 @@ class ShowCommand(Command):
         if not parsed.report.is_file():
             raise Refused(f"there is no file {parsed.report}; give a report saved as .json")
         report = Report.from_json(parsed.report.read_text(encoding="utf-8"))
+        paths = parsed.out or []
+        require_apart(paths)
+        written = save_each(report, paths, screen)
         screen.show(render(report))
         screen.give(report.to_json())
-        for path in parsed.out or ():
-            screen.say(f"wrote {report.save(path)}")
-        return Status.DONE
+        for path in written:
+            screen.say(f"wrote {path}")
+        return Status.DONE if len(written) == len(paths) else Status.FAILED

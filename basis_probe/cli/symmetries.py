@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from basis_probe.cli.arguments import add_model, add_sites
 from basis_probe.cli.command import Command, Refused, Status
 from basis_probe.cli.probing import load
+from basis_probe.errors import nearest
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -56,7 +56,7 @@ def _matching(found: Symmetries, patterns: Sequence[str]) -> dict[str, Symmetry]
     for pattern in patterns:
         names = fnmatch.filter(found, pattern)
         if not names:
-            near = difflib.get_close_matches(pattern, found, n=5, cutoff=0.4)
-            raise Refused(f"no site matches {pattern!r}; nearest: {', '.join(near) or 'none'}")
+            near = nearest(pattern, found, 5)
+            raise Refused(f"no site matches {pattern!r}; nearest: {near or 'none'}")
         kept.update(names)
     return {name: symmetry for name, symmetry in found.items() if name in kept}

@@ -19,7 +19,7 @@ from basis_probe.algebra.haar import haar
 from basis_probe.architecture.symmetries import watched
 from basis_probe.brief import brief
 from basis_probe.concepts.comparing import tally
-from basis_probe.errors import DataError, SiteError
+from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
 from basis_probe.model.network import device_of, prepared, recognise
@@ -85,7 +85,7 @@ class Effects(Exact):
     how: str = "mean"
 
     def __str__(self) -> str:
-        return (
+        return clean(
             f"{self.site} ({self.how}): loss {self.loss:.4f}; Gini of effects "
             f"{self.gini.observed:.3f} on axes, "
             f"{self.gini.null_mean:.3f} on rotated directions; top 1 % carry "

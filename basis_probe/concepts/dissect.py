@@ -177,25 +177,32 @@ def dissect(
                 subject.model, batch, lambda b=batch: subject.call(b), beside=labelled.beside
             )
         sources.finish()
-        found = [
-            _site(
-                name,
-                place,
-                stream.seen[name],
-                labelled,
-                dtype=subject.dtype,
-                used=used,
-                wanted=wanted,
-                frames=frames,
-                top=top,
-                threshold=threshold,
-                categories=categories,
-                sides=sides,
-                split=split,
-                effort=effort,
-            )
-            for name, place in places.items()
-        ]
+        found: list[SiteDissection] = []
+        try:
+            for name, place in places.items():
+                found.append(
+                    _site(
+                        name,
+                        place,
+                        stream.seen[name],
+                        labelled,
+                        dtype=subject.dtype,
+                        used=used,
+                        wanted=wanted,
+                        frames=frames,
+                        top=top,
+                        threshold=threshold,
+                        categories=categories,
+                        sides=sides,
+                        split=split,
+                        effort=effort,
+                    )
+                )
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            left = [name for name in places if name not in {site.site for site in found}]
+            notes = (*notes, f"It was interrupted; not dissected: {', '.join(left)}.")
     settings = {
         "model": subject.description,
         "data": f"{stream.batches} batches of {first.form}, {stream.examples} examples",

@@ -8,14 +8,19 @@ import dataclasses
 import json
 import math
 import re
+import threading
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from basis_probe.arguments import number, texts
 from basis_probe.brief import brief
+from basis_probe.errors import clean
 from basis_probe.results.envelope import read, written
 from basis_probe.results.examples import Context, Examples, TopContexts
 
@@ -112,7 +117,7 @@ class Explanations:
     def __str__(self) -> str:
         axes, rotated = self.means
         failed = self.failed
-        return (
+        return clean(
             f"{self.site}: detection {axes:.3f} on axes, {rotated:.3f} on rotated directions "
             f"({failed[0]} of {len(self.axes)} and {failed[1]} of {len(self.rotated)} failed, at "
             f"chance; {self.calls} calls)"
@@ -134,7 +139,8 @@ def explain(
     """Every direction explained from some of its top contexts, and judged on the others.
 
     Axes and rotated directions are asked for in one random order, so that a budget that runs out,
-    or a model that changes its mind on the way, does not favour either.
+    a model that changes its mind on the way, or an interruption does not favour either. What was
+    had before an interruption is returned, the rest as failures that say so.
 
     Args:
         examples: top contexts, from `top_examples`.
@@ -154,9 +160,16 @@ def explain(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(everything), generator=generator).tolist()
     found: dict[int, Explained] = {}
-    for place in order:
-        others = [c for n, other in enumerate(everything) if n != place for c in other.contexts]
-        found[place] = _explained(everything[place], others, explainer, judge, meter, generator)
+    try:
+        for place in order:
+            others = [c for n, other in enumerate(everything) if n != place for c in other.contexts]
+            found[place] = _explained(everything[place], others, explainer, judge, meter, generator)
+    except KeyboardInterrupt:
+        # What was asked for already is paid for.
+        for place in order:
+            if place not in found:
+                top, said = everything[place], ("it was interrupted before it was asked",)
+                found[place] = Explained(top.label, top.axis, "", 0.5, said, False)
     count = len(examples.axes)
     return Explanations(
         site=examples.site,
@@ -271,8 +284,15 @@ class Endpoint:
         url: of the endpoint up to and with the version, such as "http://localhost:8000/v1".
         model: its name there.
         key: sent as a bearer token; an empty string for none.
-        timeout: seconds after which a call has failed.
+        timeout: seconds after which a call has failed, its whole answer included.
         options: further entries of the request, such as {"temperature": 0}.
+
+    The key goes to the address given and nowhere else: a redirect is refused. It is in no repr, and
+    in no message or answer, even where a server repeats it.
+
+    Raises:
+        ValueError: for an address that is none, that holds a password, a key that cannot be sent,
+            or a timeout that is no positive number.
     """
 
     url: str
@@ -280,6 +300,20 @@ class Endpoint:
     key: str = dataclasses.field(default="", repr=False)
     timeout: float = 60.0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        url, key = texts("url", self.url, "an address")[0], self.key
+        parts = urllib.parse.urlsplit(url)
+        if "@" in parts.netloc:
+            raise ValueError("the url holds a name or a password: give what is secret as key")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url={url!r}: give an http address, up to and with the version")
+        if type(key) is not str or not re.fullmatch(r"[!-~]*", key):
+            raise ValueError(
+                "the key is no text, or holds a character that cannot be sent, such as a line "
+                "break: give it without blanks, in ASCII"
+            )
+        number("timeout", self.timeout)
 
     def explain(self, contexts: Sequence[Context]) -> str:
         """One sentence about what the contexts have in common.
@@ -308,26 +342,82 @@ class Endpoint:
         """The endpoint's answer to one message.
 
         Raises:
-            OSError: if it cannot be reached in time, or refuses.
-            ValueError: if it does not answer in the protocol.
+            OSError: if it cannot be reached, does not answer in time, refuses, or redirects.
+            ValueError: if it does not answer in the protocol, or without end.
         """
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url={self.url!r}: give an http address, up to and with the version")
         body = {"model": self.model, "messages": [{"role": "user", "content": text}]}
+        got = self._answer(json.dumps(body | dict(self.options)).encode())
+        try:
+            content = json.loads(got)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            content = None
+        if not isinstance(content, str):
+            raise ValueError(f"the endpoint answered {self._unsaid(got[:200])[:80]!r}")
+        return self._unsaid(content)
+
+    def _answer(self, body: bytes) -> str:
+        """What the server answers; it is waited for in another thread, so that time can run out."""
+        done: list[str | Exception] = []
+        held: list[Any] = []
+        waiting = threading.Thread(target=self._ask, args=(body, done, held), daemon=True)
+        waiting.start()
+        waiting.join(self.timeout)
+        if not done:
+            for response in held:
+                response.close()
+            raise TimeoutError(
+                f"the endpoint did not answer within {self.timeout:g} seconds: give a larger "
+                "timeout, or an endpoint that is faster"
+            )
+        (got,) = done
+        if isinstance(got, str):
+            return got
+        kind = ValueError if isinstance(got, ValueError) else OSError
+        # Not the error itself: it holds the request, and with it the key.
+        raise kind(self._unsaid(f"the endpoint cannot be used: {got}")) from None
+
+    def _ask(self, body: bytes, done: list[str | Exception], held: list[Any]) -> None:
+        """Puts the answer, or what went wrong, into `done`."""
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions",
-            json.dumps(body | dict(self.options)).encode(),
-            headers,
-        )
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            raw = response.read().decode("utf-8", "replace")
+        address = f"{self.url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(address, body, headers)
+        opener = urllib.request.build_opener(_Stays())
         try:
-            content = json.loads(raw)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"the endpoint answered {raw[:80]!r}") from error
-        if not isinstance(content, str):
-            raise ValueError(f"the endpoint answered {content!r} in place of text")
-        return content
+            with opener.open(request, timeout=self.timeout) as response:
+                held.append(response)
+                found = bytearray()
+                while block := response.read1(1 << 16):
+                    found += block
+                    if len(found) > _LONGEST:
+                        raise ValueError(f"its answer is longer than {_LONGEST >> 20} megabytes")
+            done.append(found.decode("utf-8", "replace"))
+        except urllib.error.HTTPError as error:
+            error.close()
+            done.append(OSError(f"HTTP status {error.code}, {str(error.reason)[:200]}"))
+        except (ValueError, OSError) as error:
+            done.append(error)
+        except Exception as error:
+            # A server may answer anything at all, and the thread must not end without a word.
+            done.append(OSError(f"{type(error).__name__}: {str(error)[:200]}"))
+
+    def _unsaid(self, text: str) -> str:
+        """The text without the key; a short one is a word like others, and no secret."""
+        return text.replace(self.key, "…") if len(self.key) >= 8 else text
+
+
+_LONGEST = 16 << 20
+"""Bytes of an answer at most."""
+
+
+class _Stays(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key and the question were given for one address."""
+
+    def redirect_request(self, *arguments: Any, **_: Any) -> None:
+        response, code, new = arguments[1], arguments[2], str(arguments[5])[:200]
+        response.close()
+        raise urllib.error.URLError(
+            f"it redirects ({code}) to {new!r}, and the key and the question are for the address "
+            "that was given; if that is the right one, give it as url"
+        )

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.files import replace_text, replacing, require_writable
+
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 
@@ -38,6 +40,7 @@ def export_basis(
 
     Raises:
         ValueError: if the directions hold NaN or infinite values.
+        OSError: if the folder cannot be made or written in.
 
     Example:
         >>> import tempfile, torch
@@ -46,7 +49,7 @@ def export_basis(
         ...     sorted(path.name for path in made.iterdir())
         ['cfg.json', 'sae_weights.safetensors']
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     bad = int((~torch.isfinite(directions)).sum())
     if bad:
@@ -79,7 +82,10 @@ def export_basis(
         "model_name": model_name,
         "metadata": {"hook_name": hook_name, "model_name": model_name},
     }
-    save_file(weights, folder / WEIGHTS)
     text = json.dumps(config | more, indent=1, sort_keys=True)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    for name in (WEIGHTS, CONFIG):
+        require_writable(folder / name)
+    with replacing(folder / WEIGHTS) as file:
+        file.write(save(weights))
+    replace_text(folder / CONFIG, text)
     return folder

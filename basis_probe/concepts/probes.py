@@ -14,6 +14,7 @@ from torch import Tensor
 from basis_probe.brief import brief
 from basis_probe.concepts.alignment import Ranks, auc
 from basis_probe.concepts.comparing import tally
+from basis_probe.errors import clean
 from basis_probe.results.dissection import Tally
 from basis_probe.statistics.nulls import Alternatives
 
@@ -36,7 +37,7 @@ class Probe:
     auc: Tally
 
     def __str__(self) -> str:
-        return (
+        return clean(
             f"{self.concept}, {self.k} directions: AUC {self.auc.observed:.3f} on axes, "
             f"{self.auc.null_mean:.3f} [{self.auc.null_low:.3f}, {self.auc.null_high:.3f}] "
             f"otherwise, p = {self.auc.p_value:.2g}"

@@ -144,13 +144,22 @@ def hugging_face(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
 
     Args:
         folder: as `save_pretrained` writes it, weights as safetensors.
+
+    Raises:
+        PretrainedError: if weights are missing or of other shapes.
     """
     with quiet():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+        model, found = loaded
+        if found["missing_keys"]:
+            raise PretrainedError(
+                f"{folder} lacks weights ({_listed(sorted(found['missing_keys']))}): give the "
+                "folder with all of them"
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.eval(), tokenizer
 
@@ -177,7 +186,8 @@ def from_directory(
     Raises:
         BridgeError: if TransformerLens cannot be used here.
         PretrainedError: if the folder does not exist or lacks a file, if its files cannot be read,
-            or if the hub cannot be reached or does not have the repository.
+            if weights are missing that the output depends on, or if the hub cannot be reached or
+            does not have the repository.
     """
     name = str(path_or_name)
     folder = Path(path_or_name).expanduser()
@@ -192,12 +202,105 @@ def from_directory(
         except Exception as error:
             raise PretrainedError(
                 f"{name} holds a configuration, weights and a tokenizer, but no TransformerBridge "
-                f"could be built from them ({_brief(error)}): needs whole files of an architecture "
-                "that TransformerLens knows; write them again with save_pretrained, or load the "
+                f"could be built from them ({_brief(error)}{_misfits(folder)}): needs whole files "
+                "of an architecture that TransformerLens knows; write them again with "
+                "save_pretrained, or load the "
                 "model in Python and give it to basis_probe.probe as it is"
             ) from error
         wrapped.cfg.model_name = name
+        _require_weights(wrapped, folder, name)
         return wrapped.eval()
+
+
+NOTES = "basis_probe_notes"
+"""A model holds under this name what a reader of its reports must know of how it was loaded."""
+
+
+def _require_weights(wrapped: Any, folder: Path, name: str) -> None:
+    """Raises if weights that the model's output depends on are not in the folder.
+
+    What else is missing is left without numbers, so that nothing can be said of it, and named in a
+    note; so is what the folder holds and the model has no place for.
+    """
+    absent, unknown = _absent_weights(type(wrapped.original_model), folder)
+    holding = {
+        path.replace("._original_component", ""): tensor
+        for tensors in (
+            wrapped.original_model.named_parameters(remove_duplicate=False),
+            wrapped.original_model.named_buffers(remove_duplicate=False),
+        )
+        for path, tensor in tensors
+    }
+    notes: list[str] = []
+    if absent:
+        tensors = [holding.get(path) for path in absent]
+        for tensor in tensors:
+            # Whole numbers are made by the model itself, as positions and counts are.
+            if tensor is not None and tensor.is_floating_point():
+                tensor.data.fill_(float("nan"))
+        if any(tensor is None for tensor in tensors) or not _has_numbers(wrapped):
+            raise PretrainedError(
+                f"{name} lacks weights that the model's output depends on "
+                f"({_listed(list(absent.values()))}): what stands in for them is random, and "
+                "nothing can be said of it. Give the folder with all of its weights, and the "
+                "configuration that belongs to them"
+            )
+        notes.append(
+            f"The model's folder lacks {_listed(list(absent.values()))}. Its output on some "
+            "tokens does not depend on them; what does holds no numbers."
+        )
+    if unknown:
+        notes.append(
+            f"The model's folder holds weights that the model has no place for, and they were not "
+            f"used: {_listed(unknown)}."
+        )
+    wrapped.__dict__[NOTES] = tuple(notes)
+
+
+def _absent_weights(kind: type[Any], folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Tensor -> what is wrong with it in the folder; and the tensors that the model does not have.
+
+    Only the names and shapes of the weights are read.
+    """
+    _, found = kind.from_pretrained(
+        folder,
+        local_files_only=True,
+        device_map="meta",
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    absent = {path: path for path in sorted(found["missing_keys"])}
+    for path, there, needed in sorted(found["mismatched_keys"]):
+        absent[path] = f"{path} ({tuple(there)} in place of {tuple(needed)})"
+    return absent, sorted(found["unexpected_keys"])
+
+
+def _has_numbers(wrapped: Any) -> bool:
+    """Whether the model's output on some tokens holds no NaN."""
+    import torch
+
+    ids = torch.arange(1, 5, device=wrapped.cfg.device)[None] % wrapped.cfg.d_vocab
+    with torch.no_grad():
+        return not torch.isnan(wrapped(ids, return_type="logits")).any()
+
+
+def _misfits(folder: Path) -> str:
+    """Which weights of a folder have other shapes than its configuration says; empty if unknown."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = getattr(transformers, (config.architectures or [""])[0])
+        absent, _ = _absent_weights(kind, folder)
+    except Exception:
+        return ""
+    wrong = [said for path, said in absent.items() if said != path]
+    return f"; weights that do not fit the configuration: {_listed(wrong)}" if wrong else ""
+
+
+def _listed(names: list[str], most: int = 6) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _refuse_path(name: str, folder: Path) -> None:

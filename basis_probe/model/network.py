@@ -7,11 +7,13 @@ import abc
 import dataclasses
 import hashlib
 import inspect
+import random
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -298,8 +300,8 @@ def device_of(device: str | torch.device) -> torch.device:
 def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[str, ...]]:
     """Within the context the model is in evaluation mode and on the device; then all is as it was.
 
-    What is put back: every module's train/eval mode, the device, and the state of torch's random
-    number generators.
+    What is put back: every module's train/eval mode, the device, torch's default type, and the
+    state of the random number generators of torch, numpy and Python.
 
     Yields:
         What a reader of the report must know.
@@ -307,7 +309,7 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
     Raises:
         ValueError: if the model has no numbers for weights, or would have to be gathered.
     """
-    notes: list[str] = []
+    notes: list[str] = [*getattr(model, "basis_probe_notes", ())]
     modes = {module: module.training for module in model.modules()}
     home = next((p.device for p in model.parameters()), None)
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
@@ -322,7 +324,8 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
             f"the model is spread over {len(homes)} devices, and device={str(device)!r} would "
             "gather it on one: leave device=None"
         )
-    cpu_state = torch.get_rng_state()
+    cpu_state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    others = random.getstate(), np.random.get_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     if any(modes.values()):
         notes.append(
@@ -342,5 +345,8 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
         for module, training in modes.items():
             module.training = training
         torch.set_rng_state(cpu_state)
+        torch.set_default_dtype(dtype)
+        random.setstate(others[0])
+        np.random.set_state(others[1])
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)

@@ -1,11 +1,10 @@
 """Which places of a model are probed: the ones asked for, or the sensible ones."""
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 
-from basis_probe.errors import SiteError
+from basis_probe.errors import SiteError, nearest
 from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Kind
 from basis_probe.model.places import Site
@@ -76,21 +75,21 @@ def _of_bridge(pattern: str, names: Mapping[str, Site]) -> list[str]:
 
 
 def _nothing(pattern: str, names: Mapping[str, Site], silent: frozenset[str]) -> str:
-    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4)
+    like = nearest(pattern, names, 5)
     within = fnmatch.filter(names, f"*{pattern}*")
     if within:
         some = ", ".join(within[:3]) + ("…" if len(within) > 3 else "")
-        nearest = f"sites='*{pattern}*' would match {len(within)}: {some}"
-    elif near:
-        nearest = f"nearest: {', '.join(near)}"
+        there = f"sites='*{pattern}*' would match {len(within)}: {some}"
+    elif like:
+        there = f"nearest: {like}"
     else:
-        nearest = f"the model has {', '.join([*names][:5])}…"
+        there = f"the model has {', '.join([*names][:5])}…"
     if fnmatch.filter(silent, pattern):
         return (
             f"site {pattern!r} exists, but did not run in the first batch, or what it holds there "
-            f"is no floating-point tensor of shape [batch, ...]; {nearest}"
+            f"is no floating-point tensor of shape [batch, ...]; {there}"
         )
-    return f"no site matches {pattern!r}; {nearest}"
+    return f"no site matches {pattern!r}; {there}"
 
 
 def sensible(facts: Facts, names: Mapping[str, Site], usual: tuple[str, ...]) -> dict[str, Site]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.brief import brief
+from basis_probe.errors import nearest
 from basis_probe.results.codec import Exact
 from basis_probe.results.envelope import read, written
 from basis_probe.results.report import Outcome
@@ -121,10 +122,9 @@ class ReportComparison(Exact):
         for row in self.rows:
             if row.site == site:
                 return row
-        import difflib
 
-        near = difflib.get_close_matches(site, [row.site for row in self.rows], n=3, cutoff=0.3)
-        raise KeyError(f"the comparison has no site {site!r}; nearest: {', '.join(near) or 'none'}")
+        near = nearest(site, [row.site for row in self.rows])
+        raise KeyError(f"the comparison has no site {site!r}; nearest: {near or 'none'}")
 
     def __iter__(self) -> Iterator[SiteAcross]:
         return iter(self.rows)

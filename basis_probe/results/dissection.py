@@ -1,12 +1,12 @@
 """What dissection found: frozen values that show themselves, and come back exactly from text."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from basis_probe.brief import brief
+from basis_probe.errors import clean, nearest
 from basis_probe.results.codec import Exact
 from basis_probe.results.envelope import read, written
 from basis_probe.results.evidence import NullRecord
@@ -146,13 +146,13 @@ class Comparison:
         for found in self.concepts:
             if found.concept == name:
                 return found
-        near = difflib.get_close_matches(name, [found.concept for found in self.concepts])
-        raise KeyError(f"no concept {name!r} was scored; nearest: {', '.join(near) or 'none'}")
+        near = nearest(name, [found.concept for found in self.concepts])
+        raise KeyError(f"no concept {name!r} was scored; nearest: {near or 'none'}")
 
     def __str__(self) -> str:
         d = self.distinct
         interval = "" if math.isnan(d.low) else f" [{d.low:.0f}, {d.high:.0f}]"
-        return (
+        return clean(
             f"{d.observed:.0f}{interval} distinct concepts on axes, {d.null_mean:.1f} "
             f"[{d.null_low:.0f}, {d.null_high:.0f}] under the {self.null.name} null "
             f"({self.measure} > {self.threshold:g}, p = {d.p_value:.2g})"
@@ -200,7 +200,7 @@ class SiteDissection:
         return fragment((self,), ())
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.site}:", *(f"  {found}" for found in self.comparisons)])
+        return "\n".join([f"{clean(self.site)}:", *(f"  {found}" for found in self.comparisons)])
 
 
 @brief
@@ -227,8 +227,8 @@ class Dissection:
         for found in self.site_dissections:
             if found.site == site:
                 return found
-        near = difflib.get_close_matches(site, self.sites, n=3, cutoff=0.3)
-        raise KeyError(f"no site {site!r} was dissected; nearest: {', '.join(near) or 'none'}")
+        near = nearest(site, self.sites)
+        raise KeyError(f"no site {site!r} was dissected; nearest: {near or 'none'}")
 
     def __iter__(self) -> Iterator[SiteDissection]:
         return iter(self.site_dissections)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from basis_probe.brief import brief
+from basis_probe.errors import clean, nearest
 from basis_probe.results.codec import decode, encode
 from basis_probe.results.evidence import (
     BasisRanking,
@@ -205,7 +206,7 @@ class SiteReport:
         return site_fragment(self)
 
     def __str__(self) -> str:
-        return f"{self.site}: {self.verdict.outcome.name}. {self.verdict.sentence}"
+        return clean(f"{self.site}: {self.verdict.outcome.name}. {self.verdict.sentence}")
 
 
 @brief
@@ -267,11 +268,10 @@ class Report:
         for report in self.site_reports:
             if report.site == site:
                 return report
-        import difflib
 
-        near = difflib.get_close_matches(site, self.sites, n=3, cutoff=0.3)
+        near = nearest(site, self.sites)
         raise KeyError(
-            f"the report has no site {site!r}; nearest: {', '.join(near) or 'none'}. "
+            f"the report has no site {site!r}; nearest: {near or 'none'}. "
             "report.sites lists them all."
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from basis_probe.algebra.groups import Group
 from basis_probe.brief import brief
+from basis_probe.errors import clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +64,7 @@ class Similarity:
     def __str__(self) -> str:
         error = "" if math.isnan(self.std_error) else f" ± {self.std_error:.3f}"
         where = " and ".join(name for name in self.sites if name)
-        return (
+        return clean(
             f"{where + ': ' if where else ''}{self.measure} up to {self.group.name}: similarity "
             f"{self.similarity:.4f}{error}, distance {self.distance:.4f} "
             f"({self.dims[0]} and {self.dims[1]} axes, {self.n_samples:,} samples)"

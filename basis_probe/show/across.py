@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from basis_probe.results.comparison import ReportComparison, SiteAcross, Standing
 from basis_probe.show import drawing, files, html, latex, markdown, still, words
+from basis_probe.show.tables import csv
 
 if TYPE_CHECKING:
     import pandas
@@ -159,7 +160,7 @@ def save(found: ReportComparison, path: pathlib.Path) -> pathlib.Path:
         ".html": lambda: page(found),
         ".htm": lambda: page(found),
         ".json": found.to_json,
-        ".csv": lambda: dataframe(found).to_csv(index=False),
+        ".csv": lambda: csv(dataframe(found)),
         ".md": lambda: in_markdown(found),
         ".tex": lambda: latex.comparison(found),
     }

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from basis_probe.files import replace_text, replacing, require_writable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,14 +29,19 @@ def save(
 
     Raises:
         ValueError: for an ending that names no form.
+        OSError: if it cannot be written.
     """
     ending = path.suffix.lower()
     if ending in FIGURES:
         from basis_probe.show.plots import save_figure
 
-        save_figure(drawn(), path)
+        require_writable(path)
+        figure = drawn()
+        with replacing(path) as file:
+            save_figure(figure, file, ending.removeprefix("."))
     elif ending in made:
-        path.write_text(made[ending](), encoding="utf-8")
+        require_writable(path)
+        replace_text(path, made[ending]())
     else:
         known = [end for end in (*made, *FIGURES) if end != ".htm"]
         raise ValueError(
@@ -56,7 +63,7 @@ def save_report(report: Report, path: pathlib.Path) -> pathlib.Path:
         ".html": lambda: html.page(report),
         ".htm": lambda: html.page(report),
         ".json": report.to_json,
-        ".csv": lambda: tables.dataframe(report).to_csv(index=False),
+        ".csv": lambda: tables.csv(tables.dataframe(report)),
         ".md": lambda: markdown.markdown(report),
         ".tex": lambda: latex.table(report),
     }

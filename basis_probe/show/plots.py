@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
-import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -214,13 +213,13 @@ def every_axis(score: ScoreResult, axes: Axes | None = None, size: Size = None) 
     return figure
 
 
-def save_figure(figure: Figure, path: pathlib.Path) -> None:
+def save_figure(figure: Figure, file: BinaryIO, form: str) -> None:
     """Writes a figure whose letters stay letters, as journals ask for."""
     import matplotlib as mpl
 
     # Type 3 fonts are refused by many publishers; paths cannot be searched or edited.
     with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
-        figure.savefig(path, dpi=200, bbox_inches="tight")
+        figure.savefig(file, format=form, dpi=200, bbox_inches="tight")
 
 
 def _plain(axes: Axes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,29 @@ def dataframe(report: Report) -> pandas.DataFrame:
             for column, dtype in _DTYPES.items()
         }
     )
+
+
+def csv(frame: pandas.DataFrame) -> str:
+    """The table as CSV in which no text is a formula: one that looks like one is led by a quote.
+
+    Example:
+        >>> import pandas
+        >>> print(csv(pandas.DataFrame({"site": ["=1+1", "mlp"], "effect": [-1.5, 2.0]})))
+        site,effect
+        '=1+1,-1.5
+        mlp,2.0
+        <BLANKLINE>
+    """
+
+    def led(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        # Wide forms of the signs count for some spreadsheets, and blanks in front for none.
+        first = unicodedata.normalize("NFKC", value).lstrip()[:1]
+        return f"'{value}" if first and first in "=+-@" else value
+
+    texts = [name for name in frame.columns if frame[name].dtype in ("string", object)]
+    return frame.assign(**{name: frame[name].map(led) for name in texts}).to_csv(index=False)
 
 
 _SUMMARY = {

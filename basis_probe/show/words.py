@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterable, Sequence
 
 from basis_probe.algebra.groups import Privileged
+from basis_probe.errors import clean as clean
 from basis_probe.results.evidence import ScoreResult, Tail
 from basis_probe.results.report import Outcome, Provenance, Report, SiteReport
 from basis_probe.results.symmetry import Certificate, Symmetry
@@ -92,36 +92,6 @@ BIBTEX = """@inproceedings{godfrey2022symmetries,
 
 
 # --- names and texts ----------------------------------------------------------------------------
-
-_SPACE = re.compile("[\t\n\r\u2028\u2029]+")
-# Illegal in HTML, or unwritable in UTF-8 (lone surrogates), or able to reorder the text around
-# them (directional marks and overrides), or a command to a terminal (escape).
-_UNSAFE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff"
-    + "\ud800-\udfff\ufdd0-\ufdef"
-    + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
-    + "]"
-)
-
-
-def _escape(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-
-def clean(text: str) -> str:
-    r"""One line of `text` that is safe to show: unsafe characters are spelled out.
-
-    Control characters, lone surrogates, non-characters and marks of text direction become
-    escapes such as `\x1b`, so that two names that differ in them still look different.
-
-    Example:
-        >>> clean("blocks\n0")
-        'blocks 0'
-        >>> print(clean("a" + chr(0x202E) + "b"))
-        a\u202eb
-    """
-    return _UNSAFE.sub(_escape, _SPACE.sub(" ", text))
 
 
 def shorten(text: str, limit: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import re
@@ -20,9 +21,10 @@ from fake_report import fake_report, wide_report
 import basis_probe as bp
 from basis_probe import demo
 from basis_probe.cli import main
+from basis_probe.cli.command import Refused
 from basis_probe.cli.entry import COMMANDS
-from basis_probe.cli.probing import windows, write
-from basis_probe.cli.screen import Screen
+from basis_probe.cli.probing import Windows, save_each, write
+from basis_probe.cli.screen import Screen, Voice
 from basis_probe.model.load import BridgeError
 
 
@@ -108,7 +110,7 @@ def test_a_report_on_a_folder_and_a_text(
 def test_texts_are_cut_into_examples_that_begin_as_texts_do(
     bridge: Any, text: pathlib.Path
 ) -> None:
-    batches = windows(bridge, text.read_text(encoding="utf-8"), length=16, size=4)
+    batches = [*Windows(bridge, text, length=16, size=4)]
     rows = torch.cat(batches)
     ids = list(bridge.tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
     first = bridge.tokenizer.bos_token_id
@@ -120,6 +122,76 @@ def test_texts_are_cut_into_examples_that_begin_as_texts_do(
     # Only what fills no example is left out.
     assert len(ids) - lead - rows[:, lead:].numel() < 16 - lead
     assert {len(batch) for batch in batches[:-1]} == {4}
+
+
+def test_a_text_is_read_as_far_as_it_is_used(
+    bridge: Any, text: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    long, said = tmp_path / "long.txt", text.read_text(encoding="utf-8")
+    long.write_text("\n".join([said] * 200) + "\0", encoding="utf-8")
+    data = Windows(bridge, long, length=16, size=4)
+    some = [*itertools.islice(data, 5)]
+    assert torch.equal(
+        torch.cat(some), torch.cat([*itertools.islice(Windows(bridge, text, length=16, size=4), 5)])
+    )
+    # It can be gone through again, and what is not text is found where it is used.
+    assert torch.equal(next(iter(data)), some[0])
+    with pytest.raises(Refused, match="is no text"):
+        list(data)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x89PNG\r\n\x1a\n" * 900, "text\n".encode("utf-16") * 900, bytes(range(256)) * 9]
+)
+def test_what_is_no_text_is_refused(bridge: Any, raw: bytes, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(raw)
+    with pytest.raises(Refused, match="is no text in UTF-8"):
+        Windows(bridge, path, length=16, size=4)
+
+
+def test_examples_longer_than_the_context_are_refused(bridge: Any, text: pathlib.Path) -> None:
+    context = bridge.cfg.n_ctx
+    with pytest.raises(Refused, match=f"more than the {context} tokens"):
+        Windows(bridge, text, length=context + 1, size=4)
+
+
+class _Half:
+    """A report that cannot be written to one of its files."""
+
+    def save(self, path: pathlib.Path) -> pathlib.Path:
+        if path.stem == "bad":
+            raise OSError(28, "No space left on device")
+        path.write_text("done")
+        return path
+
+
+def test_every_file_is_tried_whatever_happens_to_the_others(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / name for name in ("a.json", "bad.html", "c.csv")]
+    assert save_each(_Half(), paths, Screen.of(Voice.READER)) == [paths[0], paths[2]]
+    assert "bad.html was not written" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_run(
+    text: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    words = ["report", str(demo.MODEL_DIR), "--text", str(text), "--out", str(tmp_path / "a.json")]
+    for more, why in (
+        (["--out", str(tmp_path / "folder.html")], "is a folder"),
+        (["--out", str(tmp_path / "nowhere" / "a.json")], "there is no folder"),
+        (["--out", str(tmp_path / "link.json")], "are the same file"),
+        (["--checkpoint", str(tmp_path / "a.json")], "are the same file"),
+        (["--checkpoint", str(tmp_path)], "is a folder"),
+        (["--memory-budget", "inf"], "is not a positive number of gigabytes"),
+        (["--examples", "1" * 30], "is no whole number"),
+        (["--shard", f"0/{'9' * 99}"], "is no shard"),
+    ):
+        assert why in _refused(capsys, *words, *more)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "link.json"]
 
 
 def test_symmetries_are_listed(
@@ -201,7 +273,7 @@ def test_words_that_make_no_command(
     assert "the following arguments are required: COMMAND" in _refused(capsys)
     assert "invalid choice: 'prove'" in _refused(capsys, "prove")
     assert "required: --text" in _refused(capsys, "report", "model")
-    assert "0 is not a positive number" in _refused(capsys, "demo", "--texts", "0")
+    assert "'0' is no whole number of at least 1" in _refused(capsys, "demo", "--texts", "0")
     assert "invalid choice: 'none'" in _refused(capsys, "demo", "--null", "none")
     said = _refused(capsys, "demo", "--out", str(tmp_path / "r.doc"))
     assert "r.doc' must end in .html, .htm, .json, .csv, .md, .tex, .pdf" in said

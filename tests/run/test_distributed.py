@@ -110,13 +110,14 @@ def _read(path: pathlib.Path) -> bp.Report:
 def test_shards_are_merged(
     words: list[str], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    ours = ["--model", str(demo.MODEL_DIR)]
     parts = [tmp_path / f"{index}.safetensors" for index in range(2)]
     for index, part in enumerate(parts):
         assert main([*words, "--shard", f"{index}/2", "--out", str(part)]) == 0
-    assert main(["merge", *map(str, parts), "--out", str(tmp_path / "merged.json")]) == 0
+    assert main(["merge", *map(str, parts), *ours, "--out", str(tmp_path / "merged.json")]) == 0
     assert main([*words, "--out", str(tmp_path / "whole.json")]) == 0
     _alike(_read(tmp_path / "merged.json"), _read(tmp_path / "whole.json"))
-    assert main(["merge", str(parts[0]), "--out", str(tmp_path / "half.json")]) == 130
+    assert main(["merge", str(parts[0]), *ours, "--out", str(tmp_path / "half.json")]) == 130
     assert "Shards of the data are missing: 1/2." in _read(tmp_path / "half.json").notes
     capsys.readouterr()
     assert main(["merge", str(parts[0]), str(parts[0])]) == 2
@@ -133,7 +134,7 @@ def test_shards_are_merged(
             ["--shard", "0/2", "--out", "x.safetensors", "--examples", "3"],
             "leave out one of --shard and --examples",
         ),
-        (["--examples", "-1"], "-1 is negative: give 0 for none"),
+        (["--examples", "-1"], "-1' is no whole number from 0 to 10,000"),
         (["--memory-budget", "0"], "'0' is not a positive number of gigabytes"),
     ],
 )

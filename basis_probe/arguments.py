@@ -1,0 +1,133 @@
+"""What users hand over, checked at once: every refusal says what was given and what is needed."""
+
+import math
+import operator
+import os
+from collections.abc import Iterable
+from typing import SupportsFloat, SupportsIndex, cast
+
+import numpy as np
+
+from basis_probe.brief import described
+
+SEEDS = range(-(2**63), 2**64)
+"""What torch takes as a seed."""
+
+_MOST = 2**63 - 1
+
+
+def whole(name: str, value: object, *, least: int = 0, most: int = _MOST, else_: str = "") -> int:
+    """The whole number that is meant, of Python, numpy or torch.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        least: the smallest that makes sense.
+        most: the largest.
+        else_: what else may be given, such as ", or None for all".
+
+    Raises:
+        ValueError: for anything else, a bool too.
+
+    Example:
+        >>> whole("frames", np.int64(3), least=1)
+        3
+    """
+    if not isinstance(value, bool | np.bool_) and isinstance(value, SupportsIndex):
+        try:
+            found = operator.index(value)
+        except (TypeError, ValueError, RuntimeError):
+            found = least - 1
+        if least <= found <= most:
+            return found
+    if most < _MOST:
+        room = f"from {_power(least)} to {_power(most)}"
+    else:
+        room = "above zero" if least == 1 else f"of at least {least}"
+    raise ValueError(f"{name}={described(value)}: give a whole number {room}{else_}")
+
+
+def _power(value: int) -> str:
+    """A large limit as people write it."""
+    for near, said in ((-(2**63), "-2**63"), (2**64 - 1, "2**64 - 1")):
+        if value == near:
+            return said
+    return str(value)
+
+
+def number(name: str, value: object, *, above: float = 0.0, most: float = math.inf) -> float:
+    """The number that is meant, finite and above a limit.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, SupportsFloat) and not isinstance(value, bool | np.bool_ | str):
+        try:
+            found = float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            found = math.nan
+        if above < found <= most and math.isfinite(found):
+            return found
+    limit = "" if most == math.inf else f" and at most {most:g}"
+    raise ValueError(f"{name}={described(value)}: give a number above {above:g}{limit}")
+
+
+def flag(name: str, value: object, *, unknown: bool = False) -> bool | None:
+    """True or False as it is meant; None too where `unknown` says so.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if unknown and value is None:
+        return None
+    raise ValueError(
+        f"{name}={described(value)}: give True or False{', or None to leave it open' * unknown}"
+    )
+
+
+def several(name: str, value: object, what: str) -> tuple[object, ...]:
+    """The entries of a list that was given, which an iterator gives once only.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        what: what the entries are, such as "names of sites".
+
+    Raises:
+        ValueError: for what cannot be listed, or is empty.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        found = tuple(cast("Iterable[object]", value))
+        if found:
+            return found
+        raise ValueError(f"{name} is empty: give {what}, or None")
+    raise ValueError(f"{name}={described(value)}: give {what}, in a list, or None")
+
+
+def texts(name: str, value: object, what: str) -> tuple[str, ...]:
+    """The texts of a list that was given; a single text counts as a list of one.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    entries = (value,) if isinstance(value, str) else several(name, value, what)
+    found = tuple(entry for entry in entries if isinstance(entry, str))
+    if len(found) < len(entries):
+        other = next(entry for entry in entries if not isinstance(entry, str))
+        raise ValueError(f"{name} holds {described(other)}: give {what}, in a list, or None")
+    return found
+
+
+def path(name: str, value: object) -> str | os.PathLike[str]:
+    """The path that is meant.
+
+    Raises:
+        ValueError: for what is none.
+    """
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, os.PathLike):
+        return cast("os.PathLike[str]", value)
+    raise ValueError(f"{name}={described(value)}: give the path of a file, or None")
