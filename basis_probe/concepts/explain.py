@@ -362,7 +362,8 @@ class Endpoint:
         waiting = threading.Thread(target=self._ask, args=(body, done, held), daemon=True)
         waiting.start()
         waiting.join(self.timeout)
-        if not done:
+        late = done and isinstance(getattr(done[0], "reason", done[0]), TimeoutError)
+        if not done or late:
             for response in held:
                 response.close()
             raise TimeoutError(
