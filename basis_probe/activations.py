@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group, Unknown, group_from_name
 from basis_probe.algebra.intertwiner import callable_of
+from basis_probe.brief import described
 from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import (
     Case,
@@ -232,6 +233,9 @@ class _Rows:
         if not isinstance(given, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
             # It says what is wrong with them.
             matrix(name, given)
+        _require_dense(name, given)
+        if given.ndim < 2:
+            matrix(name, given)
         many = given.ndim - features
         leading = tuple(given.shape[:2]) if many == 2 else ()
         if many == 2:
@@ -258,6 +262,8 @@ class _Rows:
 
     def alike(self, name: str, given: Matrix) -> Tensor:
         """The rows of another array of the same samples, those that count."""
+        if isinstance(given, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+            _require_dense(name, given)
         if self.leading and tuple(np.shape(given)[:2]) == self.leading:
             given = given.reshape(-1, given.shape[-1])
         return matrix(name, given, rows=self.total)[self.counted]
@@ -445,9 +451,27 @@ def symmetry_of(group: Group | str | None, dim: int) -> Symmetry:
         return Symmetry(unknown, unknown.privileged, "No group was given.", "none")
     if isinstance(group, str):
         group = group_from_name(group, dim)
+    if not isinstance(group, Group):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"group={described(group)}: give a group or its name, or None")
     if group.dim != dim:
         raise ValueError(f"the group {group!r} acts on {group.dim} features, and x has {dim}")
     return Symmetry(group, group.privileged, "The group was given, not derived.", "the user")
+
+
+def _require_dense(name: str, values: Matrix) -> None:
+    """Raises TypeError for an array that is no plain block of numbers."""
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind not in "fiubc":
+            raise TypeError(
+                f"{name} holds {values.dtype}: activations are floating-point numbers; convert "
+                "them, for example with .astype(float)"
+            )
+    elif values.is_nested or values.layout != torch.strided or values.is_meta:
+        kind = "nested" if values.is_nested else f"{values.layout} tensor on {values.device}"
+        raise TypeError(
+            f"{name} has another layout than rows of numbers ({kind}): give a dense array "
+            "[samples, dim]"
+        )
 
 
 def matrix(
@@ -473,6 +497,7 @@ def matrix(
     ):
         # Torch cannot share an array that is read-only or runs backwards.
         values = values.copy()
+    _require_dense(name, values)
     tensor = torch.as_tensor(values).detach()
     if not tensor.is_floating_point():
         raise TypeError(

@@ -14,6 +14,8 @@ SEEDS = range(-(2**63), 2**64)
 """What torch takes as a seed."""
 
 _MOST = 2**63 - 1
+_LONGEST = 10_000
+"""Characters of a name at most; comparing longer ones with others takes long."""
 
 
 def whole(name: str, value: object, *, least: int = 0, most: int = _MOST, else_: str = "") -> int:
@@ -40,7 +42,7 @@ def whole(name: str, value: object, *, least: int = 0, most: int = _MOST, else_:
             found = least - 1
         if least <= found <= most:
             return found
-    if most < _MOST:
+    if most != _MOST:
         room = f"from {_power(least)} to {_power(most)}"
     else:
         room = "above zero" if least == 1 else f"of at least {least}"
@@ -117,6 +119,11 @@ def texts(name: str, value: object, what: str) -> tuple[str, ...]:
     if len(found) < len(entries):
         other = next(entry for entry in entries if not isinstance(entry, str))
         raise ValueError(f"{name} holds {described(other)}: give {what}, in a list, or None")
+    longest = max(found, key=len, default="")
+    if len(longest) > _LONGEST:
+        raise ValueError(
+            f"{name} holds a text of {len(longest):,} characters, {described(longest)}: give {what}"
+        )
     return found
 
 

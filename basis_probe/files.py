@@ -29,7 +29,7 @@ def require_writable(path: str | os.PathLike[str]) -> pathlib.Path:
         target = pathlib.Path(os.path.realpath(path))
         found = target.lstat() if target.exists() else None
     except (OSError, RuntimeError) as error:
-        raise OSError(f"{_named(path)} cannot be written: {error}") from error
+        raise OSError(f"{_named(path)} cannot be written: {error.args[-1]}") from error
     except ValueError as error:
         raise ValueError(f"{_named(path)} is no name of a file: {error}") from error
     folder = target.parent
@@ -117,7 +117,8 @@ def require_apart(paths: list[pathlib.Path]) -> None:
 
 
 def _named(path: object) -> str:
-    return repr(str(path))
+    text = str(path)
+    return repr(text if len(text) < 300 else f"{text[:100]} … {text[-100:]}")
 
 
 def _stem(target: pathlib.Path) -> str:

@@ -10,13 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from basis_probe.arguments import path, whole
+from basis_probe.brief import described
 from basis_probe.errors import DataError, StreamError
 from basis_probe.evidence.site import Companions
 from basis_probe.interrupts import guarded, hold
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.results.report import Report
 from basis_probe.run.parts import Part, Partial
-from basis_probe.run.read import Reading, announced, batches_of, first_of, numbered, passes_of
+from basis_probe.run.read import (
+    Reading,
+    announced,
+    batches_of,
+    first_of,
+    numbered,
+    passes_of,
+    require_batches,
+)
 from basis_probe.run.report import Concluding, kept
 from basis_probe.run.watch import Choices, Groups, Watched
 from basis_probe.statistics.nulls import Null, RandomWeights
@@ -126,13 +136,19 @@ def probe(
         companions=Companions.of(bases, paths),
     )
     twins = choices.null if isinstance(choices.null, RandomWeights) else None
+    require_batches(data)
     if twins is not None and iter(data) is data:
         raise DataError(
             "null='random-weights' reads the data once for every twin of the model, and the data "
             f"are a {type(data).__name__} that can be read only once: give a list or a DataLoader"
         )
-    if examples < 0:
-        raise ValueError(f"examples={examples}: give how many contexts to show, or 0 for none")
+    examples = whole("examples", examples, most=10_000, else_=": how many contexts to show")
+    if memory_budget is not None:
+        memory_budget = whole("memory_budget", memory_budget, least=1, else_=" of bytes, or None")
+    if checkpoint is not None:
+        checkpoint = path("checkpoint", checkpoint)
+    if reference is not None:
+        recognise(reference, called="reference")
     if examples and iter(data) is data:
         raise DataError(
             f"examples={examples} reads the data a second time, once it is known which axes stand "
@@ -271,12 +287,9 @@ def observe(
         >>> report.sites == whole.sites, report["1"].n_samples, whole["1"].n_samples
         (True, 300, 300)
     """
-    index, of = shard
-    if not 0 <= index < of:
-        raise ValueError(
-            f"shard=({index}, {of}): give (i, n) with i from 0 to n - 1, such as (0, 4) for the "
-            "first of four"
-        )
+    index, of = _shard(shard)
+    if checkpoint is not None:
+        checkpoint = path("checkpoint", checkpoint)
     choices = Choices.of(
         sites=sites,
         scores=None,
@@ -303,3 +316,22 @@ def observe(
 
         run.read(batches, finish, progress=progress)
         return run.partial()
+
+
+def _shard(shard: object) -> tuple[int, int]:
+    """(i, n): the part of the data that is meant.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    given = tuple(shard) if isinstance(shard, tuple | list) else ()
+    try:
+        if len(given) == 2:
+            of = whole("shard", given[1], least=1)
+            return whole("shard", given[0], most=of - 1), of
+    except ValueError:
+        pass
+    raise ValueError(
+        f"shard={described(shard)}: give (i, n) with i from 0 to n - 1, such as (0, 4) for the "
+        "first of four"
+    )

@@ -35,6 +35,7 @@ from basis_probe.algebra.elements import (
     plane_axes,
 )
 from basis_probe.algebra.haar import haar, haar_fixing, require_cpu
+from basis_probe.brief import described
 from basis_probe.errors import nearest
 
 __all__ = [
@@ -1115,7 +1116,8 @@ def group_from_name(name: str, dim: int) -> Group:
     names = [kind.name for kind in _NAMED]
     near = nearest(plain, [*names, *_ALIASES])
     raise ValueError(
-        f"no group is called {name!r}; nearest: {near or 'none'}; all names: {', '.join(names)}"
+        f"no group is called {described(name)}; nearest: {near or 'none'}; "
+        f"all names: {', '.join(names)}"
     )
 
 

@@ -33,7 +33,7 @@ from basis_probe.algebra.groups import (
     Unknown,
     monomial_parts,
 )
-from basis_probe.brief import brief
+from basis_probe.brief import brief, described
 from basis_probe.errors import nearest
 
 
@@ -317,7 +317,7 @@ def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
             return plain, _NAMED[plain]
         near = nearest(plain, _NAMED)
         raise ValueError(
-            f"no nonlinearity is called {nonlinearity!r}; nearest: {near or 'none'}; "
+            f"no nonlinearity is called {described(nonlinearity)}; nearest: {near or 'none'}; "
             f"all names: {', '.join(_NAMED)}; or give the function itself"
         )
     if isinstance(nonlinearity, nn.Module):

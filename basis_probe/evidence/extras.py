@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from basis_probe.algebra.groups import Blocks, Planes
+from basis_probe.arguments import several
+from basis_probe.brief import described
 from basis_probe.evidence.measure import taken
 from basis_probe.results.evidence import BasisRanking, BasisStanding, PathRecord
 from basis_probe.statistics.nulls import Frame, Geometry, Problem, Rotation, geometry_of, outputs
@@ -41,19 +43,20 @@ def chosen_bases(
     from basis_probe.statistics.bases import ALL, Candidate, Given
 
     one = isinstance(wanted, str | Candidate | np.ndarray | Tensor)
-    several = [wanted] if one else list(wanted)  # pyright: ignore[reportArgumentType]
+    names = f"names ({', '.join(ALL)}), candidates or matrices [directions, dim]"
+    given = (wanted,) if one else several("bases", wanted, names)
     found: list[Candidate] = []
-    for basis in several:
+    for basis in given:
         if isinstance(basis, Candidate):
             found.append(basis)
         elif isinstance(basis, np.ndarray | Tensor):
             found.append(Given(basis))
-        elif basis in ALL:
+        elif isinstance(basis, str) and basis in ALL:
             found.append(ALL[basis])
         else:
             raise ValueError(
-                f"no basis is called {basis!r}; there are {', '.join(ALL)}, or give directions "
-                "as a matrix [directions, dim]"
+                f"no basis is called {described(basis)}; there are {', '.join(ALL)}, or "
+                "give directions as a matrix [directions, dim]"
             )
     # The axes take part unasked.
     return tuple(candidate for candidate in found if candidate.name != "standard")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from basis_probe.algebra.groups import Privileged
+from basis_probe.arguments import SEEDS, several, whole
+from basis_probe.brief import described
 from basis_probe.errors import MisleadingNull
 from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
 from basis_probe.evidence.measure import Choice, asks_orders, choose, measure
@@ -152,9 +154,8 @@ class Companions:
         Raises:
             ValueError: for a basis that has no such name, or a negative number of paths.
         """
-        if paths < 0:
-            raise ValueError(f"paths={paths}: give how many turned bases to go to, or 0 for none")
-        return Companions(chosen_bases(bases), paths)
+        many = ": how many turned bases to go to, or 0 for none"
+        return Companions(chosen_bases(bases), whole("paths", paths, most=10_000, else_=many))
 
     @property
     def rows(self) -> int:
@@ -170,17 +171,19 @@ def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[S
     """
     if wanted is None:
         return tuple(known.DEFAULT.values())
-    several = [wanted] if isinstance(wanted, str | Score) else list(wanted)
     found: list[Score] = []
-    for score in several:
+    choice = f"some of {', '.join(known.ALL)}"
+    for score in (
+        (wanted,) if isinstance(wanted, str | Score) else several("scores", wanted, choice)
+    ):
         if isinstance(score, Score):
             found.append(score)
-        elif score in known.ALL:
+        elif isinstance(score, str) and score in known.ALL:
             found.append(known.ALL[score])
         else:
-            raise ValueError(f"no score is called {score!r}; there are {', '.join(known.ALL)}")
-    if not found:
-        raise ValueError(f"scores is empty: give some of {', '.join(known.ALL)}, or None")
+            raise ValueError(
+                f"no score is called {described(score)}; there are {', '.join(known.ALL)}"
+            )
     return tuple(found)
 
 
@@ -194,13 +197,12 @@ def chosen_null(wanted: str | Null | None) -> Null | None:
     """
     if wanted is None or isinstance(wanted, Null):
         return wanted
-    if wanted in NULLS:
-        return NULLS[wanted]
-    for null in NULLS.values():
-        if wanted == null.name:
+    for name, null in NULLS.items():
+        if wanted in (name, null.name):
             return null
     raise ValueError(
-        f"no null is called {wanted!r}; there are {', '.join(NULLS)}, or None to choose by the site"
+        f"no null is called {described(wanted)}; there are {', '.join(NULLS)}, or None to "
+        "choose by the site"
     )
 
 
@@ -210,9 +212,7 @@ def chosen_seed(seed: int) -> int:
     Raises:
         ValueError: if it is no whole number of 64 bits.
     """
-    if not isinstance(seed, int) or not -(2**63) <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"seed={seed!r}: give a whole number from -2**63 to 2**64 - 1")
-    return seed
+    return whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
 
 
 def gather(

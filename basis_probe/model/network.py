@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from basis_probe.brief import described
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
 from basis_probe.model.places import Address, Place, Site, module_sites
 from basis_probe.model.trace import Trace, record
@@ -177,12 +178,13 @@ class HookedModel(Subject):
         )
 
 
-def recognise(model: object, tokenizer: Any = None) -> Subject:
+def recognise(model: object, tokenizer: Any = None, *, called: str = "") -> Subject:
     """The model as a probe sees it.
 
     Args:
         model: any torch module.
         tokenizer: what turns strings into tokens; None for the model's own, if it has one.
+        called: the argument that it is, where there are several models.
 
     Raises:
         TypeError: if it is no torch module, or the tokenizer cannot be called.
@@ -194,8 +196,9 @@ def recognise(model: object, tokenizer: Any = None) -> Subject:
         )
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"cannot probe a {type(model).__name__}: give a torch.nn.Module, a Hugging Face model "
-            "or a TransformerLens model (for a matrix of activations there is probe_activations)"
+            f"{called + ': ' if called else ''}cannot probe a {type(model).__name__}: give a "
+            "torch.nn.Module, a Hugging Face model or a TransformerLens model (for a matrix of "
+            "activations there is probe_activations)"
         )
     inner = getattr(model, "_orig_mod", None)
     if isinstance(inner, nn.Module):
@@ -285,8 +288,8 @@ def device_of(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"device={str(device)!r} cannot be used here ({reason}): give one that this machine "
-            "has, such as 'cpu', or None to leave the model where it is"
+            f"device={described(str(device))} cannot be used here ({described(reason)}): give "
+            "one that this machine has, such as 'cpu', or None to leave the model where it is"
         ) from error
     if found.type == "meta":
         raise ValueError(

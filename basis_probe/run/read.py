@@ -17,6 +17,7 @@ from basis_probe.files import require_writable
 from basis_probe.interrupts import Ended, hold, stoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.network import Subject
+from basis_probe.model.trace import tensors_in
 from basis_probe.results.report import Report
 from basis_probe.run.parts import UNCHECKED, Part, Partial, digest_of_batch
 from basis_probe.run.problems import linear_layer, missed_by, tolerance
@@ -35,27 +36,33 @@ def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
         yield batch
 
 
-def numbered(
-    data: Iterable[Any], subject: Subject, shard: tuple[int, int] | None = None
-) -> Iterator[tuple[int, Batch | None]]:
-    """The batches and their numbers; None for all but the first that are not of the shard."""
-    if isinstance(data, str):
+def require_batches(data: object) -> None:
+    """Raises DataError for data that cannot be an iterable of batches."""
+    if isinstance(data, str | bytes):
         raise DataError(
             "the data are one string: give batches, for example [[text]], a list with one batch of "
             "one string"
         )
-    if isinstance(data, Tensor | np.ndarray | Mapping):
-        data = [data]
-    if not isinstance(data, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(data, Iterable):
         raise DataError(
             f"the data are a {type(data).__name__}: give an iterable of batches, such as a "
             "DataLoader"
         )
+
+
+def numbered(
+    data: Iterable[Any], subject: Subject, shard: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Batch | None]]:
+    """The batches and their numbers; None for all but the first that are not of the shard."""
+    require_batches(data)
+    if isinstance(data, Tensor | np.ndarray | Mapping):
+        data = [data]
     tokenizer, device, form = subject.tokenizer, subject.device, None
     for number, raw in enumerate(data):
         if shard is not None and number and number % shard[1] != shard[0]:
             yield number, None
             continue
+        _require_dense(raw, number)
         batch = batch_of(raw, number=number, tokenizer=tokenizer, device=device)
         if form is not None and batch.form != form:
             raise DataError(
@@ -64,6 +71,19 @@ def numbered(
             )
         form = batch.form
         yield number, batch
+
+
+def _require_dense(raw: object, number: int) -> None:
+    """Raises DataError for tensors that a model cannot be watched on."""
+    if isinstance(raw, Tensor) and not raw.is_nested and not raw.ndim:
+        raise DataError(f"batch {number} has shape (): it holds no example; give [batch, ...]")
+    for tensor in tensors_in(raw):
+        if tensor.is_nested or tensor.is_meta:
+            kind = "is nested" if tensor.is_nested else "is on the meta device and holds no numbers"
+            raise DataError(
+                f"batch {number} holds a tensor that {kind}: give dense tensors, with a mask where "
+                "examples differ in length"
+            )
 
 
 def first_of(numbered: Iterator[tuple[int, Batch | None]]) -> Batch:

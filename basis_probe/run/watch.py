@@ -12,6 +12,8 @@ from torch import Tensor
 from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import proved, watched
+from basis_probe.arguments import flag, texts, whole
+from basis_probe.brief import described
 from basis_probe.errors import SiteError
 from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import Companions, chosen_null, chosen_scores, chosen_seed
@@ -98,10 +100,16 @@ class Choices:
             ValueError: for a score, null or number that makes none.
         """
         used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f"max_samples={max_samples}: give a positive number, or None for all")
-        # An iterator can be read only once.
-        sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
+        if max_samples is not None:
+            max_samples = whole("max_samples", max_samples, least=1, else_=", or None for all")
+        if sites is not None:
+            try:
+                named = texts("sites", sites, "names or globs of sites")
+            except ValueError as error:
+                raise SiteError(str(error)) from None
+            sites = sites if isinstance(sites, str) else named
+        certificates = flag("certificates", certificates, unknown=True)
+        progress = bool(flag("progress", progress))
         return Choices(
             sites=sites,
             scores=used,
@@ -318,11 +326,14 @@ def overrides(groups: Groups | None, chosen: Mapping[str, object]) -> dict[str, 
             "names or globs to groups"
         )
     found: dict[str, Group | str] = {}
+    texts("groups", tuple(groups), "names or globs of sites")
     for pattern, group in groups.items():
+        if not isinstance(group, Group | str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"groups holds {described(group)}: give a group or its name")
         names = [pattern] if pattern in chosen else fnmatch.filter(chosen, pattern)
         if not names:
             raise SiteError(
-                f"groups names {pattern!r}, which matches none of the probed sites: "
+                f"groups names {described(pattern)}, which matches none of the probed sites: "
                 f"{', '.join([*chosen][:5])}{'…' if len(chosen) > 5 else ''}"
             )
         found |= dict.fromkeys(names, group)
