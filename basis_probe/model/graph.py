@@ -385,7 +385,8 @@ class _Builder:
         shape = node.shape
         if node.op == "input":
             channels = len(shape) == 4 or (len(shape) > 2 and self._is_convolved(node.index))
-            self.layouts[node.index] = Layout((1 if channels else len(shape) - 1,), channels)
+            if shape:
+                self.layouts[node.index] = Layout((1 if channels else len(shape) - 1,), channels)
             self.put(node.index, Kind.INPUT, ())
             return
         if picks_weights(self.trace, node, self.picked):
@@ -776,6 +777,8 @@ class _Builder:
         """True if an operand has the same features as the result, at each position or at all."""
         layout, own = self.layouts.get(node.index), self.layouts.get(index)
         shape = self.trace.node(index).shape
+        if not shape or not node.shape:
+            return False  # A single number has no features.
         if layout is None or own is None:
             return layout is own and shape == node.shape
         shift = len(node.shape) - len(shape)
@@ -836,6 +839,8 @@ class _Builder:
 
     def _layout(self, node: Node, live: list[int]) -> Layout | None:
         shape, op = node.shape, node.op
+        if not shape:
+            return None
         if op in _CONVOLUTIONS:
             return Layout((1,), True)
         if self._is_turned(node):

@@ -193,9 +193,20 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _is_transformed(tensor: Tensor) -> bool:
+    """True inside `vmap` and other transforms, where a tensor stands for many and has no memory."""
+    if tensor.layout != torch.strided or type(tensor) is not Tensor:
+        return False
+    try:
+        tensor.untyped_storage()
+    except NotImplementedError:
+        return True
+    return False
+
+
 def _storage(tensor: Tensor) -> int:
     """What tensors have in common that show the same values, and what nothing else has."""
-    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+    if _is_transformed(tensor) or tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
         return -id(tensor)
     return tensor.untyped_storage().data_ptr() or -id(tensor)
 
@@ -351,13 +362,16 @@ class _Recorder(Follower):
         if whole is not None:
             with self:
                 return whole(*args, **kwargs)
+        given = list(tensors_in((args, kwargs)))
+        if any(map(_is_transformed, given)):
+            # What comes out of the transform in the end is of unknown origin.
+            return func(*args, **kwargs)
         inputs: list[int] = []
         # Positions are taken before the call: an in-place call gives its argument a new node.
         seen: tuple[tuple[Any, ...], dict[str, Any]] = (
             self._seen(args, inputs),
             {name: self._seen(value, inputs) for name, value in kwargs.items()},
         )
-        given = list(tensors_in((args, kwargs)))
         before = {id(tensor) for tensor in given}
         versions = [_version(tensor) for tensor in given]
         out = func(*args, **kwargs)
