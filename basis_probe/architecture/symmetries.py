@@ -117,7 +117,7 @@ def certify(
         _require_claim(name, symmetry)
         with _threads(subject):
             try:
-                prover = Prover(subject.model, batch.first(2), facts, derivation, seed=seed)
+                prover = Prover(subject.model, _same(batch, facts), facts, derivation, seed=seed)
                 return prover.certify(place, symmetry.group, elements=elements)
             except Unproved as error:
                 raise ValueError(f"{name} cannot be certified: {error}") from error
@@ -156,10 +156,9 @@ def reparametrize(
     """
     subject = recognise(model)
     with prepared(subject.model, None):
-        batch = (
-            example_for(subject) if example_input is None else _batch(subject, example_input)
-        ).first(2)
+        batch = example_for(subject) if example_input is None else _batch(subject, example_input)
         facts = watched(subject, batch)
+        batch = _same(batch, facts)
         derivation = Derivation(facts)
         name, place = _one(site, facts, subject)
         symmetry = derivation.symmetry(place)
@@ -242,6 +241,11 @@ def watched(subject: Subject, batch: Batch) -> Facts:
     return collect(trace, subject.names(trace))
 
 
+def _same(batch: Batch, facts: Facts) -> Batch:
+    """The examples of a batch on which the model was watched."""
+    return batch.first(facts.graph.trace.example_batch)
+
+
 def _types_apart(subject: Subject, batch: Batch) -> str:
     """What to do where the numbers of a batch are of another type than the weights."""
     given, needed = batch.inputs.dtype, subject.dtype
@@ -287,7 +291,9 @@ def proved(
         return dict(claims)
     with _threads(subject):
         try:
-            prover = Prover(subject.model, batch.first(2), derivation.facts, derivation)
+            prover = Prover(
+                subject.model, _same(batch, derivation.facts), derivation.facts, derivation
+            )
         except Unproved as error:
             return _without(claims, names, str(error))
         found = prover.survey([(sites[name], claims[name].group) for name in names])

@@ -238,19 +238,7 @@ def paired(
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    if batch.inputs.device == device:
-        return batch
-
-    def move(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return Batch(
-        tuple(move(value) for value in batch.args),
-        {name: move(value) for name, value in batch.kwargs.items()},
-        batch.inputs.to(device),
-        None if batch.mask is None else batch.mask.to(device),
-        batch.form,
-    )
+    return batch if batch.inputs.device == device else batch.to(device)
 
 
 class _Order:

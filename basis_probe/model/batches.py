@@ -1,6 +1,7 @@
 """What users hand over as data, as batches that a model can be called with."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,6 +19,50 @@ MASKS = ("attention_mask", "one_zero_attention_mask")
 """Under these they take which positions are no padding, encoders of TransformerLens the second."""
 
 
+_TOLD: dict[str, tuple[tuple[str, ...], bool]] = {
+    "attention_mask": (MAIN + ("input_features",), False),
+    "one_zero_attention_mask": (MAIN, False),
+    "decoder_attention_mask": (("decoder_input_ids", "decoder_inputs_embeds", "labels"), False),
+    "encoder_attention_mask": (("encoder_hidden_states",), False),
+    "pixel_attention_mask": (("pixel_values",), False),
+    "pixel_mask": (("pixel_values",), False),
+    "src_key_padding_mask": (("src",), True),
+    "tgt_key_padding_mask": (("tgt",), True),
+    "memory_key_padding_mask": (("memory",), True),
+    "key_padding_mask": (("key", "src", "x", "query"), True),
+}
+"""Mask -> the inputs of which it may speak, and whether it marks what is padding."""
+
+_WITH_EXAMPLES = frozenset(
+    "input_ids attention_mask token_type_ids position_ids inputs_embeds pixel_values labels "
+    "input_values input_features decoder_input_ids decoder_attention_mask decoder_inputs_embeds "
+    "one_zero_attention_mask pixel_mask pixel_attention_mask start_positions end_positions "
+    "special_tokens_mask bbox lengths length idx".split()
+)
+"""Under these keywords models take one entry for every example."""
+
+_WITHOUT_EXAMPLES = frozenset(
+    "cache_position head_mask decoder_head_mask num_items_in_batch".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """A tensor of a batch that says which positions of an input are no padding.
+
+    Attributes:
+        name: under which it was given.
+        of: the input of which it speaks.
+        axes: for every axis of the mask, the axis of that input.
+        padding: True if it marks what is padding.
+    """
+
+    name: str
+    of: str
+    axes: tuple[int, ...]
+    padding: bool = False
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """One call of the model.
@@ -25,8 +70,12 @@ class Batch:
     Attributes:
         args, kwargs: what the model is called with.
         inputs: the tensor that tells examples apart, [batch, ...].
-        mask: [batch, positions], True where a token counts; None if all do.
+        mask: [batch, positions], True where a token of that tensor counts; None if all do.
         form: what kind of batch it is, in words.
+        names: what the arguments without a keyword are called; their numbers where that is unknown.
+        instead: name -> the tensor that a model makes of an argument that is none, such as a text.
+        call: a number that tells its examples from equal ones of other calls; 0 if nothing does.
+        raw: what the data gave.
     """
 
     args: tuple[Any, ...]
@@ -34,32 +83,243 @@ class Batch:
     inputs: Tensor
     mask: Tensor | None
     form: str
+    names: tuple[str, ...] = ()
+    instead: dict[str, Tensor] = dataclasses.field(default_factory=dict[str, Tensor])
+    call: int = 0
+    raw: Any = None
 
     @property
     def size(self) -> int:
         """The number of examples."""
         return len(self.inputs)
 
-    def first(self, count: int) -> "Batch":
-        """The first examples of the batch as a batch of its own."""
-        if count >= self.size:
-            return self
+    @functools.cached_property
+    def main(self) -> str:
+        """The name of the tensor that tells examples apart."""
+        named = self.named()
+        found = next((name for name, tensor in named.items() if tensor is self.inputs), None)
+        return found or next(iter(named), "")
 
-        inputs = self.inputs[:count]
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor that the model is called with, by name, in order."""
+        return self._named
 
-        def cut(value: Any) -> Any:
-            if value is self.inputs:
-                return inputs
-            whole = isinstance(value, Tensor) and value.ndim and len(value) == self.size
-            return value[:count] if whole else value
+    @functools.cached_property
+    def _named(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for place, value in enumerate(self.args):
+            found |= _by_name(self.names[place] if place < len(self.names) else str(place), value)
+        for name, value in self.kwargs.items():
+            found |= _by_name(name, value)
+        return found | self.instead
 
-        return Batch(
-            tuple(cut(value) for value in self.args),
-            {name: cut(value) for name, value in self.kwargs.items()},
-            inputs,
-            None if self.mask is None else self.mask[:count],
-            self.form,
+    @functools.cached_property
+    def masks(self) -> tuple[Mask, ...]:
+        """What says which positions are no padding."""
+        named = self.named()
+        found = (_mask_of(name, named, self.main) for name in named if name in _TOLD)
+        masks = tuple(mask for mask in found if mask is not None)
+        known = any(mask.of == self.main and mask.axes == (0, 1) for mask in masks)
+        # One that came with the batch in no argument of its own.
+        return masks if known or self.mask is None else (*masks, Mask("", self.main, (0, 1)))
+
+    @functools.cached_property
+    def unread(self) -> tuple[str, ...]:
+        """Tensors that look like masks, of which it is not known what they mean."""
+        named, read = self.named(), {mask.name for mask in self.masks}
+        main = named.get(self.main)
+        found: list[str] = []
+        for name, tensor in named.items():
+            if name in read or name == self.main or main is None or tensor.ndim < 2:
+                continue
+            truth = tensor.dtype is torch.bool or not tensor.is_floating_point()
+            if truth and ("mask" in name or tensor.dtype is torch.bool):
+                told = tensor.shape == main.shape[: tensor.ndim] or name in _TOLD
+                if told and bool(((tensor == 0) | (tensor == 1)).all()):
+                    found.append(name)
+        return (*found, *self._further)
+
+    @property
+    def _further(self) -> tuple[str, ...]:
+        """What a tuple holds behind its first element and looks like a mask."""
+        if not isinstance(self.raw, tuple | list) or len(self.args) != 1:
+            return ()
+        rest: Sequence[Any] = self.raw[1:]  # pyright: ignore[reportUnknownVariableType]
+        ids = not self.inputs.is_floating_point()
+        return tuple(
+            f"element {place} of the tuple"
+            for place, value in enumerate(rest, 1)
+            if isinstance(value, Tensor)
+            and ids
+            and self.inputs.ndim > 1
+            and value.shape == self.inputs.shape
+            and not value.is_floating_point()
+            and bool(((value == 0) | (value == 1)).all())
         )
+
+    def counts(self, mask: Mask) -> Tensor:
+        """What a mask says, True where a position counts; as long as the input of which it speaks."""
+        if not mask.name and self.mask is not None:
+            return self.mask
+        value = self.named()[mask.name]
+        if value.is_floating_point() and mask.padding:
+            counts = value == 0  # What is added to the scores: 0, or minus infinity at padding.
+        else:
+            counts = (value == 0) if mask.padding else (value != 0)
+        length = self.named()[mask.of].shape[mask.axes[-1]]
+        return counts[..., counts.shape[-1] - length :]
+
+    def first(self, count: int) -> "Batch":
+        """The first examples as a batch of their own; all where it cannot be told what belongs to them."""
+        if count >= self.size or not self._is_divisible():
+            return self
+        size = self.size
+
+        def cut(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                whole = name in _WITHOUT_EXAMPLES or value.ndim == 0 or len(value) != size
+                return value if whole else value[:count]
+            if isinstance(value, np.ndarray):
+                return value[:count] if value.ndim and len(value) == size else value
+            return _rebuilt(value, lambda entry: cut(name, entry))
+
+        return self.changed(cut)
+
+    def copied(self) -> "Batch":
+        """The batch with tensors of its own, so that a model may write into them."""
+
+        def copy(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                return value.copy()
+            # What is differentiated by is nobody's to replace.
+            return value if value.requires_grad else value.detach().clone()
+
+        return self.mapped(copy)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device."""
+        return self.mapped(lambda value: value.to(device) if isinstance(value, Tensor) else value)
+
+    def mapped(self, change: Callable[[Any], Any]) -> "Batch":
+        """The batch with every tensor and array changed, in containers too."""
+
+        def within(value: Any) -> Any:
+            if isinstance(value, Tensor | np.ndarray):
+                return change(value)  # pyright: ignore[reportUnknownArgumentType]
+            return _rebuilt(value, within)
+
+        return self.changed(lambda _, value: within(value))
+
+    def changed(self, change: Callable[[str, Any], Any]) -> "Batch":
+        """The batch with every argument changed, by its name and value."""
+        main = self.main
+        names = [self.names[i] if i < len(self.names) else str(i) for i in range(len(self.args))]
+        args = tuple(change(name, value) for name, value in zip(names, self.args, strict=True))
+        kwargs = {name: change(name, value) for name, value in self.kwargs.items()}
+        instead = {name: change(name, value) for name, value in self.instead.items()}
+        made = dataclasses.replace(self, args=args, kwargs=kwargs, instead=instead)
+        inputs = made.named().get(main)
+        if inputs is None:
+            inputs = change(main, self.inputs)
+        mask = self.mask
+        if mask is not None:
+            mask = mask[: len(inputs)].to(inputs.device)
+        return dataclasses.replace(made, inputs=inputs, mask=mask)
+
+    def _is_divisible(self) -> bool:
+        """True if it is sure which entries belong to which example."""
+        size, named = self.size, self.named()
+        if any(not _is_plain(value) for value in (*self.args, *self.kwargs.values())):
+            return False
+        if len(named) == 1:
+            return True
+        for name, tensor in named.items():
+            if name in _WITHOUT_EXAMPLES or (
+                name in _WITH_EXAMPLES and size in (*tensor.shape[:1],)
+            ):
+                continue
+            if name == "position_ids" and tensor.shape[:1] == (1,):
+                continue
+            if size not in tensor.shape[:1] or size in tensor.shape[1:]:
+                return False
+        return True
+
+
+def _is_plain(value: Any) -> bool:
+    """True for what is made of tensors, numbers and words, so that nothing is hidden in it."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))  # pyright: ignore[reportUnknownArgumentType]
+    return value is None or isinstance(value, Tensor | np.ndarray | bool | int | float | str)
+
+
+def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A plain container with its entries changed; anything else as it is."""
+    if type(value) is dict:
+        return {key: change(entry) for key, entry in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if type(value) in (tuple, list):
+        return type(value)(change(entry) for entry in value)
+    return value
+
+
+def _by_name(name: str, value: Any) -> dict[str, Tensor]:
+    """The tensors of an argument, in the order of `tensors_in`."""
+    if isinstance(value, np.ndarray):
+        return {name: torch.as_tensor(value)} if value.dtype.kind in "biuf" else {}
+    if isinstance(value, Tensor):
+        return {name: value}
+    found: dict[str, Tensor] = {}
+    if isinstance(value, dict):
+        for key, entry in value.items():  # pyright: ignore[reportUnknownVariableType]
+            found |= _by_name(f"{name}.{key}", entry)
+    elif isinstance(value, tuple | list):
+        for place, entry in enumerate(value):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+            found |= _by_name(f"{name}.{place}", entry)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            found |= _by_name(f"{name}.{field.name}", getattr(value, field.name))
+    return found
+
+
+def _mask_of(name: str, named: Mapping[str, Tensor], main: str) -> Mask | None:
+    """What a mask says; None if it is not known of which positions it speaks."""
+    owners, padding = _TOLD[name]
+    value = named[name]
+    own = name in ("attention_mask", "one_zero_attention_mask") or (
+        name == "key_padding_mask" and main not in owners
+    )
+    candidates = [*((main,) if own else ()), *owners]
+    for of in dict.fromkeys(candidates):
+        tensor = named.get(of)
+        if tensor is None or of == name:
+            continue
+        axes = _axes_of(value, tensor, turned=padding)
+        if axes is not None:
+            return Mask(name, of, axes, padding)
+    return None
+
+
+def _axes_of(mask: Tensor, of: Tensor, *, turned: bool) -> tuple[int, ...] | None:
+    """For every axis of a mask the axis of the tensor of which it speaks."""
+    sizes, given = tuple(mask.shape), tuple(of.shape)
+    if mask.ndim < 2 or of.ndim < mask.ndim:
+        return None
+    if sizes == given[: mask.ndim]:
+        return tuple(range(mask.ndim))
+    if mask.ndim == 3 and of.ndim == 4 and sizes == (given[0], *given[2:]):
+        return (0, 2, 3)
+    if mask.ndim != 2:
+        return None
+    if turned and sizes == (given[1], given[0]):
+        return (1, 0)
+    if sizes[0] != given[0]:
+        return None
+    fits = [k for k in range(1, of.ndim) if given[k] == sizes[1]]
+    if len(fits) == 1:
+        return (0, fits[0])
+    # A mask that covers what came before as well ends with the positions of this call.
+    return (0, 1) if not fits and not of.is_floating_point() and sizes[1] > given[1] else None
 
 
 LISTS = "lists of token ids"
@@ -85,6 +345,13 @@ def batch_of(
     Raises:
         DataError: if it is none of these.
     """
+    made = _batch_of(raw, number=number, tokenizer=tokenizer, device=device)
+    return dataclasses.replace(made, raw=raw)
+
+
+def _batch_of(
+    raw: object, *, number: int, tokenizer: Tokenizer | None, device: torch.device
+) -> Batch:
     if isinstance(raw, str):
         raw = [raw]
     if isinstance(raw, tuple | list):
@@ -104,12 +371,12 @@ def batch_of(
             return _from_mapping(ids, number, device, form=LISTS)
         first = entries[0]
         if isinstance(first, tuple | list) and first and isinstance(first[0], str):
-            return batch_of(first, number=number, tokenizer=tokenizer, device=device)
+            return _batch_of(first, number=number, tokenizer=tokenizer, device=device)
         raw = first
     if isinstance(raw, Mapping):
         texts = _texts(raw)
         if texts is not None:
-            return batch_of(texts, number=number, tokenizer=tokenizer, device=device)
+            return _batch_of(texts, number=number, tokenizer=tokenizer, device=device)
         return _from_mapping(_whole(raw), number, device, form="keywords")
     if isinstance(raw, np.ndarray):
         raw = _tensor(raw, number)
@@ -217,14 +484,21 @@ def _from_mapping(raw: Mapping[Any, Any], number: int, device: torch.device, *, 
     if main is None or main.ndim == 0 or len(main) == 0:
         names = ", ".join(keywords) or "nothing"
         raise DataError(f"batch {number} holds no tensor with examples; it has {names}")
-    called = next((name for name in MASKS if name in keywords), MASKS[0])
-    mask = keywords.get(called)
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        mask = None
-    elif main.ndim < 2 or mask.shape != main.shape[:2]:
+    made = Batch((), keywords, main, None, form)
+    called = next((name for name in MASKS if isinstance(keywords.get(name), Tensor)), None)
+    told = next((mask for mask in made.masks if mask.of == made.main and mask.axes == (0, 1)), None)
+    ids = main.ndim == 2 and not main.is_floating_point()
+    if (
+        called is not None
+        and ids
+        and keywords[called].ndim == 2
+        and (told is None or keywords[called].shape != main.shape)
+    ):
         raise DataError(
-            f"batch {number}: {called} has shape {tuple(mask.shape)} and the input "
+            f"batch {number}: {called} has shape {tuple(keywords[called].shape)} and the input "
             f"{tuple(main.shape)}: give one mask entry for every position, [batch, positions]"
         )
-    form = form if mask is None or form == "strings" else f"{form} with an attention mask"
-    return Batch((), keywords, main, None if mask is None else mask != 0, form)
+    if told is None:
+        return made
+    form = form if form == "strings" else f"{form} with an attention mask"
+    return dataclasses.replace(made, mask=made.counts(told), form=form)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.errors import DataError
-from basis_probe.model.batches import MAIN, MASKS, Batch
+from basis_probe.model.batches import MAIN, Batch
 from basis_probe.model.trace import tensors_in
 
 FORM = "what the model was called with"
@@ -41,12 +41,9 @@ def batch_of_call(
         DataError: if nothing that it is called with holds examples.
     """
     named = _named(signature, args, kwargs)
-    inputs, mask = _examples(model, named, args, number)
-    inputs = inputs.detach()
     past = any(value is not None for name, value in named.items() if _remembers(name))
-    if model.training or past:
-        inputs = torch.stack([inputs, torch.full_like(inputs, number)], -1)
-    return Batch(args, kwargs, inputs, mask, FORM)
+    batch = _batch(model, named, args, kwargs, number)
+    return dataclasses.replace(batch, call=number if model.training or past else 0)
 
 
 def example_of_call(
@@ -69,31 +66,15 @@ def example_of_call(
     Raises:
         DataError: if nothing that it is called with holds examples.
     """
-    inputs, mask = _examples(model, _named(signature, args, kwargs), args, 0)
-    batch = Batch(
-        tuple(inputs if _texts(value) else value for value in args),
-        {
-            name: inputs if _texts(value) and name in MAIN else value
-            for name, value in kwargs.items()
-            if not _remembers(name)
-        },
-        inputs,
-        mask,
-        FORM,
-    ).first(_EXAMPLES)
-    copies = {id(batch.inputs): batch.inputs.detach().clone()}
+    batch = _batch(model, _named(signature, args, kwargs), args, kwargs, 0)
+    tokens = batch.instead
 
-    def copied(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return copies.setdefault(id(value), value.detach().clone())
+    def plain(name: str, value: Any) -> Any:
+        return tokens[name] if name in tokens and not isinstance(value, Tensor) else value
 
-    return dataclasses.replace(
-        batch,
-        args=tuple(map(copied, batch.args)),
-        kwargs={name: copied(value) for name, value in batch.kwargs.items()},
-        inputs=copied(batch.inputs),
-    )
+    kept = {name: value for name, value in batch.kwargs.items() if not _remembers(name)}
+    made = dataclasses.replace(batch, kwargs=kept).changed(plain)
+    return dataclasses.replace(made, instead={}).first(_EXAMPLES).copied()
 
 
 def _remembers(name: str) -> bool:
@@ -115,33 +96,34 @@ def _named(
     return dict(zip(names, args, strict=True)) | kwargs
 
 
-def _examples(
-    model: nn.Module, named: dict[str, Any], args: tuple[Any, ...], number: int
-) -> tuple[Tensor, Tensor | None]:
-    """The tensor that tells examples apart, and which of its positions count."""
-    candidates = [named[name] for name in MAIN if named.get(name) is not None]
-    first = next((c for c in (*candidates, *args) if _texts(c) or isinstance(c, Tensor)), None)
-    texts = _texts(first)
-    if texts:
-        return _of_texts(model, texts, named)
-    if not isinstance(first, Tensor):
-        first = next((tensor for tensor in tensors_in(list(named.values())) if tensor.ndim), None)
-    if first is None or first.ndim == 0 or len(first) == 0:
+def _batch(
+    model: nn.Module,
+    named: dict[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    number: int,
+) -> Batch:
+    """The batch of a call: the tensor that tells examples apart, and which positions count."""
+    names = tuple(list(named)[: len(args)])
+    candidates = [name for name in MAIN if named.get(name) is not None]
+    main = next(
+        (n for n in (*candidates, *names) if _texts(named[n]) or isinstance(named[n], Tensor)), None
+    )
+    texts = _texts(named[main]) if main is not None else []
+    if main is not None and texts:
+        tokens, mask = _of_texts(model, texts, named)
+        return Batch(args, kwargs, tokens, mask, FORM, names, {main: tokens})
+    found = named[main] if main is not None else None
+    if not isinstance(found, Tensor):
+        found = next((tensor for tensor in tensors_in(list(named.values())) if tensor.ndim), None)
+    if found is None or found.ndim == 0 or len(found) == 0:
         raise DataError(
             f"forward pass {number} holds no tensor with examples; it has "
             f"{', '.join(named) or 'nothing'}"
         )
-    mask = next((named[name] for name in MASKS if named.get(name) is not None), None)
-    return first, _mask(mask, first)
-
-
-def _mask(mask: object, inputs: Tensor) -> Tensor | None:
-    """Which positions count: a mask that covers earlier calls too ends with those of this one."""
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or inputs.ndim < 2:
-        return None
-    if mask.shape[1] > inputs.shape[1]:
-        mask = mask[:, mask.shape[1] - inputs.shape[1] :]
-    return (mask != 0) if mask.shape == inputs.shape[:2] else None
+    made = Batch(args, kwargs, found, None, FORM, names)
+    told = next((mask for mask in made.masks if mask.of == made.main and mask.axes == (0, 1)), None)
+    return made if told is None else dataclasses.replace(made, mask=made.counts(told))
 
 
 def _texts(value: object) -> list[str]:

@@ -7,15 +7,18 @@ depends on one input only.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.pairs import PairFactors, pair_factors
+from basis_probe.model.axes import Axes
 from basis_probe.model.attention import Attention, attentions
 from basis_probe.model.graph import Graph, Kind, Layout, Vertex, condense, norm_argument, replay
 from basis_probe.model.places import Site, spoken
+from basis_probe.model.positions import Rows
 from basis_probe.model.rows import is_blank, picked_weight
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
 
@@ -111,6 +114,16 @@ class Facts:
     regions: dict[int, Region]
     attentions: tuple[Attention, ...] = ()
     given: dict[int, str] = dataclasses.field(default_factory=dict[int, str])
+
+    @functools.cached_property
+    def axes(self) -> Axes:
+        """Which axis of a tensor is which axis of which input."""
+        return Axes(self.graph.trace)
+
+    def rows(self, site: Site) -> Rows:
+        """Which rows of a site belong to which example and position."""
+        shape, layout = self.graph.trace.node(site.node).shape, self.layout(site)
+        return Rows.of(self.axes, site.node, (len(shape) - 1,) if layout is None else layout.axes)
 
     def vertex(self, site: Site) -> Vertex | None:
         """The vertex of a site, or None if the site's tensor has no understood features."""

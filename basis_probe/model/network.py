@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from basis_probe.brief import described
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
 from basis_probe.model.places import Address, Place, Site, module_sites
-from basis_probe.model.trace import Trace, record
+from basis_probe.model.trace import Trace, record, tensors_in
 
 _EXAMPLES = 2
 """The model is watched on this many examples: sites, layouts and functions do not need more."""
@@ -91,9 +91,13 @@ class Subject(abc.ABC):
         kind = type(self.model).__name__
         return f"{kind} {name} ({size})" if name else f"{kind} ({size})"
 
-    @abc.abstractmethod
     def call(self, batch: Batch) -> object:
-        """What the model returns for a batch."""
+        """What the model returns for a batch, of which it gets copies: it may write into them."""
+        return self._call(batch.copied())
+
+    @abc.abstractmethod
+    def _call(self, batch: Batch) -> object:
+        """What the model returns for the very tensors of a batch."""
 
     @abc.abstractmethod
     def names(self, trace: Trace) -> dict[str, Site]:
@@ -109,15 +113,32 @@ class Subject(abc.ABC):
         return ()
 
     def watch(self, batch: Batch) -> Trace:
-        """The trace of one forward pass on the first examples of a batch."""
+        """The trace of one forward pass on the first examples of a batch.
+
+        On all of them, where it cannot be told what belongs to the first, or where the model takes
+        no part of a batch.
+        """
         few = batch.first(_EXAMPLES)
-        return record(self.model, lambda: self.call(few), (few.args, few.kwargs), few.size)
+        try:
+            return self._record(few)
+        except Exception:
+            if few is batch:
+                raise
+            return self._record(batch)
+
+    def _record(self, batch: Batch) -> Trace:
+        own = batch.copied()
+        fed = (own.args, own.kwargs)
+        trace = record(self.model, lambda: self._call(own), fed, own.size)
+        known = {id(tensor): name for name, tensor in own.named().items()}
+        names = tuple(known.get(id(tensor), "") for tensor in tensors_in(fed))
+        return dataclasses.replace(trace, names=names, main=own.main)
 
 
 class PlainModule(Subject):
     """Any `nn.Module`, Hugging Face models among them."""
 
-    def call(self, batch: Batch) -> object:
+    def _call(self, batch: Batch) -> object:
         kwargs = dict(batch.kwargs)
         if batch.form.startswith(LISTS) and "input_ids" not in self.signature:
             # Whoever gives lists says nothing of keywords, and the model may know none.
@@ -141,7 +162,7 @@ class HookedModel(Subject):
         super().__init__(model)
         self.hook_dict: dict[str, nn.Module] = dict(model.hook_dict)  # pyright: ignore
 
-    def call(self, batch: Batch) -> object:
+    def _call(self, batch: Batch) -> object:
         kwargs = dict(batch.kwargs)
         args = batch.args
         if not args and "input_ids" in kwargs and "input_ids" not in self.signature:

@@ -80,18 +80,7 @@ def doubled(batch: Batch) -> Batch:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.double() if floating else value
 
-    inputs = double(batch.inputs)
-
-    def same(value: Any) -> Any:
-        return inputs if value is batch.inputs else double(value)
-
-    return Batch(
-        tuple(same(value) for value in batch.args),
-        {name: same(value) for name, value in batch.kwargs.items()},
-        inputs,
-        batch.mask,
-        batch.form,
-    )
+    return batch.mapped(double)
 
 
 def with_noise(batch: Batch) -> Batch:
@@ -106,13 +95,4 @@ def with_noise(batch: Batch) -> Batch:
     given = batch.inputs
     noise = torch.randn(given.shape, generator=generator, dtype=torch.float64).to(given)
 
-    def other(value: Any) -> Any:
-        return noise if value is given else value
-
-    return Batch(
-        tuple(other(value) for value in batch.args),
-        {name: other(value) for name, value in batch.kwargs.items()},
-        noise,
-        batch.mask,
-        batch.form,
-    )
+    return batch.mapped(lambda value: noise if value is given else value)

@@ -97,6 +97,8 @@ class Trace:
         readers: node -> the nodes that read it.
         example_batch: the size of the batch that was run.
         picked: node -> the numbers by which entries of weights were picked, as experts are.
+        names: what the tensors were called that were fed to the model, which are the first nodes.
+        main: which of them tells examples apart.
     """
 
     nodes: tuple[Node, ...]
@@ -105,6 +107,8 @@ class Trace:
     readers: dict[int, tuple[int, ...]]
     example_batch: int
     picked: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
+    names: tuple[str, ...] = ()
+    main: str = ""
 
     def node(self, index: int) -> Node:
         """The node of that index."""
@@ -206,7 +210,11 @@ def _is_transformed(tensor: Tensor) -> bool:
 
 def _storage(tensor: Tensor) -> int:
     """What tensors have in common that show the same values, and what nothing else has."""
-    if _is_transformed(tensor) or tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+    if (
+        _is_transformed(tensor)
+        or tensor.layout != torch.strided
+        or type(tensor) not in (Tensor, nn.Parameter)
+    ):
         return -id(tensor)
     return tensor.untyped_storage().data_ptr() or -id(tensor)
 

@@ -462,17 +462,4 @@ def _batch(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Batch:
 
 def moved(batch: Batch, device: torch.device) -> Batch:
     """The batch on a device."""
-
-    def there(value: Any) -> Any:
-        if value is batch.inputs:
-            return inputs
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    inputs = batch.inputs.to(device)
-    return Batch(
-        tuple(there(value) for value in batch.args),
-        {name: there(value) for name, value in batch.kwargs.items()},
-        inputs,
-        None if batch.mask is None else batch.mask.to(device),
-        batch.form,
-    )
+    return batch.to(device)

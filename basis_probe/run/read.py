@@ -156,10 +156,10 @@ class Reading:
         """What was seen so far."""
         return Partial(
             seen=self.stream.seen,
-            first=self.watching.first.first(2),
+            first=self.watching.few,
             plan=self.plan,
             parts=(self.part,),
-            notes=self.notes,
+            notes=(*self.notes, *self.watching.later(self.stream)),
             passing=self.passing,
         )
 
@@ -238,7 +238,7 @@ class Reading:
         counting = _Counting(self.watching, self.stream) if of > 1 and stream.most else None
         digest = 0
         if index and not self.part.batches:
-            few = first.first(2)
+            few = self.watching.few
             stream.rehearse(subject.model, few, functools.partial(subject.call, few))
         number, batch = 0, first
         while True:
@@ -246,6 +246,7 @@ class Reading:
             if number % of == index and batch is not None:
                 if number < reached:
                     digest = _digested(digest, number, batch)
+                    stream.pass_over(batch)
                 else:
                     self._require_digest(digest)
                     self._see(number, batch, spans)
@@ -317,6 +318,7 @@ class _Counting:
     def __init__(self, watching: Watched, stream: Stream) -> None:
         self.first, self.most = watching.first, stream.most or 0
         trace = watching.derivation.facts.graph.trace
+        self.plans = stream.plans
         self.rows: dict[str, tuple[int, int]] = {}
         for name, plan in stream.plans.items():
             shape = trace.node(watching.places[name].site.node).shape
@@ -329,10 +331,22 @@ class _Counting:
     def full(self) -> bool:
         return all(count >= self.most for count in self.counts.values())
 
+    def _known(self, name: str, batch: Batch) -> int | None:
+        """How many samples of a batch count at a site, where its axes could be followed."""
+        rows = self.plans[name].rows
+        sizes = None if rows is None else rows.sizes(batch)
+        placed = None if rows is None or sizes is None else rows.place(sizes, batch)
+        return None if placed is None or placed.example is None else int(placed.counts().sum())
+
     def spans(self, number: int, batch: Batch) -> dict[str, range]:
         """Site -> which of the samples of the data the batch holds."""
         found: dict[str, range] = {}
         for name, (lead, examples) in self.rows.items():
+            known = self._known(name, batch)
+            if known is not None:
+                found[name] = range(self.counts[name], self.counts[name] + known)
+                self.counts[name] += known
+                continue
             positions = self.first.inputs.shape[1] if self.first.inputs.ndim > 1 else 1
             if lead == examples * positions:
                 shape = batch.inputs.shape[:2]

@@ -106,7 +106,7 @@ class Session:
         part = Part(batches=stream.batches, examples=stream.examples, whole=True)
         seen = Partial(stream.seen, self.watching.first, {}, (part,))
         concluding = Concluding(self.watching, self.choices, {}, self.further)
-        found = concluding.report(seen, (*notes, *more))
+        found = concluding.report(seen, (*notes, *more, *self.watching.later(stream)))
         return dataclasses.replace(found, partial=found.partial or partial)
 
 
@@ -145,7 +145,7 @@ class Concluding:
         # A run that failed says where; that it ended there need not be said again.
         failed = any(note.startswith(FAILED) for note in (*notes, *partial.notes))
         missing = "" if failed else partial.missing
-        notes = (*notes, *partial.notes, missing, *self.notes)
+        notes = (*notes, *partial.notes, missing, *self.notes, *watching.notes)
         if len(self.gathered) < len(watching.places):
             absent = [name for name in watching.places if name not in self.gathered]
             notes = (*notes, f"No data passed for {len(absent)} sites: {', '.join(absent)}.")

@@ -20,9 +20,16 @@ from basis_probe.model.capture import Catcher, Enough, Settled, catching
 from basis_probe.model.graph import Layout
 from basis_probe.model.linear_layer import Convolution
 from basis_probe.model.places import Address
+from basis_probe.model.positions import Placed, Rows, hash_batch
 from basis_probe.statistics.batch_sums import BatchSums
 from basis_probe.statistics.moments import Moments, SampleKurtosis
-from basis_probe.statistics.sampling import Reservoir, content_positions, hash_examples, priorities
+from basis_probe.statistics.sampling import (
+    Occurrences,
+    Reservoir,
+    content_positions,
+    numbered_apart,
+    priorities,
+)
 
 _PROOF_ROWS = 64
 """So many rows of a site are kept where its others can be computed again, to see that they can."""
@@ -59,6 +66,7 @@ class Plan:
         centred: True to subtract each sample's mean over features before comparing features.
         across: whether features are compared with each other in every sample.
         capacity: how many rows are kept of it; None for as many as the stream keeps at most.
+        rows: which of its rows belong to which example and position; None if that is not known.
     """
 
     address: Address
@@ -73,6 +81,7 @@ class Plan:
     centred: bool = False
     across: bool = True
     capacity: int | None = None
+    rows: Rows | None = None
 
     def room(self, most: int) -> int:
         """How many rows are kept of it in a stream that keeps so many at most."""
@@ -191,6 +200,7 @@ class _Caught:
     priorities: Tensor
     rows: dict[str, Tensor]
     without: frozenset[str]
+    unapplied: tuple[str, ...]
 
 
 class Observer:
@@ -261,14 +271,15 @@ class Observer:
                 f"the site had {plan.dim} features in the first batch and has {x.shape[-1]} now"
             )
         flat = x.reshape(-1, plan.dim)
-        ranks = self.ranks.of(x.shape[:-1])
+        ranks = self.ranks.of(x.shape[:-1], plan.rows)
         counted, priority = ranks.counted, ranks.priority
         if self.room is not None:
             counted, priority = counted[: self.room], priority[: self.room]
         everything = len(counted) == len(flat)
         rows = flat if everything else flat[counted.to(flat.device)]
         if self.tries is not None:
-            few = counted[counted < len(flat) * _TRIAL_EXAMPLES // max(1, self.batch.size)]
+            first = self.ranks.examples[:_TRIAL_EXAMPLES]
+            few = counted[torch.isin(ranks.owner[counted], first)]
             step = max(1, len(few) // _TRIAL_ROWS)
             trial = self._gather(flat, tensor, few[::step], None)
             self.without = self.tries({name: values.cpu() for name, values in trial.items()})
@@ -282,6 +293,7 @@ class Observer:
             priorities=priority[near],
             rows=kept,
             without=self.without,
+            unapplied=ranks.unapplied,
         )
 
     def _gather(
@@ -291,7 +303,7 @@ class Observer:
         here = chosen.to(flat.device)
         kept: dict[str, Tensor] = {}
         if lead is not None:
-            kept["example"] = self.ranks.of(lead).owner[chosen]
+            kept["example"] = self.ranks.of(lead, self.plan.rows).owner[chosen]
         if "x" not in self.without:
             kept["x"] = flat[here]
         elif self.proves:
@@ -333,63 +345,102 @@ def _smallest(priority: Tensor, capacity: int, threshold: float) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Ranked:
-    """The rows of a tensor that count and the priority of each; the example of every row."""
+class Ranked:
+    """The rows of a tensor that count and the priority of each; the example of every row.
+
+    Attributes:
+        counted: the places of the rows that count, [counted].
+        priority: of each of them, [counted].
+        owner: a hash of the example of every row, [rows].
+        unapplied: masks that speak of what the tensor is made of and could not be laid on its rows.
+    """
 
     counted: Tensor
     priority: Tensor
     owner: Tensor
+    unapplied: tuple[str, ...] = ()
 
 
 class Ranks:
     """Which rows of a batch count, and with what priority they are kept.
 
     Args:
-        batch: the batch.
+        batch: the batch, before the model runs on it.
         seed: seeds the priorities.
+        rows: what was seen of the inputs' axes, by any of the sites.
+        occurrences: tells equal examples apart; None to take them for one.
     """
 
-    def __init__(self, batch: Batch, *, seed: int) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        *,
+        seed: int,
+        rows: Rows | None = None,
+        occurrences: Occurrences | None = None,
+    ) -> None:
         self.batch, self.seed = batch, seed
-        self._found: dict[tuple[int, ...], _Ranked] = {}
+        self.examples = hash_batch(batch, rows)
+        # Equal examples are kept or left out independently of each other.
+        self.apart = (
+            self.examples
+            if occurrences is None
+            else numbered_apart(self.examples, occurrences.count(self.examples))
+        )
+        self._found: dict[tuple[tuple[int, ...], Rows | None], Ranked] = {}
 
-    @functools.cached_property
-    def examples(self) -> Tensor:
-        """A hash of every example."""
-        return hash_examples(self.batch.inputs, self.batch.mask).cpu()
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.examples)
 
-    def of(self, lead: torch.Size) -> "_Ranked":
-        """The rows of a tensor whose axes before the features are `lead`."""
-        key = tuple(lead)
+    def of(self, lead: torch.Size | tuple[int, ...], rows: Rows | None = None) -> Ranked:
+        """The rows of a tensor.
+
+        Args:
+            lead: the sizes of its axes before its features.
+            rows: which of them belong to which example; None to guess it from their number.
+        """
+        key = tuple(lead), rows
         if key not in self._found:
-            self._found[key] = self._rank(key)
+            placed = None if rows is None else rows.place(key[0], self.batch)
+            unapplied = () if rows is None else rows.unapplied(self.batch, placed)
+            if placed is None or placed.example is None:
+                found = self._by_place(key[0])
+            else:
+                found = self._by_example(placed)
+            self._found[key] = dataclasses.replace(found, unapplied=unapplied)
         return self._found[key]
 
-    def _rank(self, lead: tuple[int, ...]) -> _Ranked:
-        size, mask = self.batch.size, self.batch.mask
-        total = 1
-        for axis in lead:
-            total *= axis
-        if mask is not None and total == mask.numel() and lead[0] in (size, total):
-            counts = mask.cpu()
-            place = content_positions(counts)
-        elif size and total % size == 0 and lead and lead[0] in (size, total):
+    def _by_example(self, placed: Placed) -> Ranked:
+        example = placed.example
+        assert example is not None
+        axis, index = example
+        counts = placed.counts()
+        hashes = self.apart[index.clamp(0, self.size - 1)]
+        ahead = placed.positions(counts).movedim(axis, 0)
+        rank = priorities(
+            hashes, ahead.flatten(1) if ahead.ndim > 1 else ahead[:, None], seed=self.seed
+        )
+        ranks = rank.reshape(ahead.shape).movedim(0, axis)
+        owners = self.examples[placed.owners().clamp(0, self.size - 1)]
+        return _ranked(counts, ranks, owners)
+
+    def _by_place(self, lead: tuple[int, ...]) -> Ranked:
+        """Where nothing is known of the rows: the first axis is that of examples if it may be."""
+        total, size = math.prod(lead), self.size
+        if size and total % size == 0 and lead and lead[0] in (size, total):
             counts = torch.ones(size, total // size, dtype=torch.bool)
-            place = content_positions(counts)
-        else:
-            # Rows that do not belong to single examples: they are told apart by their place.
-            counts = torch.ones(1, total, dtype=torch.bool)
-            place = content_positions(counts)
-            whole = self.examples.sum()[None]
-            rank = priorities(whole, place, seed=self.seed)
-            return _ranked(counts, rank, whole)
-        rank = priorities(self.examples, place, seed=self.seed)
-        return _ranked(counts, rank, self.examples)
+            rank = priorities(self.apart, content_positions(counts), seed=self.seed)
+            return _ranked(counts, rank, self.examples[:, None].expand_as(counts))
+        # Rows that do not belong to single examples: they are told apart by their place.
+        counts = torch.ones(1, total, dtype=torch.bool)
+        rank = priorities(self.apart.sum()[None], content_positions(counts), seed=self.seed)
+        return _ranked(counts, rank, self.examples.sum()[None, None].expand_as(counts))
 
 
-def _ranked(counts: Tensor, rank: Tensor, examples: Tensor) -> _Ranked:
-    owner = examples[:, None].expand_as(counts).flatten()
-    return _Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts], owner)
+def _ranked(counts: Tensor, rank: Tensor, owners: Tensor) -> Ranked:
+    return Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts], owners.flatten())
 
 
 def rows_last(tensor: Tensor, layout: Layout | None) -> Tensor:
@@ -411,10 +462,13 @@ class _Sums:
         self.missed = 0
         self.tried = False
         self.without: frozenset[str] = frozenset()
+        self.unapplied: dict[str, int] = {}
 
     def add(self, caught: _Caught, number: int) -> None:
         """Takes in what a batch showed; here its numbers come off the device."""
         self.tried, self.without = True, caught.without
+        for mask in caught.unapplied:
+            self.unapplied[mask] = self.unapplied.get(mask, 0) + 1
         self.moments = self.moments + _at_home(caught.sums.moments)
         kurtosis = caught.sums.kurtosis()
         if kurtosis is not None:
@@ -500,6 +554,7 @@ class Stream:
         self.sums = {name: _Sums(plan, plan.room(capacity)) for name, plan in plans.items()}
         self.batches = 0
         self.examples = 0
+        self.occurrences = Occurrences()
         self._settled = Settled() if stops else None
 
     @property
@@ -549,14 +604,16 @@ class Stream:
     ) -> Callable[[], None]:
         """What adds what a batch shows, once it is called; the arguments are those of `see`."""
         number = self.batches if number is None else number
+        # Before the model runs, which may write into what it is given.
+        ranks = self._ranks(batch, self.occurrences)
         rooms = {name: self._room(name, spans) for name in self.plans}
-        observers = self._observers(batch, rooms, beside)
+        observers = self._observers(batch, rooms, beside, ranks)
         self._run(model, observers, run)
         if spans is not None:
             _require_spans(observers, spans, number)
-        return functools.partial(self._add, observers, batch.size, number)
+        return functools.partial(self._add, observers, ranks, number)
 
-    def _add(self, observers: Mapping[str, Observer], size: int, number: int) -> None:
+    def _add(self, observers: Mapping[str, Observer], ranks: Ranks, number: int) -> None:
         for name, observer in observers.items():
             sums = self.sums[name]
             if observer.caught is None:
@@ -564,13 +621,14 @@ class Stream:
                 continue
             sums.add(observer.caught, number)
         self.batches += 1
-        self.examples += size
+        self.examples += ranks.size
 
     def rehearse(self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]) -> None:
         """Sees what need not be kept, on a batch that is counted elsewhere."""
         if self.dispensable is None:
             return
-        observers = self._observers(batch, dict.fromkeys(self.plans), None)
+        ranks = self._ranks(batch, None)
+        observers = self._observers(batch, dict.fromkeys(self.plans), None, ranks)
         self._run(model, observers, run)
         for name, observer in observers.items():
             if observer.caught is not None:
@@ -583,6 +641,23 @@ class Stream:
             sums.restore(seen[name])
         self.batches, self.examples = batches, examples
 
+    def pass_over(self, batch: Batch) -> None:
+        """Counts the examples of a batch that was seen before."""
+        self._ranks(batch, self.occurrences)
+
+    @property
+    def unapplied(self) -> dict[str, tuple[tuple[str, ...], int]]:
+        """Site -> masks that could not be laid on its rows, and in how many batches."""
+        return {
+            name: (tuple(sums.unapplied), max(sums.unapplied.values()))
+            for name, sums in self.sums.items()
+            if sums.unapplied
+        }
+
+    def _ranks(self, batch: Batch, occurrences: Occurrences | None) -> Ranks:
+        rows = next((plan.rows for plan in self.plans.values() if plan.rows is not None), None)
+        return Ranks(batch, seed=self.seed, rows=rows, occurrences=occurrences)
+
     def _room(self, name: str, spans: Mapping[str, range] | None) -> int | None:
         if self.most is None:
             return None
@@ -590,9 +665,12 @@ class Stream:
         return max(0, self.most - come)
 
     def _observers(
-        self, batch: Batch, rooms: Mapping[str, int | None], beside: Beside | None
+        self,
+        batch: Batch,
+        rooms: Mapping[str, int | None],
+        beside: Beside | None,
+        ranks: Ranks,
     ) -> dict[str, Observer]:
-        ranks = Ranks(batch, seed=self.seed)
         return {
             name: Observer(
                 plan,

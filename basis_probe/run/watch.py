@@ -18,6 +18,7 @@ from basis_probe.errors import SiteError
 from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import Companions, chosen_null, chosen_scores, chosen_seed
 from basis_probe.model.batches import Batch
+from basis_probe.model.facts import Facts
 from basis_probe.model.linear_layer import Layer, bend, layer
 from basis_probe.model.network import Subject, fingerprint
 from basis_probe.model.places import Site
@@ -25,7 +26,7 @@ from basis_probe.model.roles import Role, role
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
 from basis_probe.run.parts import DATA, beginning, differing
-from basis_probe.run.stream import Plan
+from basis_probe.run.stream import Plan, Stream
 from basis_probe.statistics.nulls import Geometry, Null, Rotation, geometry_of
 from basis_probe.statistics.scores import Score
 
@@ -176,6 +177,12 @@ class Watched:
             name: dataclasses.replace(place, plan=_sized(place, choices))
             for name, place in placed(derivation, chosen, choices.groups).items()
         }
+        few = first.first(facts.graph.trace.example_batch)
+        for name, place in places.items():
+            missing = _unapplied(facts, place, few)
+            if missing:
+                note = unapplied(missing)
+                places[name] = dataclasses.replace(place, notes=(*place.notes, note))
         leaders: dict[str, str] = {}
         plans: dict[str, Plan] = {}
         for name, place in places.items():
@@ -192,6 +199,28 @@ class Watched:
                 plans[name] = place.plan
         return Watched(subject, first, derivation, places, leaders, plans)
 
+    @property
+    def few(self) -> Batch:
+        """The examples of the first batch on which the model was watched."""
+        return self.first.first(self.derivation.facts.graph.trace.example_batch)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of how the batches were read."""
+        return tuple(
+            f"{name} looks like a mask, and it is not known what it says, so it was not used to leave "
+            "out padding: give it as attention_mask, 1 where a position counts."
+            for name in self.first.unread
+        )
+
+    def later(self, stream: Stream) -> tuple[str, ...]:
+        """What a reader must know of sites whose rows could be told in the first batch only."""
+        found: list[str] = []
+        for name, (masks, batches) in stream.unapplied.items():
+            if unapplied(masks) not in self.places[name].notes:
+                found.append(f"{name}: {unapplied(masks, f'in {batches} batches')}")
+        return tuple(found)
+
     def plan(self, choices: Choices, *, identified: bool) -> dict[str, str]:
         """Everything that must agree for what was seen to be added."""
         settings = dict(choices.settings)
@@ -207,6 +236,24 @@ class Watched:
             "caught": caught[:16],
             DATA: beginning(self.first),
         } | settings
+
+
+def _unapplied(facts: Facts, place: Placed, batch: Batch) -> tuple[str, ...]:
+    """The masks that could not be laid on the rows of a site when the model was watched."""
+    rows, shape = place.plan.rows, facts.graph.trace.node(place.site.node).shape
+    if rows is None:
+        return ()
+    axes = (len(shape) - 1,) if place.plan.layout is None else place.plan.layout.axes
+    lead = tuple(size for axis, size in enumerate(shape) if axis not in axes)
+    return rows.unapplied(batch, rows.place(lead, batch))
+
+
+def unapplied(masks: tuple[str, ...], where: str = "") -> str:
+    """What a reader must know of masks that could not be laid on the rows of a site."""
+    return (
+        f"{' and '.join(masks)} could not be applied here{where and ' '}{where}: it is not known "
+        "which rows of this site are which positions of the input, so padding is counted."
+    )
 
 
 def require_same(was: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
@@ -285,6 +332,7 @@ def placed(
                 held=() if known is None else known.held,
                 centred=geometry_of(symmetry.group) is Geometry.LINE,
                 across=compares_axes(symmetry.group),
+                rows=facts.rows(site),
             ),
             layer=known,
             geometry=_input_geometry(derivation, known),

@@ -109,6 +109,69 @@ def hash_examples(
     return torch.cat(whole)
 
 
+def join_hashes(hashes: list[Int64[Tensor, " batch"]]) -> Int64[Tensor, " batch"]:
+    """One hash of every example of several: of the inputs that a model is given of it.
+
+    Args:
+        hashes: each [batch], in an order that is always the same.
+    """
+    found = hashes[0]
+    for place, more in enumerate(hashes[1:], 1):
+        found = _mix(found ^ _mix(more + place * 0x5851F42D4C957F2D))
+    return found
+
+
+def numbered_apart(
+    example_hash: Int64[Tensor, " batch"], numbers: Int64[Tensor, " batch"]
+) -> Int64[Tensor, " batch"]:
+    """Hashes that differ for examples of equal content, by how many there were before of each.
+
+    Args:
+        example_hash: of every example, [batch].
+        numbers: how many examples of equal content came before it, [batch]; those of which none
+            did keep their hash.
+    """
+    return torch.where(numbers == 0, example_hash, _mix(example_hash ^ _mix(numbers)))
+
+
+class Occurrences:
+    """How often every example has come so far, in 16 bytes for each that differs from the others.
+
+    Equal examples have equal rows, so it makes no difference which of them is called the first:
+    what is kept does not depend on their order.
+
+    Example:
+        >>> seen = Occurrences()
+        >>> seen.count(torch.tensor([7, 5, 7])), seen.count(torch.tensor([7]))
+        (tensor([0, 0, 1]), tensor([2]))
+    """
+
+    def __init__(self) -> None:
+        # Sorted tables, each at least twice as long as the next, so that few are searched.
+        self._tables: list[tuple[Tensor, Tensor]] = []
+
+    def count(self, example_hash: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+        """How many equal examples came before each of these, which are counted now."""
+        hashes = example_hash.cpu()
+        values, inverse, counts = hashes.unique(return_inverse=True, return_counts=True)
+        before = torch.zeros_like(values)
+        for known, numbers in self._tables:
+            place = torch.searchsorted(known, values).clamp(max=len(known) - 1)
+            before += torch.where(known[place] == values, numbers[place], 0)
+        order = inverse.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        within = torch.empty_like(hashes)
+        within[order] = torch.arange(len(hashes)) - starts.repeat_interleave(counts)
+        self._tables.append((values, counts))
+        while len(self._tables) > 1 and len(self._tables[-2][0]) < 2 * len(self._tables[-1][0]):
+            (a, m), (b, n) = self._tables.pop(), self._tables.pop()
+            both, place = torch.cat([a, b]).unique(return_inverse=True)
+            self._tables.append(
+                (both, torch.zeros_like(both).index_add(0, place, torch.cat([m, n])))
+            )
+        return before[inverse] + within
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reservoir:
     """The rows with the smallest priorities of everything seen, by rising priority.
