@@ -6,6 +6,9 @@ import collections
 import contextvars
 import dataclasses
 import functools
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +17,11 @@ import torch
 from torch import nn
 
 from basis_probe.brief import brief
-from basis_probe.errors import DataError
+from basis_probe.errors import DataError, SiteError
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.calls import batch_of_call, example_of_call
 from basis_probe.model.network import Subject, prepared, recognise
+from basis_probe.model.state import beside, kept, none_running
 from basis_probe.results.report import Report
 from basis_probe.run.report import Session
 from basis_probe.run.watch import Choices, Groups
@@ -113,8 +117,12 @@ class Attachment:
         self.live = False
         self._subject, self._choices, self._example = subject, choices, example
         self._session: Session | None = None
-        self._calls = self._failed = self._training = 0
-        self._inside = self._interrupted = False
+        self._calls = self._failed = self._training = self._beside = self._slow = 0
+        self._interrupted = False
+        self._thread: int | None = None
+        self._door = threading.Lock()
+        self._trouble: Exception | None = None
+        self._unread: tuple[int, str] = (0, "")
 
     @property
     def passes(self) -> int:
@@ -153,6 +161,8 @@ class Attachment:
             DataError: if no forward pass was made.
         """
         session = self._session
+        if self._trouble is not None:
+            raise self._trouble
         if session is None or not self.passes:
             raise DataError(
                 "no forward pass of the model has been seen: run it inside the block, and the "
@@ -179,13 +189,29 @@ class Attachment:
             notes.append(
                 f"{self._failed} forward passes ended with an exception and are not counted."
             )
+        if self._beside:
+            notes.append(
+                f"{self._beside} forward passes were made in one thread while another ran the "
+                "model, and are not counted."
+            )
+        if self._unread[0]:
+            notes.append(
+                f"{self._unread[0]} forward passes could not be read and are not counted: "
+                f"{self._unread[1]}"
+            )
+        if self._slow:
+            notes.append(
+                "torch leaves the fast path of nn.TransformerEncoder while a model is watched "
+                f"({self._slow} forward passes): at padded positions it returns what the layers "
+                "compute there, and not zeros."
+            )
         if self._interrupted:
             notes.append("The block was left by an exception; what came before it is counted.")
         return tuple(notes)
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Watches the model on what it is called with, unless it has been watched before."""
-        if self._session is not None or not self.live:
+        if self._session is not None or self._trouble is not None or not self.live:
             return
         if _watched.get():
             raise ValueError(
@@ -193,37 +219,85 @@ class Attachment:
                 "its first forward pass: give example_input"
             )
         subject = self._subject
-        self._open(example_of_call(subject.model, subject.signature, args, kwargs))
+        try:
+            self._open(example_of_call(subject.model, subject.signature, args, kwargs))
+        except Exception as error:
+            # The user's run goes on; the report says what was wrong.
+            self._trouble = error
+            warnings.warn(
+                f"nothing is collected from this model: {type(error).__name__}: {error}",
+                stacklevel=4,
+            )
 
     def call(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """What `forward` returns for the arguments, seen on the way."""
         session = self._session
-        if session is None or self._inside or session.stream.full:
+        here = threading.get_ident()
+        if session is None or self._thread == here or session.stream.full:
             return forward(*args, **kwargs)
-        batch = self._batch(args, kwargs)
+        with self._door:
+            taken = self._thread is not None
+            if not taken:
+                self._thread = here
+            self._beside += taken
+        if taken:
+            return forward(*args, **kwargs)
+        before = _watched.set(True)
+        try:
+            return self._see(session, forward, args, kwargs)
+        finally:
+            self._thread = None
+            _watched.reset(before)
+
+    def _see(
+        self,
+        session: Session,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self._calls += 1
+        try:
+            batch = self._batch(args, kwargs)
+        except Exception as error:
+            self._note(error)
+            return forward(*args, **kwargs)
         training = self._subject.model.training
         gradients = torch.is_grad_enabled()
         returned: list[Any] = []
+        failed: list[BaseException] = []
 
         def run() -> None:
             # Statistics need no gradients; the user may.
             with torch.set_grad_enabled(gradients):
-                returned.append(forward(*args, **kwargs))
+                try:
+                    returned.append(forward(*args, **kwargs))
+                except BaseException as error:
+                    failed.append(error)
+                    raise
 
-        self._inside, before = True, _watched.set(True)
-        self._calls += 1
         try:
             session.stream.see(self._subject.model, batch, run)
-        except BaseException:
-            self._failed += 1
-            raise
-        finally:
-            self._inside = False
-            _watched.reset(before)
+        except BaseException as error:
+            self._failed += bool(failed)
+            if failed or not isinstance(error, Exception):
+                raise
+            # What is wrong on our side is no matter of the user's run.
+            self._note(error)
+            return returned[0] if returned else forward(*args, **kwargs)
         self._training += training
+        self._slow += not training and not gradients and self._has_fast_path
         return returned[0]
+
+    def _note(self, error: Exception) -> None:
+        often, said = self._unread
+        self._unread = often + 1, said or f"{type(error).__name__}: {error}"
+
+    @functools.cached_property
+    def _has_fast_path(self) -> bool:
+        return any(isinstance(m, nn.TransformerEncoderLayer) for m in self._subject.model.modules())
 
     def _batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
         return batch_of_call(
@@ -231,8 +305,37 @@ class Attachment:
         )
 
     def _open(self, example: Batch) -> None:
-        with _at_rest(), prepared(self._subject.model, None), _unhooked(self._subject):
-            self._session = Session.open(self._subject, example, self._choices)
+        # What is made here is written to in passes of any mode.
+        with (
+            torch.inference_mode(False),
+            _at_rest(),
+            prepared(self._subject.model, None),
+            _unhooked(self._subject),
+        ):
+            self._session = _opened(self._subject, example, self._choices)
+
+
+def _opened(subject: Subject, example: Batch, choices: Choices) -> Session:
+    """A session of a model that was watched beside it, so that it makes no pass of its own.
+
+    Where a copy cannot be made, or functions of the user's call the model's own parts, the model
+    itself is watched, and what it remembers is put back.
+    """
+    model = subject.model
+    with kept(model):
+        try:
+            twin = recognise(beside(model))
+            twin.own_tokenizer = subject.own_tokenizer
+            with none_running(model) as ran:
+                session = Session.open(twin, example, choices)
+        except SiteError:
+            raise
+        except Exception:
+            return Session.open(subject, example, choices)
+        if ran:
+            return Session.open(subject, example, choices)
+    watching = dataclasses.replace(session.watching, subject=subject)
+    return dataclasses.replace(session, watching=watching)
 
 
 class _Forward:
@@ -245,6 +348,12 @@ class _Forward:
         functools.update_wrapper(self, self.inner, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" in sys.modules:
+            # Of a model that was compiled only what the user calls is compiled, and not our part.
+            return torch.compiler.disable(self._run)(*args, **kwargs)
+        return self._run(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         if _resting.get() or not self.attachment.live:
             return self.inner(*args, **kwargs)
         # All are prepared before any of them watches, so that none sees another's preparation.
@@ -259,6 +368,10 @@ class _Forward:
         if self.replaced is None:
             return getattr, (self.model, "forward")
         return _itself, (self.replaced,)
+
+
+# What the compiler looks for, which is too large to be loaded for those who compile nothing.
+_Forward.__call__.__dict__["_torchdynamo_disable"] = True
 
 
 def _itself(value: Any) -> Any:

@@ -120,7 +120,7 @@ def test_equal_tokens_at_different_steps_are_different_samples(llama: Any) -> No
     def kept(probe: bp.Attachment) -> int:
         session = probe._session
         assert session is not None
-        return len(session.stream.seen["model.layers.0"].kept.priorities.unique())
+        return len(session.stream.seen["model.layers.0"].kept.rows["example"].unique())
 
     token = torch.full((1, 1), 7)
     with (

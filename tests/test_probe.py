@@ -720,12 +720,12 @@ def _failing_loader(at: int, error: type[BaseException], make: Callable[[int], A
 
 
 def _failing_model(model: nn.Module, part: str, at: int, error: type[BaseException]) -> Any:
-    """A hook of the user that fails when the part is called for the at-th time."""
+    """A hook of the user that fails from the at-th time on that the part is called."""
     calls: list[int] = []
 
     def hook(*_: object) -> None:
         calls.append(1)
-        if len(calls) == at:
+        if len(calls) >= at:
             raise error("on purpose")
 
     return model.get_submodule(part).register_forward_hook(hook)

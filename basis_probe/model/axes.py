@@ -55,8 +55,8 @@ _CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 _RECURRENCES = frozenset("lstm gru rnn_tanh rnn_relu".split())
 
 _LOST = frozenset(
-    "sort topk gather take_along_dim take kthvalue unique argsort nonzero unfold as_strided fft_fft "
-    "fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2".split()
+    "sort topk gather take_along_dim take kthvalue unique argsort nonzero unfold as_strided "
+    "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2".split()
 )
 """Calls behind which nothing is known of the entries."""
 
@@ -275,7 +275,7 @@ class Axes:
         dims = given if isinstance(given, tuple | list) else (given,)
         if not all(isinstance(dim, int) for dim in dims) or isinstance(given, bool):
             return None
-        gone = {dim % len(first[0]) for dim in dims}
+        gone = {dim % len(first[0]) for dim in dims if isinstance(dim, int)}
         keep = len(node.shape) == len(first[0])
         found = tuple(
             {} if axis in gone else labels
@@ -408,6 +408,8 @@ def _line(tensor: Tensor) -> tuple[int, Tensor] | None:
     to whatever stands beside them.
     """
     found: list[tuple[int, Tensor]] = []
+    if not tensor.numel():
+        return None
     for axis, size in enumerate(tensor.shape):
         others = [other for other in range(tensor.ndim) if other != axis]
         vector = tensor.amax(others) if others else tensor
@@ -451,8 +453,8 @@ def _broadcast(operands: list[tuple[tuple[int, ...], Labels]]) -> tuple[int, ...
 def _both(one: Mapping[Source, Tensor], other: Mapping[Source, Tensor]) -> dict[Source, Tensor]:
     """What two axes show that are put side by side.
 
-    Where they show an input's axis with other indices, as a model that looks at the position before,
-    the entries are those of the axis that shows it as it is; without one nothing is known.
+    Where they show an input's axis with other indices, as a model that looks at the position
+    before, the entries are those of the axis that shows it as it is; without one nothing is known.
     """
     found = dict(one)
     for source, vector in other.items():

@@ -20,7 +20,7 @@ MASKS = ("attention_mask", "one_zero_attention_mask")
 
 
 _TOLD: dict[str, tuple[tuple[str, ...], bool]] = {
-    "attention_mask": (MAIN + ("input_features",), False),
+    "attention_mask": ((*MAIN, "input_features"), False),
     "one_zero_attention_mask": (MAIN, False),
     "decoder_attention_mask": (("decoder_input_ids", "decoder_inputs_embeds", "labels"), False),
     "encoder_attention_mask": (("encoder_hidden_states",), False),
@@ -158,7 +158,7 @@ class Batch:
         )
 
     def counts(self, mask: Mask) -> Tensor:
-        """What a mask says, True where a position counts; as long as the input of which it speaks."""
+        """What a mask says of its input, True where a position counts."""
         if not mask.name and self.mask is not None:
             return self.mask
         value = self.named()[mask.name]
@@ -170,7 +170,7 @@ class Batch:
         return counts[..., counts.shape[-1] - length :]
 
     def first(self, count: int) -> "Batch":
-        """The first examples as a batch of their own; all where it cannot be told what belongs to them."""
+        """The first examples as a batch; all where it is not sure what belongs to which example."""
         if count >= self.size or not self._is_divisible():
             return self
         size = self.size
@@ -286,10 +286,11 @@ def _mask_of(name: str, named: Mapping[str, Tensor], main: str) -> Mask | None:
     """What a mask says; None if it is not known of which positions it speaks."""
     owners, padding = _TOLD[name]
     value = named[name]
-    own = name in ("attention_mask", "one_zero_attention_mask") or (
-        name == "key_padding_mask" and main not in owners
-    )
-    candidates = [*((main,) if own else ()), *owners]
+    candidates = [*owners]
+    if name in ("attention_mask", "one_zero_attention_mask", "key_padding_mask"):
+        # A mask of no other input is one of the main input; a decoder has its own.
+        encoded = [key for key in named if key.startswith("encoder_outputs")]
+        candidates = [*owners, *(encoded[:1] or (() if main.startswith("decoder") else (main,)))]
     for of in dict.fromkeys(candidates):
         tensor = named.get(of)
         if tensor is None or of == name:

@@ -1,5 +1,6 @@
 """Catching tensors while a model runs, by the address at which they were once seen."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -58,7 +59,11 @@ def _hook(
     watcher: "_Watcher",
     stack: ExitStack,
 ) -> None:
+    here = threading.get_ident()
+
     def hand(place: Place, value: object) -> None:
+        if threading.get_ident() != here:
+            return  # Somebody else runs the model at the same time.
         call = counts[path, place]
         counts[path, place] += 1
         due = [address for address in catchers if (address.place, address.call) == (place, call)]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.pairs import PairFactors, pair_factors
-from basis_probe.model.axes import Axes
 from basis_probe.model.attention import Attention, attentions
+from basis_probe.model.axes import Axes
 from basis_probe.model.graph import Graph, Kind, Layout, Vertex, condense, norm_argument, replay
 from basis_probe.model.places import Site, spoken
 from basis_probe.model.positions import Rows

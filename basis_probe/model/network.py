@@ -7,19 +7,18 @@ import abc
 import dataclasses
 import hashlib
 import inspect
-import random
 import re
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from basis_probe.brief import described
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
 from basis_probe.model.places import Address, Place, Site, module_sites
+from basis_probe.model.state import alone, kept, random_kept
 from basis_probe.model.trace import Trace, record, tensors_in
 
 _EXAMPLES = 2
@@ -38,7 +37,7 @@ class Subject(abc.ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.signature = inspect.signature(model.forward).parameters
+        self.signature = _signature(model)
         self.own_tokenizer: Any = getattr(model, "tokenizer", None)
 
     @property
@@ -129,7 +128,8 @@ class Subject(abc.ABC):
     def _record(self, batch: Batch) -> Trace:
         own = batch.copied()
         fed = (own.args, own.kwargs)
-        trace = record(self.model, lambda: self._call(own), fed, own.size)
+        with kept(self.model):
+            trace = record(self.model, lambda: self._call(own), fed, own.size)
         known = {id(tensor): name for name, tensor in own.named().items()}
         names = tuple(known.get(id(tensor), "") for tensor in tensors_in(fed))
         return dataclasses.replace(trace, names=names, main=own.main)
@@ -221,6 +221,11 @@ def recognise(model: object, tokenizer: Any = None, *, called: str = "") -> Subj
             "torch.nn.Module, a Hugging Face model or a TransformerLens model (for a matrix of "
             "activations there is probe_activations)"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"the model is scripted or traced ({type(model).__name__}): it runs outside Python, "
+            "where nothing inside it can be watched; give the module that it was made from"
+        )
     inner = getattr(model, "_orig_mod", None)
     if isinstance(inner, nn.Module):
         # A compiled model: hooks and functions are seen in the module it was compiled from.
@@ -230,6 +235,13 @@ def recognise(model: object, tokenizer: Any = None, *, called: str = "") -> Subj
     if tokenizer is not None:
         subject.own_tokenizer = tokenizer
     return subject
+
+
+def _signature(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(model.forward).parameters
+    except ValueError:
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,14 +336,15 @@ def device_of(device: str | torch.device) -> torch.device:
 def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[str, ...]]:
     """Within the context the model is in evaluation mode and on the device; then all is as it was.
 
-    What is put back: every module's train/eval mode, the device, torch's default type, and the
-    state of the random number generators of torch, numpy and Python.
+    What is put back: every module's train/eval mode, the device, what the model remembers besides
+    its weights, and the state of all random number generators.
 
     Yields:
         What a reader of the report must know.
 
     Raises:
         ValueError: if the model has no numbers for weights, or would have to be gathered.
+        DataError: if another thread probes the model.
     """
     notes: list[str] = [*getattr(model, "basis_probe_notes", ())]
     modes = {module: module.training for module in model.modules()}
@@ -348,29 +361,26 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
             f"the model is spread over {len(homes)} devices, and device={str(device)!r} would "
             "gather it on one: leave device=None"
         )
-    cpu_state, dtype = torch.get_rng_state(), torch.get_default_dtype()
-    others = random.getstate(), np.random.get_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     if any(modes.values()):
         notes.append(
             "The model was in training mode; it was probed in evaluation mode and put back."
         )
-    try:
-        for module in modes:
-            # Not model.eval(): some models override it, and a mode is a plain attribute.
-            module.training = False
-        if device is not None and home is not None and device != home:
-            notes.append(f"The model was moved from {home} to {device} for the probe, and back.")
-            model.to(device)
-        yield tuple(notes)
-    finally:
-        if device is not None and home is not None and device != home:
-            model.to(home)
-        for module, training in modes.items():
-            module.training = training
-        torch.set_rng_state(cpu_state)
-        torch.set_default_dtype(dtype)
-        random.setstate(others[0])
-        np.random.set_state(others[1])
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
+    with ExitStack() as stack:
+        stack.enter_context(alone(model))
+        stack.enter_context(random_kept())
+        stack.enter_context(kept(model))
+        try:
+            for module in modes:
+                # Not model.eval(): some models override it, and a mode is a plain attribute.
+                module.training = False
+            if device is not None and home is not None and device != home:
+                notes.append(
+                    f"The model was moved from {home} to {device} for the probe, and back."
+                )
+                model.to(device)
+            yield tuple(notes)
+        finally:
+            if device is not None and home is not None and device != home:
+                model.to(home)
+            for module, training in modes.items():
+                module.training = training

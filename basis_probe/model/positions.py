@@ -327,7 +327,7 @@ def _origin(source: Source, vector: Tensor, given: int) -> Origin | None:
 
 
 def _step(vector: Tensor) -> tuple[int, int] | None:
-    """How many entries an index is repeated, and how many indices there are, where both are even."""
+    """How often an index is repeated, and how many indices there are, where all are alike."""
     if bool((vector < 0).any()):
         return None
     count = int(vector.max()) + 1
@@ -364,7 +364,10 @@ def hash_batch(batch: Batch, rows: Rows | None = None) -> Tensor:
         if name == main or name in foreign or "mask" in name or tensor.ndim <= axis:
             continue
         if tensor.shape[axis] == size and not tensor.is_complex():
-            hashes.append(_hash(batch, name, tensor, axis))
+            entries = tensor.movedim(axis, 0).reshape(size, -1)
+            # What is zero throughout, as the types of the tokens of one text, says nothing.
+            told = (entries != 0).any(1).cpu()
+            hashes.append(_hash(batch, name, tensor, axis).masked_fill(~told, 0))
     if batch.call:
         hashes.append(torch.full_like(hashes[0], batch.call))
     return join_hashes(hashes)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import gc
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -514,12 +515,15 @@ class _Recorder(Follower):
 @contextmanager
 def followed(model: nn.Module, follower: Follower) -> Generator[None]:
     """Within the context the follower knows which module is running."""
+    mine = threading.get_ident()
 
     def enter(path: str, _: nn.Module, args: Any, kwargs: Any) -> None:
-        follower.enter(path, (args, kwargs))
+        if threading.get_ident() == mine:
+            follower.enter(path, (args, kwargs))
 
     def leave(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-        follower.leave(out)
+        if threading.get_ident() == mine:
+            follower.leave(out)
 
     with ExitStack() as stack:
         for path, module in model.named_modules():

@@ -78,7 +78,11 @@ class Session:
         """
         watching = Watched.of(subject, first, choices)
         stream = Stream(
-            watching.plans, seed=choices.seed, capacity=choices.capacity, most=choices.max_samples
+            watching.plans,
+            seed=choices.seed,
+            capacity=choices.capacity,
+            most=choices.max_samples,
+            forgiving=True,
         )
         return Session(choices, watching, stream)
 

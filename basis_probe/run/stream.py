@@ -260,10 +260,19 @@ class Observer:
         return found
 
     def _take(self, name: str, tensor: Tensor) -> None:
+        with torch.inference_mode(False):
+            self._note(name, tensor)
+
+    def _finish(self, tensor: Tensor) -> None:
+        # Sums go on in passes outside of inference mode, which may not write to what is made in it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._see(tensor)
+
+    def _note(self, name: str, tensor: Tensor) -> None:
         # An in-place function may overwrite what is caught before the site is reached.
         self.waiting[name] = tensor.detach().clone()
 
-    def _finish(self, tensor: Tensor) -> None:
+    def _see(self, tensor: Tensor) -> None:
         plan = self.plan
         x = rows_last(tensor.detach(), plan.layout)
         if x.shape[-1] != plan.dim:
@@ -406,7 +415,7 @@ class Ranks:
             placed = None if rows is None else rows.place(key[0], self.batch)
             unapplied = () if rows is None else rows.unapplied(self.batch, placed)
             if placed is None or placed.example is None:
-                found = self._by_place(key[0])
+                found = self._by_place(key[0], self.batch.mask if rows is None else None)
             else:
                 found = self._by_example(placed)
             self._found[key] = dataclasses.replace(found, unapplied=unapplied)
@@ -426,9 +435,12 @@ class Ranks:
         owners = self.examples[placed.owners().clamp(0, self.size - 1)]
         return _ranked(counts, ranks, owners)
 
-    def _by_place(self, lead: tuple[int, ...]) -> Ranked:
+    def _by_place(self, lead: tuple[int, ...], mask: Tensor | None) -> Ranked:
         """Where nothing is known of the rows: the first axis is that of examples if it may be."""
         total, size = math.prod(lead), self.size
+        if mask is not None and total == mask.numel() and lead[0] in (size, total):
+            rank = priorities(self.apart, content_positions(mask.cpu()), seed=self.seed)
+            return _ranked(mask.cpu(), rank, self.examples[:, None].expand_as(mask))
         if size and total % size == 0 and lead and lead[0] in (size, total):
             counts = torch.ones(size, total // size, dtype=torch.bool)
             rank = priorities(self.apart, content_positions(counts), seed=self.seed)
@@ -537,6 +549,8 @@ class Stream:
             that is planned.
         stops: True if the model may be stopped once every site has been seen in a batch. A model
             that keeps something of a pass is run to its end all the same.
+        forgiving: True to leave a site out of a batch in which it cannot be followed; otherwise
+            that is an error.
     """
 
     def __init__(
@@ -548,6 +562,7 @@ class Stream:
         most: int | None,
         dispensable: Dispensable | None = None,
         stops: bool = False,
+        forgiving: bool = False,
     ) -> None:
         self.plans, self.seed, self.capacity, self.most = dict(plans), seed, capacity, most
         self.dispensable = dispensable
@@ -555,6 +570,8 @@ class Stream:
         self.batches = 0
         self.examples = 0
         self.occurrences = Occurrences()
+        self.forgiving = forgiving
+        self.failures: dict[str, tuple[int, str]] = {}
         self._settled = Settled() if stops else None
 
     @property
@@ -605,7 +622,8 @@ class Stream:
         """What adds what a batch shows, once it is called; the arguments are those of `see`."""
         number = self.batches if number is None else number
         # Before the model runs, which may write into what it is given.
-        ranks = self._ranks(batch, self.occurrences)
+        with torch.inference_mode(False):
+            ranks = self._ranks(batch, self.occurrences)
         rooms = {name: self._room(name, spans) for name in self.plans}
         observers = self._observers(batch, rooms, beside, ranks)
         self._run(model, observers, run)
@@ -619,7 +637,8 @@ class Stream:
             if observer.caught is None:
                 sums.missed += 1
                 continue
-            sums.add(observer.caught, number)
+            with torch.inference_mode(False):
+                sums.add(observer.caught, number)
         self.batches += 1
         self.examples += ranks.size
 
@@ -640,6 +659,13 @@ class Stream:
         for name, sums in self.sums.items():
             sums.restore(seen[name])
         self.batches, self.examples = batches, examples
+
+    def _forgive(self, name: str, catcher: Catcher, tensor: Tensor) -> None:
+        try:
+            catcher(tensor)
+        except Exception as error:
+            often, said = self.failures.get(name, (0, ""))
+            self.failures[name] = often + 1, said or f"{type(error).__name__}: {error}"
 
     def pass_over(self, batch: Batch) -> None:
         """Counts the examples of a batch that was seen before."""
@@ -697,9 +723,10 @@ class Stream:
         run: Callable[[], object],
     ) -> None:
         catchers: dict[Address, list[Catcher]] = {}
-        for observer in observers.values():
+        for name, observer in observers.items():
             for address, catcher in observer.catchers().items():
-                catchers.setdefault(address, []).append(catcher)
+                taken = functools.partial(self._forgive, name, catcher)
+                catchers.setdefault(address, []).append(taken if self.forgiving else catcher)
         settled = self._settled
         ends = settled is not None and settled.may_stop(model)
 

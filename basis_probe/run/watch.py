@@ -208,14 +208,17 @@ class Watched:
     def notes(self) -> tuple[str, ...]:
         """What a reader must know of how the batches were read."""
         return tuple(
-            f"{name} looks like a mask, and it is not known what it says, so it was not used to leave "
-            "out padding: give it as attention_mask, 1 where a position counts."
+            f"{name} looks like a mask, and it is not known what it says, so it was not used to "
+            "leave out padding: give it as attention_mask, 1 where a position counts."
             for name in self.first.unread
         )
 
     def later(self, stream: Stream) -> tuple[str, ...]:
         """What a reader must know of sites whose rows could be told in the first batch only."""
-        found: list[str] = []
+        found = [
+            f"{name} could not be followed in {often} batches, which do not count there: {said}."
+            for name, (often, said) in stream.failures.items()
+        ]
         for name, (masks, batches) in stream.unapplied.items():
             if unapplied(masks) not in self.places[name].notes:
                 found.append(f"{name}: {unapplied(masks, f'in {batches} batches')}")

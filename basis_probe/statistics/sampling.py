@@ -113,11 +113,17 @@ def join_hashes(hashes: list[Int64[Tensor, " batch"]]) -> Int64[Tensor, " batch"
     """One hash of every example of several: of the inputs that a model is given of it.
 
     Args:
-        hashes: each [batch], in an order that is always the same.
+        hashes: each [batch], in an order that is always the same; 0 where one says nothing.
+
+    Example:
+        >>> one, other = torch.tensor([5, 5, 6]), torch.tensor([0, 8, 8])
+        >>> joined = join_hashes([one, other])
+        >>> bool(joined[0] == one[0]), joined.unique().numel()
+        (True, 3)
     """
     found = hashes[0]
-    for place, more in enumerate(hashes[1:], 1):
-        found = _mix(found ^ _mix(more + place * 0x5851F42D4C957F2D))
+    for more in hashes[1:]:
+        found = torch.where(more == 0, found, _mix(_mix(found) ^ more))
     return found
 
 

@@ -1,0 +1,217 @@
+"""What a model remembers besides its weights, kept as it was while passes of ours run."""
+
+import copy
+import random
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from basis_probe.errors import DataError
+from basis_probe.model.trace import tensors_in
+
+_MOST = 100_000
+"""So many objects are looked at, at most."""
+
+
+@contextmanager
+def kept(model: nn.Module) -> Generator[None]:
+    """Within the context a model may change what it remembers; then everything is as it was.
+
+    Attributes of modules, buffers, lists, dicts, sets, and the attributes of other objects that
+    modules hold, are put back in place. Weights are not copied: a forward pass leaves them alone.
+    """
+    memory = _Memory()
+    for module in model.modules():
+        memory.see(vars(module))
+    try:
+        yield
+    finally:
+        memory.put_back()
+
+
+class _Memory:
+    """What mutable objects held at one time."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._undo: list[Callable[[], None]] = []
+        # Nothing that was seen may be freed, for its id would be used again.
+        self._alive: list[Any] = []
+
+    def see(self, value: Any) -> None:
+        """Takes in an object and everything that it holds."""
+        waiting = [value]
+        while waiting and len(self._seen) < _MOST:
+            here = waiting.pop()
+            if id(here) in self._seen or isinstance(here, nn.Parameter):
+                continue
+            held = self._take(here)
+            if held is not None:
+                self._seen.add(id(here))
+                self._alive.append(here)
+                waiting.extend(held)
+
+    def put_back(self) -> None:
+        """Gives every object what it held."""
+        for undo in self._undo:
+            undo()
+
+    def _take(self, value: Any) -> list[Any] | None:
+        """What an object holds; None if it cannot change or is not looked into."""
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, dict):
+            before: dict[Any, Any] = dict(value)  # pyright: ignore[reportUnknownArgumentType]
+
+            def refill(value: dict[Any, Any] = value, before: dict[Any, Any] = before) -> None:
+                if list(value) != list(before) or any(value[k] is not before[k] for k in before):
+                    value.clear()
+                    value.update(before)
+
+            self._undo.append(refill)
+            return [*before.values()]
+        if isinstance(value, list):
+            entries: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+
+            def restore(value: list[Any] = value, entries: list[Any] = entries) -> None:
+                value[:] = entries
+
+            self._undo.append(restore)
+            return entries
+        if isinstance(value, set):
+            members: set[Any] = set(value)  # pyright: ignore[reportUnknownArgumentType]
+
+            def again(value: set[Any] = value, members: set[Any] = members) -> None:
+                value.clear()
+                value.update(members)
+
+            self._undo.append(again)
+            return []
+        if isinstance(value, tuple):
+            return [*value]  # pyright: ignore[reportUnknownArgumentType]
+        if isinstance(value, np.ndarray):
+            array: np.ndarray[Any, Any] = value.copy()
+            self._undo.append(lambda: np.copyto(value, array) if value.flags.writeable else None)
+            return []
+        looked_into = not isinstance(value, type | nn.Module) and not callable(value)
+        if looked_into and isinstance(getattr(value, "__dict__", None), dict):
+            return [vars(value)]
+        return None
+
+    def _tensor(self, tensor: Tensor) -> list[Any]:
+        if tensor.is_meta or tensor.layout != torch.strided:
+            return []
+        before = tensor.detach().clone()
+
+        def write() -> None:
+            with torch.no_grad():
+                if tensor.shape == before.shape and not _equal(tensor, before):
+                    tensor.copy_(before)
+
+        self._undo.append(write)
+        return []
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or torch.equal(
+        one.detach().nan_to_num(0.5), other.nan_to_num(0.5)
+    )
+
+
+def beside(model: nn.Module) -> nn.Module:
+    """A copy of a model with the same weights and buffers, and attributes of its own.
+
+    What is shared costs nothing; so is what turns words into tokens.
+
+    Raises:
+        Exception: whatever an object raises that cannot be copied.
+    """
+    memo: dict[int, Any] = {
+        id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
+    }
+    for module in model.modules():
+        held = vars(module)
+        for name, value in held.items():
+            if "tokenizer" in name:
+                memo[id(value)] = value
+            for tensor in tensors_in(value):
+                if id(tensor) not in memo and tensor.grad_fn is not None:
+                    # What is computed cannot be copied, and what is remembered of it is its value.
+                    memo[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def none_running(model: nn.Module) -> Generator[list[nn.Module]]:
+    """Within the context it is noted which modules of a model run while a copy of it does.
+
+    Yields:
+        The modules that ran.
+    """
+    own = {id(module) for module in model.modules()}
+    ran: list[nn.Module] = []
+    here = threading.get_ident()
+
+    def note(module: nn.Module, _: Any) -> None:
+        if id(module) in own and threading.get_ident() == here:
+            ran.append(module)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield ran
+    finally:
+        handle.remove()
+
+
+_users: dict[int, tuple[int, int]] = {}
+_door = threading.Lock()
+
+
+@contextmanager
+def alone(model: nn.Module) -> Generator[None]:
+    """Within the context no other thread may probe the model.
+
+    Raises:
+        DataError: if another thread does so now.
+    """
+    key, here = id(model), threading.get_ident()
+    with _door:
+        owner, depth = _users.get(key, (here, 0))
+        if owner != here:
+            raise DataError(
+                f"this {type(model).__name__} is being probed in another thread, and two at a time "
+                "would see each other's passes: wait for it, or give each thread a copy "
+                "(copy.deepcopy)"
+            )
+        _users[key] = (here, depth + 1)
+    try:
+        yield
+    finally:
+        with _door:
+            owner, depth = _users[key]
+            if depth > 1:
+                _users[key] = (owner, depth - 1)
+            else:
+                del _users[key]
+
+
+@contextmanager
+def random_kept() -> Generator[None]:
+    """Within the context random numbers may be drawn; then every generator is where it was."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    python, numpy, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_default_dtype(dtype)
