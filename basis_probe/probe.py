@@ -19,11 +19,13 @@ from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.results.report import Report
 from basis_probe.run.parts import Part, Partial
 from basis_probe.run.read import (
+    Again,
     Reading,
     announced,
     batches_of,
     first_of,
     numbered,
+    others,
     passes_of,
     require_batches,
 )
@@ -180,26 +182,31 @@ def probe(
         # A budget holds the work of one site at a time.
         at_once = None if memory_budget is None else 1
         concluding = Concluding(watching, choices, {}, at_once=at_once)
+        first, total = watching.first, 0
         for turn, names in enumerate(passes):
             if turn:
                 batches = numbered(data, subject)
-                first_of(batches)
-            run = Reading(watching, choices, names, Part(), checkpoint, passing=True)
+                first = first_of(batches)
+            run = Reading(watching, choices, names, Part(), checkpoint, passing=True, first=first)
 
             def finish(run: Reading = run) -> Report:
                 return concluding.report(run.partial(), notes)
 
             run.read(batches, finish, progress=progress)
+            if not turn:
+                total = run.total
+            elif run.total != total and run.part.whole:
+                concluding.notes = (*concluding.notes, others(f"Pass {turn + 1} over the data"))
             with kept(run, finish):
                 if twins is not None and run.part.whole:
-                    concluding.compare_with_twins(data, twins, run.part.batches)
+                    concluding.compare_with_twins(data, twins, run.part.batches, total)
                 if run.part.whole and turn + 1 < len(passes):
                     concluding.gather(run.partial())
                     continue
                 made = finish()
             if not made.partial:
                 run.remove()
-            made = _illustrated(made, subject, data, examples, choices)
+            made = _illustrated(made, subject, data, examples, choices, total)
             if guard.late:
                 late = "It was interrupted when everything had been measured; nothing is missing."
                 made = dataclasses.replace(made, notes=(*made.notes, late))
@@ -208,23 +215,32 @@ def probe(
 
 
 def _illustrated(
-    made: Report, subject: Subject, data: Iterable[Any], examples: int, choices: "Choices"
+    made: Report,
+    subject: Subject,
+    data: Iterable[Any],
+    examples: int,
+    choices: "Choices",
+    total: int | None = None,
 ) -> Report:
     """The report with examples, where they were asked for and its data are complete."""
     if not examples or made.partial:
         return made
     from basis_probe.concepts.examples import illustrated
 
+    read = itertools.islice(batches_of(data, subject), made.provenance.n_batches)
+    again = Again(read, total or 0, "The pass for the examples")
     try:
-        return illustrated(
+        found = illustrated(
             made,
             subject,
-            itertools.islice(batches_of(data, subject), made.provenance.n_batches),
+            iter(again),
             axes=5,
             size=examples,
             seed=choices.seed,
             progress=choices.progress,
         )
+        notes = () if total is None else again.notes
+        return dataclasses.replace(found, notes=(*found.notes, *notes))
     except KeyboardInterrupt:
         hold()
         missing = "It was interrupted while examples were collected, and shows none."

@@ -19,6 +19,7 @@ from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Layout
 from basis_probe.model.network import Subject, recognise
 from basis_probe.model.places import Site
+from basis_probe.model.positions import Rows, hash_batch
 from basis_probe.model.roles import Role, role
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
@@ -36,6 +37,7 @@ class Spot:
         dim: how many features.
         role: what it is, in words.
         symmetry: what its architecture allows there.
+        rows: which of its rows belong to which example and position.
     """
 
     site: Site
@@ -43,6 +45,7 @@ class Spot:
     dim: int
     role: Role
     symmetry: Symmetry
+    rows: Rows | None = None
 
     @property
     def spatial(self) -> bool:
@@ -121,6 +124,7 @@ class Network:
             dim=math.prod(self.facts.shape(site)),
             role=role(self.facts, site),
             symmetry=self.derivation.symmetry(site),
+            rows=self.facts.rows(site),
         )
 
     def one(self) -> tuple[str, Spot]:
@@ -185,16 +189,21 @@ def caught_of(tensor: Tensor, spot: Spot, batch: Batch) -> Caught:
             f"{lead.shape[-1]} now"
         )
     space = tuple(lead.shape[1:-1]) if spot.spatial else None
+    placed = None if spot.rows is None else spot.rows.place(lead.shape[:-1], batch)
+    if placed is not None and placed.example is not None:
+        axis, examples = placed.example
+        if len(placed.dims) > 1 or axis == 0:
+            values = lead.reshape(*placed.dims, spot.dim).movedim(axis, 0)
+            counts = placed.counts().movedim(axis, 0).reshape(len(examples), -1)
+            kept = None if bool(counts.all()) else counts.to(values.device)
+            return Caught(values.reshape(len(examples), -1, spot.dim), kept, space)
     total = lead.shape[:-1].numel()
     if total % max(1, batch.size):
         raise DataError(
             f"{spot.site.name} holds {total} rows for {batch.size} examples, so that they cannot "
             "be told apart"
         )
-    values = lead.reshape(batch.size, -1, spot.dim)
-    mask = batch.mask
-    counted = mask if mask is not None and values.shape[1] == mask.shape[1] else None
-    return Caught(values, counted, space)
+    return Caught(lead.reshape(batch.size, -1, spot.dim), None, space)
 
 
 def paired(
@@ -233,7 +242,7 @@ def paired(
         first, second = pair[0], pair[1]
         number += 1
         if theirs is not None:
-            order.see(*(hash_examples(one.inputs, one.mask).cpu() for one in (first, second)))
+            order.see(hash_batch(first), hash_batch(second))
         yield first, second
 
 
@@ -269,10 +278,49 @@ class _Order:
                 )
 
 
-def fold_of(batch: Batch, *, folds: int, seed: int) -> Int64[Tensor, " batch"]:
+def fold_of(
+    batch: Batch, *, folds: int, seed: int, rows: Rows | None = None
+) -> Int64[Tensor, " batch"]:
     """To which part of the data every example belongs, by its content alone."""
-    mixed = hash_examples(batch.inputs, batch.mask).cpu() + seed
-    return mixed.remainder(folds)
+    return (hash_batch(batch, rows) + seed).remainder(folds)
+
+
+class Repeated:
+    """How many rows are different, and how many come again in other parts of the data.
+
+    Args:
+        folds: how many parts there are.
+    """
+
+    def __init__(self, folds: int) -> None:
+        self._rows: list[list[Tensor]] = [[] for _ in range(folds)]
+        self.seen = 0
+
+    def see(self, part: int, x: Tensor, y: Tensor) -> None:
+        """Adds the rows of both networks, [samples, dim] each, of one part."""
+        if self.seen > _MOST_ROWS:
+            return
+        some = [side[:, :: max(1, side.shape[1] // 32)] for side in (x, y)]
+        self._rows[part].append(hash_examples(torch.cat([s.float() for s in some], 1), None).cpu())
+        self.seen += len(x)
+
+    def count(self) -> tuple[int, float]:
+        """The number of different rows, and the share of all that come in several parts."""
+        parts = [
+            torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64) for rows in self._rows
+        ]
+        values, inverse, counts = torch.cat(parts).unique(return_inverse=True, return_counts=True)
+        spread = torch.zeros_like(values)
+        start = 0
+        for rows in parts:
+            present = inverse[start : start + len(rows)].unique()
+            spread[present] += 1
+            start += len(rows)
+        return len(values), float(counts[spread > 1].sum() / max(1, start))
+
+
+_MOST_ROWS = 200_000
+"""Of so many rows it is looked whether they come again."""
 
 
 def both(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -31,6 +31,7 @@ from basis_probe.compare.kernels import Hsic, Kernel, Maps, hsic_of, kernel_from
 from basis_probe.compare.running import (
     Caught,
     Network,
+    Repeated,
     Spot,
     both,
     common_space,
@@ -395,6 +396,7 @@ class State:
         self.examples = self.samples = 0
         self.turned = max(map(turned_axes, groups)) if self.kernel is None else 0
         self.different = Different(self.turned)
+        self.repeated = Repeated(plan.folds)
 
     def see(self, x: Caught, y: Caught, fold: Tensor) -> None:
         """Adds the examples of one batch.
@@ -415,6 +417,8 @@ class State:
                 self.samples += len(rows[0])
                 self.different.see(*rows)
                 self.moments[part] += Crossed.of(*rows)
+                if self.plan.folds > 1:
+                    self.repeated.see(part, *rows)
 
     def _see_kernels(self, x: Caught, y: Caught, fold: Tensor) -> None:
         self.samples += len(x.values)
@@ -503,6 +507,8 @@ class State:
                 "than axes the best turn makes unrelated networks alike too, so that a high value "
                 "says little."
             )
+        if held_out:
+            notes.extend(self._repetitions())
         if alignment is not None:
             for which, form in (("first", alignment.x), ("second", alignment.y)):
                 if form.flat:
@@ -517,6 +523,20 @@ class State:
             value, distance(value), spread_of(held_out), in_sample, sites, alignment, notes,
             _FORMULAS[self.plan.measure],
         )  # fmt: skip
+
+    def _repetitions(self) -> Iterator[str]:
+        """What a reader must know of rows that come both in what is fitted on and held out."""
+        distinct, share = self.repeated.count()
+        if share > 0.1:
+            flatters = (
+                "the result says how alike these rows are after a fit to them, and no more"
+                if share > 0.9
+                else "the fit flatters"
+            )
+            yield (
+                f"Of {self.samples} samples {distinct} are distinct, and {share:.0%} lie in "
+                f"several of the parts that are held out in turn, so that {flatters}."
+            )
 
     def _cka(self, sites: tuple[str, str]) -> Similarity:
         assert self.kernel is not None
@@ -726,7 +746,8 @@ def _of_models(
                 )
                 states = _states(networks, site is not None, group, plan)
             caught, others = networks[0].run(batch), networks[1].run(other)
-            fold = fold_of(batch, folds=plan.folds, seed=plan.seed)
+            rows = next((spot.rows for spot in networks[0].spots.values()), None)
+            fold = fold_of(batch, folds=plan.folds, seed=plan.seed, rows=rows)
             for (name, other_name), state in states.items():
                 state.see(*_sized(caught[name], others[other_name], plan), fold)
     results = Similarities((names[0], state.finish(names)) for names, state in states.items())

@@ -35,6 +35,7 @@ from basis_probe.model.capture import catching
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.replace import NotReplaceable, replacing
 from basis_probe.model.trace import tensors_in
+from basis_probe.run.read import in_batches
 from basis_probe.statistics.second_moments import Crossed
 
 if TYPE_CHECKING:
@@ -534,7 +535,7 @@ class Work:
             DataError: if there is none, or one that the networks cannot be called with.
         """
         subject, number = self.subjects[1], -1
-        for number, raw in enumerate(data):
+        for number, raw in enumerate(in_batches(data)):
             batch = batch_of(raw, number=number, tokenizer=subject.tokenizer, device=subject.device)
             yield batch, raw
         if number < 0:

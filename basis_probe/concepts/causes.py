@@ -30,8 +30,8 @@ from basis_probe.results.codec import Exact
 from basis_probe.results.dissection import Tally
 from basis_probe.run.read import batches_of
 
-Loss = Callable[[Any, Batch], Tensor]
-"""From what the model returns and its batch to one loss."""
+Loss = Callable[[Any, Any], Tensor]
+"""From what the model returns and the batch as the data gave it to one loss."""
 
 
 class Held(enum.Enum):
@@ -117,7 +117,8 @@ def ablate(
         site: a name; what a module returns.
         axes: which; None for all.
         rotations: how many rotations to compare with.
-        loss: (output, batch) -> loss; None for the next token's cross-entropy.
+        loss: (output, the batch as the data gave it) -> loss; None for the next token's
+            cross-entropy.
         how: what a direction is replaced by: "mean", "zero", "noise" (a Gaussian of its own mean
             and variance) or "resampled" (its value at another sample). Where the loss is quadratic,
             noise of either kind changes it by twice as much as the mean does.
@@ -133,7 +134,7 @@ def ablate(
         raise ValueError(f"rotations={rotations}: give at least one to compare with")
     held = Held.of(how)
     subject = recognise(model)
-    measure = loss or _next_token
+    measure = _next_token if loss is None else _of_raw(loss)
     with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
         batches = list(batches_of(data, subject))
         if not batches:
@@ -228,8 +229,16 @@ def _next_token(output: Any, batch: Batch) -> Tensor:
     return -(told * counts).sum() / counts.sum().clamp(min=1)
 
 
+def _of_raw(loss: Loss) -> Callable[[Any, Batch], Tensor]:
+    """The user's loss, given the user's batch."""
+    return lambda output, batch: loss(output, batch.raw)
+
+
 def _mean_loss(
-    subject: Any, batches: Sequence[Batch], measure: Loss, edit: "_Ablation | None"
+    subject: Any,
+    batches: Sequence[Batch],
+    measure: Callable[[Any, Batch], Tensor],
+    edit: "_Ablation | None",
 ) -> float:
     total, number = 0.0, 0
     for batch in batches:

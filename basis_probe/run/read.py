@@ -55,8 +55,7 @@ def numbered(
 ) -> Iterator[tuple[int, Batch | None]]:
     """The batches and their numbers; None for all but the first that are not of the shard."""
     require_batches(data)
-    if isinstance(data, Tensor | np.ndarray | Mapping):
-        data = [data]
+    data = in_batches(data)
     tokenizer, device, form = subject.tokenizer, subject.device, None
     for number, raw in enumerate(data):
         if shard is not None and number and number % shard[1] != shard[0]:
@@ -73,6 +72,9 @@ def numbered(
         yield number, batch
 
 
+def in_batches(data: Any) -> Any:
+    """The data; a tensor, an array or a mapping stands for one batch."""
+    return [data] if isinstance(data, Tensor | np.ndarray | Mapping) else data  # pyright: ignore[reportUnknownVariableType]
 def _require_dense(raw: object, number: int) -> None:
     """Raises DataError for tensors that a model cannot be watched on."""
     if isinstance(raw, Tensor) and not raw.is_nested and not raw.ndim:
@@ -132,9 +134,13 @@ class Reading:
         checkpoint: str | os.PathLike[str] | None,
         identified: bool = False,
         passing: bool = False,
+        first: Batch | None = None,
     ) -> None:
         self.watching, self.choices, self.part = watching, choices, part
         self.notes: tuple[str, ...] = ()
+        self.first = watching.first if first is None else first
+        # A number of everything that was read, in whichever order.
+        self.total = 0
         self.checkpoint = None if checkpoint is None else require_writable(checkpoint)
         self.passing = passing
         self.plan = watching.plan(choices, identified=identified or checkpoint is not None)
@@ -233,7 +239,7 @@ class Reading:
         self._write(always=True)
 
     def _read(self, rest: Iterator[tuple[int, Batch | None]], update: Callable[[], object]) -> None:
-        subject, first, stream = self.watching.subject, self.watching.first, self.stream
+        subject, first, stream = self.watching.subject, self.first, self.stream
         index, of, reached = self.part.index, self.part.of, self.part.reached
         counting = _Counting(self.watching, self.stream) if of > 1 and stream.most else None
         digest = 0
@@ -245,7 +251,9 @@ class Reading:
             spans = counting.spans(number, batch) if counting is not None and batch else None
             if number % of == index and batch is not None:
                 if number < reached:
-                    digest = _digested(digest, number, batch)
+                    own = digest_of_batch(batch)
+                    digest = _digested(digest, number, own)
+                    self.total = (self.total + own) % 2**64
                     stream.pass_over(batch)
                 else:
                     self._require_digest(digest)
@@ -269,7 +277,8 @@ class Reading:
     def _see(self, number: int, batch: Batch, spans: Mapping[str, range] | None) -> None:
         """Adds what a batch shows."""
         call = functools.partial(self.watching.subject.call, batch)
-        digest = _digested(self.part.digest, number, batch)
+        own = digest_of_batch(batch)
+        digest = _digested(self.part.digest, number, own)
         self.stream.see(self.watching.subject.model, batch, call, spans=spans, number=number)
         self.part = dataclasses.replace(
             self.part,
@@ -279,6 +288,7 @@ class Reading:
             digest=digest,
             whole=False,
         )
+        self.total = (self.total + own) % 2**64
         hold()
         self._write(always=False)
 
@@ -307,9 +317,45 @@ class Reading:
                 warnings.warn(said, stacklevel=2)
 
 
-def _digested(digest: int, number: int, batch: Batch) -> int:
+class Again:
+    """Batches that are read once more, which should be those that were read before.
+
+    Args:
+        batches: the batches.
+        total: of those that were read before, as `Reading.total`.
+        what: for which purpose, to be said where they are others.
+    """
+
+    def __init__(self, batches: Iterable[Batch], total: int, what: str) -> None:
+        self._batches, self._before, self._what = batches, total, what
+        self._total, self._whole = 0, False
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            self._total = (self._total + digest_of_batch(batch)) % 2**64
+            yield batch
+        self._whole = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know; nothing where the data are the same."""
+        if not self._whole or self._total == self._before:
+            return ()
+        return (others(self._what),)
+
+
+def others(what: str) -> str:
+    """What a reader must know of data that changed between two passes."""
+    return (
+        f"{what} saw other data than the first pass: they differ from one reading to the next, as "
+        "where they are drawn anew or changed at random. What is beside each other here is not of "
+        "the same samples; give data that are the same every time, such as a list."
+    )
+
+
+def _digested(digest: int, number: int, own: int) -> int:
     """A number that depends on the examples of all batches so far, and on which batch is which."""
-    return (digest + digest_of_batch(batch) * (2 * number + 1)) % 2**64
+    return (digest + own * (2 * number + 1)) % 2**64
 
 
 class _Counting:

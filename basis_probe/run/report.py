@@ -24,7 +24,7 @@ from basis_probe.parallel import abreast
 from basis_probe.results.report import Provenance, Report
 from basis_probe.run.parts import Part, Partial, moved
 from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
-from basis_probe.run.read import FAILED, Reading, batches_of
+from basis_probe.run.read import FAILED, Again, Reading, batches_of
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.twins import reinitialised, settle
 from basis_probe.run.watch import (
@@ -179,11 +179,16 @@ class Concluding:
             tuple(dict.fromkeys(note for note in notes if note)),
         )
 
-    def compare_with_twins(self, data: Iterable[Any], wanted: RandomWeights, batches: int) -> None:
+    def compare_with_twins(
+        self, data: Iterable[Any], wanted: RandomWeights, batches: int, total: int
+    ) -> None:
         """Runs untrained twins of the model; if that is interrupted, none are compared with."""
         try:
             with stoppable():
-                self.twins = untrained_twins(self.watching, self.choices, data, wanted, batches)
+                self.twins, notes = untrained_twins(
+                    self.watching, self.choices, data, wanted, batches, total
+                )
+                self.notes = (*self.notes, *notes)
         except KeyboardInterrupt:
             self.untwinned = True
             self.notes = (*self.notes, "It was interrupted while untrained twins were run.")
@@ -319,11 +324,29 @@ def _renamed(evidence: Evidence, name: str) -> Evidence:
 
 
 def untrained_twins(
-    watching: Watched, choices: Choices, data: Iterable[Any], wanted: RandomWeights, batches: int
-) -> Twins:
-    """What every untrained twin of the model shows on the same rows of the first batches."""
+    watching: Watched,
+    choices: Choices,
+    data: Iterable[Any],
+    wanted: RandomWeights,
+    batches: int,
+    total: int,
+) -> tuple[Twins, tuple[str, ...]]:
+    """What every untrained twin of the model shows on the same rows of the first batches.
+
+    Args:
+        watching: the model and its sites.
+        choices: what was asked for.
+        data: what the model has seen, read again for every twin.
+        wanted: how many twins.
+        batches: how many batches the model has seen.
+        total: of what it has seen, as `Reading.total`.
+
+    Returns:
+        The scores, and what a reader must know.
+    """
     from tqdm.auto import tqdm
 
+    notes: dict[str, None] = {}
     found: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in watching.plans}
     for index in tqdm(
         range(wanted.frames),
@@ -336,7 +359,8 @@ def untrained_twins(
         with prepared(twin.model, None):
             again = itertools.islice(batches_of(data, twin), batches)
             settle(twin.model, (functools.partial(twin.call, batch) for batch in again))
-            several = itertools.islice(batches_of(data, twin), batches)
+            read = Again(itertools.islice(batches_of(data, twin), batches), total, "A twin's pass")
+            several = iter(read)
             first = next(several)
             derivation = Derivation(watched(twin, first))
             sites = {n: s for n, s in derivation.facts.sites.items() if n in watching.plans}
@@ -350,12 +374,13 @@ def untrained_twins(
             )
             for batch in itertools.chain([first], several):
                 stream.see(twin.model, batch, functools.partial(twin.call, batch))
+        notes |= dict.fromkeys(read.notes)
         for name, place in own.items():
             seen = stream.seen[name]
             if not seen.bad and len(seen.kept.priorities):
                 problem, _ = problem_of(place, seen, twin.dtype)
                 found[name].append(untrained(problem, choose(problem, wanted), choices.scores))
-    return found
+    return found, tuple(notes)
 
 
 _INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."

@@ -394,7 +394,7 @@ class Ranks:
         self.apart = (
             self.examples
             if occurrences is None
-            else numbered_apart(self.examples, occurrences.count(self.examples))
+            else numbered_apart(self.examples, occurrences.before(self.examples))
         )
         self._found: dict[tuple[tuple[int, ...], Rows | None], Ranked] = {}
 
@@ -639,6 +639,7 @@ class Stream:
                 continue
             with torch.inference_mode(False):
                 sums.add(observer.caught, number)
+        self.occurrences.add(ranks.examples)
         self.batches += 1
         self.examples += ranks.size
 
@@ -669,7 +670,7 @@ class Stream:
 
     def pass_over(self, batch: Batch) -> None:
         """Counts the examples of a batch that was seen before."""
-        self._ranks(batch, self.occurrences)
+        self.occurrences.add(self._ranks(batch, None).examples)
 
     @property
     def unapplied(self) -> dict[str, tuple[tuple[str, ...], int]]:

@@ -147,17 +147,20 @@ class Occurrences:
     what is kept does not depend on their order.
 
     Example:
-        >>> seen = Occurrences()
-        >>> seen.count(torch.tensor([7, 5, 7])), seen.count(torch.tensor([7]))
-        (tensor([0, 0, 1]), tensor([2]))
+        >>> seen, examples = Occurrences(), torch.tensor([7, 5, 7])
+        >>> seen.before(examples)
+        tensor([0, 0, 1])
+        >>> seen.add(examples)
+        >>> seen.before(torch.tensor([7, 8]))
+        tensor([2, 0])
     """
 
     def __init__(self) -> None:
         # Sorted tables, each at least twice as long as the next, so that few are searched.
         self._tables: list[tuple[Tensor, Tensor]] = []
 
-    def count(self, example_hash: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-        """How many equal examples came before each of these, which are counted now."""
+    def before(self, example_hash: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+        """How many equal examples came before each of these, those among these themselves too."""
         hashes = example_hash.cpu()
         values, inverse, counts = hashes.unique(return_inverse=True, return_counts=True)
         before = torch.zeros_like(values)
@@ -168,14 +171,17 @@ class Occurrences:
         starts = counts.cumsum(0) - counts
         within = torch.empty_like(hashes)
         within[order] = torch.arange(len(hashes)) - starts.repeat_interleave(counts)
-        self._tables.append((values, counts))
+        return before[inverse] + within
+
+    def add(self, example_hash: Int64[Tensor, " batch"]) -> None:
+        """Counts these examples."""
+        self._tables.append(example_hash.cpu().unique(return_counts=True))
         while len(self._tables) > 1 and len(self._tables[-2][0]) < 2 * len(self._tables[-1][0]):
             (a, m), (b, n) = self._tables.pop(), self._tables.pop()
             both, place = torch.cat([a, b]).unique(return_inverse=True)
             self._tables.append(
                 (both, torch.zeros_like(both).index_add(0, place, torch.cat([m, n])))
             )
-        return before[inverse] + within
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -607,7 +607,7 @@ def test_what_replaces_a_direction_changes_a_quadratic_loss_by_its_own_law(maske
     if not masked:
         several = bp.ablate(
             model, [*x.split(20)], site="0", rotations=1, how=bp.concepts.Held.NOISE,
-            loss=lambda output, one: (output - one.inputs @ weight.T).square().sum(-1).mean(),
+            loss=lambda output, one: (output - one @ weight.T).square().sum(-1).mean(),
         )  # fmt: skip
         assert np.allclose(several.axes, expected["noise"][0].numpy(), rtol=0.15)
     with pytest.raises(ValueError, match="how='median': a direction can be held at mean, zero"):
