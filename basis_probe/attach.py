@@ -122,6 +122,7 @@ class Attachment:
         self._thread: int | None = None
         self._door = threading.Lock()
         self._trouble: Exception | None = None
+        self._opening, self._attempts = False, 0
         self._unread: tuple[int, str] = (0, "")
 
     @property
@@ -161,7 +162,7 @@ class Attachment:
             DataError: if no forward pass was made.
         """
         session = self._session
-        if self._trouble is not None:
+        if session is None and self._trouble is not None:
             raise self._trouble
         if session is None or not self.passes:
             raise DataError(
@@ -211,21 +212,32 @@ class Attachment:
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Watches the model on what it is called with, unless it has been watched before."""
-        if self._session is not None or self._trouble is not None or not self.live:
+        if self._session is not None or not self.live:
             return
         if _watched.get():
             raise ValueError(
                 "the model runs inside another one that is attached to, so it cannot be watched on "
                 "its first forward pass: give example_input"
             )
+        with self._door:
+            if self._opening:
+                return  # Another thread watches the model now.
+            self._opening = True
         subject = self._subject
+        call = functools.partial(example_of_call, subject.model, subject.signature, args, kwargs)
         try:
-            self._open(example_of_call(subject.model, subject.signature, args, kwargs))
+            try:
+                self._open(call())
+            except DataError:
+                # Some models run only with what they have computed before.
+                self._open(call(past=True))
         except Exception as error:
             # The user's run goes on; the report says what was wrong.
             self._trouble = error
+            self._attempts += 1
+            self._opening = isinstance(error, SiteError) or self._attempts == _ATTEMPTS
             warnings.warn(
-                f"nothing is collected from this model: {type(error).__name__}: {error}",
+                f"nothing is collected from this forward pass: {type(error).__name__}: {error}",
                 stacklevel=4,
             )
 
@@ -236,6 +248,7 @@ class Attachment:
         session = self._session
         here = threading.get_ident()
         if session is None or self._thread == here or session.stream.full:
+            self._beside += session is None and self._trouble is None
             return forward(*args, **kwargs)
         with self._door:
             taken = self._thread is not None
@@ -313,6 +326,10 @@ class Attachment:
             _unhooked(self._subject),
         ):
             self._session = _opened(self._subject, example, self._choices)
+
+
+_ATTEMPTS = 3
+"""On so many forward passes it is tried to watch a model."""
 
 
 def _opened(subject: Subject, example: Batch, choices: Choices) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -377,8 +378,11 @@ def test_what_cannot_be_collected() -> None:
     with pytest.raises(bp.DataError, match="no forward pass of the model has been seen"):
         probe.report()
     unknown = pytest.raises(bp.SiteError, match="no site matches 'nowhere'")
-    with unknown, bp.attach(model, sites="nowhere"):
-        model(_data()[0])
+    with bp.attach(model, sites="nowhere") as probe, pytest.warns(UserWarning, match="nowhere"):
+        # The user's run goes on; the report is where it is an error.
+        assert model(_data()[0]).shape[0] == len(_data()[0])
+    with unknown:
+        probe.report()
     unknown = pytest.raises(bp.SiteError, match="no site matches 'nowhere'")
     with unknown, bp.attach(model, sites="nowhere", example_input=_data()[0]):
         raise AssertionError("the block must not start")
@@ -398,11 +402,13 @@ class Nothing(nn.Module):
 
 def test_a_call_without_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Nothing().eval()
-    with bp.attach(model):
-        with pytest.raises(bp.DataError, match="forward pass 0 holds no tensor with examples"):
-            model(many=3)
-        with pytest.raises(bp.DataError, match="called with strings and has no to_tokens"):
-            model(["a", "b"])
+    with bp.attach(model) as probe, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert model(many=3).shape == model(["a", "b"]).shape == (3, 2)
+    assert "forward pass 0 holds no tensor with examples" in str(said[0].message)
+    assert "called with strings and has no to_tokens" in str(said[1].message)
+    with pytest.raises(bp.DataError, match="called with strings and has no to_tokens"):
+        probe.report()
 
 
 @pytest.fixture(autouse=True)

@@ -101,16 +101,17 @@ def test_a_site_that_stops_running_is_said_to() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
-            return self.side(x) if self.calls in (1, 2, 4) else x
+            return self.side(x) if self.calls in (1, 3) else x
 
     report = _probe(Sometimes().eval(), list(_draw(500, 6).split(100)), sites="side")
     assert report["side"].n_samples == 200
     assert "The site did not run in 3 of 5 batches." in report["side"].notes
 
+    times = iter(range(100))
+
     class Once(Sometimes):
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return self.side(x) if self.calls == 1 else x
+            return self.side(x) if next(times) == 0 else x
 
     site = _probe(Once().eval(), list(_draw(500, 6).split(100)), sites="side")["side"]
     assert (site.n_samples, site.n_dead) == (0, 0)
@@ -174,7 +175,7 @@ def test_numbers_of_another_type_than_the_weights_are_named(given: str, needed: 
     with pytest.raises(bp.DataError, match=said):
         _probe(model, [x])
     # Where the shape is at fault, nothing is said of types.
-    with pytest.raises(bp.DataError, match=r"cannot be multiplied \(2x5 and 6x12\)$"):
+    with pytest.raises(bp.DataError, match=r"cannot be multiplied \(4x5 and 6x12\)$"):
         _probe(_mlp(), [_draw(4, 5)])
 
 

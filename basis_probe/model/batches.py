@@ -247,9 +247,9 @@ class Batch:
 
 def _is_plain(value: Any) -> bool:
     """True for what is made of tensors, numbers and words, so that nothing is hidden in it."""
-    if isinstance(value, dict):
+    if type(value) is dict:
         return all(map(_is_plain, value.values()))  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list):
         return all(map(_is_plain, value))  # pyright: ignore[reportUnknownArgumentType]
     return value is None or isinstance(value, Tensor | np.ndarray | bool | int | float | str)
 

@@ -1,5 +1,6 @@
 """What a model is called with, as the batch that it is."""
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Mapping
@@ -13,8 +14,6 @@ from basis_probe.model.batches import MAIN, Batch
 from basis_probe.model.trace import tensors_in
 
 FORM = "what the model was called with"
-
-_EXAMPLES = 2
 
 
 def batch_of_call(
@@ -51,17 +50,19 @@ def example_of_call(
     signature: Mapping[str, inspect.Parameter],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    *,
+    past: bool = False,
 ) -> Batch:
-    """The first examples of a forward pass, as a batch with which the model can be run beside it.
+    """The batch of a forward pass with which the model can be run beside it.
 
-    It holds nothing that the model remembers of earlier calls, and tokens in place of texts. Its
-    tensors are copies, for callers use theirs again.
+    It holds tokens in place of texts, and copies of tensors, for callers use theirs again.
 
     Args:
         model: the model that is called.
         signature: what its `forward` takes.
         args: what it is called with, by position.
         kwargs: what it is called with, by name.
+        past: whether to keep a copy of what the model remembers of earlier calls.
 
     Raises:
         DataError: if nothing that it is called with holds examples.
@@ -72,9 +73,13 @@ def example_of_call(
     def plain(name: str, value: Any) -> Any:
         return tokens[name] if name in tokens and not isinstance(value, Tensor) else value
 
-    kept = {name: value for name, value in batch.kwargs.items() if not _remembers(name)}
+    kept = {
+        name: copy.deepcopy(value) if _remembers(name) else value
+        for name, value in batch.kwargs.items()
+        if past or not _remembers(name)
+    }
     made = dataclasses.replace(batch, kwargs=kept).changed(plain)
-    return dataclasses.replace(made, instead={}).first(_EXAMPLES).copied()
+    return dataclasses.replace(made, instead={}).copied()
 
 
 def _remembers(name: str) -> bool:

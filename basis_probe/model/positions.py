@@ -142,6 +142,17 @@ class Rows:
                     if indices is not None and origin.source not in found:
                         found[origin.source] = (len(dims), indices)
                 dims.append(extent)
+        # An axis of one entry shows that entry everywhere, also where it was not seen to be.
+        single = {
+            (name, axis)
+            for name in self.dependent
+            for axis, size in enumerate(named[name].shape if name in named else ())
+            if size == 1 and (name, axis) not in found
+        }
+        if single:
+            dims = [1, *dims]
+            found = {source: (place + 1, index) for source, (place, index) in found.items()}
+            found |= {source: (0, torch.zeros(1, dtype=torch.int64)) for source in single}
         return Placed(tuple(dims), found, self.examples, batch)
 
     def unapplied(self, batch: Batch, placed: "Placed | None") -> tuple[str, ...]:

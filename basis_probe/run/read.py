@@ -75,6 +75,8 @@ def numbered(
 def in_batches(data: Any) -> Any:
     """The data; a tensor, an array or a mapping stands for one batch."""
     return [data] if isinstance(data, Tensor | np.ndarray | Mapping) else data  # pyright: ignore[reportUnknownVariableType]
+
+
 def _require_dense(raw: object, number: int) -> None:
     """Raises DataError for tensors that a model cannot be watched on."""
     if isinstance(raw, Tensor) and not raw.is_nested and not raw.ndim:

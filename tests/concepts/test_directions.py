@@ -575,7 +575,7 @@ def test_what_replaces_a_direction_changes_a_quadratic_loss_by_its_own_law(maske
             return self.inner(x)
 
     def loss(output: Tensor, batch: Any) -> Tensor:
-        apart = (output - batch.inputs @ weight.T).square().sum(-1)
+        apart = (output - batch["x"] @ weight.T).square().sum(-1)
         return apart[mask].mean()
 
     batch = {"x": x, "attention_mask": mask.long()}

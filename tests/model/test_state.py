@@ -1,0 +1,151 @@
+"""What a model remembers is as it was after passes of ours, and no thread sees another's."""
+
+import collections
+import copy
+import random
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe.model.state import alone, beside, kept
+
+
+class History:
+    """An object of a user's own that grows."""
+
+    def __init__(self) -> None:
+        self.sums: list[float] = []
+        self.last: Tensor | None = None
+
+
+class Remembering(nn.Module):
+    """Keeps something of every pass in every way that was thought of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("replaced", torch.zeros(2))
+        self.count, self.state, self.seen = 0, None, []
+        self.by_name: dict[str, Any] = {"deep": {"list": [1]}}
+        self.kinds: set[int] = set()
+        self.history, self.array = History(), np.zeros(3)
+        self.counter: collections.Counter[str] = collections.Counter()
+        self.plain = torch.zeros(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.calls += 1
+        self.replaced = torch.ones(2) * self.count
+        self.state = x.sum(0) if self.state is None else self.state + x.sum(0)
+        self.seen.append(len(x))
+        self.by_name["deep"]["list"].append(len(x))
+        self.by_name[f"new {self.count}"] = 1
+        self.kinds.add(self.count)
+        self.history.sums.append(float(x.sum()))
+        self.history.last = x
+        self.array += 1
+        self.counter["calls"] += 1
+        self.plain.mul_(2).add_(1)
+        self.extra = self.count
+        random.random(), np.random.rand(), torch.rand(1)
+        return self.last(self.first(x).relu())
+
+
+def _memory(model: Remembering) -> list[Any]:
+    return copy.deepcopy(
+        [
+            model.count, model.calls.tolist(), model.replaced.tolist(), model.seen, model.by_name,
+            model.kinds, model.history.sums, model.array.tolist(), dict(model.counter),
+            model.plain.tolist(), hasattr(model, "extra"),
+            None if model.state is None else model.state.tolist(),
+            None if model.history.last is None else model.history.last.tolist(),
+            random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+        ]
+    )  # fmt: skip
+
+
+DOORS: dict[str, Any] = {
+    "probe": lambda m, x: bp.probe(m, [x] * 3, sites="relu()", progress=False),
+    "observe": lambda m, x: bp.observe(m, [x] * 3, sites="relu()", progress=False),
+    "symmetries": lambda m, x: bp.symmetries(m, x),
+    "certify": lambda m, x: bp.certify(m, "relu()", x),
+    "reparametrize": lambda m, x: bp.reparametrize(m, "relu()", torch.eye(16), example_input=x),
+    "similarity": lambda m, x: bp.similarity(m, copy.deepcopy(m), [x] * 3, site="first"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("before", [0, 2])
+def test_everything_that_a_model_remembers_is_put_back(door: str, before: int) -> None:
+    torch.manual_seed(0)
+    model, x = Remembering().eval(), torch.randn(40, 8)
+    for _ in range(before):
+        model(x)
+    was = _memory(model)
+    objects = [model.seen, model.by_name, model.history, model.plain, model.calls]
+    DOORS[door](model, x)
+    assert _memory(model) == was
+    now = [model.seen, model.by_name, model.history, model.plain, model.calls]
+    assert all(a is b for a, b in zip(objects, now, strict=True))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_inside_attach_a_model_remembers_the_users_passes_alone(rows: int) -> None:
+    torch.manual_seed(0)
+    model = Remembering().eval()
+    twin, data = copy.deepcopy(model), [torch.randn(rows, 8) for _ in range(4)]
+    alone_ = [twin(x) for x in data]
+    state = random.getstate(), torch.get_rng_state()
+    random.setstate(state[0])
+    with bp.attach(model, sites="relu()") as probe:
+        inside = [model(x) for x in data]
+    assert all(map(torch.equal, alone_, inside))
+    assert _memory(model)[:13] == _memory(twin)[:13]
+    assert probe.report()["relu()"].n_samples == 4 * rows
+
+
+def test_what_is_put_back_survives_an_error() -> None:
+    model, x = Remembering().eval(), torch.randn(5, 8)
+    was = _memory(model)[:13]
+    with pytest.raises(KeyError), kept(model):
+        model(x)
+        raise KeyError
+    assert _memory(model)[:13] == was
+
+
+def test_a_copy_shares_weights_and_nothing_that_a_pass_changes() -> None:
+    model = Remembering().eval()
+    model.state = (model.first.weight * 2).sum(0)  # Computed, so that deepcopy would refuse it.
+    twin = beside(model)
+    assert twin.first.weight is model.first.weight
+    twin(torch.randn(5, 8))
+    assert model.count == 0 and model.seen == [] and model.history.sums == []
+
+
+def test_two_threads_are_refused_and_copies_are_not() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    started, ended = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with alone(model):
+            started.set()
+            ended.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    started.wait(10)
+    try:
+        data = [torch.randn(50, 8)]
+        with pytest.raises(bp.DataError, match="another thread"):
+            bp.probe(model, data, progress=False)
+        assert bp.probe(copy.deepcopy(model), data, progress=False)["1"].n_samples == 50
+    finally:
+        ended.set()
+        thread.join()
+    assert bp.probe(model, data, progress=False)["1"].n_samples == 50
