@@ -203,7 +203,8 @@ def similarity(
         seed: seeds the division into parts.
 
     Returns:
-        One result; for models without a site one for every site, by name.
+        One result; for models without a site one for every site, by name. Its similarity is NaN,
+        and its notes say why, where hardly any samples differ and any two networks would be alike.
 
     Raises:
         DataError: for different samples in the two, too few of them, NaN, constant axes, or data
@@ -485,11 +486,13 @@ class State:
             raise DataError(f"{total.count} samples: give at least two, better thousands")
         few = min(total.count, self.different.count)
         if few < total.count and few <= self.mixed:
-            raise DataError(
-                f"the {total.count} samples are {few} different ones that repeat, and {self.mixed} "
-                f"axes may be mixed: with so few, any two networks look alike; give more than "
-                f"{self.mixed} different samples"
+            refused = (
+                f"No similarity can be told: the {total.count} samples are {few} different ones "
+                f"that repeat, and {self.mixed} axes may be mixed, so that any two networks look "
+                f"alike; give more than {self.mixed} different samples."
             )
+            formula, nan = _FORMULAS[self.plan.measure], math.nan
+            return self._result(nan, nan, nan, nan, sites, None, [refused], formula)
         in_sample, alignment = fit(total, total)
         held_out: list[float] = []
         if self.plan.folds > 1:

@@ -269,7 +269,7 @@ def test_what_goes_wrong_on_the_second_pass_loses_nothing() -> None:
     model, ids = Reader().eval(), _ids().repeat(2, 1)
     with pytest.raises(bp.DataError, match="examples=2 reads the data a second time"):
         bp.probe(model, iter([ids]), sites="act", examples=2, progress=False)
-    with pytest.raises(ValueError, match="examples=-1: give how many contexts"):
+    with pytest.raises(ValueError, match="examples=-1: give a whole number from 0"):
         bp.probe(model, [ids], sites="act", examples=-1)
 
     class Once:
