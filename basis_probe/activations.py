@@ -343,6 +343,11 @@ def _features(name: str, value: Any, *, cached: bool) -> int:
     return 2 if heads and getattr(value, "ndim", 0) in ((3, 4) if cached else (4,)) else 1
 
 
+def features_of(name: str, value: Any) -> int:
+    """How many last axes of a cached array are features; 0 where it holds no activations."""
+    return _features(name, value, cached=True) if _has_features(name, value) else 0
+
+
 def _has_features(name: str, value: Any) -> bool:
     """True for floating-point numbers whose last axis, or last two, are known to be features."""
     if not isinstance(value, Tensor | np.ndarray) or value.shape[-1:] in ((), (1,)):

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from typing import Any
 
+from benchmarks import peers
 from benchmarks.shapes import SHAPES
 
-_TABLES = ("probe", "notebook", "growth", "dissection")
+_TABLES = ("probe", "notebook", "growth", "dissection", "peers")
 
 
 def main() -> None:
@@ -43,6 +44,8 @@ def main() -> None:
     if "dissection" in wanted:
         found = _measured(asked, "dissection", tokens=asked.tokens[0])
         table += [*_dissection_table(asked, found), ""]
+    if "peers" in wanted:
+        table += [*peers.table(), ""]
     text = "\n".join(table)
     print(text)
     if asked.out is not None:

@@ -285,7 +285,12 @@ def _is_plain(weights: Tensor) -> bool:
 
 
 def align(
-    group: Group, other: Group, moments: Crossed, *, constant: Constant = "refuse"
+    group: Group,
+    other: Group,
+    moments: Crossed,
+    *,
+    constant: Constant = "refuse",
+    whitening: float = 0.0,
 ) -> Alignment:
     """The element that lays x on y best, over the samples of some moments.
 
@@ -295,6 +300,7 @@ def align(
         moments: of x and y.
         constant: what to do about axes that never vary, where a scale of theirs would be needed:
             "refuse" them, or "ignore" them, so that they match nothing.
+        whitening: how far the axes are brought towards white ones first, in [0, 1), for turns.
 
     Raises:
         DataError: for too few samples, or constant axes that are refused.
@@ -305,6 +311,8 @@ def align(
     for which, own, side in (("x", group, moments.x), ("y", other, moments.y)):
         _require_samples(which, own, side)
     forms = _form(group, moments.x, constant), _form(other, moments.y, constant)
+    if whitening:
+        forms = _partly_white(moments.x, whitening), _partly_white(moments.y, whitening)
     between = forms[0].weights.T @ moments.sums @ forms[1].weights
     return Alignment(group, forms[0], forms[1], compact.best(between)[1])
 
@@ -392,7 +400,7 @@ def _form(group: Group, side: Spread, constant: Constant) -> Form:
         raise ValueError(f"the group {group!r} acts on {group.dim} axes, and there are {dim}")
     flat = side.flat
     if isinstance(group, GeneralLinear):
-        return _white(side)
+        return white(side)
     if isinstance(group, PositiveMonomial | Monomial):
         _may_be_flat(flat, constant)
         return Form(torch.diag(side.unit), int(flat.sum()))
@@ -436,7 +444,12 @@ def _form(group: Group, side: Spread, constant: Constant) -> Form:
     return Form(torch.eye(dim, dtype=torch.float64), 0)
 
 
-def _white(side: Spread) -> Form:
+def white(side: Spread) -> Form:
+    """The form in which every direction has unit size.
+
+    Raises:
+        DataError: if nothing varies.
+    """
     # Of axes at unit size: which directions vary must not depend on how axes are scaled.
     scale = side.unit
     values, vectors = torch.linalg.eigh(scale[:, None] * side.sums * scale)
@@ -445,6 +458,22 @@ def _white(side: Spread) -> Form:
         raise DataError("one of the two is the same on every sample: there is nothing to compare")
     weights = scale[:, None] * vectors[:, kept] * values[kept].rsqrt()
     return Form(weights, int((~kept).sum()))
+
+
+def _partly_white(side: Spread, whitening: float) -> Form:
+    """X ((1 - w) I + w S^(-1/2)), S the covariance at a mean variance of one.
+
+    Source: A. Williams, E. Kunz, S. Kornblith and S. Linderman (2021), Generalized shape metrics on
+    neural representations, section 2; there alpha = 1 - w, and S as the data's size makes it.
+    """
+    values, vectors = torch.linalg.eigh(side.sums)
+    mean = float(values.clamp(min=0).mean())
+    if not mean > 0:
+        raise DataError("one of the two is the same on every sample: there is nothing to compare")
+    kept = values > _RANK * values.max()
+    inverse = torch.where(kept, (values / mean).clamp(min=1e-300).rsqrt(), 0.0)
+    scale = (1 - whitening) + whitening * inverse
+    return Form((vectors * scale) @ vectors.T, int((~kept).sum()))
 
 
 def _part(side: Spread, axes: Tensor) -> Spread:

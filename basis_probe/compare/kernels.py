@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.statistics.second_moments import mean_of, products
+
 _BLOCK = 1024
 """Examples along one side of a block of a kernel."""
 
@@ -50,7 +52,7 @@ def kernel_from_name(name: str) -> Kernel:
     """
     if name.upper() not in Kernel.__members__:
         known = ", ".join(kernel.name.lower() for kernel in Kernel)
-        raise ValueError(f"no kernel is called {name!r}; there are {known}")
+        raise ValueError(f"no kernel is called {name!r}; there are {known}, rbf")
     return Kernel[name.upper()]
 
 
@@ -290,8 +292,18 @@ def linear_hsic(
         raise ValueError(f"{len(x)} samples and {len(y)}: give the same samples of both")
     _require_four(len(x))
     # The criterion does not ask where zero is, and about the mean no digits are lost.
-    x, y = (z.double() - z.double().mean(0) for z in (x, y))
-    return feature_hsic(x.T @ y, x.square().sum(1), y.square().sum(1), unbiased=unbiased)
+    means = mean_of(x), mean_of(y)
+    own, other = (_lengths(z, mean) for z, mean in zip((x, y), means, strict=True))
+    between = products(x, y, *means, single=True)
+    return feature_hsic(between, own, other, unbiased=unbiased)
+
+
+def _lengths(x: Tensor, mean: Tensor) -> Tensor:
+    """The squared length of every sample about the mean, in float64."""
+    size = max(1, _AT_ONCE // x.shape[1])
+    return torch.cat(
+        [(rows.double() - mean.to(x.device)).square().sum(1) for rows in x.split(size)]
+    )
 
 
 def feature_hsic(

@@ -25,6 +25,7 @@ from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
 from basis_probe.run.read import batches_of
 from basis_probe.statistics.sampling import hash_examples
+from basis_probe.statistics.second_moments import Spread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +67,29 @@ class Caught:
     values: Tensor
     counted: Tensor | None
     space: tuple[int, ...] | None
+
+    def of_fold(self, fold: Tensor, number: int) -> "Caught":
+        """The examples of one part of the data; the same value whenever it is asked for."""
+        key = id(fold), number
+        if key not in self._folds:
+            chosen = (fold == number).nonzero().flatten().to(self.values.device)
+            counted = None if self.counted is None else self.counted[chosen]
+            self._folds[key] = Caught(self.values[chosen], counted, self.space), fold
+        return self._folds[key][0]
+
+    @functools.cached_property
+    def _folds(self) -> dict[tuple[int, int], "tuple[Caught, Tensor]"]:
+        return {}
+
+    def spread(self, *, single: bool) -> Spread:
+        """The moments of the rows; the same value whenever they are asked for."""
+        if single not in self._spreads:
+            self._spreads[single] = Spread.of(self.rows, single=single)
+        return self._spreads[single]
+
+    @functools.cached_property
+    def _spreads(self) -> dict[bool, Spread]:
+        return {}
 
     def resized(self, space: tuple[int, ...] | None) -> "Caught":
         """The feature maps averaged down to another size.
@@ -226,7 +250,7 @@ def paired(
     while True:
         batch = next(ours, None)
         if theirs is None:
-            pair = batch, None if batch is None else _moved(batch, subjects[1].device)
+            pair = batch, None if batch is None else moved(batch, subjects[1].device)
         else:
             pair = batch, next(theirs, None)
         if pair[0] is None and pair[1] is None:
@@ -246,7 +270,8 @@ def paired(
         yield first, second
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
     return batch if batch.inputs.device == device else batch.to(device)
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from basis_probe.algebra.groups import (
     GeneralLinear,
     Group,
+    LineStabiliser,
     OnAxes,
     Orthogonal,
+    Permutation,
     PositiveMonomial,
+    Trivial,
     group_from_name,
 )
 from basis_probe.compare.alignments import (
@@ -27,6 +31,7 @@ from basis_probe.compare.alignments import (
     require_kin,
     turned_axes,
 )
+from basis_probe.compare.canonical import projected, singular
 from basis_probe.compare.kernels import Hsic, Kernel, Maps, hsic_of, kernel_from_name, linear_hsic
 from basis_probe.compare.running import (
     Caught,
@@ -38,17 +43,41 @@ from basis_probe.compare.running import (
     fold_of,
     matched,
     paired,
-    pooled,
+)
+from basis_probe.compare.samples import (
+    Correlation,
+    Dissimilarity,
+    dissimilarities,
+    gaussian_hsic,
+    rsa,
+    shared_neighbours,
+)
+from basis_probe.compare.saved import (
+    Matrix,
+    arrays_of,
+    caught,
+    checked,
+    chosen,
+    folds_of,
+    is_saved,
+    same_space,
 )
 from basis_probe.errors import DataError, SiteError
 from basis_probe.model.network import prepared
-from basis_probe.results.similarity import Similarities, Similarity, spread_of
+from basis_probe.results.similarity import Chance, Similarities, Similarity, spread_of
 from basis_probe.statistics.effective import distinct_rows
 from basis_probe.statistics.second_moments import Crossed
 
-Matrix = Tensor | np.ndarray
-Measure = Literal["procrustes", "cka", "cca", "regression"]
+Saved = Mapping[str, Matrix] | str | os.PathLike[str]
+Measure = Literal[
+    "procrustes", "cka", "cca", "regression", "svcca", "pwcca", "rsa", "knn", "jaccard"
+]
 Normalization = Literal["shape", "paper"]
+
+MEASURES = ("procrustes", "cka", "cca", "regression", "svcca", "pwcca", "rsa", "knn", "jaccard")
+
+MOST_SAMPLES = 4096
+"""Pairs of samples are compared among at most so many, drawn uniformly."""
 
 _FORMULAS = {
     "procrustes": (
@@ -63,6 +92,27 @@ _FORMULAS = {
     "regression": (
         "the share of the second's variance that a linear map of the first predicts; not "
         "symmetric, and the distance, one minus it, is no metric"
+    ),
+    "svcca": (
+        "the mean canonical correlation of the principal components that hold 99 % of either "
+        "side's variance; distance sqrt(2 - 2 mean); Raghu et al. 2017"
+    ),
+    "pwcca": (
+        "the mean canonical correlation, weighted by how much of the first's axes each canonical "
+        "direction carries; not symmetric, and the distance, one minus it, is no metric; Morcos et "
+        "al. 2018"
+    ),
+    "rsa": (
+        "the correlation between the two tables of dissimilarities of all pairs of samples; the "
+        "distance is one minus it; Kriegeskorte et al. 2008"
+    ),
+    "knn": (
+        "the mean share of a sample's nearest neighbours that are among its nearest in the other "
+        "network too; the distance is one minus it; Huh et al. 2024"
+    ),
+    "jaccard": (
+        "the mean over samples of common nearest neighbours over all that are nearest in either "
+        "network; the distance is one minus it"
     ),
     "paper procrustes": (
         "one minus sqrt((|X|^2 + |Y|^2 - 2 sum of matched inner products) / 4n), axes not centred "
@@ -85,6 +135,8 @@ class Plan:
         unbiased: the estimate of the independence criterion.
         folds: into how many parts the examples are divided.
         seed: seeds the division.
+        whitening, dissimilarity, correlation, neighbours, width, shuffles: as for `similarity`.
+        rbf: True for CKA with Gaussian kernels.
     """
 
     measure: Measure
@@ -94,6 +146,63 @@ class Plan:
     folds: int
     constant: Constant
     seed: int
+    whitening: float = 0.0
+    dissimilarity: Dissimilarity = "euclidean"
+    correlation: Correlation = "pearson"
+    neighbours: int = 10
+    width: float = 0.4
+    shuffles: int = 0
+    rbf: bool = False
+
+    @property
+    def of_samples(self) -> bool:
+        """True if pairs of samples are compared, so that all of them are needed at once."""
+        return self.measure in ("rsa", "knn", "jaccard") or self.rbf
+
+    @property
+    def usual_group(self) -> str:
+        """The group of two matrices of which none is said."""
+        if self.measure in ("cca", "regression"):
+            return "general-linear"
+        return "signed-permutation" if self.measure == "pwcca" else "orthogonal"
+
+    def require_group(self, group: Group) -> None:
+        """Raises ValueError if the measure is not the same in every basis up to a group."""
+        name = "" if self.measure != "cka" else " with a Gaussian kernel"
+        what = f"{self.measure}{name} up to {group.name}"
+        if self.whitening and not isinstance(group, Orthogonal):
+            raise ValueError(
+                f"whitening={self.whitening:g} goes before turns and the group is {group.name}: "
+                'give group="orthogonal"'
+            )
+        if self.measure in ("cca", "regression") and not isinstance(group, GeneralLinear):
+            raise ValueError(
+                f"{self.measure} allows every linear map and the group is {group.name}: give "
+                'group="general-linear", or measure="procrustes"'
+            )
+        if self.measure == "svcca" and group.rescales:
+            raise ValueError(
+                f"{what}: which components lead depends on the scales of axes; give "
+                'group="orthogonal", or measure="cca" with group="general-linear"'
+            )
+        if self.measure == "pwcca" and (group.rescales or not on_axes(group)):
+            raise ValueError(
+                f"{what}: the weights are sums over the axes of the first as they are; give "
+                'group="signed-permutation" or a smaller one'
+            )
+        if not self.of_samples:
+            return
+        if group.rescales and not on_axes(group):
+            raise ValueError(
+                f"{what}: how far samples are apart is not the same in all its bases; give "
+                'group="orthogonal" or one that changes places, signs and scales of axes only'
+            )
+        plain = isinstance(group, Permutation | PositiveMonomial | Trivial | LineStabiliser)
+        if self.measure == "rsa" and self.dissimilarity == "correlation" and not plain:
+            raise ValueError(
+                f'{what}, dissimilarity="correlation": a correlation over axes changes when axes '
+                'are turned or reversed; give group="permutation", or dissimilarity="cosine"'
+            )
 
     def kernel_for(self, group: Group) -> Kernel:
         """The kernel that keeps its value under a group.
@@ -128,7 +237,36 @@ def similarity(
     normalization: Normalization = "shape", kernel: str | None = None,
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     constant: Constant | None = None, seed: int = 0,
+    whitening: float = 0.0, dissimilarity: Dissimilarity = "euclidean",
+    correlation: Correlation = "pearson", neighbours: int = 10, width: float = 0.4,
+    shuffles: int = 0,
 ) -> Similarity: ...  # fmt: skip
+
+
+@overload
+def similarity(
+    x: Saved, y: Saved, data: None = None, *, site: str, other_site: str | None = None,
+    group: Group | str | None = None, measure: Measure = "procrustes",
+    normalization: Normalization = "shape", kernel: str | None = None,
+    estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
+    constant: Constant | None = None, seed: int = 0,
+    whitening: float = 0.0, dissimilarity: Dissimilarity = "euclidean",
+    correlation: Correlation = "pearson", neighbours: int = 10, width: float = 0.4,
+    shuffles: int = 0,
+) -> Similarity: ...  # fmt: skip
+
+
+@overload
+def similarity(
+    x: Saved, y: Saved, data: None = None, *, site: None = None, other_site: None = None,
+    group: Group | str | None = None, measure: Measure = "procrustes",
+    normalization: Normalization = "shape", kernel: str | None = None,
+    estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
+    constant: Constant | None = None, seed: int = 0,
+    whitening: float = 0.0, dissimilarity: Dissimilarity = "euclidean",
+    correlation: Correlation = "pearson", neighbours: int = 10, width: float = 0.4,
+    shuffles: int = 0,
+) -> Similarities: ...  # fmt: skip
 
 
 @overload
@@ -139,6 +277,9 @@ def similarity(
     normalization: Normalization = "shape", kernel: str | None = None,
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     constant: Constant | None = None, seed: int = 0,
+    whitening: float = 0.0, dissimilarity: Dissimilarity = "euclidean",
+    correlation: Correlation = "pearson", neighbours: int = 10, width: float = 0.4,
+    shuffles: int = 0,
 ) -> Similarity: ...  # fmt: skip
 
 
@@ -150,12 +291,15 @@ def similarity(
     normalization: Normalization = "shape", kernel: str | None = None,
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     constant: Constant | None = None, seed: int = 0,
+    whitening: float = 0.0, dissimilarity: Dissimilarity = "euclidean",
+    correlation: Correlation = "pearson", neighbours: int = 10, width: float = 0.4,
+    shuffles: int = 0,
 ) -> Similarities: ...  # fmt: skip
 
 
 def similarity(
-    x: Matrix | nn.Module,
-    y: Matrix | nn.Module,
+    x: Matrix | Saved | nn.Module,
+    y: Matrix | Saved | nn.Module,
     data: Iterable[Any] | None = None,
     *,
     site: str | None = None,
@@ -169,6 +313,12 @@ def similarity(
     folds: int = 5,
     constant: Constant | None = None,
     seed: int = 0,
+    whitening: float = 0.0,
+    dissimilarity: Dissimilarity = "euclidean",
+    correlation: Correlation = "pearson",
+    neighbours: int = 10,
+    width: float = 0.4,
+    shuffles: int = 0,
 ) -> Similarity | Similarities:
     """How alike two networks are, where their axes are only defined up to a group.
 
@@ -178,29 +328,45 @@ def similarity(
     are compared by a partial turn, or by soft matching where axes change places.
 
     Args:
-        x: a matrix [samples, axes] or feature maps [samples, channels, *space], numpy or torch; or
-            a model as for `probe`.
+        x: a matrix [samples, axes] or feature maps [samples, channels, *space], numpy or torch;
+            names with several of these, as a dict, an ActivationCache, or the path of a
+            `.safetensors` or `.npz` file; or a model as for `probe`.
         y: the same samples of the other network, or the other model.
         data: for models, batches as for `probe`; both networks see each batch in turn.
-        site: the place in the first model; None for every sensible place that both have.
+        site: the place in the first model, or the name of the activations; None for every sensible
+            place that both have.
         other_site: the place in the second model; None for the same name.
         other_data: the same examples as the second model takes them, where that differs.
-        group: a group, or its name; None for the one of the site, and for matrices "orthogonal".
+        group: a group, or its name; None for the one of the site, and for matrices "orthogonal",
+            or "general-linear" for CCA and regression and "signed-permutation" for PWCCA.
         measure: "procrustes" for any group; "cka" for groups of rotations, permutations and
-            monomial matrices; "cca" and "regression" for the general linear group.
+            monomial matrices; "cca" and "regression" for the general linear group; "svcca" for
+            groups that rescale nothing; "pwcca" for those that only change places and signs of
+            axes; "rsa", "knn" (mutual nearest neighbours) and "jaccard" (the same over the union)
+            for groups of rotations, permutations and monomial matrices, axes brought to unit size
+            where the group rescales them.
         normalization: "shape" for what the group leaves of centred data of unit size; "paper" for
             the formulas of Godfrey et al. 2022 as they stand: nothing is held out, axes are not
             centred for Procrustes, smaller maps and networks are enlarged by repetition and zeros,
             and CKA brings every axis to unit size whatever the group.
-        kernel: for CKA: "linear", "max", "median" or "smooth"; None for linear where axes may be
-            turned and for max, which the paper uses, where they may not. All of them are blind to
-            signs of axes. Max, median and smooth take inner products over positions; linear takes
-            positions as samples.
+        kernel: for CKA: "linear", "rbf", "max", "median" or "smooth"; None for linear where axes
+            may be turned and for max, which the paper uses, where they may not. All of them are
+            blind to signs of axes. Max, median and smooth take inner products over positions,
+            linear and rbf positions as samples.
         estimator: of the independence criterion in CKA.
         folds: into how many parts the examples are divided; 1 to hold nothing out.
         constant: "refuse" or "ignore" axes that never vary, where their scale would be needed; None
             to refuse them in matrices and to ignore them in models, where some neurons are dead.
-        seed: seeds the division into parts.
+        seed: seeds the division into parts, and shuffles.
+        whitening: for Procrustes up to turns: how far both are brought towards white axes first,
+            from 0 (not at all) to below 1 (all of the way is CCA).
+        dissimilarity: for RSA and neighbours, of two samples: "euclidean", "cosine", or for RSA
+            "correlation".
+        correlation: for RSA, of the two tables: "pearson" or "spearman".
+        neighbours: how many nearest neighbours a sample has.
+        width: of the Gaussian kernel, as a share of the median distance of two samples.
+        shuffles: how often the examples of the second are put in another order, to say what chance
+            reaches; 0 for no chance level. Batches of a few examples cannot be shuffled.
 
     Returns:
         One result; for models without a site one for every site, by name. Its similarity is NaN,
@@ -225,14 +391,22 @@ def similarity(
     """
     if constant is None:
         constant = "ignore" if isinstance(x, nn.Module) else "refuse"
-    plan = plan_of(measure, normalization, kernel, estimator, folds, constant, seed)
+    plan = plan_of(
+        measure, normalization, kernel, estimator, folds, constant, seed, whitening=whitening,
+        dissimilarity=dissimilarity, correlation=correlation, neighbours=neighbours, width=width,
+        shuffles=shuffles,
+    )  # fmt: skip
     if isinstance(x, nn.Module) and isinstance(y, nn.Module):
         if data is None:
             raise DataError("two models are given without data: give batches to run them on")
         return _of_models((x, y), data, other_data, site, other_site, group, plan)
     if isinstance(x, nn.Module) or isinstance(y, nn.Module):
         raise TypeError("one of the two is a model and the other is not: give two of one kind")
-    if data is not None or site is not None or other_site is not None or other_data is not None:
+    if data is not None or other_data is not None:
+        raise ValueError("data and sites belong to models; two matrices were given")
+    if is_saved(x) and is_saved(y):
+        return _of_saved(x, y, site, other_site, group, plan)
+    if site is not None or other_site is not None:
         raise ValueError("data and sites belong to models; two matrices were given")
     return _of_matrices(x, y, group, plan)
 
@@ -245,13 +419,47 @@ def plan_of(
     folds: int,
     constant: str,
     seed: int,
+    *,
+    whitening: float = 0.0,
+    dissimilarity: str = "euclidean",
+    correlation: str = "pearson",
+    neighbours: int = 10,
+    width: float = 0.4,
+    shuffles: int = 0,
 ) -> Plan:
     """What is to be compared, checked.
 
     Raises:
         ValueError: for a name or number that makes no sense.
     """
-    _one_of("measure", measure, ("procrustes", "cka", "cca", "regression"))
+    _one_of("measure", measure, MEASURES)
+    _one_of("dissimilarity", dissimilarity, ("euclidean", "cosine", "correlation"))
+    _one_of("correlation", correlation, ("pearson", "spearman"))
+    for name, value, usual, used in (
+        ("whitening", whitening, 0.0, measure == "procrustes"),
+        ("dissimilarity", dissimilarity, "euclidean", measure in ("rsa", "knn", "jaccard")),
+        ("correlation", correlation, "pearson", measure == "rsa"),
+        ("neighbours", neighbours, 10, measure in ("knn", "jaccard")),
+        ("width", width, 0.4, kernel == "rbf"),
+    ):
+        if value != usual and not used:
+            raise ValueError(f"{name}={value!r} is not used by measure={measure!r}: leave it out")
+    if not 0 <= whitening < 1:
+        raise ValueError(
+            f"whitening={whitening}: give a share from 0 to below 1; all of the way is "
+            'measure="cca" with group="general-linear"'
+        )
+    if measure in ("knn", "jaccard") and dissimilarity == "correlation":
+        raise ValueError('dissimilarity="correlation" belongs to measure="rsa"')
+    if neighbours < 1 or not width > 0 or shuffles < 0:
+        raise ValueError(
+            f"neighbours={neighbours}, width={width}, shuffles={shuffles}: give a positive number "
+            "of neighbours, a positive width, and 0 or more shuffles"
+        )
+    if normalization == "paper" and (whitening or kernel == "rbf"):
+        raise ValueError(
+            'normalization="paper" has neither whitening nor a Gaussian kernel: leave them out'
+        )
     _one_of("normalization", normalization, ("shape", "paper"))
     _one_of("estimator", estimator, ("unbiased", "biased"))
     _one_of("constant", constant, ("refuse", "ignore"))
@@ -264,11 +472,18 @@ def plan_of(
     return Plan(
         measure,  # pyright: ignore[reportArgumentType]
         normalization,  # pyright: ignore[reportArgumentType]
-        None if kernel is None else kernel_from_name(kernel),
+        None if kernel in (None, "rbf") else kernel_from_name(kernel),
         estimator == "unbiased",
         folds,
         constant,  # pyright: ignore[reportArgumentType]
         seed,
+        whitening,
+        dissimilarity,  # pyright: ignore[reportArgumentType]
+        correlation,  # pyright: ignore[reportArgumentType]
+        neighbours,
+        width,
+        shuffles,
+        kernel == "rbf",
     )
 
 
@@ -280,72 +495,61 @@ def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
 # --- two matrices ---------------------------------------------------------------------------------
 
 
-def _of_matrices(x: Matrix, y: Matrix, group: Group | str | None, plan: Plan) -> Similarity:
-    own, other = _checked("x", x), _checked("y", y)
-    if len(own) != len(other):
-        raise DataError(
-            f"x has {len(own)} samples and y {len(other)}: give the same samples of both, in the "
-            "same order"
-        )
+def _of_matrices(x: Any, y: Any, group: Group | str | None, plan: Plan) -> Similarity:
+    own, other = checked("x", x), checked("y", y)
+    require_same_samples(len(own), len(other))
     own, other = same_space(own, other, enlarge=plan.normalization == "paper")
-    groups = groups_for(group or "orthogonal", own.shape[1], other.shape[1])
-    state = State(plan, groups, whole=True)
-    generator = torch.Generator().manual_seed(plan.seed)
-    order = torch.randperm(len(own), generator=generator)
-    fold = torch.empty(len(own), dtype=torch.int64)
-    fold[order] = torch.arange(len(own)) % plan.folds
-    state.see(_caught(own), _caught(other), fold)
-    return state.finish(("", ""))
+    return of_caught(caught(own), caught(other), ("", ""), group, plan)
 
 
-def _checked(name: str, values: Matrix) -> Tensor:
-    if not isinstance(values, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"{name} is a {type(values).__name__}: give a numpy array or a torch tensor"
-        )
-    tensor = torch.as_tensor(values).detach()
-    if not tensor.is_floating_point():
-        raise TypeError(
-            f"{name} holds {str(tensor.dtype).removeprefix('torch.')}: activations are "
-            "floating-point numbers; convert them, for example with .float()"
-        )
-    if tensor.ndim < 2 or tensor.numel() == 0:
+def of_caught(
+    x: Caught, y: Caught, names: tuple[str, str], group: Group | str | None, plan: Plan
+) -> Similarity:
+    """The result for the same samples of both, which are all there are."""
+    dims = x.values.shape[2], y.values.shape[2]
+    state = State(plan, groups_for(group or plan.usual_group, *dims), whole=True)
+    state.see(x, y, folds_of(len(x.values), folds=plan.folds, seed=plan.seed))
+    return state.finish(names)
+
+
+def require_same_samples(own: int, other: int) -> None:
+    """Raises DataError unless there are as many samples of both."""
+    if own != other:
         raise DataError(
-            f"{name} has shape {tuple(tensor.shape)}: give [samples, axes], or feature maps "
-            "[samples, channels, *space]"
+            f"x has {own} samples and y {other}: give the same samples of both, in the same order"
         )
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise DataError(
-            f"{name} holds {bad} values that are NaN or infinite: remove those samples from both"
-        )
-    return tensor
 
 
-def same_space(x: Tensor, y: Tensor, *, enlarge: bool) -> tuple[Tensor, Tensor]:
-    """Two feature maps at one size: the larger averaged down, or the smaller repeated.
-
-    Raises:
-        DataError: if one is a feature map and the other is not.
-    """
-    if x.ndim != y.ndim:
-        raise DataError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}: compare two matrices, or two "
-            "sets of feature maps"
-        )
-    if x.shape[2:] == y.shape[2:]:
-        return x, y
-    if not enlarge:
-        space = tuple(min(a, b) for a, b in zip(x.shape[2:], y.shape[2:], strict=True))
-        return pooled(x, space), pooled(y, space)
-    space = tuple(max(a, b) for a, b in zip(x.shape[2:], y.shape[2:], strict=True))
-    return nn.functional.interpolate(x, space), nn.functional.interpolate(y, space)
-
-
-def _caught(maps: Tensor) -> Caught:
-    """Feature maps [samples, axes, *space] as they are caught at a site."""
-    space = tuple(maps.shape[2:]) or None
-    return Caught(maps.flatten(2).movedim(1, 2) if space else maps[:, None], None, space)
+def _of_saved(
+    x: Any,
+    y: Any,
+    site: str | None,
+    other_site: str | None,
+    group: Group | str | None,
+    plan: Plan,
+) -> Similarity | Similarities:
+    own, other = arrays_of("x", x), arrays_of("y", y)
+    if site is not None:
+        own = chosen("x", own, site)
+        other = chosen("y", other, other_site or site)
+        if len(own) != 1 or len(other) != 1:
+            raise SiteError(f"{len(own)} and {len(other)} names fit where one is needed: name one")
+        pairs = [(next(iter(own)), next(iter(other)))]
+    elif other_site is not None:
+        raise ValueError("other_site is given without site: give both")
+    else:
+        pairs = [(name, name) for name in own if name in other]
+        if not pairs:
+            raise SiteError(
+                "the two have no name in common: name the activations with site and other_site, "
+                f"such as {', '.join([*own][:3])} and {', '.join([*other][:3])}"
+            )
+    for a, b in pairs:
+        require_same_samples(len(own[a].values), len(other[b].values))
+    results = Similarities(
+        (a, of_caught(*_sized(own[a], other[b], plan), (a, b), group, plan)) for a, b in pairs
+    )
+    return next(iter(results.values())) if site is not None else results
 
 
 def groups_for(group: Group | str, dim: int, other_dim: int) -> tuple[Group, Group]:
@@ -382,22 +586,28 @@ class State:
 
     def __init__(self, plan: Plan, groups: tuple[Group, Group], *, whole: bool = False) -> None:
         require_kin(*groups)
-        if plan.measure in ("cca", "regression") and not isinstance(groups[0], GeneralLinear):
-            raise ValueError(
-                f"{plan.measure} allows every linear map and the group is {groups[0].name}: give "
-                'group="general-linear", or measure="procrustes"'
-            )
+        plan.require_group(groups[0])
         if plan.normalization == "paper":
             _require_in_paper(plan, groups[0])
         self.plan, self.groups, self.whole = plan, groups, whole
-        self.kernel = plan.kernel_for(groups[0]) if plan.measure == "cka" else None
+        self.kernel = None if plan.measure != "cka" or plan.rbf else plan.kernel_for(groups[0])
         self.moments = [Crossed.empty(groups[0].dim, groups[1].dim) for _ in range(plan.folds)]
         self.kernels: list[Hsic] = []
         self.parts: list[float] = []
         self.examples = self.samples = 0
-        self.turned = max(map(turned_axes, groups)) if self.kernel is None else 0
+        fitted = self.kernel is None and not plan.of_samples
+        self.turned = max(map(turned_axes, groups)) if fitted else 0
+        if plan.measure == "pwcca":
+            self.turned = max(group.dim for group in groups)
         self.different = Different(self.turned)
         self.repeated = Repeated(plan.folds)
+        # Turns and orders of axes are found from sums of products alone.
+        whitened = plan.whitening > 0 or max(map(mixed_axes, groups)) > 0
+        self.single = plan.measure == "procrustes" and not whitened
+        self.rows = Rows(MOST_SAMPLES, torch.Generator().manual_seed(plan.seed))
+        self.shuffling = torch.Generator().manual_seed(plan.seed + 1)
+        alone = dataclasses.replace(plan, shuffles=0)
+        self.shuffled = [State(alone, groups, whole=whole) for _ in range(plan.shuffles)]
 
     def see(self, x: Caught, y: Caught, fold: Tensor) -> None:
         """Adds the examples of one batch.
@@ -408,18 +618,52 @@ class State:
             fold: [examples], to which part of the data each belongs.
         """
         self.examples += len(x.values)
+        for other in self.shuffled:
+            order = torch.randperm(len(y.values), generator=self.shuffling)
+            other.see(x, _some(y, order), fold)
+        if self.plan.of_samples:
+            self._see_samples(x, y, fold)
+            return
         if self.kernel is not None:
             self._see_kernels(x, y, fold)
             return
+        plain = x.counted is None and y.counted is None and x.space == y.space
         for part in range(self.plan.folds):
-            chosen = (fold == part).nonzero().flatten()
-            if len(chosen):
-                rows = matched({"x": _some(x, chosen)}, "x", _some(y, chosen))
+            own, other = x.of_fold(fold, part), y.of_fold(fold, part)
+            if not len(own.values):
+                continue
+            if plain:
+                common_space(own, other)
+                rows, spreads = (
+                    (own.rows, other.rows),
+                    (own.spread(single=self.single), other.spread(single=self.single)),
+                )
+            else:
+                rows, spreads = matched({"x": own}, "x", other), None
+            self.samples += len(rows[0])
+            self.different.see(*rows)
+            self.moments[part] += Crossed.of(*rows, spreads=spreads, single=self.single)
+            if self.plan.folds > 1:
+                self.repeated.see(part, *rows)
+
+    def _see_samples(self, x: Caught, y: Caught, fold: Tensor) -> None:
+        numbers = torch.arange(self.examples - len(x.values), self.examples)
+        for part in range(self.plan.folds):
+            own, other = x.of_fold(fold, part), y.of_fold(fold, part)
+            rows = matched({"x": own}, "x", other)
+            if len(own.values):
+                positions = own.values.shape[1]
+                belongs = numbers[fold.cpu() == part]
+                if len(rows[0]) == len(belongs) * positions:
+                    belongs = belongs.repeat_interleave(positions)
+                else:
+                    counted = own.counted if own.counted is not None else other.counted
+                    assert counted is not None
+                    if own.counted is not None and other.counted is not None:
+                        counted = own.counted & other.counted
+                    belongs = belongs.repeat_interleave(counted.sum(1).cpu())
                 self.samples += len(rows[0])
-                self.different.see(*rows)
-                self.moments[part] += Crossed.of(*rows)
-                if self.plan.folds > 1:
-                    self.repeated.see(part, *rows)
+                self.rows.see(*rows, belongs, torch.full_like(belongs, part))
 
     def _see_kernels(self, x: Caught, y: Caught, fold: Tensor) -> None:
         self.samples += len(x.values)
@@ -452,17 +696,103 @@ class State:
         Raises:
             DataError: if what was seen does not suffice.
         """
+        found = self._finished(sites)
+        if not self.shuffled:
+            return found
+        values = [other.finish(sites).similarity for other in self.shuffled]
+        return dataclasses.replace(found, chance=Chance.of(found.similarity, values))
+
+    def _finished(self, sites: tuple[str, str]) -> Similarity:
+        if self.plan.of_samples:
+            return self._of_samples(sites)
         if self.kernel is not None:
             return self._cka(sites)
         total = sum(self.moments[1:], self.moments[0])
         if self.plan.normalization == "paper":
             return self._paper(total, sites)
         if self.plan.measure == "regression":
-            return self._fitted(total, sites, _regression, lambda value: 1 - value)
-        return self._fitted(total, sites, self._aligned, chord)
+            return self._fitted(total, sites, _regression)
+        if self.plan.measure in ("svcca", "pwcca"):
+            return self._fitted(total, sites, self._canonical)
+        return self._fitted(total, sites, self._aligned)
+
+    def distance(self, similarity: float) -> float:
+        """The distance that belongs to a similarity."""
+        if self.plan.measure == "cka":
+            return math.acos(max(-1.0, min(1.0, similarity)))
+        if self.plan.measure in ("procrustes", "cca", "svcca"):
+            return chord(similarity)
+        return max(0.0, 1 - similarity)
+
+    def _canonical(self, train: Crossed, test: Crossed) -> tuple[float, None]:
+        fit = singular if self.plan.measure == "svcca" else projected
+        return fit(train).similarity(test), None
+
+    def _of_samples(self, sites: tuple[str, str]) -> Similarity:
+        plan, (x, y, belongs, fold) = self.plan, self.rows.kept()
+        if len(x) < 4:
+            raise DataError(f"{len(x)} samples: pairs of samples need at least four")
+        sides = self._comparable(x, self.groups[0]), self._comparable(y, self.groups[1])
+        kind = plan.dissimilarity
+        tables = dissimilarities(sides[0], kind), dissimilarities(sides[1], kind)
+
+        def of(chosen: Tensor) -> float:
+            parts = [table[chosen][:, chosen] for table in tables]
+            if plan.measure == "rsa":
+                return rsa(parts[0], parts[1], plan.correlation)
+            return gaussian_hsic(parts[0], parts[1], plan.width, unbiased=plan.unbiased).cka
+
+        error = math.nan
+        if plan.measure in ("knn", "jaccard"):
+            union = plan.measure == "jaccard"
+            each = shared_neighbours(*tables, plan.neighbours, union=union)
+            value = float(each.mean())
+            # Samples of one example are not independent.
+            index = belongs.unique(return_inverse=True)[1]
+            sums = torch.zeros(int(index.max()) + 1, dtype=torch.float64)
+            sums.index_add_(0, index, each - value)
+            if len(sums) > 1:
+                error = float(sums.norm()) / len(each) * math.sqrt(len(sums) / (len(sums) - 1))
+        else:
+            value = of(torch.arange(len(x)))
+            parts = [(fold != part).nonzero().flatten() for part in fold.unique()]
+            left = [of(chosen) for chosen in parts if 4 <= len(chosen) < len(x)]
+            error = jackknife(left)
+        if math.isnan(value):
+            raise DataError(
+                "in one of the two all pairs of samples are equally unlike: there is nothing to "
+                "compare"
+            )
+        notes: list[str] = []
+        if len(x) < self.samples:
+            notes.append(
+                f"Pairs were compared among {len(x)} of the {self.samples} samples, drawn "
+                "uniformly."
+            )
+        formula = _FORMULAS.get(plan.measure, "")
+        if plan.measure == "cka":
+            formula = (
+                "the cosine of two centred Gaussian kernels, "
+                f"{'un' if plan.unbiased else ''}biased, {plan.width:g} median distances wide; the "
+                "distance is the angle between them"
+            )
+        if plan.measure == "rsa":
+            formula += f"; {kind} dissimilarities, {plan.correlation} correlation"
+        if plan.measure in ("knn", "jaccard"):
+            formula += f"; {plan.neighbours} neighbours by {kind} distance, of {len(x)} samples"
+        distance = self.distance(value)
+        return self._result(value, distance, error, value, sites, None, notes, formula)
+
+    def _comparable(self, rows: Tensor, group: Group) -> Tensor:
+        """The samples in a form that the group's scales cannot change."""
+        rows = rows.double()
+        if isinstance(group, LineStabiliser):
+            return rows - rows.mean(1, keepdim=True)
+        return _unit(rows) if group.rescales else rows
 
     def _aligned(self, train: Crossed, test: Crossed) -> tuple[float, Alignment]:
-        found = align(*self.groups, train, constant=self.plan.constant)
+        plan = self.plan
+        found = align(*self.groups, train, constant=plan.constant, whitening=plan.whitening)
         value = found.similarity(test)
         if self.plan.measure == "cca":
             # The mean over the directions of the smaller one.
@@ -473,6 +803,8 @@ class State:
     @property
     def mixed(self) -> int:
         """How many axes every invertible map may mix."""
+        if self.plan.measure == "pwcca":
+            return self.turned
         return max(map(mixed_axes, self.groups)) if self.kernel is None else 0
 
     def _fitted(
@@ -480,7 +812,6 @@ class State:
         total: Crossed,
         sites: tuple[str, str],
         fit: Callable[[Crossed, Crossed], tuple[float, Alignment | None]],
-        distance: Callable[[float], float],
     ) -> Similarity:
         if total.count < 2:
             raise DataError(f"{total.count} samples: give at least two, better thousands")
@@ -522,10 +853,22 @@ class State:
                 notes.append(
                     "The widths differ, so that axes are matched in parts (soft matching)."
                 )
+        formula = _FORMULAS[self.plan.measure]
+        if self.plan.whitening:
+            formula += (
+                f". Both were brought {self.plan.whitening:g} of the way to white axes first: "
+                "x ((1 - w) I + w S^(-1/2)), S the covariance at a mean variance of one"
+            )
         return self._result(
-            value, distance(value), spread_of(held_out), in_sample, sites, alignment, notes,
-            _FORMULAS[self.plan.measure],
-        )  # fmt: skip
+            value,
+            self.distance(value),
+            spread_of(held_out),
+            in_sample,
+            sites,
+            alignment,
+            notes,
+            formula,
+        )
 
     def _repetitions(self) -> Iterator[str]:
         """What a reader must know of rows that come both in what is fitted on and held out."""
@@ -557,7 +900,7 @@ class State:
             notes.append(
                 f"The kernels were compared within {len(self.kernels)} batches and added up."
             )
-        angle = math.acos(max(-1.0, min(1.0, value)))
+        angle = self.distance(value)
         formula = (
             f"the cosine of two centred kernels, {'un' if self.plan.unbiased else ''}biased; "
             f"of two samples, from the inner products of their axes: {self.kernel.value}. The "
@@ -612,6 +955,42 @@ class State:
             alignment=alignment,
             notes=tuple(notes),
         )
+
+
+class Rows:
+    """Samples of two networks, at most so many, drawn uniformly.
+
+    Args:
+        most: how many.
+        generator: draws which are kept.
+    """
+
+    def __init__(self, most: int, generator: torch.Generator) -> None:
+        self.most, self.generator = most, generator
+        self.parts: list[tuple[Tensor, ...]] = []
+        self.held = 0
+
+    def see(self, x: Tensor, y: Tensor, belongs: Tensor, fold: Tensor) -> None:
+        """Adds the same samples of both, with the example and the fold of each."""
+        priority = torch.rand(len(x), generator=self.generator, dtype=torch.float64)
+        self.parts.append((x.cpu(), y.cpu(), belongs, fold, priority))
+        self.held += len(x)
+        if self.held > 4 * self.most:
+            self._reduce()
+
+    def kept(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The samples of both, and the example and the fold of each."""
+        self._reduce()
+        x, y, belongs, fold, _ = self.parts[0] if self.parts else (torch.zeros(0, 1),) * 5
+        return x, y, belongs, fold
+
+    def _reduce(self) -> None:
+        if not self.parts:
+            return
+        joined = [torch.cat(column) for column in zip(*self.parts, strict=True)]
+        chosen = joined[-1].argsort()[: self.most].sort().values
+        self.parts = [tuple(column[chosen] for column in joined)]
+        self.held = len(chosen)
 
 
 class Different:
@@ -748,11 +1127,11 @@ def _of_models(
                     Network(subjects[1], other, other_site or site),
                 )
                 states = _states(networks, site is not None, group, plan)
-            caught, others = networks[0].run(batch), networks[1].run(other)
+            held, others = networks[0].run(batch), networks[1].run(other)
             rows = next((spot.rows for spot in networks[0].spots.values()), None)
             fold = fold_of(batch, folds=plan.folds, seed=plan.seed, rows=rows)
             for (name, other_name), state in states.items():
-                state.see(*_sized(caught[name], others[other_name], plan), fold)
+                state.see(*_sized(held[name], others[other_name], plan), fold)
     results = Similarities((names[0], state.finish(names)) for names, state in states.items())
     return next(iter(results.values())) if site is not None else results
 
@@ -762,7 +1141,7 @@ def _sized(x: Caught, y: Caught, plan: Plan) -> tuple[Caught, Caught]:
         common_space(x, y)
         return x, y
     made = same_space(x.maps(), y.maps(), enlarge=True)
-    return _caught(made[0]), _caught(made[1])
+    return caught(made[0]), caught(made[1])
 
 
 def _states(

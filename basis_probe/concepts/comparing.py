@@ -17,7 +17,7 @@ from basis_probe.evidence.measure import Choice
 from basis_probe.results.dissection import Comparison, ConceptFinding, DirectionFinding, Tally
 from basis_probe.results.evidence import NullRecord
 from basis_probe.statistics.moments import Moments
-from basis_probe.statistics.nulls import Problem, Rotation
+from basis_probe.statistics.nulls import Alternatives, Null, Problem, Rotation
 from basis_probe.statistics.nulls.rotations import TurnedAxes
 from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_p
 
@@ -65,17 +65,8 @@ def compare(
         threshold: above this a concept counts as detected; None for the measure's own.
         effort: how many of everything.
     """
-    null, dim = choice.null, problem.x.shape[1]
-    live = ~Moments.of(problem.x).constant.cpu()
-    kept = torch.nonzero(live).flatten() if bool(live.any()) else torch.arange(dim)
-    axes = _narrowed(problem.x.index_select(1, kept.to(problem.x.device)))
-    if isinstance(null, Rotation):
-        null = TurnedAxes(null.frames, null.samples, null.directions, null.geometry)
-        # A turn inside heads or planes needs all axes.
-        plain = problem.group.dim == dim and null.geometry is None and not _structured(problem)
-        if plain and len(kept) < dim:
-            problem = dataclasses.replace(problem, x=axes, pre=None, nonlinearity=None, layer=None)
-    alternatives = null.alternatives(problem)
+    null = choice.null
+    axes, kept, alternatives, samples = axes_beside(null, problem)
     generator = torch.Generator().manual_seed(effort.seed)
     mixing = torch.Generator().manual_seed(effort.seed + 1)
     scored = setting.labels.examples[parts(setting.halves)[1]]
@@ -83,13 +74,13 @@ def compare(
     frames: list[dict[Measure, Found]] = []
     for index in range(null.frames + 1):
         # What the axes score is their own: it is asked of the activations, whatever the null.
-        post = axes if index == 0 else _narrowed(alternatives.frame(generator).post, centred=True)
+        post = axes if index == 0 else narrowed(alternatives.frame(generator).post, centred=True)
         # Every frame has its share of the shuffles: the chance level is the same for all.
         frames.append(examine(post, setting, orders[index :: null.frames + 1]))
     record = NullRecord(
         name=null.name,
         frames=null.frames,
-        samples=len(problem.x),
+        samples=samples,
         geometry=_geometry(problem, choice),
         holds_fixed=null.holds_fixed,
         because=choice.because,
@@ -110,7 +101,27 @@ def compare(
     )
 
 
-def _narrowed(x: Tensor, *, centred: bool = False) -> Tensor:
+def axes_beside(null: Null, problem: Problem) -> tuple[Tensor, Tensor, Alternatives, int]:
+    """The axes as they are, and the frames of a null beside them.
+
+    Returns:
+        The activations along the axes that vary, which these are, the frames of the null, and on
+        how many samples they are.
+    """
+    dim = problem.x.shape[1]
+    live = ~Moments.of(problem.x).constant.cpu()
+    kept = torch.nonzero(live).flatten() if bool(live.any()) else torch.arange(dim)
+    axes = narrowed(problem.x.index_select(1, kept.to(problem.x.device)))
+    if isinstance(null, Rotation):
+        # A turn inside heads or planes needs all axes.
+        plain = problem.group.dim == dim and null.geometry is None and not _structured(problem)
+        null = TurnedAxes(null.frames, null.samples, null.directions, null.geometry)
+        if plain and len(kept) < dim:
+            problem = dataclasses.replace(problem, x=axes, pre=None, nonlinearity=None, layer=None)
+    return axes, kept, null.alternatives(problem), len(problem.x)
+
+
+def narrowed(x: Tensor, *, centred: bool = False) -> Tensor:
     """The same order of samples in single precision where that loses none, or about the means.
 
     Args:

@@ -1,8 +1,9 @@
 """Which concepts the axes of a layer detect, and how many its rotations do: the entry points."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ USUAL = (Measure.AVERAGE_PRECISION, Measure.AUC, Measure.IOU)
 """Measures of samples; maps interpolated to masks have too many for ranks, and are told by IoU."""
 
 FEWEST_EXAMPLES = 8
+
+Found = TypeVar("Found")
 
 _RULES = {
     Measure.IOU: (
@@ -145,6 +148,88 @@ def dissect(
     if max_samples < 1:
         raise ValueError(f"max_samples={max_samples}: give a positive number")
     effort = dataclasses.replace(effort or Effort(), seed=seed)
+    each = functools.partial(
+        _dissected, used=used, wanted=wanted, frames=frames, top=top, threshold=threshold,
+        categories=categories, sides=sides, split=split, effort=effort,
+    )  # fmt: skip
+    gathered = gather(
+        model, data, concepts, each, sites=sites, groups=groups, resolution=resolution, seed=seed,
+        device=device, max_samples=max_samples, progress=progress,
+    )  # fmt: skip
+    settings = {
+        "model": gathered.model,
+        "data": gathered.data,
+        "seed": str(seed),
+        "max_samples": str(max_samples),
+        "top": str(top),
+        "resolution": resolution.name.lower(),
+        "shuffles": str(effort.shuffles),
+        "resamples": str(effort.resamples),
+    }
+    return Dissection(gathered.found, settings, gathered.notes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of one site before its axes are asked anything.
+
+    Attributes:
+        name, kind: its name, and what it is in words.
+        problem: the activations and what made them.
+        labels: which samples carry which concept.
+        halves: [samples], on which half of the data each is.
+        maps: between maps of activations and larger masks; None where rows are labelled.
+        masks: True where masks are read at their own resolution.
+        n_examples: how many examples there are.
+        notes: what a reader must know.
+    """
+
+    name: str
+    kind: str
+    problem: Problem
+    labels: Labels
+    halves: Tensor
+    maps: Maps | None
+    masks: bool
+    n_examples: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gathered(Generic[Found]):
+    """What one pass over labelled data gave.
+
+    Attributes:
+        found: what was made of every site, in forward order.
+        model, data: in words.
+        notes: of the run as a whole.
+    """
+
+    found: tuple[Found, ...]
+    model: str
+    data: str
+    notes: tuple[str, ...]
+
+
+def gather(
+    model: nn.Module,
+    data: Iterable[Any],
+    concepts: Concepts,
+    each: Callable[[Known], Found],
+    *,
+    sites: str | Iterable[str] | None,
+    groups: Groups | None,
+    resolution: Resolution,
+    seed: int,
+    device: str | torch.device | None,
+    max_samples: int,
+    progress: bool,
+) -> Gathered[Found]:
+    """What comes of the activations and labels of every site, from one pass over the data.
+
+    Sites are taken one after the other, so that one at a time is unpacked. The other arguments, and
+    what is raised, are those of `dissect`.
+    """
     sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
     sources = Sources(concepts)
     subject = recognise(model)
@@ -177,43 +262,17 @@ def dissect(
                 subject.model, batch, lambda b=batch: subject.call(b), beside=labelled.beside
             )
         sources.finish()
-        found: list[SiteDissection] = []
+        found: dict[str, Found] = {}
         try:
             for name, place in places.items():
-                found.append(
-                    _site(
-                        name,
-                        place,
-                        stream.seen[name],
-                        labelled,
-                        dtype=subject.dtype,
-                        used=used,
-                        wanted=wanted,
-                        frames=frames,
-                        top=top,
-                        threshold=threshold,
-                        categories=categories,
-                        sides=sides,
-                        split=split,
-                        effort=effort,
-                    )
-                )
+                found[name] = each(_known(name, place, stream.seen[name], labelled, subject.dtype))
         except KeyboardInterrupt:
             if not found:
                 raise
-            left = [name for name in places if name not in {site.site for site in found}]
+            left = [name for name in places if name not in found]
             notes = (*notes, f"It was interrupted; not dissected: {', '.join(left)}.")
-    settings = {
-        "model": subject.description,
-        "data": f"{stream.batches} batches of {first.form}, {stream.examples} examples",
-        "seed": str(seed),
-        "max_samples": str(max_samples),
-        "top": str(top),
-        "resolution": resolution.name.lower(),
-        "shuffles": str(effort.shuffles),
-        "resamples": str(effort.resamples),
-    }
-    return Dissection(tuple(found), settings, notes)
+    described = f"{stream.batches} batches of {first.form}, {stream.examples} examples"
+    return Gathered(tuple(found.values()), subject.description, described, notes)
 
 
 def dissect_activations(
@@ -275,9 +334,37 @@ def dissect_activations(
         >>> found.comparison().distinct.observed
         8.0
     """
+    used, wanted, seed = _measures(measures), chosen_null(null), chosen_seed(seed)
+    known = known_of(
+        x, concepts, examples=examples, group=group, pre=pre, nonlinearity=nonlinearity,
+        inputs=inputs, weight=weight, bias=bias, seed=seed,
+    )  # fmt: skip
+    return _dissected(
+        known, used=used, wanted=wanted, frames=frames, top=top, threshold=threshold,
+        categories=categories, sides=sides, split=split,
+        effort=dataclasses.replace(effort or Effort(), seed=seed),
+    )  # fmt: skip
+
+
+def known_of(
+    x: Matrix,
+    concepts: Mapping[str, Any],
+    *,
+    examples: Any,
+    group: Group | str | None,
+    pre: Matrix | None,
+    nonlinearity: Nonlinearity | None,
+    inputs: Matrix | None,
+    weight: Matrix | None,
+    bias: Matrix | None,
+    seed: int,
+) -> Known:
+    """What is known of a matrix of activations and its labels.
+
+    The arguments, and what is raised, are those of `dissect_activations`.
+    """
     values = matrix("x", x)
     samples, dim = values.shape
-    used, wanted, seed = _measures(measures), chosen_null(null), chosen_seed(seed)
     flags = expanded(concepts)
     for name, labels in flags.items():
         if not isinstance(labels, Tensor) or labels.shape != (samples,):
@@ -321,29 +408,15 @@ def dissect_activations(
         else layer_of(inputs, weight, bias, function, values, order),
     )
     labels = Labels(tuple(flags), torch.stack([flags[name][order] for name in flags], 1), belongs)
-    compared, left_out = _compared(
-        problem,
-        labels,
-        halves,
-        None,
-        used=used or USUAL,
-        wanted=wanted,
-        frames=frames,
-        top=top,
-        threshold=threshold,
-        categories=categories,
-        sides=sides,
-        split=split,
-        effort=dataclasses.replace(effort or Effort(), seed=seed),
-    )
-    return SiteDissection(
-        site="activations",
+    return Known(
+        name="activations",
         kind="activations" if function is None else "neurons behind a nonlinearity",
-        dim=dim,
-        n_samples=samples,
+        problem=problem,
+        labels=labels,
+        halves=halves,
+        maps=None,
+        masks=False,
         n_examples=int(belongs.unique().numel()),
-        left_out=left_out,
-        comparisons=compared,
     )
 
 
@@ -489,16 +562,7 @@ class _Labelled:
 # --- after the data -------------------------------------------------------------------------------
 
 
-def _site(
-    name: str,
-    place: Placed,
-    seen: Seen,
-    labelled: _Labelled,
-    *,
-    dtype: torch.dtype,
-    used: tuple[Measure, ...] | None,
-    **settings: Any,
-) -> SiteDissection:
+def _known(name: str, place: Placed, seen: Seen, labelled: _Labelled, dtype: torch.dtype) -> Known:
     if seen.bad:
         number, count = seen.bad[0]
         raise DataError(
@@ -534,28 +598,39 @@ def _site(
     else:
         values, examples, label_halves = rows["labels"], belongs, halves
     labels = Labels(labelled.names, values, examples)
-    used = used or ((Measure.IOU,) if labelled.interpolated else USUAL)
-    rules = {measure: _RULES[measure] for measure in used if measure in _RULES and maps}
     problem = dataclasses.replace(
         problem, x=problem.x if dtype is torch.float64 else problem.x.float(), halves=halves
     )
-    compared, left_out = _compared(
-        problem,
-        labels,
-        label_halves,
-        maps,
-        used=used,
-        **settings,
-    )
-    return SiteDissection(
-        site=name,
+    return Known(
+        name=name,
         kind=place.role.kind,
-        dim=place.dim,
-        n_samples=len(values),
+        problem=problem,
+        labels=labels,
+        halves=label_halves,
+        maps=maps,
+        masks=labelled.interpolated,
         n_examples=int(belongs.unique().numel()),
+        notes=(*place.notes, *notes),
+    )
+
+
+def _dissected(
+    known: Known, *, used: tuple[Measure, ...] | None, **settings: Any
+) -> SiteDissection:
+    used = used or ((Measure.IOU,) if known.masks else USUAL)
+    compared, left_out = _compared(
+        known.problem, known.labels, known.halves, known.maps, used=used, **settings
+    )
+    rules = [_RULES[measure] for measure in used if measure in _RULES and known.maps]
+    return SiteDissection(
+        site=known.name,
+        kind=known.kind,
+        dim=known.problem.x.shape[1],
+        n_samples=len(known.labels.values),
+        n_examples=known.n_examples,
         left_out=left_out,
         comparisons=compared,
-        notes=(*place.notes, *notes, *rules.values()),
+        notes=(*known.notes, *rules),
     )
 
 
@@ -607,12 +682,12 @@ def _compared(
             )
         labels = labels.categorised(categories)
     labels = labels.usable(halves)
-    choices = _choices(problem, wanted, frames)
+    against = choices(problem, wanted, frames)
     if sides is None:
         sides = Sides.POSITIVE if _one_sided(problem.x) else Sides.BOTH
     setting = Setting(labels, halves, used, top, sides, maps)
     found = [
-        compare(problem, choice, setting, threshold=threshold, effort=effort) for choice in choices
+        compare(problem, choice, setting, threshold=threshold, effort=effort) for choice in against
     ]
     return tuple(one for several in found for one in several), dict(labels.left_out)
 
@@ -627,10 +702,10 @@ def _one_sided(x: Tensor) -> bool:
     return float((low < 0.25 * high).double().mean()) > 0.5
 
 
-def _choices(problem: Problem, wanted: Null | None, frames: int | None) -> list[Choice]:
+def choices(problem: Problem, wanted: Null | None, frames: int | None) -> list[Choice]:
     """The null that a site calls for, and the raw rotation beside it behind a nonlinearity."""
     choice = choose(problem, wanted)
-    choices = [choice]
+    found = [choice]
     if wanted is None and not isinstance(choice.null, Rotation):
         beside = dataclasses.replace(
             choice,
@@ -641,9 +716,9 @@ def _choices(problem: Problem, wanted: Null | None, frames: int | None) -> list[
             ),
             believable=False,
         )
-        choices.append(beside)
+        found.append(beside)
     sized: list[Choice] = []
-    for one in choices:
+    for one in found:
         asked_for = one.null.frames if wanted is not None else FRAMES
         count = asked_for if frames is None else frames
         # Concepts are chosen among all axes, never among a block of them.

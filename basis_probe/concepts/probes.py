@@ -5,18 +5,25 @@ in every frame alike: the winner's luck of choosing is the null's too.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
 
 import torch
-from jaxtyping import Bool, Float64, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor, nn
 
+from basis_probe.activations import Matrix, Nonlinearity
+from basis_probe.algebra.groups import Group
 from basis_probe.brief import brief
 from basis_probe.concepts.alignment import Ranks, auc
-from basis_probe.concepts.comparing import tally
-from basis_probe.errors import clean
+from basis_probe.concepts.comparing import axes_beside, tally
+from basis_probe.concepts.dissect import choices, gather, known_of
+from basis_probe.concepts.labels import Concepts, Resolution
+from basis_probe.errors import SiteError, clean
+from basis_probe.evidence.site import chosen_null, chosen_seed
 from basis_probe.results.dissection import Tally
-from basis_probe.statistics.nulls import Alternatives
+from basis_probe.statistics.nulls import Null
 
 
 @brief
@@ -44,51 +51,151 @@ class Probe:
         )
 
 
+@overload
 def sparse_probes(
-    alternatives: Alternatives,
+    x: Matrix, concepts: Mapping[str, Any], /, *, examples: Any = None,
+    group: Group | str | None = None, pre: Matrix | None = None,
+    nonlinearity: Nonlinearity | None = None, inputs: Matrix | None = None,
+    weight: Matrix | None = None, bias: Matrix | None = None, null: str | Null | None = None,
+    sizes: Sequence[int] = (1, 4, 16), frames: int | None = None, seed: int = 0,
+) -> tuple[Probe, ...]: ...  # fmt: skip
+
+
+@overload
+def sparse_probes(
+    x: nn.Module, concepts: Iterable[Any], labels: Concepts, /, *, site: str,
+    group: Group | str | None = None, null: str | Null | None = None,
+    sizes: Sequence[int] = (1, 4, 16), frames: int | None = None, seed: int = 0,
+    device: str | torch.device | None = None, max_samples: int = 16384, progress: bool = True,
+) -> tuple[Probe, ...]: ...  # fmt: skip
+
+
+def sparse_probes(
+    x: Matrix | nn.Module,
+    concepts: Any,
+    labels: Concepts | None = None,
+    /,
+    *,
+    site: str | None = None,
+    examples: Any = None,
+    group: Group | str | None = None,
+    pre: Matrix | None = None,
+    nonlinearity: Nonlinearity | None = None,
+    inputs: Matrix | None = None,
+    weight: Matrix | None = None,
+    bias: Matrix | None = None,
+    null: str | Null | None = None,
+    sizes: Sequence[int] = (1, 4, 16),
+    frames: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    max_samples: int = 16384,
+    progress: bool = True,
+) -> tuple[Probe, ...]:
+    """How well the best k directions tell each concept, axes against the directions of a null.
+
+    Called as `sparse_probes(x, concepts)` with a matrix of activations, or as
+    `sparse_probes(model, data, concepts, site=...)`. Directions are ranked by the distance of the
+    two means in standard deviations on one half of the examples; the probe is a linear discriminant
+    with a little ridge, and is scored on the other half.
+
+    Args:
+        x: activations [samples, dim] as for `dissect_activations`, or a model as for `dissect`.
+        concepts: for a matrix: name -> labels [samples]. For a model: the data.
+        labels: for a model: the concepts, as for `dissect`; masks are reduced to the maps.
+        site: for a model: its name.
+        examples: for a matrix, as for `dissect_activations`, like the next six.
+        group: a group, or its name; for a model None for the one of the site.
+        pre: [samples, dim].
+        nonlinearity: its name, a function or a module.
+        inputs: [samples, in].
+        weight: [dim, in].
+        bias: [dim].
+        null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
+        sizes: the numbers of directions.
+        frames: how many alternatives; None for 19, or what the null says.
+        seed: seeds them.
+        device: for a model, as for `dissect`, like the last two.
+        max_samples: at most so many samples are looked at.
+        progress: whether to show progress bars.
+
+    Returns:
+        One probe for every concept and size. A concept that either half lacks is left out.
+
+    Raises:
+        SiteError, DataError, TypeError: as `dissect` and `dissect_activations`.
+        ValueError: if no concept can be told, or for sizes that are not positive.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(600, 8, generator=generator)
+        >>> found = bp.sparse_probes(x, {"third": x[:, 2] > 1}, group="orthogonal", sizes=(1,))
+        >>> found[0].axes, round(found[0].auc.observed, 2)
+        ((2,), 1.0)
+    """
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"sizes={tuple(sizes)}: give numbers of directions, such as (1, 4, 16)")
+    wanted, seed = chosen_null(null), chosen_seed(seed)
+    if isinstance(x, nn.Module):
+        if labels is None or site is None:
+            raise ValueError(
+                "a model is given: call sparse_probes(model, data, concepts, site=...), with the "
+                "name of one site"
+            )
+        found = gather(
+            x, concepts, labels, lambda known: known, sites=site,
+            groups=None if group is None else {site: group},
+            resolution=Resolution.MAPS, seed=seed, device=device, max_samples=max_samples,
+            progress=progress,
+        ).found  # fmt: skip
+        if len(found) != 1:
+            raise SiteError(f"{len(found)} sites are called {site!r}: name one")
+        known = found[0]
+    else:
+        if labels is not None or site is not None:
+            raise ValueError("data and sites belong to models; a matrix was given")
+        known = known_of(
+            x, concepts, examples=examples, group=group, pre=pre, nonlinearity=nonlinearity,
+            inputs=inputs, weight=weight, bias=bias, seed=seed,
+        )  # fmt: skip
+    usable = known.labels.usable(known.halves)
+    choice = choices(known.problem, wanted, frames)[0]
+    axes, kept, alternatives, _ = axes_beside(choice.null, known.problem)
+    generator = torch.Generator().manual_seed(seed)
+    several = (alternatives.frame(generator).post for _ in range(choice.null.frames))
+    return probes_of(
+        itertools.chain([axes], several), usable.values, usable.names, known.halves, sizes, kept
+    )
+
+
+def probes_of(
+    frames: Iterable[Float[Tensor, "samples dim"]],
     labels: Bool[Tensor, "samples concepts"],
     names: Sequence[str],
     halves: Int64[Tensor, " samples"],
-    *,
-    sizes: Sequence[int] = (1, 4, 16),
-    frames: int = 19,
-    seed: int = 0,
+    sizes: Sequence[int],
+    kept: Int64[Tensor, " dim"],
 ) -> tuple[Probe, ...]:
-    """How well the best k directions tell each concept, axes against the frames of a null.
-
-    Directions are ranked by the distance of the two means in standard deviations; the probe is a
-    linear discriminant with a little ridge.
+    """One probe for every concept and size.
 
     Args:
-        alternatives: the frames, from `Null.alternatives`.
-        labels: [samples, concepts].
+        frames: the activations in every frame, the observed one first.
+        labels: [samples, concepts], each carried and lacked in either half.
         names: of the concepts.
         halves: 0 where probes are fitted, 1 where they are scored.
         sizes: the numbers of directions.
-        frames: how many alternatives.
-        seed: seeds them.
-
-    Raises:
-        ValueError: for a concept that either half lacks, or sizes that are not positive.
+        kept: which axes the observed directions are.
     """
     first, second = halves == 0, halves == 1
-    for half in (first, second):
-        count = labels[half].sum(0)
-        bad = (count == 0) | (count == int(half.sum()))
-        if bool(bad.any()):
-            name = names[int(torch.nonzero(bad)[0])]
-            raise ValueError(f"{name!r} is never or always true in one half: leave it out")
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes={tuple(sizes)}: give numbers of directions, such as (1, 4, 16)")
-    generator = torch.Generator().manual_seed(seed)
     scores: list[Tensor] = []
     chosen: Tensor = torch.zeros(0)
-    for index in range(frames + 1):
-        x = alternatives.frame(generator if index else None).post.double()
+    for index, post in enumerate(frames):
+        x = post.double()
         found, order = _frame(x[first], x[second], labels[first], labels[second], sizes)
         scores.append(found)
         if index == 0:
-            chosen = order
+            chosen = kept[order]
     values = torch.stack(scores)
     return tuple(
         Probe(

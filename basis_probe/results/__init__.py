@@ -24,7 +24,10 @@ from basis_probe.results.report import Provenance as Provenance
 from basis_probe.results.report import Report as Report
 from basis_probe.results.report import SiteReport as SiteReport
 from basis_probe.results.report import Verdict as Verdict
+from basis_probe.results.similarity import Chance as Chance
+from basis_probe.results.similarity import LayerMatrices as LayerMatrices
 from basis_probe.results.similarity import LayerMatrix as LayerMatrix
+from basis_probe.results.similarity import NetworkMatrix as NetworkMatrix
 from basis_probe.results.similarity import Similarities as Similarities
 from basis_probe.results.similarity import Similarity as Similarity
 from basis_probe.results.symmetry import Certificate as Certificate
@@ -35,6 +38,7 @@ __all__ = [
     "BasisRanking",
     "BasisStanding",
     "Certificate",
+    "Chance",
     "ClosedFormRecord",
     "Comparison",
     "Context",
@@ -43,7 +47,9 @@ __all__ = [
     "FewAxes",
     "FormBound",
     "KurtosisSplit",
+    "LayerMatrices",
     "LayerMatrix",
+    "NetworkMatrix",
     "NullRecord",
     "OrderRecord",
     "Outcome",

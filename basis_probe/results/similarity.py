@@ -20,12 +20,44 @@ if TYPE_CHECKING:
 
 
 @brief
+@dataclasses.dataclass(frozen=True)
+class Chance:
+    """What the measure gives when the examples of the second are in another order.
+
+    Attributes:
+        mean: over shuffles.
+        low, high: between these lie 95 of 100 shuffles.
+        p_value: (1 + #{shuffles with as much or more}) / (shuffles + 1).
+        shuffles: how many there were.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    shuffles: int
+
+    @staticmethod
+    def of(value: float, shuffled: Sequence[float]) -> Chance:
+        """From the value as it is and the values of shuffles."""
+        low, high = np.quantile(shuffled, [0.025, 0.975])
+        more = sum(other >= value for other in shuffled)
+        return Chance(
+            float(np.mean(shuffled)),
+            float(low),
+            float(high),
+            (1 + more) / (len(shuffled) + 1),
+            len(shuffled),
+        )
+
+
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class Similarity:
     """How alike two sets of activations are, up to a group.
 
     Attributes:
-        measure: "procrustes", "cka", "cca" or "regression".
+        measure: as it was asked for.
         group: the group, acting on the first.
         similarity: 1 where an element of the group makes the second of the first; of what was held
             out where an element was fitted.
@@ -40,6 +72,7 @@ class Similarity:
         formula: how the number is computed, and what the distance is good for.
         alignment: the fitted element; None where nothing is fitted.
         notes: what a reader must know.
+        chance: what shuffled examples give; None if it was not asked for.
     """
 
     measure: str
@@ -55,6 +88,7 @@ class Similarity:
     sites: tuple[str, str] = ("", "")
     alignment: Alignment | None = None
     notes: tuple[str, ...] = ()
+    chance: Chance | None = None
 
     @property
     def optimism(self) -> float:
@@ -166,6 +200,116 @@ class LayerMatrix:
             columns=self.other_sites,
             title=f"{self.measure}, up to {self.group}, {self.n_examples:,} examples",
         )
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html(float_format="{:.3f}".format)
+
+
+@brief
+class LayerMatrices(dict[str, LayerMatrix]):
+    """Measure -> the similarities of all layers by it."""
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame` with one row per measure and pair of layers."""
+        import pandas as pd
+
+        parts = [found.to_long().assign(measure=name) for name, found in self.items()]
+        return pd.concat(parts, ignore_index=True)
+
+    def _brief(self) -> Mapping[str, object]:
+        return {"measures": tuple(self), "layers": len(next(iter(self.values())).sites)}
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html()
+
+
+@brief
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkMatrix:
+    """How far every two of several networks are apart.
+
+    Attributes:
+        names: of the networks.
+        matrix: [networks, networks], distances: zero on the diagonal, symmetric.
+        low, high: 95 % intervals of the distances, from disjoint parts of the examples; NaN where
+            there was one part.
+        similarity: [networks, networks].
+        std_error: of the similarities.
+        measure: how it was measured.
+        group: the name of the group.
+        formula: how the number is computed, and what the distance is good for.
+        n_examples: how many examples were seen.
+        notes: what a reader must know.
+    """
+
+    names: tuple[str, ...]
+    matrix: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    similarity: np.ndarray
+    std_error: np.ndarray
+    measure: str
+    group: str
+    formula: str
+    n_examples: int
+    notes: tuple[str, ...] = ()
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame` of distances, networks by networks."""
+        import pandas as pd
+
+        return pd.DataFrame(self.matrix, index=list(self.names), columns=list(self.names))
+
+    def to_long(self) -> Any:
+        """A `pandas.DataFrame` with one row for every two networks, intervals included."""
+        import pandas as pd
+
+        rows = [
+            {
+                "network": self.names[i],
+                "other": self.names[j],
+                "distance": self.matrix[i, j],
+                "low": self.low[i, j],
+                "high": self.high[i, j],
+                "similarity": self.similarity[i, j],
+                "std_error": self.std_error[i, j],
+            }
+            for i in range(len(self.names))
+            for j in range(i + 1, len(self.names))
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """A heat map of the similarities with their error bars written into it."""
+        from basis_probe.show.heatmap import heat_map
+
+        title = f"{self.measure}, up to {self.group}, {self.n_examples:,} examples"
+        return heat_map(
+            self.similarity, self.std_error, rows=self.names, columns=self.names, title=title
+        )
+
+    def dendrogram(self) -> Figure:
+        """The networks joined by average linkage: what is joined lower is nearer."""
+        from basis_probe.show.heatmap import dendrogram
+
+        return dendrogram(self.matrix, self.names, label=f"distance ({self.measure})")
+
+    def embedding(self) -> np.ndarray:
+        """[networks, 2]: points whose distances are as near to the matrix as two axes allow.
+
+        Source: classical scaling, W. Torgerson (1952).
+        """
+        count = len(self.names)
+        centring = np.eye(count) - 1 / count
+        values, vectors = np.linalg.eigh(-centring @ self.matrix**2 @ centring / 2)
+        leading = np.argsort(-values)[:2]
+        return vectors[:, leading] * np.sqrt(np.clip(values[leading], 0, None))
+
+    def map(self) -> Figure:
+        """The embedding as points with names."""
+        from basis_probe.show.heatmap import points
+
+        return points(self.embedding(), self.names, label=f"distance ({self.measure})")
 
     def _repr_html_(self) -> str:
         return self.to_dataframe().to_html(float_format="{:.3f}".format)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,6 +57,54 @@ def heat_map(
             colour = _PAPER if value > 0.6 else _INK
             axes.text(column, row, said, ha="center", va="center", fontsize=6, color=colour)
     axes.set_title(title, fontsize=9, loc="left")
+    return figure
+
+
+def dendrogram(distances: np.ndarray, names: Sequence[str], *, label: str) -> Figure:
+    """A figure of what is nearest to what, made without touching the state of pyplot.
+
+    Args:
+        distances: [names, names].
+        names: of what is joined.
+        label: what the heights are.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    joined = hierarchy.linkage(squareform(distances, checks=False), "average")
+    tree: Any = hierarchy.dendrogram(joined, labels=list(names), no_plot=True)
+    figure = Figure(figsize=(5.0, max(2.0, 0.25 * len(names) + 0.8)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for across, along in zip(tree["dcoord"], tree["icoord"], strict=True):
+        axes.plot(across, along, color=_INK, linewidth=1)
+    # The leaves of a tree stand at 5, 15, 25 and so on.
+    axes.set_yticks([10 * place + 5 for place in range(len(names))], tree["ivl"], fontsize=8)
+    axes.set_xlabel(label, fontsize=9)
+    return figure
+
+
+def points(places: np.ndarray, names: Sequence[str], *, label: str) -> Figure:
+    """A figure of named points in a plane, made without touching the state of pyplot.
+
+    Args:
+        places: [names, 2].
+        names: of the points.
+        label: what distances between them are.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.scatter(places[:, 0], places[:, 1], color=_INK, s=16)
+    for name, (x, y) in zip(names, places, strict=True):
+        axes.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=8)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_title(label, fontsize=9, loc="left")
     return figure
 
 

@@ -9,6 +9,9 @@ from torch import Tensor
 # So many entries are brought to float64 at a time.
 _ENTRIES_AT_ONCE = 2**22
 
+# From so many multiplications on, single precision is worth its rounding; so many rows in a block.
+_MUCH, _ROWS_AT_ONCE = 2**28, 1024
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spread:
@@ -31,10 +34,16 @@ class Spread:
         return Spread(0, zeros, torch.zeros(dim, dim, dtype=torch.float64))
 
     @staticmethod
-    def of(x: Float[Tensor, "samples dim"]) -> "Spread":
-        """The moments of some samples."""
-        mean = _mean(x)
-        return Spread(len(x), mean, _products(x, x, mean, mean), rounding_of(x.dtype))
+    def of(x: Float[Tensor, "samples dim"], *, single: bool = False) -> "Spread":
+        """The moments of some samples.
+
+        Args:
+            x: the samples.
+            single: as for `products`.
+        """
+        mean = mean_of(x)
+        sums = products(x, x, mean, mean, single=single)
+        return Spread(len(x), mean, sums, rounding_of(x.dtype))
 
     def __add__(self, other: "Spread") -> "Spread":
         count = self.count + other.count
@@ -102,6 +111,7 @@ class Crossed:
         y: Float[Tensor, "samples dim_y"],
         *,
         spreads: tuple[Spread, Spread] | None = None,
+        single: bool = False,
     ) -> "Crossed":
         """The moments of some samples.
 
@@ -109,9 +119,10 @@ class Crossed:
             x: the one set of axes.
             y: the other, over the same samples.
             spreads: the moments of each, where they are known already.
+            single: as for `products`.
         """
-        own, other = spreads or (Spread.of(x), Spread.of(y))
-        return Crossed(own, other, _products(x, y, own.mean, other.mean))
+        own, other = spreads or (Spread.of(x, single=single), Spread.of(y, single=single))
+        return Crossed(own, other, products(x, y, own.mean, other.mean, single=single))
 
     def __add__(self, other: "Crossed") -> "Crossed":
         count = self.count + other.count
@@ -141,24 +152,47 @@ def rounding_of(dtype: torch.dtype) -> float:
     return 1e-28 if dtype is torch.float64 else 1e-13
 
 
-def _mean(x: Tensor) -> Tensor:
+def mean_of(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
+    """The mean of every axis, in float64."""
     total = torch.zeros(x.shape[1], dtype=torch.float64)
     for rows in _chunks(x):
         total += rows.double().sum(0).cpu()
     return total / max(1, len(x))
 
 
-def _products(x: Tensor, y: Tensor, mean_x: Tensor, mean_y: Tensor) -> Tensor:
-    """[dim_x, dim_y]: the sums of products about the means."""
+def products(
+    x: Float[Tensor, "samples dim_x"],
+    y: Float[Tensor, "samples dim_y"],
+    mean_x: Float[Tensor, " dim_x"],
+    mean_y: Float[Tensor, " dim_y"],
+    *,
+    single: bool = False,
+) -> Float[Tensor, "dim_x dim_y"]:
+    """The sums over samples of products about the means, in float64.
+
+    Args:
+        x: the one set of axes.
+        y: the other, over the same samples.
+        mean_x: the means of the one.
+        mean_y: those of the other.
+        single: True if much single-precision data may be multiplied as it is, blocks of it added in
+            double precision: right to 1e-6 of the axes' sizes. Enough for what is a sum of these
+            products; never for what divides by small directions among them.
+    """
     sums = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64)
     same = x is y
-    for rows, others in zip(_chunks(x, y), _chunks(y, x), strict=True):
-        own = rows.cpu().double() - mean_x
-        other = own if same else others.cpu().double() - mean_y
+    much = x.numel() * y.shape[1] >= _MUCH
+    single = single and much and x.dtype == y.dtype == torch.float32
+    kind = torch.float32 if single else torch.float64
+    most = _ROWS_AT_ONCE if single else None
+    for rows, others in zip(_chunks(x, y, most), _chunks(y, x, most), strict=True):
+        own = (rows.cpu().double() - mean_x).to(kind)
+        other = own if same else (others.cpu().double() - mean_y).to(kind)
         sums += own.T @ other
     return sums
 
 
-def _chunks(x: Tensor, beside: Tensor | None = None) -> tuple[Tensor, ...]:
+def _chunks(x: Tensor, beside: Tensor | None = None, most: int | None = None) -> tuple[Tensor, ...]:
     width = x.shape[1] + (0 if beside is None else beside.shape[1])
-    return x.split(max(1, _ENTRIES_AT_ONCE // max(1, width)))
+    rows = max(1, _ENTRIES_AT_ONCE // max(1, width))
+    return x.split(rows if most is None else min(rows, most))

@@ -582,9 +582,9 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "belongs to measure='cka'",
     ),
     "no such kernel": (
-        lambda: bp.similarity(data(1), data(2), measure="cka", kernel="rbf"),
+        lambda: bp.similarity(data(1), data(2), measure="cka", kernel="cubic"),
         ValueError,
-        "no kernel is called 'rbf'",
+        "no kernel is called 'cubic'",
     ),
     "measure": (
         lambda: bp.similarity(data(1), data(2), measure="cosine"),
@@ -592,7 +592,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "measure='cosine' is not known",
     ),
     "cca up to turns": (
-        lambda: bp.similarity(data(1), data(2), measure="cca"),
+        lambda: bp.similarity(data(1), data(2), measure="cca", group="orthogonal"),
         ValueError,
         'give group="general-linear"',
     ),

@@ -25,7 +25,6 @@ from basis_probe.concepts.causes import gini, top_share
 from basis_probe.concepts.examples import Top
 from basis_probe.concepts.selectivity import best_share, mean_share, shares
 from basis_probe.concepts.thumbnails import Thumbnails, encoded
-from basis_probe.statistics.nulls import Problem, Rotation
 
 
 def _classes(samples: int = 3000, dim: int = 6) -> tuple[Tensor, Tensor]:
@@ -97,17 +96,45 @@ def test_few_axes_tell_what_lies_on_few_axes() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3000, 20, generator=generator, dtype=torch.float64)
     either = (x[:, 3] + x[:, 7] > 1.8)[:, None]
-    halves = torch.arange(3000) % 2
-    alternatives = Rotation().alternatives(Problem(x, bp.groups.Orthogonal(20), halves))
-    found = bp.sparse_probes(alternatives, either, ["either"], halves, sizes=(1, 2, 20))
+    found = bp.sparse_probes(x, {"either": either[:, 0]}, group="orthogonal", sizes=(1, 2, 20))
     assert set(found[1].axes) == {3, 7}
     assert found[1].auc.observed > 0.99 > found[1].auc.null_high and found[1].auc.p_value == 0.05
     # All directions together are the same space in every frame.
     assert abs(found[2].auc.observed - found[2].auc.null_mean) < 1e-3
-    with pytest.raises(ValueError, match="never or always true"):
-        bp.sparse_probes(alternatives, either & False, ["none"], halves)
+    with pytest.raises(ValueError, match="none of the 1 concepts can be scored"):
+        bp.sparse_probes(x, {"none": either[:, 0] & False})
     with pytest.raises(ValueError, match="give numbers of directions"):
-        bp.sparse_probes(alternatives, either, ["either"], halves, sizes=())
+        bp.sparse_probes(x, {"either": either[:, 0]}, sizes=())
+
+
+def test_sparse_probes_of_a_site_are_those_of_its_activations() -> None:
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(600, 6, generator=generator)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.ReLU()).double().eval()
+    x = model(inputs.double()).detach()
+    x[:, 4] = 0.0
+    labels = {"a": x[:, 2] > x[:, 2].quantile(0.8), "rare": torch.arange(600) < 3}
+    layer = model[0]
+    with torch.no_grad():
+        layer.weight[4], layer.bias[4] = 0.0, -1.0  # pyright: ignore
+    one, four = bp.sparse_probes(
+        model, inputs.double().split(100), labels, site="1", sizes=(1, 4), progress=False
+    )
+    assert (one.concept, one.k, one.axes) == ("a", 1, (2,)) and one.auc.observed == 1.0
+    assert len(set(four.axes)) == 4 and 4 not in four.axes
+    given = bp.sparse_probes(
+        x, labels, inputs=inputs, weight=layer.weight.detach(), bias=layer.bias.detach(),  # pyright: ignore
+        nonlinearity="relu", sizes=(1,),
+    )  # fmt: skip
+    assert given[0].axes == (2,) and given[0].auc.observed == 1.0
+    # Axes are scored as they are, beside whichever null and group.
+    for group in ("permutation", "general-linear", "orthogonal"):
+        turned = bp.sparse_probes(x, labels, group=group, sizes=(1,))
+        assert turned[0].auc.observed == 1.0 and turned[0].auc.null_mean < 1
+    with pytest.raises(ValueError, match="with the name of one site"):
+        bp.sparse_probes(model, inputs, labels)  # pyright: ignore
+    with pytest.raises(ValueError, match="a matrix was given"):
+        bp.sparse_probes(x, labels, site="1")  # pyright: ignore
 
 
 # --- examples -------------------------------------------------------------------------------------

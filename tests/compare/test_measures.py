@@ -1,0 +1,291 @@
+"""Measures of other tools: their formulas, the groups under which they stay, what chance gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from draws import seeded
+from networks import mlp, rows
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+
+import basis_probe as bp
+from basis_probe.statistics.second_moments import Crossed
+
+DIMS = (6, 9)
+
+
+def pair(seed: int, samples: int = 120, dims: tuple[int, int] = DIMS) -> tuple[Tensor, Tensor]:
+    """Two sets of axes that share some of what they say, off zero and of unequal scale."""
+    generator = seeded(seed)
+    shared = torch.randn(samples, 4, generator=generator, dtype=torch.float64)
+    made: list[Tensor] = []
+    for dim in dims:
+        mixed = shared @ torch.randn(4, dim, generator=generator, dtype=torch.float64)
+        noise = torch.randn(samples, dim, generator=generator, dtype=torch.float64)
+        made.append((mixed + 0.6 * noise) * torch.linspace(0.5, 2, dim).double() + 1)
+    return made[0], made[1]
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
+def correlations(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Canonical correlations, and x's canonical variables, by orthogonal bases of the columns."""
+    u, v = (torch.linalg.qr(centred(side)).Q for side in (x, y))
+    left, rho, _ = torch.linalg.svd(u.T @ v)
+    return rho, u @ left[:, : len(rho)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_svcca_is_the_mean_canonical_correlation_of_leading_components(seed: int) -> None:
+    x, y = pair(seed)
+    kept: list[Tensor] = []
+    for side in (x, y):
+        u, s, _ = torch.linalg.svd(centred(side), full_matrices=False)
+        shares = (s**2).cumsum(0) / (s**2).sum()
+        count = next(k for k in range(1, len(s) + 1) if float(shares[k - 1]) >= 0.99)
+        kept.append(u[:, :count] * s[:count])
+    wanted = float(correlations(kept[0], kept[1])[0].mean())
+    found = bp.similarity(x, y, measure="svcca", folds=1)
+    assert found.similarity == pytest.approx(wanted, abs=1e-9)
+    turned = torch.linalg.qr(torch.randn(6, 6, generator=seeded(9), dtype=torch.float64)).Q
+    again = bp.similarity(5 * x @ turned - 3, y, measure="svcca", folds=1)
+    assert again.similarity == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pwcca_weighs_by_what_the_axes_of_the_first_carry(seed: int) -> None:
+    x, y = pair(seed)
+    rho, variables = correlations(x, y)
+    weights = (variables.T @ centred(x)).abs().sum(1)
+    found = bp.similarity(x, y, measure="pwcca", folds=1)
+    assert found.similarity == pytest.approx(float((weights * rho).sum() / weights.sum()), abs=1e-9)
+    # Places and signs of the first's axes, and any linear map of the second.
+    moved = x[:, [3, 1, 0, 5, 2, 4]] * torch.tensor([1.0, -1, 1, 1, -1, -1]).double()
+    mixed = y @ torch.randn(9, 9, generator=seeded(7), dtype=torch.float64)
+    again = bp.similarity(moved, mixed, measure="pwcca", folds=1)
+    assert again.similarity == pytest.approx(found.similarity, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "cosine", "correlation"])
+@pytest.mark.parametrize("correlation", ["pearson", "spearman"])
+def test_rsa_correlates_all_pairs_of_samples(kind: Any, correlation: Any) -> None:
+    x, y = pair(3)
+    function = pearsonr if correlation == "pearson" else spearmanr
+    wanted = function(pdist(x.numpy(), kind), pdist(y.numpy(), kind))[0]
+    found = bp.similarity(
+        x, y, group="permutation", measure="rsa", dissimilarity=kind, correlation=correlation
+    )
+    assert found.similarity == pytest.approx(float(wanted), abs=1e-9)
+    assert 0 < found.std_error < 0.2
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "cosine"])
+@pytest.mark.parametrize("count", [1, 7])
+def test_neighbours_are_counted_one_by_one(kind: Any, count: int) -> None:
+    x, y = pair(4)
+    near: list[list[set[int]]] = []
+    for side in (x, y):
+        distances = squareform(pdist(side.numpy(), kind))
+        np.fill_diagonal(distances, np.inf)
+        near.append([set(row) for row in np.argsort(distances, axis=1)[:, :count].tolist()])
+    shares = [len(a & b) / count for a, b in zip(*near, strict=True)]
+    unions = [len(a & b) / len(a | b) for a, b in zip(*near, strict=True)]
+    for measure, each in (("knn", shares), ("jaccard", unions)):
+        found = bp.similarity(x, y, measure=measure, dissimilarity=kind, neighbours=count)  # pyright: ignore
+        assert found.similarity == pytest.approx(np.mean(each), abs=1e-12)
+        error = np.std(each, ddof=1) / math.sqrt(len(each))
+        assert found.std_error == pytest.approx(error, rel=1e-6)
+
+
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize("width", [0.2, 0.4, 1.5])
+def test_gaussian_cka_is_that_of_the_definition(unbiased: bool, width: float) -> None:
+    x, y = pair(5, 40)
+    kernels: list[np.ndarray] = []
+    for side in (x, y):
+        distances = pdist(side.numpy())
+        middle = float(torch.as_tensor(distances).median())
+        kernels.append(squareform(np.exp(-(distances**2) / (2 * (width * middle) ** 2))))
+    k, el = kernels
+    if unbiased:
+
+        def criterion(a: np.ndarray, b: np.ndarray) -> float:
+            n, ones = len(a), np.ones(len(a))
+            total = ones @ a @ ones * (ones @ b @ ones) / (n - 1) / (n - 2)
+            return float(np.trace(a @ b) + total - 2 / (n - 2) * ones @ a @ b @ ones)
+    else:
+        k, el = k + np.eye(len(k)), el + np.eye(len(el))
+
+        def criterion(a: np.ndarray, b: np.ndarray) -> float:
+            h = np.eye(len(a)) - 1 / len(a)
+            return float(np.trace(a @ h @ b @ h))
+
+    wanted = criterion(k, el) / math.sqrt(criterion(k, k) * criterion(el, el))
+    found = bp.similarity(
+        x, y, measure="cka", kernel="rbf", width=width,
+        estimator="unbiased" if unbiased else "biased",
+    )  # fmt: skip
+    assert found.similarity == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_whitening_goes_from_procrustes_to_canonical_correlations(share: float) -> None:
+    x, y = pair(6)
+    made: list[Tensor] = []
+    for side in (x, y):
+        rows_ = centred(side) / centred(side).norm() * math.sqrt(len(side) * side.shape[1])
+        values, vectors = torch.linalg.eigh(rows_.T @ rows_ / len(rows_))
+        made.append(rows_ @ vectors @ torch.diag(1 - share + share * values.rsqrt()) @ vectors.T)
+    a, b = made
+    wanted = float(torch.linalg.matrix_norm(a.T @ b, ord="nuc") / a.norm() / b.norm())
+    found = bp.similarity(x, y, whitening=share, folds=1)
+    assert found.similarity == pytest.approx(wanted, abs=1e-9)
+    # Neither the scale of the whole nor the number of samples moves it.
+    twice = bp.similarity(torch.cat([x, x]) * 100, torch.cat([y, y]) / 7, whitening=share, folds=1)
+    assert twice.similarity == pytest.approx(wanted, abs=1e-9)
+    ends = bp.similarity(x, y, folds=1), bp.similarity(x, y, measure="cca", folds=1)
+    near = [bp.similarity(x, y, whitening=w, folds=1).similarity for w in (1e-9, 1 - 1e-9)]
+    assert near[0] == pytest.approx(ends[0].similarity, abs=1e-6)
+    assert near[1] == pytest.approx(ends[1].similarity * math.sqrt(6 / 9), abs=1e-6)
+
+
+KEPT: list[tuple[dict[str, Any], Any]] = [
+    ({"measure": "svcca"}, bp.groups.Orthogonal),
+    ({"measure": "svcca"}, bp.groups.SignedPermutation),
+    ({"measure": "pwcca"}, bp.groups.SignedPermutation),
+    ({"measure": "rsa"}, bp.groups.Orthogonal),
+    ({"measure": "rsa"}, bp.groups.Monomial),
+    ({"measure": "rsa", "dissimilarity": "cosine"}, bp.groups.SignedPermutation),
+    ({"measure": "rsa", "dissimilarity": "correlation"}, bp.groups.Permutation),
+    ({"measure": "rsa", "dissimilarity": "correlation"}, bp.groups.LineStabiliser),
+    ({"measure": "rsa"}, bp.groups.LineStabiliser),
+    ({"measure": "knn"}, bp.groups.Orthogonal),
+    ({"measure": "knn"}, bp.groups.PositiveMonomial),
+    ({"measure": "jaccard", "dissimilarity": "cosine"}, bp.groups.Orthogonal),
+    ({"measure": "cka", "kernel": "rbf"}, bp.groups.Orthogonal),
+    ({"measure": "cka", "kernel": "rbf"}, bp.groups.Monomial),
+    ({"whitening": 0.4}, bp.groups.Orthogonal),
+]
+
+
+@pytest.mark.parametrize(("how", "group"), KEPT, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize("folds", [1, 4])
+def test_a_measure_is_the_same_in_every_basis_of_its_group(
+    how: dict[str, Any], group: Any, folds: int
+) -> None:
+    x, y = pair(7, dims=(6, 6))
+    elements = [group(6).draw(seeded(seed)) for seed in (1, 2)]
+    moved = [element.act(side) for element, side in zip(elements, (x, y), strict=True)]
+    wanted = bp.similarity(x, y, group=group(6), folds=folds, **how)
+    found = bp.similarity(moved[0], moved[1], group=group(6), folds=folds, **how)
+    assert found.similarity == pytest.approx(wanted.similarity, abs=1e-7)
+    if how.get("measure") != "pwcca":
+        exact = bp.similarity(x, elements[0].act(x), group=group(6), folds=folds, **how)
+        assert exact.similarity == pytest.approx(1, abs=1e-7) and exact.distance < 1e-3
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"measure": "svcca", "group": "general-linear"}, "which components lead depends on the scal"),
+    ({"measure": "pwcca", "group": "orthogonal"}, "the weights are sums over the axes of the fir"),
+    ({"measure": "rsa", "group": "general-linear"}, "how far samples are apart is not the same in"),
+    ({"measure": "knn", "group": "planes"}, "how far samples are apart is not the same in"),
+    ({"measure": "rsa", "dissimilarity": "correlation"}, "a correlation over axes changes when ax"),
+    ({"measure": "knn", "dissimilarity": "correlation"}, 'belongs to measure="rsa"'),
+    ({"measure": "knn", "neighbours": 120}, "neighbours=120 and 120 samples: give fewer"),
+    ({"measure": "knn", "neighbours": 0}, "give a positive number of neighbours"),
+    ({"measure": "cka", "kernel": "rbf", "width": 0.0}, "a positive width"),
+    ({"measure": "cka", "width": 0.3}, "width=0.3 is not used by measure='cka': leave it out"),
+    ({"measure": "cca", "whitening": 0.3}, "whitening=0.3 is not used by measure='cca'"),
+    ({"whitening": 1.0}, 'all of the way is measure="cca"'),
+    ({"whitening": 0.5, "group": "permutation"}, "goes before turns and the group is permutation"),
+    ({"measure": "rsa", "correlation": "kendall"}, "correlation='kendall' is not known: give one"),
+    ({"shuffles": -1}, "0 or more shuffles"),
+]
+
+
+@pytest.mark.parametrize(("how", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_a_measure_cannot_mean_is_refused(how: dict[str, Any], message: str) -> None:
+    x, y = pair(8, dims=(6, 6))
+    with pytest.raises(ValueError, match=message):
+        bp.similarity(x, y, **how)
+
+
+MEASURES: list[dict[str, Any]] = [
+    {}, {"measure": "cka"}, {"measure": "cka", "kernel": "rbf"}, {"measure": "cca"},
+    {"measure": "regression"}, {"measure": "svcca"}, {"measure": "pwcca"}, {"measure": "rsa"},
+    {"measure": "knn"}, {"measure": "jaccard"}, {"whitening": 0.5}, {"group": "permutation"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", MEASURES, ids=str)
+def test_chance_says_what_unrelated_data_reach(how: dict[str, Any]) -> None:
+    x, y = pair(9)
+    found = bp.similarity(x, y, shuffles=39, **how)
+    chance = found.chance
+    assert chance is not None and chance.shuffles == 39
+    assert chance.low <= chance.mean <= chance.high < found.similarity
+    assert chance.p_value == 1 / 40
+    plain = bp.similarity(x, y, **how)
+    assert plain.similarity == found.similarity and plain.chance is None
+    unrelated = bp.similarity(x, y[torch.randperm(120, generator=seeded(3))], shuffles=39, **how)
+    assert unrelated.chance is not None and unrelated.chance.p_value > 0.025
+    assert abs(unrelated.chance.mean - chance.mean) < 0.05
+
+
+@pytest.mark.parametrize("how", MEASURES, ids=str)
+def test_models_are_compared_as_their_activations_are(how: dict[str, Any]) -> None:
+    a, b = mlp(0), mlp(1)
+    x, y = (model[:2](rows()).detach() for model in (a, b))
+    given = {
+        "group": "general-linear" if how.get("measure") in ("cca", "regression") else "orthogonal"
+    }
+    if how.get("measure") == "pwcca":
+        given["group"] = "signed-permutation"
+    given = given | how
+    whole = bp.similarity(x, y, folds=1, **given)
+    found = bp.similarity(a, b, [rows()], site="1", folds=1, **given)
+    assert found.similarity == pytest.approx(whole.similarity, abs=1e-6)
+    if how.get("kernel") != "rbf" and how.get("measure") == "cka":
+        return
+    # However the data come in batches, pairs of samples are among all of them.
+    parts = bp.similarity(a, b, rows().split(17), site="1", folds=1, **given)
+    assert parts.similarity == pytest.approx(whole.similarity, abs=1e-6)
+
+
+def test_many_samples_are_drawn_uniformly_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = pair(10, 3000)
+    whole = bp.similarity(x, y, measure="rsa")
+    monkeypatch.setattr("basis_probe.compare.similarity.MOST_SAMPLES", 500)
+    found = bp.similarity(x, y, measure="rsa")
+    assert found.n_samples == 3000
+    assert any("among 500 of the 3000 samples" in note for note in found.notes)
+    assert abs(found.similarity - whole.similarity) < 4 * found.std_error + 0.02
+
+
+def test_single_precision_sums_are_those_of_double_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = seeded(11)
+    x = (torch.randn(3000, 40, generator=generator) + 3) * torch.logspace(-3, 3, 40)
+    y = x @ torch.randn(40, 30, generator=generator) + torch.randn(3000, 30, generator=generator)
+    exact = Crossed.of(x, y)
+    monkeypatch.setattr("basis_probe.statistics.second_moments._MUCH", 1)
+    assert torch.equal(exact.sums, Crossed.of(x, y).sums)
+    single = Crossed.of(x, y, single=True)
+    sizes = exact.x.sums.diagonal().sqrt()[:, None] * exact.y.sums.diagonal().sqrt()
+    assert not torch.equal(exact.sums, single.sums)
+    assert float(((exact.sums - single.sums) / sizes).abs().max()) < 1e-6
+    for how in ({}, {"group": "permutation"}, {"measure": "cka"}, {"measure": "cca"}):
+        found = bp.similarity(x, y, **how)  # pyright: ignore
+        wanted = bp.similarity(x.double(), y.double(), **how)  # pyright: ignore
+        assert found.similarity == pytest.approx(wanted.similarity, abs=1e-6)
