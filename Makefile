@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test lint types fast-test slow-test docs wheel clean
+.PHONY: help demo bench test lint types fast-test slow-test battery docs wheel clean
 
 help:
 	@echo "make demo       probe the model that comes with the package, write a report"
@@ -18,6 +18,7 @@ help:
 	@echo "make types      types only"
 	@echo "make fast-test  the default tests only"
 	@echo "make slow-test  the tests that take long"
+	@echo "make battery    the tests that take hours: thousands of damaged files, hundreds of interruptions"
 	@echo "make docs       the pages of docs/, in build/site; a broken link is an error"
 	@echo "make wheel      dist/*.whl and dist/*.tar.gz"
 	@echo "make clean      remove the environment, caches and built files"
@@ -42,6 +43,9 @@ fast-test: $(VENV)/.ready-dev
 
 slow-test: $(VENV)/.ready-dev
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m slow --durations=10
+
+battery: $(VENV)/.ready-dev
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m battery --durations=10
 
 docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import enum
 import functools
+import inspect
 import math
 import types
 import typing
@@ -18,6 +19,7 @@ import numpy as np
 
 from basis_probe.algebra import groups as _groups
 from basis_probe.algebra.groups import Group
+from basis_probe.brief import described
 
 
 class Exact:
@@ -64,6 +66,25 @@ def encode(value: object) -> Any:
     raise TypeError(f"a report cannot hold {type(value).__name__}")
 
 
+class Damaged(ValueError):
+    """What was read is no such value.
+
+    Attributes:
+        why: what is wrong.
+        path: the names of the fields that lead to it, the outermost first.
+    """
+
+    def __init__(self, why: str, *path: str) -> None:
+        super().__init__(f"{'.'.join(path)!r}: {why}" if path else why)
+        self.why, self.path = why, path
+
+
+_FARTHEST = 2**64
+"""Whole numbers beyond it are those of no run."""
+
+_WORDS = ("nan", "inf", "-inf")
+
+
 def decode(kind: Any, value: Any) -> Any:
     """The value of a given type that `encode` wrote.
 
@@ -72,7 +93,7 @@ def decode(kind: Any, value: Any) -> Any:
         value: what was read.
 
     Raises:
-        ValueError, TypeError, KeyError: if it is no such value.
+        Damaged: if it is no such value; it names the field.
 
     Example:
         >>> decode(tuple[float, ...], [1.5, "nan"])
@@ -88,40 +109,69 @@ def decode(kind: Any, value: Any) -> Any:
         (only,) = (one for one in several if one is not type(None))
         return decode(only, value)
     if origin is tuple:
-        return tuple(decode(typing.get_args(kind)[0], entry) for entry in _listed(value))
+        held = typing.get_args(kind)
+        entries = _listed(value)
+        if held[-1] is not ... and len(held) != len(entries):
+            raise Damaged(f"it has {len(entries)} entries and needs {len(held)}")
+        kinds = [held[0]] * len(entries) if held[-1] is ... else held
+        return tuple(_inside(str(n), kinds[n], entry) for n, entry in enumerate(entries))
     if origin is not None and issubclass(origin, Mapping):
         held = typing.get_args(kind)[1]
-        return {str(key): decode(held, entry) for key, entry in value.items()}
+        return {str(key): _inside(str(key), held, entry) for key, entry in _named(value).items()}
     if kind is np.ndarray:
         return _array(value)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        if not isinstance(value, str) or value not in kind.__members__:
+            raise Damaged(f"{described(value)} is none of {', '.join(kind.__members__)}")
         return kind[value]
     if isinstance(kind, type) and issubclass(kind, Group):
         return _group(value)
     if dataclasses.is_dataclass(kind):
-        hints = _hints(typing.cast(type, kind))
-        known = {f.name: f for f in dataclasses.fields(kind)}
-        missing = [
-            name
-            for name, field in known.items()
-            if name not in value
-            and field.default is dataclasses.MISSING
-            and field.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise KeyError(missing[0])
-        strange = [name for name in value if name not in known]
-        if strange:
-            raise KeyError(strange[0])
-        read = {name: decode(hints[name], entry) for name, entry in value.items()}
-        return typing.cast(Any, kind)(**read)
+        return _fields(typing.cast(type, kind), _named(value))
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise TypeError(f"{value!r} is no number")
-        return float(value)
+        return _number(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{value!r} is no {kind.__name__}")
+        raise Damaged(f"{described(value)} is no {kind.__name__}")
+    if kind is int and abs(value) >= _FARTHEST:
+        raise Damaged("it is larger than any number of a run")
     return value
+
+
+def _inside(name: str, kind: Any, value: Any) -> Any:
+    """The value of a field; what is wrong with it bears its name."""
+    try:
+        return decode(kind, value)
+    except Damaged as error:
+        raise Damaged(error.why, name[:80], *error.path) from None
+
+
+def _fields(kind: type, value: Mapping[str, Any]) -> Any:
+    hints = _hints(kind)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for name, field in known.items():
+        needed = field.default is dataclasses.MISSING
+        if name not in value and needed and field.default_factory is dataclasses.MISSING:
+            raise Damaged("it is missing", name)
+    read: dict[str, Any] = {}
+    for name, entry in value.items():
+        if name not in known:
+            raise Damaged("there is no such field", name[:80])
+        read[name] = _inside(name, hints[name], entry)
+    try:
+        return kind(**read)
+    except (ValueError, TypeError) as error:
+        raise Damaged(str(error)) from error
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Damaged(f"{described(value)} is no number")
+    if isinstance(value, str) and value not in _WORDS:
+        raise Damaged(f"{described(value)} is no number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise Damaged("it is larger than any number") from None
 
 
 @functools.cache
@@ -131,19 +181,35 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _listed(value: object) -> Sequence[Any]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
+        raise Damaged(f"{described(value)} is no list")
     return typing.cast("list[Any]", value)
+
+
+def _named(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise Damaged(f"{described(value)} holds no fields")
+    return typing.cast("dict[str, Any]", value)
 
 
 def _array(value: object) -> np.ndarray:
     entries = _listed(value)
     if entries and isinstance(entries[0], list):
-        return np.stack([_array(row) for row in entries])
-    return np.array([float(entry) for entry in entries], dtype=np.float64)
+        rows = [_array(row) for row in entries]
+        if len({row.shape for row in rows}) > 1:
+            raise Damaged("its rows have different lengths")
+        return np.stack(rows)
+    return np.array([_number(entry) for entry in entries], dtype=np.float64)
 
 
-def _group(text: str) -> Group:
+_GROUP_LENGTH, _GROUP_SIZE = 20_000, 2**31
+"""Characters of a group's text at most, and what its sizes are below."""
+
+
+def _group(text: object) -> Group:
     """The group whose repr is `text`, without evaluating anything."""
+    wrong = Damaged(f"{described(text)} is no group")
+    if not isinstance(text, str) or len(text) > _GROUP_LENGTH:
+        raise wrong
 
     def build(node: ast.expr) -> Any:
         if isinstance(node, ast.Constant):
@@ -151,14 +217,36 @@ def _group(text: str) -> Group:
         if isinstance(node, ast.Tuple | ast.List):
             return tuple(build(entry) for entry in node.elts)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            name = node.func.id
-            kind = getattr(_groups, name, None)
-            if isinstance(kind, type) and issubclass(kind, Group):
-                named = {word.arg: build(word.value) for word in node.keywords if word.arg}
-                return kind(*(build(entry) for entry in node.args), **named)
-        raise ValueError(f"not a group: {text!r}")
+            kind = getattr(_groups, node.func.id, None)
+            if isinstance(kind, type) and issubclass(kind, Group) and not inspect.isabstract(kind):
+                names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
+                given = dict(zip(names, map(build, node.args), strict=False))
+                given |= {word.arg: build(word.value) for word in node.keywords if word.arg}
+                hints = _hints(kind)
+                if len(node.args) <= len(names) and all(
+                    name in names and _fits(hints[name], value) for name, value in given.items()
+                ):
+                    return kind(**given)
+        raise wrong
 
-    group = build(ast.parse(text, mode="eval").body)
-    if not isinstance(group, Group):
-        raise ValueError(f"not a group: {text!r}")
+    try:
+        group = build(ast.parse(text, mode="eval").body)
+        fits = isinstance(group, Group) and 0 < group.dim < _GROUP_SIZE
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise wrong from error
+    if not fits:
+        raise wrong
     return group
+
+
+def _fits(kind: Any, value: object) -> bool:
+    """Whether an argument of a group is of the type that its annotation says."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return value in typing.get_args(kind)
+    if origin is tuple:
+        held = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_fits(held, entry) for entry in value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _GROUP_SIZE
+    return isinstance(kind, type) and isinstance(value, kind)

@@ -1,9 +1,11 @@
 """Findings as JSON under a name that says what they are, and back."""
 
 import json
+import typing
 from typing import TypeVar
 
-from basis_probe.results.codec import decode, encode
+from basis_probe.brief import described
+from basis_probe.results.codec import Damaged, decode, encode
 
 FORMAT = 1
 """The version of the JSON form; a file with another one is refused."""
@@ -11,30 +13,34 @@ FORMAT = 1
 Value = TypeVar("Value")
 
 
-def written(name: str, value: object) -> str:
+def written(name: str, value: object, *, key: str = "") -> str:
     """JSON text of a value, under a name that says what it is."""
-    return json.dumps({f"basis_probe_{name}": FORMAT, name: encode(value)}, indent=1)
+    return json.dumps({key or f"basis_probe_{name}": FORMAT, name: encode(value)}, indent=1)
 
 
-def read(name: str, kind: type[Value], text: str) -> Value:
+def read(name: str, kind: type[Value], text: str, *, key: str = "") -> Value:
     """The value that `written` wrote.
 
     Raises:
-        ValueError: if the text is no such value, or of another format version.
+        ValueError: if the text is no such value, or of another format version; it names the field.
     """
+    key = key or f"basis_probe_{name}"
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not a basis_probe {name}: not JSON ({error})") from error
-    key = f"basis_probe_{name}"
+    except (ValueError, TypeError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"not a basis_probe {name}: not JSON ({why})") from None
     if not isinstance(value, dict) or key not in value:
         raise ValueError(f"not a basis_probe {name}: the key {key!r} is missing")
-    if value[key] != FORMAT:
+    found = typing.cast("dict[str, object]", value)
+    if type(found[key]) is not int or found[key] != FORMAT:
         raise ValueError(
-            f"the {name} has format {value[key]!r}, this version reads {FORMAT}; write it again "
-            "with this version of basis_probe"
+            f"the {name} has format {described(found[key])}, this version reads {FORMAT}; write it "
+            "again with this version of basis_probe"
         )
     try:
-        return decode(kind, value[name])
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if name not in found:
+            raise Damaged("it is missing", name)
+        return decode(kind, found[name])
+    except Damaged as error:
         raise ValueError(f"not a basis_probe {name}: damaged at {error}") from error

@@ -7,14 +7,17 @@ again from a saved file.
 import collections
 import dataclasses
 import enum
-import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from basis_probe.brief import brief
 from basis_probe.errors import clean, nearest
-from basis_probe.results.codec import decode, encode
+from basis_probe.results.codec import Damaged
+from basis_probe.results.envelope import read, written
 from basis_probe.results.evidence import (
     BasisRanking,
     FewAxes,
@@ -33,9 +36,6 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-FORMAT = 1
-"""The version of the JSON form; a file with another one is refused."""
 
 
 class Outcome(enum.Enum):
@@ -283,30 +283,35 @@ class Report:
 
     def to_json(self) -> str:
         """A text from which `Report.from_json` makes an equal report, every number exact."""
-        return json.dumps({"basis_probe": FORMAT, "report": encode(self)}, indent=1)
+        return written("report", self, key="basis_probe")
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
         """The report that `to_json` wrote.
 
         Raises:
-            ValueError: if the text is no such report, or of another format version.
+            ValueError: if the text is no such report, or of another format version; it names the
+                field that is damaged.
         """
+        found = read("report", Report, text, key="basis_probe")
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a basis_probe report: not JSON ({error})") from error
-        if not isinstance(value, dict) or "basis_probe" not in value:
-            raise ValueError("not a basis_probe report: the key 'basis_probe' is missing")
-        if value["basis_probe"] != FORMAT:
-            raise ValueError(
-                f"the report has format {value['basis_probe']!r}, this version reads {FORMAT}; "
-                "write it again with this version of basis_probe"
-            )
-        try:
-            return decode(Report, value["report"])
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError, SyntaxError) as error:
+            for number, site in enumerate(found.site_reports):
+                _require_sound(site, "site_reports", str(number))
+            if len(set(found.sites)) < len(found.sites):
+                raise Damaged("two sites have one name", "site_reports")
+            run = found.provenance
+            if not 0 < run.level < 1:
+                raise Damaged(f"{run.level} is no level", "provenance", "level")
+            if (
+                not 0
+                <= min(run.n_batches, run.n_examples)
+                <= max(run.n_batches, run.n_examples)
+                < _MOST
+            ):
+                raise Damaged("counts are not negative", "provenance", "n_batches")
+        except Damaged as error:
             raise ValueError(f"not a basis_probe report: damaged at {error}") from error
+        return found
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Report":
@@ -411,3 +416,45 @@ class Report:
         from basis_probe.show.markdown import summary
 
         return summary(self)
+
+
+_MOST = 2**63
+"""What a table can hold of a count."""
+
+
+def _require_sound(site: SiteReport, *path: str) -> None:
+    """Raises Damaged where the parts of a site do not fit each other."""
+
+    def require(holds: bool, name: str, why: str) -> None:
+        if not holds:
+            raise Damaged(why, *path, *name.split("."))
+
+    dim = site.dim
+    sized = 0 < len(site.shape) < 9 and min(site.shape) > 0
+    require(sized and math.prod(site.shape) == dim < 2**31, "shape", f"no shape of {dim} axes")
+    require(0 <= site.n_samples < _MOST, "n_samples", f"{site.n_samples} is no count")
+    require(0 <= site.n_dead <= dim, "n_dead", f"{site.n_dead} of {dim} axes")
+    require(site.layer is None or 0 <= site.layer < 10**6, "layer", f"{site.layer} is no layer")
+    if site.null is not None:
+        for name in ("frames", "samples", "directions", "examples", "distinct"):
+            count = getattr(site.null, name)
+            require(0 <= count < _MOST, f"null.{name}", f"{count} is no count")
+    for where, scores in (("scores", site.scores), ("beside", site.beside)):
+        for name, score in scores.items():
+            here = f"{where}.{name}"
+            require(score.name == name, f"{here}.name", "it is another than that of the entry")
+            require(len(score.effect_interval) == 2, f"{here}.effect_interval", "needs two ends")
+            drawn = score.null_values
+            require(drawn.ndim == 1, f"{here}.null_values", "it is no list of numbers")
+            known = drawn[np.isfinite(drawn)]
+            spans = not known.size or math.isfinite(float(known.max()) - float(known.min()))
+            require(spans, f"{here}.null_values", "numbers as far apart as these have no span")
+            for field in ("per_direction", "per_direction_p"):
+                values = getattr(score, field)
+                require(values.ndim == 1, f"{here}.{field}", "it is no list of numbers")
+    for field in ("few", "outliers"):
+        axes = getattr(getattr(site, field), "axes", ())
+        require(all(0 <= axis < dim for axis in axes), f"{field}.axes", f"axes are 0 to {dim - 1}")
+    for number, order in enumerate(site.orders):
+        fits = all(0 <= axis < dim for axis in order.leading)
+        require(fits, f"orders.{number}.leading", f"axes are 0 to {dim - 1}")

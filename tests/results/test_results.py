@@ -14,7 +14,7 @@ import pytest
 from fake_report import fake_report, hostile_report, with_nan, without_null
 
 import basis_probe as bp
-from basis_probe.results.report import FORMAT
+from basis_probe.results.envelope import FORMAT
 
 pytestmark = [
     pytest.mark.usefixtures("as_shipped"),
