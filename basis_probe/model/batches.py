@@ -125,12 +125,17 @@ class Batch:
 
     @functools.cached_property
     def unread(self) -> tuple[str, ...]:
-        """Tensors that look like masks, of which it is not known what they mean."""
+        """Tensors that look like masks or lengths, of which it is not known what they mean."""
         named, read = self.named(), {mask.name for mask in self.masks}
         main = named.get(self.main)
         found: list[str] = []
         for name, tensor in named.items():
-            if name in read or name == self.main or main is None or tensor.ndim < 2:
+            if name in read or name == self.main or main is None:
+                continue
+            whole = not tensor.is_floating_point() and tensor.dtype is not torch.bool
+            if "length" in name and whole and tensor.shape == main.shape[:1] and main.ndim > 1:
+                found.append(name)
+            if tensor.ndim < 2:
                 continue
             truth = tensor.dtype is torch.bool or not tensor.is_floating_point()
             if truth and ("mask" in name or tensor.dtype is torch.bool):

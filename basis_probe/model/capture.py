@@ -154,7 +154,7 @@ class Settled:
 
     def may_stop(self, model: nn.Module) -> bool:
         """True if the pass that comes next may be cut short."""
-        return self.allowed and not _followed_by_others(model)
+        return self.allowed and not _followed_by_others(model) and not _takes_locks(model)
 
     def run(self, model: nn.Module, run: Callable[[], object]) -> None:
         """Runs one pass, which may be cut short by `Enough`."""
@@ -166,8 +166,9 @@ class Settled:
                 if any(len(values[name]) != size for name, size in sizes.items()):
                     # What a list has taken in cannot be told from what belongs there.
                     self._grown, self.allowed = True, False
-                held.clear()
-                held.update(values)
+                if held.keys() != values.keys() or any(held[n] is not values[n] for n in held):
+                    held.clear()
+                    held.update(values)
             torch.set_default_dtype(dtype)
             if not isinstance(error, Enough):
                 raise
@@ -179,7 +180,8 @@ def _attributes(model: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any], 
     """Of every module: its attributes, what they are, and the lengths of those that may grow."""
     found: list[tuple[dict[str, Any], dict[str, Any], dict[str, int]]] = []
     for module in model.modules():
-        for held in (vars(module), vars(module)["_buffers"]):
+        # A script has no buffers of this kind.
+        for held in (vars(module), vars(module).get("_buffers", {})):
             sizes = {
                 name: len(value)
                 for name, value in held.items()
@@ -204,9 +206,21 @@ def _followed_by_others(model: nn.Module) -> bool:
         if getattr(module, "_hf_hook", None) is not None or getattr(module, "fwd_hooks", None):
             return True
         held = vars(module)
-        hooks = (*held["_forward_hooks"].values(), *held["_forward_pre_hooks"].values())
+        kinds = ("_forward_hooks", "_forward_pre_hooks")
+        hooks = [hook for kind in kinds for hook in held.get(kind, {}).values()]
         # TransformerLens hooks the norms of a model to see inside them.
         if any(not _module_of(hook).startswith("transformer_lens.") for hook in hooks):
+            return True
+    return False
+
+
+def _takes_locks(model: nn.Module) -> bool:
+    """True if a pass that is cut short might keep a lock that it took."""
+    for module in model.modules():
+        code = getattr(getattr(type(module), "forward", None), "__code__", None)
+        if "acquire" in getattr(code, "co_names", ()):
+            return True
+        if any(hasattr(held, "acquire") for held in vars(module).values()):
             return True
     return False
 

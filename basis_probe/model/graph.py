@@ -238,6 +238,13 @@ _MOVES = frozenset("view transpose permute expand movedim repeat_interleave broa
 _CONVOLUTIONS = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
+
+
+def _positions(convolution: str) -> int:
+    """The number of axes of positions of a convolution, by its name."""
+    return int(convolution.removesuffix("d")[-1])
+
+
 _PRODUCTS = frozenset("linear addmm matmul mm bmm baddbmm einsum".split())
 _AVERAGE_POOLS = frozenset(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
@@ -384,9 +391,13 @@ class _Builder:
         live = self.live(node)
         shape = node.shape
         if node.op == "input":
-            channels = len(shape) == 4 or (len(shape) > 2 and self._is_convolved(node.index))
+            places = self._convolved(node.index)
+            channels = len(shape) == 4 or (len(shape) > 2 and places is not None)
             if shape:
-                self.layouts[node.index] = Layout((1 if channels else len(shape) - 1,), channels)
+                # An image may come without an axis of examples.
+                axis = 0 if places is not None and len(shape) == places + 1 else 1
+                axis = axis if channels else len(shape) - 1
+                self.layouts[node.index] = Layout((axis,), channels)
             self.put(node.index, Kind.INPUT, ())
             return
         if picks_weights(self.trace, node, self.picked):
@@ -473,10 +484,13 @@ class _Builder:
             if full:
                 self.vertex(node.index)
 
-    def _is_convolved(self, index: int) -> bool:
-        """True if a convolution is the first that reads a tensor."""
-        readers = [self.trace.node(reader) for reader in self.trace.readers.get(index, ())]
-        return any(reader.op in _CONVOLUTIONS for reader in readers)
+    def _convolved(self, index: int) -> int | None:
+        """The number of axes of positions, if a convolution is the first that reads a tensor."""
+        for reader in self.trace.readers.get(index, ()):
+            op = self.trace.node(reader).op
+            if op in _CONVOLUTIONS:
+                return _positions(op)
+        return None
 
     # --- single functions -----------------------------------------------------------------------
 
@@ -842,7 +856,7 @@ class _Builder:
         if not shape:
             return None
         if op in _CONVOLUTIONS:
-            return Layout((1,), True)
+            return Layout((len(shape) - 1 - _positions(op),), True)
         if self._is_turned(node):
             return Layout((len(shape) - 2,), True)
         if op in ("embedding", "embedding_bag") or self._is_linear(node) or self._is_lookup(node):

@@ -281,6 +281,8 @@ def _weight(trace: Trace, node: Node) -> tuple[Tensor, Tensor | None, Convolutio
         rank = weight.ndim - 2
         if given("groups", 6, 1) != 1:
             return "the convolution works in groups of channels"
+        if len(node.shape) < weight.ndim:
+            return "the convolution reads a single example without an axis of examples"
 
         def several(value: object) -> tuple[int, ...] | None:
             if isinstance(value, int):

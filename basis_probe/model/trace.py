@@ -505,6 +505,11 @@ class _Recorder(Follower):
     def leave(self, outputs: object) -> None:
         path, call = self.stack[-1]
         kind = self.kinds.get(path, "")
+        for tensor in tensors_in(outputs):
+            # What a module returns that runs out of sight, as a script does.
+            known = id(tensor) in self.made or id(tensor) in self.names or id(tensor) in self.older
+            if not known and not _is_transformed(tensor) and not self._is_weight(tensor):
+                self._found(tensor)
         self.calls.append(ModuleCall(path, kind, call, self.entered.pop(), self._known(outputs)))
         super().leave(outputs)
 

@@ -208,8 +208,8 @@ class Watched:
     def notes(self) -> tuple[str, ...]:
         """What a reader must know of how the batches were read."""
         return tuple(
-            f"{name} looks like a mask, and it is not known what it says, so it was not used to "
-            "leave out padding: give it as attention_mask, 1 where a position counts."
+            f"{name} looks like it says what is padding, and it is not known how, so padding is "
+            "counted: give attention_mask, 1 where a position counts."
             for name in self.first.unread
         )
 

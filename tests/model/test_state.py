@@ -149,3 +149,21 @@ def test_two_threads_are_refused_and_copies_are_not() -> None:
         ended.set()
         thread.join()
     assert bp.probe(model, data, progress=False)["1"].n_samples == 50
+
+
+def test_a_pass_is_not_cut_short_while_it_holds_a_lock() -> None:
+    class Locked(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if not DOOR.acquire(timeout=10):
+                raise RuntimeError("the lock is held")
+            out = super().forward(x)
+            DOOR.release()
+            return out
+
+    model = Locked(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    data = [torch.randn(50, 8) for _ in range(4)]
+    assert bp.probe(model, data, sites="1", progress=False)["1"].n_samples == 200
+    assert not DOOR.locked()
+
+
+DOOR = threading.Lock()

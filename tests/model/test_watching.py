@@ -1,0 +1,140 @@
+"""Models and batches of unusual forms are watched on what their users would give them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import basis_probe as bp
+from tests.draws import seeded
+
+
+def _draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+class Own(nn.Module):
+    """A model whose forward is a function of its parts."""
+
+    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.function(self, *args, **kwargs)
+
+
+def _heads(**more: nn.Module) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {"a": nn.Linear(8, 16), "c": nn.Linear(16, 16), "b": nn.Linear(16, 3), **more}
+
+
+def _count(model: nn.Module, data: list[Any], site: str = "relu()") -> tuple[int, float]:
+    found = bp.observe(model.eval(), data, sites=site, progress=False).seen[site].moments
+    return found.count, float(found.kurtosis.nanmean())
+
+
+def test_a_batch_of_one_size_is_given_whole() -> None:
+    model = Own(lambda m, x: m.b(m.a(x.view(16, 8)).relu()), **_heads())
+    assert _count(model, [_draw(16, 8, seed=seed) for seed in range(3)])[0] == 48
+
+
+def test_an_image_without_an_axis_of_examples() -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(0), nn.Linear(8 * 64, 4)
+    data = [_draw(3, 10, 10, seed=seed) for seed in range(4)]
+    report = bp.probe(nn.Sequential(*layers).eval(), data, sites="1", progress=False)
+    assert report["1"].n_samples == 4 * 64
+    assert report["1"].symmetry.group.dim == 8
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_examples_on_the_second_axis_are_examples(kind: Any) -> None:
+    torch.manual_seed(0)
+    model = Own(lambda m, x: m.b(m.a(m.r(x)[0]).relu()), **_heads(r=kind(8, 8))).eval()
+    whole = _draw(7, 24, 8)
+    found = [
+        bp.observe(model, [*whole.split(size, 1)], sites="relu()", progress=False).seen["relu()"]
+        for size in (24, 6, 1)
+    ]
+    for one in found:
+        assert one.moments.count == 7 * 24
+        assert len(one.kept.rows["example"].unique()) == 24
+        assert torch.equal(one.kept.priorities, found[0].kept.priorities)
+
+
+def test_inputs_without_examples_are_left_whole() -> None:
+    def forward(m: Any, prototypes: Tensor, x: Tensor) -> Tensor:
+        return m.o((m.a(x) @ prototypes.T).relu())
+
+    model = Own(forward, **_heads(o=nn.Linear(16, 2)))
+    shared = _draw(16, 16, seed=9)
+    data = [{"prototypes": shared, "x": _draw(16, 8, seed=seed)} for seed in range(3)]
+    assert _count(model, data)[0] == 48
+
+
+def test_states_and_dicts_go_with_the_examples() -> None:
+    def forward(m: Any, x: Tensor, state: Any, more: Any) -> Tensor:
+        return m.b((m.a(m.r(x, state)[0]) + more["deep"][0][:, None]).relu())
+
+    model = Own(forward, **_heads(r=nn.LSTM(8, 8, batch_first=True)))
+    batch = {
+        "x": _draw(30, 5, 8),
+        "state": (_draw(1, 30, 8, seed=1), _draw(1, 30, 8, seed=2)),
+        "more": {"deep": [_draw(30, 16, seed=3)]},
+    }
+    assert _count(model, [batch, batch])[0] == 300
+
+
+class Floor(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+OPAQUE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "a function of autograd": lambda m, x: Floor.apply(m.a(x)),
+    "numpy": lambda m, x: torch.from_numpy(np.maximum(m.a(x).detach().numpy(), 0)),
+    "a script": lambda m, x: m.script(x),
+    "vmap": lambda m, x: torch.vmap(lambda row: m.a.weight @ row)(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", OPAQUE)
+def test_parts_that_run_out_of_sight_hide_nothing_behind_them(kind: str) -> None:
+    script = torch.jit.trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU()), torch.zeros(3, 8))
+    model = Own(lambda m, x: m.b(m.c(OPAQUE[kind](m, x)).relu()), **_heads(script=script))
+    data = [*_draw(300, 8).split(100)]
+    report = bp.probe(model.eval(), data, sites=["c", "relu()"], progress=False)
+    assert report["relu()"].n_samples == report["c"].n_samples == 300
+    assert type(report["relu()"].symmetry.group) is bp.groups.PositiveMonomial
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_a_script_returns_is_a_site_of_which_nothing_is_claimed() -> None:
+    script = torch.jit.trace(nn.Sequential(nn.Linear(8, 16), nn.ReLU()), torch.zeros(3, 8))
+    model = Own(lambda m, x: m.b(m.script(x)), **_heads(script=script)).eval()
+    found = bp.symmetries(model, _draw(5, 8))
+    assert isinstance(found["script"].group, bp.groups.Unknown)
+
+
+def test_lengths_that_are_not_read_are_named() -> None:
+    def forward(m: Any, x: Tensor, lengths: Tensor) -> Tensor:
+        rows = nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+        out, _ = nn.utils.rnn.pad_packed_sequence(m.r(rows)[0], batch_first=True)
+        return m.b(m.a(out).relu())
+
+    model = Own(forward, **_heads(r=nn.LSTM(8, 8, batch_first=True))).eval()
+    batch = {"x": _draw(30, 5, 8), "lengths": torch.tensor([5, 3, 4] * 10)}
+    report = bp.probe(model, [batch], sites="relu()", progress=False)
+    assert report["relu()"].n_samples == 150
+    assert any("lengths" in note and "padding is counted" in note for note in report.notes)
