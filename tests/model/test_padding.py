@@ -322,3 +322,45 @@ def test_padding_changes_neither_counts_nor_numbers(name: str) -> None:
 
 def test_there_are_as_many_kinds_as_are_spoken_of() -> None:
     assert len(MODELS) >= 25
+
+
+def test_a_mask_of_the_text_is_not_laid_on_pictures_or_sounds() -> None:
+    ids, mask = _batch(MODELS["Llama"])
+    tower = {**SMALL, "max_position_embeddings": 40}
+    pictures = _model(
+        "CLIPModel", "CLIPConfig", text_config={**tower, "eos_token_id": 2},
+        vision_config={**SMALL, "image_size": 8, "patch_size": 4}, projection_dim=8,
+    )()  # fmt: skip
+    # Five places of a picture and nine of a text; six frames of a sound and nine words of it.
+    seen = bp.observe(
+        pictures, [{**_plain(ids, mask), "pixel_values": torch.randn(6, 3, 8, 8)}],
+        sites=[f"{kind}_model.encoder.layers.1.mlp.fc1" for kind in ("vision", "text")],
+        progress=False,
+    ).seen  # fmt: skip
+    assert [one.moments.count for one in seen.values()] == [30, int(mask.sum())]
+    sounds = _model(
+        "WhisperModel", "WhisperConfig", vocab_size=60, **_SEQ, max_source_positions=6,
+        num_mel_bins=8, max_target_positions=20, decoder_start_token_id=1, **WORDS,
+    )()  # fmt: skip
+    seen = bp.observe(
+        sounds,
+        [{"input_features": torch.randn(6, 8, 12), "decoder_input_ids": ids,
+          "decoder_attention_mask": mask}],
+        sites=["encoder.layers.1.fc1", "decoder.layers.1.fc1"], progress=False,
+    ).seen  # fmt: skip
+    assert [one.moments.count for one in seen.values()] == [36, int(mask.sum())]
+
+
+def test_frames_of_a_sound_that_a_mask_cannot_be_laid_on_are_said_to_count() -> None:
+    torch.manual_seed(0)
+    config = transformers.Wav2Vec2Config(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=32, conv_dim=(8, 8), conv_stride=(4, 2), conv_kernel=(8, 4),
+        num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    model = transformers.Wav2Vec2Model(config).eval()
+    mask = (torch.arange(400) < torch.tensor([400, 200, 300])[:, None]).long()
+    site = "encoder.layers.0.feed_forward.intermediate_dense"
+    batch = {"input_values": torch.randn(3, 400), "attention_mask": mask}
+    report = bp.probe(model, [batch] * 3, sites=site, progress=False, certificates=False)
+    assert any("attention_mask could not be applied" in note for note in report[site].notes)
