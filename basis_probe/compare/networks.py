@@ -93,6 +93,11 @@ def compare_networks(
         measure, "shape", kernel, estimator, folds, "ignore", seed, whitening=whitening,
         dissimilarity=dissimilarity, correlation=correlation, neighbours=neighbours, width=width,
     )  # fmt: skip
+    if not isinstance(networks, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"networks is a {type(networks).__name__}: give a dict from names to activations or "
+            "models"
+        )
     if len(networks) < 2:
         raise ValueError(f"{len(networks)} networks: give at least two, by name")
     given = {str(name): value for name, value in networks.items()}

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 from torch import Tensor
 
 from basis_probe.compare.kernels import Hsic, kernel_hsic
@@ -66,7 +66,8 @@ def shared_neighbours(
         y: the same in the other.
         count: how many neighbours a sample has.
         union: False to divide by `count` (mutual nearest neighbours; Huh et al. 2024), True to
-            divide by how many are its neighbours in either network (Jaccard).
+            divide by how many are its neighbours in either network (Jaccard). Samples that are
+            equally far share the last places.
 
     Raises:
         ValueError: if there are no more samples than neighbours.
@@ -76,15 +77,20 @@ def shared_neighbours(
             f"neighbours={count} and {len(x)} samples: give fewer neighbours, or more samples"
         )
     near = [_nearest(side, count) for side in (x, y)]
-    both = (near[0] & near[1]).sum(1).double()
+    both = (near[0] * near[1]).sum(1)
     return both / (2 * count - both if union else count)
 
 
 def _nearest(distances: Tensor, count: int) -> Tensor:
-    """[samples, samples], True where the second is a nearest neighbour of the first."""
+    """[samples, samples], the chance that the second is a nearest neighbour of the first.
+
+    0 or 1, but for samples that are equally far, which share the places that are left.
+    """
     others = distances.clone().fill_diagonal_(torch.inf)
-    places: Int64[Tensor, "samples neighbours"] = others.argsort(dim=1, stable=True)[:, :count]
-    return torch.zeros_like(others, dtype=torch.bool).scatter_(1, places, value=True)
+    last = others.kthvalue(count, dim=1, keepdim=True).values
+    nearer, equal = others < last, others == last
+    left = count - nearer.sum(1, keepdim=True)
+    return nearer + equal * (left / equal.sum(1, keepdim=True).double())
 
 
 def gaussian(

@@ -76,6 +76,9 @@ Normalization = Literal["shape", "paper"]
 
 MEASURES = ("procrustes", "cka", "cca", "regression", "svcca", "pwcca", "rsa", "knn", "jaccard")
 
+FEWEST_SHUFFLED = 8
+"""Examples change places within their batch; of fewer too many would stay where they are."""
+
 MOST_SAMPLES = 4096
 """Pairs of samples are compared among at most so many, drawn uniformly."""
 
@@ -618,6 +621,11 @@ class State:
             fold: [examples], to which part of the data each belongs.
         """
         self.examples += len(x.values)
+        if self.shuffled and len(x.values) < FEWEST_SHUFFLED:
+            raise DataError(
+                f"a batch holds {len(x.values)} examples, which are too few to put in another "
+                f"order: give batches of {FEWEST_SHUFFLED} or more, or shuffles=0"
+            )
         for other in self.shuffled:
             order = torch.randperm(len(y.values), generator=self.shuffling)
             other.see(x, _some(y, order), fold)
@@ -736,6 +744,13 @@ class State:
         kind = plan.dissimilarity
         tables = dissimilarities(sides[0], kind), dissimilarities(sides[1], kind)
 
+        apart = ~torch.eye(len(x), dtype=torch.bool)
+        if any(float(table[apart].min()) == float(table[apart].max()) for table in tables):
+            raise DataError(
+                "in one of the two all pairs of samples are equally unlike: there is nothing to "
+                "compare"
+            )
+
         def of(chosen: Tensor) -> float:
             parts = [table[chosen][:, chosen] for table in tables]
             if plan.measure == "rsa":
@@ -760,8 +775,8 @@ class State:
             error = jackknife(left)
         if math.isnan(value):
             raise DataError(
-                "in one of the two all pairs of samples are equally unlike: there is nothing to "
-                "compare"
+                "one of the two kernels does not vary: the width is too small or too large for "
+                "these samples"
             )
         notes: list[str] = []
         if len(x) < self.samples:

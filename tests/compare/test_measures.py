@@ -105,6 +105,26 @@ def test_neighbours_are_counted_one_by_one(kind: Any, count: int) -> None:
         assert found.std_error == pytest.approx(error, rel=1e-6)
 
 
+def test_samples_that_are_equally_far_share_the_last_places() -> None:
+    x, y = pair(4, 60)
+    # Three of four samples are the same in both networks: which of them is nearest is arbitrary.
+    both = torch.arange(60) % 4 != 0
+    x[both], y[both] = 0.0, 0.0
+    found = bp.similarity(x, y, measure="knn", neighbours=5)
+    orders = [torch.randperm(60, generator=seeded(seed)) for seed in range(5)]
+    moved = [bp.similarity(x[o], y[o], measure="knn", neighbours=5).similarity for o in orders]
+    assert moved == pytest.approx([found.similarity] * 5, abs=1e-12)
+    with pytest.raises(bp.DataError, match="all pairs of samples are equally unlike"):
+        bp.similarity(x[both], y[both], measure="knn")
+
+
+def test_examples_one_by_one_cannot_be_shuffled() -> None:
+    a, b = mlp(0), mlp(1)
+    given = {"site": "1", "group": "orthogonal"}
+    with pytest.raises(bp.DataError, match="a batch holds 1 examples, which are too few to put in"):
+        bp.similarity(a, b, rows().split(1), shuffles=3, **given)  # pyright: ignore
+
+
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("width", [0.2, 0.4, 1.5])
 def test_gaussian_cka_is_that_of_the_definition(unbiased: bool, width: float) -> None:

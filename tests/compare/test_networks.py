@@ -157,6 +157,7 @@ def test_models_are_compared_as_their_activations_are() -> None:
 
 REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "one network": (lambda: bp.compare_networks({"a": rows()}), ValueError, "1 networks: give at"),
+    "no names": (lambda: bp.compare_networks([rows(), rows()]), TypeError, "networks is a list"),  # pyright: ignore
     "other samples": (
         lambda: bp.compare_networks({"a": rows(), "b": rows()[1:]}),
         bp.DataError,
