@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from basis_probe.concepts.export import export_basis as export_basis
     from basis_probe.concepts.probes import sparse_probes as sparse_probes
     from basis_probe.concepts.selectivity import selectivity as selectivity
+    from basis_probe.evidence.resonance import spotlight_resonance as spotlight_resonance
     from basis_probe.statistics import bases as bases
 
 __version__ = "0.1.0"
@@ -81,6 +82,7 @@ _FUNCTIONS = {
     "selectivity": "concepts.selectivity",
     "similarity": "compare.similarity",
     "sparse_probes": "concepts.probes",
+    "spotlight_resonance": "evidence.resonance",
     "stitch": "compare.stitching",
     "stitching_curve": "compare.stitching",
     "top_examples": "concepts.examples",
@@ -135,6 +137,7 @@ __all__ = [
     "selectivity",
     "similarity",
     "sparse_probes",
+    "spotlight_resonance",
     "stitch",
     "stitching_curve",
     "symmetries",

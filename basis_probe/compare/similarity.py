@@ -660,16 +660,13 @@ class State:
             own, other = x.of_fold(fold, part), y.of_fold(fold, part)
             rows = matched({"x": own}, "x", other)
             if len(own.values):
-                positions = own.values.shape[1]
                 belongs = numbers[fold.cpu() == part]
-                if len(rows[0]) == len(belongs) * positions:
-                    belongs = belongs.repeat_interleave(positions)
+                masks = [side.counted for side in (own, other) if side.counted is not None]
+                if masks:
+                    shared = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+                    belongs = belongs.repeat_interleave(shared.sum(1).cpu())
                 else:
-                    counted = own.counted if own.counted is not None else other.counted
-                    assert counted is not None
-                    if own.counted is not None and other.counted is not None:
-                        counted = own.counted & other.counted
-                    belongs = belongs.repeat_interleave(counted.sum(1).cpu())
+                    belongs = belongs.repeat_interleave(len(rows[0]) // len(belongs))
                 self.samples += len(rows[0])
                 self.rows.see(*rows, belongs, torch.full_like(belongs, part))
 

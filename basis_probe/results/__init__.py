@@ -24,6 +24,7 @@ from basis_probe.results.report import Provenance as Provenance
 from basis_probe.results.report import Report as Report
 from basis_probe.results.report import SiteReport as SiteReport
 from basis_probe.results.report import Verdict as Verdict
+from basis_probe.results.resonance import Resonance as Resonance
 from basis_probe.results.similarity import Chance as Chance
 from basis_probe.results.similarity import LayerMatrices as LayerMatrices
 from basis_probe.results.similarity import LayerMatrix as LayerMatrix
@@ -58,6 +59,7 @@ __all__ = [
     "Provenance",
     "Report",
     "ReportComparison",
+    "Resonance",
     "ScoreResult",
     "Similarities",
     "Similarity",

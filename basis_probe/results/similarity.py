@@ -37,6 +37,11 @@ class Chance:
     p_value: float
     shuffles: int
 
+    def __str__(self) -> str:
+        return (
+            f"by chance {self.mean:.4f} [{self.low:.4f}, {self.high:.4f}], p = {self.p_value:.2g}"
+        )
+
     @staticmethod
     def of(value: float, shuffled: Sequence[float]) -> Chance:
         """From the value as it is and the values of shuffles."""
@@ -102,6 +107,7 @@ class Similarity:
             f"{where + ': ' if where else ''}{self.measure} up to {self.group.name}: similarity "
             f"{self.similarity:.4f}{error}, distance {self.distance:.4f} "
             f"({self.dims[0]} and {self.dims[1]} axes, {self.n_samples:,} samples)"
+            + ("" if self.chance is None else f"; {self.chance}")
         )
 
 

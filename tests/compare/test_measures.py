@@ -118,6 +118,18 @@ def test_samples_that_are_equally_far_share_the_last_places() -> None:
         bp.similarity(x[both], y[both], measure="knn")
 
 
+@pytest.mark.parametrize("measure", ["rsa", "knn", "jaccard", "cka", "svcca"])
+def test_maps_of_different_size_are_averaged_first(measure: Any) -> None:
+    x, y = pair(2, 240)
+    large = x.reshape(60, 2, 2, 6).movedim(3, 1).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    small = y.reshape(60, 2, 2, 9).movedim(3, 1)
+    how = {"kernel": "rbf"} if measure == "cka" else {}
+    found = bp.similarity(large, small, measure=measure, folds=1, **how)  # pyright: ignore
+    wanted = bp.similarity(x, y, measure=measure, folds=1, **how)  # pyright: ignore
+    assert found.similarity == pytest.approx(wanted.similarity, abs=1e-9)
+    assert found.n_samples == 240 and found.n_examples == 60
+
+
 def test_examples_one_by_one_cannot_be_shuffled() -> None:
     a, b = mlp(0), mlp(1)
     given = {"site": "1", "group": "orthogonal"}
@@ -252,7 +264,7 @@ def test_chance_says_what_unrelated_data_reach(how: dict[str, Any]) -> None:
     chance = found.chance
     assert chance is not None and chance.shuffles == 39
     assert chance.low <= chance.mean <= chance.high < found.similarity
-    assert chance.p_value == 1 / 40
+    assert chance.p_value == 1 / 40 and "by chance" in str(found)
     plain = bp.similarity(x, y, **how)
     assert plain.similarity == found.similarity and plain.chance is None
     unrelated = bp.similarity(x, y[torch.randperm(120, generator=seeded(3))], shuffles=39, **how)
