@@ -5,6 +5,7 @@ Python raises KeyboardInterrupt wherever a signal finds it: in the middle of a s
 can be broken off (`stoppable`); there it is raised, and the next one waits again.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ class _Gate:
     """Whether signals pass, and those that wait."""
 
     def __init__(self) -> None:
+        self.process = os.getpid()
         self.open = True
         self.held = self.kept = False
         self.waiting: list[int] = []
@@ -42,7 +44,8 @@ class _Gate:
 
     def arrive(self, number: int, frame: FrameType | None) -> None:
         """Answers a signal, now or later."""
-        if not self.open:
+        # Children, such as the workers of a DataLoader, have nothing of ours to lose.
+        if not self.open and os.getpid() == self.process:
             self.waiting.append(number)
             if len(self.waiting) <= _PATIENCE:
                 return

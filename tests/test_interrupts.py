@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -108,3 +110,20 @@ def test_other_threads_are_left_alone() -> None:
 
 def test_a_signal_that_ends_the_process_has_a_name() -> None:
     assert "SIGTERM" in str(Ended(signal.SIGTERM))
+
+
+def test_a_child_that_is_told_to_end_ends() -> None:
+    code = """
+import os, signal, time
+from basis_probe.interrupts import guarded, hold
+signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+with guarded():
+    hold()
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert run.stdout.strip() == "7", run.stderr

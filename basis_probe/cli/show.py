@@ -37,7 +37,7 @@ class ShowCommand(Command):
 
         if not parsed.report.is_file():
             raise Refused(f"there is no file {parsed.report}; give a report saved as .json")
-        report = Report.from_json(parsed.report.read_text(encoding="utf-8"))
+        report = Report.from_json(parsed.report.read_text(encoding="utf-8", errors="replace"))
         paths = parsed.out or []
         require_apart(paths)
         written = save_each(report, paths, screen)

@@ -326,7 +326,7 @@ class Report:
             raise ValueError(
                 f"cannot load {path.name!r}: only .json holds the whole report; save it as one"
             )
-        return cls.from_json(path.read_text(encoding="utf-8"))
+        return cls.from_json(path.read_text(encoding="utf-8", errors="replace"))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for every site and score, as a pandas DataFrame."""

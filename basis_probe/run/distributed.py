@@ -77,7 +77,7 @@ def gathered(partial: Partial, *, timeout: float = 1800.0) -> Partial | None:
         who = f"processes {named[1].strip(' ,')}" if named and not rank else "one or more processes"
         raise ConnectionError(
             f"{who} of {world} died or did not come within {timeout:g} seconds, so that there is "
-            "no sum of all parts."
+            f"no sum of all parts ({str(error).splitlines()[0][:200]})."
         ) from error
 
 

@@ -181,7 +181,7 @@ class Reading:
         if len(before.parts) != 1:
             raise ValueError(
                 f"the checkpoint {self.checkpoint} holds {len(before.parts)} parts that were "
-                " added, and a run can go on only from one: give another file, or make the "
+                "added, and a run can go on only from one: give another file, or make the "
                 "report of it with `Partial.report`"
             )
         (part,) = before.parts
