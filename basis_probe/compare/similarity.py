@@ -776,6 +776,13 @@ class State:
                 "these samples"
             )
         notes: list[str] = []
+        distinct = distinct_rows(torch.cat(sides, 1))
+        if distinct < 0.9 * len(x):
+            notes.append(
+                f"{distinct} of {len(x)} samples are different: what repeats is alike in any two "
+                "networks, so that the value is higher than of samples that do not; give shuffles= "
+                "for what chance reaches, or each sample once."
+            )
         if len(x) < self.samples:
             notes.append(
                 f"Pairs were compared among {len(x)} of the {self.samples} samples, drawn "

@@ -57,6 +57,11 @@ class Resonance:
         )
 
     def __str__(self) -> str:
+        if not (self.curve.any() or self.high.any()):
+            return (
+                f"no sample has cosine {self.cosine:g} with a direction in a plane of two axes: "
+                "nothing can be told; look at fewer axes, or lower cosine"
+            )
         return (
             f"on axes {self.contrast:+.4f} of the samples more than between them, "
             f"{self.null_mean:+.4f} ± {self.null_std:.4f} in turned bases, p = {self.p_value:.2g}"

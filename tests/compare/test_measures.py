@@ -130,6 +130,15 @@ def test_maps_of_different_size_are_averaged_first(measure: Any) -> None:
     assert found.n_samples == 240 and found.n_examples == 60
 
 
+@pytest.mark.parametrize("measure", ["rsa", "knn", "jaccard"])
+def test_samples_that_repeat_are_said_to(measure: Any) -> None:
+    x, y = pair(12, 60)
+    again = torch.arange(180) // 3
+    found = bp.similarity(x[again], y[again], measure=measure)
+    assert any(note.startswith("60 of 180 samples are different") for note in found.notes)
+    assert bp.similarity(x, y, measure=measure).notes == ()
+
+
 def test_examples_one_by_one_cannot_be_shuffled() -> None:
     a, b = mlp(0), mlp(1)
     given = {"site": "1", "group": "orthogonal"}

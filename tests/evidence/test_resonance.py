@@ -57,6 +57,11 @@ def test_turned_bases_are_alike_where_no_axis_stands_out() -> None:
     assert sum(p <= 0.05 for p in p_values) < 7 and sum(p > 0.5 for p in p_values) > 8
 
 
+def test_a_curve_at_zero_says_that_it_says_nothing() -> None:
+    found = bp.spotlight_resonance(torch.randn(50, 200, generator=seeded(0)), planes=9, frames=19)
+    assert found.p_value == 1 and "nothing can be told" in str(found)
+
+
 REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (torch.zeros(9, 3), {}, ValueError, "all samples are zero"),
     (torch.zeros(9, 3, dtype=torch.int64), {}, TypeError, "x holds int64"),
