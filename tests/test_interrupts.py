@@ -119,9 +119,12 @@ from basis_probe.interrupts import guarded, hold
 signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
 with guarded():
     hold()
+    read, write = os.pipe()
     child = os.fork()
     if not child:
+        os.write(write, b"here")
         time.sleep(60)
+    os.read(read, 4)
     os.kill(child, signal.SIGTERM)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
