@@ -173,3 +173,10 @@ def test_the_checks_say_what_is_needed() -> None:
     assert (number("t", np.float32(2)), flag("f", np.bool_(True)), texts("s", "a", "names")) == (
         2.0, True, ("a",),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["frames", "samples", "directions"])
+def test_a_null_refuses_what_no_number_is(name: str) -> None:
+    for value in (19.5, math.nan, math.inf, "19", True, [], 10**25):
+        _refused(lambda value=value: bp.nulls.Rotation(**{name: value}), name)
+    assert repr(bp.nulls.Rotation(**{name: np.int64(64)})) == repr(bp.nulls.Rotation(**{name: 64}))

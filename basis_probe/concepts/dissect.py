@@ -14,6 +14,7 @@ from basis_probe.algebra.groups import Group
 from basis_probe.algebra.intertwiner import callable_of
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
+from basis_probe.arguments import whole
 from basis_probe.concepts.alignment import Measure, measure_of
 from basis_probe.concepts.comparing import Effort, compare
 from basis_probe.concepts.detection import Setting, Sides
@@ -145,8 +146,7 @@ def dissect(
     """
     used = _measures(measures)
     wanted, seed = chosen_null(null), chosen_seed(seed)
-    if max_samples < 1:
-        raise ValueError(f"max_samples={max_samples}: give a positive number")
+    max_samples = whole("max_samples", max_samples, least=1)
     effort = dataclasses.replace(effort or Effort(), seed=seed)
     each = functools.partial(
         _dissected, used=used, wanted=wanted, frames=frames, top=top, threshold=threshold,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar_directions
 from basis_probe.architecture.symmetries import watched
+from basis_probe.arguments import whole
 from basis_probe.concepts.dissect import remembering
 from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.patches import Fields, fields
@@ -125,6 +126,7 @@ def top_examples(
     """
     if size < 1 or rotated < 0:
         raise ValueError(f"size={size}, rotated={rotated}: keep at least one context")
+    size, rotated = whole("size", size, least=1, most=10_000), whole("rotated", rotated)
     subject = recognise(model, tokenizer if callable(tokenizer) else None)
     sources = None if concepts is None else Sources(concepts)
     with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
@@ -226,8 +228,7 @@ def illustrated(
     """What `with_examples` returns, for a model in evaluation mode and batches of it."""
     from tqdm.auto import tqdm
 
-    if axes < 1 or size < 1:
-        raise ValueError(f"axes={axes}, size={size}: show at least one context of one axis")
+    axes, size = whole("axes", axes, least=1), whole("size", size, least=1, most=10_000)
     first = next(batches, None)
     if first is None:
         raise DataError("the data hold no batch: give at least one")

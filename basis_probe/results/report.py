@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from basis_probe.arguments import path as named
 from basis_probe.brief import brief
 from basis_probe.errors import clean, nearest
 from basis_probe.results.codec import Damaged
@@ -321,7 +322,7 @@ class Report:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no such report, or of another format version.
         """
-        path = pathlib.Path(path)
+        path = pathlib.Path(named("path", path))
         if path.suffix.lower() != ".json":
             raise ValueError(
                 f"cannot load {path.name!r}: only .json holds the whole report; save it as one"
@@ -377,7 +378,7 @@ class Report:
         """
         from basis_probe.show.files import save_report
 
-        return save_report(self, pathlib.Path(path))
+        return save_report(self, pathlib.Path(named("path", path)))
 
     def plot(
         self,

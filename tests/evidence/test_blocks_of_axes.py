@@ -189,7 +189,7 @@ def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
     full = bp.probe_activations(x, group="orthogonal", null=bp.nulls.Rotation(999, 512))
     assert across.p_tail_method == "normal law with the null's exact mean and variance"
     assert across.effect == pytest.approx(full.scores["sample_kurtosis"].effect, rel=0.1)
-    with pytest.raises(ValueError, match="directions=0: give a positive number"):
+    with pytest.raises(ValueError, match="directions=0: give a whole number above zero"):
         bp.nulls.Rotation(directions=0)
 
 

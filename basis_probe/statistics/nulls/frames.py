@@ -25,6 +25,7 @@ from basis_probe.algebra.groups import (
     Planes,
     Trivial,
 )
+from basis_probe.arguments import whole
 
 
 class Geometry(enum.Enum):
@@ -181,10 +182,12 @@ class Null(abc.ABC):
     pools_directions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.directions is not None and self.directions < 1:
-            raise ValueError(
-                f"directions={self.directions}: give a positive number, or None for all axes"
-            )
+        # A null is a value that reports print: its numbers are those of Python.
+        if self.directions is not None:
+            count = whole("directions", self.directions, least=1, else_=", or None for all axes")
+            object.__setattr__(self, "directions", count)
+        object.__setattr__(self, "frames", whole("frames", self.frames))
+        object.__setattr__(self, "samples", whole("samples", self.samples))
         if self.frames < 19:
             raise ValueError(
                 f"frames={self.frames}: fewer than 19 frames cannot reach a p-value of 0.05; "
