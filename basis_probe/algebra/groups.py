@@ -466,6 +466,12 @@ class LineStabiliser(Elementary):
         return Dense(a)
 
 
+def _moving(order: Tensor, *, moves: bool) -> Tensor:
+    """The order, or another one where it leaves everything in its place and should not."""
+    still = torch.equal(order, torch.arange(len(order)))
+    return order.roll(1) if moves and still and len(order) > 1 else order
+
+
 # --- groups that keep axes ------------------------------------------------------------------------
 
 
@@ -488,10 +494,19 @@ class OnAxes(Elementary):
         )
 
     def _draw(self, generator: torch.Generator) -> Element:
-        order = torch.randperm(self.dim, generator=generator)
+        return self._element(torch.randperm(self.dim, generator=generator), generator, signed=False)
+
+    def _generic(self, generator: torch.Generator) -> Element:
+        order = _moving(torch.randperm(self.dim, generator=generator), moves=True)
+        return self._element(order, generator, signed=True)
+
+    def _element(self, order: Tensor, generator: torch.Generator, *, signed: bool) -> Element:
+        """An element with this order, and with one sign at least that changes if so wished."""
         values = torch.ones(self.dim, dtype=torch.float64)
         if self.signs:
             values = values * random_signs(self.dim, generator)
+            if signed and not bool((values < 0).any()):
+                values[0] = -1
         if self.positive_scales:
             values = values * random_scales(self.dim, generator)
         # Axis j goes to order[j].
@@ -903,7 +918,7 @@ class Blocks(Group):
         return BlockElement(order, parts, self.copies)
 
     def _generic(self, generator: torch.Generator) -> Element:
-        order = self._random_order(generator)
+        order = _moving(self._random_order(generator), moves=self.order == "free")
         parts = tuple(self.inner._generic(generator) for _ in range(self.count))
         return BlockElement(order, parts, self.copies)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from basis_probe.algebra.groups import (
+    DirectSum,
     GeneralLinear,
     Group,
     Monomial,
@@ -106,7 +107,7 @@ class Intertwiner:
                 f"{self.name}; check with `contains`, or draw one with `sample`"
             )
         a = torch.as_tensor(matrix).detach().to("cpu", torch.float64)
-        if isinstance(self.group, GeneralLinear):
+        if isinstance(self.group, GeneralLinear | DirectSum):
             return a.clone() if self.gain is None else self.gain[:, None] * a / self.gain
         parts = monomial_parts(a, atol=1e-6)
         assert parts is not None, "every group that is not general-linear is monomial"
@@ -150,6 +151,21 @@ def intertwiner_group(
         >>> swish.name, swish.privileged.name
         ('permutation', 'AXES')
     """
+    own = isinstance(nonlinearity, nn.Module) and any(p.ndim for p in nonlinearity.parameters())
+    return measured(nonlinearity, dim, moving=own or isinstance(nonlinearity, str))
+
+
+def measured(
+    nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: int, *, moving: bool
+) -> Intertwiner:
+    """`intertwiner_group`, where it is known whether slopes of channels move along with them.
+
+    Args:
+        nonlinearity: as for `intertwiner_group`.
+        dim: number of features, at least 1.
+        moving: True if numbers that differ from channel to channel are weights, which change
+            places when the channels do.
+    """
     nothing = Unknown(dim)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         function = _function(nonlinearity, dim)
@@ -157,7 +173,7 @@ def intertwiner_group(
             _require_row_by_row(function)
             if _mixes(function):
                 return _coupled(function)
-            return _on_single_features(function)
+            return _on_single_features(function, moving=moving)
         except _NotUnderstood as reason:
             return Intertwiner(function.name, nothing, nothing, str(reason))
 
@@ -476,7 +492,7 @@ _FINITE_WITHIN = 50.0
 _POSITIVE_SCALES = (2.0, 0.5, 3.7, 1.01, 0.037, 31.0)
 
 
-def _on_single_features(function: _Function) -> Intertwiner:
+def _on_single_features(function: _Function, *, moving: bool) -> Intertwiner:
     # Fewer values for many channels: each of them is looked at, and shown to be like the first.
     ends = torch.tensor([-1e8, 1e8, -1.0, 0.0, 1.0], dtype=torch.float64)
     coarse = torch.cat([_grid()[::4], ends])
@@ -485,7 +501,7 @@ def _on_single_features(function: _Function) -> Intertwiner:
     sizes = _sizes(coarse, table)
     if _close(function, table, table[:, :1], sizes, table[-2:-1]):
         return _one_function(function)
-    return _function_per_channel(function, coarse, table, sizes)
+    return _function_per_channel(function, coarse, table, sizes, moving=moving)
 
 
 def _require_finite(function: _Function, t: Tensor, values: Tensor) -> None:
@@ -642,7 +658,7 @@ _OFFSET = "f(A x) = A f(x) up to a constant vector, which the next bias absorbs"
 
 
 def _function_per_channel(
-    function: _Function, t: Tensor, table: Tensor, sizes: _Sizes
+    function: _Function, t: Tensor, table: Tensor, sizes: _Sizes, *, moving: bool
 ) -> Intertwiner:
     """The group of a f that differs from channel to channel, where one is known.
 
@@ -651,6 +667,7 @@ def _function_per_channel(
         t: where it was evaluated; at the end stand -1e8, 1e8, -1, 0 and 1.
         table: what it was there on every channel, [position, dim].
         sizes: what may be rounded there.
+        moving: whether what differs moves with the channels.
     """
     name, dim, scale = function.name, function.dim, float(sizes.near[-1])
     first, last, negative, zero, positive = table[-5:]
@@ -667,6 +684,22 @@ def _function_per_channel(
     lines = torch.where(t[:, None] < 0, -t[:, None] * negative, t[:, None] * positive)
     alike = bool(((positive - positive[0]).abs() <= function.tolerance * scale).all())
     if alike and positive[0] != 0 and _close(function, table, lines, sizes):
+        if not moving:
+            kinds = _kinds(negative, function.tolerance * scale)
+            if kinds is None:
+                raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
+            parts: list[Group] = []
+            for start, size in kinds:
+                straight = (
+                    abs(float(negative[start] + positive[start])) <= function.tolerance * scale
+                )
+                parts.append(GeneralLinear(size) if straight else PositiveMonomial(size))
+            group = DirectSum(tuple(parts))
+            because = (
+                f"{name} has {len(kinds)} slopes for negative t, each on a stretch of channels "
+                f"that keep to it, measured at {len(t)} values of t from -1e8 to 1e8"
+            )
+            return Intertwiner(name, group, group, because, "", 1.0)
         group = PositiveMonomial(dim)
         return Intertwiner(
             name,
@@ -678,6 +711,20 @@ def _function_per_channel(
             1.0,
         )
     raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
+
+
+def _kinds(values: Tensor, tolerance: float) -> list[tuple[int, int]] | None:
+    """Start and length of every stretch of equal values; None if a value comes again later."""
+    starts = [0]
+    for place in range(1, len(values)):
+        if abs(float(values[place] - values[starts[-1]])) > tolerance:
+            starts.append(place)
+    first = values[torch.tensor(starts)]
+    gaps = (first[:, None] - first[None, :]).abs() + torch.eye(len(first)) * (tolerance + 1)
+    if bool((gaps <= tolerance).any()):
+        return None
+    ends = [*starts[1:], len(values)]
+    return [(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 _DIFFERENT_CHANNELS = "{name} computes different functions on different channels"

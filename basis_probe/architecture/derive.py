@@ -32,7 +32,7 @@ from basis_probe.algebra.groups import (
     Trivial,
     Unknown,
 )
-from basis_probe.algebra.intertwiner import Intertwiner, intertwiner_group
+from basis_probe.algebra.intertwiner import Intertwiner, measured
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import ties_of
@@ -215,7 +215,7 @@ class Derivation:
             # The same steps with the same numbers are one function: it is measured once.
             key = (dim, signature(self.facts.graph, self.facts.graph.vertices[vertex]))
             if key[1] is None or key not in self._measured:
-                self._measured[key] = intertwiner_group(region.function, dim)
+                self._measured[key] = measured(region.function, dim, moving=True)
             self._intertwiners[vertex] = self._measured[key]
         return self._intertwiners[vertex]
 

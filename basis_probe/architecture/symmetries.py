@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.elements import Element
-from basis_probe.algebra.groups import Unknown
+from basis_probe.algebra.groups import Blocks, Unknown
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.prove import Prover, Unproved, largest_change
@@ -118,7 +118,10 @@ def certify(
         with _threads(subject):
             try:
                 prover = Prover(subject.model, _same(batch, facts), facts, derivation, seed=seed)
-                return prover.certify(place, symmetry.group, elements=elements)
+                proof = prover.certify(place, symmetry.group, elements=elements)
+                # What `symmetries` says of it is what is proved here.
+                smaller = None if proof.holds else _in_place(prover, place, symmetry, elements)
+                return proof if smaller is None else smaller[1]
             except Unproved as error:
                 raise ValueError(f"{name} cannot be certified: {error}") from error
 
@@ -305,8 +308,26 @@ def proved(
         elif proof.holds:
             result[name] = dataclasses.replace(claim, certificate=proof)
         else:
-            result[name] = refuted(claim, proof)
+            smaller = _in_place(prover, sites[name], claim)
+            result[name] = refuted(claim, proof) if smaller is None else smaller[0]
     return {name: result[name] for name in claims}
+
+
+def _in_place(
+    prover: Prover, site: Site, claim: Symmetry, elements: int = 2
+) -> tuple[Symmetry, Certificate] | None:
+    """A claim of blocks that change places, without that they do, if it is true without."""
+    if not isinstance(claim.group, Blocks) or claim.group.order == "kept":
+        return None
+    group = dataclasses.replace(claim.group, order="kept")
+    try:
+        proof = prover.certify(site, group, elements=elements)
+    except Unproved:
+        return None
+    if not proof.holds:
+        return None
+    because = f"{claim.because} Each keeps its place: elements that exchange them were refuted."
+    return Symmetry(group, group.privileged, because, claim.reference, proof), proof
 
 
 def refuted(claim: Symmetry, proof: Certificate) -> Symmetry:

@@ -10,6 +10,7 @@ import functools
 import gc
 import sys
 import threading
+import types
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -255,9 +256,25 @@ class Follower(TorchFunctionMode):
         self.ordinals[(*self.stack[-1], op)] += 1
 
 
-def in_steps(func: Callable[..., Any]) -> Callable[..., Tensor] | None:
+def in_steps(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """A function that does several things at once, written out; None for all others."""
-    return _glu if getattr(func, "__name__", "") == "glu" else None
+    name = getattr(func, "__name__", "")
+    if name == "multi_head_attention_forward" and isinstance(func, types.FunctionType):
+        return _opened(func)
+    return _glu if name == "glu" else None
+
+
+@functools.cache
+def _opened(func: types.FunctionType) -> Callable[..., Any]:
+    """The same function, which does not hand itself over as a whole: its steps are seen."""
+    own = {**func.__globals__, "has_torch_function": _never}
+    made = types.FunctionType(func.__code__, own, func.__name__, func.__defaults__)
+    made.__kwdefaults__ = func.__kwdefaults__
+    return made
+
+
+def _never(_: object) -> bool:
+    return False
 
 
 def _by_form(

@@ -737,3 +737,19 @@ def test_a_generator_elsewhere() -> None:
         for ask in (group.sample, group.draw, group.generic):
             with pytest.raises(ValueError, match="Generator on the CPU"):
                 ask(Elsewhere())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_generic_element_has_every_freedom_of_its_group(seed: int) -> None:
+    """What proves a claim must not happen to leave out what is claimed."""
+    for dim in (2, 3):
+        for kind in (Permutation, SignedPermutation, PositiveMonomial, Monomial):
+            matrix = kind(dim).generic(seeded(seed)).matrix()
+            assert not bool(matrix.diagonal().all()), kind
+            if kind in (SignedPermutation, Monomial):
+                assert bool((matrix < 0).any())
+        heads = Blocks(Orthogonal(2), count=dim).generic(seeded(seed)).matrix()
+        blocks = heads.reshape(dim, 2, dim, 2).abs().amax(dim=(1, 3))
+        assert not bool((blocks.diagonal() > 0).all())
+        kept = Blocks(Orthogonal(2), count=dim, order="kept").generic(seeded(seed)).matrix()
+        assert bool((kept.reshape(dim, 2, dim, 2).abs().amax(dim=(1, 3)).diagonal() > 0).all())

@@ -270,6 +270,35 @@ def test_a_slope_for_every_channel(dim: int) -> None:
     assert torch.allclose(after, before @ a.T, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("sizes", [(4, 4), (2, 3, 1), (5, 1)])
+def test_slopes_that_are_no_weights_stay_where_they_are(sizes: tuple[int, ...]) -> None:
+    slopes = torch.cat([torch.full((n,), 0.25 * k) for k, n in enumerate(sizes)]).double()
+    slopes[sum(sizes[:-1]) :] = 1.0
+    dim = len(slopes)
+
+    def function(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, slopes.to(x) * x)
+
+    found, x = intertwiner_group(function, dim), inputs(dim, samples=50)
+    a = found.sample(seeded(7))
+    assert torch.allclose(function(x @ a.T), function(x) @ found.phi(a).T, rtol=1e-9, atol=1e-12)
+    order = torch.arange(dim)
+    order[[0, -1]] = order[[-1, 0]]
+    across = torch.eye(dim, dtype=torch.float64)[order]
+    assert not torch.allclose(function(x @ across.T), function(x) @ across.T)
+    assert not found.contains(across)
+    # The last stretch is the identity, through which everything passes.
+    last = torch.eye(dim, dtype=torch.float64)
+    last[-sizes[-1] :, -sizes[-1] :] = 2 * torch.eye(sizes[-1]) + 0.5
+    assert found.contains(last)
+
+
+def test_slopes_that_come_again_are_not_guessed_at() -> None:
+    slopes = torch.tensor([0.5, 0.0, 0.5])
+    found = intertwiner_group(lambda x: torch.where(x > 0, x, slopes.to(x) * x), 3)
+    assert found.name == "unknown" and "on different channels" in found.because
+
+
 def test_a_single_different_channel_is_seen() -> None:
     module = nn.PReLU(4096)
     with torch.no_grad():

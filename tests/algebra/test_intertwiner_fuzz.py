@@ -711,7 +711,17 @@ def test_slopes_of_their_own_change_places_with_their_channels(examples: int) ->
         def function(x: Tensor, slope: Tensor = slope) -> Tensor:
             return scale * torch.where(x > 0, x, slope * x)
 
-        found = bp.intertwiner_group(function, dim)
+        class Sloped(torch.nn.Module):
+            """The slopes are weights, as those of a PReLU, and move with the channels."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.slope = torch.nn.Parameter(slope.clone())
+
+            def forward(self, x: Tensor) -> Tensor:
+                return function(x, self.slope)
+
+        found = bp.intertwiner_group(Sloped(), dim)
         if len(set(slopes)) == 1:
             assert found.name == POSITIVE and found.note == ""
             return
