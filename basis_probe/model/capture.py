@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.model.places import Address, Place
-from basis_probe.model.trace import Follower, followed, in_steps, spelling, tensors_in
+from basis_probe.model.trace import Follower, as_product, followed, in_steps, spelling, tensors_in
 
 Catcher = Callable[[Tensor], None]
 
@@ -120,6 +120,8 @@ class _Watcher(Follower):
         op = None if self.rests else spelling(func)
         if op is None:
             return func(*args, **kwargs)
+        product = as_product(args) if op == "einsum" else None
+        op = op if product is None else product[0]
         due = self.wanted.get(self.place(op), {})
         for address, catcher in due.items():
             if address.place is Place.ARGUMENT:

@@ -5,7 +5,7 @@ import random
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -93,7 +93,9 @@ class _Memory:
             self._undo.append(again)
             return []
         if isinstance(value, tuple):
-            return [*value]  # pyright: ignore[reportUnknownArgumentType]
+            # The states of recurrent layers; what else stands in a tuple is the user's to fill.
+            parts = cast("tuple[Any, ...]", value)
+            return [entry for entry in parts if isinstance(entry, Tensor | tuple)]
         if isinstance(value, np.ndarray):
             array: np.ndarray[Any, Any] = value.copy()
             self._undo.append(lambda: np.copyto(value, array) if value.flags.writeable else None)

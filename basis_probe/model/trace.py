@@ -8,6 +8,7 @@ they happen.
 import dataclasses
 import functools
 import gc
+import re
 import sys
 import threading
 import types
@@ -264,6 +265,35 @@ def in_steps(func: Callable[..., Any]) -> Callable[..., Any] | None:
     return _glu if name == "glu" else None
 
 
+def as_product(args: tuple[Any, ...]) -> tuple[str, Callable[..., Any], tuple[Any, ...]] | None:
+    """An einsum of rows with one matrix, by the name of the product that it is; None for others.
+
+    Args:
+        args: what einsum was called with.
+
+    Returns:
+        The name, the function and what it is called with.
+    """
+    if len(args) == 2 and isinstance(args[1], tuple | list):
+        args = (args[0], *args[1])
+    if len(args) != 3 or not isinstance(args[0], str):
+        return None
+    found = _PRODUCT.fullmatch(args[0].replace(" ", ""))
+    if found is None:
+        return None
+    rows, inner, left, right, out, last = found.groups()
+    free = rows.replace("...", "")
+    if out != rows or len(set(free + inner + last)) != len(free) + 2:
+        return None
+    if (left, right) == (inner, last):
+        return "matmul", torch.matmul, args[1:]
+    return ("linear", nn.functional.linear, args[1:]) if (left, right) == (last, inner) else None
+
+
+_ROWS = r"((?:\.\.\.)?[A-Za-z]*)"
+_PRODUCT = re.compile(_ROWS + "([A-Za-z]),([A-Za-z])([A-Za-z])->" + _ROWS + "([A-Za-z])")
+
+
 @functools.cache
 def _opened(func: types.FunctionType) -> Callable[..., Any]:
     """The same function, which does not hand itself over as a whole: its steps are seen."""
@@ -415,6 +445,9 @@ class _Recorder(Follower):
             return out
         if op in ("min", "max") and len(given) > 1 and isinstance(out, Tensor):
             op = f"{op}imum"
+        product = as_product(seen[0]) if op == "einsum" else None
+        if product is not None:
+            op, func, seen = product[0], product[1], (product[2], {})
         made = list(tensors_in(out))
         if op in _BY_FORM and isinstance(out, Tensor) and len(given) > 1:
             func, seen, inputs = _by_form(op, out, seen)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from small_models import D, H
 from torch import Tensor, nn
 
+import basis_probe as bp
 from basis_probe.model.graph import Kind, condense, replay
 from basis_probe.model.trace import Fixed, Ref, Trace, record, spelling, tensors_in
 
@@ -291,3 +292,42 @@ def test_pieces_know_which_features_they_are() -> None:
     parts = {v.part for v in graph.vertices.values() if v.kind is Kind.PART}
     # The first half is not used, and so is no part of the graph.
     assert parts == {(4, 5, 6, 7), (0, 3, 6)}
+
+
+PRODUCTS = {
+    "...d,md->...m": (12, 8),
+    "bpd,md->bpm": (12, 8),
+    "bpd,dm->bpm": (8, 12),
+    "...d,dm->...m": (8, 12),
+}
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("equation", PRODUCTS)
+def test_an_einsum_with_a_matrix_is_a_linear_map(equation: str, listed: bool) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.before, self.after = nn.Linear(6, 8), nn.Linear(12, 3)
+            self.weight = nn.Parameter(torch.randn(PRODUCTS[equation]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.before(x)
+            operands = ([h, self.weight],) if listed else (h, self.weight)
+            return self.after(torch.einsum(equation, *operands).relu())
+
+    model, x = Own().eval(), torch.randn(4, 5, 6)
+    found = bp.symmetries(model, x)
+    assert type(found["before"].group) is bp.groups.GeneralLinear
+    assert type(found["relu()"].group) is bp.groups.PositiveMonomial
+    assert found["relu()"].certificate is not None and found["relu()"].certificate.holds
+    seen = bp.observe(model, [x] * 20, sites="relu()", progress=False).seen["relu()"]
+    assert seen.moments.count == 400
+
+
+@pytest.mark.parametrize("equation", ["bd,md->mb", "bd,bm->bm", "bd,dd->bd", "ab,cd->abcd"])
+def test_other_einsums_are_no_linear_maps(equation: str) -> None:
+    from basis_probe.model.trace import as_product
+
+    assert as_product((equation, torch.zeros(2, 2), torch.zeros(2, 2))) is None
