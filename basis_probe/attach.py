@@ -56,8 +56,9 @@ def attach(
     Generation, evaluation, a training loop, `run_with_hooks`, `run_with_cache`: what they compute
     is what they would compute without it, gradients and random numbers included, and everything is
     as it was at the end, however it comes. Modes are left as they are, so that dropout and the
-    statistics of batches belong to the activations in training mode. An `attention_mask` drops
-    padding from all statistics.
+    statistics of batches belong to the activations in training mode. Masks drop padding as
+    in `probe`. What goes wrong on this side is a note of the report, or an error of `report()`,
+    and never one of the user's run.
 
     A pass that ends with an exception does not count. While the model trains, a report mixes what
     its weights were at different steps; one attachment after another follows it over time.
@@ -73,11 +74,11 @@ def attach(
         progress: whether `report` shows progress bars.
         certificates: as for `probe`.
         example_input: one batch, as for `probe`, on which the model is watched before the block
-            starts. None: it is watched on two examples of the first forward pass that is made,
-            once more, beside it; hooks of the user's do not see that.
+            starts. None: a copy with the same weights is watched on what the first forward pass
+            is called with; hooks of the user's do not see that.
 
     Raises:
-        TypeError: if it is no torch module.
+        TypeError: if it is no torch module, or one that runs as a script.
         ValueError: for a score, null, group or number that makes no sense.
 
     Example:

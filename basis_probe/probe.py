@@ -63,7 +63,9 @@ def probe(
 
     The data pass through the model once, in evaluation mode and without gradients. The same seed
     gives the same numbers for every batch size and order of the data, on every device, to the
-    model's own precision. The model is left as it was: hooks, weights, modes, random state.
+    model's own precision. The model is left as it was: hooks, weights, modes, attributes, buffers,
+    random state. Masks leave out padding at the sites whose rows they speak of, which is followed
+    through the model; where it could not be followed, the notes of the site say so.
 
     Args:
         model: a `TransformerBridge`, an older `HookedTransformer`, a Hugging Face model or any
