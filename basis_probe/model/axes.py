@@ -32,7 +32,7 @@ _BASE = 1 << 20
 _MOVES = frozenset(
     "view transpose permute movedim moveaxis getitem cat stack hstack vstack dstack pad roll flip "
     "fliplr flipud narrow select index_select unbind split chunk tensor_split hsplit vsplit dsplit "
-    "expand broadcast_to repeat repeat_interleave tile mT H mH setitem atleast_2d "
+    "expand broadcast_to repeat repeat_interleave tile mT H mH setitem atleast_2d channel_shuffle "
     "atleast_3d".split()
 )
 """Calls that move entries and compute nothing."""
@@ -56,7 +56,8 @@ _RECURRENCES = frozenset("lstm gru rnn_tanh rnn_relu".split())
 
 _LOST = frozenset(
     "sort topk gather take_along_dim take kthvalue unique argsort nonzero unfold as_strided "
-    "fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 fft_ifft2".split()
+    "rot90 msort fft_fftshift fft_ifftshift fft_fft fft_ifft fft_rfft fft_irfft fft_fft2 "
+    "fft_ifft2".split()
 )
 """Calls behind which nothing is known of the entries."""
 
@@ -178,13 +179,6 @@ class Axes:
                     self._join(({**key[-2], **mask[-1]},))
             lead = _lead(operands[:3], node.shape)
             return (*lead, query[-2], {})
-        if op == "multi_head_attention_forward":
-            query, key = first[1], operands[1][1] if len(operands) > 1 else first[1]
-            if len(query) == 3:
-                self._mix(query[0])
-                self._mix(key[0])
-            self._several[node.index] = [(*query[:-1], {}), ()]
-            return (*query[:-1], {})
         if op in _RECURRENCES:
             return self._recurrent(node, first)
         if op in _CONVOLUTIONS:
