@@ -231,6 +231,13 @@ MODELS: dict[str, Padded] = {
         ("inner.model.layers.0", "inner.model.layers.1"),
         lengths=dict.fromkeys(("inner.model.layers.0", "inner.model.layers.1"), lambda n: n + 3),
     ),
+    "prompts, padding left": Padded(
+        lambda: Prompted(_llama()()).eval(), _plain,
+        ("inner.model.layers.0", "inner.model.layers.1"),
+        lengths=dict.fromkeys(("inner.model.layers.0", "inner.model.layers.1"), lambda n: n + 3),
+        left=True,
+        exact=False,
+    ),
     "folded": Padded(lambda: Folded().eval(), _plain, ("first", "relu()")),
     "turned": Padded(lambda: Turned().eval(), _plain, ("first", "last:in")),
     "torch, examples first": Padded(
@@ -300,7 +307,14 @@ def _mask_for(key: str) -> str:
     return "decoder_attention_mask" if key.startswith("decoder") else "attention_mask"
 
 
-QUICK = ("T5", "Longformer", "Llama, padding left", "prompts", "torch, positions first", "folded")
+QUICK = (
+    "T5",
+    "Longformer",
+    "Llama, padding left",
+    "prompts, padding left",
+    "torch, positions first",
+    "folded",
+)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def _data(seed: int, *, left: bool) -> tuple[Tensor, Tensor, Tensor]:
     different, length = 12, 5
     ids = torch.randint(1, 9, (different, length), generator=draw)
     lengths = torch.randint(2, length + 1, (different, 1), generator=draw)
+    # Some differ in their second input alone.
+    ids, lengths = ids[torch.arange(different) % 4], lengths[torch.arange(different) % 4]
     mask = (torch.arange(length) < lengths).long()
     if left:
         mask = mask.flip(1)
@@ -56,6 +58,8 @@ def _kept(model: nn.Module, data: tuple[Tensor, Tensor, Tensor], sizes: int, see
         model, batches, sites="act", null=bp.nulls.Rotation(samples=20), seed=seed, progress=False
     ).seen["act"]
     rows = seen.kept.rows["x"]
+    # Equal examples are kept or left out each by itself.
+    assert len(seen.kept.priorities.unique()) == len(rows)
     return rows[torch.from_numpy(np.lexsort(rows.numpy().T))]
 
 
