@@ -456,10 +456,12 @@ def _both(one: Mapping[Source, Tensor], other: Mapping[Source, Tensor]) -> dict[
         if known is None or torch.equal(known, vector):
             found[source] = vector
             continue
-        whole = torch.arange(len(vector))
-        if torch.equal(vector, whole):
-            found[source] = vector
-        elif not torch.equal(known, torch.arange(len(known))):
+        # It shows all that the other one does.
+        plain = [v for v in (known, vector) if torch.equal(v, torch.arange(len(v)))]
+        furthest = max(int(known.max()), int(vector.max()))
+        if plain and int(plain[0].max()) == furthest:
+            found[source] = plain[0]
+        else:
             del found[source]
     return found
 

@@ -138,3 +138,46 @@ def test_lengths_that_are_not_read_are_named() -> None:
     report = bp.probe(model, [batch], sites="relu()", progress=False)
     assert report["relu()"].n_samples == 150
     assert any("lengths" in note and "padding is counted" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+def test_masks_that_mark_padding_are_read_the_other_way_round(first: bool, added: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=first)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    mask = torch.arange(7) >= torch.tensor([7, 3, 5, 4, 6, 2])[:, None]
+    x = _draw(6, 7, 16) if first else _draw(7, 6, 16)
+    told = torch.zeros(6, 7).masked_fill(mask, -torch.inf) if added else mask
+    count, _ = _count(model, [{"src": x, "src_key_padding_mask": told}], "layers.0.linear1")
+    assert count == int((~mask).sum())
+
+
+MOVED: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    # Each row is of the last position that it is made of.
+    "the position before": lambda m, h: m.c(h + nn.functional.pad(h, (0, 0, 1, -1))),
+    "a sum of all positions": lambda m, h: m.c(h + h.sum(1, keepdim=True)),
+    # Of these it is not known of which position they are.
+    "neighbours": lambda m, h: m.c(h[:, 1:] + h[:, :-1]),
+    "turned round": lambda m, h: m.c(h + h.flip(1)),
+    "sorted": lambda m, h: m.c(h.sort(1).values),
+}
+
+
+@pytest.mark.parametrize("kind", MOVED)
+def test_rows_of_several_positions(kind: str) -> None:
+    def forward(m: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return m.b(MOVED[kind](m, m.a(x)).relu())
+
+    mask = (torch.arange(7) < torch.tensor([7, 3, 5, 4, 6, 2])[:, None]).long()
+    batch = {"x": _draw(6, 7, 8), "attention_mask": mask}
+    model = Own(forward, **_heads()).eval()
+    site = bp.probe(model, [batch] * 9, sites="relu()", progress=False, certificates=False)[
+        "relu()"
+    ]
+    known = kind in ("the position before", "a sum of all positions", "turned round")
+    told = any("attention_mask could not be applied" in note for note in site.notes)
+    assert site.n_samples == 9 * (
+        int(mask.sum()) if known else 6 * (6 if kind == "neighbours" else 7)
+    )
+    assert told is not known
