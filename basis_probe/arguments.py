@@ -4,7 +4,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable
-from typing import SupportsFloat, SupportsIndex, cast
+from typing import SupportsFloat, SupportsIndex, TypeVar, cast
 
 import numpy as np
 
@@ -125,6 +125,28 @@ def texts(name: str, value: object, what: str) -> tuple[str, ...]:
             f"{name} holds a text of {len(longest):,} characters, {described(longest)}: give {what}"
         )
     return found
+
+
+Wanted = TypeVar("Wanted")
+
+
+def instance(
+    name: str, value: object, kind: type[Wanted] | tuple[type[Wanted], ...], what: str
+) -> Wanted:
+    """The value, if it is of a kind.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kind: the class that it must belong to, or several.
+        what: what to give, in words.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if isinstance(value, kind):
+        return value
+    raise TypeError(f"{name}={described(value)}: give {what}")
 
 
 def path(name: str, value: object) -> str | os.PathLike[str]:

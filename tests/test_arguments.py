@@ -180,3 +180,69 @@ def test_a_null_refuses_what_no_number_is(name: str) -> None:
     for value in (19.5, math.nan, math.inf, "19", True, [], 10**25):
         _refused(lambda value=value: bp.nulls.Rotation(**{name: value}), name)
     assert repr(bp.nulls.Rotation(**{name: np.int64(64)})) == repr(bp.nulls.Rotation(**{name: 64}))
+
+
+def _partial() -> bp.Partial:
+    return bp.observe(_model(), [torch.zeros(60, 8)], sites="1", null=None, progress=False)
+
+
+NO_NAME = (5, None, 1.5, [5], True, object(), {})
+DOORS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...], str]] = {
+    "explain examples": (
+        lambda bad: bp.explain(bad, lambda _: "", lambda *_: []), (*NO_NAME, "x"), "examples",
+    ),
+    "ablate site": (lambda bad: bp.ablate(_model(), [_rows()], site=bad), NO_NAME, "site"),
+    "ablate rotations": (
+        lambda bad: bp.ablate(_model(), [_rows()], site="1", rotations=bad), NO_COUNT, "rotations",
+    ),
+    "top_examples site": (lambda bad: bp.top_examples(_model(), [_rows()], site=bad), NO_NAME, "site"),
+    "with_examples report": (
+        lambda bad: bp.with_examples(bad, _model(), [_rows()]), (*NO_NAME, "x"), "report",
+    ),
+    "concepts": (
+        lambda bad: bp.dissect_activations(_rows(), bad), (5, None, "x", [5], True), "concepts",
+    ),
+    "partial": (lambda bad: _partial() + bad, (5, None, "x", [], 0), "partial"),
+    "twin": (lambda bad: bp.reinitialised(bad), (5, None, "x", []), "model"),
+    "stitch site": (lambda bad: bp.stitch(_model(), _model(), bad, [_rows()]), NO_NAME, "site"),
+    "stitch data": (
+        lambda bad: bp.stitch(_model(), _model(), "1", bad), (5, None, "x", True), "data",
+    ),
+    **{
+        f"layers {name}": (
+            lambda bad, name=name: bp.compare_layers(_model(), _model(), [_rows()], **{name: bad}),
+            bad,
+            name.removeprefix("other_"),
+        )
+        for name, bad in (
+            ("sites", (5, 1.5, True, [5], [], object())),
+            ("other_sites", (5, 1.5, True, [5], [], object())),
+            ("group", (5, 1.5, True, [5], object())),
+            ("measure", (5, None, True, [5], [], object(), "x")),
+            ("kernel", (5, 1.5, True, [5], {}, "x")),
+        )
+    },
+    **{
+        f"similarity {name}": (
+            lambda bad, name=name: bp.similarity(_rows(), _rows(), **{name: bad}), bad, name,
+        )
+        for name, bad in (
+            ("folds", (0, *NO_COUNT)), ("seed", BAD["seed"]), ("shuffles", NO_COUNT),
+            ("neighbours", (0, *NO_COUNT)), ("width", (0, -1, math.nan, "3", None, True)),
+            ("whitening", (-1, math.nan, "3", None, 1.0)), ("estimator", (5, None, [], "x")),
+            ("dissimilarity", (5, None, [], "x")), ("constant", (5, [], "x")),
+        )
+    },
+}  # fmt: skip
+"""Other functions -> what they refuse, and the argument that they name."""
+
+
+def _rows() -> torch.Tensor:
+    return torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_other_doors_refuse(door: str) -> None:
+    call, values, word = DOORS[door]
+    for value in values:
+        _refused(lambda value=value: call(value), word)

@@ -9,12 +9,13 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 
 from basis_probe.calibration.cases import OWN_AXES, TRIALS, WEAK, Trial
 from basis_probe.calibration.draw import Draw
+from basis_probe.results.codec import decode
 from basis_probe.results.report import Outcome, SiteReport
 from basis_probe.statistics.orders import FORM, OFFSET, SCALE
 
@@ -194,21 +195,43 @@ class Tally:
 
     @staticmethod
     def from_json(line: str) -> Tally:
-        """The tally that `to_json` wrote."""
-        value: dict[str, Any] = json.loads(line)
-        value["scores"] = {name: Count(**count) for name, count in value["scores"].items()}
-        return Tally(**value)
+        """The tally that `to_json` wrote.
+
+        Raises:
+            json.JSONDecodeError: if the line is cut short.
+            ValueError: if it holds something else than a tally.
+        """
+        tally = decode(Tally, json.loads(line))
+        counts = [count.known for count in tally.scores.values()]
+        several = (tally.called + tally.undecided, tally.bounded, *counts)
+        within = all(0 <= count <= tally.datasets for count in several)
+        if not within or min(tally.called, tally.undecided, tally.dim, tally.samples) < 0:
+            raise ValueError("its counts are no counts of its data sets")
+        if any(not 0 <= count.below <= count.known for count in tally.scores.values()):
+            raise ValueError("its scores are below 5 % more often than they are known")
+        if not 0 <= tally.covered <= tally.bounded:
+            raise ValueError("more bounds hold than there are")
+        return tally
 
 
 def read(record: pathlib.Path) -> list[Tally]:
-    """The tallies in a record, added up; a last line that was cut short is left out."""
+    """The tallies in a record, added up; a line that was cut short is left out.
+
+    Raises:
+        ValueError: for a line that is whole and no tally; it is named.
+    """
     totals: dict[tuple[str, str, bool, int, int], Tally] = {}
-    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-    for line in lines:
+    data = record.read_bytes() if record.is_file() else b""
+    for number, line in enumerate(data.split(b"\n"), start=1):
         try:
-            tally = Tally.from_json(line)
-        except ValueError:
+            tally = Tally.from_json(line.decode("utf-8", "replace"))
+        except json.JSONDecodeError:
             continue
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{record}, line {number} is no tally that `calibrate` wrote ({str(error)[:200]}): "
+                "delete the line to have its data sets drawn again, or give another file"
+            ) from error
         totals[tally.key] = totals[tally.key] + tally if tally.key in totals else tally
     return list(totals.values())
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.brief import described
 from basis_probe.statistics.second_moments import mean_of, products
 
 _BLOCK = 1024
@@ -44,15 +45,15 @@ class Kernel(enum.Enum):
     )
 
 
-def kernel_from_name(name: str) -> Kernel:
+def kernel_from_name(name: object) -> Kernel:
     """The kernel of that name: "linear", "max", "median" or "smooth".
 
     Raises:
         ValueError: for any other.
     """
-    if name.upper() not in Kernel.__members__:
+    if not isinstance(name, str) or name.upper() not in Kernel.__members__:
         known = ", ".join(kernel.name.lower() for kernel in Kernel)
-        raise ValueError(f"no kernel is called {name!r}; there are {known}, rbf")
+        raise ValueError(f"no kernel is called {described(name)}; there are {known}, rbf")
     return Kernel[name.upper()]
 
 

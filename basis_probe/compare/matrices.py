@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group
+from basis_probe.arguments import instance, texts
 from basis_probe.compare.alignments import align, axes_group, on_axes, require_kin
 from basis_probe.compare.kernels import Hsic, Kernel, Maps, feature_hsic, kernel_hsic
 from basis_probe.compare.running import (
@@ -157,9 +158,9 @@ def compare_layers(
         >>> found.sites, found.matched
         (('1', '3'), ('1', '3'))
     """
-    names = [measure] if isinstance(measure, str) else list(measure)
-    if not names:
-        raise ValueError("measure is empty: name at least one")
+    if group is not None:
+        instance("group", group, (Group, str, Mapping), "a group, its name, or measure -> group")
+    names = texts("measure", measure, "names of measures")
     plans = [
         _plan(
             name, kernel, estimator, folds, seed, whitening=whitening, dissimilarity=dissimilarity,
@@ -168,11 +169,11 @@ def compare_layers(
         for name in names
     ]  # fmt: skip
     # An iterator of names can be read only once.
-    sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
+    sites = None if sites is None else texts("sites", sites, "names of sites")
     if other_sites is None:
         other_sites = sites
-    elif not isinstance(other_sites, str):
-        other_sites = tuple(other_sites)
+    else:
+        other_sites = texts("other_sites", other_sites, "names of sites")
     if isinstance(model, nn.Module) and isinstance(other, nn.Module):
         if data is None:
             raise DataError("two models are given without data: give batches to run them on")

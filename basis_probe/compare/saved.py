@@ -73,14 +73,26 @@ def _read(which: str, given: Any) -> dict[str, Matrix]:
     path = pathlib.Path(given)
     if not path.is_file():
         raise DataError(f"{which}: there is no file {path}")
-    if path.suffix == ".npz":
-        with np.load(path) as held:
-            return dict(held)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return dict(load_file(path))
+    if path.suffix in (".npz", ".safetensors"):
+        try:
+            return _arrays_in(path)
+        except Exception as error:
+            # What numpy, zipfile and safetensors raise of damaged files are errors of many kinds.
+            raise DataError(
+                f"{which}: {path} cannot be read ({type(error).__name__}: {str(error)[:200]}): "
+                "write the file anew, with np.savez or safetensors"
+            ) from error
     raise DataError(f"{which} is the file {path.name}: give one that ends in .safetensors or .npz")
+
+
+def _arrays_in(path: pathlib.Path) -> dict[str, Matrix]:
+    if path.suffix == ".npz":
+        # Numpy leaves a file that it opened itself open where it is damaged.
+        with path.open("rb") as file, np.load(file) as held:
+            return dict(held)
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
 
 
 def checked(name: str, values: Any) -> Tensor:

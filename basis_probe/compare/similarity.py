@@ -21,6 +21,8 @@ from basis_probe.algebra.groups import (
     Trivial,
     group_from_name,
 )
+from basis_probe.arguments import SEEDS, number, whole
+from basis_probe.brief import described
 from basis_probe.compare.alignments import (
     Alignment,
     Constant,
@@ -414,6 +416,10 @@ def similarity(
     return _of_matrices(x, y, group, plan)
 
 
+_MOST_FOLDS = 10_000
+"""Every part of the data has sums of its own in memory."""
+
+
 def plan_of(
     measure: str,
     normalization: str,
@@ -435,6 +441,11 @@ def plan_of(
     Raises:
         ValueError: for a name or number that makes no sense.
     """
+    folds = whole("folds", folds, least=1, most=_MOST_FOLDS)
+    neighbours, shuffles = whole("neighbours", neighbours, least=1), whole("shuffles", shuffles)
+    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
+    width = number("width", width)
+    whitening = 0.0 if whitening == 0 else number("whitening", whitening)
     _one_of("measure", measure, MEASURES)
     _one_of("dissimilarity", dissimilarity, ("euclidean", "cosine", "correlation"))
     _one_of("correlation", correlation, ("pearson", "spearman"))
@@ -447,18 +458,13 @@ def plan_of(
     ):
         if value != usual and not used:
             raise ValueError(f"{name}={value!r} is not used by measure={measure!r}: leave it out")
-    if not 0 <= whitening < 1:
+    if not whitening < 1:
         raise ValueError(
             f"whitening={whitening}: give a share from 0 to below 1; all of the way is "
             'measure="cca" with group="general-linear"'
         )
     if measure in ("knn", "jaccard") and dissimilarity == "correlation":
         raise ValueError('dissimilarity="correlation" belongs to measure="rsa"')
-    if neighbours < 1 or not width > 0 or shuffles < 0:
-        raise ValueError(
-            f"neighbours={neighbours}, width={width}, shuffles={shuffles}: give a positive number "
-            "of neighbours, a positive width, and 0 or more shuffles"
-        )
     if normalization == "paper" and (whitening or kernel == "rbf"):
         raise ValueError(
             'normalization="paper" has neither whitening nor a Gaussian kernel: leave them out'
@@ -466,8 +472,6 @@ def plan_of(
     _one_of("normalization", normalization, ("shape", "paper"))
     _one_of("estimator", estimator, ("unbiased", "biased"))
     _one_of("constant", constant, ("refuse", "ignore"))
-    if folds < 1:
-        raise ValueError(f"folds={folds}: give a positive number")
     if kernel is not None and measure != "cka":
         raise ValueError(
             f"kernel={kernel!r} belongs to measure='cka', and {measure!r} was asked for"
@@ -490,9 +494,9 @@ def plan_of(
     )
 
 
-def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"{what}={given!r} is not known: give one of {', '.join(known)}")
+def _one_of(what: str, given: object, known: tuple[str, ...]) -> None:
+    if not isinstance(given, str) or given not in known:
+        raise ValueError(f"{what}={described(given)} is not known: give one of {', '.join(known)}")
 
 
 # --- two matrices ---------------------------------------------------------------------------------

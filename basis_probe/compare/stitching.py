@@ -24,6 +24,7 @@ from basis_probe.algebra.groups import (
     SignedPermutation,
     Trivial,
 )
+from basis_probe.arguments import instance
 from basis_probe.brief import brief
 from basis_probe.compare import layers
 from basis_probe.compare.alignments import align, assignment, axes_group, on_axes
@@ -35,7 +36,7 @@ from basis_probe.model.capture import catching
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.replace import NotReplaceable, replacing
 from basis_probe.model.trace import tensors_in
-from basis_probe.run.read import in_batches
+from basis_probe.run.read import in_batches, require_batches
 from basis_probe.statistics.second_moments import Crossed
 
 if TYPE_CHECKING:
@@ -282,6 +283,9 @@ def stitch(
         >>> joined.penalty, torch.equal(joined.element.columns, element.columns)
         (0.0, True)
     """
+    site = instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
+    if other_site is not None:
+        instance("other_site", other_site, str, "the name of one site, or None for the same")
     _check(method, rank, epochs, batch_norm, data, held_out)
     models = model_a, model_b
     work = Work(models, data, objective)
@@ -534,6 +538,7 @@ class Work:
         Raises:
             DataError: if there is none, or one that the networks cannot be called with.
         """
+        require_batches(data)
         subject, number = self.subjects[1], -1
         for number, raw in enumerate(in_batches(data)):
             batch = batch_of(raw, number=number, tokenizer=subject.tokenizer, device=subject.device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar
 from basis_probe.architecture.symmetries import watched
+from basis_probe.arguments import SEEDS, instance, whole
 from basis_probe.brief import brief
 from basis_probe.concepts.comparing import tally
 from basis_probe.errors import DataError, SiteError, clean
@@ -130,8 +131,9 @@ def ablate(
         DataError: if there is no batch, or no loss can be computed.
         ValueError: for axes that the site does not have, no rotation, or another `how`.
     """
-    if rotations < 1:
-        raise ValueError(f"rotations={rotations}: give at least one to compare with")
+    site = instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
+    rotations = whole("rotations", rotations, least=1)
+    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
     held = Held.of(how)
     subject = recognise(model)
     measure = _next_token if loss is None else _of_raw(loss)
@@ -395,7 +397,11 @@ def logit_effects(
     Raises:
         ValueError: for shapes that do not fit.
     """
-    if write.shape[1] != unembed.shape[0]:
+    instance("write", write, Tensor, "a tensor [dim, stream]")
+    instance("unembed", unembed, Tensor, "a tensor [stream, vocabulary]")
+    frames = whole("frames", frames, least=1)
+    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
+    if write.ndim != 2 or unembed.ndim != 2 or write.shape[1] != unembed.shape[0]:
         raise ValueError(
             f"write has shape {list(write.shape)} and unembed {list(unembed.shape)}: give [dim, "
             "stream] and [stream, vocabulary]"

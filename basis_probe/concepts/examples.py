@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar_directions
 from basis_probe.architecture.symmetries import watched
-from basis_probe.arguments import whole
+from basis_probe.arguments import instance, whole
 from basis_probe.concepts.dissect import remembering
 from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.patches import Fields, fields
@@ -124,8 +124,7 @@ def top_examples(
         SiteError, DataError: as `probe`.
         ValueError: for axes that the site does not have, or nothing to keep.
     """
-    if size < 1 or rotated < 0:
-        raise ValueError(f"size={size}, rotated={rotated}: keep at least one context")
+    instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     size, rotated = whole("size", size, least=1, most=10_000), whole("rotated", rotated)
     subject = recognise(model, tokenizer if callable(tokenizer) else None)
     sources = None if concepts is None else Sources(concepts)
@@ -228,6 +227,7 @@ def illustrated(
     """What `with_examples` returns, for a model in evaluation mode and batches of it."""
     from tqdm.auto import tqdm
 
+    instance("report", report, Report, "what `probe` returned")
     axes, size = whole("axes", axes, least=1), whole("size", size, least=1, most=10_000)
     first = next(batches, None)
     if first is None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from basis_probe.arguments import number, texts
-from basis_probe.brief import brief
+from basis_probe.arguments import SEEDS, instance, number, texts, whole
+from basis_probe.brief import brief, described
 from basis_probe.errors import clean
 from basis_probe.results.envelope import read, written
 from basis_probe.results.examples import Context, Examples, TopContexts
@@ -150,9 +150,15 @@ def explain(
         seed: draws the order, and the contexts that are held against the top ones.
 
     Raises:
+        TypeError: for examples, functions or a budget that are none.
         ValueError: if a budget leaves nothing to show or to hold out.
     """
-    budget = budget or Budget()
+    examples = instance("examples", examples, Examples, "what `top_examples` returned")
+    for name, function in (("explainer", explainer), ("judge", judge)):
+        if not callable(function):
+            raise TypeError(f"{name}={described(function)}: give a function, or an object like one")
+    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
+    budget = instance("budget", Budget() if budget is None else budget, Budget, "a Budget, or None")
     if budget.shown < 1 or budget.calls < 1 or budget.retries < 0:
         raise ValueError(f"{budget}: give at least one call, one shown context and no fewer")
     meter = _Meter(budget)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from basis_probe.arguments import instance
 from basis_probe.concepts.tokens import TokenConcepts
 from basis_probe.errors import DataError
 
@@ -158,8 +159,10 @@ def expanded(concepts: Mapping[str, Any], *, categories: bool = True) -> dict[st
             seen at once, for otherwise the values are not known.
 
     Raises:
+        TypeError: if they are no dict.
         DataError: for labels that are NaN, or neither true nor false.
     """
+    instance("concepts", concepts, Mapping, "a dict from names to labels")
     found: dict[str, Any] = {}
     for name, values in concepts.items():
         for key, flags in _flags(str(name), values, categories=categories).items():

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar
+from basis_probe.arguments import instance
 from basis_probe.brief import brief
 from basis_probe.concepts.comparing import tally
 from basis_probe.results.codec import Exact
@@ -195,6 +196,7 @@ def selectivity(
         >>> bool(found.per_direction[0] > 0.6), bool(found.per_direction[1:].max() < 0.02)
         (True, True)
     """
+    instance("scatter", scatter, Scatter, "a Scatter, such as `Scatter.of` makes")
     between, total = scatter.between, scatter.total
     dim = len(total)
     generator = torch.Generator().manual_seed(seed)

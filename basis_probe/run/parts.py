@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from basis_probe.arguments import instance
 from basis_probe.brief import brief
 from basis_probe.errors import DataError
 from basis_probe.files import replacing
@@ -128,6 +129,7 @@ class Partial:
         Raises:
             ValueError: if they are not of the same model, data, sites and settings, or overlap.
         """
+        instance("the other partial", other, Partial, "a Partial, such as `observe` returns")
         found = differing(self.plan, other.plan)
         if found:
             said = "; ".join(f"{name} ({was} and {now})" for name, was, now in found)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from basis_probe.arguments import SEEDS, instance, whole
+
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -36,6 +38,8 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
         >>> bool(twin.weight.ne(model.weight).all()), twin.bias.unique().numel()
         (True, 1)
     """
+    instance("model", model, nn.Module, "a torch.nn.Module")
+    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
