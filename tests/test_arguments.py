@@ -203,7 +203,7 @@ DOORS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...], str]] = {
         lambda bad: bp.dissect_activations(_rows(), bad), (5, None, "x", [5], True), "concepts",
     ),
     "partial": (lambda bad: _partial() + bad, (5, None, "x", [], 0), "partial"),
-    "twin": (lambda bad: bp.reinitialised(bad), (5, None, "x", []), "model"),
+    "twin": (bp.reinitialised, (5, None, "x", []), "model"),
     "stitch site": (lambda bad: bp.stitch(_model(), _model(), bad, [_rows()]), NO_NAME, "site"),
     "stitch data": (
         lambda bad: bp.stitch(_model(), _model(), "1", bad), (5, None, "x", True), "data",
