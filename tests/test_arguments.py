@@ -195,7 +195,9 @@ DOORS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...], str]] = {
     "ablate rotations": (
         lambda bad: bp.ablate(_model(), [_rows()], site="1", rotations=bad), NO_COUNT, "rotations",
     ),
-    "top_examples site": (lambda bad: bp.top_examples(_model(), [_rows()], site=bad), NO_NAME, "site"),
+    "top_examples site": (
+        lambda bad: bp.top_examples(_model(), [_rows()], site=bad), NO_NAME, "site",
+    ),
     "with_examples report": (
         lambda bad: bp.with_examples(bad, _model(), [_rows()]), (*NO_NAME, "x"), "report",
     ),
