@@ -81,13 +81,26 @@ class Axes:
         """Axes along which the model was seen to mix entries: positions, not examples."""
         self.joined: dict[Source, set[Source]] = {}
         """Axes that were seen to run side by side with equal indices."""
+        self.fixed: dict[int, dict[Source, int]] = {}
+        """Node -> axes of inputs of which it shows one entry, that was picked by its number."""
         self._known: dict[int, Labels] = {}
         self._several: dict[int, list[Labels]] = {}
         self._names = {node.index: name for name, node in self.inputs.items()}
         self._origins: dict[int, frozenset[str]] = {}
         for node in trace.nodes:
+            self.fixed[node.index] = self._inherited(node)
             self._known[node.index] = self._follow(node)
             self._join(self._known[node.index])
+
+    def _inherited(self, node: Node) -> dict[Source, int]:
+        """The picked entries that all tensors agree upon which a call reads."""
+        found: dict[Source, int] = {}
+        apart: set[Source] = set()
+        for index in node.inputs:
+            for source, entry in self.fixed[index].items():
+                if found.setdefault(source, entry) != entry:
+                    apart.add(source)
+        return {source: entry for source, entry in found.items() if source not in apart}
 
     def of(self, index: int) -> Labels:
         """The axes of one tensor."""
@@ -305,6 +318,10 @@ class Axes:
                 )
                 if read is not None and read[0] < len(labels):
                     labels[read[0]][source] = read[1]
+                elif not place and read is None:
+                    entry = _entry(tensor)
+                    if entry is not None:
+                        self.fixed[node.index][source] = entry
         self._several[node.index] = [tuple(labels) for labels in several]
         return tuple(several[0]) if several else None
 
@@ -418,6 +435,14 @@ def _line(tensor: Tensor) -> tuple[int, Tensor] | None:
     axis, vector = found[0]
     vector = vector.masked_fill(vector < EXTRA, PADDING)
     return (axis, vector) if bool((vector >= 0).any()) else None
+
+
+def _entry(tensor: Tensor) -> int | None:
+    """The one index that a tensor shows; None if there is none, or more."""
+    if not tensor.numel():
+        return None
+    first = int(tensor.flatten()[0])
+    return first - _BASE if first >= _BASE and bool((tensor == first).all()) else None
 
 
 def _alone(

@@ -138,7 +138,8 @@ class Batch:
             if tensor.ndim < 2:
                 continue
             truth = tensor.dtype is torch.bool or not tensor.is_floating_point()
-            if truth and ("mask" in name or tensor.dtype is torch.bool):
+            plain = name not in _WITH_EXAMPLES and tensor.shape == main.shape[:2]
+            if truth and ("mask" in name or tensor.dtype is torch.bool or plain):
                 told = tensor.shape == main.shape[: tensor.ndim] or name in _TOLD
                 if told and bool(((tensor == 0) | (tensor == 1)).all()):
                     found.append(name)

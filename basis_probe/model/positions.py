@@ -64,18 +64,20 @@ class Rows:
         examples: the inputs' axes of examples.
         dependent: the inputs that the site depends on.
         foreign: inputs that have no axis of examples.
+        fixed: axes of inputs of which the site shows one entry, and which; from the end if below 0.
     """
 
     axes: tuple[tuple[Run, ...], ...]
     examples: frozenset[Source]
     dependent: frozenset[str]
     foreign: frozenset[str]
+    fixed: tuple[tuple[Source, int], ...] = ()
 
     def __repr__(self) -> str:
         """The same text in every process, for plans are compared by it."""
         return (
             f"Rows({self.axes!r}, {sorted(self.examples)!r}, {sorted(self.dependent)!r}, "
-            f"{sorted(self.foreign)!r})"
+            f"{sorted(self.foreign)!r}, {self.fixed!r})"
         )
 
     @staticmethod
@@ -103,6 +105,10 @@ class Rows:
             examples,
             axes.origins(node) | own,
             frozenset(foreign),
+            tuple(
+                (source, -1 if entry and entry == _size(axes, source) - 1 else entry)
+                for source, entry in sorted(axes.fixed[node].items())
+            ),
         )
 
     def sizes(self, batch: Batch) -> tuple[int, ...] | None:
@@ -144,15 +150,19 @@ class Rows:
                 dims.append(extent)
         # An axis of one entry shows that entry everywhere, also where it was not seen to be.
         single = {
-            (name, axis)
+            (name, axis): 0
             for name in self.dependent
             for axis, size in enumerate(named[name].shape if name in named else ())
             if size == 1 and (name, axis) not in found
         }
+        for source, entry in self.fixed:
+            size = _given(named, source)
+            if source not in found and size is not None and -size <= entry < size:
+                single[source] = entry % size
         if single:
             dims = [1, *dims]
             found = {source: (place + 1, index) for source, (place, index) in found.items()}
-            found |= {source: (0, torch.zeros(1, dtype=torch.int64)) for source in single}
+            found |= {source: (0, torch.tensor([entry])) for source, entry in single.items()}
         return Placed(tuple(dims), found, self.examples, batch)
 
     def unapplied(self, batch: Batch, placed: "Placed | None") -> tuple[str, ...]:
@@ -254,6 +264,16 @@ def example_axis(axes: Axes, main: str) -> int:
     # Features are mixed by matrices, behind which nothing shows them.
     shown = turned and any((main, 1) in axis for axis in _last(axes))
     return 1 if shown else 0
+
+
+def _size(axes: Axes, source: Source) -> int:
+    return axes.inputs[source[0]].shape[source[1]]
+
+
+def _given(named: Mapping[str, Tensor], source: Source) -> int | None:
+    """The size of an axis of an input; None if it is not given."""
+    tensor = named.get(source[0])
+    return None if tensor is None or tensor.ndim <= source[1] else tensor.shape[source[1]]
 
 
 def _last(axes: Axes) -> Labels:

@@ -21,7 +21,7 @@ from basis_probe.model.batches import Batch
 from basis_probe.model.facts import Facts
 from basis_probe.model.linear_layer import Layer, bend, layer
 from basis_probe.model.network import Subject, fingerprint
-from basis_probe.model.places import Site
+from basis_probe.model.places import Place, Site
 from basis_probe.model.roles import Role, role
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
@@ -310,14 +310,17 @@ def placed(
         symmetry = _overridden(derivation.symmetry(site), given.get(name), math.prod(shape))
         found = layer(facts, site)
         bent = bend(facts, site)
-        notes: tuple[str, ...] = ()
+        notes = _calls(facts, site)
         known = None if isinstance(found, str) else found
         if known is not None and known.address == site.address:
             known = None
         if bent is not None and bent[0] == site.address:
             bent = None
         if isinstance(found, str) and bent is not None:
-            notes = (f"The layer in front of the site is not one linear map away: {found}.",)
+            notes = (
+                *notes,
+                f"The layer in front of the site is not one linear map away: {found}.",
+            )
         places[name] = Placed(
             site=site,
             role=role(facts, site),
@@ -343,6 +346,20 @@ def placed(
             notes=notes,
         )
     return places
+
+
+def _calls(facts: Facts, site: Site) -> tuple[str, ...]:
+    """What a reader must know of a module that runs several times in a pass."""
+    address = site.address
+    if address.place not in (Place.OUTPUT, Place.INPUT) or address.call:
+        return ()
+    count = sum(call.path == address.path for call in facts.graph.trace.calls)
+    if count < 2:
+        return ()
+    return (
+        f"{address.path} runs {count} times in a pass, and this is what it does the first time; "
+        "its other calls are sites of their own.",
+    )
 
 
 def compares_axes(group: Group) -> bool:

@@ -181,3 +181,38 @@ def test_rows_of_several_positions(kind: str) -> None:
         int(mask.sum()) if known else 6 * (6 if kind == "neighbours" else 7)
     )
     assert told is not known
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("entry", [0, 2, -1])
+def test_a_position_that_is_picked_counts_where_it_is_no_padding(left: bool, entry: int) -> None:
+    def forward(m: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return m.b(m.a(m.c(m.a(x))[:, entry, :8]).relu())
+
+    real = torch.arange(7) < torch.tensor([7, 3, 5, 1, 6, 2])[:, None]
+    mask = (real.flip(1) if left else real).long()
+    # Batches of other lengths, in which the last position is another one.
+    short = {"x": _draw(6, 5, 8), "attention_mask": (mask[:, 2:] if left else mask[:, :5])}
+    data = [{"x": _draw(6, 7, 8), "attention_mask": mask}, short]
+    expected = sum(int(batch["attention_mask"][:, entry].sum()) for batch in data)
+    assert _count(Own(forward, **_heads()), data)[0] == expected
+
+
+def test_a_module_that_runs_several_times_says_which_time_it_is() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.b(torch.stack([m.a(row) for row in x.unbind(1)], 1).relu())
+
+    model = Own(forward, **_heads()).eval()
+    report = bp.probe(model, [_draw(60, 4, 8)] * 4, sites=["a", "relu()"], progress=False)
+    assert report["a"].n_samples == 240 and report["relu()"].n_samples == 960
+    assert any("a runs 4 times in a pass" in note for note in report["a"].notes)
+    assert not any("times in a pass" in note for note in report["relu()"].notes)
+
+
+def test_a_mask_under_another_name_is_named() -> None:
+    def forward(m: Any, x: Tensor, valid: Tensor) -> Tensor:
+        return m.b((m.a(x) * valid[..., None]).relu())
+
+    batch = {"x": _draw(60, 4, 8), "valid": (torch.arange(240) % 3 > 0).view(60, 4).long()}
+    report = bp.probe(Own(forward, **_heads()).eval(), [batch], sites="relu()", progress=False)
+    assert any(note.startswith("valid looks like") for note in report.notes)
