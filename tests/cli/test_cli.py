@@ -299,7 +299,7 @@ def test_what_is_no_report(capsys: pytest.CaptureFixture[str], tmp_path: pathlib
         (b"<html>", "not a basis_probe report: not JSON"),
         (b'{"basis_probe": 99}', "the report has format 99"),
         (b'{"basis_probe": 1, "report": 1}', "damaged at"),
-        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"\xff\xfe\x00", "not a basis_probe report: not JSON"),
     ):
         path.write_bytes(content)
         assert message in _refused(capsys, "show", str(path))
