@@ -74,6 +74,25 @@ def test_order_and_batches_change_no_kept_row(case: int) -> None:
         assert torch.equal(_kept(model, given, size, seed=case), whole)
 
 
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_keep_the_rows_that_one_run_keeps(shards: int) -> None:
+    model = Reader(9, folded=False, seed=shards).eval()
+    ids, mask, more = (values[:40] for values in _data(shards, left=False))
+    # Equal examples in two shards are not told apart, so these differ.
+    more = more + torch.arange(40.0)[:, None]
+    data = ids, mask, more
+    batches = [
+        dict(zip(("input_ids", "attention_mask", "more"), parts, strict=True))
+        for parts in zip(*(values.split(6) for values in data), strict=True)
+    ]
+    settings = {"sites": "act", "null": bp.nulls.Rotation(samples=20), "progress": False}
+    parts = [bp.observe(model, batches, shard=(i, shards), **settings) for i in range(shards)]
+    kept = sum(parts[1:], parts[0]).seen["act"].kept
+    whole = bp.observe(model, batches, **settings).seen["act"].kept
+    assert torch.equal(kept.priorities, whole.priorities)
+    assert torch.equal(kept.rows["x"], whole.rows["x"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(2))
 def test_every_row_is_kept_as_often_as_any_other(case: int) -> None:
