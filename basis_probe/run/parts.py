@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -306,8 +307,10 @@ def _checked(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: s
         found = Partial._from_flat(tensors, json.loads(text))  # pyright: ignore[reportPrivateUsage]
         _require_sound(found)
     except _DAMAGE as error:
+        # A name out of a damaged file may be of any length.
+        said = textwrap.shorten(str(error)[:2000], 200, placeholder=" ...")[:200]
         raise ValueError(
-            f"{what} is damaged ({type(error).__name__}: {error}): copy it again from where it was "
+            f"{what} is damaged ({type(error).__name__}: {said}): copy it again from where it was "
             "written, or make it anew"
         ) from error
     if form == BARE and UNCHECKED not in found.notes:
