@@ -416,7 +416,7 @@ def test_patches_of_images_are_what_the_places_see() -> None:
 def test_examples_that_cannot_be_had() -> None:
     with pytest.raises(ValueError, match="the site has axes 0 to 9"):
         bp.top_examples(Reader(), [_ids()], site="act", axes=[10])
-    with pytest.raises(ValueError, match="keep at least one context"):
+    with pytest.raises(ValueError, match="size=0: give a whole number from 1"):
         bp.top_examples(Reader(), [_ids()], site="act", size=0)
     with pytest.raises(bp.SiteError, match="stands for"):
         bp.top_examples(Reader(), [_ids()], site="*")
@@ -652,7 +652,7 @@ def test_effects_that_cannot_be_had() -> None:
     ids = _ids()
     with pytest.raises(ValueError, match="has axes 0 to 9"):
         bp.ablate(Reader(), [ids], site="act", axes=[99])
-    with pytest.raises(ValueError, match="at least one to compare with"):
+    with pytest.raises(ValueError, match="rotations=0: give a whole number above zero"):
         bp.ablate(Reader(), [ids], site="act", rotations=0)
     with pytest.raises(bp.SiteError, match="stands for"):
         bp.ablate(Reader(), [ids], site="*")
