@@ -242,14 +242,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"measure": "rsa", "dissimilarity": "correlation"}, "a correlation over axes changes when ax"),
     ({"measure": "knn", "dissimilarity": "correlation"}, 'belongs to measure="rsa"'),
     ({"measure": "knn", "neighbours": 120}, "neighbours=120 and 120 samples: give fewer"),
-    ({"measure": "knn", "neighbours": 0}, "give a positive number of neighbours"),
-    ({"measure": "cka", "kernel": "rbf", "width": 0.0}, "a positive width"),
+    ({"measure": "knn", "neighbours": 0}, "neighbours=0: give a whole number above zero"),
+    ({"measure": "cka", "kernel": "rbf", "width": 0.0}, "width=0: give a number above 0"),
     ({"measure": "cka", "width": 0.3}, "width=0.3 is not used by measure='cka': leave it out"),
     ({"measure": "cca", "whitening": 0.3}, "whitening=0.3 is not used by measure='cca'"),
     ({"whitening": 1.0}, 'all of the way is measure="cca"'),
     ({"whitening": 0.5, "group": "permutation"}, "goes before turns and the group is permutation"),
     ({"measure": "rsa", "correlation": "kendall"}, "correlation='kendall' is not known: give one"),
-    ({"shuffles": -1}, "0 or more shuffles"),
+    ({"shuffles": -1}, "shuffles=-1: give a whole number of at least 0"),
 ]
 
 
