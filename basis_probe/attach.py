@@ -216,10 +216,14 @@ class Attachment:
         if self._session is not None or not self.live:
             return
         if _watched.get():
-            raise ValueError(
-                "the model runs inside another one that is attached to, so it cannot be watched on "
-                "its first forward pass: give example_input"
-            )
+            if self._trouble is None:
+                self._say(
+                    ValueError(
+                        "the model runs inside another one that is attached to, so it cannot be "
+                        "watched on its first forward pass: give example_input"
+                    )
+                )
+            return
         with self._door:
             if self._opening:
                 return  # Another thread watches the model now.
@@ -233,14 +237,17 @@ class Attachment:
                 # Some models run only with what they have computed before.
                 self._open(call(past=True))
         except Exception as error:
-            # The user's run goes on; the report says what was wrong.
-            self._trouble = error
             self._attempts += 1
             self._opening = isinstance(error, SiteError) or self._attempts == _ATTEMPTS
-            warnings.warn(
-                f"nothing is collected from this forward pass: {type(error).__name__}: {error}",
-                stacklevel=4,
-            )
+            self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        """The user's run goes on; the report says what was wrong."""
+        self._trouble = error
+        warnings.warn(
+            f"nothing is collected from this forward pass: {type(error).__name__}: {error}",
+            stacklevel=5,
+        )
 
     def call(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,8 +1,12 @@
 """What a model remembers besides its weights, kept as it was while passes of ours run."""
 
+import collections
 import copy
+import functools
+import inspect
 import random
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.errors import DataError
-from basis_probe.model.trace import tensors_in
+from basis_probe.model.trace import tensor_version, tensors_in
+
+_LARGE = 2**26
+"""Tensors of more bytes are not kept aside."""
 
 _MOST = 100_000
 """So many objects are looked at, at most."""
@@ -69,7 +76,10 @@ class _Memory:
             before: dict[Any, Any] = dict(value)  # pyright: ignore[reportUnknownArgumentType]
 
             def refill(value: dict[Any, Any] = value, before: dict[Any, Any] = before) -> None:
-                if list(value) != list(before) or any(value[k] is not before[k] for k in before):
+                same = len(value) == len(before) and all(
+                    a is b and value[a] is before[b] for a, b in zip(value, before, strict=True)
+                )
+                if not same:
                     value.clear()
                     value.update(before)
 
@@ -92,6 +102,15 @@ class _Memory:
 
             self._undo.append(again)
             return []
+        if isinstance(value, collections.deque):
+            row: list[Any] = list(value)  # pyright: ignore[reportUnknownArgumentType]
+
+            def fill(value: Any = value, row: list[Any] = row) -> None:
+                value.clear()
+                value.extend(row)
+
+            self._undo.append(fill)
+            return row
         if isinstance(value, tuple):
             # The states of recurrent layers; what else stands in a tuple is the user's to fill.
             parts = cast("tuple[Any, ...]", value)
@@ -101,12 +120,36 @@ class _Memory:
             self._undo.append(lambda: np.copyto(value, array) if value.flags.writeable else None)
             return []
         looked_into = not isinstance(value, type | nn.Module) and not callable(value)
-        if looked_into and isinstance(getattr(value, "__dict__", None), dict):
-            return [vars(value)]
-        return None
+        if not looked_into:
+            return None
+        slots = {
+            name: getattr(value, name)
+            for kind in inspect.getmro(type(value))
+            for name in _names(getattr(kind, "__slots__", ()))
+            if hasattr(value, name)
+        }
+        for name, entry in slots.items():
+            self._undo.append(functools.partial(_set_slot, value, name, entry))
+        held = [vars(value)] if isinstance(getattr(value, "__dict__", None), dict) else []
+        return [*slots.values(), *held] if slots or held else None
 
     def _tensor(self, tensor: Tensor) -> list[Any]:
         if tensor.is_meta or tensor.layout != torch.strided:
+            return []
+        if tensor.nbytes > _LARGE:
+            # Such as the weights of a quantised layer, which do not change as it runs.
+            version = tensor_version(tensor)
+
+            def look() -> None:
+                if tensor_version(tensor) != version:
+                    warnings.warn(
+                        f"the model wrote into a tensor of {tensor.nbytes:,} bytes that it holds "
+                        "and that is no parameter; it is too large to be kept aside, and was not "
+                        "put back",
+                        stacklevel=2,
+                    )
+
+            self._undo.append(look)
             return []
         before = tensor.detach().clone()
 
@@ -117,6 +160,17 @@ class _Memory:
 
         self._undo.append(write)
         return []
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    """The names of slots, which may be one word."""
+    found = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in found if not name.startswith("__"))
+
+
+def _set_slot(value: Any, name: str, entry: Any) -> None:
+    if getattr(value, name, None) is not entry:
+        object.__setattr__(value, name, entry)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

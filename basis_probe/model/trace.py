@@ -195,7 +195,7 @@ def spelling(func: Callable[..., Any]) -> str | None:
     return None if name in _IGNORED else _SPELLINGS.get(name, name)
 
 
-def _version(tensor: Tensor) -> int:
+def tensor_version(tensor: Tensor) -> int:
     """How often the values of a tensor have been overwritten; 0 where torch does not count it."""
     return 0 if tensor.is_inference() else tensor._version
 
@@ -429,7 +429,7 @@ class _Recorder(Follower):
             {name: self._seen(value, inputs) for name, value in kwargs.items()},
         )
         before = {id(tensor) for tensor in given}
-        versions = [_version(tensor) for tensor in given]
+        versions = [tensor_version(tensor) for tensor in given]
         out = func(*args, **kwargs)
         op = spelling(func)
         if op is None:
@@ -469,7 +469,9 @@ class _Recorder(Follower):
             if not isinstance(out, Tensor):
                 for place, tensor in enumerate(made):
                     self.add(tensor, "output", args=(place,), inputs=(source,), live=live)
-        changed = [t for t, version in zip(given, versions, strict=True) if _version(t) != version]
+        changed = [
+            t for t, version in zip(given, versions, strict=True) if tensor_version(t) != version
+        ]
         if changed and op == "__setitem__" and changed[0] is given[0]:
             # What the tensor holds now is computed from what it held and what was put in.
             self.add(

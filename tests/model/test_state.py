@@ -4,6 +4,7 @@ import collections
 import copy
 import random
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ class History:
         self.last: Tensor | None = None
 
 
+class Slotted:
+    """An object without a dict."""
+
+    __slots__ = ("all", "last")
+
+    def __init__(self) -> None:
+        self.last, self.all = 0, [0]
+
+
 class Remembering(nn.Module):
     """Keeps something of every pass in every way that was thought of."""
 
@@ -37,6 +47,8 @@ class Remembering(nn.Module):
         self.history, self.array = History(), np.zeros(3)
         self.counter: collections.Counter[str] = collections.Counter()
         self.plain = torch.zeros(3)
+        self.row: collections.deque[int] = collections.deque([1], maxlen=2)
+        self.slotted = Slotted()
 
     def forward(self, x: Tensor) -> Tensor:
         self.count += 1
@@ -50,6 +62,9 @@ class Remembering(nn.Module):
         self.history.sums.append(float(x.sum()))
         self.history.last = x
         self.array += 1
+        self.row.append(self.count)
+        self.slotted.last = self.count
+        self.slotted.all.append(self.count)
         self.counter["calls"] += 1
         self.plain.mul_(2).add_(1)
         self.extra = self.count
@@ -62,7 +77,8 @@ def _memory(model: Remembering) -> list[Any]:
         [
             model.count, model.calls.tolist(), model.replaced.tolist(), model.seen, model.by_name,
             model.kinds, model.history.sums, model.array.tolist(), dict(model.counter),
-            model.plain.tolist(), hasattr(model, "extra"),
+            model.plain.tolist(), list(model.row), model.slotted.last, model.slotted.all,
+            hasattr(model, "extra"),
             None if model.state is None else model.state.tolist(),
             None if model.history.last is None else model.history.last.tolist(),
             random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
@@ -106,17 +122,17 @@ def test_inside_attach_a_model_remembers_the_users_passes_alone(rows: int) -> No
     with bp.attach(model, sites="relu()") as probe:
         inside = [model(x) for x in data]
     assert all(map(torch.equal, alone_, inside))
-    assert _memory(model)[:13] == _memory(twin)[:13]
+    assert _memory(model)[:16] == _memory(twin)[:16]
     assert probe.report()["relu()"].n_samples == 4 * rows
 
 
 def test_what_is_put_back_survives_an_error() -> None:
     model, x = Remembering().eval(), torch.randn(5, 8)
-    was = _memory(model)[:13]
+    was = _memory(model)[:16]
     with pytest.raises(KeyError), kept(model):
         model(x)
         raise KeyError
-    assert _memory(model)[:13] == was
+    assert _memory(model)[:16] == was
 
 
 def test_a_copy_shares_weights_and_nothing_that_a_pass_changes() -> None:
@@ -167,3 +183,18 @@ def test_a_pass_is_not_cut_short_while_it_holds_a_lock() -> None:
 
 
 DOOR = threading.Lock()
+
+
+def test_what_is_too_large_to_be_kept_aside_is_said_if_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from basis_probe.model import state
+
+    monkeypatch.setattr(state, "_LARGE", 0)
+    model = Remembering().eval()
+    with pytest.warns(UserWarning, match="it is too large to be kept aside, and was not put back"):
+        bp.observe(model, [torch.randn(40, 8)], sites="relu()", progress=False)
+    quiet = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bp.observe(quiet, [torch.randn(40, 8)], sites="0", progress=False)
