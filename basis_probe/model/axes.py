@@ -50,6 +50,9 @@ _REDUCTIONS = frozenset(
 
 _MATRICES = frozenset("matmul bmm mm addmm baddbmm rmatmul".split())
 
+_OF_FIRST = _MATRICES | {"einsum", "scaled_dot_product_attention"}
+"""Products, whose rows are those of their first factor."""
+
 _CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
 
 _RECURRENCES = frozenset("lstm gru rnn_tanh rnn_relu".split())
@@ -87,20 +90,38 @@ class Axes:
         self._several: dict[int, list[Labels]] = {}
         self._names = {node.index: name for name, node in self.inputs.items()}
         self._origins: dict[int, frozenset[str]] = {}
+        self._blank_nodes: dict[int, bool] = {}
         for node in trace.nodes:
             self.fixed[node.index] = self._inherited(node)
             self._known[node.index] = self._follow(node)
             self._join(self._known[node.index])
 
     def _inherited(self, node: Node) -> dict[Source, int]:
-        """The picked entries that all tensors agree upon which a call reads."""
+        """The picked entries of which a tensor is, where all that a call reads agrees on them.
+
+        Rows of a product are those of its first factor, as where one position attends to all.
+        """
+        read = node.inputs[:1] if node.op in _OF_FIRST else node.inputs
         found: dict[Source, int] = {}
-        apart: set[Source] = set()
-        for index in node.inputs:
+        for index in read:
             for source, entry in self.fixed[index].items():
-                if found.setdefault(source, entry) != entry:
-                    apart.add(source)
-        return {source: entry for source, entry in found.items() if source not in apart}
+                others = (i for i in read if source[0] in self.origins(i))
+                if all(self.fixed[i].get(source) == entry for i in others):
+                    found[source] = entry
+        return found
+
+    def _is_blank(self, index: int) -> bool:
+        """True for a tensor that is made of one number of the model's own, as padding is."""
+        if index not in self._blank_nodes:
+            node = self.trace.node(index)
+            found = node.op in _BLANKS
+            if not found and node.inputs:
+                # A table is read alike everywhere; what is added to zeros is no padding.
+                weights = any(isinstance(v, Fixed) for v in _leaves((node.args, node.kwargs)))
+                plain = node.op == "embedding" or not weights
+                found = plain and all(map(self._is_blank, node.inputs))
+            self._blank_nodes[index] = found
+        return self._blank_nodes[index]
 
     def of(self, index: int) -> Labels:
         """The axes of one tensor."""
@@ -320,10 +341,33 @@ class Axes:
                     labels[read[0]][source] = read[1]
                 elif not place and read is None:
                     entry = _entry(tensor)
-                    if entry is not None:
+                    if entry is not None and self._stays(node, source, axis, tensor):
+                        labels[axis][source] = torch.tensor([entry])
+                    elif entry is not None:
                         self.fixed[node.index][source] = entry
         self._several[node.index] = [tuple(labels) for labels in several]
         return tuple(several[0]) if several else None
+
+    def _is_lengthened(self, node: Node, axis: int) -> bool:
+        """True if a call puts tensors behind one another along an axis."""
+        if node.op != "cat":
+            return False
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        return isinstance(dim, int) and dim % len(node.shape) == axis
+
+    def _stays(self, node: Node, source: Source, axis: int, made: Tensor) -> bool:
+        """True if one entry was cut out of an axis, which stays where it was."""
+        for value in _leaves((node.args, node.kwargs)):
+            if isinstance(value, Ref) and any(source in at for at in self._known[value.node]):
+                before = self.trace.node(value.node).shape
+                if made.ndim != len(before) or made.shape[axis] != 1:
+                    return False
+                return all(
+                    a == b
+                    for k, (a, b) in enumerate(zip(made.shape, before, strict=True))
+                    if k != axis
+                )
+        return False
 
     def _single(self, node: Node, source: Source) -> tuple[tuple[int, ...], int, int] | None:
         """Shape, axis and index of an operand that shows one entry of an axis."""
@@ -366,7 +410,10 @@ class Axes:
             other, labels = self.trace.node(value.node), self._known[value.node]
             places = [k for k, at in enumerate(labels) if source in at]
             if not places:
-                blank = other.op in _BLANKS or (other.op == "setitem" and not any(labels))
+                blank = self._is_blank(value.node) or (other.op == "setitem" and not any(labels))
+                longer = not blank and self._is_lengthened(node, axis)
+                if longer and source[0] in self.origins(value.node):
+                    raise LookupError("some of the positions are not known")
                 return torch.full(other.shape, _BASE + (PADDING if blank else EXTRA))
             place = axis if axis in places else places[0]
             vector, shape = labels[place][source], [*other.shape]

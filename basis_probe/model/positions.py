@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from basis_probe.model.axes import EXTRA, PADDING, Axes, Labels, Source
-from basis_probe.model.batches import Batch, Mask
+from basis_probe.model.batches import MAIN, Batch, Mask
 from basis_probe.statistics.sampling import content_positions, hash_examples, join_hashes
 
 
@@ -132,7 +132,7 @@ class Rows:
         """
         if len(lead) != len(self.axes):
             return None
-        named = batch.named()
+        named = _with_other_main(batch, self.dependent)
         dims: list[int] = []
         found: dict[Source, tuple[int, Tensor]] = {}
         for size, runs in zip(lead, self.axes, strict=True):
@@ -171,7 +171,8 @@ class Rows:
             return ()
         missing: list[str] = []
         for mask in batch.masks:
-            if not {mask.of, mask.name} & self.dependent:
+            mains = set(MAIN) if mask.of in MAIN else set[str]()
+            if not {mask.of, mask.name, *mains} & self.dependent:
                 continue
             if placed is None or placed.axes_of(mask) is None:
                 missing.append(mask.name)
@@ -208,7 +209,9 @@ class Placed:
         """Where the axes of a mask are among the sizes; None if one of them is not there."""
         found: list[tuple[int, Tensor]] = []
         for place, axis in enumerate(mask.axes):
-            for source in ((mask.of, axis), (mask.name, place)):
+            # The model may have been watched on its main input under another name.
+            mains = [(name, axis) for name in MAIN] if mask.of in MAIN else []
+            for source in ((mask.of, axis), (mask.name, place), *mains):
                 if source in self.found:
                     found.append(self.found[source])
                     break
@@ -250,6 +253,18 @@ class Placed:
         assert example is not None
         place, indices = example
         return _along(indices.clamp(min=-1), place, len(self.dims)).expand(self.dims)
+
+
+def _with_other_main(batch: Batch, dependent: frozenset[str]) -> dict[str, Tensor]:
+    """The tensors of a batch, its main input also under the name that the site knows it by.
+
+    Models take token ids in one call and their embeddings in another; examples and positions are
+    the first axes of both.
+    """
+    named = dict(batch.named())
+    if batch.main in MAIN and not any(name in named for name in MAIN if name in dependent):
+        named |= {name: named[batch.main] for name in MAIN if name in dependent}
+    return named
 
 
 def example_axis(axes: Axes, main: str) -> int:

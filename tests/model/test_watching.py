@@ -161,6 +161,18 @@ MOVED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "neighbours": lambda m, h: m.c(h[:, 1:] + h[:, :-1]),
     "turned round": lambda m, h: m.c(h + h.flip(1)),
     "sorted": lambda m, h: m.c(h.sort(1).values),
+    "pooled by twos behind the first": lambda m, h: m.c(
+        torch.cat([h[:, :1], nn.functional.avg_pool1d(h[:, 1:].mT, 2).mT], 1)
+    ),
+    "the mean of all beside each": lambda m, h: m.c(
+        torch.cat([h[..., :8], h.mean(1, keepdim=True).expand_as(h)[..., 8:]], -1)
+    ),
+    "padded by a token of the model's own": lambda m, h: m.c(
+        torch.cat([h, m.e(h.new_full((len(h), 2), 1.0).long())], 1)
+    ),
+    "the first attends to all": lambda m, h: m.c(
+        nn.functional.scaled_dot_product_attention(h[:, :1], h, h)
+    ),
 }
 
 
@@ -171,16 +183,15 @@ def test_rows_of_several_positions(kind: str) -> None:
 
     mask = (torch.arange(7) < torch.tensor([7, 3, 5, 4, 6, 2])[:, None]).long()
     batch = {"x": _draw(6, 7, 8), "attention_mask": mask}
-    model = Own(forward, **_heads()).eval()
-    site = bp.probe(model, [batch] * 9, sites="relu()", progress=False, certificates=False)[
-        "relu()"
-    ]
-    known = kind in ("the position before", "a sum of all positions", "turned round")
+    model = Own(forward, **_heads(e=nn.Embedding(3, 16))).eval()
+    settings = {"sites": "relu()", "progress": False, "certificates": False}
+    site = bp.probe(model, [batch] * 9, **settings)["relu()"]
+    known = kind not in ("neighbours", "sorted", "pooled by twos behind the first")
     told = any("attention_mask could not be applied" in note for note in site.notes)
-    assert site.n_samples == 9 * (
-        int(mask.sum()) if known else 6 * (6 if kind == "neighbours" else 7)
-    )
     assert told is not known
+    lengths = {"neighbours": 6, "pooled by twos behind the first": 4}
+    rows = int(mask.sum()) if known else 6 * lengths.get(kind, 7)
+    assert site.n_samples == 9 * (6 if kind == "the first attends to all" else rows)
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -216,3 +227,26 @@ def test_a_mask_under_another_name_is_named() -> None:
     batch = {"x": _draw(60, 4, 8), "valid": (torch.arange(240) % 3 > 0).view(60, 4).long()}
     report = bp.probe(Own(forward, **_heads()).eval(), [batch], sites="relu()", progress=False)
     assert any(note.startswith("valid looks like") for note in report.notes)
+
+
+def test_embeddings_in_place_of_token_ids_are_the_same_input() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.e, self.a, self.b = nn.Embedding(9, 8), nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(
+            self,
+            input_ids: Tensor | None = None,
+            inputs_embeds: Tensor | None = None,
+            attention_mask: Tensor | None = None,
+        ) -> Tensor:
+            return self.b(self.a(self.e(input_ids) if inputs_embeds is None else inputs_embeds))
+
+    model = Reader().eval()
+    ids, mask = torch.randint(0, 9, (6, 7)), (torch.arange(7) < 4).long().expand(6, 7)
+    with torch.no_grad(), bp.attach(model, sites="a") as probe:
+        model(ids, attention_mask=mask)
+        model(inputs_embeds=model.e(ids), attention_mask=mask)
+    assert probe.report()["a"].n_samples == 48
