@@ -1,5 +1,6 @@
 """What users hand over as data, as batches that a model can be called with."""
 
+import copy as copies
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,12 @@ _WITH_EXAMPLES = frozenset(
     "special_tokens_mask bbox lengths length idx".split()
 )
 """Under these keywords models take one entry for every example."""
+
+_NO_PADDING = frozenset(
+    "global_attention_mask special_tokens_mask head_mask decoder_head_mask cross_attn_head_mask "
+    "bool_masked_pos".split()
+)
+"""Masks that say something else than what is padding."""
 
 _WITHOUT_EXAMPLES = frozenset(
     "cache_position head_mask decoder_head_mask num_items_in_batch".split()
@@ -133,13 +140,18 @@ class Batch:
             if name in read or name == self.main or main is None:
                 continue
             whole = not tensor.is_floating_point() and tensor.dtype is not torch.bool
+            if "mask" in name and name not in _NO_PADDING and tensor.ndim > 1:
+                # Whatever its shape: it says something, and it was not read.
+                if bool((tensor != tensor.flatten()[:1]).any()):
+                    found.append(name)
+                continue
             if "length" in name and whole and tensor.shape == main.shape[:1] and main.ndim > 1:
                 found.append(name)
             if tensor.ndim < 2:
                 continue
             truth = tensor.dtype is torch.bool or not tensor.is_floating_point()
             plain = name not in _WITH_EXAMPLES and tensor.shape == main.shape[:2]
-            if truth and ("mask" in name or tensor.dtype is torch.bool or plain):
+            if truth and (tensor.dtype is torch.bool or plain):
                 told = tensor.shape == main.shape[: tensor.ndim] or name in _TOLD
                 if told and bool(((tensor == 0) | (tensor == 1)).all()):
                     found.append(name)
@@ -200,7 +212,21 @@ class Batch:
             # What is differentiated by is nobody's to replace.
             return value if value.requires_grad else value.detach().clone()
 
-        return self.mapped(copy)
+        def whole(_: str, value: Any) -> Any:
+            return own(value) if not _is_plain(value) else within(value)
+
+        def own(value: Any) -> Any:
+            """Such as a cache of keys and values, to which a model appends."""
+            try:
+                return copies.deepcopy(value)
+            except Exception:
+                return value
+
+        def within(value: Any) -> Any:
+            held = isinstance(value, Tensor | np.ndarray)
+            return copy(value) if held else _rebuilt(value, within)
+
+        return self.changed(whole)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with its tensors on a device."""
@@ -495,9 +521,12 @@ def _from_mapping(raw: Mapping[Any, Any], number: int, device: torch.device, *, 
     called = next((name for name in MASKS if isinstance(keywords.get(name), Tensor)), None)
     told = next((mask for mask in made.masks if mask.of == made.main and mask.axes == (0, 1)), None)
     ids = main.ndim == 2 and not main.is_floating_point()
+    # A mask that covers what a cache holds is longer than the input.
+    past = any(name.startswith("past_") and value is not None for name, value in keywords.items())
     if (
         called is not None
         and ids
+        and not (past and told is not None)
         and keywords[called].ndim == 2
         and (told is None or keywords[called].shape != main.shape)
     ):

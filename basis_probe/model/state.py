@@ -30,7 +30,8 @@ def kept(model: nn.Module) -> Generator[None]:
     """Within the context a model may change what it remembers; then everything is as it was.
 
     Attributes of modules, buffers, lists, dicts, sets, and the attributes of other objects that
-    modules hold, are put back in place. Weights are not copied: a forward pass leaves them alone.
+    modules hold, are put back in place. Of weights only those that are not trained are kept aside,
+    such as running averages: a forward pass leaves the others alone.
     """
     memory = _Memory()
     for module in model.modules():
@@ -55,7 +56,7 @@ class _Memory:
         waiting = [value]
         while waiting and len(self._seen) < _MOST:
             here = waiting.pop()
-            if id(here) in self._seen or isinstance(here, nn.Parameter):
+            if id(here) in self._seen or (isinstance(here, nn.Parameter) and here.requires_grad):
                 continue
             held = self._take(here)
             if held is not None:
@@ -111,6 +112,22 @@ class _Memory:
 
             self._undo.append(fill)
             return row
+        if isinstance(value, torch.Generator):
+            position = value.get_state()
+            self._undo.append(functools.partial(_set_generator, value, position))
+            return []
+        if isinstance(value, np.random.Generator):
+            numbers = copy.deepcopy(value.bit_generator.state)
+            self._undo.append(lambda: setattr(value.bit_generator, "state", numbers))
+            return []
+        if isinstance(value, random.Random):
+            drawn = value.getstate()
+            self._undo.append(lambda: value.setstate(drawn))
+            return []
+        if isinstance(value, bytearray):
+            content = bytes(value)
+            self._undo.append(lambda: value.__setitem__(slice(None), content))
+            return []
         if isinstance(value, tuple):
             # The states of recurrent layers; what else stands in a tuple is the user's to fill.
             parts = cast("tuple[Any, ...]", value)
@@ -160,6 +177,10 @@ class _Memory:
 
         self._undo.append(write)
         return []
+
+
+def _set_generator(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
 
 
 def _names(slots: Any) -> tuple[str, ...]:

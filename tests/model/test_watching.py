@@ -250,3 +250,50 @@ def test_embeddings_in_place_of_token_ids_are_the_same_input() -> None:
         model(ids, attention_mask=mask)
         model(inputs_embeds=model.e(ids), attention_mask=mask)
     assert probe.report()["a"].n_samples == 48
+
+
+def test_edges_of_a_graph_are_no_rows_of_a_layer() -> None:
+    def forward(m: Any, x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
+        h = m.a(x)
+        return m.b(h.index_add(0, src, h[dst]).relu())
+
+    # As many edges as nodes, so that sizes tell nothing.
+    edges = {"src": torch.randint(0, 30, (30,)), "dst": torch.randint(0, 30, (30,))}
+    model = Own(forward, **_heads()).eval()
+    data = [{"x": _draw(30, 8, seed=seed), **edges} for seed in range(10)]
+    assert bp.probe(model, data, sites="relu()", progress=False)["relu()"].n_samples == 300
+
+
+class Growing:
+    """What a model appends to, as a cache of keys and values."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+
+
+def test_a_cache_in_a_batch_is_the_users() -> None:
+    def forward(m: Any, x: Tensor, past_rows: Growing) -> Tensor:
+        past_rows.rows.append(m.a(x))
+        return m.b(sum(past_rows.rows).relu())
+
+    model, cache = Own(forward, **_heads()).eval(), Growing()
+    cache.rows.append(torch.ones(1, 16))
+    batch = {"x": _draw(60, 8), "past_rows": cache}
+    found = _count(model, [batch] * 4)
+    assert found[0] == 240 and len(cache.rows) == 1
+    rows = (torch.ones(1, 16) + model.a(batch["x"])).relu().detach().double()
+    centred = rows - rows.mean(0)
+    wanted = (centred.pow(4).mean(0) / centred.square().mean(0).square()).nanmean()
+    assert found[1] == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(60, 3), (60, 1, 4, 4)])
+@pytest.mark.parametrize("floating", [True, False])
+def test_a_mask_of_another_shape_is_named(shape: tuple[int, ...], floating: bool) -> None:
+    def forward(m: Any, x: Tensor, visual_attention_mask: Tensor) -> Tensor:
+        return m.b(m.a(x).relu())
+
+    mask = torch.arange(torch.Size(shape).numel()).view(shape) % 3 > 0
+    batch = {"x": _draw(60, 4, 8), "visual_attention_mask": mask.float() if floating else mask}
+    report = bp.probe(Own(forward, **_heads()).eval(), [batch], sites="relu()", progress=False)
+    assert any(note.startswith("visual_attention_mask looks like") for note in report.notes)
