@@ -13,7 +13,7 @@ import enum
 import html
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal, final
 
 import torch
@@ -43,6 +43,7 @@ __all__ = [
     "DirectSum",
     "GeneralLinear",
     "Group",
+    "LineRotations",
     "LineStabiliser",
     "Monomial",
     "Orthogonal",
@@ -401,7 +402,6 @@ class Orthogonal(Elementary):
         return Dense(a)
 
 
-@final
 @dataclasses.dataclass(frozen=True)
 class LineStabiliser(Elementary):
     """Rotations across the all-ones direction, with anything at all written along it.
@@ -464,6 +464,53 @@ class LineStabiliser(Elementary):
 
     def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
         return Dense(a)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class LineRotations(LineStabiliser):
+    """Rotations and reflections that keep the all-ones direction.
+
+    The matrices U with U orthogonal and U 1 = ±1: `LineStabiliser` without what it writes along the
+    all-ones direction. A norm whose mean runs over positions too sees what is written there, and a
+    LayerNorm without a gain writes nothing along it.
+
+    Example:
+        >>> swapped = [[0.0, 1.0], [1.0, 0.0]]
+        >>> LineRotations(2).contains(swapped), LineRotations(2).contains([[2.0, 1.0], [1.0, 2.0]])
+        (True, False)
+    """
+
+    name: ClassVar[str] = "line-rotations"
+
+    def _traits(self) -> Traits:
+        return dataclasses.replace(
+            super()._traits(),
+            latex=r"\{U \in \mathrm{O}(n) : U\mathbf{1} = \pm\mathbf{1}\}",
+            rescales=False,
+            sentence=(
+                "Every rotation and reflection of the space across the all-ones direction, which "
+                "itself is kept or reversed."
+            ),
+        )
+
+    def _draw(self, generator: torch.Generator) -> Element:
+        turn = haar_fixing(torch.ones(1, self.dim, dtype=torch.float64), generator)
+        return Dense(turn * random_signs(1, generator))
+
+    def _generic(self, generator: torch.Generator) -> Element:
+        turn = super()._generic(generator)
+        assert isinstance(turn, Sheared)
+        sign = random_signs(1, generator).expand(self.dim)
+        return Product((turn.turn, MonomialElement(torch.arange(self.dim), sign)))
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        turned, i, j = _worst((a.T @ a - torch.eye(self.dim, dtype=a.dtype)).abs())
+        ones = a.sum(dim=1)
+        leaving = min(float((ones - sign).abs().max()) for sign in (1.0, -1.0))
+        if leaving > turned:
+            return Miss(leaving, "the all-ones vector is neither kept nor reversed")
+        return Miss(turned, f"columns {i} and {j} are not those of a turn")
 
 
 def _moving(order: Tensor, *, moves: bool) -> Tensor:
@@ -848,14 +895,16 @@ class Unknown(Elementary):
 class Blocks(Group):
     """One group inside each of several blocks of axes, which change places as wholes or stay.
 
-    The axes are ordered (block, copy, axis of `inner`). Each block draws an element of its own; its
-    copies, such as the queries that share one key, get the same one and move with it.
+    The axes are ordered (block, copy, axis of `inner`). Each block draws an element of its own,
+    unless they are alike; its copies, such as the queries that share one key, get the same one and
+    move with it.
 
     Attributes:
         inner: the group inside one copy of a block.
         count: number of blocks.
         copies: how often each block's axes are repeated, one copy after the other.
         order: "free" if the blocks change places, "kept" if every block keeps its own.
+        alike: True if all blocks get the same element, such as heads that share one gain.
 
     Example:
         >>> heads = Blocks(GeneralLinear(8), count=4, copies=2)
@@ -867,6 +916,7 @@ class Blocks(Group):
     count: int
     copies: int = 1
     order: Literal["free", "kept"] = "free"
+    alike: bool = False
 
     name: ClassVar[str] = "blocks"
 
@@ -880,8 +930,9 @@ class Blocks(Group):
             )
 
     def __repr__(self) -> str:
-        order = "" if self.order == "free" else f", order={self.order!r}"
-        return f"Blocks(inner={self.inner!r}, count={self.count}, copies={self.copies}{order})"
+        rest = "" if self.order == "free" else f", order={self.order!r}"
+        rest += ", alike=True" if self.alike else ""
+        return f"Blocks(inner={self.inner!r}, count={self.count}, copies={self.copies}{rest})"
 
     @property
     def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -894,11 +945,15 @@ class Blocks(Group):
         finer = (Privileged.AXES, Privileged.PLANES, Privileged.UNKNOWN)
         whole = self.count * self.copies == 1
         copies = f", the same in its {self.copies} copies" if self.copies > 1 else ""
-        if self.order == "free":
+        copies += ", alike in all of them" if self.alike and self.count > 1 else ""
+        places = "change places as wholes" if self.order == "free" else "keep their places"
+        if self.alike:
+            order = rf" \times S_{{{self.count}}}" if self.order == "free" else ""
+            latex = bracketed(inner.latex) + order
+        elif self.order == "free":
             latex = rf"{bracketed(inner.latex)} \wr S_{{{self.count}}}"
-            places = "change places as wholes"
         else:
-            latex, places = rf"({inner.latex})^{{{self.count}}}", "keep their places"
+            latex = rf"({inner.latex})^{{{self.count}}}"
         return Traits(
             privileged=(
                 inner.privileged if inner.privileged in finer or whole else Privileged.BLOCKS
@@ -914,13 +969,19 @@ class Blocks(Group):
 
     def _draw(self, generator: torch.Generator) -> Element:
         order = self._random_order(generator)
-        parts = tuple(self.inner._draw(generator) for _ in range(self.count))
-        return BlockElement(order, parts, self.copies)
+        return BlockElement(order, self._several(self.inner._draw, generator), self.copies)
 
     def _generic(self, generator: torch.Generator) -> Element:
         order = _moving(self._random_order(generator), moves=self.order == "free")
-        parts = tuple(self.inner._generic(generator) for _ in range(self.count))
-        return BlockElement(order, parts, self.copies)
+        return BlockElement(order, self._several(self.inner._generic, generator), self.copies)
+
+    def _several(
+        self, make: Callable[[torch.Generator], Element], generator: torch.Generator
+    ) -> tuple[Element, ...]:
+        """An element for each of the blocks."""
+        if self.alike:
+            return (make(generator),) * self.count
+        return tuple(make(generator) for _ in range(self.count))
 
     def _random_order(self, generator: torch.Generator) -> Tensor:
         if self.order == "kept":
@@ -946,6 +1007,11 @@ class Blocks(Group):
             return Miss(off, f"block {block} takes from the blocks {sources[block]} and {source}")
         if len(set(sources)) < self.count:
             return Miss(math.inf, "two blocks take from one block, so the matrix is singular")
+        if self.alike:
+            whole = torch.stack([parts[b, 0, :, s, 0, :] for b, s in enumerate(sources)])
+            unlike, block, _ = _worst((whole - whole[0]).abs().amax(dim=2) / scale[:, None])
+            if unlike > atol:
+                return Miss(unlike, f"block {block} is not changed as block 0 is")
         inside = (
             (block, self.inner._miss(parts[block, 0, :, source, 0, :], atol, rounding))
             for block, source in enumerate(sources)
@@ -1062,6 +1128,7 @@ _NAMED: tuple[type[Elementary] | type[OnPlanes], ...] = (
     GeneralLinear,
     Orthogonal,
     LineStabiliser,
+    LineRotations,
     Permutation,
     SignedPermutation,
     PositiveMonomial,
@@ -1083,6 +1150,7 @@ _ALIASES: dict[str, str] = {
     "rotations": "orthogonal",
     "line": "line-stabiliser",
     "line-stabilizer": "line-stabiliser",
+    "line-rotation": "line-rotations",
     "permutations": "permutation",
     "sn": "permutation",
     "s(n)": "permutation",

@@ -25,6 +25,7 @@ from basis_probe.algebra.elements import (
     local,
 )
 from basis_probe.algebra.groups import monomial_parts
+from basis_probe.architecture.commuting import is_plain
 from basis_probe.architecture.derive import NOTHING, Derivation
 from basis_probe.architecture.experts import Experts
 from basis_probe.model.attention import Attention, Side
@@ -163,6 +164,11 @@ class Action:
             return self._before_norm(index, normed[0], element)
         if derivation.permuting(index):
             return self._family(index, element)
+        joined = derivation.commuting.joined(index)
+        if joined == "norm":
+            return self._turned(index, element)
+        if joined == "affine":
+            return self._folded(index, element)
         if derivation.is_norm_output(index):
             return self._norm_output(index, element)
         if stream.value_mixed:
@@ -183,6 +189,48 @@ class Action:
             moved |= self._move(self.facts.stream_of[source], part)
         return {**moved, index: element}
 
+    def _turned(self, index: int, element: Element) -> dict[int, Element]:
+        """All streams that norms without a gain join, by one turn."""
+        commuting = self.derivation.commuting
+        regions = [self.facts.regions[norm] for norm in commuting.maps(index)]
+        layered = any(r.shape is Shape.LAYER_NORM and not r.pooled for r in regions)
+        turn = _across(element) if layered else element
+        moved = {m: element if m == index else turn for m in commuting.streams(index)}
+        for member, own in moved.items():
+            self._linear(member, own)
+        return moved
+
+    def _folded(self, index: int, element: Element) -> dict[int, Element]:
+        """All streams that batch normalisation joins: its gains go into the linear maps.
+
+        With y = s x + t, a change x' = M x is followed by y' = M D_s^-1 y if the gain becomes one
+        and the shift M D_s^-1 t.
+        """
+        commuting = self.derivation.commuting
+        moved: dict[int, Element] = {index: element}
+        waiting = [index]
+        while waiting:
+            here = waiting.pop()
+            for vertex in commuting.maps(index):
+                source, target = commuting.ends(vertex)
+                gain, _ = self._affine(vertex)
+                if bool((gain == 0).any()):
+                    raise WeightError("a gain is zero, so that its shift cannot be moved")
+                axes = torch.arange(len(gain))
+                if source == here and target not in moved:
+                    moved[target] = Product((moved[here], MonomialElement(axes, 1.0 / gain)))
+                    waiting.append(target)
+                elif target == here and source not in moved:
+                    moved[source] = Product((moved[here], MonomialElement(axes, gain)))
+                    waiting.append(source)
+        for vertex in commuting.maps(index):
+            gain, shift = self._affine(vertex)
+            target = commuting.ends(vertex)[1]
+            self._set_affine(vertex, torch.ones_like(gain), moved[target].act(shift))
+        for member, own in moved.items():
+            self._linear(member, own)
+        return moved
+
     # --- linear maps ------------------------------------------------------------------------------
 
     def _linear(
@@ -191,16 +239,25 @@ class Action:
         """Into whatever writes to a stream, and out of whatever reads it."""
         stream = self.facts.streams[index]
         for writer in stream.writers:
-            self._write(writer, self._at(writer, element))
+            if not self._joins(writer):
+                self._write(writer, self._at(writer, element))
         self._add(stream.members, element)
         for reader in stream.readers:
-            if reader in self.derivation.inside:
+            if reader in self.derivation.inside or self._joins(reader):
                 continue
             at = element
             if make is not None and self.graph.vertices[reader].used:
                 # A stranger has a form of its own for every number of copies.
                 at = make(self._size(self.graph.vertices[reader].used[0])) or element
             self._read(reader, at, index, strange=make is not None)
+
+    def _joins(self, vertex: int) -> bool:
+        """True for a map that lets a change of one stream pass to the next."""
+        commuting = self.derivation.commuting
+        return (
+            commuting.kind(vertex) is not None
+            and commuting.joined(self.facts.stream_of[vertex]) is not None
+        )
 
     def _at(self, vertex: int, element: Element) -> Element:
         """The element with as many copies of each head as there are at a vertex."""
@@ -264,8 +321,12 @@ class Action:
         region = self.facts.regions.get(reader, NOTHING)
         if region.shape.is_norm and not self.derivation.is_link(reader):
             # What lies along the all-ones direction does not come through a LayerNorm.
-            blind = region.shape is Shape.LAYER_NORM and not strange
+            blind = region.shape is Shape.LAYER_NORM and not region.pooled and not strange
             self._through_norm(reader, _across(element) if blind else element)
+        elif self.derivation.commuting.kind(reader) == "affine" and (
+            not self.derivation.is_link(reader)
+        ):
+            self._through_norm(reader, element)
 
     def _read_groups(self, vertex: Vertex, element: Element) -> None:
         """A convolution in groups reads channels that changed inside the groups."""
@@ -475,6 +536,8 @@ class Action:
             self._fold(reader, *self._affine(reader), turn)
         if not gained:
             self._fold(norm, gain, bias, turn)
+        if is_plain(self.facts, norm):
+            self._behind[self.facts.stream_of[norm]] = turn
 
     def _is_map(self, vertex: int) -> bool:
         return self.derivation.is_map(vertex)
@@ -513,13 +576,16 @@ class Action:
 
     def _norm_output(self, index: int, element: Element) -> dict[int, Element]:
         """P D behind a norm: P for the stream that the norm reads, D for its gain."""
-        columns, factors = monomial(element)
         stream = self.facts.streams[index]
         (writer,) = stream.writers
-        gain, bias = self._affine(writer)
         vertex = self.graph.vertices[writer]
         while not self.facts.regions[vertex.node].shape.is_norm:
             vertex = self.graph.vertices[vertex.carried[0]]
+        if is_plain(self.facts, vertex.node) and vertex.node == writer:
+            source = self.facts.stream_of[vertex.carried[0]]
+            return {**self._move(source, element), index: element}
+        columns, factors = monomial(element)
+        gain, bias = self._affine(writer)
         order = MonomialElement(columns, torch.ones_like(factors))
         moved: dict[int, Element] = {}
         if not torch.equal(columns, torch.arange(len(columns))):
@@ -543,6 +609,11 @@ class Action:
 
     def _affine(self, vertex: int) -> tuple[Tensor, Tensor]:
         """The gain and bias that a region had before this move, from its parameters."""
+        if self.graph.vertices[vertex].kind is Kind.BATCH_NORM:
+            return self._running(vertex)[:2]
+        region = self.facts.regions[vertex]
+        if region.function is None and region.gain is not None and region.bias is not None:
+            return region.gain, region.bias
         parts = self._parts(vertex)
         gain, bias = parts.gain, parts.bias
         for vector in parts.vectors:
@@ -552,6 +623,11 @@ class Action:
 
     def _set_affine(self, vertex: int, gain: Tensor, bias: Tensor) -> None:
         """Gives the vectors of a region the values that make this gain and bias."""
+        if self.graph.vertices[vertex].kind is Kind.BATCH_NORM:
+            self._set_running(vertex, gain, bias)
+            return
+        if self.facts.regions[vertex].function is None:
+            return
         parts = self._parts(vertex)
         now = self._affine(vertex)
         for target, before, constant, field in (
@@ -568,6 +644,42 @@ class Action:
                 )
             values = (target - constant) / getattr(own[0], field)
             self.weights.set(own[0].slot, values.reshape(self._original(own[0].slot).shape))
+
+    def _running(self, vertex: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What batch normalisation with kept statistics multiplies by and adds; mean and spread."""
+        node = self.graph.trace.node(vertex)
+        mean, variance, weight, shift = (
+            self._argument(node, name) for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        assert mean is not None and variance is not None
+        spread = (self._original(variance) + _epsilon(node)).sqrt()
+        centre = self._original(mean)
+        gain = (1.0 if weight is None else self._original(weight)) / spread
+        return (
+            gain,
+            (0.0 if shift is None else self._original(shift)) - centre * gain,
+            centre,
+            spread,
+        )
+
+    def _set_running(self, vertex: int, gain: Tensor, bias: Tensor) -> None:
+        """Gives batch normalisation the parameters that make this factor and shift.
+
+        Without parameters of its own its kept statistics take both.
+        """
+        node = self.graph.trace.node(vertex)
+        _, _, centre, spread = self._running(vertex)
+        weight, shift = self._argument(node, "weight"), self._argument(node, "bias")
+        if weight is not None and shift is not None:
+            self.weights.set(weight, gain * spread)
+            self.weights.set(shift, bias + centre * gain)
+            return
+        wanted = gain.square().reciprocal() - _epsilon(node)
+        mean, variance = self._argument(node, "running_mean"), self._argument(node, "running_var")
+        if bool((gain <= 0).any()) or bool((wanted < 0).any()) or mean is None or variance is None:
+            raise WeightError(f"{node.module} has no gain that could change")
+        self.weights.set(variance, wanted)
+        self.weights.set(mean, -bias / gain)
 
     def _parts(self, vertex: int) -> "_Affine":
         if vertex not in self._affines:
@@ -703,15 +815,14 @@ class Action:
                     self.weights.set(slot, values.index_select(axes[0], columns))
 
     def _batch_norm(self, node: Node, columns: Tensor, before: Tensor, after: Tensor) -> None:
-        statistics = "" if node.op == "group_norm" else "running_mean running_var"
+        statistics = "" if node.op in ("group_norm", "layer_norm") else "running_mean running_var"
         mean, variance, gain, bias = (
             self._argument(node, name) if name in f"{statistics} weight bias" else None
             for name in ("running_mean", "running_var", "weight", "bias")
         )
         own = torch.ones_like(before)
         if mean is not None and variance is not None and keeps_statistics(node):
-            given = norm_argument(node, "eps")
-            eps = float(given) if isinstance(given, int | float) else 1e-5
+            eps = _epsilon(node)
             spread = (self._original(variance) + eps)[columns]
             self.weights.set(mean, before * self._original(mean)[columns])
             if gain is None or bias is None:
@@ -830,27 +941,35 @@ class Action:
         attention, side = self.derivation.normed[norm]
         if side.turned is None and self.derivation.is_gainless(norm):
             return self._alike(attention, element)
-        columns, factors = monomial(element)
+        if not isinstance(element, BlockElement):
+            raise WeightError("the element does not act on each head by itself")
+        still = torch.arange(len(element.order))
+        columns, factors = monomial(BlockElement(still, element.parts, element.copies))
         turn = _commuting(columns, factors, side)
         moved: dict[int, Element] = {}
         for other in self._both(attention):
             vertex = self.graph.vertices[other.source]
             stream = self.facts.stream_of[vertex.carried[0]]
-            signs = turn
-            own: Element = MonomialElement(columns, factors)
+            inside = MonomialElement(columns, factors)
+            wanted = turn
             if other is not side:
-                own = _resized(MonomialElement(columns, turn), side, other)
-            elif self.facts.regions[norm].within:
-                signs = turn
+                inside = _resized(MonomialElement(columns, turn), side, other)
+                wanted = inside.factors
+            parts = (Identity(other.size),) * len(still)
+            order = MonomialElement(
+                *monomial(BlockElement(element.order, parts, other.heads // len(still)))
+            )
+            own = MonomialElement(*monomial(order @ inside))
             gain, bias = self._affine(other.source)
-            places, given = monomial(own)
-            wanted = signs if other is side else given
+            places, given = monomial(inside if len(gain) == other.size else own)
+            if len(gain) != other.size:
+                wanted = wanted[order.columns]
             width = len(gain)
             places, given, wanted = places[:width], given[:width], wanted[:width]
             self._set_affine(other.source, gain[places] * wanted / given, bias[places] * wanted)
             self._linear(stream, own)
             moved[stream] = own
-        return moved
+        return {**moved, **self._order(attention, element.order, queries=False)}
 
     # --- strangers --------------------------------------------------------------------------------
 
@@ -877,6 +996,8 @@ class Action:
                     inverse.add(start)
         elif derivation.permuting(index):
             streams = set(derivation.family(index))
+        elif derivation.commuting.joined(index):
+            streams = set(derivation.commuting.streams(index))
         moved: dict[int, Element] = {}
         for member in streams:
             element = make(self._width(member))
@@ -903,6 +1024,12 @@ class _Affine:
     gain: Tensor
     bias: Tensor
     vectors: tuple[_Vector, ...]
+
+
+def _epsilon(node: Node) -> float:
+    """What batch normalisation adds to a variance."""
+    given = norm_argument(node, "eps")
+    return float(given) if isinstance(given, int | float) else 1e-5
 
 
 def largest_gap(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
@@ -973,7 +1100,7 @@ def _commuting(columns: Tensor, factors: Tensor, side: Side) -> Tensor:
     return signs
 
 
-def _resized(element: MonomialElement, side: Side, other: Side) -> Element:
+def _resized(element: MonomialElement, side: Side, other: Side) -> MonomialElement:
     """The same signed permutations in the heads of the other side of an attention."""
     size = side.size
     heads = [
@@ -983,4 +1110,5 @@ def _resized(element: MonomialElement, side: Side, other: Side) -> Element:
         )
     ]
     ratio = side.heads / other.heads
-    return SumElement(tuple(heads[int(head * ratio)] for head in range(other.heads)))
+    chosen = tuple(heads[int(head * ratio)] for head in range(other.heads))
+    return MonomialElement(*monomial(SumElement(chosen)))

@@ -20,6 +20,7 @@ from basis_probe.algebra.groups import (
     DirectSum,
     GeneralLinear,
     Group,
+    LineRotations,
     LineStabiliser,
     Monomial,
     OnAxes,
@@ -33,6 +34,7 @@ from basis_probe.algebra.groups import (
     Unknown,
 )
 from basis_probe.algebra.intertwiner import Intertwiner, measured
+from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import ties_of
@@ -46,7 +48,7 @@ from basis_probe.model.facts import (
     signature,
     vectors_of,
 )
-from basis_probe.model.graph import Kind, Vertex, norm_argument
+from basis_probe.model.graph import Kind, Vertex, groups_of, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.results.symmetry import Symmetry
 
@@ -105,6 +107,13 @@ class Derivation:
                     for bend in self.bends(side):
                         self.bent[bend] = (attention, side)
         self.inside = frozenset(inside)
+        self.commuting = Commuting(
+            facts,
+            keeps_axes=self._is_link_on_axes,
+            is_folded=self._norm_is_folded,
+            is_attended=self._is_attended,
+            is_transposed=self._is_transposed,
+        )
 
     # --- one site -------------------------------------------------------------------------------
 
@@ -240,6 +249,8 @@ class Derivation:
         family = self.family(index)
         if self.permuting(index):
             return self._axes(index, vertex, family, dim)
+        if self.commuting.joined(index):
+            return self._joined_group(index, dim)
         self._require_understood(stream)
         if self.is_norm_output(index):
             return self._norm_output(index, dim)
@@ -248,16 +259,10 @@ class Derivation:
                 "it is the output of a norm: the linear maps that read it absorb any change of "
                 "basis, but the norm can write only what its gain and the stream before it allow"
             )
-        for writer in stream.writers:
-            region = self.facts.regions.get(writer, NOTHING)
-            if region.shape is Shape.DIAGONAL and not self.is_folded_gain(writer):
-                raise _NotUnderstood("a gain for every feature writes it, not a linear map")
+        self._require_own_scale(stream)
         if stream.value_mixed:
             return self._heads(stream, dim, shape)
-        if any(self.is_folded_gain(reader) for reader in stream.readers):
-            raise _NotUnderstood(
-                "a gain for every feature stands between it and the stream that it writes"
-            )
+        self._require_no_gain_behind(stream)
         norms = self._norm_readers(stream)
         if not norms and self._is_transposed(index):
             return (
@@ -285,16 +290,89 @@ class Derivation:
                 f"which commutes with every rotation{gains}; tied embeddings count as untied."
             )
             return Orthogonal(dim), because, RESIDUAL
-        if self._is_transposed(index):
-            raise _NotUnderstood("it is read through a norm and by the transpose of what writes it")
-        if kinds == {Shape.LAYER_NORM}:
+        if (
+            kinds == {Shape.LAYER_NORM}
+            and not self._is_transposed(index)
+            and not self._pooled(norms)
+        ):
             because = (
                 f"written by linear maps only and read through LayerNorm ({len(norms)} of them), "
                 "which commutes with the rotations that fix the all-ones direction and ignores "
                 f"whatever is written along it{gains}; tied embeddings count as untied."
             )
             return LineStabiliser(dim), because, RESIDUAL
-        raise _NotUnderstood("it is read through both LayerNorm and RMSNorm")
+        because = (
+            f"written by linear maps only and read through {len(norms)} norms, which commute with "
+            f"the rotations that fix the all-ones direction{gains}; {self._along(index, norms)}."
+        )
+        return LineRotations(dim), because, RESIDUAL
+
+    def _along(self, index: int, norms: list[int]) -> str:
+        """Why it is not free what is written along the all-ones direction."""
+        if self._pooled(norms):
+            return "as means run over positions too, what is written along it is seen"
+        if self._is_transposed(index):
+            return "what reads it is the transpose of what writes it, so that rotations alone fit"
+        if any(self.facts.regions[norm].shape is Shape.RMS_NORM for norm in norms):
+            return "RMSNorm sees what is written along it"
+        return "the norm that writes it writes nothing along it"
+
+    def _pooled(self, norms: list[int]) -> bool:
+        return any(self.facts.regions[norm].pooled for norm in norms)
+
+    def _joined_group(self, index: int, dim: int) -> tuple[Group, str, str]:
+        """Streams that norms without a gain, or batch normalisation in evaluation, join."""
+        members = sorted(self.commuting.streams(index))
+        for member in members:
+            self._require_understood(self.facts.streams[member])
+        if self.commuting.joined(index) == "affine":
+            because = (
+                "only linear maps write and read it, and batch normalisation, which in evaluation "
+                "is a gain and a shift for every feature: both fold into the linear maps, so that "
+                "every invertible change of basis is absorbed."
+            )
+            return GeneralLinear(dim), because, PAPER
+        for member in members:
+            self._require_own_scale(self.facts.streams[member])
+            self._require_no_gain_behind(self.facts.streams[member])
+        norms = [n for member in members for n in self._norm_readers(self.facts.streams[member])]
+        said = f"linear maps and norms without a gain write and read it ({len(norms)} norms)"
+        if {self.facts.regions[norm].shape for norm in norms} == {Shape.RMS_NORM}:
+            because = f"{said}: RMSNorm commutes with every rotation, of all that it joins at once."
+            return Orthogonal(dim), because, RESIDUAL
+        stream = self.facts.streams[index]
+        own = self._norm_readers(stream)
+        written = any(self.commuting.kind(writer) for writer in stream.writers)
+        layer = {self.facts.regions[norm].shape for norm in own} == {Shape.LAYER_NORM}
+        because = (
+            f"{said}: LayerNorm commutes with the rotations that fix the all-ones direction, of "
+            "all that it joins at once"
+        )
+        if layer and not (written or self._pooled(own) or self._is_transposed(index)):
+            return (
+                LineStabiliser(dim),
+                f"{because}, and ignores what is written along it.",
+                RESIDUAL,
+            )
+        return LineRotations(dim), f"{because}; {self._along(index, norms)}.", RESIDUAL
+
+    def _require_own_scale(self, stream: Stream) -> None:
+        """Raises `_NotUnderstood` if something that is no linear map gives features their size."""
+        for writer in stream.writers:
+            region = self.facts.regions.get(writer, NOTHING)
+            if region.shape is Shape.DIAGONAL and not self.is_folded_gain(writer):
+                raise _NotUnderstood("a gain for every feature writes it, not a linear map")
+            if self.commuting.kind(writer) == "affine" and not self.is_folded_gain(writer):
+                raise _NotUnderstood("batch normalisation writes it, and does not fold")
+
+    def _require_no_gain_behind(self, stream: Stream) -> None:
+        """Raises `_NotUnderstood` if a gain writes another stream from this one."""
+        for reader in stream.readers:
+            behind = self.commuting.kind(reader) == "affine" and not self._norm_is_folded(reader)
+            if behind or self.is_folded_gain(reader):
+                raise _NotUnderstood(
+                    "a gain for every feature stands between it and the stream that it writes"
+                )
 
     def _side_by_side(self, index: int, dim: int) -> tuple[Group, str, str]:
         """Features side by side, each part with the group that it has by itself."""
@@ -339,7 +417,11 @@ class Derivation:
         if not (region.shape.is_norm or region.shape is Shape.DIAGONAL) or region.within:
             return False
         vertex = self.facts.graph.vertices[stream.writers[0]]
-        if not any(True for _ in vectors_of(self.facts.graph, vertex)) or not region.learned:
+        if not region.learned:
+            return False
+        if not any(True for _ in vectors_of(self.facts.graph, vertex)) and not is_plain(
+            self.facts, stream.writers[0]
+        ):
             return False
         before = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
         if region.shape is Shape.DIAGONAL and not (
@@ -359,9 +441,17 @@ class Derivation:
         before = self._group(
             self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)
         )[0]
-        if not isinstance(before, Orthogonal | LineStabiliser):
+        plain = is_plain(self.facts, vertex.node)
+        if plain and vertex.node == writer:
+            because = "a norm without a gain writes it, which changes as the stream before it does."
+            if isinstance(before, LineStabiliser):
+                return LineRotations(dim), because, RESIDUAL
+            if isinstance(before, Orthogonal | Permutation):
+                return before, because, RESIDUAL
+        if not isinstance(before, Orthogonal | LineStabiliser | Permutation | SignedPermutation):
             raise _NotUnderstood(
-                "it is the output of a norm, and the stream before the norm is not free to turn"
+                "it is the output of a norm, and the axes before the norm are not free to change "
+                "places, or only in parts"
             )
         because = (
             "a norm's gain writes it, feature by feature: the linear maps that read it would "
@@ -493,32 +583,24 @@ class Derivation:
         else:
             inner = _around(side, SignedPlanes, SignedPermutation)
             what = "the symmetries of the square in every plane that rotary embedding turns"
-        if region.within:
-            group = Blocks(inner, 1, dim // side.size)
-            which = "the same ones in every head, as one gain serves them all"
-        else:
-            copies = side.heads // attention.key.heads
-            group = Blocks(inner, attention.key.heads, copies, "kept")
-            which = "in every head by themselves"
+        count = attention.key.heads
+        if count * (copies := dim // (count * side.size)) * side.size != dim:
+            raise _NotUnderstood(f"{dim} features do not divide into {count} heads")
+        group = Blocks(inner, count, copies, self._order(attention), alike=region.within)
+        which = (
+            "the same ones in every head, as one gain serves them all"
+            if region.within
+            else "in every head by themselves"
+        )
         because = (
             f"RMSNorm reads it with a generic gain, which leaves {what}, {which}: of all rotations "
-            "only these turn a gain into a gain."
+            f"only these turn a gain into a gain{self._said_of_order(attention)}."
         )
         return group, because, ALGEBRA
 
     def is_gainless(self, norm: int) -> bool:
         """True if a norm inside heads has one number for all features in place of a gain."""
-        region = self.facts.regions.get(norm, NOTHING)
-        gain, bias = region.gain, region.bias
-        vertex = self.facts.graph.vertices[norm]
-        return (
-            region.within
-            and gain is not None
-            and bias is not None
-            and not any(True for _ in vectors_of(self.facts.graph, vertex))
-            and float((gain - gain[0]).abs().max()) <= 1e-4 * float(gain.abs().max())
-            and float(bias.abs().max()) == 0.0
-        )
+        return self.facts.regions.get(norm, NOTHING).within and is_plain(self.facts, norm)
 
     def _side_problem(self, side: Side) -> str:
         """What stands in the way of changing queries or keys; empty if nothing does."""
@@ -764,8 +846,7 @@ class Derivation:
                 bounds[stream_of[vertex]] |= {edge for pair in edges for edge in pair}
             elif found.kind is Kind.GROUP_NORM:
                 node = graph.trace.node(vertex)
-                groups = norm_argument(node, "num_groups")
-                assert isinstance(groups, int)
+                groups = groups_of(node)
                 bounds[stream_of[vertex]] |= set(range(0, node.shape[1], node.shape[1] // groups))
         for member in family:
             width = self._width_of(member)
@@ -975,14 +1056,20 @@ class Derivation:
         return found.used if found.kind is Kind.DEPTHWISE else found.carried
 
     def is_link(self, index: int) -> bool:
+        """True if the axes before and behind a vertex change together, and only as axes."""
+        if self.commuting.kind(index) is not None:
+            return self.commuting.on_axes(self.facts.stream_of[index])
+        return self._is_link_on_axes(index)
+
+    def _is_link_on_axes(self, index: int) -> bool:
         vertex = self.facts.graph.vertices[index]
+        region = self.facts.regions.get(index, NOTHING)
+        if region.shape.is_norm:
+            return not self._norm_is_folded(index)
         if vertex.kind in _BETWEEN_CHANNELS:
             return not self.sets_side_by_side(index)
         if vertex.kind is not Kind.REGION:
             return False
-        region = self.facts.regions[index]
-        if region.shape.is_norm:
-            return not self._norm_is_folded(index)
         if region.shape is Shape.DIAGONAL and self._is_gain_of_folded_norm(vertex):
             return False
         if self.is_folded_gain(index):
@@ -1024,7 +1111,10 @@ class Derivation:
     def is_folded_gain(self, index: int) -> bool:
         """True if the gain of a linear map's outputs, as of a layer scale, folds into that map."""
         region = self.facts.regions.get(index, NOTHING)
-        if region.shape is not Shape.DIAGONAL or not region.learned:
+        affine = self.commuting.kind(index) == "affine"
+        if affine and self.commuting.on_axes(self.facts.stream_of[index]):
+            return False
+        if not affine and (region.shape is not Shape.DIAGONAL or not region.learned):
             return False
         vertices = self.facts.graph.vertices
         source = self.facts.streams[self.facts.stream_of[vertices[index].carried[0]]]
@@ -1035,8 +1125,7 @@ class Derivation:
             and source.readers == (index,)
             and not source.returned
             and not source.max_pooled
-            and gain is not None
-            and bool((gain != 0).all())
+            and (affine or (gain is not None and bool((gain != 0).all())))
         )
 
     def _is_gain_of_folded_norm(self, vertex: Vertex) -> bool:
@@ -1044,6 +1133,15 @@ class Derivation:
         return any(
             self.facts.regions.get(writer, NOTHING).shape.is_norm and self._norm_is_folded(writer)
             for writer in writers
+        )
+
+    def _is_attended(self, index: int) -> bool:
+        """True if a stream holds queries or keys, before or behind what bends them."""
+        readers = self.facts.streams[index].readers
+        return (
+            index in self.meetings
+            or self.bend_of(index) is not None
+            or any(reader in self.normed for reader in readers)
         )
 
     def permuting(self, index: int) -> bool:
@@ -1157,7 +1255,7 @@ class Derivation:
         if not running:
             # The epsilon beside the variance sees every scale.
             relations.add({source: 1.0}, signs=False)
-        if node.op == "group_norm":
+        if self.facts.graph.vertices[index].kind is Kind.GROUP_NORM:
             # The mean of several channels sees every sign.
             relations.add({source: 1.0}, scales=False)
         if not gained:

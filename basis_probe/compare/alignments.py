@@ -307,6 +307,8 @@ def align(
         ValueError: for groups of different kinds, or unequal sizes where those are needed.
     """
     require_kin(group, other)
+    # Blocks that all change alike are aligned in their places.
+    group, other = _in_place(group), _in_place(other)
     compact = _compact(group, other)
     for which, own, side in (("x", group, moments.x), ("y", other, moments.y)):
         _require_samples(which, own, side)
@@ -315,6 +317,14 @@ def align(
         forms = _partly_white(moments.x, whitening), _partly_white(moments.y, whitening)
     between = forms[0].weights.T @ moments.sums @ forms[1].weights
     return Alignment(group, forms[0], forms[1], compact.best(between)[1])
+
+
+def _in_place(group: Group) -> Group:
+    """The same group, with blocks that are changed alike as copies of one block."""
+    if not isinstance(group, Blocks) or not group.alike:
+        return group
+    copies = group.count * group.copies
+    return dataclasses.replace(group, count=1, copies=copies, alike=False)
 
 
 def on_axes(group: Group) -> bool:

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from basis_probe.algebra.pairs import PairFactors, pair_factors
 from basis_probe.model.attention import Attention, attentions
 from basis_probe.model.axes import Axes
-from basis_probe.model.graph import Graph, Kind, Layout, Vertex, condense, norm_argument, replay
+from basis_probe.model.graph import (
+    Graph,
+    Kind,
+    Layout,
+    Vertex,
+    condense,
+    groups_of,
+    norm_argument,
+    replay,
+)
 from basis_probe.model.places import Site, spoken
 from basis_probe.model.positions import Rows
 from basis_probe.model.rows import is_blank, picked_weight
@@ -55,6 +64,7 @@ class Region:
         op: the function's name, for messages.
         learned: True if every vector in it is a weight of the model.
         within: True if it acts on each head by itself, with one gain for all of them.
+        pooled: True for a norm whose moments run over positions too.
         pair: which factors of two tensors pass, where the shape is PAIRED.
     """
 
@@ -66,6 +76,7 @@ class Region:
     op: str = ""
     learned: bool = True
     within: bool = False
+    pooled: bool = False
     pair: PairFactors | None = None
 
 
@@ -215,6 +226,24 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Region(Shape.UNKNOWN, why=f"{op} cannot be replayed: {reason}", op=op)
+
+
+def _norms_of_all(graph: Graph) -> dict[int, Region]:
+    """The normalisations of all channels as one group, which are norms of rows with channels."""
+    found: dict[int, Region] = {}
+    for vertex in graph.vertices.values():
+        node = graph.trace.node(vertex.node)
+        if vertex.kind is Kind.GROUP_NORM and groups_of(node) == 1:
+            if node.op == "layer_norm":
+                # Of one size of map only, so that it cannot be measured on single pixels.
+                one = torch.ones(node.shape[1], dtype=torch.float64)
+                region = Region(Shape.LAYER_NORM, gain=one, bias=0 * one, op=node.op)
+            else:
+                region = _measure(graph, vertex)
+            if region.shape is Shape.LAYER_NORM:
+                pooled = len(node.shape) > 2
+                found[vertex.node] = dataclasses.replace(region, pooled=pooled)
+    return found
 
 
 def _meets(graph: Graph, root: int, target: int) -> bool:
@@ -436,6 +465,7 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
         for vertex in graph.vertices.values()
         if vertex.kind is Kind.REGION
     }
+    regions |= _norms_of_all(graph)
     streams, stream_of = _streams(graph, regions)
     norms = frozenset(
         vertex

@@ -234,7 +234,10 @@ _IDENTITY = frozenset(
     "to contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout alias "
     "feature_alpha_dropout requires_grad_ cpu cuda positive identity".split()
 )
-_MOVES = frozenset("view transpose permute expand movedim repeat_interleave broadcast_to".split())
+_TURNED_OVER = frozenset("mT mH adjoint".split())  # the last two axes change places
+_MOVES = _TURNED_OVER | frozenset(
+    "view transpose permute expand movedim moveaxis repeat_interleave broadcast_to".split()
+)
 _CONVOLUTIONS = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
@@ -286,6 +289,12 @@ def norm_argument(node: Node, name: str) -> object:
             name = "use_input_stats" if "use_input_stats" in node.kwargs else name
     place = names.index(name) if name in names else len(node.args)
     return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+
+
+def groups_of(node: Node) -> int:
+    """The number of groups in which a normalisation takes its channels together."""
+    found = norm_argument(node, "num_groups") if node.op == "group_norm" else 1
+    return found if isinstance(found, int) else 1
 
 
 def nonlinear(op: str) -> bool:
@@ -437,6 +446,8 @@ class _Builder:
         elif op in ("batch_norm", "instance_norm") and self._features_at(first, 1):
             self.put(node.index, Kind.BATCH_NORM, (self.vertex(first),))
         elif op == "group_norm" and self._features_at(first, 1):
+            self.put(node.index, Kind.GROUP_NORM, (self.vertex(first),))
+        elif op == "layer_norm" and self._takes_channels(node, first):
             self.put(node.index, Kind.GROUP_NORM, (self.vertex(first),))
         elif op in _MAX_POOLS and self._pools_positions(node, first):
             self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
@@ -595,6 +606,13 @@ class _Builder:
         # Heads are rows of their own to a function of the last axis.
         last = self.layouts[first].axes[-1:]
         return dims == (len(shape) - 1,) == last and len(node.shape) == len(shape)
+
+    def _takes_channels(self, node: Node, first: int) -> bool:
+        """True for a norm without weights over all channels and all their positions."""
+        given = node.kwargs.get("normalized_shape", node.args[1] if len(node.args) > 1 else ())
+        weighed = any(isinstance(v, Ref | Fixed) for v in (*node.args[1:], *node.kwargs.values()))
+        channels = len(tuple(given)) == len(node.shape) - 1 > 1 and self._features_at(first, 1)
+        return channels and not weighed
 
     def _piece(self, node: Node, first: int) -> tuple[Kind, tuple[int, ...] | None]:
         """One of the pieces that a tensor was split into, whole features or a part of them."""
@@ -882,9 +900,9 @@ class _Builder:
         before, layout = self.trace.node(source).shape, self.layouts[source]
         if op == "view":
             return _viewed(before, shape, layout)
-        if op in ("transpose", "permute", "movedim"):
+        if op in ("transpose", "permute", "movedim", "moveaxis") or op in _TURNED_OVER:
             return _permuted(node, before, layout)
-        if op == "expand":
+        if op in ("expand", "broadcast_to"):
             shift = len(shape) - len(before)
             if any(shape[a + shift] != before[a] for a in layout.axes):
                 return None
@@ -975,27 +993,20 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
 
 
 def _permuted(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
-    order = list(range(len(before)))
-    numbers = [v for v in node.args[1:] if isinstance(v, int)]
-    numbers += [v for v in (node.kwargs.get("dim0"), node.kwargs.get("dim1")) if v is not None]
-    if node.op == "transpose":
-        if not numbers and len(before) == 2:
-            numbers = [0, 1]
-        if len(numbers) != 2:
-            return None
-        a, b = (n % len(before) for n in numbers)
-        order[a], order[b] = order[b], order[a]
-    elif node.op == "permute":
-        dims = node.kwargs.get("dims")
-        if dims is None and len(node.args) > 1 and isinstance(node.args[1], tuple | list):
-            dims = node.args[1]
-        order = [n % len(before) for n in (dims or numbers)]
-        if len(order) != len(before):
-            return None
-    else:
+    """Where features are after axes changed places; the call is made on a tensor without memory."""
+    ndim = len(before)
+    # Every axis has a size of its own, by which it is known again.
+    sizes = tuple(range(2, ndim + 2))
+    try:
+        function: Any = node.function
+        blank = torch.empty(sizes, device="meta")
+        after = tuple(function(blank, *node.args[1:], **node.kwargs).shape)
+    except (RuntimeError, ValueError, TypeError, IndexError):
         return None
-    axes = tuple(order.index(axis) for axis in layout.axes)
-    last = axes[-1] == len(before) - 1
+    if sorted(after) != list(sizes):
+        return None
+    axes = tuple(after.index(sizes[axis]) for axis in layout.axes)
+    last = axes[-1] == ndim - 1
     return Layout(axes, not last and len(axes) == 1, layout.repeat)
 
 

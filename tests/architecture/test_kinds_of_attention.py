@@ -109,3 +109,64 @@ def test_queries_keys_and_values_have_what_their_attention_leaves(name: str) -> 
 def test_heads_with_numbers_of_their_own_stay() -> None:
     assert bp.symmetries(settled("sink"), rows(2, 4))["v"].group == KEPT
     assert bp.symmetries(settled("none"), rows(2, 4))["v"].group == FREE
+
+
+class UnderGains(nn.Module):
+    """Grouped queries and keys, each read by an RMSNorm of its own.
+
+    Args:
+        shared: True for one gain for all heads, False for one that spans them.
+        rotary: True if positions turn planes of queries and keys.
+    """
+
+    def __init__(self, *, shared: bool, rotary: bool) -> None:
+        super().__init__()
+        self.shared, self.rotary = shared, rotary
+        self.e, self.n, self.f = nn.Linear(5, D), nn.RMSNorm(D), nn.RMSNorm(D)
+        self.q, self.k, self.v = (nn.Linear(D, heads * SIZE) for heads in (6, 3, 3))
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(SIZE if shared else heads * SIZE) for heads in (6, 3)
+        )
+        self.o, self.out = nn.Linear(6 * SIZE, D), nn.Linear(D, 3)
+
+    def turned(self, x: Tensor) -> Tensor:
+        if not self.rotary:
+            return x
+        angle = torch.arange(x.shape[2]).to(x)[:, None] * torch.tensor([1.0, 0.3]).to(x)
+        cos, sin = (f(torch.cat([angle, angle], -1)) for f in (torch.cos, torch.sin))
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat([-b, a], -1) * sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.e(x)
+        q, k, v = self.q(self.n(h)), self.k(self.n(h)), self.v(self.n(h))
+        if not self.shared:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.unflatten(-1, (-1, SIZE)).transpose(1, 2) for t in (q, k, v))
+        if self.shared:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.turned(q), self.turned(k)
+        k, v = (t.repeat_interleave(2, 1) for t in (k, v))
+        z = (q @ k.mT).softmax(-1) @ v
+        return self.out(self.f(h + self.o(z.transpose(1, 2).flatten(2))))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("rotary", [True, False])
+def test_heads_change_places_under_the_gain_of_their_norm(shared: bool, rotary: bool) -> None:
+    model, generator = UnderGains(shared=shared, rotary=rotary), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    model, x = model.double().eval(), rows(2, 4)
+    found = bp.symmetries(model, x)
+    inner = G.SignedPlanes(SIZE) if rotary else G.SignedPermutation(SIZE)
+    assert found["q"].group == G.Blocks(inner, 3, 2, alike=shared)
+    assert found["k"].group == G.Blocks(inner, 3, 1, alike=shared)
+    assert found["v"].group == G.Blocks(G.GeneralLinear(SIZE), 3)
+    for site in ("q", "k", "v"):
+        assert bp.certify(model, site, x, elements=4).holds
+        for seed in range(3):
+            element = found[site].group.sample(torch.Generator().manual_seed(seed))
+            twin = bp.reparametrize(model, site, element, example_input=x)
+            torch.testing.assert_close(twin(rows(3, 7)), model(rows(3, 7)), rtol=1e-7, atol=1e-9)
