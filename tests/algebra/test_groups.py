@@ -549,7 +549,7 @@ OUTSIDE = [
     (LineStabiliser(3), [[1.0, 0, 0], [0, 2, 0], [0, 0, 1]], "rows 1 and 1 are not those of a"),
     (LineStabiliser(2), [[1.0, -1.0], [-1.0, 1.0]], "the all-ones vector goes to zero"),
     (LineStabiliser(2), [[1.1, 0.1], [-0.1, 0.9]], "the all-ones vector leaves its line"),
-    (LineRotations(2), [[2.0, 1.0], [1.0, 2.0]], "columns 0 and 1 are not those of a turn"),
+    (LineRotations(2), [[2.0, 1.0], [1.0, 2.0]], "are not those of a turn"),
     (LineRotations(2), [[0.0, -1.0], [1.0, 0.0]], "neither kept nor reversed"),
     (
         Blocks(Monomial(1), 2, order="kept", alike=True),
