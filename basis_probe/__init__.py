@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from basis_probe import compare as compare
     from basis_probe import concepts as concepts
     from basis_probe.compare.matrices import compare_layers as compare_layers
-    from basis_probe.compare.networks import compare_networks as compare_networks
+    from basis_probe.compare.matrices import compare_networks as compare_networks
     from basis_probe.compare.rebasin import rebasin as rebasin
     from basis_probe.compare.reports import compare_reports as compare_reports
     from basis_probe.compare.similarity import similarity as similarity
@@ -71,7 +71,7 @@ _NAMESPACES = {"bases": "statistics.bases", "compare": "compare", "concepts": "c
 _FUNCTIONS = {
     "ablate": "concepts.causes",
     "compare_layers": "compare.matrices",
-    "compare_networks": "compare.networks",
+    "compare_networks": "compare.matrices",
     "compare_reports": "compare.reports",
     "dissect": "concepts.dissect",
     "dissect_activations": "concepts.dissect",

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ Groups = Group | str | Mapping[str, Group | str]
 Nonlinearity = str | Callable[[Tensor], Tensor] | nn.Module
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What `run_with_cache` of TransformerLens returns: names and tensors."""
 

@@ -12,10 +12,10 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, final
+from typing import final
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from basis_probe.algebra.elements import Element
@@ -37,22 +37,12 @@ from basis_probe.algebra.groups import (
     Trivial,
     Unknown,
 )
+from basis_probe.compare.matching import Constant, assignment, may_be_flat, transport
 from basis_probe.errors import DataError
 from basis_probe.statistics.second_moments import Crossed, Spread
 
-if TYPE_CHECKING:
-    import numpy as np
-
 # Directions whose variance is below this share of the largest are not told from rounding.
 _RANK = 1e-12
-
-# A transport over so many places is solved over all of them at once.
-_ALL_AT_ONCE = 2**11
-
-# Larger ones begin with the best few places of every axis, by prices that take so many rounds.
-_PER_PLACE, _PRICE_ROUNDS = 3, 16
-
-Constant = Literal["refuse", "ignore"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,20 +50,45 @@ class Form:
     """A change of axes, x -> x W, after which the group's scales do not count.
 
     Attributes:
-        weights: [dim, form], W.
+        weights: [dim, form], W; [dim] where it only multiplies axes.
         flat: axes, or directions, that never vary and count for nothing.
     """
 
-    weights: Float64[Tensor, "dim form"]
+    weights: Float64[Tensor, "dim form"] | Float64[Tensor, " dim"]
     flat: int
+
+    def of(self, sums: Float64[Tensor, "dim other"]) -> Float64[Tensor, "form other"]:
+        """W^T times a matrix."""
+        if self.weights.ndim == 1:
+            return self.weights[:, None] * sums
+        return self.weights.T @ sums
+
+    def size(self, side: Spread) -> float:
+        """The sum over samples of squared lengths of x W."""
+        if self.weights.ndim == 1:
+            return float((self.weights.square() * side.sizes).sum())
+        return float((self.of(side.sums) * self.weights.T).sum())
+
+    @property
+    def dense(self) -> Float64[Tensor, "dim form"]:
+        """W as a matrix."""
+        return torch.diag(self.weights) if self.weights.ndim == 1 else self.weights
+
+    @property
+    def inverse(self) -> Float64[Tensor, "form dim"]:
+        """The pseudoinverse of W."""
+        if self.weights.ndim == 2:
+            return torch.linalg.pinv(self.weights)
+        safe = torch.where(self.weights == 0, math.inf, self.weights)
+        return torch.diag(1 / safe)
 
 
 class Compact(abc.ABC):
     """What is left of a group once the data are in its form: maps that keep lengths."""
 
     @abc.abstractmethod
-    def best(self, between: Float64[Tensor, "form_x form_y"]) -> tuple[float, Tensor]:
-        """The largest inner product that can be reached, and the matrix [form_y, form_x] for it.
+    def best(self, between: Float64[Tensor, "form_x form_y"]) -> Float64[Tensor, "form_y form_x"]:
+        """The map with the largest inner product between what it makes of x, and y.
 
         Args:
             between: the sum over samples of x y^T.
@@ -84,9 +99,9 @@ class Compact(abc.ABC):
 class _Turn(Compact):
     """Every rotation and reflection, or a partial one between spaces of different size."""
 
-    def best(self, between: Tensor) -> tuple[float, Tensor]:
-        u, s, v = torch.linalg.svd(between, full_matrices=False)
-        return float(s.sum()), v.T @ u.T
+    def best(self, between: Tensor) -> Tensor:
+        u, _, v = torch.linalg.svd(between, full_matrices=False)
+        return v.T @ u.T
 
 
 @final
@@ -100,13 +115,11 @@ class _Places(Compact):
 
     signs: bool
 
-    def best(self, between: Tensor) -> tuple[float, Tensor]:
-        gain = between.abs() if self.signs else between
-        plan = transport(gain)
+    def best(self, between: Tensor) -> Tensor:
         # Axes that are matched in part are mixed in proportion.
         scale = math.sqrt(between.shape[0] * between.shape[1])
-        moved = plan.T * scale
-        return float((plan * gain).sum()) * scale, moved * between.T.sign() if self.signs else moved
+        moved = transport(between.abs() if self.signs else between).T * scale
+        return moved * between.T.sign() if self.signs else moved
 
 
 @final
@@ -120,13 +133,11 @@ class _InPlace(Compact):
 
     signs: bool
 
-    def best(self, between: Tensor) -> tuple[float, Tensor]:
+    def best(self, between: Tensor) -> Tensor:
         _require_square(between)
         diagonal = between.diagonal()
-        if not self.signs:
-            return float(diagonal.sum()), torch.eye(len(diagonal), dtype=between.dtype)
-        signs = torch.where(diagonal < 0, -1.0, 1.0).to(between.dtype)
-        return float(diagonal.abs().sum()), torch.diag(signs)
+        ones = torch.ones_like(diagonal)
+        return torch.diag(torch.where(diagonal < 0, -ones, ones) if self.signs else ones)
 
 
 @final
@@ -136,7 +147,7 @@ class _InPlanes(Compact):
 
     group: Planes
 
-    def best(self, between: Tensor) -> tuple[float, Tensor]:
+    def best(self, between: Tensor) -> Tensor:
         _require_square(between)
         a, b = self.group.axes()
         real = between[a, a] + between[b, b]
@@ -147,7 +158,7 @@ class _InPlanes(Compact):
         sine = imaginary / safe
         found = torch.zeros_like(between)
         found[a, a], found[b, b], found[a, b], found[b, a] = cosine, cosine, -sine, sine
-        return float(size.sum()), found
+        return found
 
 
 @final
@@ -157,15 +168,13 @@ class _SquareInPlanes(Compact):
 
     group: SignedPlanes
 
-    def best(self, between: Tensor) -> tuple[float, Tensor]:
+    def best(self, between: Tensor) -> Tensor:
         _require_square(between)
-        found, total = torch.zeros_like(between), 0.0
+        found = torch.zeros_like(between)
         for a, b in zip(*(axes.tolist() for axes in self.group.axes()), strict=True):
             place = torch.tensor([a, b])
-            gain, part = _Places(signs=True).best(between[place][:, place])
-            total += gain
-            found[place[:, None], place] = part
-        return total, found
+            found[place[:, None], place] = _Places(signs=True).best(between[place][:, place])
+        return found
 
 
 @final
@@ -184,7 +193,7 @@ class _Whole(Compact):
     y: Tensor
     free: bool
 
-    def best(self, between: Tensor) -> tuple[float, Tensor]:
+    def best(self, between: Tensor) -> Tensor:
         count = len(self.x)
         gains = torch.zeros(count, len(self.y), dtype=torch.float64)
         parts: dict[tuple[int, int], Tensor] = {}
@@ -193,7 +202,8 @@ class _Whole(Compact):
                 if self.free or i == j:
                     copies = zip(self.x[i], self.y[j], strict=True)
                     inside = torch.stack([between[a][:, b] for a, b in copies]).sum(0)
-                    gains[i, j], parts[i, j] = self.inner.best(inside)
+                    parts[i, j] = self.inner.best(inside)
+                    gains[i, j] = (parts[i, j] * inside.T).sum()
         if self.free:
             rows, columns = assignment(gains)
         else:
@@ -202,7 +212,7 @@ class _Whole(Compact):
         for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
             for a, b in zip(self.x[i], self.y[j], strict=True):
                 found[b[:, None], a] = parts[i, j]
-        return float(gains[rows, columns].sum()), found
+        return found
 
 
 @final
@@ -214,13 +224,11 @@ class _Beside(Compact):
     x: tuple[slice, ...]
     y: tuple[slice, ...]
 
-    def best(self, between: Tensor) -> tuple[float, Tensor]:
-        total, found = 0.0, torch.zeros(between.shape[1], between.shape[0], dtype=torch.float64)
+    def best(self, between: Tensor) -> Tensor:
+        found = torch.zeros(between.shape[1], between.shape[0], dtype=torch.float64)
         for part, a, b in zip(self.parts, self.x, self.y, strict=True):
-            gain, inside = part.best(between[a, b])
-            total += gain
-            found[b, a] = inside
-        return total, found
+            found[b, a] = part.best(between[a, b])
+        return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,13 +238,28 @@ class Alignment:
     Attributes:
         group: the group, acting on x.
         x, y: the forms in which the two are compared.
-        inner: [form_y, form_x], the part of the element that keeps lengths.
     """
 
     group: Group
     x: Form
     y: Form
-    inner: Float64[Tensor, "form_y form_x"]
+    _compact: Compact
+    _fitted_on: Crossed
+    """What is left of the group in these forms, and the moments on which it was fitted."""
+
+    def _between(self, moments: Crossed) -> Tensor:
+        """[form_x, form_y], the sum over samples of products of the two in their forms."""
+        return self.y.of(self.x.of(moments.sums).T).T
+
+    @functools.cached_property
+    def inner(self) -> Float64[Tensor, "form_y form_x"]:
+        """The part of the element that keeps lengths."""
+        return self._compact.best(self._between(self._fitted_on))
+
+    @property
+    def flat(self) -> tuple[int, int]:
+        """How many axes or directions of either side never vary."""
+        return self.x.flat, self.y.flat
 
     def similarity(self, moments: Crossed) -> float:
         """The cosine between x, after the element acted on it, and y, over samples, in [-1, 1].
@@ -244,25 +267,23 @@ class Alignment:
         Raises:
             DataError: if one of the two does not vary on these samples.
         """
-        sizes = [
-            float((form.weights.T @ side.sums * form.weights.T).sum())
-            for form, side in ((self.x, moments.x), (self.y, moments.y))
-        ]
+        sizes = self.x.size(moments.x), self.y.size(moments.y)
         if not min(sizes) > 0:
             raise DataError(
                 "one of the two is the same on every sample: there is nothing to compare"
             )
-        between = self.x.weights.T @ moments.sums @ self.y.weights
-        return float((self.inner * between.T).sum()) / math.sqrt(sizes[0] * sizes[1])
+        between = self._between(moments)
+        if moments is self._fitted_on and isinstance(self._compact, _Turn):
+            # The best turn reaches the sum of singular values: it is not needed to say so.
+            reached = float(torch.linalg.svdvals(between).sum())
+        else:
+            reached = float((self.inner * between.T).sum())
+        return reached / math.sqrt(sizes[0]) / math.sqrt(sizes[1])
 
     @functools.cached_property
     def matrix(self) -> Float64[Tensor, "dim_y dim_x"]:
         """A with y ~ A x, apart from a shift."""
-        back = torch.linalg.pinv(self.y.weights) if not _is_plain(self.y.weights) else None
-        if back is None:
-            scale = self.y.weights.diagonal()
-            back = torch.diag(torch.where(scale == 0, torch.zeros_like(scale), 1 / scale))
-        found = back.T @ self.inner @ self.x.weights.T
+        found = self.y.inverse.T @ self.inner @ self.x.dense.T
         if isinstance(self.group, LineStabiliser):
             # What lies along the ones is free; it is left as it is.
             return found + 1.0 / len(found)
@@ -277,11 +298,6 @@ class Alignment:
             return self.group.element(self.matrix)
         except ValueError:
             return None
-
-
-def _is_plain(weights: Tensor) -> bool:
-    square = weights.shape[0] == weights.shape[1]
-    return square and bool((weights - torch.diag(weights.diagonal()) == 0).all())
 
 
 def align(
@@ -315,8 +331,7 @@ def align(
     forms = _form(group, moments.x, constant), _form(other, moments.y, constant)
     if whitening:
         forms = _partly_white(moments.x, whitening), _partly_white(moments.y, whitening)
-    between = forms[0].weights.T @ moments.sums @ forms[1].weights
-    return Alignment(group, forms[0], forms[1], compact.best(between)[1])
+    return Alignment(group, *forms, compact, moments)
 
 
 def _in_place(group: Group) -> Group:
@@ -412,17 +427,17 @@ def _form(group: Group, side: Spread, constant: Constant) -> Form:
     if isinstance(group, GeneralLinear):
         return white(side)
     if isinstance(group, PositiveMonomial | Monomial):
-        _may_be_flat(flat, constant)
-        return Form(torch.diag(side.unit), int(flat.sum()))
+        may_be_flat(flat, constant)
+        return Form(side.unit, int(flat.sum()))
     if isinstance(group, Planes):
         a, b = group.axes()
-        sizes = side.sums.diagonal()
+        sizes = side.sizes
         both, still = sizes[a] + sizes[b], flat[a] & flat[b]
-        _may_be_flat(still, constant)
+        may_be_flat(still, constant)
         scale = torch.zeros(dim, dtype=torch.float64)
         scale[a] = torch.where(still, torch.zeros_like(both), both.clamp(min=1e-300).rsqrt())
         scale[b] = scale[a]
-        return Form(torch.diag(scale), 2 * int(still.sum()))
+        return Form(scale, 2 * int(still.sum()))
     if isinstance(group, LineStabiliser):
         across = torch.eye(dim, dtype=torch.float64) - 1.0 / dim
         return Form(across, 0)
@@ -431,27 +446,38 @@ def _form(group: Group, side: Spread, constant: Constant) -> Form:
         weights = torch.zeros(dim, dim, dtype=torch.float64)
         columns: list[Tensor] = []
         for block in axes:
-            inside = sum((_part(side, copy) for copy in block), Spread.empty(group.inner.dim))
+            inside = sum((side.part(copy) for copy in block), Spread.empty(group.inner.dim))
             form = _form(group.inner, inside, constant)
-            padded = torch.zeros(group.inner.dim, group.inner.dim, dtype=torch.float64)
-            padded[:, : form.weights.shape[1]] = form.weights
+            padded = _padded(form.dense)
             for copy in block:
                 weights[copy[:, None], copy] = padded
             columns.append(torch.tensor(form.flat))
         return Form(weights, int(torch.stack(columns).sum()))
     if isinstance(group, DirectSum):
         parts = [
-            _form(part, _part(side, torch.arange(own.start, own.stop)), constant)
+            _form(part, side.part(torch.arange(own.start, own.stop)), constant)
             for part, own in zip(group.parts, _part_axes(group), strict=True)
         ]
-        square: list[Tensor] = []
-        for part in parts:
-            inside = torch.zeros(len(part.weights), len(part.weights), dtype=torch.float64)
-            inside[:, : part.weights.shape[1]] = part.weights
-            # Every part counts by its number of axes.
-            square.append(inside)
-        return Form(torch.block_diag(*square), sum(part.flat for part in parts))
-    return Form(torch.eye(dim, dtype=torch.float64), 0)
+        flat_parts = sum(part.flat for part in parts)
+        if all(part.weights.ndim == 1 for part in parts):
+            return Form(torch.cat([part.weights for part in parts]), flat_parts)
+        # Every part counts by its number of axes.
+        return Form(torch.block_diag(*(_padded(part.dense) for part in parts)), flat_parts)
+    return Form(torch.ones(dim, dtype=torch.float64), 0)
+
+
+def _padded(weights: Tensor) -> Tensor:
+    """The weights with columns of zeros, so that there are as many as rows."""
+    return torch.nn.functional.pad(weights, (0, len(weights) - weights.shape[1]))
+
+
+def needs_products(group: Group) -> bool:
+    """True if the form of a group mixes axes, so that the sizes of single axes do not suffice."""
+    if isinstance(group, DirectSum):
+        return any(map(needs_products, group.parts))
+    if isinstance(group, Blocks):
+        return group.inner.rescales
+    return isinstance(group, GeneralLinear | LineStabiliser)
 
 
 def white(side: Spread) -> Form:
@@ -484,22 +510,6 @@ def _partly_white(side: Spread, whitening: float) -> Form:
     inverse = torch.where(kept, (values / mean).clamp(min=1e-300).rsqrt(), 0.0)
     scale = (1 - whitening) + whitening * inverse
     return Form((vectors * scale) @ vectors.T, int((~kept).sum()))
-
-
-def _part(side: Spread, axes: Tensor) -> Spread:
-    return Spread(side.count, side.mean[axes], side.sums[axes][:, axes], side.rounding)
-
-
-def _may_be_flat(flat: Tensor, constant: Constant) -> None:
-    if constant == "ignore" or not bool(flat.any()):
-        return
-    which = flat.nonzero().flatten().tolist()
-    some = ", ".join(map(str, which[:5])) + ("…" if len(which) > 5 else "")
-    raise DataError(
-        f"{len(which)} of {len(flat)} axes are the same on every sample ({some}), so that they "
-        'have no scale to compare: leave them out, or give constant="ignore" to match them to '
-        "nothing"
-    )
 
 
 def _require_samples(which: str, group: Group, side: Spread) -> None:
@@ -549,107 +559,3 @@ def _part_axes(group: DirectSum) -> tuple[slice, ...]:
 def _require_square(between: Tensor) -> None:
     if between.shape[0] != between.shape[1]:
         raise ValueError(f"{between.shape[0]} axes cannot be laid on {between.shape[1]} in place")
-
-
-# --- matching axes --------------------------------------------------------------------------------
-
-
-def assignment(gain: Float[Tensor, "dim_x dim_y"]) -> tuple[Tensor, Tensor]:
-    """Pairs of axes, each axis in at most one, with the largest sum of gains.
-
-    Returns:
-        The axes of x and those of y, in order of y where all of y are matched.
-
-    Source: H. W. Kuhn (1955), by `scipy.optimize.linear_sum_assignment`.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    rows, columns = linear_sum_assignment(gain.cpu().double().numpy(), maximize=True)
-    rows, columns = torch.as_tensor(rows), torch.as_tensor(columns)
-    order = columns.argsort()
-    return rows[order], columns[order]
-
-
-def transport(gain: Float[Tensor, "dim_x dim_y"]) -> Float64[Tensor, "dim_x dim_y"]:
-    """How much of every axis of x goes to every axis of y, so that the sum of gains is largest.
-
-    Every axis of x gives 1 / dim_x and every axis of y takes 1 / dim_y. For equal numbers it is an
-    assignment, else a linear programme.
-
-    Source: Khosla and Williams (2024), Soft matching distance.
-    """
-    rows, columns = gain.shape
-    value = gain.detach().cpu().double()
-    plan = torch.zeros(rows, columns, dtype=torch.float64)
-    if rows == columns:
-        return plan.index_put_(assignment(value), torch.tensor(1.0 / rows, dtype=torch.float64))
-    size = float(value.abs().max())
-    if size == 0:
-        return plan + 1.0 / (rows * columns)
-    places, masses = _linear_programme((value / size).numpy())
-    return plan.index_put_(places, masses / (rows * columns))
-
-
-def _linear_programme(gain: "np.ndarray") -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """The places that the best plan uses, and how much goes there; rows give `columns` each.
-
-    The programme is solved over few places, and others are added as long as the prices that belong
-    to its solution say that one of them would gain: what is found is the best over all places.
-    """
-    import numpy as np
-    from scipy.optimize import linprog
-    from scipy.sparse import coo_array
-
-    rows, columns = gain.shape
-    allowed = _promising(gain)
-    wanted = np.concatenate([np.full(rows, float(columns)), np.full(columns, float(rows))])
-    tight = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-    while True:
-        left, right = np.nonzero(allowed)
-        count = len(left)
-        places = np.concatenate([left, right + rows]), np.tile(np.arange(count), 2)
-        sums = coo_array((np.ones(2 * count), places), shape=(rows + columns, count))
-        found = linprog(
-            -gain[left, right],
-            A_eq=sums.tocsc(),
-            b_eq=wanted,
-            method="highs-ds",
-            # Looking for simplifications takes longer than solving it.
-            options={"presolve": False, **tight},
-        )
-        if not found.success:
-            raise ValueError(f"the axes could not be matched: {found.message}")
-        prices = -found.eqlin.marginals
-        better = gain - prices[:rows, None] - prices[rows:] > 1e-9
-        if not (better & ~allowed).any():
-            kept = found.x > 0
-            masses = torch.as_tensor(found.x[kept], dtype=torch.float64)
-            return (torch.as_tensor(left[kept]), torch.as_tensor(right[kept])), masses
-        allowed |= better
-
-
-def _promising(gain: "np.ndarray") -> "np.ndarray":
-    """[rows, columns], True at places that the best plan may well use, some plan among them."""
-    import numpy as np
-
-    rows, columns = gain.shape
-    if gain.size <= _ALL_AT_ONCE:
-        return np.ones(gain.shape, dtype=bool)
-    own, other = gain.max(1), np.zeros(columns)
-    spread = max(float(gain.std()), 1e-12)
-    # Prices of a plan that is spread a little, less from round to round (Cuturi 2013).
-    for width in np.geomspace(spread, spread / 30, _PRICE_ROUNDS):
-        own += width * np.log(np.exp((gain - own[:, None] - other) / width).sum(1) * rows / columns)
-        over = (gain - own[:, None]) / width
-        top = over.max(0)
-        other = width * (top + np.log(np.exp(over - top).sum(0)))
-    over = gain - own[:, None] - other
-    found = np.zeros(gain.shape, dtype=bool)
-    for axis, (one, several) in enumerate(((columns, rows), (rows, columns))):
-        count = min(several, _PER_PLACE * max(1, -(-several // one)))
-        best = np.argpartition(-over, count - 1, axis=axis).take(np.arange(count), axis)
-        np.put_along_axis(found, best, True, axis)
-    # And one plan that there is in any case: one after the other, from corner to corner.
-    ends = np.union1d(np.arange(rows) * columns, np.arange(columns) * rows)
-    found[ends // columns, ends // rows] = True
-    return found

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from basis_probe.brief import described
-from basis_probe.statistics.second_moments import mean_of, products
+from basis_probe.statistics.second_moments import Samples
 
 _BLOCK = 1024
 """Examples along one side of a block of a kernel."""
@@ -76,7 +76,16 @@ class Maps:
         return len(self.values)
 
     def blocks(self, size: int) -> Callable[[slice, slice], Tensor]:
-        """Which block of the kernel two ranges of examples make, as a function of them."""
+        """Which block of the kernel two ranges of examples make, as a function of them.
+
+        Args:
+            size: of the ranges; where one holds all examples, the kernel is made once and kept.
+        """
+        if len(self) <= size:
+            return lambda left, right: self.whole[left, right]
+        return self._blocks()
+
+    def _blocks(self) -> Callable[[slice, slice], Tensor]:
         mean, scale = self._units()
         axes = self.values.shape[1]
 
@@ -146,9 +155,10 @@ class Maps:
         scale = torch.where(flat, torch.zeros_like(size), root / size.clamp(min=1e-300))
         return mean.to(values), scale.to(values)
 
+    @functools.cached_property
     def whole(self) -> Float[Tensor, "examples examples"]:
         """The kernel of all examples, in float64; for few of them."""
-        make = self.blocks(self.side)
+        make = self._blocks()
         found = torch.empty(len(self), len(self), dtype=torch.float64)
         for left, right in _pairs(len(self), self.side):
             block = make(left, right).double().cpu()
@@ -225,7 +235,7 @@ def hsic_of(x: Maps, y: Maps, *, unbiased: bool = True) -> Hsic:
     products = torch.zeros(3, dtype=torch.float64)
     for left, right in _pairs(count, side):
         # Float32 blocks are fine, their sums are not.
-        k, el = (make(left, right).double() for make in made)
+        k, el = (make(left, right).to(torch.float64, copy=True) for make in made)
         if left == right:
             if unbiased:
                 k.fill_diagonal_(0)
@@ -276,12 +286,7 @@ def kernel_hsic(
     return _estimate(products, float(rows @ others), totals, len(k), unbiased=unbiased)
 
 
-def linear_hsic(
-    x: Float[Tensor, "samples dim_x"],
-    y: Float[Tensor, "samples dim_y"],
-    *,
-    unbiased: bool = True,
-) -> float:
+def linear_hsic(x: Samples, y: Samples, *, unbiased: bool = True) -> float:
     """The criterion of the linear kernels of two matrices, from their axes and not their samples.
 
     The cost grows with the number of samples and not with its square.
@@ -293,18 +298,7 @@ def linear_hsic(
         raise ValueError(f"{len(x)} samples and {len(y)}: give the same samples of both")
     _require_four(len(x))
     # The criterion does not ask where zero is, and about the mean no digits are lost.
-    means = mean_of(x), mean_of(y)
-    own, other = (_lengths(z, mean) for z, mean in zip((x, y), means, strict=True))
-    between = products(x, y, *means, single=True)
-    return feature_hsic(between, own, other, unbiased=unbiased)
-
-
-def _lengths(x: Tensor, mean: Tensor) -> Tensor:
-    """The squared length of every sample about the mean, in float64."""
-    size = max(1, _AT_ONCE // x.shape[1])
-    return torch.cat(
-        [(rows.double() - mean.to(x.device)).square().sum(1) for rows in x.split(size)]
-    )
+    return feature_hsic(x.products(y), x.lengths(), y.lengths(), unbiased=unbiased)
 
 
 def feature_hsic(

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from basis_probe.compare.alignments import assignment
+from basis_probe.compare.matching import assignment
 
 # Columns and rows of a doubly stochastic matrix are brought to one by so many rounds.
 _ROUNDS = 32

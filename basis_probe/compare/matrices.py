@@ -1,126 +1,88 @@
-"""Every layer of one network against every layer of another."""
+"""Every layer of one network against every layer of another, and several networks at one layer."""
 
-import dataclasses
-import functools
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from basis_probe.algebra.groups import Group
 from basis_probe.arguments import instance, texts
-from basis_probe.compare.alignments import align, axes_group, on_axes, require_kin
-from basis_probe.compare.kernels import Hsic, Kernel, Maps, feature_hsic, kernel_hsic
-from basis_probe.compare.running import (
-    Caught,
-    Network,
-    Spot,
-    both,
-    common_space,
-    fold_of,
-    paired,
-)
+from basis_probe.compare.alignments import axes_group, on_axes, require_kin
+from basis_probe.compare.gather import Gathered, gathering
+from basis_probe.compare.plan import Measure, Plan, groups_for, groups_of, plan_of
+from basis_probe.compare.running import Caught, Spot, together
 from basis_probe.compare.samples import Correlation, Dissimilarity
-from basis_probe.compare.saved import arrays_of, chosen, folds_of
-from basis_probe.compare.similarity import (
-    Measure,
-    Plan,
+from basis_probe.compare.saved import (
+    Matrix,
     Saved,
-    State,
-    groups_for,
-    jackknife,
-    kernel_values,
-    leave_one_out,
-    plan_of,
+    arrays_of,
+    caught,
+    checked,
+    chosen,
+    folds_of,
     require_same_samples,
 )
 from basis_probe.errors import DataError
-from basis_probe.model.network import prepared
-from basis_probe.results.similarity import LayerMatrices, LayerMatrix, spread_of
-from basis_probe.statistics.second_moments import Crossed, Spread, rounding_of
+from basis_probe.results.similarity import LayerMatrices, LayerMatrix, NetworkMatrix, Similarity
 
 Named = Group | str | Mapping[str, str] | None
 
+Pairs = dict[tuple[str, str], Gathered]
+"""What is gathered of every pair of layers, or of networks."""
 
-@overload
-def compare_layers(
-    model: nn.Module | Saved,
-    other: nn.Module | Saved,
-    data: Iterable[Any] | None = None,
-    *,
-    other_data: Iterable[Any] | None = None,
-    sites: str | Iterable[str] | None = None,
-    other_sites: str | Iterable[str] | None = None,
-    group: Named = None,
-    measure: Measure = "cka",
-    kernel: str | None = None,
-    estimator: Literal["unbiased", "biased"] = "unbiased",
-    folds: int = 5,
-    whitening: float = 0.0,
-    dissimilarity: Dissimilarity = "euclidean",
-    correlation: Correlation = "pearson",
-    neighbours: int = 10,
-    width: float = 0.4,
-    seed: int = 0,
-) -> LayerMatrix: ...
+# 95 of 100 normal values lie so many standard errors from the mean, or less.
+_WIDE = 1.96
 
 
 @overload
 def compare_layers(
-    model: nn.Module | Saved,
-    other: nn.Module | Saved,
-    data: Iterable[Any] | None = None,
-    *,
-    other_data: Iterable[Any] | None = None,
-    sites: str | Iterable[str] | None = None,
-    other_sites: str | Iterable[str] | None = None,
-    group: Named = None,
-    measure: Sequence[Measure],
-    kernel: str | None = None,
-    estimator: Literal["unbiased", "biased"] = "unbiased",
-    folds: int = 5,
-    whitening: float = 0.0,
-    dissimilarity: Dissimilarity = "euclidean",
-    correlation: Correlation = "pearson",
-    neighbours: int = 10,
-    width: float = 0.4,
-    seed: int = 0,
-) -> LayerMatrices: ...
+    model: nn.Module | Saved, other: nn.Module | Saved, data: Iterable[Any] | None = None, *,
+    other_data: Iterable[Any] | None = None, sites: str | Iterable[str] | None = None,
+    other_sites: str | Iterable[str] | None = None, group: Named = None,
+    measure: Measure = "cka", kernel: str | None = None,
+    estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
+    whitening: float = 0.0, share: float = 0.5,
+    dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
+    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+) -> LayerMatrix: ...  # fmt: skip
+
+
+@overload
+def compare_layers(
+    model: nn.Module | Saved, other: nn.Module | Saved, data: Iterable[Any] | None = None, *,
+    other_data: Iterable[Any] | None = None, sites: str | Iterable[str] | None = None,
+    other_sites: str | Iterable[str] | None = None, group: Named = None,
+    measure: Sequence[Measure], kernel: str | None = None,
+    estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
+    whitening: float = 0.0, share: float = 0.5,
+    dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
+    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+) -> LayerMatrices: ...  # fmt: skip
 
 
 def compare_layers(
-    model: nn.Module | Saved,
-    other: nn.Module | Saved,
-    data: Iterable[Any] | None = None,
-    *,
-    other_data: Iterable[Any] | None = None,
-    sites: str | Iterable[str] | None = None,
-    other_sites: str | Iterable[str] | None = None,
-    group: Named = None,
-    measure: Measure | Sequence[Measure] = "cka",
-    kernel: str | None = None,
-    estimator: Literal["unbiased", "biased"] = "unbiased",
-    folds: int = 5,
-    whitening: float = 0.0,
-    dissimilarity: Dissimilarity = "euclidean",
-    correlation: Correlation = "pearson",
-    neighbours: int = 10,
-    width: float = 0.4,
-    seed: int = 0,
-) -> LayerMatrix | LayerMatrices:
+    model: nn.Module | Saved, other: nn.Module | Saved, data: Iterable[Any] | None = None, *,
+    other_data: Iterable[Any] | None = None, sites: str | Iterable[str] | None = None,
+    other_sites: str | Iterable[str] | None = None, group: Named = None,
+    measure: Measure | Sequence[Measure] = "cka", kernel: str | None = None,
+    estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
+    whitening: float = 0.0, share: float = 0.5,
+    dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
+    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+) -> LayerMatrix | LayerMatrices:  # fmt: skip
     """The similarity of every layer of a network with every layer of another, or of its own.
 
-    Both networks run once over the data. Kernels of axes that change places are compared within
-    batches and added up; elements of a group are fitted on some of the data and scored on the rest.
-    Axes that never vary match nothing.
+    Both networks run once over the data. Kernels are compared within batches and added up; what is
+    fitted is scored on examples that were held out. Axes that never vary match nothing.
 
     Args:
         model: the one network, as for `probe`; or its activations by name, as for `similarity`.
         other: the other; the same one to compare a network with itself.
-        data: for models: batches as for `probe`; several of them, for there to be error bars.
+        data: for models: batches as for `probe`; for kernels several, for there to be error bars.
         other_data: the same examples as the other model takes them, where that differs.
         sites: names or globs of the first model; None for the sensible ones.
         other_sites: those of the second; None for the same.
@@ -133,6 +95,7 @@ def compare_layers(
         estimator: for CKA.
         folds: into how many parts the data are divided; 1 to hold nothing out.
         whitening: for Procrustes.
+        share: for partial matching.
         dissimilarity: for RSA and neighbours.
         correlation: for RSA.
         neighbours: how many.
@@ -162,9 +125,10 @@ def compare_layers(
         instance("group", group, (Group, str, Mapping), "a group, its name, or measure -> group")
     names = texts("measure", measure, "names of measures")
     plans = [
-        _plan(
-            name, kernel, estimator, folds, seed, whitening=whitening, dissimilarity=dissimilarity,
-            correlation=correlation, neighbours=neighbours, width=width, alone=len(names) == 1,
+        plan_of(
+            name, kernel=kernel, estimator=estimator, folds=folds, constant="ignore", seed=seed,
+            several=len(names) > 1, whitening=whitening, share=share, dissimilarity=dissimilarity,
+            correlation=correlation, neighbours=neighbours, width=width,
         )
         for name in names
     ]  # fmt: skip
@@ -174,10 +138,19 @@ def compare_layers(
         other_sites = sites
     else:
         other_sites = texts("other_sites", other_sites, "names of sites")
+    tables: list[Pairs] = []
+    notes: list[str] = []
     if isinstance(model, nn.Module) and isinstance(other, nn.Module):
         if data is None:
             raise DataError("two models are given without data: give batches to run them on")
-        tables = _of_models((model, other), data, other_data, (sites, other_sites), group, plans)
+        runs = together((model, other), data, other_data, (sites, other_sites))
+        for networks, batch, held in runs:
+            if not tables:
+                tables, notes = _of_sites(networks[0].spots, networks[1].spots, group, plans)
+            fold = networks[0].fold_of(batch, folds=folds, seed=seed)
+            for pairs in tables:
+                for (a, b), gathered in pairs.items():
+                    gathered.see(held[0][a], held[1][b], fold)
     elif isinstance(model, nn.Module) or isinstance(other, nn.Module):
         raise TypeError("one of the two is a model and the other is not: give two of one kind")
     elif data is not None or other_data is not None:
@@ -185,352 +158,162 @@ def compare_layers(
     else:
         own = chosen("the first", arrays_of("the first", model), sites)
         others = chosen("the second", arrays_of("the second", other), other_sites)
-        tables = _of_saved(own, others, group, plans)
+        for plan in plans:
+            tables.append(_of_arrays(own, others, itertools.product(own, others), group, plan))
     results = LayerMatrices(
-        (plan.measure, table.finish()) for plan, table in zip(plans, tables, strict=True)
+        (plan.measure, _layer_matrix(pairs, notes))
+        for plan, pairs in zip(plans, tables, strict=True)
     )
     return next(iter(results.values())) if isinstance(measure, str) else results
 
 
-def _plan(
-    measure: str,
-    kernel: str | None,
-    estimator: str,
-    folds: int,
-    seed: int,
-    *,
-    alone: bool,
-    **options: Any,
-) -> Plan:
-    """The plan of one measure; of several, each takes the options that it knows."""
-    if not alone:
-        uses = {
-            "procrustes": ("whitening",),
-            "rsa": ("dissimilarity", "correlation"),
-            "knn": ("dissimilarity", "neighbours"),
-            "jaccard": ("dissimilarity", "neighbours"),
-            "cka": ("width",) if kernel == "rbf" else (),
-        }.get(measure, ())
-        options = {name: value for name, value in options.items() if name in uses}
-        kernel = kernel if measure == "cka" else None
-    return plan_of(measure, "shape", kernel, estimator, folds, "ignore", seed, **options)
+def compare_networks(
+    networks: Mapping[str, nn.Module | Matrix], data: Iterable[Any] | None = None, *,
+    sites: str | Mapping[str, str] | None = None, group: Group | str | None = None,
+    measure: Measure = "procrustes", kernel: str | None = None,
+    estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
+    whitening: float = 0.0, share: float = 0.5,
+    dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
+    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+) -> NetworkMatrix:  # fmt: skip
+    """How far every two of several networks are apart, at one layer of each.
+
+    All of them run once over the data. What is fitted is scored on examples that were held out.
+
+    Args:
+        networks: name -> activations of the same samples, [samples, axes] or feature maps
+            [samples, channels, *space]; or name -> model, as for `probe`.
+        data: for models: batches as for `probe`; every network sees each of them.
+        sites: for models: the place, the same in all, or name -> place.
+        group: as for `similarity`.
+        measure: one that is the same for both orders of two networks: not "regression" or "pwcca".
+        kernel: as for `similarity`, like all that follows.
+        estimator: for CKA.
+        folds: into how many parts the examples are divided; 1 to hold nothing out.
+        whitening: for Procrustes.
+        share: for partial matching.
+        dissimilarity: for RSA and neighbours.
+        correlation: for RSA.
+        neighbours: how many.
+        width: of a Gaussian kernel.
+        seed: seeds the division into parts.
+
+    Raises:
+        DataError: for data that cannot be compared.
+        SiteError: for a name that stands for no site.
+        ValueError: for fewer than two networks, or a measure that does not belong to the group.
+
+    Example:
+        >>> import torch, basis_probe as bp
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x, y = (torch.randn(200, 6, generator=generator) for _ in range(2))
+        >>> found = bp.compare_networks({"x": x, "y": y, "twice x": 2 * x})
+        >>> found.matrix.round(1)
+        array([[0. , 1.4, 0. ],
+               [1.4, 0. , 1.4],
+               [0. , 1.4, 0. ]])
+    """
+    if measure in ("regression", "pwcca"):
+        raise ValueError(
+            f"measure={measure!r} is not the same for both orders of two networks: compare them "
+            "one by one with similarity, or give another measure"
+        )
+    plan = plan_of(
+        measure, kernel=kernel, estimator=estimator, folds=folds, constant="ignore", seed=seed,
+        whitening=whitening, share=share, dissimilarity=dissimilarity, correlation=correlation,
+        neighbours=neighbours, width=width,
+    )  # fmt: skip
+    if not isinstance(networks, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"networks is a {type(networks).__name__}: give a dict from names to activations or "
+            "models"
+        )
+    if len(networks) < 2:
+        raise ValueError(f"{len(networks)} networks: give at least two, by name")
+    given = {str(name): value for name, value in networks.items()}
+    models = {name: value for name, value in given.items() if isinstance(value, nn.Module)}
+    two = itertools.combinations(given, 2)
+    if not models:
+        if data is not None or sites is not None:
+            raise ValueError("data and sites belong to models; activations were given")
+        held = {name: caught(checked(name, value)) for name, value in given.items()}
+        pairs = _of_arrays(held, held, two, group, plan)
+    elif len(models) < len(given):
+        odd = next(name for name in given if name not in models)
+        raise TypeError(f"{odd!r} is no model and others are: give models, or activations of all")
+    elif data is None:
+        raise DataError("models are given without data: give batches to run them on")
+    elif sites is None:
+        raise ValueError("models are given without sites: name the place to compare them at")
+    else:
+        places = [sites if isinstance(sites, str) else sites.get(name) for name in models]
+        if None in places:
+            missing = list(models)[places.index(None)]
+            raise ValueError(f"sites names no place in {missing!r}: give one for every network")
+        pairs = {}
+        for several, batch, caught_at in together([*models.values()], data, None, places):
+            ones = dict(zip(models, (network.one() for network in several), strict=True))
+            if not pairs:
+                pairs = {
+                    (a, b): gathering(plan, groups_of(ones[a][1], ones[b][1], group))
+                    for a, b in two
+                }
+            held = {name: at[ones[name][0]] for name, at in zip(models, caught_at, strict=True)}
+            fold = several[0].fold_of(batch, folds=folds, seed=seed)
+            for (a, b), gathered in pairs.items():
+                gathered.see(held[a], held[b], fold)
+    return _network_matrix(tuple(given), pairs)
 
 
-def _named(group: Named, measure: str) -> Group | str | None:
-    return group.get(measure) if isinstance(group, Mapping) else group
-
-
-def _of_models(
-    models: tuple[nn.Module, nn.Module],
-    data: Iterable[Any],
-    other_data: Iterable[Any] | None,
-    sites: tuple[str | tuple[str, ...] | None, str | tuple[str, ...] | None],
+def _of_arrays(
+    own: Mapping[str, Caught],
+    others: Mapping[str, Caught],
+    pairs: Iterable[tuple[str, str]],
     group: Named,
-    plans: Sequence[Plan],
-) -> list["_Table | _States"]:
-    subjects = both(models)
-    tables: list[_Table | _States] = []
-    with prepared(models[0], None), prepared(models[1], None):
-        networks: tuple[Network, Network] | None = None
-        for batch, second in paired(subjects, data, other_data):
-            if networks is None:
-                networks = (
-                    Network(subjects[0], batch, sites[0]),
-                    Network(subjects[1], second, sites[1]),
-                )
-                spots = networks[0].spots, networks[1].spots
-                for plan in plans:
-                    named = _named(group, plan.measure)
-                    groups, notes = _groups(*spots, named)
-                    kind = _Table if _in_batches(plan) else _States
-                    tables.append(kind(plan, groups, notes))
-            held, others = networks[0].run(batch), networks[1].run(second)
-            placed = next((spot.rows for spot in networks[0].spots.values()), None)
-            for plan, table in zip(plans, tables, strict=True):
-                fold = fold_of(batch, folds=plan.folds, seed=plan.seed, rows=placed)
-                table.see(held, others, fold)
-    return tables
-
-
-def _in_batches(plan: Plan) -> bool:
-    """True for what is gathered of all pairs of layers together, batch by batch."""
-    return (plan.measure == "procrustes" and not plan.whitening) or (
-        plan.measure == "cka" and not plan.rbf
-    )
-
-
-def _of_saved(
-    own: dict[str, Caught], others: dict[str, Caught], group: Named, plans: Sequence[Plan]
-) -> list["_Table | _States"]:
-    tables: list[_Table | _States] = []
+    plan: Plan,
+) -> Pairs:
+    """What is gathered of pairs of activations, which are all there are."""
     count = len(next(iter(own.values())).values)
-    require_same_samples(count, len(next(iter(others.values())).values))
-    for plan in plans:
-        named = _named(group, plan.measure) or plan.usual_group
-        groups = {
-            (a, b): groups_for(named, x.values.shape[2], y.values.shape[2])
-            for a, x in own.items()
-            for b, y in others.items()
-        }
-        table = _States(plan, groups, [], whole=True)
-        table.see(own, others, folds_of(count, folds=plan.folds, seed=plan.seed))
-        tables.append(table)
-    return tables
+    for one in (*own.values(), *others.values()):
+        require_same_samples(count, len(one.values))
+    named = _named(group, plan) or plan.usual_group
+    fold = folds_of(count, folds=plan.folds, seed=plan.seed)
+    found: Pairs = {}
+    for a, b in pairs:
+        x, y = own[a], others[b]
+        groups = groups_for(named, x.values.shape[2], y.values.shape[2])
+        found[a, b] = gathering(plan, groups, whole=True)
+        found[a, b].see(x, y, fold)
+    return found
 
 
-class _States:
-    """What was gathered of all pairs, each by itself.
-
-    Args:
-        plan: the measure.
-        groups: the groups of every pair.
-        notes: what a reader must know.
-        whole: True if all examples come at once.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        groups: Mapping[tuple[str, str], tuple[Group, Group]],
-        notes: Sequence[str],
-        *,
-        whole: bool = False,
-    ) -> None:
-        self.notes = [*notes]
-        self.states = {key: State(plan, pair, whole=whole) for key, pair in groups.items()}
-
-    def see(self, caught: dict[str, Caught], others: dict[str, Caught], fold: Tensor) -> None:
-        """Adds one batch."""
-        for (a, b), state in self.states.items():
-            common_space(caught[a], others[b])
-            state.see(caught[a], others[b], fold)
-
-    def finish(self) -> LayerMatrix:
-        """The matrix."""
-        found = {key: state.finish(key) for key, state in self.states.items()}
-        rows, columns = (tuple(dict.fromkeys(key[side] for key in found)) for side in (0, 1))
-        one = next(iter(found.values()))
-        values = np.array([[found[a, b].similarity for b in columns] for a in rows])
-        errors = np.array([[found[a, b].std_error for b in columns] for a in rows])
-        told = dict.fromkeys(note for each in found.values() for note in each.notes)
-        kernel = next(iter(self.states.values())).kernel
-        return LayerMatrix(
-            sites=rows,
-            other_sites=columns,
-            similarity=values,
-            std_error=errors,
-            measure=one.measure if kernel is None else f"{kernel.name.lower()} CKA",
-            group=one.group.name,
-            n_examples=one.n_examples,
-            notes=(*self.notes, *told),
-        )
-
-
-class _Side:
-    """The rows of one site in one batch, at every size at which they are asked for."""
-
-    def __init__(self, caught: Caught) -> None:
-        self.caught = caught
-        self._sized: dict[tuple[int, ...] | None, _Rows] = {}
-
-    def at(self, space: tuple[int, ...] | None) -> "_Rows":
-        if space not in self._sized:
-            self._sized[space] = _Rows(self.caught.resized(space).rows)
-        return self._sized[space]
-
-
-class _Rows:
-    """Rows of one batch about their mean, with what every pair of layers needs of them."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rounding = rounding_of(rows.dtype)
-        exact = rows.cpu().double()
-        self.mean = exact.mean(0)
-        self.centred = exact - self.mean
-
-    @functools.cached_property
-    def unit(self) -> "_Rows":
-        """The same with axes of unit size; those that never vary stay zero."""
-        size = self.centred.norm(dim=0)
-        flat = size <= 1e-12 * self.mean.abs() * math.sqrt(len(self.centred))
-        safe = torch.where(flat | (size == 0), torch.full_like(size, math.inf), size)
-        return _Rows(self.centred / safe)
-
-    @functools.cached_property
-    def spread(self) -> Spread:
-        products = self.centred.T @ self.centred
-        return Spread(len(self.centred), self.mean, products, self.rounding)
-
-    @functools.cached_property
-    def sizes(self) -> Tensor:
-        """[samples], the squared length of every row."""
-        return self.centred.square().sum(1)
-
-
-@dataclasses.dataclass
-class _Pair:
-    """What was gathered of one pair of layers."""
-
-    moments: list[Crossed]
-    kernels: list[Hsic]
-
-
-class _Table:
-    """What was gathered of all pairs.
-
-    Args:
-        plan: the measure.
-        groups: the groups of every pair.
-        notes: what a reader must know.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        groups: Mapping[tuple[str, str], tuple[Group, Group]],
-        notes: Sequence[str],
-    ) -> None:
-        self.plan, self.groups, self.notes = plan, groups, notes
-        self.batches = self.examples = 0
-        one = next(iter(self.groups.values()))[0]
-        self.name, self.rescales = one.name, one.rescales
-        self.kernel = plan.kernel_for(one) if plan.measure == "cka" else None
-        self.pairs = {
-            key: _Pair([Crossed.empty(x.dim, y.dim) for _ in range(plan.folds)], [])
-            for key, (x, y) in self.groups.items()
-        }
-
-    def see(self, caught: dict[str, Caught], others: dict[str, Caught], fold: Tensor) -> None:
-        """Adds one batch."""
-        del fold  # whole batches are held out
-        count = len(next(iter(caught.values())).values)
-        if self.kernel in (None, Kernel.LINEAR):
-            self._see_rows(caught, others, count)
-        else:
-            self._see_kernels(caught, others, count)
-        self.batches += 1
-        self.examples += count
-
-    def _see_rows(self, caught: dict[str, Caught], others: dict[str, Caught], count: int) -> None:
-        left = {name: _Side(side) for name, side in caught.items()}
-        right = {name: _Side(side) for name, side in others.items()}
-        own: dict[tuple[int, str, tuple[int, ...] | None], float] = {}
-        for (a, b), pair in self.pairs.items():
-            space = common_space(caught[a], others[b])
-            x, y = left[a].at(space), right[b].at(space)
-            if len(x.centred) != len(y.centred):
-                raise DataError(
-                    f"{a} holds {len(x.centred)} samples and {b} {len(y.centred)} in one batch: "
-                    "compare layers with the same positions"
-                )
-            if self.kernel is None:
-                moments = Crossed(x.spread, y.spread, x.centred.T @ y.centred)
-                pair.moments[self.batches % self.plan.folds] += moments
-                continue
-            if self.rescales:
-                x, y = x.unit, y.unit
-            for side, name, rows in ((0, a, x), (1, b, y)):
-                if (side, name, space) not in own:
-                    own[side, name, space] = feature_hsic(
-                        rows.spread.sums, rows.sizes, rows.sizes, unbiased=self.plan.unbiased
-                    )
-            cross = feature_hsic(
-                x.centred.T @ y.centred, x.sizes, y.sizes, unbiased=self.plan.unbiased
-            )
-            pair.kernels.append(Hsic(cross, own[0, a, space], own[1, b, space], 1, count))
-
-    def _see_kernels(
-        self, caught: dict[str, Caught], others: dict[str, Caught], count: int
-    ) -> None:
-        assert self.kernel is not None
-        if count < 4:
-            return
-        made = [
-            {
-                name: Maps(kernel_values(side), self.kernel, self.rescales).whole()
-                for name, side in found.items()
-            }
-            for found in (caught, others)
-        ]
-        unbiased = self.plan.unbiased
-        own = [
-            {name: kernel_hsic(k, k, unbiased=unbiased) for name, k in kernels.items()}
-            for kernels in made
-        ]
-        for (a, b), pair in self.pairs.items():
-            cross = kernel_hsic(made[0][a], made[1][b], unbiased=unbiased)
-            pair.kernels.append(Hsic(cross, own[0][a], own[1][b], 1, count))
-
-    def finish(self) -> LayerMatrix:
-        """The matrix."""
-        rows, columns = (tuple(dict.fromkeys(key[side] for key in self.groups)) for side in (0, 1))
-        values = np.full((len(rows), len(columns)), math.nan)
-        errors = values.copy()
-        for i, a in enumerate(rows):
-            for j, b in enumerate(columns):
-                values[i, j], errors[i, j] = self._value((a, b))
-        notes = [*self.notes]
-        if self.batches < 2:
-            notes.append("All data came in one batch, so that there are no error bars.")
-        if self.kernel is None and (self.plan.folds == 1 or self.batches < 2):
-            notes.append("Nothing was held out, so that the fit flatters.")
-        measure = self.plan.measure
-        if self.kernel is not None:
-            measure = f"{self.kernel.name.lower()} CKA"
-            notes.append(f"The kernels were compared within {self.batches} batches and added up.")
-            if self.kernel is not Kernel.LINEAR:
-                notes.append(
-                    f"The kernel is that of {self.name} axes, {self.kernel.name.lower()}; for the "
-                    'linear CKA of Kornblith et al. (2019) give group="orthogonal" and '
-                    'estimator="biased".'
-                )
-        return LayerMatrix(
-            sites=rows,
-            other_sites=columns,
-            similarity=values,
-            std_error=errors,
-            measure=measure,
-            group=self.name,
-            n_examples=self.examples,
-            notes=tuple(notes),
-        )
-
-    def _value(self, key: tuple[str, str]) -> tuple[float, float]:
-        pair, groups = self.pairs[key], self.groups[key]
-        if self.kernel is not None:
-            if not pair.kernels:
-                raise DataError("no batch holds four examples, which a kernel needs")
-            return sum(pair.kernels, Hsic()).cka, jackknife(leave_one_out(pair.kernels))
-        parts = [part for part in pair.moments if part.count > 1]
-        if len(parts) < 2:
-            total = sum(parts[1:], parts[0])
-            return align(*groups, total, constant="ignore").similarity(total), math.nan
-        held_out: list[float] = []
-        for place, test in enumerate(parts):
-            rest = [part for other, part in enumerate(parts) if other != place]
-            fitted = align(*groups, sum(rest[1:], rest[0]), constant="ignore")
-            held_out.append(fitted.similarity(test))
-        return float(np.mean(held_out)), spread_of(held_out)
-
-
-def _groups(
-    spots: dict[str, Spot], others: dict[str, Spot], group: Group | str | None
-) -> tuple[dict[tuple[str, str], tuple[Group, Group]], list[str]]:
-    """The groups of every pair of sites, and what a reader must know of them."""
+def _of_sites(
+    spots: dict[str, Spot], others: dict[str, Spot], group: Named, plans: Sequence[Plan]
+) -> tuple[list[Pairs], list[str]]:
+    """What gathers for every pair of sites, by measure, and what must be known of the groups."""
     own = [spot.symmetry.group for spot in (*spots.values(), *others.values())]
     notes: list[str] = []
-    several = len({type(found) for found in own}) > 1
-    if group is None and several and all(on_axes(found) for found in own):
-        group = axes_group(own, 1).name
-        notes.append(
-            f"The sites have several groups; they were compared up to {group}, which holds all."
+    tables: list[Pairs] = []
+    for plan in plans:
+        named = _named(group, plan)
+        several = len({type(found) for found in own}) > 1
+        if named is None and several and all(on_axes(found) for found in own):
+            named = axes_group(own, 1).name
+            notes = [
+                f"The sites have several groups; they were compared up to {named}, which holds all."
+            ]
+        tables.append(
+            {
+                (a, b): gathering(plan, _kin(first, second, named))
+                for a, first in spots.items()
+                for b, second in others.items()
+            }
         )
-    found = {
-        (a, b): _kin(first, second, group)
-        for a, first in spots.items()
-        for b, second in others.items()
-    }
-    return found, notes
+    return tables, notes
+
+
+def _named(group: Named, plan: Plan) -> Group | str | None:
+    return group.get(plan.measure) if isinstance(group, Mapping) else group
 
 
 def _kin(first: Spot, second: Spot, group: Group | str | None) -> tuple[Group, Group]:
@@ -547,3 +330,77 @@ def _kin(first: Spot, second: Spot, group: Group | str | None) -> tuple[Group, G
             "group in which all are compared"
         ) from error
     return own, other
+
+
+def _layer_matrix(pairs: Pairs, notes: Sequence[str]) -> LayerMatrix:
+    found = {pair: gathered.finish(pair) for pair, gathered in pairs.items()}
+    rows, columns = (tuple(dict.fromkeys(pair[side] for pair in found)) for side in (0, 1))
+    one = next(iter(found.values()))
+    return LayerMatrix(
+        sites=rows,
+        other_sites=columns,
+        similarity=np.array([[found[a, b].similarity for b in columns] for a in rows]),
+        std_error=np.array([[found[a, b].std_error for b in columns] for a in rows]),
+        measure=next(iter(pairs.values())).name,
+        group=one.group.name,
+        n_examples=one.n_examples,
+        notes=(*notes, *_told(found)),
+    )
+
+
+def _network_matrix(names: tuple[str, ...], pairs: Pairs) -> NetworkMatrix:
+    found = {pair: gathered.finish(pair) for pair, gathered in pairs.items()}
+    one, gathered = next(iter(found.values())), next(iter(pairs.values()))
+
+    def table(of: Callable[[Similarity], float], own: float) -> np.ndarray:
+        made = np.full((len(names), len(names)), own)
+        for (a, b), each in found.items():
+            i, j = names.index(a), names.index(b)
+            made[i, j] = made[j, i] = of(each)
+        return made
+
+    def edge(sign: float) -> Callable[[Similarity], float]:
+        def of(each: Similarity) -> float:
+            if math.isnan(each.std_error):
+                return math.nan
+            moved_by = each.similarity + sign * _WIDE * each.std_error
+            return gathered.distance(min(1.0, max(-1.0, moved_by)))
+
+        return of
+
+    return NetworkMatrix(
+        names=names,
+        matrix=table(lambda each: each.distance, 0.0),
+        low=table(edge(1.0), 0.0),
+        high=table(edge(-1.0), 0.0),
+        similarity=table(lambda each: each.similarity, 1.0),
+        std_error=table(lambda each: each.std_error, 0.0),
+        measure=one.measure,
+        group=one.group.name,
+        formula=one.formula,
+        n_examples=one.n_examples,
+        notes=_told(found),
+    )
+
+
+def _told(found: Mapping[tuple[str, str], Similarity]) -> tuple[str, ...]:
+    """What is said of all pairs once, and of some with the first of them."""
+    said: dict[str, list[tuple[str, str]]] = {}
+    words: dict[str, str] = {}
+    for pair, each in found.items():
+        for note in each.notes:
+            # The same may be said with other numbers.
+            key = re.sub(r"[\d,]+", "0", note)
+            words.setdefault(key, note)
+            said.setdefault(key, []).append(pair)
+    notes: list[str] = []
+    for key, pairs in said.items():
+        note = words[key]
+        same = all(note in found[pair].notes for pair in pairs)
+        if len(pairs) == len(found) and same:
+            notes.append(note)
+            continue
+        more = len(pairs) - 1
+        alike = "" if not more else f" The like holds of {more} more of {len(found)} pairs."
+        notes.append(f"{' and '.join(pairs[0])}: {note}{alike}")
+    return tuple(notes)

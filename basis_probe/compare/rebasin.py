@@ -22,7 +22,7 @@ from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import reparametrize, watched
 from basis_probe.brief import brief
-from basis_probe.compare.alignments import assignment
+from basis_probe.compare.matching import assignment
 from basis_probe.compare.stitching import (
     Objective,
     Performance,

@@ -1,9 +1,10 @@
 """Two networks on the same data: what is caught at their sites, example by example."""
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
+from basis_probe.compare.kernels import Kernel, Maps
 from basis_probe.errors import DataError, SiteError
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
 from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Layout
-from basis_probe.model.network import Subject, recognise
+from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.positions import Rows, hash_batch
 from basis_probe.model.roles import Role, role
@@ -25,7 +27,7 @@ from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
 from basis_probe.run.read import batches_of
 from basis_probe.statistics.sampling import hash_examples
-from basis_probe.statistics.second_moments import Spread
+from basis_probe.statistics.second_moments import Samples, rounding_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,33 +74,72 @@ class Caught:
         """The examples of one part of the data; the same value whenever it is asked for."""
         key = id(fold), number
         if key not in self._folds:
-            chosen = (fold == number).nonzero().flatten().to(self.values.device)
-            counted = None if self.counted is None else self.counted[chosen]
-            self._folds[key] = Caught(self.values[chosen], counted, self.space), fold
+            chosen = (fold == number).nonzero().flatten()
+            if len(chosen) == len(fold):
+                return self
+            self._folds[key] = self.of_examples(chosen), fold
         return self._folds[key][0]
 
     @functools.cached_property
     def _folds(self) -> dict[tuple[int, int], "tuple[Caught, Tensor]"]:
         return {}
 
-    def spread(self, *, single: bool) -> Spread:
-        """The moments of the rows; the same value whenever they are asked for."""
-        if single not in self._spreads:
-            self._spreads[single] = Spread.of(self.rows, single=single)
-        return self._spreads[single]
+    def of_examples(self, chosen: Tensor) -> "Caught":
+        """Some of the examples, or all of them in another order."""
+        chosen = chosen.to(self.values.device)
+        counted = None if self.counted is None else self.counted[chosen]
+        return Caught(self.values[chosen], counted, self.space)
+
+    def samples(self, *, single: bool) -> Samples:
+        """The rows with their sums; the same value whenever they are asked for."""
+        if single not in self._samples:
+            self._samples[single] = Samples(self.rows, single=single)
+        return self._samples[single]
 
     @functools.cached_property
-    def _spreads(self) -> dict[bool, Spread]:
+    def _samples(self) -> dict[bool, Samples]:
         return {}
 
+    @functools.cached_property
+    def unit(self) -> Samples:
+        """The rows with every axis about its mean and of unit size; constant ones at zero."""
+        return Samples(unit_axes(self.rows))
+
+    def kernel_maps(self, kernel: Kernel, *, unit_axes: bool) -> Maps:
+        """What kernels read of the maps, positions that do not count at zero; made once."""
+        key = kernel, unit_axes
+        if key not in self._maps:
+            self._maps[key] = Maps(self._kernel_values(), kernel, unit_axes)
+        return self._maps[key]
+
+    @functools.cached_property
+    def _maps(self) -> dict[tuple[Kernel, bool], Maps]:
+        return {}
+
+    def _kernel_values(self) -> Tensor:
+        """[examples, axes, positions]."""
+        values = self.values
+        if self.counted is not None:
+            values = values * self.counted[..., None].to(values)
+        if not values.dtype.is_floating_point or values.dtype.itemsize < 4:
+            values = values.float()
+        return values.movedim(2, 1)
+
     def resized(self, space: tuple[int, ...] | None) -> "Caught":
-        """The feature maps averaged down to another size.
+        """The feature maps averaged down to another size; the same value whenever asked for.
 
         An average over positions goes with every linear map of the channels.
         """
         if space is None or self.space is None or space == self.space:
             return self
-        return Caught(pooled(self.maps(), space).flatten(2).movedim(1, 2), None, space)
+        if space not in self._sizes:
+            made = pooled(self.maps(), space).flatten(2).movedim(1, 2)
+            self._sizes[space] = Caught(made, None, space)
+        return self._sizes[space]
+
+    @functools.cached_property
+    def _sizes(self) -> dict[tuple[int, ...], "Caught"]:
+        return {}
 
     def maps(self) -> Tensor:
         """[examples, dim, *space]."""
@@ -110,6 +151,20 @@ class Caught:
         """[samples, dim]: every position that counts."""
         flat = self.values.flatten(0, 1)
         return flat if self.counted is None else flat[self.counted.flatten()]
+
+    @functools.cached_property
+    def hashes(self) -> Int64[Tensor, " samples"]:
+        """A number for every row, the same for rows that are."""
+        some = self.rows[:, :: max(1, self.rows.shape[1] // 32)]
+        return hash_examples(some.float(), None).cpu()
+
+
+def unit_axes(rows: Tensor) -> Tensor:
+    """The rows about their mean with axes of unit size, in float64; constant ones at zero."""
+    exact = rows.double().cpu()
+    spread = Samples(exact).spread(sizes_only=True)
+    spread = dataclasses.replace(spread, rounding=rounding_of(rows.dtype))
+    return (exact - spread.mean) * spread.unit
 
 
 def pooled(maps: Tensor, space: tuple[int, ...]) -> Tensor:
@@ -150,6 +205,11 @@ class Network:
             symmetry=self.derivation.symmetry(site),
             rows=self.facts.rows(site),
         )
+
+    def fold_of(self, batch: Batch, *, folds: int, seed: int) -> Int64[Tensor, " batch"]:
+        """To which part of the data every example belongs, by its content alone."""
+        rows = next((spot.rows for spot in self.spots.values()), None)
+        return (hash_batch(batch, rows) + seed).remainder(folds)
 
     def one(self) -> tuple[str, Spot]:
         """The only site that was asked for.
@@ -231,43 +291,46 @@ def caught_of(tensor: Tensor, spot: Spot, batch: Batch) -> Caught:
 
 
 def paired(
-    subjects: tuple[Subject, Subject], data: Iterable[Any], other_data: Iterable[Any] | None
-) -> Iterator[tuple[Batch, Batch]]:
-    """The batches of both networks, checked to be the same examples in the same order.
+    subjects: Sequence[Subject], data: Iterable[Any], other_data: Iterable[Any] | None
+) -> Iterator[tuple[Batch, ...]]:
+    """The batches of all networks, checked to be the same examples in the same order.
 
     Args:
-        subjects: the two networks.
-        data: the data of the first, and of both if there are no others.
-        other_data: the same examples as the second network takes them, such as with another
+        subjects: the networks.
+        data: the data of the first, and of all if there are no others.
+        other_data: the same examples as the second of two takes them, such as with another
             tokenizer or other colours.
 
     Raises:
-        DataError: if the examples come in another order, or not equally many.
+        DataError: if there are none, or the examples come in another order, or not equally many.
     """
-    ours, number = batches_of(data, subjects[0]), 0
+    ours, order, some = batches_of(data, subjects[0]), _Order(), False
     theirs = None if other_data is None else batches_of(other_data, subjects[1])
-    order = _Order()
-    while True:
-        batch = next(ours, None)
+    for batch in ours:
+        some = True
         if theirs is None:
-            pair = batch, None if batch is None else moved(batch, subjects[1].device)
-        else:
-            pair = batch, next(theirs, None)
-        if pair[0] is None and pair[1] is None:
-            if not number:
-                raise DataError("the data hold no batch: give at least one, better several")
-            return
-        if pair[0] is None or pair[1] is None or pair[0].size != pair[1].size:
-            sizes = [0 if batch is None else batch.size for batch in pair]
-            raise DataError(
-                f"one network was given a batch of {sizes[0]} examples and the other one of "
-                f"{sizes[1]}: give the same examples to both, in batches of the same size"
-            )
-        first, second = pair[0], pair[1]
-        number += 1
-        if theirs is not None:
-            order.see(hash_batch(first), hash_batch(second))
-        yield first, second
+            yield tuple(moved(batch, subject.device) for subject in subjects)
+            continue
+        other = next(theirs, None)
+        _require_same_size(batch, other)
+        assert other is not None
+        order.see(hash_batch(batch), hash_batch(other))
+        yield batch, other
+    if theirs is not None:
+        left = next(theirs, None)
+        if left is not None:
+            _require_same_size(None, left)
+    if not some:
+        raise DataError("the data hold no batch: give at least one, better several")
+
+
+def _require_same_size(batch: Batch | None, other: Batch | None) -> None:
+    sizes = [0 if one is None else one.size for one in (batch, other)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"one network was given a batch of {sizes[0]} examples and the other one of "
+            f"{sizes[1]}: give the same examples to both, in batches of the same size"
+        )
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
@@ -303,13 +366,6 @@ class _Order:
                 )
 
 
-def fold_of(
-    batch: Batch, *, folds: int, seed: int, rows: Rows | None = None
-) -> Int64[Tensor, " batch"]:
-    """To which part of the data every example belongs, by its content alone."""
-    return (hash_batch(batch, rows) + seed).remainder(folds)
-
-
 class Repeated:
     """How many rows are different, and how many come again in other parts of the data.
 
@@ -321,13 +377,12 @@ class Repeated:
         self._rows: list[list[Tensor]] = [[] for _ in range(folds)]
         self.seen = 0
 
-    def see(self, part: int, x: Tensor, y: Tensor) -> None:
-        """Adds the rows of both networks, [samples, dim] each, of one part."""
+    def see(self, part: int, x: Caught, y: Caught) -> None:
+        """Adds the rows of both networks, of one part."""
         if self.seen > _MOST_ROWS:
             return
-        some = [side[:, :: max(1, side.shape[1] // 32)] for side in (x, y)]
-        self._rows[part].append(hash_examples(torch.cat([s.float() for s in some], 1), None).cpu())
-        self.seen += len(x)
+        self._rows[part].append(x.hashes * _ODD + y.hashes)
+        self.seen += len(x.rows)
 
     def count(self) -> tuple[int, float]:
         """The number of different rows, and the share of all that come in several parts."""
@@ -344,19 +399,10 @@ class Repeated:
         return len(values), float(counts[spread > 1].sum() / max(1, start))
 
 
+_ODD = 6364136223846793005
+
 _MOST_ROWS = 200_000
 """Of so many rows it is looked whether they come again."""
-
-
-def both(
-    models: tuple[nn.Module, nn.Module],
-) -> tuple[Subject, Subject]:
-    """The two networks, recognised.
-
-    Raises:
-        TypeError: if one of them is no torch module.
-    """
-    return recognise(models[0]), recognise(models[1])
 
 
 def common_space(first: Caught, second: Caught) -> tuple[int, ...] | None:
@@ -380,13 +426,39 @@ def common_space(first: Caught, second: Caught) -> tuple[int, ...] | None:
     return None
 
 
-def matched(first: Mapping[str, Caught], name: str, other: Caught) -> tuple[Tensor, Tensor]:
-    """Rows of the same examples at the same positions of two sites."""
-    own = first[name]
-    space = common_space(own, other)
-    a, b = own.resized(space), other.resized(space)
-    counted = a.counted if a.counted is not None else b.counted
-    if counted is None or not (a.counted is not None and b.counted is not None):
-        return Caught(a.values, counted, a.space).rows, Caught(b.values, counted, b.space).rows
-    shared = a.counted & b.counted
-    return Caught(a.values, shared, None).rows, Caught(b.values, shared, None).rows
+def matched(first: Caught, other: Caught) -> tuple[Caught, Caught]:
+    """The same examples of two sites at the same positions, so that their rows belong together."""
+    space = common_space(first, other)
+    a, b = first.resized(space), other.resized(space)
+    masks = [side.counted for side in (a, b) if side.counted is not None]
+    if not masks or (len(masks) == 2 and torch.equal(*masks)):
+        return a, b
+    shared = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+    return dataclasses.replace(a, counted=shared), dataclasses.replace(b, counted=shared)
+
+
+def together(
+    models: Sequence[nn.Module],
+    data: Iterable[Any],
+    other_data: Iterable[Any] | None,
+    sites: Sequence[str | Iterable[str] | None],
+) -> Iterator[tuple[list[Network], Batch, list[dict[str, Caught]]]]:
+    """For every batch the networks, the batch of the first, and what the sites of each hold.
+
+    Args:
+        models: as for `probe`.
+        data: their data.
+        other_data: the same examples as the second takes them, where that differs.
+        sites: of each: names or globs, None for the sensible ones.
+    """
+    subjects = [recognise(model) for model in models]
+    networks: list[Network] = []
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(prepared(model, None))
+        for batches in paired(subjects, data, other_data):
+            networks = networks or [
+                Network(*each) for each in zip(subjects, batches, sites, strict=True)
+            ]
+            runs = zip(networks, batches, strict=True)
+            yield networks, batches[0], [network.run(batch) for network, batch in runs]

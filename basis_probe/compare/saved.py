@@ -17,6 +17,7 @@ from basis_probe.compare.running import Caught, pooled
 from basis_probe.errors import DataError, SiteError
 
 Matrix = Tensor | np.ndarray
+Saved = Mapping[str, Matrix] | str | os.PathLike[str]
 
 
 def is_saved(given: object) -> bool:
@@ -133,6 +134,14 @@ def caught(maps: Tensor) -> Caught:
     """Feature maps [samples, axes, *space] as they are caught at a site."""
     space = tuple(maps.shape[2:]) or None
     return Caught(maps.flatten(2).movedim(1, 2) if space else maps[:, None], None, space)
+
+
+def require_same_samples(own: int, other: int) -> None:
+    """Raises DataError unless there are as many samples of both."""
+    if own != other:
+        raise DataError(
+            f"x has {own} samples and y {other}: give the same samples of both, in the same order"
+        )
 
 
 def same_space(x: Tensor, y: Tensor, *, enlarge: bool) -> tuple[Tensor, Tensor]:

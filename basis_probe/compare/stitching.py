@@ -27,9 +27,10 @@ from basis_probe.algebra.groups import (
 from basis_probe.arguments import instance
 from basis_probe.brief import brief
 from basis_probe.compare import layers
-from basis_probe.compare.alignments import align, assignment, axes_group, on_axes
+from basis_probe.compare.alignments import align, axes_group, on_axes
+from basis_probe.compare.matching import assignment
+from basis_probe.compare.plan import groups_of
 from basis_probe.compare.running import Network, Spot, pooled
-from basis_probe.compare.similarity import groups_of
 from basis_probe.errors import DataError, SiteError
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.capture import catching
@@ -457,7 +458,7 @@ def _on_axes(
     signs, scales = isinstance(whole, SignedPermutation | Monomial), group.rescales
     gain = raw.sums
     if scales:
-        sizes = [side.sums.diagonal().sqrt() for side in (centred.x, centred.y)]
+        sizes = [side.sizes.sqrt() for side in (centred.x, centred.y)]
         safe = [torch.where(size == 0, torch.full_like(size, math.inf), size) for size in sizes]
         gain = centred.sums / safe[0][:, None] / safe[1]
     if isinstance(group, DirectSum):
@@ -471,7 +472,7 @@ def _on_axes(
     factors = torch.ones(len(columns), dtype=torch.float64)
     chosen = raw.sums[rows, places]
     if scales:
-        energy = raw.x.sums.diagonal()[rows]
+        energy = raw.x.sizes[rows]
         fitted = chosen / torch.where(energy == 0, torch.ones_like(energy), energy)
         # An axis without a scale of its own keeps the one that it has.
         fitted = torch.where(fitted == 0, torch.ones_like(fitted), fitted)
@@ -481,7 +482,7 @@ def _on_axes(
     elif signs:
         factors[places] = torch.where(gain[rows, places] < 0, -1.0, 1.0).double()
     notes: list[str] = []
-    dead = int((centred.y.sums.diagonal() == 0).sum())
+    dead = int((centred.y.sizes == 0).sum())
     if dead:
         notes.append(
             f"{dead} axes of the second network never vary on the data: what is matched to them is "
@@ -492,9 +493,9 @@ def _on_axes(
 
 def _fit(matrix: Tensor, raw: Crossed) -> float:
     """The share of y's size about zero that A x reproduces."""
-    left = raw.y.sums.trace() - 2 * (matrix * raw.sums.T).sum()
+    left = raw.y.sizes.sum() - 2 * (matrix * raw.sums.T).sum()
     left = left + ((matrix @ raw.x.sums) * matrix).sum()
-    return float(1 - left / raw.y.sums.trace())
+    return float(1 - left / raw.y.sizes.sum())
 
 
 def _rate(layer: layers.StitchingLayer) -> float:

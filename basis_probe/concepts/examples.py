@@ -189,6 +189,7 @@ def with_examples(
 
     Example:
         >>> import torch, basis_probe as bp
+        >>> _ = torch.manual_seed(0)
         >>> layers = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 6), torch.nn.ReLU()
         >>> model = torch.nn.Sequential(*layers)
         >>> ids = torch.randint(0, 9, (40, 12), generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from basis_probe.compare.alignments import Alignment
+    from basis_probe.compare.matching import Matched
 
 
 @brief
@@ -75,7 +76,7 @@ class Similarity:
         n_examples: how many examples they belong to.
         sites: the names of the two places; empty for matrices.
         formula: how the number is computed, and what the distance is good for.
-        alignment: the fitted element; None where nothing is fitted.
+        alignment: the fitted element, or the axes that were matched; None where nothing is fitted.
         notes: what a reader must know.
         chance: what shuffled examples give; None if it was not asked for.
     """
@@ -91,7 +92,7 @@ class Similarity:
     n_examples: int
     formula: str
     sites: tuple[str, str] = ("", "")
-    alignment: Alignment | None = None
+    alignment: Alignment | Matched | None = None
     notes: tuple[str, ...] = ()
     chance: Chance | None = None
 

@@ -1,16 +1,20 @@
 """Second moments of two sets of axes over the same samples: values that add, in float64."""
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 # So many entries are brought to float64 at a time.
 _ENTRIES_AT_ONCE = 2**22
 
-# From so many multiplications on, single precision is worth its rounding; so many rows in a block.
-_MUCH, _ROWS_AT_ONCE = 2**28, 1024
+# From so many multiplications on, single precision is worth its rounding; so many rows in a block,
+# of values between these.
+_MUCH, _ROWS_AT_ONCE = 2**26, 1024
+_LEAST, _LARGEST = 1e-12, 1e12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,28 +26,34 @@ class Spread:
 
     count: int
     mean: Float[Tensor, " dim"]
-    sums: Float[Tensor, "dim dim"]
-    """Sum over samples of (x - mean) (x - mean)^T."""
+    sizes: Float[Tensor, " dim"]
+    """Sum over samples of (x - mean)^2."""
+    between: Float[Tensor, "dim dim"] | None
+    """Sum over samples of (x - mean) (x - mean)^T; None where only sizes were kept."""
     rounding: float = 0.0
     """The share of an axis' size about zero that rounding of its values may leave as spread."""
 
     @staticmethod
-    def empty(dim: int) -> "Spread":
+    def empty(dim: int, *, sizes_only: bool = False) -> "Spread":
         """The moments of nothing: the neutral element of `+`."""
         zeros = torch.zeros(dim, dtype=torch.float64)
-        return Spread(0, zeros, torch.zeros(dim, dim, dtype=torch.float64))
+        between = None if sizes_only else torch.zeros(dim, dim, dtype=torch.float64)
+        return Spread(0, zeros, zeros, between)
 
     @staticmethod
-    def of(x: Float[Tensor, "samples dim"], *, single: bool = False) -> "Spread":
+    def of(
+        x: Float[Tensor, "samples dim"], *, single: bool = False, sizes_only: bool = False
+    ) -> "Spread":
         """The moments of some samples.
 
         Args:
             x: the samples.
-            single: as for `products`.
+            single: True if much single-precision data may be multiplied as it is, blocks of it
+                added in double precision: right to 1e-6 of the axes' sizes. Enough for what is a
+                sum of these products; never for what divides by small directions among them.
+            sizes_only: True to keep no products of different axes.
         """
-        mean = mean_of(x)
-        sums = products(x, x, mean, mean, single=single)
-        return Spread(len(x), mean, sums, rounding_of(x.dtype))
+        return Samples(x, single=single).spread(sizes_only=sizes_only)
 
     def __add__(self, other: "Spread") -> "Spread":
         count = self.count + other.count
@@ -51,14 +61,30 @@ class Spread:
             return self if self.count else other
         step = other.mean - self.mean
         mean = self.mean + step * (other.count / count)
-        between = torch.outer(step, step) * (self.count * other.count / count)
-        rounding = max(self.rounding, other.rounding)
-        return Spread(count, mean, self.sums + other.sums + between, rounding)
+        share = self.count * other.count / count
+        between = None
+        if self.between is not None and other.between is not None:
+            between = self.between + other.between + torch.outer(step, step) * share
+        sizes = self.sizes + other.sizes + step.square() * share
+        return Spread(count, mean, sizes, between, max(self.rounding, other.rounding))
+
+    @property
+    def sums(self) -> Float[Tensor, "dim dim"]:
+        """Sum over samples of (x - mean) (x - mean)^T.
+
+        Raises:
+            ValueError: if only sizes were kept.
+        """
+        if self.between is None:
+            raise ValueError(
+                "only the sizes of axes were kept: ask for moments with sizes_only=False"
+            )
+        return self.between
 
     @property
     def flat(self) -> Bool[Tensor, " dim"]:
         """True for axes that never vary, apart from rounding."""
-        return self.sums.diagonal() <= self.rounding * self.raw.diagonal()
+        return self.sizes <= self.rounding * (self.sizes + self.count * self.mean.square())
 
     def least_squares(self, sums: Float[Tensor, "dim other"]) -> Float[Tensor, "dim other"]:
         """B with x B nearest to what has these products with x, however the axes are scaled.
@@ -73,13 +99,22 @@ class Spread:
     @property
     def unit(self) -> Float[Tensor, " dim"]:
         """What brings every axis to unit size; 0 for those that never vary."""
-        sizes = self.sums.diagonal()
-        return torch.where(self.flat, torch.zeros_like(sizes), sizes.clamp(min=1e-300).rsqrt())
+        return torch.where(
+            self.flat, torch.zeros_like(self.sizes), self.sizes.clamp(min=1e-300).rsqrt()
+        )
 
-    @property
-    def raw(self) -> Float[Tensor, "dim dim"]:
-        """Sum over samples of x x^T, the mean included."""
-        return self.sums + self.count * torch.outer(self.mean, self.mean)
+    def part(self, axes: Int64[Tensor, " some"]) -> "Spread":
+        """The moments of some of the axes."""
+        between = None if self.between is None else self.between[axes][:, axes]
+        return Spread(self.count, self.mean[axes], self.sizes[axes], between, self.rounding)
+
+    def uncentred(self) -> "Spread":
+        """The same with means of zero and products about zero."""
+        between = self.between
+        if between is not None:
+            between = between + self.count * torch.outer(self.mean, self.mean)
+        sizes = self.sizes + self.count * self.mean.square()
+        return Spread(self.count, torch.zeros_like(self.mean), sizes, between, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,29 +135,32 @@ class Crossed:
     """Sum over samples of (x - mean x) (y - mean y)^T."""
 
     @staticmethod
-    def empty(dim_x: int, dim_y: int) -> "Crossed":
+    def empty(dim_x: int, dim_y: int, *, sizes_only: bool = False) -> "Crossed":
         """The moments of nothing: the neutral element of `+`."""
-        between = torch.zeros(dim_x, dim_y, dtype=torch.float64)
-        return Crossed(Spread.empty(dim_x), Spread.empty(dim_y), between)
+        own, other = (Spread.empty(dim, sizes_only=sizes_only) for dim in (dim_x, dim_y))
+        return Crossed(own, other, torch.zeros(dim_x, dim_y, dtype=torch.float64))
 
     @staticmethod
     def of(
-        x: Float[Tensor, "samples dim_x"],
-        y: Float[Tensor, "samples dim_y"],
+        x: "Float[Tensor, 'samples dim_x'] | Samples",
+        y: "Float[Tensor, 'samples dim_y'] | Samples",
         *,
-        spreads: tuple[Spread, Spread] | None = None,
         single: bool = False,
+        sizes_only: bool = False,
     ) -> "Crossed":
         """The moments of some samples.
 
         Args:
             x: the one set of axes.
             y: the other, over the same samples.
-            spreads: the moments of each, where they are known already.
-            single: as for `products`.
+            single: as for `Spread`; of rows that are given as such it is known.
+            sizes_only: as for `Spread`.
         """
-        own, other = spreads or (Spread.of(x, single=single), Spread.of(y, single=single))
-        return Crossed(own, other, products(x, y, own.mean, other.mean, single=single))
+        own, other = (
+            side if isinstance(side, Samples) else Samples(side, single=single) for side in (x, y)
+        )
+        spreads = [side.spread(sizes_only=sizes_only) for side in (own, other)]
+        return Crossed(spreads[0], spreads[1], own.products(other))
 
     def __add__(self, other: "Crossed") -> "Crossed":
         count = self.count + other.count
@@ -140,59 +178,113 @@ class Crossed:
     def uncentred(self) -> "Crossed":
         """The same with means of zero and products about zero."""
         between = self.sums + self.count * torch.outer(self.x.mean, self.y.mean)
-        own, other = (
-            Spread(side.count, torch.zeros_like(side.mean), side.raw, 0.0)
-            for side in (self.x, self.y)
-        )
-        return Crossed(own, other, between)
+        return Crossed(self.x.uncentred(), self.y.uncentred(), between)
+
+
+class Samples:
+    """Samples of some axes, whose sums are taken block by block, and each of them once.
+
+    Args:
+        values: [samples, dim].
+        single: as for `Spread.of`.
+    """
+
+    def __init__(self, values: Float[Tensor, "samples dim"], *, single: bool = False) -> None:
+        self.values = values
+        much = values.numel() * values.shape[1] >= _MUCH
+        self.single = single and much and values.dtype == torch.float32 and _of_usual_size(values)
+        self._moments: Spread | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @functools.cached_property
+    def centre(self) -> Float[Tensor, " dim"]:
+        """What is near the mean of every axis, in the precision of the products."""
+        if self.single:
+            return self.values.mean(0).cpu()
+        total = torch.zeros(self.values.shape[1], dtype=torch.float64)
+        for rows in self.values.split(self._at_once):
+            total += rows.double().sum(0).cpu()
+        return total / max(1, len(self))
+
+    @functools.cached_property
+    def _about_centre(self) -> tuple[Tensor, Tensor]:
+        """The mean and the sum of squares of every axis about the centre, in float64."""
+        total = torch.zeros(self.values.shape[1], dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for rows in self.blocks():
+            total += rows.sum(0)
+            squares += rows.square().sum(0)
+        return total / max(1, len(self)), squares
+
+    @property
+    def left(self) -> Float[Tensor, " dim"]:
+        """The mean less the centre, in float64."""
+        return self._about_centre[0] if self.single else torch.zeros_like(self.centre)
+
+    @property
+    def _at_once(self) -> int:
+        if self.single:
+            return _ROWS_AT_ONCE
+        return max(1, _ENTRIES_AT_ONCE // max(1, self.values.shape[1]))
+
+    def blocks(self, at_once: int | None = None) -> Iterator[Tensor]:
+        """The samples about the centre, some at a time."""
+        for rows in self.values.split(at_once or self._at_once):
+            yield rows.cpu().to(self.centre.dtype) - self.centre
+
+    def spread(self, *, sizes_only: bool = False) -> Spread:
+        """The moments of these samples; the same value whenever they are asked for."""
+        known = self._moments
+        if known is None or (known.between is None and not sizes_only):
+            between = None if sizes_only else self._products(self)
+            if between is None:
+                left, squares = self._about_centre
+                sizes = squares - len(self) * left.square()
+            else:
+                sizes = between.diagonal().clone()
+            mean = self.centre.double() + self.left
+            rounding = rounding_of(self.values.dtype)
+            self._moments = known = Spread(len(self), mean, sizes, between, rounding)
+        return known
+
+    def products(self, other: "Samples") -> Float[Tensor, "dim other"]:
+        """The sums over samples of products about the means, in float64."""
+        return self.spread().sums if self is other else self._products(other)
+
+    def _products(self, other: "Samples") -> Tensor:
+        sums = torch.zeros(self.values.shape[1], other.values.shape[1], dtype=torch.float64)
+        at_once = min(self._at_once, other._at_once)
+        if self is other:
+            for rows in self.blocks(at_once):
+                sums += rows.T @ rows
+        else:
+            kind = torch.float32 if self.single and other.single else torch.float64
+            for rows, others in zip(self.blocks(at_once), other.blocks(at_once), strict=True):
+                sums += rows.to(kind).T @ others.to(kind)
+        return sums - len(self) * torch.outer(self.left, other.left)
+
+    def lengths(self, mean: Float[Tensor, " dim"] | None = None) -> Float[Tensor, " samples"]:
+        """The squared length of every sample about a mean, in float64.
+
+        Args:
+            mean: None for the mean of these samples.
+        """
+        left = self.left if mean is None else mean - self.centre
+        return torch.cat([(rows.double() - left).square().sum(1) for rows in self.blocks()])
+
+
+def _of_usual_size(values: Tensor) -> bool:
+    """True if products of the values neither leave the range of float32 nor vanish in it."""
+    if not values.numel():
+        return False
+    low, high = values.aminmax(dim=0)
+    largest = torch.maximum(low.abs(), high.abs())
+    used = largest[largest > 0]
+    return not used.numel() or (float(used.max()) < _LARGEST and float(used.min()) > _LEAST)
 
 
 def rounding_of(dtype: torch.dtype) -> float:
     """What rounding may leave of an axis that never varies, as a share of its size about zero."""
     return 1e-28 if dtype is torch.float64 else 1e-13
-
-
-def mean_of(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
-    """The mean of every axis, in float64."""
-    total = torch.zeros(x.shape[1], dtype=torch.float64)
-    for rows in _chunks(x):
-        total += rows.double().sum(0).cpu()
-    return total / max(1, len(x))
-
-
-def products(
-    x: Float[Tensor, "samples dim_x"],
-    y: Float[Tensor, "samples dim_y"],
-    mean_x: Float[Tensor, " dim_x"],
-    mean_y: Float[Tensor, " dim_y"],
-    *,
-    single: bool = False,
-) -> Float[Tensor, "dim_x dim_y"]:
-    """The sums over samples of products about the means, in float64.
-
-    Args:
-        x: the one set of axes.
-        y: the other, over the same samples.
-        mean_x: the means of the one.
-        mean_y: those of the other.
-        single: True if much single-precision data may be multiplied as it is, blocks of it added in
-            double precision: right to 1e-6 of the axes' sizes. Enough for what is a sum of these
-            products; never for what divides by small directions among them.
-    """
-    sums = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64)
-    same = x is y
-    much = x.numel() * y.shape[1] >= _MUCH
-    single = single and much and x.dtype == y.dtype == torch.float32
-    kind = torch.float32 if single else torch.float64
-    most = _ROWS_AT_ONCE if single else None
-    for rows, others in zip(_chunks(x, y, most), _chunks(y, x, most), strict=True):
-        own = (rows.cpu().double() - mean_x).to(kind)
-        other = own if same else (others.cpu().double() - mean_y).to(kind)
-        sums += own.T @ other
-    return sums
-
-
-def _chunks(x: Tensor, beside: Tensor | None = None, most: int | None = None) -> tuple[Tensor, ...]:
-    width = x.shape[1] + (0 if beside is None else beside.shape[1])
-    rows = max(1, _ENTRIES_AT_ONCE // max(1, width))
-    return x.split(rows if most is None else min(rows, most))

@@ -96,9 +96,29 @@ def test_the_matrix_shows_itself() -> None:
 
 
 def test_one_batch_has_no_error_bars_and_says_so() -> None:
-    found = bp.compare_layers(network(0), network(1), images(1), measure="procrustes")
-    assert np.isnan(found.std_error).all()
-    assert "no error bars" in found.notes[0] and "flatters" in found.notes[1]
+    found = bp.compare_layers(network(0), network(1), images(1), kernel="max")
+    assert np.isnan(found.std_error).all() and "no error bars" in found.notes[0]
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+@pytest.mark.parametrize("batches", [1, 4])
+def test_what_is_fitted_is_held_out_by_example(batches: int, folds: int) -> None:
+    a, b, data = network(0), network(1), images(batches)
+    found = bp.compare_layers(a, b, data, measure=["procrustes", "partial"], folds=folds)
+    for measure, table in found.items():
+        assert np.isnan(table.std_error).all() == (folds == 1)
+        assert ("Nothing was held out, so that the fit flatters." in table.notes) == (folds == 1)
+        one = bp.similarity(a, b, data, site="3", other_site="5", measure=measure, folds=folds)
+        assert table.similarity[1, 2] == pytest.approx(one.similarity, abs=1e-9)
+        assert table.std_error[1, 2] == pytest.approx(one.std_error, abs=1e-9, nan_ok=True)
+
+
+def test_what_holds_of_some_pairs_is_said_once_with_the_first() -> None:
+    found = bp.compare_layers(network(0), network(0), images(2), measure="procrustes")
+    assert [note for note in found.notes if "widths differ" in note] == [
+        "1 and 3: The widths differ, so that axes are matched in parts (soft matching). The like "
+        "holds of 3 more of 9 pairs."
+    ]
 
 
 @pytest.mark.usefixtures("as_shipped")

@@ -15,6 +15,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 import basis_probe as bp
+from basis_probe.compare.saved import folds_of
 from basis_probe.statistics.second_moments import Crossed
 
 DIMS = (6, 9)
@@ -203,6 +204,9 @@ KEPT: list[tuple[dict[str, Any], Any]] = [
     ({"measure": "svcca"}, bp.groups.Orthogonal),
     ({"measure": "svcca"}, bp.groups.SignedPermutation),
     ({"measure": "pwcca"}, bp.groups.SignedPermutation),
+    ({"measure": "partial"}, bp.groups.PositiveMonomial),
+    ({"measure": "partial", "share": 0.3}, bp.groups.Monomial),
+    ({"measure": "partial", "share": 1.0}, bp.groups.SignedPermutation),
     ({"measure": "rsa"}, bp.groups.Orthogonal),
     ({"measure": "rsa"}, bp.groups.Monomial),
     ({"measure": "rsa", "dissimilarity": "cosine"}, bp.groups.SignedPermutation),
@@ -234,6 +238,44 @@ def test_a_measure_is_the_same_in_every_basis_of_its_group(
         assert exact.similarity == pytest.approx(1, abs=1e-7) and exact.distance < 1e-3
 
 
+@pytest.mark.parametrize("signs", [False, True])
+@pytest.mark.parametrize("dims", [(7, 7), (6, 9)])
+def test_partial_matching_finds_the_axes_that_two_networks_share(
+    dims: tuple[int, int], signs: bool
+) -> None:
+    generator = seeded(4)
+    x, y = (torch.randn(4000, dim, generator=generator, dtype=torch.float64) for dim in dims)
+    # Three axes of x are axes of y, one of them reversed, at other scales, with a little noise.
+    for own, other, factor in ((0, 4, 3.0), (2, 1, 0.1), (5, 3, -2.0)):
+        y[:, other] = factor * (x[:, own] + 0.1 * y[:, other])
+    group = "monomial" if signs else "positive-monomial"
+    shared = (3 if signs else 2) / max(dims)
+    found = bp.similarity(x, y, measure="partial", share=shared, group=group, shuffles=19)
+    assert found.similarity == pytest.approx(1 / math.sqrt(1.01), abs=1e-3)
+    assert found.chance is not None and found.chance.high < 0.1
+    wanted = {(0, 4), (2, 1)} | ({(5, 3)} if signs else set())
+    matched = found.alignment
+    assert {(a, b) for a, b, mass in matched.pairs if mass > 1e-9} == wanted
+    assert float(matched.plan.sum()) == pytest.approx(shared, abs=1e-9)
+    # All axes of either side: what soft matching of unit axes gives.
+    whole = bp.similarity(x, y, measure="partial", share=1, group=group, folds=1)
+    soft = bp.similarity(x, y, group=group, folds=1)
+    assert whole.similarity * math.sqrt(dims[0] * dims[1]) / math.sqrt(
+        dims[0] * dims[1]
+    ) == pytest.approx(soft.similarity, abs=1e-9)
+    assert whole.similarity < found.similarity
+
+
+def test_constant_axes_match_nothing_or_are_refused() -> None:
+    x, y = pair(5, dims=(6, 6))
+    x[:, 2] = 3.0
+    with pytest.raises(bp.DataError, match=r"1 of 6 axes are the same on every sample \(2\)"):
+        bp.similarity(x, y, measure="partial")
+    found = bp.similarity(x, y, measure="partial", constant="ignore")
+    assert all(own != 2 for own, _, _ in found.alignment.pairs)
+    assert "1 directions of the first never vary and count for nothing." in found.notes
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"measure": "svcca", "group": "general-linear"}, "which components lead depends on the scal"),
     ({"measure": "pwcca", "group": "orthogonal"}, "the weights are sums over the axes of the fir"),
@@ -244,10 +286,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"measure": "knn", "neighbours": 120}, "neighbours=120 and 120 samples: give fewer"),
     ({"measure": "knn", "neighbours": 0}, "neighbours=0: give a whole number above zero"),
     ({"measure": "cka", "kernel": "rbf", "width": 0.0}, "width=0: give a number above 0"),
-    ({"measure": "cka", "width": 0.3}, "width=0.3 is not used by measure='cka': leave it out"),
-    ({"measure": "cca", "whitening": 0.3}, "whitening=0.3 is not used by measure='cca'"),
+    (
+        {"measure": "cka", "width": 0.3},
+        "width=0.3 belongs to kernel='rbf', and 'cka' was asked for: leave it out",
+    ),
+    (
+        {"measure": "cca", "whitening": 0.3},
+        "whitening=0.3 belongs to measure='procrustes', and 'cca'",
+    ),
     ({"whitening": 1.0}, 'all of the way is measure="cca"'),
     ({"whitening": 0.5, "group": "permutation"}, "goes before turns and the group is permutation"),
+    ({"measure": "partial", "group": "orthogonal"}, "single axes are matched, or left; give a gro"),
+    ({"measure": "partial", "group": "signs"}, "single axes are matched, or left; give a group th"),
+    ({"measure": "partial", "share": 0.0}, "share=0: give a number above 0"),
+    ({"measure": "partial", "share": 1.2}, "share=1.2: give a number above 0 and at most 1"),
+    ({"share": 0.2}, "share=0.2 belongs to measure='partial', and 'procrustes' was asked for"),
     ({"measure": "rsa", "correlation": "kendall"}, "correlation='kendall' is not known: give one"),
     ({"shuffles": -1}, "shuffles=-1: give a whole number of at least 0"),
 ]
@@ -264,6 +317,7 @@ MEASURES: list[dict[str, Any]] = [
     {}, {"measure": "cka"}, {"measure": "cka", "kernel": "rbf"}, {"measure": "cca"},
     {"measure": "regression"}, {"measure": "svcca"}, {"measure": "pwcca"}, {"measure": "rsa"},
     {"measure": "knn"}, {"measure": "jaccard"}, {"whitening": 0.5}, {"group": "permutation"},
+    {"measure": "partial"},
 ]  # fmt: skip
 
 
@@ -297,6 +351,8 @@ def test_models_are_compared_as_their_activations_are(how: dict[str, Any]) -> No
     }
     if how.get("measure") == "pwcca":
         given["group"] = "signed-permutation"
+    if how.get("measure") == "partial":
+        given["group"] = "positive-monomial"
     given = given | how
     whole = bp.similarity(x, y, folds=1, **given)
     found = bp.similarity(a, b, [rows()], site="1", folds=1, **given)
@@ -313,27 +369,69 @@ def test_many_samples_are_drawn_uniformly_and_that_is_said(
 ) -> None:
     x, y = pair(10, 1000)
     whole = bp.similarity(x, y, measure="rsa")
-    monkeypatch.setattr("basis_probe.compare.similarity.MOST_SAMPLES", 300)
+    monkeypatch.setattr("basis_probe.compare.gather.MOST_SAMPLES", 300)
     found = bp.similarity(x, y, measure="rsa")
     assert found.n_samples == 1000
     assert any("among 300 of the 1000 samples" in note for note in found.notes)
     assert abs(found.similarity - whole.similarity) < 4 * found.std_error + 0.02
 
 
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+@pytest.mark.parametrize("scale", [1e-16, 1.0, 1e16])
 def test_single_precision_sums_are_those_of_double_precision(
-    monkeypatch: pytest.MonkeyPatch,
+    offset: float, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = seeded(11)
-    x = (torch.randn(3000, 40, generator=generator) + 3) * torch.logspace(-3, 3, 40)
+    x = (torch.randn(3000, 40, generator=generator) + offset) * torch.logspace(-3, 3, 40)
+    # What drifts has another mean in every block.
+    x[:, 0] += torch.linspace(0, 50, 3000)
     y = x @ torch.randn(40, 30, generator=generator) + torch.randn(3000, 30, generator=generator)
+    x, y = x * scale, y * scale
     exact = Crossed.of(x, y)
     monkeypatch.setattr("basis_probe.statistics.second_moments._MUCH", 1)
     assert torch.equal(exact.sums, Crossed.of(x, y).sums)
     single = Crossed.of(x, y, single=True)
-    sizes = exact.x.sums.diagonal().sqrt()[:, None] * exact.y.sums.diagonal().sqrt()
-    assert not torch.equal(exact.sums, single.sums)
+    sizes = exact.x.sizes.sqrt()[:, None] * exact.y.sizes.sqrt()
+    # Beyond the range of float32 products, it is float64 as before.
+    if offset == 0 or scale != 1e-16:
+        assert torch.equal(exact.sums, single.sums) == (scale != 1)
     assert float(((exact.sums - single.sums) / sizes).abs().max()) < 1e-6
-    for how in ({}, {"group": "permutation"}, {"measure": "cka"}, {"measure": "cca"}):
-        found = bp.similarity(x, y, **how)  # pyright: ignore
-        wanted = bp.similarity(x.double(), y.double(), **how)  # pyright: ignore
+    short = Crossed.of(x, y, single=True, sizes_only=True)
+    for whole, some in ((exact.x, short.x), (exact.y, short.y)):
+        torch.testing.assert_close(whole.sizes, some.sizes, rtol=1e-6, atol=0.0)
+        assert bool(((whole.mean - some.mean).abs() < 1e-6 * (whole.sizes / 3000).sqrt()).all())
+        with pytest.raises(ValueError, match="only the sizes of axes were kept"):
+            assert some.sums is None
+    parts = [
+        Crossed.of(a, b, single=True, sizes_only=True)
+        for a, b in zip(x.split(700), y.split(700), strict=True)
+    ]
+    joined = sum(parts[1:], parts[0])
+    assert float(((exact.sums - joined.sums) / sizes).abs().max()) < 1e-6
+    torch.testing.assert_close(exact.x.sizes, joined.x.sizes, rtol=1e-6, atol=0.0)
+    hows: list[dict[str, Any]] = [
+        {}, {"group": "permutation"}, {"measure": "cka"}, {"measure": "cca"},
+        {"measure": "partial"}, {"measure": "cka", "estimator": "biased"},
+        {"group": "line-stabiliser"},
+    ]  # fmt: skip
+    for how in hows:
+        found = bp.similarity(x, y, **how)
+        wanted = bp.similarity(x.double(), y.double(), **how)
         assert found.similarity == pytest.approx(wanted.similarity, abs=1e-6)
+        assert found.std_error == pytest.approx(wanted.std_error, abs=1e-6)
+
+
+def test_parts_of_the_data_and_the_whole_come_from_the_same_sums() -> None:
+    x, y = pair(13, 200)
+    for estimator in ("biased", "unbiased"):
+        whole = bp.similarity(x, y, measure="cka", estimator=estimator, folds=1)
+        parts = bp.similarity(x, y, measure="cka", estimator=estimator)
+        assert parts.similarity == pytest.approx(whole.similarity, abs=1e-12)
+        fold = folds_of(200, folds=5, seed=0)
+        chosen = [fold == part for part in range(5)]
+        each = [
+            bp.similarity(x[one], y[one], measure="cka", estimator=estimator, folds=1)
+            for one in chosen
+        ]
+        values = np.array([one.similarity for one in each])
+        assert parts.std_error == pytest.approx(values.std(ddof=1) / math.sqrt(5), abs=1e-9)

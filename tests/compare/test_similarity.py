@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.algebra.groups import Group, SignedPlanes, Signs
+from basis_probe.compare import matching
 from basis_probe.compare.alignments import align, assignment, transport
 from basis_probe.compare.kernels import Kernel, Maps, hsic_of, kernel_hsic, linear_hsic
 from basis_probe.errors import DataError, SiteError
-from basis_probe.statistics.second_moments import Crossed
+from basis_probe.statistics.second_moments import Crossed, Samples
 
 DIM, SAMPLES = 8, 400
 
@@ -174,7 +175,7 @@ def test_linear_cka_is_the_same_in_every_turned_basis_and_its_angle_is_a_metric(
 def test_the_kernels_that_are_said_to_be_positive_are_and_the_others_are_not() -> None:
     x = torch.randn(40, 6, 3, generator=seeded(0), dtype=torch.float64)
     least = {
-        kernel: float(torch.linalg.eigvalsh(Maps(x, kernel, unit_axes=True).whole())[0])
+        kernel: float(torch.linalg.eigvalsh(Maps(x, kernel, unit_axes=True).whole)[0])
         for kernel in Kernel
     }
     assert least[Kernel.LINEAR] > -1e-9 and least[Kernel.SMOOTH] > -1e-9
@@ -208,7 +209,7 @@ def test_linear_cka_is_that_of_the_definition() -> None:
         found = bp.similarity(x, y, group="orthogonal", measure="cka", estimator=name)
         assert found.similarity == pytest.approx(value, abs=1e-8)
         for made in (
-            linear_hsic(x, y, unbiased=name == "unbiased"),
+            linear_hsic(Samples(x), Samples(y), unbiased=name == "unbiased"),
             kernel_hsic(k, el, unbiased=name == "unbiased"),
             hsic_of(
                 Maps(x[:, :, None], Kernel.LINEAR, False),
@@ -220,10 +221,13 @@ def test_linear_cka_is_that_of_the_definition() -> None:
 
 
 def test_the_unbiased_criterion_is_zero_on_average_for_independent_axes() -> None:
-    values = [linear_hsic(data(s, 30), data(s + 500, 30)) for s in range(200)]
+    values = [linear_hsic(Samples(data(s, 30)), Samples(data(s + 500, 30))) for s in range(200)]
     mean, error = np.mean(values), np.std(values) / math.sqrt(len(values))
     assert abs(mean) < 4 * error
-    biased = [linear_hsic(data(s, 30), data(s + 500, 30), unbiased=False) for s in range(200)]
+    biased = [
+        linear_hsic(Samples(data(s, 30)), Samples(data(s + 500, 30)), unbiased=False)
+        for s in range(200)
+    ]
     assert np.mean(biased) > 10 * error
 
 
@@ -296,9 +300,13 @@ def test_soft_matching_is_optimal_transport(wide: int, narrow: int) -> None:
     ("wide", "narrow"), [(97, 64), (64, 97), (128, 96), (300, 7), (2, 90), (150, 149)]
 )
 @pytest.mark.parametrize("kind", ["drawn", "equal rows", "mostly zero", "huge", "all negative"])
-def test_large_transports_are_exact(wide: int, narrow: int, kind: str) -> None:
+@pytest.mark.parametrize("solver", [matching._by_columns, matching._by_network_simplex])
+def test_large_transports_are_exact(
+    wide: int, narrow: int, kind: str, solver: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ot
 
+    monkeypatch.setattr(matching, "_linear_programme", solver)
     generator = torch.Generator().manual_seed(wide)
     gain = torch.randn(wide, narrow, generator=generator, dtype=torch.float64)
     if kind == "equal rows":
@@ -316,6 +324,38 @@ def test_large_transports_are_exact(wide: int, narrow: int, kind: str) -> None:
     weights = np.full(wide, 1 / wide), np.full(narrow, 1 / narrow)
     best = float((ot.emd(*weights, -gain.numpy(), numItermax=10**7) * gain.numpy()).sum())
     assert float((plan * gain).sum()) == pytest.approx(best, abs=1e-9 * float(gain.abs().max()))
+    share = 0.37
+    some = transport(gain, share)
+    assert float(some.min()) >= 0 and float(some.sum()) == pytest.approx(share, abs=1e-9)
+    assert float((some.sum(1) * wide).max()) < 1 + 1e-9
+    assert float((some.sum(0) * narrow).max()) < 1 + 1e-9
+    # POT's own function takes costs of at least zero.
+    costs = (gain.max() - gain).numpy()
+    wanted = ot.partial.partial_wasserstein(*weights, costs, m=share, numItermax=10**7)
+    best = float((wanted * gain.numpy()).sum())
+    assert float((some * gain).sum()) == pytest.approx(best, abs=1e-9 * float(gain.abs().max()))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.83, 1.0])
+@pytest.mark.parametrize(("wide", "narrow"), [(6, 4), (5, 5), (1, 7)])
+@pytest.mark.parametrize("offset", [-3.0, 0.0])
+def test_a_share_of_a_transport_is_the_best_of_all_plans(
+    wide: int, narrow: int, share: float, offset: float
+) -> None:
+    from scipy.optimize import linprog
+
+    gain = torch.randn(wide, narrow, generator=torch.Generator().manual_seed(3)).double() + offset
+    plan = transport(gain, share)
+    rows = np.kron(np.eye(wide), np.ones(narrow))
+    columns = np.kron(np.ones(wide), np.eye(narrow))
+    limits = np.concatenate([np.full(wide, 1 / wide), np.full(narrow, 1 / narrow)])
+    total = float(plan.sum())
+    assert total == pytest.approx(share, abs=1e-12)
+    best = linprog(
+        -gain.numpy().ravel(), A_ub=np.vstack([rows, columns]), b_ub=limits + 1e-12,
+        A_eq=np.ones((1, wide * narrow)), b_eq=[total],
+    )  # fmt: skip
+    assert float((plan * gain).sum()) == pytest.approx(-best.fun, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ["positive-monomial", "monomial", "general-linear"])
@@ -453,7 +493,7 @@ def test_a_kernel_of_blocks_is_the_kernel_as_a_whole(monkeypatch: pytest.MonkeyP
     for kernel in Kernel:
         maps = [Maps(z, kernel, True) for z in (x, y)]
         whole = hsic_of(*maps)
-        k, el = (m.whole() for m in maps)
+        k, el = (m.whole for m in maps)
         monkeypatch.setattr("basis_probe.compare.kernels._BLOCK", 16)
         parts = hsic_of(*maps)
         monkeypatch.undo()
@@ -553,7 +593,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "few examples": (
         lambda: bp.similarity(data(1, 3), data(2, 3), measure="cka"),
         DataError,
-        "at least four",
+        "no batch holds four examples",
     ),
     "integers": (
         lambda: bp.similarity(torch.ones(5, 2, dtype=torch.int64), data(1, 5, 2)),

@@ -587,10 +587,10 @@ def similar() -> Any:
     turn = torch.linalg.qr(torch.randn(8, 8, generator=draws(4), dtype=torch.float64))[0]
     y = x @ turn + 0.3 * torch.randn(*x.shape, generator=draws(5), dtype=torch.float64)
     other = set_weights(MLP(nn.ReLU()), 7)
-    found: dict[str, Any] = {
-        group: plain(similarity(x, y, group=group))
-        for group in ("orthogonal", "permutation", "general-linear", "signed-permutation")
-    }
+    groups = "orthogonal", "permutation", "general-linear", "signed-permutation"
+    compared = {group: similarity(x, y, group=group) for group in groups}
+    found: dict[str, Any] = {group: plain(one) for group, one in compared.items()}
+    found["matrices"] = {group: plain(one.alignment.matrix) for group, one in compared.items()}
     found["cka"] = plain(similarity(x, y, measure="cka"))
     found["networks"] = quiet(lambda: plain(similarity(relu(), other, rows(), site="act")))
     found["layers"] = quiet(lambda: plain(compare_layers(relu(), other, rows())))
