@@ -18,6 +18,7 @@ from torch import nn
 
 from basis_probe.brief import brief
 from basis_probe.errors import DataError, SiteError
+from basis_probe.interrupts import guarded
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.calls import batch_of_call, example_of_call
 from basis_probe.model.network import Subject, prepared, recognise
@@ -240,6 +241,9 @@ class Attachment:
             self._attempts += 1
             self._opening = isinstance(error, SiteError) or self._attempts == _ATTEMPTS
             self._say(error)
+        except BaseException:
+            self._opening = False
+            raise
 
     def _say(self, error: Exception) -> None:
         """The user's run goes on; the report says what was wrong."""
@@ -265,12 +269,13 @@ class Attachment:
             self._beside += taken
         if taken:
             return forward(*args, **kwargs)
-        before = _watched.set(True)
-        try:
-            return self._see(session, forward, args, kwargs)
-        finally:
-            self._thread = None
-            _watched.reset(before)
+        with guarded():
+            before = _watched.set(True)
+            try:
+                return self._see(session, forward, args, kwargs)
+            finally:
+                self._thread = None
+                _watched.reset(before)
 
     def _see(
         self,

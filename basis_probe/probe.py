@@ -171,7 +171,7 @@ def probe(
         )
     subject = recognise(model, tokenizer)
     target = None if device is None else device_of(device)
-    with guarded() as guard, prepared(subject.model, target) as notes:
+    with guarded(ending=checkpoint is not None) as guard, prepared(subject.model, target) as notes:
         if reference is not None:
             from basis_probe.run.reference import probe_beside
 
@@ -184,12 +184,19 @@ def probe(
         # A budget holds the work of one site at a time.
         at_once = None if memory_budget is None else 1
         concluding = Concluding(watching, choices, {}, at_once=at_once)
-        first, total = watching.first, 0
+        total = 0
         for turn, names in enumerate(passes):
             if turn:
                 batches = numbered(data, subject)
-                first = first_of(batches)
-            run = Reading(watching, choices, names, Part(), checkpoint, passing=True, first=first)
+            run = Reading(
+                watching,
+                choices,
+                names,
+                Part(),
+                checkpoint,
+                passing=True,
+                earlier=turn > 0,
+            )
 
             def finish(run: Reading = run) -> Report:
                 return concluding.report(run.partial(), notes)
@@ -320,7 +327,7 @@ def observe(
     )
     subject = recognise(model, tokenizer)
     target = None if device is None else device_of(device)
-    with guarded(), prepared(subject.model, target) as notes:
+    with guarded(ending=checkpoint is not None), prepared(subject.model, target) as notes:
         # Without a limit to the samples, what other shards see need not be read here.
         mine = None if max_samples is not None else (index, of)
         batches = numbered(data, subject, mine)

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from basis_probe.interrupts import Ended, guarded, hold, stoppable
+from basis_probe.interrupts import Ended, guarded, hold, stoppable, unstoppable
 
 
 def _strike(number: int = signal.SIGINT) -> None:
@@ -64,6 +65,100 @@ def test_many_signals_are_heard_wherever_they_come() -> None:
             _strike()
             count += 1
     assert count == 5
+
+
+def test_what_is_done_as_a_whole_is_broken_off_after_it() -> None:
+    done: list[int] = []
+    with pytest.raises(KeyboardInterrupt), guarded():
+        with unstoppable():
+            _strike()
+            done.append(1)
+        done.append(2)
+    with guarded() as guard:
+        with unstoppable():
+            _strike()
+            hold()
+        done.append(3)
+        assert guard.late
+    assert done == [1, 3]
+
+
+class _Resource:
+    """A context whose end takes some time."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = False
+
+    def __enter__(self) -> None:
+        _strike()
+        self.begun = True
+
+    def __exit__(self, *_: object) -> None:
+        _strike()
+        self.ended = True
+
+
+def test_what_is_set_up_is_set_up_and_put_back_before_a_signal_is_heard() -> None:
+    resource = _Resource()
+    with pytest.raises(KeyboardInterrupt), guarded():
+        with resource:
+            assert resource.begun
+            time.sleep(20)
+        raise AssertionError("it was not heard")
+    assert resource.ended
+
+
+def test_a_signal_that_was_put_off_comes_before_the_end_of_the_guard() -> None:
+    resource = _Resource()
+    with pytest.raises(KeyboardInterrupt), guarded(), resource:
+        pass
+    assert resource.ended
+    time.sleep(0.1)
+
+
+def test_signals_that_end_a_process_end_it_when_things_are_put_back() -> None:
+    code = """
+import signal
+from basis_probe.interrupts import guarded, hold
+try:
+    with guarded(ending=True):
+        signal.raise_signal(signal.SIGTERM)
+        print("never")
+finally:
+    print("never")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stdout) == (-signal.SIGTERM, ""), run.stderr
+    held = code.replace("        signal", "        hold()\n        signal").replace(
+        "never", "put back"
+    )
+    run = subprocess.run([sys.executable, "-u", "-c", held], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (-signal.SIGTERM, "put back\n"), run.stderr
+
+
+def test_a_signal_that_waited_to_the_end_goes_to_its_handler() -> None:
+    calls: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: calls.append(number))
+    try:
+        with guarded():
+            hold()
+            _strike(signal.SIGTERM)
+            assert calls == []
+        assert calls == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_that_is_set_within_stays() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    inner = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with guarded():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert inner == before
 
 
 def test_a_guard_in_a_guard_leaves_signals_to_the_outer_one() -> None:

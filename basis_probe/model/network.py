@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.brief import described
+from basis_probe.interrupts import guarded
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
 from basis_probe.model.places import Address, Place, Site, module_sites
 from basis_probe.model.state import alone, kept, random_kept
@@ -366,6 +367,8 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
             "The model was in training mode; it was probed in evaluation mode and put back."
         )
     with ExitStack() as stack:
+        # Whatever breaks the work off, everything is put back.
+        stack.enter_context(guarded())
         stack.enter_context(alone(model))
         stack.enter_context(random_kept())
         stack.enter_context(kept(model))

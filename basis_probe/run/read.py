@@ -14,7 +14,7 @@ from torch import Tensor
 
 from basis_probe.errors import DataError, StreamError
 from basis_probe.files import require_writable
-from basis_probe.interrupts import Ended, hold, stoppable
+from basis_probe.interrupts import Ended, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.network import Subject
 from basis_probe.model.trace import tensors_in
@@ -125,6 +125,7 @@ class Reading:
         identified: True if what was seen may meet what was seen elsewhere.
         passing: True if the checkpoint is of no use once there is a report. One that is found and
             was made to stay does stay.
+        earlier: True if something was gathered in a pass before, which this one adds to.
     """
 
     def __init__(
@@ -136,15 +137,14 @@ class Reading:
         checkpoint: str | os.PathLike[str] | None,
         identified: bool = False,
         passing: bool = False,
-        first: Batch | None = None,
+        earlier: bool = False,
     ) -> None:
         self.watching, self.choices, self.part = watching, choices, part
         self.notes: tuple[str, ...] = ()
-        self.first = watching.first if first is None else first
         # A number of everything that was read, in whichever order.
         self.total = 0
         self.checkpoint = None if checkpoint is None else require_writable(checkpoint)
-        self.passing = passing
+        self.passing, self.earlier = passing, earlier
         self.plan = watching.plan(choices, identified=identified or checkpoint is not None)
         self.stream = Stream(
             {name: watching.plans[name] for name in names},
@@ -163,7 +163,7 @@ class Reading:
     def partial(self) -> Partial:
         """What was seen so far."""
         return Partial(
-            seen=self.stream.seen,
+            seen=self.stream.seen if self.part.batches else {},
             first=self.watching.few,
             plan=self.plan,
             parts=(self.part,),
@@ -212,12 +212,18 @@ class Reading:
 
         bar = tqdm(desc="running the model", unit="batch", disable=not progress, leave=False)
         try:
-            self._read(rest, bar.update)
+            # The batch that the model was watched on has been taken from the data already.
+            with stoppable():
+                first = first_of(rest) if self.earlier else self.watching.first
+            self._read(first, rest, bar.update)
         except BaseException as error:
-            unusual = isinstance(error, _OtherData | SystemExit | GeneratorExit)
-            if not self.part.batches or not self._same or unusual:
+            gathered = self.part.batches or self.earlier
+            if not gathered or not self._same or isinstance(error, _OtherData):
                 raise
             hold()
+            if isinstance(error, SystemExit | GeneratorExit):
+                self._write(always=True)
+                raise
             batches = self.part.batches
             # The error itself is forgotten when this clause ends.
             what = str(error) if isinstance(error, Ended) else f"{type(error).__name__}: {error}"
@@ -240,8 +246,13 @@ class Reading:
         self.part = dataclasses.replace(self.part, whole=True)
         self._write(always=True)
 
-    def _read(self, rest: Iterator[tuple[int, Batch | None]], update: Callable[[], object]) -> None:
-        subject, first, stream = self.watching.subject, self.first, self.stream
+    def _read(
+        self,
+        first: Batch,
+        rest: Iterator[tuple[int, Batch | None]],
+        update: Callable[[], object],
+    ) -> None:
+        subject, stream = self.watching.subject, self.stream
         index, of, reached = self.part.index, self.part.of, self.part.reached
         counting = _Counting(self.watching, self.stream) if of > 1 and stream.most else None
         digest = 0
@@ -281,17 +292,20 @@ class Reading:
         call = functools.partial(self.watching.subject.call, batch)
         own = digest_of_batch(batch)
         digest = _digested(self.part.digest, number, own)
-        self.stream.see(self.watching.subject.model, batch, call, spans=spans, number=number)
-        self.part = dataclasses.replace(
-            self.part,
-            reached=number + 1,
-            batches=self.stream.batches,
-            examples=self.stream.examples,
-            digest=digest,
-            whole=False,
-        )
-        self.total = (self.total + own) % 2**64
-        hold()
+        model = self.watching.subject.model
+        add = self.stream.look(model, batch, call, spans=spans, number=number)
+        with unstoppable():
+            add()
+            self.part = dataclasses.replace(
+                self.part,
+                reached=number + 1,
+                batches=self.stream.batches,
+                examples=self.stream.examples,
+                digest=digest,
+                whole=False,
+            )
+            self.total = (self.total + own) % 2**64
+            hold()
         self._write(always=False)
 
     def _require_digest(self, digest: int) -> None:
@@ -301,6 +315,8 @@ class Reading:
                 f"{self.checkpoint} has seen: give the same data in the same order, or start anew "
                 "without it"
             )
+        if self.part.batches:
+            hold()
         self._same = True
 
     def _write(self, *, always: bool) -> None:

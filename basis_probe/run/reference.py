@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError, StreamError
-from basis_probe.interrupts import hold, stoppable
+from basis_probe.interrupts import hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.sites import asked
@@ -233,9 +233,10 @@ def probe_beside(
                 # Both or none: a batch counts once both networks have run on it.
                 mine = stream.look(subject.model, batch, functools.partial(subject.call, batch))
                 theirs = other.look(batch)
-                mine()
-                theirs()
-                hold()
+                with unstoppable():
+                    mine()
+                    theirs()
+                    hold()
                 bar.update()
                 with stoppable():
                     batch = None if stream.full else next(batches, None)

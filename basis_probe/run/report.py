@@ -17,7 +17,7 @@ from basis_probe.architecture.symmetries import CHEAP, watched
 from basis_probe.errors import StreamError
 from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, gather, is_small
-from basis_probe.interrupts import guarded, hold, stoppable
+from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
@@ -498,6 +498,5 @@ def conclude(
         watching = Watched.of(subject, moved(partial.first, subject.device), choices)
         require_same(plan, watching.plan(choices, identified=True), "the partial was made with")
         concluding = Concluding(watching, choices, {})
-        with guarded():
-            hold()
-            return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))
+        hold()
+        return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))

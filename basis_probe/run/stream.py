@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from basis_probe.interrupts import stoppable
+from basis_probe.interrupts import stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import Catcher, Enough, Settled, catching
 from basis_probe.model.graph import Layout
@@ -632,16 +632,17 @@ class Stream:
         return functools.partial(self._add, observers, ranks, number)
 
     def _add(self, observers: Mapping[str, Observer], ranks: Ranks, number: int) -> None:
-        for name, observer in observers.items():
-            sums = self.sums[name]
-            if observer.caught is None:
-                sums.missed += 1
-                continue
-            with torch.inference_mode(False):
-                sums.add(observer.caught, number)
-        self.occurrences.add(ranks.examples)
-        self.batches += 1
-        self.examples += ranks.size
+        with unstoppable():
+            for name, observer in observers.items():
+                sums = self.sums[name]
+                if observer.caught is None:
+                    sums.missed += 1
+                    continue
+                with torch.inference_mode(False):
+                    sums.add(observer.caught, number)
+            self.occurrences.add(ranks.examples)
+            self.batches += 1
+            self.examples += ranks.size
 
     def rehearse(self, model: torch.nn.Module, batch: Batch, run: Callable[[], object]) -> None:
         """Sees what need not be kept, on a batch that is counted elsewhere."""
