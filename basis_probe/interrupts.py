@@ -49,6 +49,7 @@ class _Gate:
         self.process = os.getpid()
         self.open = True
         self.held = self.kept = False
+        self.first: int | None = None
         self.waiting: list[int] = []
         self.before: dict[int, Handler] = {}
         # Signals that end the process once everything is put back, and those that came of them.
@@ -62,6 +63,7 @@ class _Gate:
         """Answers a signal, now or later."""
         # Children, such as the workers of a DataLoader, have nothing of ours to lose.
         if os.getpid() == self.process:
+            self.first = number if self.first is None else self.first
             since = self._off.pop(number, time.monotonic())
             if not self.open:
                 self.waiting.append(number)
@@ -110,7 +112,7 @@ def _send_again(number: int) -> None:
     if main is not None and hasattr(signal, "pthread_kill"):
         signal.pthread_kill(main, number)
     else:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _sets_up(frame: FrameType | None) -> bool:
@@ -159,6 +161,11 @@ class guarded:
     def late(self) -> bool:
         """Whether a signal came that nothing was broken off for."""
         return self._mine is not None and bool(self._mine.waiting)
+
+    @property
+    def number(self) -> int | None:
+        """The first signal that came; None if none did."""
+        return None if self._mine is None else self._mine.first
 
     @property
     def gathered(self) -> bool:
@@ -244,12 +251,6 @@ def answering_signals() -> _Handlers:
 
     untouched = [n for n in SIGNALS if signal.getsignal(n) == signal.SIG_DFL]
     return _Handlers(dict.fromkeys(untouched, end))
-
-
-def unguarded() -> _Handlers:
-    """A context in which every signal ends the process at once, for waits without Python."""
-    heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
-    return _Handlers(dict.fromkeys(heard, signal.SIG_DFL))
 
 
 class _Passage:

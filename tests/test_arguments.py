@@ -210,6 +210,19 @@ DOORS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...], str]] = {
     "stitch data": (
         lambda bad: bp.stitch(_model(), _model(), "1", bad), (5, None, "x", True), "data",
     ),
+    "stitching curve sites": (
+        lambda bad: bp.stitching_curve(_model(), _model(), [_rows()], sites=bad),
+        (5, 1.5, True, [5], [], object(), [None], b"1"), "site",
+    ),
+    "stitching curve groups": (
+        lambda bad: bp.stitching_curve(_model(), _model(), [_rows()], sites="1", groups=bad),
+        (5, None, "orthogonal", [5], [], object(), [LONG]), "group",
+    ),
+    "gathered": (bp.gathered, (5, None, "x", True, []), "partial"),
+    "gathered timeout": (
+        lambda bad: bp.gathered(_partial(), timeout=bad),
+        (0, -1, math.nan, math.inf, "3", None, True, 10**25, []), "timeout",
+    ),
     **{
         f"layers {name}": (
             lambda bad, name=name: bp.compare_layers(_model(), _model(), [_rows()], **{name: bad}),

@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with answering_signals(), guard:
             status = int(command.run(parsed, screen))
             sys.stdout.flush()
-        return int(Status.INTERRUPTED) if guard.late and not status else status
+        if status == Status.INTERRUPTED or (guard.late and not status):
+            return 128 + (guard.number or signal.SIGINT)
+        return status
     except BrokenPipeError:
         # Whoever read what was printed has seen enough. Nothing is left to be written at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -29,7 +29,7 @@ from basis_probe.cli.probing import (
     save_each,
     write,
 )
-from basis_probe.interrupts import stoppable, unguarded
+from basis_probe.interrupts import Ended, stoppable
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -245,15 +245,23 @@ def _in_parts(
     paths = outputs(parsed)
     own = [part_beside(paths, f"-{other}-of-{world}") for other in range(world)]
     keep(partial, own[rank], screen)
+    where = (
+        f"What this process saw is in {own[rank]}; `basis-probe merge --model` makes a report of "
+        "all such files that there are"
+    )
+    if failure is not None and isinstance(failure.__cause__, Ended):
+        # Whoever ends a process does not wait for others.
+        screen.complain(where)
+        raise failure
     try:
-        with unguarded():
+        with stoppable():
             total = gathered(partial)
-    except (RuntimeError, OSError) as error:
-        screen.complain(
-            f"{error} What this process saw is in {own[rank]}; `basis-probe merge --model` makes a "
-            "report of all such files that there are"
-        )
+    except OSError as error:
+        screen.complain(f"{error} {where}")
         return Status.FAILED
+    except KeyboardInterrupt as stopped:
+        screen.complain(f"{stopped}. {where}")
+        raise
     if failure is not None and rank:
         raise failure
     if total is None:

@@ -24,7 +24,7 @@ from basis_probe.algebra.groups import (
     SignedPermutation,
     Trivial,
 )
-from basis_probe.arguments import instance
+from basis_probe.arguments import instance, several, texts
 from basis_probe.brief import brief
 from basis_probe.compare import layers
 from basis_probe.compare.alignments import align, axes_group, on_axes
@@ -770,7 +770,15 @@ def stitching_curve(
         sites: the places; None for the sensible ones that both have.
         groups: the groups; None among them for that of the place.
         options: as for `stitch`.
+
+    Raises:
+        ValueError: for sites or groups that are no lists of such.
+        Exception: whatever `stitch` raises.
     """
+    if sites is not None:
+        sites = texts("sites", sites, "names of places")
+    for group in several("groups", groups, "groups, their names, or None for that of the place"):
+        instance("one of groups", group, (Group, str, type(None)), "a group, its name, or None")
     names = list(sites) if sites is not None else _shared_sites((model_a, model_b), data)
     return StitchingCurve(
         tuple(

@@ -2,20 +2,43 @@
 
 The processes are those that `torchrun` starts. Only partials travel, a few hundred
 megabytes at the end of the run, and they lie on the CPU; so the group is a gloo one on every
-machine, whether or not the models run on accelerators.
+machine, whether or not the models run on accelerators. Who has come, and who still runs, stands in
+the store through which the processes found each other, so that nobody waits for the dead.
 """
 
 import datetime
+import functools
+import itertools
 import os
-import re
-from collections.abc import Generator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from typing import cast
 
 import torch
 import torch.distributed as dist
 
+from basis_probe.arguments import instance, number
 from basis_probe.run.parts import Partial
+
+_BEAT = 2.0
+"""Seconds between two signs of life."""
+
+_SILENT = 30.0
+"""A process that gave signs of life is dead after so many seconds without one."""
+
+_MEETING = datetime.timedelta(minutes=10)
+"""How long processes wait for each other at the beginning."""
+
+_FAREWELL = 10.0
+"""Seconds that process 0 waits for the others to have read how it ended."""
+
+_LOOK = 0.1
+"""Seconds between two looks at who has come."""
+
+_LONGEST = 10**7
+"""Seconds to wait for others, at most."""
 
 
 @contextmanager
@@ -26,22 +49,38 @@ def process_group() -> Generator[tuple[int, int]]:
         The rank of this process and how many there are; (0, 1) for a process on its own. Where a
         group exists already, it is used and left.
 
+    Raises:
+        ConnectionError: if not all of them come within ten minutes.
+
     Example:
         >>> with process_group() as (rank, world):
         ...     rank, world
         (0, 1)
     """
-    if dist.is_available() and dist.is_initialized():
-        yield dist.get_rank(), dist.get_world_size()
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    found = dist.is_available() and dist.is_initialized()
+    if not found and int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield 0, 1
         return
-    dist.init_process_group("gloo")
+    if not found:
+        try:
+            dist.init_process_group("gloo", timeout=_MEETING)
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"the {os.environ['WORLD_SIZE']} processes did not all find each other within "
+                f"{_MEETING.total_seconds():g} seconds ({_first_line(error)}): see which of them "
+                "ended, and why"
+            ) from error
+    rank, world = dist.get_rank(), dist.get_world_size()
+    over = threading.Event()
+    beats = threading.Thread(target=_give_signs, args=(_store(), rank, over), daemon=True)
+    beats.start()
     try:
-        yield dist.get_rank(), dist.get_world_size()
+        yield rank, world
     finally:
-        dist.destroy_process_group()
+        over.set()
+        beats.join()
+        if not found:
+            dist.destroy_process_group()
 
 
 def local_device(device: str) -> str:
@@ -58,49 +97,221 @@ def gathered(partial: Partial, *, timeout: float = 1800.0) -> Partial | None:
     Args:
         partial: what this process saw. Save it first: others may have died, and are not waited for
             without end.
-        timeout: seconds after which a process that has not come is missing.
+        timeout: seconds after which a process that has not come is missing, at most 10**7. One that
+            dies within `process_group` is missing after half a minute.
 
     Raises:
-        ConnectionError: if processes are missing; on rank 0 it names them.
-        ValueError: on rank 0, if the partials do not belong together.
+        ConnectionError: if processes are missing; it names them, on every process that is left.
+        TypeError, ValueError: for a partial or a timeout that is none; and on rank 0, if the
+            partials do not belong together.
     """
+    partial = instance("partial", partial, Partial, "what `observe` returned")
+    timeout = number("timeout", timeout, most=_LONGEST)
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return partial
-    rank, world = dist.get_rank(), dist.get_world_size()
-    wait = datetime.timedelta(seconds=timeout)
+    meeting = _Meeting(_store(), dist.get_rank(), dist.get_world_size())
     try:
-        group = _group(wait)
-        dist.monitored_barrier(group, timeout=wait, wait_all_ranks=True)
-        return _added(partial, group, rank, world)
+        meeting.come(timeout)
+        total = meeting.lead(partial) if meeting.rank == 0 else meeting.follow(partial)
+        meeting.leave()
+        return total
     except RuntimeError as error:
-        named = re.search(r"[Rr]anks? ([\d, ]+)(?= failed)", str(error))
-        who = f"processes {named[1].strip(' ,')}" if named and not rank else "one or more processes"
         raise ConnectionError(
-            f"{who} of {world} died or did not come within {timeout:g} seconds, so that there is "
-            f"no sum of all parts ({str(error).splitlines()[0][:200]})."
+            f"the processes lost each other ({_first_line(error)}): process 0 of {meeting.world}, "
+            "or torchrun, ended, so that there is no sum of all parts."
         ) from error
 
 
-def _group(wait: datetime.timedelta) -> dist.ProcessGroup | None:
+_meetings = itertools.count()
+
+
+class _Meeting:
+    """One call of `gathered`, in all processes.
+
+    Args:
+        store: what all of them read and write.
+        rank: of this process.
+        world: how many there are.
+    """
+
+    def __init__(self, store: dist.distributed_c10d.Store, rank: int, world: int) -> None:
+        self.store, self.rank, self.world = store, rank, world
+        self.name = f"basis_probe/{next(_meetings)}"
+        self.beats: dict[int, tuple[bytes, float]] = {}
+
+    def come(self, timeout: float) -> None:
+        """Returns when all have come.
+
+        Raises:
+            ConnectionError: if some do not.
+        """
+        self._write(str(self.rank), "here")
+        until = time.monotonic() + timeout
+        absent = [str(rank) for rank in range(self.world)]
+        try:
+            while absent := self._without(absent):
+                self._require_no_end()
+                late = time.monotonic() > until
+                self._require_alive([r for r in map(int, absent) if late or self._is_silent(r)])
+                time.sleep(_LOOK)
+        except KeyboardInterrupt as stopped:
+            said = _named(absent, self.world)
+            stopped.args = (f"interrupted while waiting for {said}",)
+            raise
+
+    def lead(self, partial: Partial) -> Partial:
+        """The sum of all partials, which the others hand over.
+
+        Raises:
+            ConnectionError: if one of them dies meanwhile.
+        """
+        total, group = partial, _group()
+        try:
+            # One at a time, so that the sum and one more are held.
+            for other in range(1, self.world):
+                received = _Beside(functools.partial(_received, other, group))
+                while not received.over(_LOOK) and not self._is_silent(other):
+                    pass
+                if received.value is None:
+                    self._require_alive([other])
+                else:
+                    total = total + Partial.from_bytes(received.value)
+        except ValueError:
+            self._write("end", "")
+            raise
+        self._write("end", "")
+        return total
+
+    def follow(self, partial: Partial) -> None:
+        """Hands the partial over, and returns when the sum is made.
+
+        Raises:
+            ConnectionError: if one of the others dies meanwhile.
+        """
+        group = _group()
+        _Beside(lambda: _send(partial.to_bytes(), group))
+        while self._without(["end"]):
+            self._require_alive([0] if self._is_silent(0) else [])
+            time.sleep(_LOOK)
+        self._require_no_end()
+
+    def leave(self, dead: Sequence[str] = ()) -> None:
+        """Returns when nobody alive needs what process 0 may hold in its memory."""
+        self._write(f"{self.rank} left", "")
+        until = time.monotonic() + _FAREWELL
+        names = [f"{rank} left" for rank in range(self.world) if str(rank) not in dead]
+        while not self.rank and self._without(names) and time.monotonic() < until:
+            time.sleep(_LOOK)
+
+    def _require_alive(self, dead: list[int]) -> None:
+        """Tells everybody of those that are dead, and raises ConnectionError if there are any."""
+        if dead:
+            self._write("end", ",".join(map(str, dead)))
+            self._require_no_end()
+
+    def _require_no_end(self) -> None:
+        """Raises ConnectionError if somebody was found dead."""
+        if self._without(["end"]):
+            return
+        said = self.store.get(f"{self.name}/end").decode()
+        if said:
+            dead = said.split(",")
+            self.leave(dead)
+            raise ConnectionError(
+                f"{_named(dead, self.world)} died, or did not come in time, so that "
+                "there is no sum of all parts."
+            )
+
+    def _write(self, name: str, value: str) -> None:
+        self.store.set(f"{self.name}/{name}", value)
+
+    def _without(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that nothing stands under yet."""
+        return [name for name in names if not self.store.check([f"{self.name}/{name}"])]
+
+    def _is_silent(self, rank: int) -> bool:
+        """True for a process that gave signs of life, and gives none any more."""
+        now, key = time.monotonic(), _sign(rank)
+        if not self.store.check([key]):
+            return False
+        beat = self.store.get(key)
+        before, since = self.beats.get(rank, (b"", now))
+        if beat != before:
+            self.beats[rank] = beat, now
+            return False
+        return now - since > _SILENT
+
+
+def _named(ranks: Iterable[str], world: int) -> str:
+    found = list(ranks)
+    return f"{'process' if len(found) == 1 else 'processes'} {', '.join(found)} of {world}"
+
+
+class _Beside:
+    """A job in a thread of its own, which may never end: what waits for a process cannot be ended.
+
+    Args:
+        job: what is run at once.
+    """
+
+    def __init__(self, job: Callable[[], bytes | None]) -> None:
+        self.value: bytes | None = None
+        self.error: Exception | None = None
+        self._job = job
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def over(self, seconds: float) -> bool:
+        """Whether it has ended, after so many seconds at most."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.value = self._job()
+        except Exception as error:
+            self.error = error
+
+
+def _store() -> dist.distributed_c10d.Store:
+    """What the processes of the group read and write in common."""
+    return dist.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+
+
+def _sign(rank: int) -> str:
+    return f"basis_probe/sign of {rank}"
+
+
+def _give_signs(store: dist.distributed_c10d.Store, rank: int, over: threading.Event) -> None:
+    """Writes that this process lives, until it is over."""
+    with suppress(RuntimeError):
+        for count in itertools.count():
+            store.set(_sign(rank), str(count))
+            if over.wait(_BEAT):
+                return
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _group() -> dist.ProcessGroup | None:
     """A group whose tensors lie on the CPU: the one that there is, where it does."""
     if dist.get_backend() == "gloo":
         return None
-    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=wait))
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=_MEETING))
 
 
-def _added(
-    partial: Partial, group: dist.ProcessGroup | None, rank: int, world: int
-) -> Partial | None:
-    mine = torch.frombuffer(bytearray(partial.to_bytes()), dtype=torch.uint8)
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(world)]
-    dist.all_gather(lengths, torch.tensor([len(mine)]), group=group)
-    # One at a time, so that rank 0 holds the sum and one more.
-    total = partial
-    for other in range(1, world):
-        if rank == other:
-            dist.send(mine, dst=0, group=group)
-        elif rank == 0:
-            theirs = torch.empty(int(lengths[other]), dtype=torch.uint8)
-            dist.recv(theirs, src=other, group=group)
-            total = total + Partial.from_bytes(theirs.numpy().tobytes())
-    return total if rank == 0 else None
+def _send(data: bytes, group: dist.ProcessGroup | None) -> None:
+    """Sends bytes to rank 0, their length first."""
+    dist.send(torch.tensor([len(data)]), dst=0, group=group)
+    dist.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), dst=0, group=group)
+
+
+def _received(rank: int, group: dist.ProcessGroup | None) -> bytes:
+    """The bytes that a process sent."""
+    length = torch.zeros(1, dtype=torch.int64)
+    dist.recv(length, src=rank, group=group)
+    data = torch.empty(int(length), dtype=torch.uint8)
+    dist.recv(data, src=rank, group=group)
+    return data.numpy().tobytes()

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from partials import batches, observed, reported, require_equal
@@ -13,6 +19,7 @@ from partials import batches, observed, reported, require_equal
 import basis_probe as bp
 from basis_probe import demo
 from basis_probe.cli import main
+from basis_probe.run import distributed
 from basis_probe.run.distributed import gathered, local_device
 
 pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
@@ -30,14 +37,18 @@ with bp.process_group() as (rank, world):
 """
 
 
-def _torchrun(processes: int, *words: str) -> None:
+def _run_torchrun(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), *words]
     where = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     where |= {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
+    return subprocess.run(
         command, check=False, capture_output=True, text=True, timeout=500, env=where
     )
+
+
+def _torchrun(processes: int, *words: str) -> None:
+    run = _run_torchrun(processes, *words)
     assert run.returncode == 0, run.stderr[-3000:]
 
 
@@ -66,6 +77,183 @@ def test_a_process_on_its_own_is_all_there_is() -> None:
         assert (rank, world) == (0, 1)
         partial = observed(batches(2))
         assert gathered(partial) is partial
+
+
+# --- processes that die ---------------------------------------------------------------------------
+
+
+def _four(work: Callable[[int], object], told: pathlib.Path) -> list[tuple[int, str]]:
+    """(exit code, or minus the signal; what it said) of four forked processes that form a group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes: list[int] = []
+    for rank in range(4):
+        process = os.fork()
+        if process:
+            processes.append(process)
+            continue
+        status = 1
+        try:
+            with open(told / f"{rank}.txt", "w") as file:
+                sys.stdout = sys.stderr = file
+                os.dup2(file.fileno(), 2)
+                os.environ |= {
+                    "WORLD_SIZE": "4", "RANK": str(rank), "LOCAL_RANK": str(rank),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                    "GLOO_SOCKET_IFNAME": "lo",
+                }  # fmt: skip
+                try:
+                    work(rank)
+                    status = 0
+                except Exception as error:
+                    file.write(f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(status)
+    ended = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    said = [(told / f"{rank}.txt").read_text(errors="replace") for rank in range(4)]
+    return list(zip(ended, said, strict=True))
+
+
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _until(number: int, act: Callable[[], object]) -> Iterator[Any]:
+    """Batches, and something that happens in place of one of them."""
+    for place, batch in enumerate(batches()):
+        if place == number:
+            act()
+        yield batch
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_BEAT", 0.1)
+    monkeypatch.setattr(distributed, "_SILENT", 1.5)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.parametrize(
+    ("victim", "moment"),
+    [
+        (1, "gathering"),
+        (3, "handing over"),
+        pytest.param(2, "seeing", marks=pytest.mark.slow),
+        pytest.param(0, "gathering", marks=pytest.mark.slow),
+        pytest.param(0, "adding", marks=pytest.mark.slow),
+    ],
+)
+def test_those_that_are_left_say_who_died(victim: int, moment: str, tmp_path: pathlib.Path) -> None:
+    def work(rank: int) -> None:
+        mine, path = rank == victim, tmp_path / f"{rank}.safetensors"
+        with bp.process_group():
+            data = _until(5, _die) if mine and moment == "seeing" else batches()
+            observed(data, shard=(rank, 4)).save(path)
+            if mine and moment == "gathering":
+                _die()
+            if mine:
+                distributed._send = distributed._received = _die
+            bp.gathered(bp.Partial.load(path))
+
+    start = time.monotonic()
+    ended = _four(work, tmp_path)
+    assert time.monotonic() - start < 30
+    for rank, (status, said) in enumerate(ended):
+        if rank == victim:
+            assert status == -signal.SIGKILL
+            continue
+        assert status == 1 and "ConnectionError" in said, said
+        assert f"process {victim} of 4" in said, said
+        assert bp.Partial.load(tmp_path / f"{rank}.safetensors").batches > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_process_that_hangs_is_missing_and_one_that_is_slow_is_not(
+    tmp_path: pathlib.Path,
+) -> None:
+    def late(rank: int) -> None:
+        with bp.process_group():
+            part = observed(batches(), shard=(rank, 4))
+            time.sleep(3.0 * (rank == 3))
+            total = bp.gathered(part)
+            assert total is None or total.batches == 7
+
+    assert [status for status, _ in _four(late, tmp_path)] == [0] * 4
+
+    def hanging(rank: int) -> None:
+        with bp.process_group():
+            if rank == 1:
+                # Somebody has to let it go on, so that it ends.
+                subprocess.Popen(["sh", "-c", f"sleep 8; kill -CONT {os.getpid()}"])
+                _stop()
+            bp.gathered(observed(batches(), shard=(rank, 4)))
+
+    for rank, (status, said) in enumerate(_four(hanging, tmp_path)):
+        assert status == 1, said
+        assert rank == 1 or "process 1 of 4 died, or did not come" in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_process_that_does_not_come_in_time_is_missing(tmp_path: pathlib.Path) -> None:
+    def work(rank: int) -> None:
+        with bp.process_group():
+            part = observed(batches(2), shard=(rank, 4))
+            time.sleep(2.0 * (rank == 2))
+            bp.gathered(part, timeout=0.5)
+
+    for rank, (status, said) in enumerate(_four(work, tmp_path)):
+        # The one that comes late finds nobody, unless it finds the others still leaving.
+        assert status == 1 and "ConnectionError" in said, said
+        assert rank == 2 or "process 2 of 4 died, or did not come in time" in said, said
+
+
+_DYING = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from interrupted import Strikes
+import basis_probe as bp
+from partials import batches, observed
+
+class Fatal(Strikes):
+    def _count(self, frame, event, _):
+        if os.environ["RANK"] == {victim!r}:
+            super()._count(frame, event, _)
+
+def run():
+    with bp.process_group() as (rank, world):
+        part = observed(batches(), shard=(rank, world))
+        part.save(f"{folder}/{{rank}}.safetensors")
+        bp.gathered(part)
+
+with Fatal(signal.SIGKILL, {at}):
+    run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(10))
+def test_torchrun_ends_when_one_of_four_is_killed(moment: int, tmp_path: pathlib.Path) -> None:
+    script, victim = tmp_path / "script.py", moment % 4
+    here = str(pathlib.Path(__file__).parents[1])
+    # Of about 14,000 calls.
+    at = 1 + 1400 * moment
+    script.write_text(_DYING.format(tests=here, victim=str(victim), folder=str(tmp_path), at=at))
+    start = time.monotonic()
+    run = _run_torchrun(4, str(script))
+    assert time.monotonic() - start < 120
+    assert run.returncode == 1 and "SIGKILL" in run.stderr, run.stderr[-3000:]
+    for part in tmp_path.glob("*.safetensors"):
+        assert bp.Partial.load(part).batches > 0
+    assert list(tmp_path.glob(".*.tmp")) == []
 
 
 def test_processes_of_one_machine_take_an_accelerator_each(
@@ -162,3 +350,43 @@ def test_torchrun_writes_one_report(words: list[str], tmp_path: pathlib.Path) ->
     two, one = _read(tmp_path / "two.json"), _read(tmp_path / "one.json")
     _alike(two, one)
     assert [site.examples for site in two] == [site.examples for site in one] != [None]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.parametrize("told", [False, True])
+def test_commands_whose_company_dies_say_where_their_parts_are(
+    told: bool, words: list[str], tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "r.json"
+
+    def work(rank: int) -> None:
+        def end_soon(partial: bp.Partial) -> bp.Partial | None:
+            # Launchers end the others when one of them dies.
+            if told:
+                subprocess.Popen(["sh", "-c", f"sleep 2; kill {os.getpid()}"])
+                distributed._SILENT = 1000.0
+            return gathered(partial)
+
+        distributed.gathered = _die if rank == 2 else end_soon
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        status = main([*words, "--out", str(out)])
+        sys.stderr.flush()
+        os._exit(status)
+
+    for rank, (status, said) in enumerate(_four(work, tmp_path)):
+        if rank == 2:
+            assert status == -signal.SIGKILL
+            continue
+        # The others may find that process 0 was ended before they are.
+        first = told and not rank
+        assert status == (128 + signal.SIGTERM if first else 1) or (told and status == 143), said
+        found = "".join(said.split())
+        named = re.search(r"process(es)?(\d,)*2(,\d)*of4", found)
+        assert named or (told and not first and "process0of4" in found), said
+        assert f"-{rank}-of-4.safetensors" in found, said
+        assert "Traceback" not in said
+    assert len(list(tmp_path.glob("r.part-*.safetensors"))) == 4
+    assert not out.exists()
