@@ -100,9 +100,10 @@ def probe(
             all sites need more, the data pass through the model several times, for some sites at a
             time; a warning says so before the first. None for one pass.
         checkpoint: a file to which what was seen is written every minute, and when the run is
-            interrupted or fails, or the process is told to end (SIGTERM, SIGHUP). If it exists, the run goes on where it ended, once the batches
-            that it has seen are seen to be those of the data; it is removed when the report is
-            made, unless `observe` or `Partial.save` wrote it.
+            interrupted or fails, or the process is told to end (SIGTERM, SIGHUP). If it exists, the
+            run goes on where it ended, once the batches that it has seen are seen to be those of
+            the data; it is removed when the report is made, unless `observe` or `Partial.save`
+            wrote it.
         reference: another network with sites of the same names, trained from another seed: every
             site gets one more score, "convergence", which asks whether its axes are those of the
             other network rather than any turned ones.
@@ -296,7 +297,8 @@ def observe(
         shard: (i, n): batches i, i + n, i + 2 n ... of the data are seen, and the first examples of
             the first batch, on which the model is watched.
         checkpoint: a file to which the partial is written every minute, at the end, and when the
-            run is interrupted or fails or the process is told to end (SIGTERM, SIGHUP); a run that finds it there goes on where it ended.
+            run is interrupted or fails or the process is told to end (SIGTERM, SIGHUP); a run that
+            finds it there goes on where it ended.
         tokenizer: as for `probe`.
 
     Raises:
