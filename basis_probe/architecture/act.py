@@ -278,7 +278,12 @@ class Action:
             assert vertex.part is not None
             part = torch.tensor(vertex.part)
             part = part if rows is None else part[rows]
-            source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+            number = self.facts.stream_of[vertex.carried[0]]
+            key = ("part", number, tuple(part.tolist()))
+            if key in self._done:
+                return
+            self._done.add(key)
+            source = self.facts.streams[number]
             for before in source.writers:
                 self._write(before, element, part)
             self._add(source.members, element, part)

@@ -50,6 +50,7 @@ from basis_probe.model.facts import (
 )
 from basis_probe.model.graph import Kind, Vertex, groups_of, norm_argument
 from basis_probe.model.places import Site
+from basis_probe.model.recurrent import LONGEST, RECURRENT
 from basis_probe.results.symmetry import Symmetry
 
 PAPER = "Godfrey, Brown, Emerson, Kvinge 2022 (arXiv 2205.14258), section 3 and Table 1"
@@ -83,12 +84,16 @@ class Derivation:
         self._intertwiners: dict[int, Intertwiner] = {}
         self._measured: dict[tuple[int, str | None], Intertwiner] = {}
         self._families: dict[int, frozenset[int]] = {}
+        self._family_links: dict[frozenset[int], list[int]] = {}
+        self._links_known: dict[int, bool] = {}
+        self._apart: set[frozenset[int]] = set()
         self._relations: dict[frozenset[int], Relations] = {}
         self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
         self.computed = computed_weights(facts)
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self._tied_groups: dict[int, Group | None] = {}
+        self._free_ties: set[int] = set()
         self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
         self.normed: dict[int, tuple[Attention, Side]] = {}
         self.bent: dict[int, tuple[Attention, Side]] = {}
@@ -141,7 +146,7 @@ class Derivation:
             )
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)
-            self._require_free_ties(stream)
+            group, because = self._tied(stream, group, because)
             group, because = self._free(stream, group, because)
         except _NotUnderstood as reason:
             return _unknown(dim, str(reason))
@@ -878,9 +883,11 @@ class Derivation:
         return math.prod(shape[axis] for axis in layout.axes) // layout.repeat
 
     def family_links(self, family: frozenset[int]) -> list[int]:
-        streams = self.facts.streams
-        touching = {v for m in family for v in (*streams[m].writers, *streams[m].readers)}
-        return sorted(vertex for vertex in touching if self.is_link(vertex))
+        if family not in self._family_links:
+            streams = self.facts.streams
+            touching = {v for m in family for v in (*streams[m].writers, *streams[m].readers)}
+            self._family_links[family] = sorted(v for v in touching if self.is_link(v))
+        return self._family_links[family]
 
     def _require_understood(self, stream: Stream) -> None:
         """Raises `_NotUnderstood` with the first neighbour that no rule covers."""
@@ -900,7 +907,7 @@ class Derivation:
             if writer in self.inside and self._holds_queries(stream):
                 continue
             if vertex.kind is Kind.OTHER:
-                raise _NotUnderstood(f"it is written by {vertex.op}{where}, which no rule covers")
+                raise _NotUnderstood(f"it is written by {self._not_covered(vertex)}")
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
                 raise _NotUnderstood(
                     f"it is a part of a wider tensor{where} that not only linear maps write, or "
@@ -916,7 +923,7 @@ class Derivation:
             if vertex.kind is Kind.ATTENTION and set(vertex.used) & stream.members:
                 raise _NotUnderstood(f"queries or keys are read by {vertex.op}{where}")
             if vertex.kind is Kind.OTHER:
-                raise _NotUnderstood(f"it is read by {vertex.op}{where}, which no rule covers")
+                raise _NotUnderstood(f"it is read by {self._not_covered(vertex)}")
             if vertex.kind is Kind.CARRIER and set(vertex.used) & stream.members:
                 raise _NotUnderstood(
                     f"it is the factor of whole rows in a product, {vertex.op}{where}, which no "
@@ -931,6 +938,20 @@ class Derivation:
                 )
             if vertex.kind is Kind.REGION and regions[reader].shape is Shape.UNKNOWN:
                 raise _NotUnderstood(f"{regions[reader].why}{where}")
+
+    def _not_covered(self, vertex: Vertex) -> str:
+        """What no rule covers, by the name of the function, and what to do where that is known."""
+        trace = self.facts.graph.trace
+        node = trace.node(vertex.node)
+        if node.op == "output":
+            node = trace.node(node.inputs[0])
+        name = f"{node.op}{_where(self.facts, node.index)}"
+        if node.op in RECURRENT:
+            return (
+                f"{name}, which is followed for sequences shorter than {LONGEST + 1} steps that "
+                "are not packed: give such an example_input"
+            )
+        return f"{name}, which no rule covers"
 
     def _holds_queries(self, stream: Stream) -> bool:
         """True if queries or keys of an attention are in a stream, turned or not yet."""
@@ -955,10 +976,14 @@ class Derivation:
                 return False
         taken: set[int] = set()
         sizes: set[int] = set()
+        parts: set[tuple[int, ...]] = set()
         for reader in source.readers:
             vertex = graph.vertices[reader]
-            if vertex.kind is not Kind.PART or vertex.part is None or taken & set(vertex.part):
+            if vertex.kind is not Kind.PART or vertex.part is None:
                 return False
+            if vertex.part not in parts and taken & set(vertex.part):
+                return False
+            parts.add(vertex.part)
             taken |= set(vertex.part)
             layout = graph.layouts[vertex.carried[0]]
             shape = graph.trace.node(vertex.carried[0]).shape
@@ -968,6 +993,8 @@ class Derivation:
 
     def _require_parts_apart(self, family: frozenset[int]) -> None:
         """Raises `_NotUnderstood` if axes that were concatenated also belong together otherwise."""
+        if family in self._apart:
+            return
         links = {v: self._joined(v) for v in self.family_links(family)}
         for vertex, ends in links.items():
             if self.facts.graph.vertices[vertex].kind not in (Kind.CONCAT, Kind.PADDED):
@@ -977,11 +1004,16 @@ class Derivation:
                 if other != vertex:
                     for end in others[1:]:
                         parent[_root(parent, end)] = _root(parent, others[0])
+            for member in family:
+                for tie in self.ties.get(member, ()):
+                    if tie.stream in family:
+                        parent[_root(parent, tie.stream)] = _root(parent, member)
             if len({_root(parent, end) for end in ends}) < len(ends):
                 raise _NotUnderstood(
                     f"{self.facts.graph.vertices[vertex].op}{_where(self.facts, vertex)} joins "
                     "features that change places together"
                 )
+        self._apart.add(family)
 
     def _joined(self, link: int) -> list[int]:
         """The streams on both sides of a function of single features."""
@@ -994,28 +1026,70 @@ class Derivation:
         """True if a matrix that writes the stream reads it too, transposed."""
         return any(tie.transposed and tie.stream == index for tie in self.ties.get(index, ()))
 
-    def _require_free_ties(self, index: int) -> None:
-        """Raises `_NotUnderstood` if a matrix is used elsewhere, where other changes are absorbed.
+    def _tied(self, index: int, group: Group, because: str) -> tuple[Group, str]:
+        """The claim, or the smaller one that weights used in several places leave.
 
-        Streams that one matrix reads, or writes, in several places change together.
+        Streams that one matrix reads, or writes, in several places change together. Where one of
+        them stands by itself, it may follow the others.
+
+        Raises:
+            _NotUnderstood: if the streams have other symmetries, and none of them can follow.
         """
         seen: set[int] = set()
         waiting = [index]
+        smaller: Group | None = None
         while waiting:
             here = waiting.pop()
-            if here in seen:
+            if here in seen or here in self._free_ties:
                 continue
             seen.add(here)
             if self.permuting(here):
                 waiting.extend(self.family(here))
+            waiting.extend(self._beside(here))
             for tie in self.ties.get(here, ()):
                 waiting.append(tie.stream)
                 own, other = self._group_at(tie.own), self._group_at(tie.other)
-                if own is None or other is None or own != other:
+                if own is not None and own == other:
+                    continue
+                less = self._following(here, own, tie.stream, other)
+                if less is None or smaller not in (None, less) or self._beside(index):
                     raise _NotUnderstood(
                         f"the weights of {_name(self.facts, tie.other)} are used in several "
                         "places, whose symmetries are not the same"
                     )
+                smaller = less
+        if smaller is None:
+            self._free_ties |= seen
+        elif group != smaller and self._stands_alone(index, group):
+            because += (
+                " The weights that read or write it are used elsewhere too, where less is free: it "
+                f"changes as the axes there do ({smaller.name})."
+            )
+            return smaller, because
+        return group, because
+
+    def _beside(self, index: int) -> list[int]:
+        """The streams whose features a stream holds side by side."""
+        writers = self.facts.streams[index].writers
+        if not writers or not self.sets_side_by_side(writers[0]):
+            return []
+        return [self.facts.stream_of[s] for s in self.facts.graph.vertices[writers[0]].carried]
+
+    def _following(
+        self, index: int, group: Group | None, other: int, its: Group | None
+    ) -> Group | None:
+        """The smaller one of two groups, if the stream of the larger one can follow."""
+        if group is None or its is None or group.dim != its.dim:
+            return None
+        if self._stands_alone(index, group) and isinstance(its, OnAxes | Trivial):
+            return its
+        if self._stands_alone(other, its) and isinstance(group, OnAxes | Trivial):
+            return group
+        return None
+
+    def _stands_alone(self, index: int, group: Group) -> bool:
+        """True if any change of basis passes a stream, and nothing else changes with it."""
+        return isinstance(group, GeneralLinear) and self.commuting.joined(index) is None
 
     def _group_at(self, vertex: int) -> Group | None:
         """The group of the stream that holds a vertex, ties aside; None if it is not understood."""
@@ -1057,9 +1131,13 @@ class Derivation:
 
     def is_link(self, index: int) -> bool:
         """True if the axes before and behind a vertex change together, and only as axes."""
-        if self.commuting.kind(index) is not None:
-            return self.commuting.on_axes(self.facts.stream_of[index])
-        return self._is_link_on_axes(index)
+        if index not in self._links_known:
+            self._links_known[index] = (
+                self._is_link_on_axes(index)
+                if self.commuting.kind(index) is None
+                else self.commuting.on_axes(self.facts.stream_of[index])
+            )
+        return self._links_known[index]
 
     def _is_link_on_axes(self, index: int) -> bool:
         vertex = self.facts.graph.vertices[index]
@@ -1160,8 +1238,10 @@ class Derivation:
                 if here not in found:
                     found.add(here)
                     waiting.extend(other for _, other in self._links(here))
-            # Not of the others: what reads a stream only on the way to nowhere does not bind it.
-            self._families[index] = frozenset(found)
+            stream = self.facts.streams[index]
+            # What reads a stream only on the way to nowhere does not bind it.
+            onpath = bool(stream.readers) or stream.returned
+            self._families |= dict.fromkeys(found if onpath else (index,), frozenset(found))
         return self._families[index]
 
     def relations(self, family: frozenset[int]) -> Relations:

@@ -33,9 +33,12 @@ class Relations:
         self.place = {stream: column for column, stream in enumerate(sorted(streams))}
         self.sizes: list[Tensor] = []
         self.bits: list[int] = []
+        self._solutions: Tensor | None = None
+        self._scales: dict[int, Scales] | None = None
 
     def add(self, factors: dict[int, float], *, scales: bool = True, signs: bool = True) -> None:
         """The sum of factor times size over the streams is zero, and so is that of the bits."""
+        self._solutions = self._scales = None
         known = {self.place[s]: factor for s, factor in factors.items() if s in self.place}
         if scales:
             row = torch.zeros(len(self.place), dtype=torch.float64)
@@ -47,13 +50,23 @@ class Relations:
 
     def _directions(self) -> Tensor:
         """[solutions, streams], an orthonormal basis of the sizes that satisfy all relations."""
+        if self._solutions is not None:
+            return self._solutions
         rows = torch.stack([*self.sizes, torch.zeros(len(self.place), dtype=torch.float64)])
+        if len(rows) > rows.shape[1]:
+            rows = torch.linalg.qr(rows, mode="r")[1]
         _, values, directions = torch.linalg.svd(rows, full_matrices=True)
         rank = int((values > 1e-9 * max(1.0, float(values.max()))).sum())
-        return directions[rank:]
+        self._solutions = found = directions[rank:]
+        return found
 
     def solved(self) -> dict[int, Scales]:
         """The diagonal matrices that each stream admits."""
+        if self._scales is None:
+            self._scales = self._solved()
+        return self._scales
+
+    def _solved(self) -> dict[int, Scales]:
         found = self._directions()
         free = found.abs().amax(0) > 1e-9 if len(found) else None
         flips = _free_bits(self.bits, len(self.place))

@@ -3,6 +3,7 @@
 import dataclasses
 
 from basis_probe.model.facts import Facts, shared
+from basis_probe.model.graph import Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,4 +42,11 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
         elif facts.graph.layouts.get(a) is not None and facts.graph.layouts.get(b) is not None:
             tie(c, b, True)
             tie(a, d, True)
+    for stream in facts.streams:
+        parts: dict[tuple[int, ...], int] = {}
+        for reader in stream.readers:
+            vertex = facts.graph.vertices[reader]
+            if vertex.kind is Kind.PART and vertex.part is not None:
+                # What takes the same part of a tensor twice is written by the same rows.
+                tie(parts.setdefault(vertex.part, reader), reader, False)
     return {stream: tuple(dict.fromkeys(ties)) for stream, ties in found.items()}

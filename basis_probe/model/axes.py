@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from basis_probe.model.graph import replay
-from basis_probe.model.trace import Fixed, Node, Ref, Trace, tensors_in
+from basis_probe.model.trace import STEPS, Fixed, Node, Ref, Trace, tensors_in
 
 PADDING = -1
 """An entry that a model adds, and that no input has: a number of its own choice."""
@@ -192,6 +192,11 @@ class Axes:
             return self._known[node.inputs[0]]
         if op in _LOST or (node.function is None and op != "setitem"):
             return None
+        sequence = self._sequence(node) if op == "stack" and node.module.endswith(STEPS) else None
+        if sequence is not None:
+            rows = self._known[sequence][:-1]
+            self._mix(rows[node.args[1]])
+            return (*rows, {})
         if op in _MOVES:
             return self._moved(node)
         operands = self._operands(node)
@@ -285,6 +290,20 @@ class Axes:
         found = (*first[1][:2], {})
         self._several[node.index] = [found]
         return found
+
+    def _sequence(self, node: Node) -> int | None:
+        """What the steps of a recurrent layer read whose states a call puts side by side."""
+        waiting, seen = [*node.inputs], set[int]()
+        while waiting:
+            here = self.trace.node(waiting.pop(0))
+            if here.index in seen or here.module != node.module:
+                continue
+            seen.add(here.index)
+            whole = self.trace.node(here.inputs[0]) if here.op == "getitem" else None
+            if whole is not None and whole.op == "linear":
+                return whole.index if whole.shape[:-1] == node.shape[:-1] else None
+            waiting += here.inputs
+        return None
 
     def _convolved(self, node: Node, first: tuple[tuple[int, ...], Labels]) -> Labels | None:
         if len(first[0]) != len(node.shape):

@@ -584,9 +584,13 @@ def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
         for other, known in found.setdefault(place, []):
             if known.shape == weight.shape and known.stride() == weight.stride():
                 yield other, vertex.node, False
-            elif known.ndim == 2 and known.T.stride() == weight.stride():
+                break
+            if known.ndim == 2 and known.T.stride() == weight.stride():
                 yield other, vertex.node, True
-        found[place].append((vertex.node, weight))
+                break
+        else:
+            # Each is held against the first of its kind alone.
+            found[place].append((vertex.node, weight))
 
 
 def constant(trace: Trace, value: object) -> Tensor | None:

@@ -319,13 +319,14 @@ def _dims(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 class _Builder:
     def __init__(self, trace: Trace, cuts: frozenset[int], wanted: frozenset[int]) -> None:
         self.trace = trace
-        self.cuts = cuts
+        self.cuts, self.wanted = cuts, wanted
         self.relevant = self._ancestors(frozenset(trace.outputs) | wanted)
         self.vertices: dict[int, Vertex] = {}
         self.same: dict[int, int] = {}  # node -> vertex with the same features
         self.roots: dict[int, frozenset[int]] = {}  # node inside a region -> what it is made of
         self.layouts: dict[int, Layout] = {}
         self.picked: set[int] = set()  # weights that were picked by number
+        self.stacks: dict[int, tuple[int, list[int]]] = {}  # the new axis, and what lies along it
 
     def _ancestors(self, nodes: frozenset[int]) -> frozenset[int]:
         found: set[int] = set()
@@ -369,14 +370,16 @@ class _Builder:
         return found
 
     def known(self, index: int) -> bool:
-        return index in self.same or index in self.roots
+        return index in self.same or index in self.roots or index in self.stacks
 
     def live(self, node: Node) -> list[int]:
         return [i for i in dict.fromkeys(node.inputs) if self.trace.node(i).live and self.known(i)]
 
     def vertex(self, index: int) -> int:
         """The vertex that holds the features of a node, made now if the node is inside a region."""
-        if index not in self.same:
+        if index not in self.same and index in self.stacks:
+            self.put(index, Kind.CARRIER, tuple(map(self.vertex, self.stacks[index][1])))
+        elif index not in self.same:
             self.put(index, Kind.REGION, tuple(sorted(self.roots[index])))
         return self.same[index]
 
@@ -419,12 +422,22 @@ class _Builder:
         if layout is not None:
             self.layouts[node.index] = layout
         op = node.op
+        if op == "stack" and layout is not None:
+            self.stacks[node.index] = (self._stacked_along(node), live)
+            if node.index in self.wanted:
+                self.vertex(node.index)
+            return
+        one = self._of_stack(node)
+        if one is not None:
+            self._take_over(node, one)
+            return
+        for index in live:
+            if index in self.stacks:
+                self.vertex(index)
         if self._is_identity(node) or (
             op == "output" and self._is_identity(self.trace.node(first))
         ):
-            self.roots[node.index] = self.roots[first]
-            if first in self.same:
-                self.same[node.index] = self.same[first]
+            self._take_over(node, first)
             return
         if op == "embedding" or self._averages_rows(node) or self._is_lookup(node):
             self.put(node.index, Kind.EMBEDDING, ())
@@ -494,6 +507,33 @@ class _Builder:
             full = any(self.trace.node(root).shape == shape for root in self.roots[node.index])
             if full:
                 self.vertex(node.index)
+
+    def _take_over(self, node: Node, source: int) -> None:
+        """A node whose features are those of another."""
+        self.roots[node.index] = self.roots[source]
+        if source in self.layouts:
+            self.layouts[node.index] = self.layouts[source]
+        if source in self.same:
+            self.same[node.index] = self.same[source]
+
+    def _stacked_along(self, node: Node) -> int:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        return dim % len(node.shape)
+
+    def _of_stack(self, node: Node) -> int | None:
+        """The one of several stacked tensors that a call takes out again."""
+        source = self._ref(node, 0, "input")
+        if node.op != "getitem" or source not in self.stacks:
+            return None
+        axis, parts = self.stacks[source]
+        if source in self.same or not all(
+            part in self.same or part in self.roots for part in parts
+        ):
+            return None
+        taken = dict(_items(node, self.trace.node(source).shape))
+        whole = all(item == slice(None) for at, item in taken.items() if at not in (axis, None))
+        item = taken.get(axis)
+        return parts[item] if whole and None not in taken and type(item) is int else None
 
     def _convolved(self, index: int) -> int | None:
         """The number of axes of positions, if a convolution is the first that reads a tensor."""
@@ -911,6 +951,13 @@ class _Builder:
             if len(shape) != len(before) or shape[layout.axes[-1]] != before[layout.axes[-1]]:
                 return None
             return layout
+        if op == "stack":
+            axis = self._stacked_along(node)
+            alike = all(self.layouts.get(i) == layout for i in live)
+            if not alike or len(live) != len(_given_to(node)):
+                return None
+            axes = tuple(a + (a >= axis) for a in layout.axes)
+            return Layout(axes, axes[-1] < len(shape) - 1, layout.repeat)
         if op in ("getitem", "index_select"):
             picked = picked_axes(self.trace, node, before, layout.axes)
             if picked is not None:
@@ -990,6 +1037,12 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
         return None
     channels = layout.channels and axes[-1] < len(after) - 1
     return Layout(tuple(axes), channels, repeat)
+
+
+def _given_to(node: Node) -> list[object]:
+    """What a call that joins tensors was given."""
+    given = node.kwargs.get("tensors", node.args[0] if node.args else ())
+    return list(given)
 
 
 def _permuted(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:

@@ -5,7 +5,7 @@ import enum
 from collections.abc import Iterator
 
 from basis_probe.model.graph import nonlinear, part_of_one
-from basis_probe.model.trace import Fixed, Node, Ref, Trace
+from basis_probe.model.trace import STEPS, Fixed, Node, Ref, Trace
 
 
 class Place(enum.Enum):
@@ -80,7 +80,7 @@ def module_sites(trace: Trace) -> dict[str, Site]:
     counts: dict[tuple[str, str], int] = {}
     for node in trace.nodes:
         if nonlinear(node.op) and node.index not in made and floating(node.index):
-            if part_of_one(trace, node):
+            if node.module.endswith(STEPS) or part_of_one(trace, node):
                 continue
             key = (node.module, node.op)
             counts[key] = counts.get(key, 0) + 1

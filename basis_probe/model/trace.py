@@ -8,6 +8,7 @@ they happen.
 import dataclasses
 import functools
 import gc
+import operator
 import re
 import sys
 import threading
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
+
+from basis_probe.model.recurrent import recurrent_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +151,8 @@ _SPELLINGS = {
     "hardtanh_": "hardtanh", "rrelu_": "rrelu", "threshold_": "threshold", "sigmoid_": "sigmoid",
     "tanh_": "tanh", "sin_": "sin", "clamp_": "clamp", "clip": "clamp",
     "masked_fill_": "masked_fill",
-    "__getitem__": "getitem", "concat": "cat", "concatenate": "cat", "softmax": "softmax",
+    "select": "getitem", "narrow": "getitem", "__getitem__": "getitem",
+    "concat": "cat", "concatenate": "cat",
     "type_as": "to", "float": "to", "double": "to", "half": "to", "bfloat16": "to", "type": "to",
     "reshape": "view", "view_as": "view", "flatten": "view", "unflatten": "view", "squeeze": "view",
     "unsqueeze": "view", "swapaxes": "transpose", "swapdims": "transpose", "t": "transpose",
@@ -176,6 +180,9 @@ _BRINGING = frozenset(
     "tensor as_tensor asarray from_numpy frombuffer scalar_tensor from_dlpack empty "
     "empty_strided".split()
 )
+STEPS = " (step by step)"
+"""Behind the path of a module: calls that stand for the steps of one call, and are no places."""
+
 UNRECORDED = "unrecorded"
 """What a tensor is called that code out of sight made: scripts, other libraries, threads."""
 
@@ -316,6 +323,23 @@ def _by_form(
     return _BY_FORM[op], ((value, form), {}), inputs
 
 
+def _items_of(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]
+) -> tuple[Any, ...] | None:
+    """What `select` and `narrow` take, as the items of an index; None for all other calls."""
+    name = getattr(func, "__name__", "")
+    names = {"select": ("dim", "index"), "narrow": ("dim", "start", "length")}.get(name)
+    if names is None or not args or args[0] is not given[0]:
+        return None
+    rest = (*args[1:], *(kwargs[key] for key in names[len(args) - 1 :] if key in kwargs))
+    if len(rest) != len(names) or not all(type(number) is int for number in rest):
+        return None
+    axis = rest[0] % given[0].ndim
+    first = rest[1] % given[0].shape[axis]
+    item = first if name == "select" else slice(first, first + rest[2])
+    return (slice(None),) * axis + (item,)
+
+
 def _put(whole: Tensor, places: Any, values: Any) -> Tensor:
     """A copy of a tensor with other values at some places."""
     whole = whole.clone()
@@ -418,6 +442,10 @@ class _Recorder(Follower):
         if whole is not None:
             with self:
                 return whole(*args, **kwargs)
+        steps = recurrent_steps(func, args, self._is_live)
+        if steps is not None:
+            with self._inside(), self:
+                return steps(*args, **kwargs)
         given = list(tensors_in((args, kwargs)))
         if any(map(_is_transformed, given)):
             # What comes out of the transform in the end is of unknown origin.
@@ -448,6 +476,9 @@ class _Recorder(Follower):
         product = as_product(seen[0]) if op == "einsum" else None
         if product is not None:
             op, func, seen = product[0], product[1], (product[2], {})
+        items = _items_of(func, args, kwargs, given) if op == "getitem" else None
+        if items is not None:
+            func, seen = operator.getitem, ((seen[0][0], items), {})
         made = list(tensors_in(out))
         if op in _BY_FORM and isinstance(out, Tensor) and len(given) > 1:
             func, seen, inputs = _by_form(op, out, seen)
@@ -481,6 +512,21 @@ class _Recorder(Follower):
         if changed:
             self._overwrite(changed, tuple(inputs), made)
         return out
+
+    @contextmanager
+    def _inside(self) -> Generator[None]:
+        """Within the context calls are those of steps of the module, which have no names."""
+        path = self.stack[-1][0] + STEPS
+        self.stack.append((path, self.counts[path]))
+        self.counts[path] += 1
+        try:
+            yield
+        finally:
+            self.stack.pop()
+
+    def _is_live(self, tensor: Tensor) -> bool:
+        index = self.made.get(id(tensor))
+        return index is not None and self.nodes[index].live
 
     def _seen(self, value: Any, inputs: list[int]) -> Any:
         if isinstance(value, Tensor):
