@@ -459,6 +459,55 @@ class Action:
         value = node.args[1] if len(node.args) > 1 else None
         return isinstance(value, Ref) and self.graph.same.get(value.node) == vertex.used[0]
 
+    def matrix_of(self, vertex: Vertex) -> tuple[Slot, int, int]:
+        """Where the matrix of a linear map lies, and which of its axes are outputs and inputs.
+
+        Raises:
+            WeightError: if it is no parameter.
+        """
+        found = self._map(vertex)
+        return found.weight, found.outputs, found.inputs
+
+    def bias_of(self, vertex: Vertex) -> Slot | None:
+        """Where the bias of a linear map lies; None if it has none.
+
+        Raises:
+            WeightError: if it is no parameter.
+        """
+        return self._bias(self.graph.trace.node(vertex.node), self._map(vertex).bias)
+
+    def shifts_of(self, vertex: int) -> list[Slot]:
+        """Where the numbers lie that a norm, or a gain for every feature, adds.
+
+        Raises:
+            WeightError: if they are no parameters.
+        """
+        return [vector.slot for vector in self._parts(vertex).vectors if vector.bias != 0]
+
+    def gain_at(self, vertex: int) -> Tensor:
+        """What a norm multiplies features by, as its weights are now.
+
+        Raises:
+            WeightError: if how it uses its parameters is not understood.
+        """
+        self._before.clear()
+        return self._affine(vertex)[0]
+
+    def gains_of(self, vertex: int) -> list[Slot]:
+        """Where a gain for every feature lies, and what is added behind it; none if there is none.
+
+        Raises:
+            WeightError: if they are no parameters.
+        """
+        found, node = self.graph.vertices[vertex], self.graph.trace.node(vertex)
+        region = self.facts.regions.get(vertex, NOTHING)
+        if found.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+            given = (self._argument(node, name) for name in ("weight", "bias"))
+            return [slot for slot in given if slot is not None]
+        if region.function is None or not (region.shape.is_norm or region.shape is Shape.DIAGONAL):
+            return []
+        return [vector.slot for vector in self._parts(vertex).vectors]
+
     def _bias(self, node: Node, value: object) -> Slot | None:
         """Where the bias of a linear map lies; None if it has none, or one that is always zero."""
         if not isinstance(value, Fixed | Ref):

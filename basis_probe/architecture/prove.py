@@ -99,6 +99,7 @@ class Prover:
         *,
         seed: int = 0,
     ) -> None:
+        self.model = model
         self.facts = facts
         self.seed = seed
         self.slots = Slots(model, facts.graph.trace)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from basis_probe.algebra.elements import Element
 from basis_probe.algebra.groups import Blocks, Unknown
 from basis_probe.architecture.act import Action
+from basis_probe.architecture.completeness import LARGEST, Counter, too_large
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.prove import Prover, Unproved, largest_change
 from basis_probe.errors import DataError
@@ -23,7 +25,13 @@ from basis_probe.model.places import Site
 from basis_probe.model.sites import asked
 from basis_probe.model.trace import tensors_in
 from basis_probe.model.weights import Slots, WeightError, Weights
-from basis_probe.results.symmetry import Certificate, Symmetries, Symmetry
+from basis_probe.results.symmetry import (
+    Certificate,
+    CompleteCertificate,
+    Completeness,
+    Symmetries,
+    Symmetry,
+)
 
 CHEAP = 150_000_000
 """Models of at most this many parameters are certified without being asked to."""
@@ -73,11 +81,51 @@ def symmetries(
                 seen.add(key)
                 sites[name] = site
         claims = {name: derivation.symmetry(site) for name, site in sites.items()}
-        return Symmetries(proved(subject, batch, derivation, sites, claims, certificates))
+        found = Symmetries(proved(subject, batch, derivation, sites, claims, certificates))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    # A model that is too large for the count is not kept alive for it.
+    return found.counting(
+        functools.partial(_too_large, size)
+        if size > LARGEST
+        else functools.partial(_counted, model, example_input)
+    )
+
+
+def _too_large(size: int) -> Completeness:
+    raise ValueError(f"completeness cannot be counted: {too_large(size)}")
+
+
+def _counted(model: nn.Module, example_input: Any) -> Completeness:
+    subject = recognise(model)
+    with prepared(subject.model, None):
+        batch = _batch(subject, example_input)
+        facts = watched(subject, batch)
+        return _completeness(subject, batch, facts, Derivation(facts), 0)
+
+
+def _completeness(
+    subject: Subject, batch: Batch, facts: Facts, derivation: Derivation, seed: int
+) -> Completeness:
+    """Whether all claims hold every continuous symmetry.
+
+    Raises:
+        ValueError: if it cannot be counted: why, and what to do.
+    """
+    try:
+        prover = Prover(subject.model, _same(batch, facts), facts, derivation, seed=seed)
+        return Counter(prover).completeness(facts.sites)
+    except Unproved as error:
+        raise ValueError(f"completeness cannot be counted: {error}") from error
 
 
 def certify(
-    model: nn.Module, site: str, example_input: Any, *, elements: int = 3, seed: int = 0
+    model: nn.Module,
+    site: str,
+    example_input: Any,
+    *,
+    elements: int = 3,
+    seed: int = 0,
+    complete: bool = False,
 ) -> Certificate:
     """The numerical proof of what `symmetries` claims of one site, on this very model.
 
@@ -91,6 +139,9 @@ def certify(
         example_input: one batch, as for `probe`; a few examples are used.
         elements: how many elements to draw.
         seed: seeds them.
+        complete: whether to count, too, if the claims about all sites hold every continuous
+            symmetry of the model; the answer has `completeness` then. Only for small models (6,000
+            numbers in all parameters): give a small one of the same architecture.
 
     Raises:
         SiteError: if the name stands for no site, or for several.
@@ -121,9 +172,14 @@ def certify(
                 proof = prover.certify(place, symmetry.group, elements=elements)
                 # What `symmetries` says of it is what is proved here.
                 smaller = None if proof.holds else _in_place(prover, place, symmetry, elements)
-                return proof if smaller is None else smaller[1]
+                proof = proof if smaller is None else smaller[1]
             except Unproved as error:
                 raise ValueError(f"{name} cannot be certified: {error}") from error
+            if not complete:
+                return proof
+            count = _completeness(subject, batch, facts, derivation, seed)
+            given = {f.name: getattr(proof, f.name) for f in dataclasses.fields(Certificate)}
+            return CompleteCertificate(**given, completeness=count)
 
 
 def reparametrize(

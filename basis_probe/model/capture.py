@@ -131,7 +131,7 @@ class _Watcher(Follower):
         if made:
             for address, catcher in due.items():
                 if address.place is Place.FUNCTION:
-                    catcher(made[0])
+                    catcher(made[address.index])
             self.step(op)
             if not isinstance(out, Tensor):
                 for _ in made:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.pairs import PairFactors, pair_factors
-from basis_probe.model.attention import Attention, attentions
+from basis_probe.model.attention import Attention, Side, attentions
 from basis_probe.model.axes import Axes
 from basis_probe.model.graph import (
     Graph,
@@ -26,7 +26,7 @@ from basis_probe.model.graph import (
     norm_argument,
     replay,
 )
-from basis_probe.model.places import Site, spoken
+from basis_probe.model.places import Site, piece, spoken
 from basis_probe.model.positions import Rows
 from basis_probe.model.rows import is_blank, picked_weight
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
@@ -473,7 +473,30 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
         if region.shape.is_norm or (region.shape is Shape.ELEMENTWISE and region.within)
     )
     found = attentions(graph, norms)
+    sites = _with_parts(graph, found, sites)
     return Facts(graph, sites, streams, stream_of, regions, found, _given(graph))
+
+
+def _with_parts(
+    graph: Graph, found: tuple[Attention, ...], sites: dict[str, Site]
+) -> dict[str, Site]:
+    """The sites, with the queries, keys and values that one map wrote beside each other."""
+    more: list[Site] = []
+    for attention in found:
+        value = graph.vertices[graph.vertices[attention.vertex].carried[0]]
+        while value.kind is Kind.CARRIER and len(value.carried) == 1:
+            value = graph.vertices[value.carried[0]]
+        ends = {"q": attention.query, "k": attention.key}
+        parts = {n: graph.vertices[s.source] for n, s in ends.items() if isinstance(s, Side)}
+        for name, vertex in {**parts, "v": value}.items():
+            if vertex.kind is Kind.PART and vertex.node in graph.layouts:
+                site = piece(graph.trace, graph.trace.node(vertex.node), name)
+                if site is not None and site.name not in sites:
+                    more.append(site)
+    every = [*sites.values(), *{site.name: site for site in more}.values()]
+    return (
+        {site.name: site for site in sorted(every, key=lambda site: site.node)} if more else sites
+    )
 
 
 def _given(graph: Graph) -> dict[int, str]:

@@ -25,7 +25,7 @@ class Address:
         place: at which end of what.
         path: the module.
         call: which call of the module, from 0.
-        index: which of the tensors that went in or came out.
+        index: which of the tensors that went in or came out, or that a function returned.
         op, ordinal: for functions, the name and which of its calls inside the module's call.
     """
 
@@ -91,6 +91,18 @@ def module_sites(trace: Trace) -> dict[str, Site]:
             )
             found.append((node.index, name, Site(name, address, node.index)))
     return {name: site for _, name, site in sorted(found, key=lambda entry: entry[0])}
+
+
+def piece(trace: Trace, node: Node, name: str) -> Site | None:
+    """A site at what a call takes out of a tensor, or at one of the pieces that it makes of it."""
+    made = trace.node(node.inputs[0]) if node.op == "output" else node
+    if made.module.endswith(STEPS) or made.function is None:
+        return None
+    place = node.args[0] if node.op == "output" else 0
+    again = f":{made.call + 1}" if made.call else ""
+    stem = f"{made.module}.{name}" if made.module else name
+    address = Address(Place.FUNCTION, made.module, made.call, place, made.op, made.ordinal)
+    return Site(f"{stem}{again}", address, node.index)
 
 
 def catch(trace: Trace, reader: Node, argument: int) -> Address:

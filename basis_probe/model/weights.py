@@ -205,6 +205,11 @@ class Weights:
             shared.setdefault(id(tensor), []).append(name)
         return any(len(names) > 1 and set(names) & set(self.changed) for names in shared.values())
 
+    def settle(self) -> None:
+        """Keeps the weights as they are now: they are what is put back from here on."""
+        self._some.clear()
+        self._kept.clear()
+
     def restore(self) -> None:
         """Puts everything back."""
         with torch.no_grad():

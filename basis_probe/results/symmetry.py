@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from basis_probe.algebra.groups import Group, Privileged
@@ -42,6 +42,74 @@ class Certificate(Exact):
 
 @brief
 @dataclasses.dataclass(frozen=True)
+class Completeness:
+    """Whether the claimed groups hold every continuous symmetry of a model, counted.
+
+    The directions in parameter space that leave the function unchanged to first order, at these
+    weights, against those that are claimed. Orders and signs of axes are not seen by the count.
+
+    Attributes:
+        parameters: how many numbers the parameters hold, tied ones as if they were not.
+        nullity: the dimension of the null space of the Jacobian of (parameters -> outputs).
+        claimed: the dimension of what is claimed of it: the five that follow, added up.
+        of_groups: what the groups of all sites do to the parameters.
+        unreached: numbers that no output depends on, such as the embeddings of other tokens.
+        of_shifts: further directions in which only biases and tables that are added change, as a
+            bias that the next one absorbs.
+        unseen: further directions that a LayerNorm does not let through: what is written along the
+            all-ones direction, and what is read along it behind the norm.
+        of_gains: further directions in which a gain grows and what reads it shrinks.
+        missing: the parameters in which most of the unclaimed part lies, each with its share; empty
+            if nothing is missing.
+        near: singular values that are not zero, relative to the largest, below 1e-5: symmetries but
+            for an epsilon, such as the scale of a stream that RMSNorm reads.
+        largest_stray: by how much a claimed direction left the null space at most; what left it by
+            more than 1e-6 is not counted.
+    """
+
+    parameters: int
+    nullity: int
+    claimed: int
+    of_groups: int
+    unreached: int
+    of_shifts: int
+    unseen: int
+    of_gains: int
+    missing: tuple[tuple[str, float], ...] = ()
+    near: tuple[float, ...] = ()
+    largest_stray: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """True if every direction of the null space is claimed, and every claim lies in it."""
+        return self.claimed == self.nullity and self.largest_stray <= 1e-6
+
+    def __str__(self) -> str:
+        if self.complete:
+            return f"complete: {self.claimed} of {self.nullity} directions are claimed"
+        where = ", ".join(f"{name} ({share:.0%})" for name, share in self.missing)
+        stray = "" if self.largest_stray <= 1e-6 else "; a claimed direction changes the function"
+        return (
+            f"{self.claimed} of {self.nullity} directions are claimed; the others move {where}"
+            if where
+            else f"{self.claimed} of {self.nullity} directions are claimed"
+        ) + stray
+
+
+@brief
+@dataclasses.dataclass(frozen=True, eq=False)
+class CompleteCertificate(Certificate):
+    """The proof of a claim, with the count for the whole model.
+
+    Attributes:
+        completeness: whether the claims about all sites hold every continuous symmetry.
+    """
+
+    completeness: Completeness | None = None
+
+
+@brief
+@dataclasses.dataclass(frozen=True)
 class Symmetry:
     """The changes of basis at one site that the surrounding weights could absorb, and why.
 
@@ -70,6 +138,41 @@ class Symmetry:
 @brief
 class Symmetries(dict[str, Symmetry]):
     """Site name -> symmetry, in forward order; shows itself as a table."""
+
+    _counted: Completeness | None = None
+    _count: Callable[[], Completeness] | None = None
+
+    @property
+    def completeness(self) -> Completeness:
+        """Whether these claims hold every continuous symmetry of the model, counted when asked.
+
+        Raises:
+            ValueError: if the model is too large for it, or these symmetries were stored.
+
+        Example:
+            >>> import torch, basis_probe as bp
+            >>> layers = torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+            >>> model = torch.nn.Sequential(*layers)
+            >>> print(bp.symmetries(model, torch.randn(40, 3)).completeness)
+            complete: 4 of 4 directions are claimed
+        """
+        if self._counted is None:
+            if self._count is None:
+                raise ValueError(
+                    "it is not known which model these symmetries are of: ask what "
+                    "basis_probe.symmetries returned, before it is stored"
+                )
+            self._counted = self._count()
+        return self._counted
+
+    def __getstate__(self) -> dict[str, object]:
+        # What counts refers to the model.
+        return {"_counted": self._counted}
+
+    def counting(self, count: Callable[[], Completeness]) -> "Symmetries":
+        """The same symmetries, which know how they are counted."""
+        self._count = count
+        return self
 
     def to_dataframe(self) -> Any:
         """A `pandas.DataFrame` with one row per site: group, what it privileges, certificate, why.
