@@ -2,13 +2,17 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from basis_probe.brief import described
+
 _FIELDS = 10
+_NUMBER = re.compile(r"\d{1,9}(-\d{1,9}|\.\d{1,9})?", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +50,21 @@ def read_conllu(path: str | pathlib.Path) -> list[Sentence]:
     out.
 
     Raises:
-        ValueError: for a line that is not CoNLL-U, with its number; or a word that is not in its
-            sentence's text.
+        OSError: if the file cannot be read.
+        ValueError: for what is no text in UTF-8; a line that is not CoNLL-U, with its number; or a
+            word that is not in its sentence's text.
     """
     sentences: list[Sentence] = []
     text: str | None = None
     rows: list[list[str]] = []
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate([*lines, ""], start=1):
+    try:
+        whole = pathlib.Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start:,}): give a CoNLL-U "
+            "file, turned into UTF-8 first where it has another encoding"
+        ) from error
+    for number, line in enumerate([*whole.split("\n"), ""], start=1):
         if line.startswith("# text = "):
             text = line.removeprefix("# text = ")
         elif line.strip() and not line.startswith("#"):
@@ -61,6 +72,11 @@ def read_conllu(path: str | pathlib.Path) -> list[Sentence]:
             if len(fields) != _FIELDS:
                 raise ValueError(
                     f"line {number} has {len(fields)} fields: CoNLL-U has {_FIELDS}, between tabs"
+                )
+            if _NUMBER.fullmatch(fields[0]) is None:
+                raise ValueError(
+                    f"line {number} is of word {described(fields[0])}: CoNLL-U numbers words as 1, "
+                    "several of one form as 2-3, and empty nodes as 3.1"
                 )
             rows.append(fields)
         elif not line.strip() and rows:
@@ -83,8 +99,8 @@ def _sentence(text: str | None, rows: list[list[str]], number: int) -> Sentence:
             start = text.find(form, reached)
             if start < 0:
                 raise ValueError(
-                    f"the sentence before line {number} has the word {form!r}, which its text "
-                    f"{text[:60]!r} does not hold: give a file whose text and words agree"
+                    f"the sentence before line {number} has the word {described(form)}, which its "
+                    f"text {text[:60]!r} does not hold: give a file whose text and words agree"
                 )
             reached = start + len(form)
             span = (start, reached)

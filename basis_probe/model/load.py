@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.metadata
+import json
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from basis_probe.brief import described
 
 if TYPE_CHECKING:
     import torch
@@ -196,9 +199,14 @@ def from_directory(
         folder = _snapshot(name, local_files_only=local_files_only)
     _check(folder, name)
     made = bridge_class()
+    _require_sizes(folder, name)
     with quiet():
         try:
             wrapped = made.boot_transformers(str(folder), device=device)
+            absent, unknown = _absent_weights(type(wrapped.original_model), folder)
+            _require_weights(wrapped, absent, unknown, name)
+        except PretrainedError:
+            raise
         except Exception as error:
             raise PretrainedError(
                 f"{name} holds a configuration, weights and a tokenizer, but no TransformerBridge "
@@ -208,21 +216,83 @@ def from_directory(
                 "model in Python and give it to basis_probe.probe as it is"
             ) from error
         wrapped.cfg.model_name = name
-        _require_weights(wrapped, folder, name)
         return wrapped.eval()
+
+
+_LARGEST = 2**31
+"""Larger than any size of a model."""
+
+_LAYERS = 2000
+"""More than any model has."""
+
+_SPARE = 2**26
+"""So many numbers beside its weights a model may hold, such as positions and masks."""
+
+
+def _require_sizes(folder: Path, name: str) -> None:
+    """Raises if the configuration is of a model that is far larger than the weights in the folder.
+
+    It would be built before its weights are missed, which takes all memory there is.
+    """
+    import torch
+
+    files = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
+    # At least four bits a number.
+    room = 2 * sum(path.stat().st_size for path in files) + _SPARE
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PretrainedError(
+            f"{name}: config.json is no JSON ({_brief(error)}): write the folder again with "
+            "save_pretrained"
+        ) from error
+    for key, size in _whole_numbers(config):
+        if size >= _LARGEST or ("layer" in key and size > _LAYERS):
+            raise PretrainedError(
+                f"{name}: config.json says {key[-80:]} = {described(size)}, which no model has: "
+                "write the folder again with save_pretrained"
+            )
+    with quiet():
+        import transformers
+
+        try:
+            kind: Any = transformers.AutoModelForCausalLM
+            found = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):
+                empty = kind.from_config(found)
+        except Exception:
+            # Whatever is wrong is said when the model is built.
+            return
+    needed = sum(tensor.numel() for tensor in (*empty.parameters(), *empty.buffers()))
+    if needed > room:
+        raise PretrainedError(
+            f"{name}: config.json is of a model of {needed:,} numbers, and the weights are "
+            f"{(room - _SPARE) // 2:,} bytes: give the configuration that belongs to them"
+        )
+
+
+def _whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number of a configuration, under its name."""
+    if isinstance(value, dict):
+        for key, entry in cast("dict[str, Any]", value).items():
+            yield from _whole_numbers(entry, str(key))
+    elif isinstance(value, list):
+        for entry in cast("list[Any]", value):
+            yield from _whole_numbers(entry, name)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield name, value
 
 
 NOTES = "basis_probe_notes"
 """A model holds under this name what a reader of its reports must know of how it was loaded."""
 
 
-def _require_weights(wrapped: Any, folder: Path, name: str) -> None:
+def _require_weights(wrapped: Any, absent: dict[str, str], unknown: list[str], name: str) -> None:
     """Raises if weights that the model's output depends on are not in the folder.
 
     What else is missing is left without numbers, so that nothing can be said of it, and named in a
     note; so is what the folder holds and the model has no place for.
     """
-    absent, unknown = _absent_weights(type(wrapped.original_model), folder)
     holding = {
         path.replace("._original_component", ""): tensor
         for tensors in (

@@ -47,6 +47,12 @@ class Standing(Exact):
     p_adjusted: float = math.nan
     share: float = math.nan
 
+    def __post_init__(self) -> None:
+        if (self.outcome is None) != (self.privileged is None):
+            raise ValueError("it has an outcome or something privileged, and not both")
+        if len(self.effect_interval) != 2:
+            raise ValueError(f"its interval of the effect has {len(self.effect_interval)} ends")
+
 
 @brief
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +74,10 @@ class SiteAcross(Exact):
     score: str
     standings: tuple[Standing, ...]
     apart: str = ""
+
+    def __post_init__(self) -> None:
+        if self.layer is not None and not 0 <= self.layer < 2**31:
+            raise ValueError(f"{self.layer} is no index of a layer")
 
     @property
     def changed(self) -> bool:
@@ -112,6 +122,16 @@ class ReportComparison(Exact):
     names: tuple[str, ...]
     rows: tuple[SiteAcross, ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row.standings) != len(self.names):
+                raise ValueError(
+                    f"site {row.site[:80]!r} stands in {len(row.standings)} reports, and there are "
+                    f"{len(self.names)}"
+                )
+            if all(one.outcome is None for one in row.standings):
+                raise ValueError(f"site {row.site[:80]!r} stands in none of the reports")
 
     @property
     def changed(self) -> tuple[SiteAcross, ...]:

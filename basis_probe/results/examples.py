@@ -36,6 +36,14 @@ class Context:
     box: tuple[int, int, int, int] | None = None
     picture: str = ""
 
+    def __post_init__(self) -> None:
+        count = len(self.activations)
+        if len(self.tokens) != count or not 0 <= self.at < count:
+            raise ValueError(
+                f"token {self.at} of {len(self.tokens)} tokens with {count} activations: give an "
+                "activation for every token, and one of their places"
+            )
+
     @property
     def activation(self) -> float:
         """At the token that activates."""

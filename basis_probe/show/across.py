@@ -34,7 +34,7 @@ def dataframe(found: ReportComparison) -> pandas.DataFrame:
                     "layer": row.layer,
                     "outcome": None if one.outcome is None else one.outcome.name,
                     "privileged": None if one.privileged is None else one.privileged.name,
-                    "score": row.score,
+                    "score": words.clean(row.score),
                     "effect": one.effect,
                     "effect_low": one.effect_interval[0],
                     "effect_high": one.effect_interval[1],
@@ -45,7 +45,7 @@ def dataframe(found: ReportComparison) -> pandas.DataFrame:
                     "change": row.change(place),
                     "change_low": low,
                     "change_high": high,
-                    "not_comparable": row.apart,
+                    "not_comparable": words.clean(row.apart),
                 }
             )
     texts = "report site kind outcome privileged score not_comparable".split()

@@ -7,9 +7,12 @@ import json
 import pathlib
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from damage import GROWTH, SECONDS, memory, refused
 from fake_report import fake_report
 
 import basis_probe as bp
@@ -37,13 +40,57 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-PLACES = _places(BASE)
+def _examples() -> bp.results.Examples:
+    context = bp.results.Context((" a", "b"), (0.5, -1.0), 0, 3, 4, (0, 0, 2, 2), "iVBORw0KGgo=")
+    top = bp.results.TopContexts("axis 1", 1, -1, (context, context), {"token purity": 1.0}, "x")
+    return bp.results.Examples("site", (top, top), (top,), "by effect")
 
 
-def _mutated(chance: random.Random) -> str:
-    value = copy.deepcopy(BASE)
+def _explanations() -> bp.concepts.Explanations:
+    one = bp.concepts.Explained("axis 1", 1, "a word", 0.75, ("slow",), True)
+    return bp.concepts.Explanations("site", (one,), (one,), 3)
+
+
+def _dissection() -> bp.results.Dissection:
+    generator = torch.Generator().manual_seed(0)
+    labels = {"c": torch.arange(300) % 3 == 0, "d": torch.arange(300) % 2 == 0}
+    effort = bp.concepts.Effort(shuffles=9, resamples=9)
+    site = bp.dissect_activations(
+        torch.randn(300, 4, generator=generator), labels, group="orthogonal", frames=19,
+        effort=effort,
+    )  # fmt: skip
+    return bp.results.Dissection((site,), {"seed": "0"}, ("a note",))
+
+
+def _drawn(value: Any, folder: pathlib.Path, endings: tuple[str, ...]) -> None:
+    """Fails for a finding that cannot be shown in one of its forms."""
+    assert isinstance(str(value), str) and repr(value)
+    assert type(value).from_json(value.to_json()).to_json() == value.to_json()
+    for form in ("_repr_html_", "to_dataframe", "concepts_dataframe"):
+        if hasattr(value, form):
+            getattr(value, form)()
+    if hasattr(value, "save"):
+        for ending in endings:
+            value.save(folder / f"r{ending}")
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    "report": fake_report,
+    "comparison": lambda: bp.compare_reports({"a": fake_report(), "b": fake_report()}),
+    "examples": _examples,
+    "explanations": _explanations,
+    "dissection": _dissection,
+}
+FORMS: dict[str, tuple[str, ...]] = {
+    "report": (".html", ".md", ".csv", ".tex"),
+    "comparison": (".html", ".md", ".csv"),
+}
+
+
+def _mutated(base: Any, places: list[tuple[Any, ...]], chance: random.Random) -> str:
+    value = copy.deepcopy(base)
     for _ in range(chance.choice([1, 1, 2, 3])):
-        *path, last = chance.choice(PLACES)
+        *path, last = chance.choice(places)
         parent = value
         try:
             for key in path:
@@ -59,37 +106,51 @@ def _mutated(chance: random.Random) -> str:
     return json.dumps(value)
 
 
-def _try(count: int, seed: int, folder: pathlib.Path, endings: tuple[str, ...]) -> int:
-    """How many of the mutated reports were taken; each of these can be drawn."""
-    chance, taken = random.Random(seed), 0
-    for _ in range(count):
-        text, start = _mutated(chance), time.monotonic()
-        try:
-            report = bp.Report.from_json(text)
-        except ValueError as error:
-            assert "not a basis_probe report" in str(error) or "has format" in str(error)
-            assert len(str(error)) < 1000
-            assert time.monotonic() - start < 2
-            continue
-        taken += 1
-        for ending in endings:
-            report.save(folder / f"r{ending}")
-        assert str(report) and repr(report)
+def _try(
+    kind: str,
+    count: int,
+    seed: int,
+    folder: pathlib.Path,
+    endings: tuple[str, ...],
+    *,
+    pages: int = 1,
+) -> int:
+    """How many of the mutated findings were taken; each of these can be drawn."""
+    good, chance, taken = MAKERS[kind](), random.Random(seed), 0
+    base = json.loads(good.to_json())
+    places = _places(base)
+    _drawn(good, folder, endings)
+    before = memory()
+    for number in range(count):
+        text = _mutated(base, places, chance)
+        found = refused(lambda text=text: type(good).from_json(text), number)
+        if found is not None:
+            taken += 1
+            start = time.monotonic()
+            # Pages take longest, and differ least.
+            _drawn(found, folder, endings if taken % pages == 0 else ())
+            assert time.monotonic() - start < 5 * SECONDS, number
+    assert memory() - before < GROWTH
     return taken
 
 
-def test_mutated_reports_are_refused_or_drawn(tmp_path: pathlib.Path) -> None:
-    assert 0 < _try(25, 1, tmp_path, (".md", ".csv")) < 25
+@pytest.mark.parametrize("kind", MAKERS)
+def test_mutated_findings_are_refused_or_drawn(kind: str, tmp_path: pathlib.Path) -> None:
+    assert 0 < _try(kind, 12, 1, tmp_path, ()) < 12
 
 
 @pytest.mark.slow
-def test_many_mutated_reports_are_refused_or_drawn(tmp_path: pathlib.Path) -> None:
-    _try(400, 2, tmp_path, (".html", ".md", ".csv", ".tex"))
+@pytest.mark.parametrize("kind", MAKERS)
+def test_many_mutated_findings_are_refused_or_drawn(kind: str, tmp_path: pathlib.Path) -> None:
+    _try(kind, 400, 2, tmp_path, FORMS.get(kind, ()))
 
 
 @pytest.mark.battery
-def test_ten_thousand_mutated_reports_are_refused_or_drawn(tmp_path: pathlib.Path) -> None:
-    _try(10_000, 3, tmp_path, (".html", ".md", ".csv", ".tex", ".json"))
+@pytest.mark.parametrize("kind", MAKERS)
+def test_ten_thousand_mutated_findings_are_refused_or_drawn(
+    kind: str, tmp_path: pathlib.Path
+) -> None:
+    _try(kind, 10_000, 3, tmp_path, FORMS.get(kind, ()), pages=5)
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import random
-import resource
-import sys
-import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -16,23 +12,17 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from damage import GROWTH, memory, refused
 from partials import batches, observed
 
 import basis_probe as bp
 from basis_probe.calibration.rates import Count, Tally, read
+from basis_probe.model.load import from_directory
 
-HOME = str(pathlib.Path(bp.__file__).parent)
 VALUES: tuple[Any, ...] = (
     None, True, 0, -1, 1.5, 2**63, 10**25, 1e308, "nan", "", "x" * 10_000, "\ud800", [], {}, [[]],
     [None], {"x": {}}, [10**12],
 )  # fmt: skip
-GROWTH = 200 * 2**20
-
-
-def _memory() -> int:
-    """The most memory that this process has had, in bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def _damaged(data: bytes, chance: random.Random) -> bytes:
@@ -102,9 +92,74 @@ def _compared(path: pathlib.Path) -> object:
     return bp.similarity(path, path)
 
 
+CONLLU = """# text = The dogs don't bark.
+1\tThe\tthe\tDET\tDT\tDefinite=Def\t2\tdet\t_\t_
+2\tdogs\tdog\tNOUN\tNNS\tNumber=Plur\t5\tnsubj\t_\t_
+3-4\tdon't\t_\t_\t_\t_\t_\t_\t_\t_
+3\tdo\tdo\tAUX\tVB\t_\t5\taux\t_\t_
+4\tn't\tnot\tPART\tRB\t_\t5\tadvmod\t_\t_
+5\tbark\tbark\tVERB\tVB\t_\t0\troot\t_\tSpaceAfter=No
+6\t.\t.\tPUNCT\t.\t_\t5\tpunct\t_\t_
+
+"""
+
+
+def _changed_field(data: bytes, chance: random.Random) -> bytes:
+    """CoNLL-U with one of its fields replaced."""
+    lines = data.decode().split("\n")
+    place = chance.randrange(1, len(lines) - 2)
+    fields = lines[place].split("\t")
+    others = ("", "-1", "x", "1-", "9-3", "1.1", "10" * 3000, "\ud800", "\x00", "_", "a\tb")
+    fields[chance.randrange(len(fields))] = chance.choice(others)
+    lines[place] = "\t".join(fields)
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
 def _npz(path: pathlib.Path) -> bytes:
     np.savez(path, a=np.random.default_rng(0).standard_normal((40, 3)))
     return path.read_bytes()
+
+
+def _model(folder: pathlib.Path) -> None:
+    """Writes a small language model and its tokenizer to a folder."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("transformer_lens")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=32, vocab_size=32)
+    ).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(32)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="w1", bos_token="w0"
+    ).save_pretrained(folder)
+
+
+def _of_model(name: str) -> Callable[[pathlib.Path], bytes]:
+    """A file of a model's folder, which is written beside it."""
+
+    def made(path: pathlib.Path) -> bytes:
+        _model(path.parent)
+        return (path.parent / name).read_bytes()
+
+    return made
+
+
+def _loaded(path: pathlib.Path) -> object:
+    return from_directory(path.parent, local_files_only=True)
+
+
+SIZES = (10**5, 10**6, 10**9, 2**31, 10**12)
+
+
+def _changed_entry(data: bytes, chance: random.Random) -> bytes:
+    value = json.loads(data)
+    sizes = [name for name, entry in value.items() if type(entry) is int]
+    if sizes and chance.random() < 0.5:
+        return json.dumps(value | {chance.choice(sizes): chance.choice(SIZES)}).encode()
+    return json.dumps(_altered(value, chance)).encode()
 
 
 Case = tuple[str, Callable[[pathlib.Path], bytes], Callable[[pathlib.Path], object], Any]
@@ -115,6 +170,17 @@ CASES: dict[str, Case] = {
         "x", lambda _: _partial(), lambda p: bp.Partial.from_bytes(p.read_bytes()), _forged,
     ),
     "record": ("x.jsonl", lambda _: _record(), read, _changed_line),
+    "treebank": (
+        "x.conllu", lambda _: CONLLU.encode(), bp.concepts.read_conllu, _changed_field,
+    ),
+    **{
+        f"model: {name}": (name, _of_model(name), _loaded, alter)
+        for name, alter in (
+            ("config.json", _changed_entry),
+            ("model.safetensors", None),
+            ("tokenizer.json", _changed_entry),
+        )
+    },
     "npz": ("x.npz", _npz, _compared, None),
     "tensors": (
         "x.safetensors",
@@ -129,35 +195,27 @@ def _try(kind: str, count: int, seed: int, folder: pathlib.Path) -> int:
     """How many of the damaged files were refused, all of them in our own words."""
     name, make, load, alter = CASES[kind]
     path = folder / name
-    data, chance, refused = make(path), random.Random(seed), 0
+    data, chance, taken = make(path), random.Random(seed), 0
     path.write_bytes(data)
     load(path)
-    before = _memory()
+    before = memory()
     for number in range(count):
         changed = alter(data, chance) if alter and number % 2 else _damaged(data, chance)
         path.write_bytes(changed)
-        start = time.monotonic()
-        try:
-            load(path)
-        except ValueError as error:
-            refused += 1
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            assert last.filename.startswith(HOME), f"{number}: {last.filename}: {error!r}"
-            assert len(str(error)) < 10_000, number
-        assert time.monotonic() - start < 2, number
-    assert _memory() - before < GROWTH
-    return refused
+        taken += refused(lambda: load(path) or True, number) is not None
+    assert memory() - before < GROWTH
+    return count - taken
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", [kind for kind in CASES if not kind.startswith("model")])
 def test_damaged_files_are_refused_in_words(kind: str, tmp_path: pathlib.Path) -> None:
-    assert _try(kind, 60, 1, tmp_path) > 0
+    assert _try(kind, 40, 1, tmp_path) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_more_damaged_files_are_refused_in_words(kind: str, tmp_path: pathlib.Path) -> None:
-    assert _try(kind, 1000, 2, tmp_path) > 0
+    assert _try(kind, 400, 2, tmp_path) > 0
 
 
 @pytest.mark.battery
