@@ -428,7 +428,7 @@ class _OfSamples(Gathered):
 
     def __init__(self, plan: Plan, groups: tuple[Group, Group], *, whole: bool) -> None:
         super().__init__(plan, groups, whole=whole)
-        self.rows = Drawn(MOST_SAMPLES, torch.Generator().manual_seed(plan.seed))
+        self.rows = Drawn(plan.most or MOST_SAMPLES, torch.Generator().manual_seed(plan.seed))
 
     def _see(self, x: Caught, y: Caught, fold: Tensor) -> None:
         numbers = torch.arange(self.examples - len(x.values), self.examples)
@@ -454,8 +454,7 @@ class _OfSamples(Gathered):
         kind = plan.dissimilarity
         tables = dissimilarities(sides[0], kind), dissimilarities(sides[1], kind)
 
-        apart = ~torch.eye(len(x), dtype=torch.bool)
-        if any(float(table[apart].min()) == float(table[apart].max()) for table in tables):
+        if any(map(_all_alike, tables)):
             raise DataError(
                 "in one of the two all pairs of samples are equally unlike: there is nothing to "
                 "compare"
@@ -463,8 +462,6 @@ class _OfSamples(Gathered):
 
         def of(chosen: Tensor) -> float:
             parts = [table[chosen][:, chosen] for table in tables]
-            if plan.measure == "rsa":
-                return rsa(parts[0], parts[1], plan.correlation)
             return gaussian_hsic(parts[0], parts[1], plan.width, unbiased=plan.unbiased).cka
 
         error = math.nan
@@ -478,6 +475,9 @@ class _OfSamples(Gathered):
             sums.index_add_(0, index, each - value)
             if len(sums) > 1:
                 error = float(sums.norm()) / len(each) * math.sqrt(len(sums) / (len(sums) - 1))
+        elif plan.measure == "rsa":
+            value, left = rsa(*tables, plan.correlation, fold)
+            error = jackknife(left)
         else:
             value = of(torch.arange(len(x)))
             parts = [(fold != part).nonzero().flatten() for part in fold.unique()]
@@ -521,6 +521,12 @@ class _OfSamples(Gathered):
         if isinstance(group, LineStabiliser):
             return rows - rows.mean(1, keepdim=True)
         return unit_axes(rows) if group.rescales else rows
+
+
+def _all_alike(table: Tensor) -> bool:
+    """True if all pairs of different samples are equally unlike."""
+    least = table.clone().fill_diagonal_(math.inf).min()
+    return float(least) == float(table.clone().fill_diagonal_(-math.inf).max())
 
 
 class Drawn:

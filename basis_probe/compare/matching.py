@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import sys
 from typing import Literal
 
@@ -17,8 +18,12 @@ from basis_probe.statistics.second_moments import Crossed
 # A transport over so many places is solved over all of them at once.
 _ALL_AT_ONCE = 2**11
 
-# From so many places on POT, where it is installed, saves more time than importing it takes.
-_WORTH_IMPORT = 2**18
+# From so many places on, or so many programmes, POT saves more time than importing it takes.
+_WORTH_IMPORT, _MANY = 2**18, 100
+_solved = itertools.count(1)
+
+# Of axes that divide each other's number an assignment is faster, up to so many.
+_MOST_COPIES = 512
 
 _MOST_STEPS = 10**9
 
@@ -140,9 +145,15 @@ def transport(
     """
     rows, columns = gain.shape
     value = gain.detach().cpu().double()
-    if rows == columns and share == 1:
+    wide, narrow = max(rows, columns), min(rows, columns)
+    if share == 1 and wide % narrow == 0 and (wide == narrow or wide <= _MOST_COPIES):
+        # Every axis of the narrower side as often as it is matched.
+        copies = wide // rows, wide // columns
+        many = value.repeat_interleave(copies[0], 0).repeat_interleave(copies[1], 1)
+        left, right = assignment(many)
         plan = torch.zeros(rows, columns, dtype=torch.float64)
-        return plan.index_put_(assignment(value), torch.tensor(1.0 / rows, dtype=torch.float64))
+        places = left // copies[0], right // copies[1]
+        return plan.index_put_(places, torch.tensor(1.0 / wide, dtype=torch.float64))
     size = float(value.abs().max())
     scaled = (value / size if size > 0 else value).numpy()
     # In whole numbers, so that sums of masses are exact.
@@ -159,7 +170,8 @@ def transport(
 
 def _linear_programme(gain: np.ndarray, given: np.ndarray, taken: np.ndarray) -> np.ndarray:
     """The best plan, of which every row gives and every column takes so much."""
-    if "ot" in sys.modules or (gain.size >= _WORTH_IMPORT and importlib.util.find_spec("ot")):
+    worth_it = gain.size >= _WORTH_IMPORT or next(_solved) > _MANY
+    if "ot" in sys.modules or (worth_it and importlib.util.find_spec("ot")):
         return _by_network_simplex(gain, given, taken)
     return _by_columns(gain, given, taken)
 

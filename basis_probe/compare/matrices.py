@@ -1,5 +1,6 @@
 """Every layer of one network against every layer of another, and several networks at one layer."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -33,6 +34,9 @@ Named = Group | str | Mapping[str, str] | None
 
 Pairs = dict[tuple[str, str], Gathered]
 """What is gathered of every pair of layers, or of networks."""
+
+# Every two layers are compared: among so many samples, where it is pairs of samples.
+_MOST_SAMPLES = 1024
 
 # 95 of 100 normal values lie so many standard errors from the mean, or less.
 _WIDE = 1.96
@@ -138,8 +142,9 @@ def compare_layers(
         other_sites = sites
     else:
         other_sites = texts("other_sites", other_sites, "names of sites")
+    plans = [dataclasses.replace(plan, most=_MOST_SAMPLES) for plan in plans]
     tables: list[Pairs] = []
-    notes: list[str] = []
+    notes: list[list[str]] = [[] for _ in plans]
     if isinstance(model, nn.Module) and isinstance(other, nn.Module):
         if data is None:
             raise DataError("two models are given without data: give batches to run them on")
@@ -161,8 +166,8 @@ def compare_layers(
         for plan in plans:
             tables.append(_of_arrays(own, others, itertools.product(own, others), group, plan))
     results = LayerMatrices(
-        (plan.measure, _layer_matrix(pairs, notes))
-        for plan, pairs in zip(plans, tables, strict=True)
+        (plan.measure, _layer_matrix(pairs, told))
+        for plan, pairs, told in zip(plans, tables, notes, strict=True)
     )
     return next(iter(results.values())) if isinstance(measure, str) else results
 
@@ -289,19 +294,19 @@ def _of_arrays(
 
 def _of_sites(
     spots: dict[str, Spot], others: dict[str, Spot], group: Named, plans: Sequence[Plan]
-) -> tuple[list[Pairs], list[str]]:
+) -> tuple[list[Pairs], list[list[str]]]:
     """What gathers for every pair of sites, by measure, and what must be known of the groups."""
     own = [spot.symmetry.group for spot in (*spots.values(), *others.values())]
-    notes: list[str] = []
+    notes: list[list[str]] = [[] for _ in plans]
     tables: list[Pairs] = []
-    for plan in plans:
+    for plan, told in zip(plans, notes, strict=True):
         named = _named(group, plan)
         several = len({type(found) for found in own}) > 1
         if named is None and several and all(on_axes(found) for found in own):
             named = axes_group(own, 1).name
-            notes = [
+            told.append(
                 f"The sites have several groups; they were compared up to {named}, which holds all."
-            ]
+            )
         tables.append(
             {
                 (a, b): gathering(plan, _kin(first, second, named))

@@ -95,6 +95,7 @@ class Plan:
         whitening, share, dissimilarity, correlation, neighbours, width, shuffles: as for
             `similarity`.
         rbf: True for CKA with Gaussian kernels.
+        most: among so many samples pairs are compared; None for as many as of one pair of sites.
     """
 
     measure: Measure
@@ -112,6 +113,7 @@ class Plan:
     width: float = 0.4
     shuffles: int = 0
     rbf: bool = False
+    most: int | None = None
 
     @property
     def of_samples(self) -> bool:

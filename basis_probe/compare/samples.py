@@ -1,9 +1,10 @@
 """Measures that compare how alike pairs of samples are in either network, and fit nothing."""
 
+import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from basis_probe.compare.kernels import Hsic, kernel_hsic
@@ -34,22 +35,56 @@ def rsa(
     x: Float64[Tensor, "samples samples"],
     y: Float64[Tensor, "samples samples"],
     correlation: Correlation,
-) -> float:
+    fold: Int64[Tensor, " samples"],
+) -> tuple[float, list[float]]:
     """The correlation between two tables of dissimilarities over all pairs of samples, in [-1, 1].
 
-    NaN where all pairs are equally unlike in one of them.
+    Args:
+        x: how unlike every two samples are in the one network.
+        y: the same in the other.
+        correlation: of the dissimilarities, or of their ranks among all of them.
+        fold: to which part of the data every sample belongs.
+
+    Returns:
+        The correlation, NaN where all pairs are equally unlike in one of them, and what it is
+        without each part of the data.
 
     Source: N. Kriegeskorte, M. Mur and P. Bandettini (2008), Representational similarity analysis.
     """
     upper = torch.triu_indices(len(x), len(x), 1)
-    one, other = x[upper[0], upper[1]], y[upper[0], upper[1]]
+    sides = [table[upper[0], upper[1]] for table in (x, y)]
     if correlation == "spearman":
         from scipy.stats import rankdata
 
-        one, other = (torch.as_tensor(rankdata(side.numpy())) for side in (one, other))
-    one, other = one - one.mean(), other - other.mean()
-    size = float(one.norm() * other.norm())
-    return float(one @ other) / size if size > 0 else float("nan")
+        sides = [torch.as_tensor(rankdata(side.numpy())) for side in sides]
+    one, other = (side - side.mean() for side in sides)
+    parts, index = fold.unique(return_inverse=True)
+    count = len(parts)
+    pair = index[upper[0]] * count + index[upper[1]]
+
+    def by_parts(values: Tensor) -> Tensor:
+        """[part, part], the sum over pairs of samples from two parts."""
+        return torch.bincount(pair, values, count**2).reshape(count, count)
+
+    ones = torch.ones_like(one)
+    sums = torch.stack(
+        [by_parts(v) for v in (ones, one, other, one * one, other * other, one * other)]
+    )
+    left: list[float] = []
+    for part in range(count):
+        others = torch.arange(count) != part
+        if int(others[index].sum()) >= 4:
+            left.append(_correlation(sums[:, others][:, :, others].sum((1, 2))))
+    return _correlation(sums.sum((1, 2))), left
+
+
+def _correlation(sums: Float64[Tensor, "6"]) -> float:
+    """From the number of pairs, both sums, both sums of squares and that of products."""
+    pairs, one, other, squares, others, products = sums.tolist()
+    sizes = squares - one**2 / pairs, others - other**2 / pairs
+    if not min(sizes) > 0:
+        return math.nan
+    return (products - one * other / pairs) / math.sqrt(sizes[0]) / math.sqrt(sizes[1])
 
 
 def shared_neighbours(

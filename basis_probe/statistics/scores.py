@@ -393,6 +393,22 @@ MAX_MEDIAN = Score(
     across_axes=True,
 )
 
+SPOTLIGHT_RESONANCE = Score(
+    name="spotlight_resonance",
+    per_direction=lambda rows: sparsity.spotlight(rows.x, units=rows.units),
+    reads=Reads.ACTIVATIONS,
+    tail=Tail.TWO_SIDED,
+    formula="in all planes of two axes, the share of samples with cosine 0.8 or more to an axis or "
+    "its opposite, less that halfway between axes, averaged",
+    source="Bird 2025, The Spotlight Resonance Method; its curve is bp.spotlight_resonance",
+    range="[-1/4, 1/2]; 0 in many dimensions, where no sample is near a plane and it says nothing",
+    invariant_under=_SAMPLE,
+    not_for="telling axes that carry something from unequal variances, which draw samples to the "
+    "axes that vary most, and from offsets, which draw all of them one way",
+    across_axes=True,
+)
+"""Whether samples point along axes (above zero) or between two of them, whatever their length."""
+
 ALL: dict[str, Score] = {
     score.name: score
     for score in (
@@ -412,6 +428,7 @@ ALL: dict[str, Score] = {
         SAMPLE_HALF_NORM,
         PARTICIPATION,
         MAX_MEDIAN,
+        SPOTLIGHT_RESONANCE,
     )
 }
 """Every score that has a name."""

@@ -4,6 +4,7 @@ Columns are directions over samples, rows are samples across axes. Everything is
 from a few rows at a time; only the Gini index and the median have to sort.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -219,6 +220,45 @@ def row_participation(rows: Float[Tensor, "row dim"]) -> Float[Tensor, " row"]:
     """(sum x^2)^2 / sum x^4 of every row of absolute values, in [1, n]: as many axes as count."""
     square = rows.square()
     return square.sum(1).square() / square.square().sum(1)
+
+
+SPOTLIGHT = 0.8
+"""How near a sample must be to a direction to lie in its cone; above cos 45 degrees."""
+
+# So many of a row's largest values hold every pair whose sum is that of a cone between two axes.
+_LEADING = 4
+
+
+def spotlight(
+    x: Float[Tensor, "samples dim"], *, units: Float[Tensor, " dim"] | None = None
+) -> Float[Tensor, " dim"]:
+    """For every axis the share of samples near it less that halfway to the others, in [-1/4, 1/2].
+
+    Of the planes of the axis with each other one: half of the share of samples whose cosine with
+    the axis, or with its opposite, is at least `SPOTLIGHT`, less a quarter of the share of those
+    with such a cosine halfway to the other axis or its opposite, averaged over the others. NaN for
+    a single axis, and where all samples are zero.
+
+    Args:
+        x: activations.
+        units: by what axes are divided first; None for nothing.
+    """
+    rows = (x if units is None else x / units).abs()
+    # Against the largest value, so that no square leaves the range of numbers.
+    rows = rows / rows.amax(1, keepdim=True)
+    rows = rows[rows.isfinite().all(1)]
+    dim = x.shape[1]
+    if dim < 2 or not len(rows):
+        return torch.full((dim,), math.nan, dtype=x.dtype, device=x.device)
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    near = (rows >= SPOTLIGHT).to(x.dtype).mean(0)
+    values, axes = rows.topk(min(_LEADING, dim), dim=1)
+    between = torch.zeros_like(near)
+    for a, b in itertools.combinations(range(values.shape[1]), 2):
+        inside = (values[:, a] + values[:, b]) / math.sqrt(2) >= SPOTLIGHT
+        for place in (a, b):
+            between += torch.bincount(axes[inside, place], minlength=dim).to(between)
+    return near / 2 - between / (4 * (dim - 1) * len(rows))
 
 
 def row_max_median(rows: Float[Tensor, "row dim"]) -> Float[Tensor, " row"]:

@@ -57,6 +57,35 @@ def test_turned_bases_are_alike_where_no_axis_stands_out() -> None:
     assert sum(p <= 0.05 for p in p_values) < 7 and sum(p > 0.5 for p in p_values) > 8
 
 
+@pytest.mark.parametrize("dim", [2, 3, 5, 9])
+def test_the_score_is_the_contrast_of_the_curve_over_all_planes(dim: int) -> None:
+    generator = seeded(dim)
+    active = torch.rand(800, dim, generator=generator).argsort(1) < 2
+    x = active * torch.randn(800, dim, generator=generator, dtype=torch.float64)
+    x[:7] = 0.0
+    x += (
+        0.1
+        * torch.randn(800, dim, generator=generator, dtype=torch.float64)
+        * (x.norm(dim=1) > 0)[:, None]
+    )
+    wanted = bp.spotlight_resonance(x, planes=1000, frames=19)
+    found = bp.probe_activations(x, group="orthogonal", scores=["spotlight_resonance"])
+    score = found.scores["spotlight_resonance"]
+    assert score.observed == pytest.approx(wanted.contrast, abs=1e-12)
+
+
+def test_the_score_sees_pairs_and_says_what_moves_it() -> None:
+    signs = torch.randint(0, 2, (600, 6), generator=seeded(1)).double() * 2 - 1
+    active = torch.rand(600, 6, generator=seeded(4)).argsort(1) < 2
+    noise = 0.1 * torch.randn(600, 6, generator=seeded(2), dtype=torch.float64)
+    found = bp.probe_activations(
+        active * signs + noise, group="orthogonal", scores=["spotlight_resonance"]
+    ).scores["spotlight_resonance"]
+    assert found.observed < found.null_mean and found.p_value < 0.05
+    declared = bp.scores.ALL["spotlight_resonance"]
+    assert "unequal variances" in declared.not_for and "offsets" in declared.not_for
+
+
 def test_a_curve_at_zero_says_that_it_says_nothing() -> None:
     found = bp.spotlight_resonance(torch.randn(50, 200, generator=seeded(0)), planes=9, frames=19)
     assert found.p_value == 1 and "nothing can be told" in str(found)

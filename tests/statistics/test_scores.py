@@ -1,6 +1,7 @@
 """Scores are what their formulas say, and do not move when the site's own group acts."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -171,7 +172,19 @@ ROW = {
     "sample_half_norm": COLUMN["half_norm"],
     "participation_ratio": lambda x: (x**2).sum() ** 2 / (x**4).sum(),
     "max_median_ratio": lambda x: x.abs().max() / x.abs().quantile(0.5),
+    "spotlight_resonance": lambda x: _naive_resonance(x / x.norm()),
 }
+
+
+def _naive_resonance(x: Tensor) -> Tensor:
+    """The eight directions of every plane, one by one."""
+    planes = list(itertools.combinations(range(len(x)), 2))
+    found: list[float] = []
+    for i, j in planes:
+        ways = [math.pi / 4 * way for way in range(8)]
+        inside = [float(math.cos(a) * x[i] + math.sin(a) * x[j] >= 0.8) for a in ways]
+        found.append(sum(inside[::2]) / 4 - sum(inside[1::2]) / 4)
+    return torch.tensor(sum(found) / len(planes), dtype=x.dtype)
 
 
 def _naive_negentropy(z: Tensor) -> Tensor:
