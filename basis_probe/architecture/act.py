@@ -39,7 +39,7 @@ from basis_probe.model.facts import (
     keeps_statistics,
     vectors_of,
 )
-from basis_probe.model.graph import Kind, Vertex, norm_argument
+from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.model.rows import GROUPED_PRODUCTS
 from basis_probe.model.trace import Fixed, Node, Ref
@@ -426,7 +426,8 @@ class Action:
 
         if vertex.kind is Kind.EMBEDDING:
             table = next(fixed_in((node.args, node.kwargs)), None)
-            return _Map(self.slots.slot(node, table), 1, 0)
+            along = looked_up(node) or 0
+            return _Map(self.slots.slot(node, table), 1 - along, along)
         if op == "addmm":
             weight, bias, outputs, inputs = argument(2, "mat2"), argument(0, "input"), 1, 0
         elif op in GROUPED_PRODUCTS:
@@ -647,11 +648,24 @@ class Action:
         # The gain was permuted with the stream; what is left is to rescale behind it.
         self._set_affine(writer, gain[columns] * factors, bias[columns] * factors)
         scale = MonomialElement(torch.arange(len(factors)), factors)
-        self._done = {key for key in self._done if key[0] == "norm"}
+        again = self._read_by(stream.readers)
+        self._done = {key for key in self._done if key[0] not in again}
         for reader in stream.readers:
             self._read(reader, scale, index)
         self._behind[index] = element
         return {**moved, index: element}
+
+    def _read_by(self, readers: Iterable[int]) -> set[object]:
+        """The names of the matrices of some maps, and of those behind what is put side by side."""
+        found: set[object] = set()
+        for reader in readers:
+            vertex = self.graph.vertices[reader]
+            if self.derivation.sets_side_by_side(reader):
+                behind = self.facts.streams[self.facts.stream_of[reader]].readers
+                found |= self._read_by(behind)
+            elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED):
+                found.add(self._map(vertex).weight.name)
+        return found
 
     # --- vectors in regions -----------------------------------------------------------------------
 

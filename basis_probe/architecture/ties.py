@@ -33,15 +33,18 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
             found.setdefault(stream_of[a], []).append(Tie(a, b, stream_of[b], transposed))
             found.setdefault(stream_of[b], []).append(Tie(b, a, stream_of[a], transposed))
 
+    layouts, vertices = facts.graph.layouts, facts.graph.vertices
     for first, second, transposed in shared(facts):
-        read, written = (facts.graph.vertices[v].used[0] for v in (first, second)), (first, second)
-        (a, b), (c, d) = read, written
+        # An embedding writes, and reads no features.
+        a, b = (next(iter(vertices[v].used), None) for v in (first, second))
         if not transposed:
-            tie(a, b, False)
-            tie(c, d, False)
-        elif facts.graph.layouts.get(a) is not None and facts.graph.layouts.get(b) is not None:
-            tie(c, b, True)
-            tie(a, d, True)
+            tie(first, second, False)
+            if a is not None and b is not None:
+                tie(a, b, False)
+            continue
+        for read, written in ((b, first), (a, second)):
+            if read is not None and layouts.get(read) is not None:
+                tie(written, read, True)
     for stream in facts.streams:
         parts: dict[tuple[int, ...], int] = {}
         for reader in stream.readers:

@@ -23,6 +23,7 @@ from basis_probe.model.graph import (
     Vertex,
     condense,
     groups_of,
+    looked_up,
     norm_argument,
     replay,
 )
@@ -594,7 +595,7 @@ def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
     }
     found: dict[tuple[int, int, tuple[int, ...]], list[tuple[int, Tensor]]] = {}
     for vertex in graph.vertices.values():
-        if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION):
+        if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
             continue
         weight = matrix(trace, trace.node(vertex.node))
         if weight is None or weight.untyped_storage().data_ptr() not in stored:
@@ -605,15 +606,26 @@ def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
             tuple(sorted(weight.shape)),
         )
         for other, known in found.setdefault(place, []):
-            if known.shape == weight.shape and known.stride() == weight.stride():
-                yield other, vertex.node, False
-                break
-            if known.ndim == 2 and known.T.stride() == weight.stride():
-                yield other, vertex.node, True
-                break
+            transposed = known.shape != weight.shape or known.stride() != weight.stride()
+            if transposed and not (known.ndim == 2 and known.T.stride() == weight.stride()):
+                continue
+            if _are_apart(graph, other, vertex.node):
+                continue
+            yield other, vertex.node, transposed
+            break
         else:
             # Each is held against the first of its kind alone.
             found[place].append((vertex.node, weight))
+
+
+def _are_apart(graph: Graph, one: int, other: int) -> bool:
+    """True for an embedding whose table another module uses by a name of its own.
+
+    Such a table can be given to one of them anew, so that tied embeddings count as untied.
+    """
+    kinds = {graph.vertices[one].kind, graph.vertices[other].kind}
+    modules = {graph.trace.node(one).module, graph.trace.node(other).module}
+    return Kind.EMBEDDING in kinds and len(modules) > 1
 
 
 def constant(trace: Trace, value: object) -> Tensor | None:
@@ -630,7 +642,16 @@ def constant(trace: Trace, value: object) -> Tensor | None:
 
 
 def matrix(trace: Trace, node: Node) -> Tensor | None:
-    """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) of a linear map."""
+    """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) of a linear map.
+
+    Of an embedding the table, with its features as the outputs.
+    """
+    along = looked_up(node)
+    if node.op == "embedding" or along is not None:
+        table = next(fixed_in((node.args, node.kwargs)), None)
+        if table is None:
+            return None
+        return table.tensor.detach() if along == 1 else table.tensor.detach().T
     place = {"linear": 1, "addmm": 2, "matmul": 1, "mm": 1}.get(node.op, 1)
     name = "other" if node.op in ("matmul", "mm") else "mat2" if node.op == "addmm" else "weight"
     value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basis_probe.model.rows import (
     GROUPED_PRODUCTS,
@@ -295,6 +295,24 @@ def groups_of(node: Node) -> int:
     """The number of groups in which a normalisation takes its channels together."""
     found = norm_argument(node, "num_groups") if node.op == "group_norm" else 1
     return found if isinstance(found, int) else 1
+
+
+def looked_up(node: Node) -> int | None:
+    """The axis of a table along which rows, or columns, are picked by number; None for others.
+
+    As in `table[tokens]`, `table[:, tokens]` and `table.index_select(0, tokens)`.
+    """
+    table = node.args[0] if node.args else None
+    if len(node.args) < 2 or not isinstance(table, Fixed) or table.tensor.ndim != 2:
+        return None
+    if node.op == "index_select":
+        return node.args[1] % 2 if type(node.args[1]) is int else None
+    if node.op != "getitem":
+        return None
+    items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    picked = [axis for axis, item in enumerate(items) if isinstance(item, Ref)]
+    rest = all(item == slice(None) for axis, item in enumerate(items) if axis not in picked)
+    return picked[0] if len(picked) == 1 and rest and len(items) <= 2 else None
 
 
 def nonlinear(op: str) -> bool:
@@ -586,12 +604,8 @@ class _Builder:
         return node.floating and all(self.trace.node(i).floating for i in node.inputs[:1])
 
     def _is_lookup(self, node: Node) -> bool:
-        """True for `table[tokens]` and `table[tokens, :]`."""
-        if node.op != "getitem" or len(node.args) < 2 or not isinstance(node.args[0], Fixed):
-            return False
-        items = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        rest = all(item == slice(None) for item in items[1:])
-        return isinstance(items[0], Ref) and rest and node.args[0].tensor.ndim == 2
+        """True for a table that is read row by row, as `table[tokens]`, or column by column."""
+        return looked_up(node) is not None
 
     def _averages_rows(self, node: Node) -> bool:
         """True for a bag of embeddings that is a sum or a mean of them."""
@@ -898,14 +912,36 @@ class _Builder:
             if other is None:
                 continue
             padded = (1,) * (len(shape) - len(other)) + other
-            made = self.vertices.get(self.same.get(live[0], -1))
             if (
                 any(size > 1 and axis not in layout.axes for axis, size in enumerate(padded))
                 # The bias of a linear map.
-                or (made is not None and made.kind is Kind.LINEAR and math.prod(other) > 1)
+                or (math.prod(other) > 1 and self._is_bias_of_map(value, live[0]))
             ) and all(padded[axis] == shape[axis] for axis in layout.axes):
                 return True
         return False
+
+    def _is_bias_of_map(self, value: object, index: int) -> bool:
+        """True for a vector that is added to what a linear map made.
+
+        A parameter, also where it was moved, or multiplied by constants, in between.
+        """
+        own = self.vertices.get(self.same.get(index, -1))
+        if own is not None and own.kind is Kind.LINEAR:
+            return True
+        if not (isinstance(value, Fixed) and isinstance(value.tensor, nn.Parameter)):
+            return False
+        while True:
+            made = self.vertices.get(self.same.get(index, -1))
+            if made is not None and made.kind is Kind.CARRIER and len(made.carried) == 1:
+                index = made.carried[0]
+            elif made is not None and made.kind is not Kind.REGION:
+                return made.kind is Kind.LINEAR
+            else:
+                node = self.trace.node(index)
+                before = self.live(node)
+                if node.op not in ("mul", "div", "neg") or len(before) != 1:
+                    return False
+                index = before[0]
 
     # --- where the features are -----------------------------------------------------------------
 
@@ -917,6 +953,8 @@ class _Builder:
             return Layout((len(shape) - 1 - _positions(op),), True)
         if self._is_turned(node):
             return Layout((len(shape) - 2,), True)
+        if looked_up(node) == 1:
+            return Layout((0,), len(shape) > 1)
         if op in ("embedding", "embedding_bag") or self._is_linear(node) or self._is_lookup(node):
             return Layout((len(shape) - 1,))
         if op in PUTS:

@@ -140,6 +140,9 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         biases.append(bias)
     gain, bias, centred, normalised = _peel(facts, source)
     argument = next(i for i in first.inputs if graph.same.get(i) == source)
+    address = catch(trace, first, argument)
+    if address is None:
+        return "what the layer reads is a step inside one call, and cannot be caught"
 
     given = (*(entries.get(index, index) for index in linears), *held)
 
@@ -160,7 +163,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
 
     return Layer(
         source=source,
-        address=catch(trace, first, argument),
+        address=address,
         width=width // layout.repeat,
         repeat=layout.repeat,
         linears=tuple(linears),
@@ -251,7 +254,8 @@ def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]]
         node = trace.node(waiting.pop())
         for argument in node.inputs:
             if facts.graph.same.get(argument) == source:
-                return catch(trace, node, argument), region.function
+                address = catch(trace, node, argument)
+                return None if address is None else (address, region.function)
             waiting.append(argument)
     return None
 

@@ -95,7 +95,7 @@ def module_sites(trace: Trace) -> dict[str, Site]:
 
 def piece(trace: Trace, node: Node, name: str) -> Site | None:
     """A site at what a call takes out of a tensor, or at one of the pieces that it makes of it."""
-    made = trace.node(node.inputs[0]) if node.op == "output" else node
+    made = trace.node(node.inputs[0]) if node.op == "output" and node.inputs else node
     if made.module.endswith(STEPS) or made.function is None:
         return None
     place = node.args[0] if node.op == "output" else 0
@@ -105,8 +105,13 @@ def piece(trace: Trace, node: Node, name: str) -> Site | None:
     return Site(f"{stem}{again}", address, node.index)
 
 
-def catch(trace: Trace, reader: Node, argument: int) -> Address:
-    """Where what a function reads can be caught: at its module, if it is the module's input."""
+def catch(trace: Trace, reader: Node, argument: int) -> Address | None:
+    """Where what a function reads can be caught: at its module, if it is the module's input.
+
+    None if both the function and what it reads are steps of one call, which nobody can see.
+    """
+    if reader.module.endswith(STEPS):
+        return _made(trace, argument)
     for call in trace.calls:
         if call.path == reader.module and call.call == reader.call and argument in call.inputs:
             return Address(Place.INPUT, call.path, call.call, call.inputs.index(argument))
@@ -114,6 +119,16 @@ def catch(trace: Trace, reader: Node, argument: int) -> Address:
     return Address(
         Place.ARGUMENT, reader.module, reader.call, place, op=reader.op, ordinal=reader.ordinal
     )
+
+
+def _made(trace: Trace, index: int) -> Address | None:
+    """Where a tensor can be caught as it is made."""
+    for call in trace.calls:
+        for kind, nodes in ((Place.OUTPUT, call.outputs), (Place.INPUT, call.inputs)):
+            if index in nodes:
+                return Address(kind, call.path, call.call, nodes.index(index))
+    site = piece(trace, trace.node(index), "")
+    return None if site is None else site.address
 
 
 def _references(value: object) -> Iterator[int | None]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from basis_probe.model.products import written_out
 from basis_probe.model.recurrent import recurrent_steps
 
 
@@ -446,6 +447,11 @@ class _Recorder(Follower):
         if steps is not None:
             with self._inside(), self:
                 return steps(*args, **kwargs)
+        product = written_out(func, args, kwargs) if as_product(args) is None else None
+        if product is not None:
+            self.step(spelling(func) or "")
+            with self._inside(), self:
+                return product()
         given = list(tensors_in((args, kwargs)))
         if any(map(_is_transformed, given)):
             # What comes out of the transform in the end is of unknown origin.
