@@ -70,7 +70,8 @@ def match(
         group: the group of x; whether it reverses axes says whether signs count.
         other: that of y.
         moments: of x and y.
-        share: of the axes of either side, how many are matched; of unequal widths in parts.
+        share: of the axes of either side that vary, how many are matched; of unequal numbers in
+            parts.
         constant: "refuse" axes that never vary, or "ignore" them, so that they match nothing.
 
     Raises:
@@ -91,8 +92,12 @@ def match(
     signs = torch.ones_like(gain)
     if isinstance(group, SignedPermutation | Monomial):
         signs = torch.where(gain < 0, -signs, signs)
-    flat = int(moments.x.flat.sum()), int(moments.y.flat.sum())
-    return Matched(transport(gain * signs, share), signs, flat)
+    # The share is of axes that vary: the others match nothing.
+    rows, columns = ((~side.flat).nonzero().flatten() for side in (moments.x, moments.y))
+    plan = torch.zeros_like(gain)
+    plan[rows[:, None], columns] = transport((gain * signs)[rows[:, None], columns], share)
+    flat = len(gain) - len(rows), gain.shape[1] - len(columns)
+    return Matched(plan, signs, flat)
 
 
 def _correlations(moments: Crossed) -> Tensor:

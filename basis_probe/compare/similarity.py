@@ -132,7 +132,7 @@ def similarity(
         seed: seeds the division into parts, and shuffles.
         whitening: for Procrustes up to turns: how far both are brought towards white axes first,
             from 0 (not at all) to below 1 (all of the way is CCA).
-        share: for partial matching: of how many axes of either side, 1 for all of them. By chance
+        share: for partial matching: of how many varying axes of either side, 1 for all. By chance
             the best of them correlate the more the fewer they are: give shuffles.
         dissimilarity: for RSA and neighbours, of two samples: "euclidean", "cosine", or for RSA
             "correlation".
