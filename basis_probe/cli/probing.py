@@ -206,8 +206,22 @@ class Windows:
 
     def _extend(self) -> None:
         """Reads twice as far as before, until there is an example more."""
-        before = len(self._rows)
+        before, start = len(self._rows), self._characters
         while not self._whole and len(self._rows) == before:
+            if self._characters - start > max(_BARREN, 64 * self.length):
+                if not before:
+                    raise Refused(
+                        f"the first {self._characters:,} characters of {self.path} hold fewer "
+                        f"tokens than one example of {self.length}: this is no text in words that "
+                        "the model knows; give another, or a smaller --length"
+                    )
+                warnings.warn(
+                    f"{self.path} is read to character {self._characters:,}: what stands there is "
+                    "hardly a token to the model, and what follows is not used",
+                    stacklevel=2,
+                )
+                self._whole = True
+                return
             self._characters *= 2
             text, self._whole = read_text(self.path, self._characters)
             self._rows, count = self._cut(text)
@@ -236,6 +250,9 @@ class Windows:
 
 _BROKEN = 64
 """So many tokens at the end of a text that was broken off are not used."""
+
+_BARREN = 2**18
+"""After so many characters without a further example a text is not read on."""
 
 _STRANGE = 0.01
 """With a larger share of characters that are none a file is no text."""

@@ -11,14 +11,13 @@ import traceback
 from typing import Any
 
 import pytest
-import torch
 from interrupted import Strikes, moments, unchanged
+from small_language_model import saved, text
 
 import basis_probe as bp
 from basis_probe.cli import main, report
 from basis_probe.cli.probing import Windows
 
-transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformer_lens")
 
 # What checks annotations draws random numbers of its own.
@@ -33,23 +32,8 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A small language model, its words, and a text."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    where = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            n_embd=8, n_layer=1, n_head=2, n_positions=32, vocab_size=32, bos_token_id=0,
-            eos_token_id=1,
-        )
-    ).save_pretrained(where)  # fmt: skip
-    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(32)}, unk_token="w1"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="w1", bos_token="w0"
-    ).save_pretrained(where)
-    numbers = torch.randint(2, 32, (700,), generator=torch.Generator().manual_seed(1))
-    (where / "text.txt").write_text(" ".join(f"w{n}" for n in numbers.tolist()), encoding="utf-8")
+    where = saved(tmp_path_factory.mktemp("model"))
+    (where / "text.txt").write_text(text(), encoding="utf-8")
     return where
 
 
@@ -158,12 +142,6 @@ def _try(count: int, folder: pathlib.Path, bridge: Any, tmp_path: pathlib.Path) 
             again = json.loads((where / "r.json").read_text())["report"]["site_reports"]
             assert (status, again) == (0, whole), (moment, said)
             assert {"r.json", "r.html"} == {path.name for path in where.iterdir()}, moment
-
-
-def test_a_command_that_is_stopped_keeps_what_it_saw(
-    folder: pathlib.Path, bridge: Any, tmp_path: pathlib.Path
-) -> None:
-    _try(1, folder, bridge, tmp_path)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from damage import GROWTH, memory, refused
 from partials import batches, observed
+from small_language_model import saved
 
 import basis_probe as bp
 from basis_probe.calibration.rates import Count, Tally, read
@@ -120,29 +121,11 @@ def _npz(path: pathlib.Path) -> bytes:
     return path.read_bytes()
 
 
-def _model(folder: pathlib.Path) -> None:
-    """Writes a small language model and its tokenizer to a folder."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("transformer_lens")
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=32, vocab_size=32)
-    ).save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(32)}, unk_token="w1"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="w1", bos_token="w0"
-    ).save_pretrained(folder)
-
-
 def _of_model(name: str) -> Callable[[pathlib.Path], bytes]:
     """A file of a model's folder, which is written beside it."""
 
     def made(path: pathlib.Path) -> bytes:
-        _model(path.parent)
-        return (path.parent / name).read_bytes()
+        return (saved(path.parent) / name).read_bytes()
 
     return made
 
