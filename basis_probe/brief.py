@@ -118,7 +118,7 @@ def described(value: object, limit: int = FIELD) -> str:
     shown = _described(value)
     if len(shown) <= limit:
         return shown
-    return f"{shown[: limit - 2]} …"
+    return f"{shown[: limit - 2]} ..."
 
 
 def _described(value: object) -> str:
@@ -139,7 +139,7 @@ def _described(value: object) -> str:
         size = sum(parameter.numel() for parameter in value.parameters())
         return f"{type(value).__name__} with {size:,} parameters"
     if type(value).__repr__ is text:
-        return f"{type(value).__name__}(…)"
+        return f"{type(value).__name__}(...)"
     if isinstance(value, Mapping):
         entries = (f"{key!r}: {described(entry, 40)}" for key, entry in value.items())
         return f"{{{_listed(entries, len(value))}}}"
@@ -149,7 +149,7 @@ def _described(value: object) -> str:
         return str(value.__name__)
     shown = " ".join(repr(value).split())
     if dataclasses.is_dataclass(value) and len(shown) > FIELD:
-        return f"{type(value).__name__}(…)"
+        return f"{type(value).__name__}(...)"
     return shown
 
 

@@ -9,7 +9,8 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import basis_probe as bp
@@ -49,11 +50,19 @@ def require_own(error: BaseException) -> None:
 
 def refused(read: Callable[[], Value], number: int) -> Value | None:
     """What is read; None where it is refused, by an error of our own and in little time."""
-    start = time.monotonic()
-    try:
-        found = read()
-    except (ValueError, OSError) as error:
-        require_own(error)
-        found = None
-    assert time.monotonic() - start < SECONDS, number
+    with prompt(number):
+        try:
+            found = read()
+        except (ValueError, OSError) as error:
+            require_own(error)
+            found = None
     return found
+
+
+@contextmanager
+def prompt(number: int) -> Iterator[None]:
+    """Fails if the context takes long: work is counted, so that a busy machine does not count."""
+    start, work = time.monotonic(), time.process_time()
+    yield
+    assert time.process_time() - work < SECONDS, number
+    assert time.monotonic() - start < 20 * SECONDS, number

@@ -152,7 +152,7 @@ def test_results_of_comparisons_are_short() -> None:
     x = torch.randn(80, 40, generator=generator)
     found = bp.similarity(x, x.flip(1), group="permutation")
     assert isinstance(found, results.Similarity) and len(repr(found)) < 2000
-    assert "Permutation" in found._repr_html_() and "alignment=Alignment(…)" in repr(found)
+    assert "Permutation" in found._repr_html_() and "alignment=Alignment(...)" in repr(found)
     element = bp.groups.Monomial(300).draw(generator)
     assert len(repr(element)) < 300
     nets = [nn.Sequential(nn.Linear(40, 9), nn.GELU(), nn.Linear(9, 3)).eval() for _ in range(2)]
