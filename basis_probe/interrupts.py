@@ -8,6 +8,7 @@ raised, and the next one waits again.
 """
 
 import _thread
+import inspect
 import os
 import signal
 import threading
@@ -22,6 +23,8 @@ SIGNALS = tuple(
 
 _PATIENCE = 5
 """So many signals may wait; the next one is raised wherever it comes."""
+
+_ENDS = ("__enter__", "__exit__")
 
 _MOMENT, _LONGEST = 0.02, 2.0
 """Seconds after which a signal that was put off comes again, and for which it may be put off."""
@@ -47,6 +50,8 @@ class _Gate:
 
     def __init__(self) -> None:
         self.process = os.getpid()
+        # The function that is guarded.
+        self.home: FrameType | None = None
         self.open = True
         self.held = self.kept = False
         self.first: int | None = None
@@ -56,7 +61,7 @@ class _Gate:
         self.ends: set[int] = set()
         self.ended: list[int] = []
         # Those that were put off, and since when.
-        self._off: dict[int, float] = {}
+        self.off: dict[int, float] = {}
         self._timers: list[threading.Timer] = []
 
     def arrive(self, number: int, frame: FrameType | None) -> None:
@@ -64,12 +69,12 @@ class _Gate:
         # Children, such as the workers of a DataLoader, have nothing of ours to lose.
         if os.getpid() == self.process:
             self.first = number if self.first is None else self.first
-            since = self._off.pop(number, time.monotonic())
+            since = self.off.pop(number, time.monotonic())
             if not self.open:
                 self.waiting.append(number)
                 if len(self.waiting) <= _PATIENCE:
                     return
-            elif _sets_up(frame) and time.monotonic() - since < _LONGEST:
+            elif self._sets_up(frame) and time.monotonic() - since < _LONGEST:
                 self._put_off(number, since)
                 return
         self._answer(number, frame)
@@ -81,18 +86,24 @@ class _Gate:
 
     def close(self) -> list[int]:
         """The signals that nothing was done about; what comes from here on waits."""
-        self.open, self.held = False, True
+        self.open, self.held, self.home = False, True, None
         for timer in self._timers:
             timer.cancel()
-        return [*self.ended, *self.waiting, *self._off]
+        return [*self.ended, *self.waiting, *self.off]
 
     def end(self, number: int, _: FrameType | None) -> None:
         """Breaks off what runs; the process ends when it has put things back."""
         self.ended.append(number)
         raise Ended(number)
 
+    def _sets_up(self, frame: FrameType | None) -> bool:
+        """True while a context within the guard is entered or left."""
+        while frame not in (None, self.home) and frame.f_code.co_name not in _ENDS:
+            frame = frame.f_back
+        return frame not in (None, self.home)
+
     def _put_off(self, number: int, since: float) -> None:
-        self._off[number] = since
+        self.off[number] = since
         timer = threading.Timer(_MOMENT, _send_again, (number,))
         timer.daemon = True
         self._timers.append(timer)
@@ -113,13 +124,6 @@ def _send_again(number: int) -> None:
         signal.pthread_kill(main, number)
     else:
         _thread.interrupt_main(signal.Signals(number))
-
-
-def _sets_up(frame: FrameType | None) -> bool:
-    """True while a context is entered or left."""
-    while frame is not None and frame.f_code.co_name not in ("__enter__", "__exit__"):
-        frame = frame.f_back
-    return frame is not None
 
 
 _gates: list[_Gate] = []
@@ -160,7 +164,7 @@ class guarded:
     @property
     def late(self) -> bool:
         """Whether a signal came that nothing was broken off for."""
-        return self._mine is not None and bool(self._mine.waiting)
+        return self._mine is not None and bool(self._mine.waiting or self._mine.off)
 
     @property
     def number(self) -> int | None:
@@ -176,6 +180,8 @@ class guarded:
         if _gates or threading.current_thread() is not threading.main_thread():
             return self
         self._mine = gate = _Gate()
+        here = inspect.currentframe()
+        gate.home = None if here is None else here.f_back
         for number in SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler):

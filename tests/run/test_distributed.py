@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from interrupted import Strikes
 from partials import batches, observed, reported, require_equal
 
 import basis_probe as bp
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
 _SCRIPT = """
 import sys, torch, basis_probe as bp
 sys.path.insert(0, {tests!r})
+from interrupted import Strikes
 from partials import batches, observed
 with bp.process_group() as (rank, world):
     assert world == {world}
@@ -221,6 +223,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from interrupted import Strikes
 import basis_probe as bp
+from interrupted import Strikes
 from partials import batches, observed
 
 class Fatal(Strikes):
@@ -244,8 +247,10 @@ with Fatal(signal.SIGKILL, {at}):
 def test_torchrun_ends_when_one_of_four_is_killed(moment: int, tmp_path: pathlib.Path) -> None:
     script, victim = tmp_path / "script.py", moment % 4
     here = str(pathlib.Path(__file__).parents[1])
-    # Of about 14,000 calls.
-    at = 1 + 1400 * moment
+    with Strikes() as whole:
+        observed(batches(), shard=(victim, 4)).save(tmp_path / "counted")
+    # The last ones come while it gathers.
+    at = 1 + whole.calls * moment // 8 if moment < 8 else whole.calls + 10 * (moment - 7)
     script.write_text(_DYING.format(tests=here, victim=str(victim), folder=str(tmp_path), at=at))
     start = time.monotonic()
     run = _run_torchrun(4, str(script))
