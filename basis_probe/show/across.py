@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 _WIDTH = 88
 
 
+_COLUMNS = (
+    "report site kind layer outcome privileged score effect effect_low effect_high difference "
+    "difference_error p_adjusted fraction_privileged change change_low change_high not_comparable"
+).split()
+"""Of a table without rows."""
+
+
 def dataframe(found: ReportComparison) -> pandas.DataFrame:
     """One row for every site and report, with the same columns and types for every comparison."""
     import pandas as pd
@@ -50,7 +57,7 @@ def dataframe(found: ReportComparison) -> pandas.DataFrame:
             )
     texts = "report site kind outcome privileged score not_comparable".split()
     types = dict.fromkeys(texts, "string") | {"layer": "Int64"}
-    return pd.DataFrame(rows).astype(types)
+    return pd.DataFrame(rows, columns=None if rows else _COLUMNS).astype(types)
 
 
 # --- in words -----------------------------------------------------------------------------------
