@@ -585,14 +585,18 @@ class Action:
         direct = [r for r in stream.readers if self._is_map(r)]
         gained = [r for r in stream.readers if not self._is_map(r)]
         idle = torch.ones_like(gain), torch.zeros_like(bias)
-        if gained and (direct or largest_gap((gain, bias), idle) > 1e-9):
+        plain = is_plain(self.facts, norm)
+        if gained and (direct or (not plain and largest_gap((gain, bias), idle) > 1e-9)):
             raise WeightError("a norm with a gain is read through another gain")
         for reader in gained:
             self._fold(reader, *self._affine(reader), turn)
-        if not gained:
-            self._fold(norm, gain, bias, turn)
         if is_plain(self.facts, norm):
+            # One number for all features passes any turn.
             self._behind[self.facts.stream_of[norm]] = turn
+            for reader in direct:
+                self._read(reader, turn, self.facts.stream_of[norm])
+        elif not gained:
+            self._fold(norm, gain, bias, turn)
 
     def _is_map(self, vertex: int) -> bool:
         return self.derivation.is_map(vertex)

@@ -6,15 +6,18 @@ into the linear maps around it. Where nothing else keeps the axes of the streams
 join, all of these streams change together, and none of them has axes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from basis_probe.model.facts import Facts, Region, Shape, Stream, keeps_statistics, vectors_of
-from basis_probe.model.graph import Kind
+from basis_probe.model.graph import Kind, norm_argument
+from basis_probe.model.trace import Fixed
 
 Passing = Literal["norm", "affine"]
 
 _NOTHING = Region(Shape.UNKNOWN)
+_WRITERS = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)
+_IN_GROUPS = (Kind.GROUPED, Kind.DEPTHWISE)
 
 
 class Commuting:
@@ -25,7 +28,8 @@ class Commuting:
         keeps_axes: says of any other vertex whether the axes around it belong together.
         is_folded: says of a norm whether linear maps alone read it.
         is_attended: says of a stream whether it holds queries or keys.
-        is_transposed: says of a stream whether one matrix both writes it and reads it.
+        is_tied: says of a stream whether weights around it are used elsewhere too.
+        is_map: says of a vertex whether it reads whole features as a linear map does.
     """
 
     def __init__(
@@ -35,17 +39,19 @@ class Commuting:
         keeps_axes: Callable[[int], bool],
         is_folded: Callable[[int], bool],
         is_attended: Callable[[int], bool],
-        is_transposed: Callable[[int], bool],
+        is_tied: Callable[[int], bool],
+        is_map: Callable[[int], bool],
     ) -> None:
         self.facts = facts
         self._keeps_axes = keeps_axes
         self._is_folded = is_folded
         self._is_attended = is_attended
-        self._is_transposed = is_transposed
+        self._is_tied, self._is_map = is_tied, is_map
         self._kinds: dict[int, Passing | None] = {}
         self._streams: dict[int, frozenset[int]] = {}
         self._on_axes: dict[frozenset[int], bool] = {}
         self._free: dict[frozenset[int], bool] = {}
+        self._users: dict[int, set[int]] | None = None
 
     def kind(self, vertex: int) -> Passing | None:
         """What lets more than an order of axes pass at a vertex; None if nothing does."""
@@ -86,11 +92,8 @@ class Commuting:
         if streams not in self._on_axes:
             kinds = {self.kind(vertex) for vertex in self.maps(index)}
             members = [self.facts.streams[stream] for stream in streams]
-            # Around a circle of batch normalisations only orders and scales pass.
-            circle = kinds == {"affine"} and len(self.maps(index)) >= len(streams)
             self._on_axes[streams] = (
-                circle
-                or len(kinds) > 1
+                len(kinds) > 1
                 or any(self._is_kept(stream) for stream in members)
                 or (
                     kinds == {"norm"}
@@ -98,6 +101,10 @@ class Commuting:
                         stream.value_mixed or self._is_attended(number)
                         for number, stream in zip(streams, members, strict=True)
                     )
+                )
+                or (
+                    kinds == {"affine"}
+                    and not (self._is_free(streams) or self._write_one(self.maps(index)))
                 )
             )
         return self._on_axes[streams]
@@ -113,26 +120,25 @@ class Commuting:
     def _is_free(self, streams: frozenset[int]) -> bool:
         """True if every invertible map passes streams that batch normalisation joins."""
         if streams not in self._free:
-            regions = self.facts.regions
-            vertices = [
-                vertex
-                for stream in streams
-                for vertex in (*self.facts.streams[stream].writers, *self._readers(stream))
-            ]
+            maps = self.maps(next(iter(streams)))
             self._free[streams] = (
-                not any(
-                    self.facts.streams[s].value_mixed
-                    or self._is_attended(s)
-                    or self._is_transposed(s)
+                # Around a circle of batch normalisations only orders and scales pass.
+                len(maps) < len(streams)
+                and self._have_own_gains(maps)
+                and not any(
+                    self.facts.streams[s].value_mixed or self._is_attended(s) or self._is_tied(s)
                     for s in streams
                 )
                 and all(
-                    self.kind(v) == "affine"
-                    or self.facts.graph.vertices[v].kind
-                    in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)
-                    for v in vertices
+                    self.kind(v) == "affine" or self.facts.graph.vertices[v].kind in _WRITERS
+                    for s in streams
+                    for v in self.facts.streams[s].writers
                 )
-                and not any(v in regions for v in vertices)
+                and all(
+                    self.kind(v) == "affine" or self._is_map(v)
+                    for s in streams
+                    for v in self.facts.streams[s].readers
+                )
             )
         return self._free[streams]
 
@@ -153,8 +159,49 @@ class Commuting:
         stream = self.facts.streams[index]
         return [v for v in (*stream.writers, *stream.readers) if self.kind(v) is not None]
 
-    def _readers(self, index: int) -> tuple[int, ...]:
-        return self.facts.streams[index].readers
+    def _write_one(self, maps: list[int]) -> bool:
+        """True if all such maps write one stream, each from features that nothing else reads.
+
+        Their gains then fold into the linear maps that write those.
+        """
+        facts = self.facts
+        targets = {self.ends(vertex)[1] for vertex in maps}
+        if len(targets) != 1 or not self._have_own_gains(maps):
+            return False
+        (target,) = targets
+        touching = (*facts.streams[target].writers, *facts.streams[target].readers)
+        if any(facts.graph.vertices[vertex].kind in _IN_GROUPS for vertex in touching):
+            return False
+        sources = [self.ends(vertex)[0] for vertex in maps]
+        return not any(self._is_tied(stream) for stream in (target, *sources)) and all(
+            facts.streams[source].readers == (vertex,) and source != target
+            for vertex, source in zip(maps, sources, strict=True)
+        )
+
+    def _have_own_gains(self, maps: list[int]) -> bool:
+        """True if no gain is zero, and none serves features that change in different ways."""
+        return not any(
+            len(self._served(value)) > 1 or (name == "weight" and bool((value.tensor == 0).any()))
+            for vertex in maps
+            for name, value in self._gains(vertex)
+        )
+
+    def _gains(self, vertex: int) -> Iterator[tuple[str, Fixed]]:
+        node = self.facts.graph.trace.node(vertex)
+        for name in ("weight", "running_var"):
+            value = norm_argument(node, name)
+            if isinstance(value, Fixed):
+                yield name, value
+
+    def _served(self, value: Fixed) -> set[int]:
+        """The streams that a gain, or a kept variance, is used to write."""
+        if self._users is None:
+            self._users = {}
+            for vertex in self.facts.graph.vertices:
+                for _, gain in self._gains(vertex) if is_affine(self.facts, vertex) else ():
+                    users = self._users.setdefault(id(gain.tensor), set())
+                    users.add(self.facts.stream_of[vertex])
+        return self._users.get(id(value.tensor), set())
 
 
 def is_plain(facts: Facts, vertex: int) -> bool:

@@ -37,7 +37,7 @@ from basis_probe.algebra.intertwiner import Intertwiner, measured
 from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.scales import Relations, Scales, sum_of
-from basis_probe.architecture.ties import ties_of
+from basis_probe.architecture.ties import read_by_number, ties_of
 from basis_probe.model.attention import Attention, Side
 from basis_probe.model.facts import (
     Facts,
@@ -92,6 +92,7 @@ class Derivation:
         self.computed = computed_weights(facts)
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
+        self.pinned = read_by_number(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self._free_ties: set[int] = set()
         self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
@@ -117,7 +118,8 @@ class Derivation:
             keeps_axes=self._is_link_on_axes,
             is_folded=self._norm_is_folded,
             is_attended=self._is_attended,
-            is_transposed=self._is_transposed,
+            is_tied=lambda index: bool(self.ties.get(index)),
+            is_map=self.is_map,
         )
 
     # --- one site -------------------------------------------------------------------------------
@@ -146,6 +148,8 @@ class Derivation:
             )
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)
+            if stream in self.pinned and not isinstance(group, Trivial):
+                raise _NotUnderstood(self.pinned[stream])
             group, because = self._tied(stream, group, because)
             group, because = self._free(stream, group, because)
         except _NotUnderstood as reason:

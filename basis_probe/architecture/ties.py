@@ -53,3 +53,21 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
                 # What takes the same part of a tensor twice is written by the same rows.
                 tie(parts.setdefault(vertex.part, reader), reader, False)
     return {stream: tuple(dict.fromkeys(ties)) for stream, ties in found.items()}
+
+
+def read_by_number(facts: Facts) -> dict[int, str]:
+    """Stream -> why its axes stay, where a matrix on it is also a table that tokens read."""
+    found: dict[int, str] = {}
+    vertices = facts.graph.vertices
+    for pair in shared(facts):
+        first, second, transposed = pair
+        tables = [v for v in (first, second) if vertices[v].kind is Kind.EMBEDDING]
+        others = [v for v in (first, second) if vertices[v].kind is not Kind.EMBEDDING]
+        if len(tables) == 1:
+            (other,) = others
+            # Of a matrix and its transpose the rows of one are the columns of the other.
+            place = other if transposed else next(iter(vertices[other].used), other)
+            found[facts.stream_of[place]] = (
+                "its axes are the rows of a table from which tokens pick by number"
+            )
+    return found

@@ -97,7 +97,7 @@ def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         stem = f"{path}." if path else ""
         for leaf, parameter in module.named_parameters(recurse=False):
             yield stem + leaf, parameter
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+        if isinstance(module, nn.modules.batchnorm._NormBase):  # pyright: ignore[reportPrivateUsage]
             for leaf, buffer in module.named_buffers(recurse=False):
                 if leaf in ("running_mean", "running_var"):
                     yield stem + leaf, buffer

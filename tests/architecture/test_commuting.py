@@ -142,6 +142,32 @@ def before_a_norm() -> nn.Module:
     )
 
 
+def shared(*, apart: bool) -> nn.Module:
+    """One batch norm in two places: beside each other, or one behind the other."""
+
+    def forward(own: nn.Module, x: Tensor) -> Tensor:
+        h = own.n(own.e(x))
+        return own.o(own.n(own.b(h)) if apart else h + own.n(own.f(x)))
+
+    return Written(
+        forward,
+        e=linear(6, 8),
+        f=linear(6, 8),
+        b=linear(8, 8),
+        n=nn.BatchNorm1d(8),
+        o=linear(8, 3),
+    )
+
+
+def dead() -> nn.Module:
+    """A channel whose gain is zero, as training leaves some: its shift cannot be moved."""
+    model = nn.Sequential(linear(6, 8), nn.BatchNorm1d(8), linear(8, 3))
+    settled(model)
+    with torch.no_grad():
+        model[1].weight[3] = 0.0
+    return model
+
+
 ROWS, DEEP, MAPS = (5, 6), (2, 4, 6), (2, 3, 5, 5)
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, object]]] = {
@@ -200,6 +226,24 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, ob
         {"0": LINE(8)},
     ),
 }  # fmt: skip
+
+
+def test_a_gain_of_zero_leaves_axes() -> None:
+    found = bp.symmetries(dead(), values(*ROWS))["0"]
+    assert found.group == ANY(8)
+    assert found.certificate is not None and found.certificate.holds
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_norm_in_two_places_is_one(apart: bool) -> None:
+    # What is derived of it without a proof is not larger than what a proof leaves.
+    model, x = settled(shared(apart=apart)), values(*ROWS)
+    for site in ("e", "n", "o:in"):
+        proved, derived = (
+            bp.symmetries(model, x, certificates=wanted)[site].group for wanted in (True, False)
+        )
+        assert derived == (ANY(8) if apart else GL(8))
+        assert proved in (derived, G.Unknown(8))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
