@@ -86,6 +86,7 @@ class Derivation:
         self._families: dict[int, frozenset[int]] = {}
         self._family_links: dict[frozenset[int], list[int]] = {}
         self._links_known: dict[int, bool] = {}
+        self._gains: dict[int, set[int]] | None = None
         self._apart: set[frozenset[int]] = set()
         self._relations: dict[frozenset[int], Relations] = {}
         self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
@@ -462,12 +463,33 @@ class Derivation:
                 "it is the output of a norm, and the axes before the norm are not free to change "
                 "places, or only in parts"
             )
+        if not self._has_own_gain(writer):
+            if isinstance(before, Permutation | SignedPermutation):
+                because = (
+                    "a norm's gain writes it, which serves another place too: the axes change "
+                    "places together with those of the stream that the norm reads."
+                )
+                return before, because, ALGEBRA
+            raise _NotUnderstood("a norm's gain writes it, which serves another place too")
         because = (
             "a norm's gain writes it, feature by feature: the linear maps that read it would "
             "absorb any change of basis, but a gain is one again only after the axes were "
             "permuted, together with those of the stream that the norm reads, and rescaled."
         )
         return Monomial(dim), because, ALGEBRA
+
+    def _has_own_gain(self, vertex: int) -> bool:
+        """True if nothing else uses the weights of a norm, or of a gain."""
+        graph = self.facts.graph
+        if self._gains is None:
+            self._gains = {}
+            for other in self.facts.regions:
+                for _, fixed in vectors_of(graph, graph.vertices[other]):
+                    self._gains.setdefault(id(fixed.tensor), set()).add(other)
+        return all(
+            self._gains.get(id(fixed.tensor), {vertex}) == {vertex}
+            for _, fixed in vectors_of(graph, graph.vertices[vertex])
+        )
 
     def attention_before(self, index: int) -> Attention | None:
         """The attention whose queries or keys a stream holds, or will hold behind a norm."""
