@@ -18,7 +18,7 @@ help:
 	@echo "make types      types only"
 	@echo "make fast-test  the default tests only"
 	@echo "make slow-test  the tests that take long"
-	@echo "make battery    the tests that take hours: thousands of damaged files, hundreds of interruptions"
+	@echo "make battery    the tests that take hours: thousands of damaged files"
 	@echo "make docs       the pages of docs/, in build/site; a broken link is an error"
 	@echo "make wheel      dist/*.whl and dist/*.tar.gz"
 	@echo "make clean      remove the environment, caches and built files"

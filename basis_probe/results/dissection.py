@@ -275,7 +275,7 @@ class Dissection:
                         f"{name}_p": tally.p_value,
                     }
                 rows.append(row | {"concepts": len(found.concepts), "samples": site.n_samples})
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame(map(_readable, rows))
 
     def concepts_dataframe(self) -> "pandas.DataFrame":
         """One row for every site, null, measure and concept."""
@@ -288,7 +288,7 @@ class Dissection:
             for found in site.comparisons
             for concept in found.concepts
         ]
-        return pandas.DataFrame(rows)
+        return pandas.DataFrame(map(_readable, rows))
 
     def _repr_html_(self) -> str:
         from basis_probe.show.concepts import fragment
@@ -297,3 +297,8 @@ class Dissection:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
+
+
+def _readable(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of a table whose texts can be shown and written anywhere."""
+    return {name: clean(entry) if isinstance(entry, str) else entry for name, entry in row.items()}
