@@ -114,7 +114,15 @@ def _plainly(markup: Markup) -> Markup:
     return type(markup)(re.sub(r' title="[^"]*"', "", markup))
 
 
+def _parted(name: str) -> Markup:
+    """A name that may be broken behind the signs that join its parts, before it is anywhere else."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<=\w)([._:/])(?=[\w*])", r"\1<wbr>", str(escape(name))))
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
+    "parted": _parted,
     "plainly": _plainly,
     "minus": lambda text: text.replace("-", "\u2212"),
     "number": lambda value: _minus(words.number(value)),

@@ -116,6 +116,7 @@ _UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _VOID = {"meta", "link", "br", "img", "input", "hr", "base", "wbr", "col", "source"}
 _BLOCKS = set(re.findall(r"\w+", "p div ul dl table section h1 h2 h3 h4 details pre nav"))
 _OTHERS = """
+wbr
     html head title style script body header main meta li dt dd caption thead tbody tr th td
     span b i em a abbr bdi code small summary svg path text
 """
