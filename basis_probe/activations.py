@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group, Unknown, group_from_name
 from basis_probe.algebra.intertwiner import callable_of
+from basis_probe.arrays import Given, Matrix, Rows, matrix, shape_of, sites_in
 from basis_probe.brief import described
 from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import (
@@ -45,7 +46,6 @@ from basis_probe.verdict import LEVEL, report
 if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
 
-Matrix = Tensor | np.ndarray
 Groups = Group | str | Mapping[str, Group | str]
 Nonlinearity = str | Callable[[Tensor], Tensor] | nn.Module
 
@@ -59,12 +59,12 @@ class Cache(Protocol):
 
 @overload
 def probe_activations(
-    x: Matrix,
+    x: Given,
     *,
     group: Group | str | None = None,
-    pre: Matrix | None = None,
+    pre: Given | None = None,
     nonlinearity: Nonlinearity | None = None,
-    inputs: Matrix | None = None,
+    inputs: Given | None = None,
     weight: Matrix | None = None,
     bias: Matrix | None = None,
     examples: Sequence[Any] | Matrix | None = None,
@@ -79,7 +79,7 @@ def probe_activations(
 
 @overload
 def probe_activations(
-    x: Mapping[str, Matrix] | Cache,
+    x: Mapping[str, Given] | Cache,
     *,
     group: Groups | None = None,
     examples: Sequence[Any] | Matrix | None = None,
@@ -93,12 +93,12 @@ def probe_activations(
 
 
 def probe_activations(
-    x: Matrix | Mapping[str, Matrix] | Cache,
+    x: Given | Mapping[str, Given] | Cache,
     *,
     group: Groups | None = None,
-    pre: Matrix | None = None,
+    pre: Given | None = None,
     nonlinearity: Nonlinearity | None = None,
-    inputs: Matrix | None = None,
+    inputs: Given | None = None,
     weight: Matrix | None = None,
     bias: Matrix | None = None,
     examples: Sequence[Any] | Matrix | None = None,
@@ -115,7 +115,12 @@ def probe_activations(
         x: the activations, [samples, dim], or [batch, position, dim] of sequences. A mapping of
             names to such arrays, or an `ActivationCache` of TransformerLens, gives a report of them
             all, whose p-values are adjusted over all sites; of a cache, what has no feature axes is
-            left out, and the report says what.
+            left out, and the report says what. In place of an array, the path of a .npy file, or a
+            list of parts that follow each other: arrays, .npy files, slices of
+            `safetensors.safe_open`, sets of h5py. In place of a mapping, the path of a .safetensors
+            file, or a list of them, each with some rows of all arrays. They may be larger than
+            memory: a block of rows is read at a time, and memory for the rows that are compared and
+            a few bytes for each other one is all that is needed.
         group: which changes of basis the weights around the site absorb: a group, or its name
             ("orthogonal", "permutation", "positive-monomial", "general-linear" ...); None if that
             is not known, and then nothing is said about the architecture. For a mapping also name
@@ -161,6 +166,9 @@ def probe_activations(
     if hasattr(x, "to_numpy"):
         # A table of pandas or polars: its columns are the axes.
         x = cast("Any", x).to_numpy()
+    stored = sites_in(x)
+    if stored is not None:
+        x = dict(stored)
     if not isinstance(x, Tensor | np.ndarray) and hasattr(x, "items"):
         own = {"pre": pre, "nonlinearity": nonlinearity, "inputs": inputs, "weight": weight}
         given = [name for name, value in {**own, "bias": bias}.items() if value is not None]
@@ -168,14 +176,14 @@ def probe_activations(
             raise ValueError(
                 f"{', '.join(given)} belong to one site: give them with its activations alone"
             )
-        return _several(cast("Mapping[str, Matrix]", x), group, examples, mask, settings)
+        return _several(cast("Mapping[str, Any]", x), group, examples, mask, settings)
     if isinstance(group, Mapping):
         raise ValueError("group is a mapping, and x one array: give the group of x itself")
-    rows = _Rows.of("x", cast("Matrix", x), examples, mask)
+    rows = _Samples.of("x", x, examples, mask)
     case = _case(
         "activations",
         rows,
-        symmetry_of(group, rows.values.shape[1]),
+        symmetry_of(group, rows.rows.dim),
         settings,
         pre=None if pre is None else rows.alike("pre", pre),
         nonlinearity=nonlinearity,
@@ -200,74 +208,88 @@ class _Settings:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Rows:
+class _Samples:
     """Activations as rows that count.
 
     Attributes:
-        values: [samples, dim].
-        examples: of which sequence or image each is.
-        counted: which of the rows that were given these are, and `total`, how many there were.
-        leading: the shape in front of the features, as given.
-        shape: the feature axes.
+        rows: the activations.
+        mask: which of their rows count, [rows]; None if all do.
+        examples: of which sequence or image each that counts is.
     """
 
-    values: Tensor
+    rows: Rows
+    mask: Tensor | None
     examples: Tensor
-    counted: Tensor
-    total: int
-    leading: tuple[int, ...]
-    shape: tuple[int, ...]
 
     @staticmethod
     def of(
         name: str,
-        given: Matrix,
+        given: Any,
         examples: Sequence[Any] | Matrix | None,
         mask: Matrix | None,
         features: int = 1,
-    ) -> "_Rows":
+    ) -> "_Samples":
         """The rows of an array whose last axes are features, those that count.
 
         Raises:
             TypeError, ValueError: if it is no such array, or mask or examples do not fit it.
         """
-        if not isinstance(given, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
-            # It says what is wrong with them.
-            matrix(name, given)
-        _require_dense(name, given)
-        if given.ndim < 2:
-            matrix(name, given)
-        many = given.ndim - features
-        leading = tuple(given.shape[:2]) if many == 2 else ()
-        if many == 2:
-            given = given.reshape(-1, *given.shape[2:])
-        counted = torch.arange(len(given))
+        rows = Rows.of(name, given, features)
+        counted = None
         if mask is not None:
-            if tuple(np.shape(mask)) != leading:
-                raise ValueError(
-                    f"mask has shape {tuple(np.shape(mask))}, and {name} is "
-                    f"{f'{leading} [batch, position]' if leading else 'no array of sequences'}: "
-                    "give one entry for every position"
+            if tuple(np.shape(mask)) != rows.leading:
+                held = (
+                    f"{rows.leading} [batch, position]" if rows.leading else "no array of sequences"
                 )
-            counted = counted[torch.as_tensor(mask).detach().cpu().flatten() != 0]
-        total, shape = len(given), tuple(np.shape(given)[1:])
-        if leading and examples is None:
-            numbers = torch.arange(leading[0]).repeat_interleave(leading[1])
+                raise ValueError(
+                    f"mask has shape {tuple(np.shape(mask))}, and {name} is {held}: give one entry "
+                    "for every position"
+                )
+            counted = torch.as_tensor(mask).detach().cpu().flatten() != 0
+            if not counted.any():
+                raise ValueError(f"mask leaves no row of {name}: it is zero at every position")
+        if rows.leading and examples is None:
+            numbers = torch.arange(rows.leading[0]).repeat_interleave(rows.leading[1])
         else:
-            numbers = _examples(examples, total)
-        if len(counted) < total:
-            # What padding holds is nobody's business, NaN included.
-            given = given[counted.numpy() if isinstance(given, np.ndarray) else counted]
-        values = matrix(name, given.reshape(len(given), -1) if features > 1 else given)
-        return _Rows(values, numbers[counted], counted, total, leading, shape)
+            numbers = _examples(examples, len(rows))
+        return _Samples(rows, counted, numbers if counted is None else numbers[counted])
 
-    def alike(self, name: str, given: Matrix) -> Tensor:
-        """The rows of another array of the same samples, those that count."""
-        if isinstance(given, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
-            _require_dense(name, given)
-        if self.leading and tuple(np.shape(given)[:2]) == self.leading:
-            given = given.reshape(-1, given.shape[-1])
-        return matrix(name, given, rows=self.total)[self.counted]
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def alike(self, name: str, given: Any) -> "_Samples":
+        """Another array of the same samples.
+
+        Raises:
+            ValueError: if it has another number of them.
+        """
+        rows = Rows.of(name, given)
+        if len(rows) != len(self.rows):
+            raise ValueError(
+                f"{name} has shape {rows.shape}, and its axis 0 must have {len(self.rows)} "
+                "entries to fit x"
+            )
+        return _Samples(rows, self.mask, self.examples)
+
+    def picked(self, kept: Tensor, seen: Callable[[Tensor], None] | None = None) -> Tensor:
+        """Some of the rows in float64, [kept, dim], in the order asked for.
+
+        Args:
+            kept: their numbers among the rows that count.
+            seen: is called with every block on the way.
+        """
+        order = kept.argsort()
+        wanted = kept[order]
+        found = torch.empty(len(kept), self.rows.dim, dtype=torch.float64)
+        first = 0
+        for block in self.rows.blocks(self.mask):
+            if seen is not None:
+                seen(block)
+            ends = torch.tensor([first, first + len(block)])
+            start, stop = torch.searchsorted(wanted, ends).tolist()
+            found[order[start:stop]] = block[wanted[start:stop] - first]
+            first += len(block)
+        return found
 
 
 _HEADS = re.compile(r"(?:^|\.)hook_(?:q|k|v|z)$")
@@ -275,7 +297,7 @@ _HEADS = re.compile(r"(?:^|\.)hook_(?:q|k|v|z)$")
 
 
 def _several(
-    x: Mapping[str, Matrix],
+    x: Mapping[str, Any],
     groups: Groups | None,
     examples: Sequence[Any] | Matrix | None,
     mask: Matrix | None,
@@ -300,12 +322,12 @@ def _several(
     if not entries:
         raise ValueError("x holds no activations: give names and arrays [samples, dim]")
     rows = {
-        name: _Rows.of(name, value, examples, mask, _features(name, value, cached=cached))
+        name: _Samples.of(name, value, examples, mask, _features(name, value, cached=cached))
         for name, value in entries.items()
     }
     chosen = overrides(groups, rows)
     cases = [
-        _case(name, held, symmetry_of(chosen.get(name), held.values.shape[1]), settings)
+        _case(name, held, symmetry_of(chosen.get(name), held.rows.dim), settings)
         for name, held in rows.items()
     ]
     found = [settings.gathered(case) for case in cases]
@@ -315,13 +337,13 @@ def _several(
     )
     provenance = Provenance(
         model="activations that were given",
-        data=f"{len(rows)} arrays, {len(first.values)} samples in the first",
+        data=f"{len(rows)} arrays, {len(first)} samples in the first",
         seed=settings.seed,
         n_batches=1,
         n_examples=int(first.examples.unique().numel()),
         versions=versions(),
         device="cpu",
-        dtype=str(getattr(next(iter(entries.values())), "dtype", "")).removeprefix("torch."),
+        dtype=str(getattr(first.rows.parts[0], "dtype", "")).removeprefix("torch."),
         level=LEVEL,
         settings={
             "sites": ", ".join(rows),
@@ -341,7 +363,8 @@ def _told(names: Sequence[str]) -> str:
 def _features(name: str, value: Any, *, cached: bool) -> int:
     """How many axes are features; a cache may hold one sequence without an axis for the batch."""
     heads = _HEADS.search(name) is not None
-    return 2 if heads and getattr(value, "ndim", 0) in ((3, 4) if cached else (4,)) else 1
+    shape = shape_of(value[0] if isinstance(value, list | tuple) and value else value)
+    return 2 if heads and len(shape) in ((3, 4) if cached else (4,)) else 1
 
 
 def features_of(name: str, value: Any) -> int:
@@ -360,33 +383,36 @@ def _has_features(name: str, value: Any) -> bool:
 
 def _case(
     name: str,
-    rows: _Rows,
+    rows: _Samples,
     symmetry: Symmetry,
     settings: _Settings,
     *,
-    pre: Tensor | None = None,
+    pre: _Samples | None = None,
     nonlinearity: Nonlinearity | None = None,
-    inputs: Tensor | None = None,
+    inputs: _Samples | None = None,
     weight: Matrix | None = None,
     bias: Matrix | None = None,
 ) -> Case:
     """What is known of one site before its axes are compared with anything."""
-    values = rows.values
-    samples, dim = values.shape
+    samples, dim = len(rows), rows.rows.dim
     wanted = settings.null
-    before = None if pre is None else matrix("pre", pre, rows=samples, columns=dim)
+    if pre is not None and pre.rows.dim != dim:
+        raise ValueError(
+            f"pre has shape {pre.rows.shape}, and its axis {len(pre.rows.shape) - 1} must have "
+            f"{dim} entries to fit x"
+        )
     function = None if nonlinearity is None else callable_of(nonlinearity)[1]
-    if before is not None and function is None:
+    if pre is not None and function is None:
         raise ValueError("pre is given without nonlinearity: name what makes x of pre")
     if (inputs is None) != (weight is None):
         raise ValueError("inputs and weight belong together: give both or neither")
     if bias is not None and weight is None:
         raise ValueError("bias is given without weight: give inputs and weight too")
-    if function is not None and before is None and inputs is None:
+    if function is not None and pre is None and inputs is None:
         raise ValueError(
             "nonlinearity is given without what it reads: give pre, or inputs and weight"
         )
-    if isinstance(wanted, Counterfactual) and before is None and inputs is None:
+    if isinstance(wanted, Counterfactual) and pre is None and inputs is None:
         raise ValueError(
             "the counterfactual null needs inputs and weight, or pre and nonlinearity; x alone "
             "allows the rotation null"
@@ -396,7 +422,6 @@ def _case(
             "the random-weights null needs the model itself: ask for it in bp.probe, with data "
             "that can be read several times"
         )
-    moments = Moments.of(values)
     read = dim
     if inputs is not None and weight is not None:
         read = math.prod(weight.shape[1:])
@@ -404,22 +429,29 @@ def _case(
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(samples, generator=generator)
     kept = order[: max(capacity, settings.companions.rows)]
+    line = geometry_of(symmetry.group) is Geometry.LINE
+    moments, across = Moments.empty(dim), SampleKurtosis.empty(dim)
+
+    def see(block: Tensor) -> None:
+        nonlocal moments, across
+        moments = moments + Moments.of(block)
+        across = across + SampleKurtosis.of(block - block.mean(1, keepdim=True) if line else block)
+
+    x = rows.picked(kept, see)
     problem = Problem(
-        x=values[kept],
+        x=x,
         group=symmetry.group,
         halves=torch.arange(len(kept)) % 2,
-        pre=None if before is None else before[kept],
-        nonlinearity=function if before is not None else None,
+        pre=None if pre is None else pre.picked(kept),
+        nonlinearity=function if pre is not None else None,
         examples=rows.examples[kept],
         layer=None
         if inputs is None or weight is None
-        else layer_of(inputs, weight, bias, function, values, kept),
+        else layer_of(inputs.picked(kept), weight, bias, function, x),
     )
-    line = geometry_of(symmetry.group) is Geometry.LINE
-    compared = values - values.mean(1, keepdim=True) if line else values
     everywhere = {
         "kurtosis": float(moments.kurtosis.nanmean()),
-        "sample_kurtosis": float(SampleKurtosis.of(compared).mean),
+        "sample_kurtosis": float(across.mean),
     }
     if function is None:
         everywhere["non_gaussianity"] = float(moments.excess_kurtosis.abs().nanmean())
@@ -427,7 +459,7 @@ def _case(
         site=name,
         kind="activations" if function is None else "neurons behind a nonlinearity",
         layer=layer_number(name),
-        shape=rows.shape,
+        shape=rows.rows.feature_shape,
         symmetry=symmetry,
         n_samples=samples,
         n_dead=int(moments.constant.sum()),
@@ -464,82 +496,14 @@ def symmetry_of(group: Group | str | None, dim: int) -> Symmetry:
     return Symmetry(group, group.privileged, "The group was given, not derived.", "the user")
 
 
-def _require_dense(name: str, values: Matrix) -> None:
-    """Raises TypeError for an array that is no plain block of numbers."""
-    if isinstance(values, np.ndarray):
-        if values.dtype.kind not in "fiubc":
-            raise TypeError(
-                f"{name} holds {values.dtype}: activations are floating-point numbers; convert "
-                "them, for example with .astype(float)"
-            )
-    elif values.is_nested or values.layout != torch.strided or values.is_meta:
-        kind = "nested" if values.is_nested else f"{values.layout} tensor on {values.device}"
-        raise TypeError(
-            f"{name} has another layout than rows of numbers ({kind}): give a dense array "
-            "[samples, dim]"
-        )
-
-
-def matrix(
-    name: str, values: Matrix, *, rows: int | None = None, columns: int | None = None
-) -> Tensor:
-    """The values as a float64 matrix on the CPU, checked.
-
-    Args:
-        name: what they are called, for messages.
-        values: what was given.
-        rows: how many there must be; None for any number.
-        columns: the same.
-
-    Raises:
-        TypeError, ValueError: if they are no matrix of finite floating-point numbers of that shape.
-    """
-    if not isinstance(values, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"{name} is a {type(values).__name__}: give a numpy array or a torch tensor"
-        )
-    if isinstance(values, np.ndarray) and (
-        not values.flags.writeable or any(stride < 0 for stride in values.strides)
-    ):
-        # Torch cannot share an array that is read-only or runs backwards.
-        values = values.copy()
-    _require_dense(name, values)
-    tensor = torch.as_tensor(values).detach()
-    if not tensor.is_floating_point():
-        raise TypeError(
-            f"{name} holds {str(tensor.dtype).removeprefix('torch.')}: activations are "
-            "floating-point numbers; convert them, for example with .float()"
-        )
-    if tensor.ndim != 2:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}: give a matrix; positions and pixels are "
-            "samples, so flatten them into the first axis"
-        )
-    for axis, wanted in enumerate((rows, columns)):
-        if wanted is not None and tensor.shape[axis] != wanted:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}, and its axis {axis} must have {wanted} "
-                "entries to fit x"
-            )
-    if tensor.numel() == 0:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it holds no numbers")
-    bad = int((~torch.isfinite(tensor)).sum())
-    if bad:
-        raise ValueError(
-            f"{name} holds {bad} values that are NaN or infinite: remove those rows first"
-        )
-    return tensor.cpu().double()
-
-
 def layer_of(
     inputs: Matrix,
     weight: Matrix,
     bias: Matrix | None,
     function: Callable[[Tensor], Tensor] | None,
     x: Tensor,
-    kept: Tensor,
 ) -> LinearLayer:
-    """The layer as numbers.
+    """The layer as numbers, from what it reads and writes at some samples.
 
     Raises:
         ValueError: if it does not make the activations that were given.
@@ -556,16 +520,16 @@ def layer_of(
     def bent(outputs: tuple[Tensor, ...]) -> Tensor:
         return outputs[0] if function is None else function(outputs[0])
 
-    made = read[kept] @ maps.T
+    made = read @ maps.T
     made = bent((made if offset is None else made + offset,))
-    error, scale = float((made - x[kept]).abs().max()), float(x[kept].square().mean().sqrt())
+    error, scale = float((made - x).abs().max()), float(x.square().mean().sqrt())
     if not error <= 1e-2 * max(scale, 1e-30):
         raise ValueError(
             f"inputs, weight, bias and nonlinearity do not make x: they are off by {error:.2g} "
             f"where x has a size of {scale:.2g}; give the inputs of this very layer"
         )
     return LinearLayer(
-        inputs=read[kept][:, :, None],
+        inputs=read[:, :, None],
         weights=(maps[:, :, None],),
         biases=(offset,),
         pre=None if function is None else (lambda outputs: outputs[0]),

@@ -168,3 +168,99 @@ def test_a_cache_of_a_bridge_leaves_out_what_has_no_features() -> None:
 def test_what_does_not_fit_is_refused(x: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         bp.probe_activations(x, **options)
+
+
+class _Recorded:
+    """An array that only says its shape and is sliced, as a set of h5py; it notes what is read."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.largest = values, values.shape, 0
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        self.largest = max(self.largest, self.values[rows].size)
+        return self.values[rows]
+
+
+def _alike(one: bp.SiteReport, other: bp.SiteReport) -> bool:
+    """The same numbers, but for the order in which sums are taken."""
+    return all(
+        np.allclose(
+            [a.observed, a.effect, a.all_samples, *a.effect_interval],
+            [b.observed, b.effect, b.all_samples, *b.effect_interval],
+            rtol=1e-9,
+            equal_nan=True,
+        )
+        for a, b in zip(one.scores.values(), other.scores.values(), strict=True)
+    )
+
+
+def test_not_more_than_a_block_is_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = _sequences().flatten(0, 1).numpy()
+    options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
+    whole = bp.probe_activations(x, **options)
+    monkeypatch.setattr("basis_probe.arrays.BLOCK", 90)
+    recorded = _Recorded(x)
+    assert _alike(bp.probe_activations(recorded, **options), whole)
+    assert 0 < recorded.largest <= 90
+    # Sequences are read whole, and what does not count is left out of every block.
+    mask = torch.ones(40, 10)
+    mask[::2, 7:] = 0
+    mask[3:9] = 0
+    x3 = _sequences()
+    some = x3.flatten(0, 1)[mask.flatten() != 0]
+    batch = torch.arange(40).repeat_interleave(10)[mask.flatten() != 0]
+    flat = bp.probe_activations(some, examples=batch, **options)
+    recorded = _Recorded(x3.numpy())
+    assert _alike(bp.probe_activations(recorded, mask=mask, **options), flat)
+    assert 0 < recorded.largest <= 90
+
+
+def test_parts_and_files_are_the_array_that_they_make(tmp_path: pathlib.Path) -> None:
+    x = _sequences().flatten(0, 1)
+    options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
+    whole = _numbers(bp.probe_activations(x, **options))
+    np.save(tmp_path / "all.npy", x.numpy())
+    np.save(tmp_path / "rest.npy", x[130:].numpy())
+    assert _numbers(bp.probe_activations(str(tmp_path / "all.npy"), **options)) == whole
+    mapped = np.load(tmp_path / "all.npy", mmap_mode="r")
+    assert _numbers(bp.probe_activations(mapped, **options)) == whole
+    parts = [x[:100], x[100:130].numpy(), tmp_path / "rest.npy"]
+    assert _alike(bp.probe_activations(parts, **options), bp.probe_activations(x, **options))
+
+
+def test_files_of_safetensors_are_shards_of_several_sites(tmp_path: pathlib.Path) -> None:
+    from safetensors.torch import save_file
+
+    x, z = _sequences().float(), _sequences(4, dim=8).view(40, 10, 2, 4).to(torch.bfloat16)
+    files = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    for file, rows in zip(files, (slice(0, 15), slice(15, 40)), strict=True):
+        save_file({"resid": x[rows].contiguous(), "0.hook_z": z[rows].contiguous()}, file)
+    options: dict[str, Any] = {"group": {"resid": "orthogonal"}, "null": NULL}
+    report = bp.probe_activations(files, **options)
+    at_once = bp.probe_activations({"resid": x, "0.hook_z": z}, **options)
+    assert set(report.sites) == {"resid", "0.hook_z"}
+    assert report["0.hook_z"].shape == (2, 4) and report["resid"].n_samples == 400
+    assert all(_alike(report[site], at_once[site]) for site in report.sites)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: pathlib.Path) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "a.npy").write_bytes(b"none")
+    (tmp_path / "a.safetensors").write_bytes(b"none")
+    save_file({"one": torch.zeros(4, 3)}, tmp_path / "b.safetensors")
+    save_file({"two": torch.zeros(4, 3)}, tmp_path / "c.safetensors")
+    for x, words in (
+        (tmp_path / "a.npy", "a.npy cannot be read .*write the file anew, with np.save"),
+        (tmp_path / "a.safetensors", "a.safetensors cannot be read .*anew, with safetensors"),
+        (tmp_path / "x.npz", "x.npz: give one that ends in .npy"),
+        ([tmp_path / "b.safetensors", tmp_path / "c.safetensors"], "'one' .*of the same arrays"),
+        ([torch.zeros(3, 4), torch.zeros(3, 5)], r"parts of shapes \(3, 4\) and \(3, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bp.probe_activations(x)
+    for name in ("none.npy", "none.safetensors"):
+        with pytest.raises(FileNotFoundError, match=f"there is no file .*{name}"):
+            bp.probe_activations(tmp_path / name)
+    with pytest.raises(ValueError, match="mask leaves no row of x: it is zero at every position"):
+        bp.probe_activations(_sequences(), mask=torch.zeros(40, 10))

@@ -936,3 +936,19 @@ def test_dropout_does_nothing_and_comes_back() -> None:
 
 def test_a_model_in_evaluation_mode_is_said_nothing_about() -> None:
     assert _probe(_mlp(), [_draw(300, 6)]).notes == ()
+
+
+def test_a_model_of_nnsight_is_the_module_inside_it() -> None:
+    class Envoy:
+        """What nnsight wraps around a module: no module itself."""
+
+        def __init__(self, module: torch.nn.Module) -> None:
+            self._module = module
+
+    Envoy.__module__ = "nnsight.intervention.envoy"
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+    wrapped: Any = Envoy(model)
+    data = [torch.randn(300, 4)]
+    report = bp.probe(wrapped, data, progress=False)
+    assert report == bp.probe(model, data, progress=False)

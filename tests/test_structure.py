@@ -100,6 +100,7 @@ parallel      small jobs side by side
 brief         values on one line, and as a small table
 arguments     what users hand over, checked at once
 files         files that are replaced as a whole
+arrays        what users have measured already, read in blocks
 algebra       groups of changes of basis: no model, no data
 statistics    samples, nulls, scores and p-values: no model
 results       every frozen finding, in its file form

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basis_probe.activations import Matrix, Nonlinearity, layer_of, matrix, symmetry_of
+from basis_probe.activations import Nonlinearity, layer_of, symmetry_of
 from basis_probe.algebra.groups import Group
 from basis_probe.algebra.intertwiner import callable_of
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
 from basis_probe.arguments import whole
+from basis_probe.arrays import Matrix, matrix
 from basis_probe.concepts.alignment import Measure, measure_of
 from basis_probe.concepts.comparing import Effort, compare
 from basis_probe.concepts.detection import Setting, Sides
@@ -405,7 +406,9 @@ def known_of(
         nonlinearity=function if before is not None else None,
         layer=None
         if inputs is None or weight is None
-        else layer_of(inputs, weight, bias, function, values, order),
+        else layer_of(
+            matrix("inputs", inputs, rows=samples)[order], weight, bias, function, values[order]
+        ),
     )
     labels = Labels(tuple(flags), torch.stack([flags[name][order] for name in flags], 1), belongs)
     return Known(

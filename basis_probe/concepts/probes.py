@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
-from basis_probe.activations import Matrix, Nonlinearity
+from basis_probe.activations import Nonlinearity
 from basis_probe.algebra.groups import Group
+from basis_probe.arrays import Matrix
 from basis_probe.brief import brief
 from basis_probe.concepts.alignment import Ranks, auc
 from basis_probe.concepts.comparing import axes_beside, tally

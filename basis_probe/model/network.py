@@ -216,6 +216,11 @@ def recognise(model: object, tokenizer: Any = None, *, called: str = "") -> Subj
             f"tokenizer is a {type(tokenizer).__name__}: give one that can be called with a text, "
             "such as transformers.AutoTokenizer.from_pretrained(name)"
         )
+    envoy = any(kind.__module__.partition(".")[0] == "nnsight" for kind in type(model).__mro__)
+    if envoy and isinstance(inside := getattr(model, "_module", None), nn.Module):
+        # What is traced through nnsight runs in the module that it was made of.
+        tokenizer = tokenizer or getattr(model, "tokenizer", None)
+        model = inside
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{called + ': ' if called else ''}cannot probe a {type(model).__name__}: give a "

@@ -115,7 +115,7 @@ def _plainly(markup: Markup) -> Markup:
 
 
 def _parted(name: str) -> Markup:
-    """A name that may be broken behind the signs that join its parts, before it is anywhere else."""
+    """A name that is broken behind the signs that join its parts, if it has to be."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"(?<=\w)([._:/])(?=[\w*])", r"\1<wbr>", str(escape(name))))
