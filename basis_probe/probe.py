@@ -30,7 +30,7 @@ from basis_probe.run.read import (
     require_batches,
 )
 from basis_probe.run.report import Concluding, kept
-from basis_probe.run.watch import Choices, Groups, Watched
+from basis_probe.run.watch import Choices, Effort, Groups, Watched
 from basis_probe.statistics.nulls import Null, RandomWeights
 from basis_probe.statistics.scores import Score
 
@@ -49,6 +49,7 @@ def probe(
     seed: int = 0,
     device: str | torch.device | None = None,
     max_samples: int | None = None,
+    effort: Effort = "full",
     progress: bool = True,
     certificates: bool | None = None,
     bases: "Iterable[str | Candidate | np.ndarray | Tensor] | str | Candidate | None" = None,
@@ -86,6 +87,10 @@ def probe(
         seed: seeds the sample of rows and the alternatives.
         device: where the model runs; it is put back afterwards. None: where it is.
         max_samples: at most this many samples (tokens, pixels, rows) at each site.
+        effort: "quick" for a look during training: at most 1,024 samples at each site and no
+            proofs, unless max_samples or certificates say otherwise. The tests keep their level,
+            and miss what only more samples show. Sites of up to some 500 axes take a third of their
+            time; wider ones little less, as they are compared on so many samples anyway.
         progress: whether to show progress bars.
         certificates: whether to prove what is claimed of the architecture on a float64 copy of the
             model; None to do so if that is cheap, up to 150 million parameters.
@@ -139,6 +144,7 @@ def probe(
         certificates=certificates,
         progress=progress,
         companions=Companions.of(bases, paths),
+        effort=effort,
     )
     twins = choices.null if isinstance(choices.null, RandomWeights) else None
     require_batches(data)

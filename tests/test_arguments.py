@@ -26,6 +26,7 @@ LONG = "x" * 1_000_000
 BAD: dict[str, tuple[Any, ...]] = {
     "seed": (1.5, math.nan, "3", None, True, 10**25, [], torch.tensor([1, 2])),
     "max_samples": (0, *NO_COUNT, torch.tensor([1, 2])),
+    "effort": (5, "fast", None, [], True, LONG, b"quick", torch.tensor([1, 2])),
     "paths": (None, *NO_COUNT),
     "examples": (None, *NO_COUNT),
     "memory_budget": (0, *NO_COUNT, "1GB"),

@@ -952,3 +952,22 @@ def test_a_model_of_nnsight_is_the_module_inside_it() -> None:
     data = [torch.randn(300, 4)]
     report = bp.probe(wrapped, data, progress=False)
     assert report == bp.probe(model, data, progress=False)
+
+
+def test_a_quick_look_is_one_of_few_samples_without_proofs() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    data = [torch.randn(700, 4) for _ in range(3)]
+    quick = bp.probe(model, data, effort="quick", progress=False)
+    same = bp.probe(model, data, max_samples=1024, certificates=False, progress=False)
+    assert quick.site_reports == same.site_reports
+    assert quick["1"].symmetry.certificate is None
+    assert quick["1"].null is not None and quick["1"].null.samples == 1024
+    assert quick.provenance.settings["effort"] == "quick"
+    # What is asked for by itself is done.
+    proved = bp.probe(
+        model, data, effort="quick", max_samples=300, certificates=True, progress=False
+    )
+    assert proved["1"].symmetry.certificate is not None
+    assert proved["1"].null is not None and proved["1"].null.samples == 300
+    assert "effort" not in same.provenance.settings

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 from torch import Tensor
 
@@ -31,6 +32,10 @@ from basis_probe.statistics.nulls import Geometry, Null, Rotation, geometry_of
 from basis_probe.statistics.scores import Score
 
 Groups = Mapping[str, Group | str] | Group | str
+Effort = Literal["full", "quick"]
+
+QUICK = 1024
+"""How many samples of a site a quick look keeps."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +71,7 @@ class Choices:
         max_samples: at most this many samples at each site.
         certificates: whether to prove what is claimed; None if that is cheap.
         progress: whether to show progress bars.
+        quick: whether it is a quick look, of few samples and without proofs.
         asked: the sites in the user's words, where `sites` says what they came to.
         companions: what is computed besides the evidence.
     """
@@ -79,6 +85,7 @@ class Choices:
     max_samples: int | None
     certificates: bool | None
     progress: bool
+    quick: bool = False
     asked: str = ""
     companions: Companions = dataclasses.field(default_factory=Companions)
 
@@ -94,6 +101,7 @@ class Choices:
         certificates: bool | None,
         progress: bool,
         companions: Companions | None = None,
+        effort: Effort = "full",
     ) -> "Choices":
         """The choices, if they make sense.
 
@@ -110,6 +118,14 @@ class Choices:
                 raise SiteError(str(error)) from None
             sites = sites if isinstance(sites, str) else named
         certificates = flag("certificates", certificates, unknown=True)
+        if effort not in ("full", "quick"):
+            raise ValueError(
+                f"effort={described(effort)}: give 'full', or 'quick' for a look at few samples"
+            )
+        quick = effort == "quick"
+        if quick:
+            max_samples = QUICK if max_samples is None else max_samples
+            certificates = certificates or False
         progress = bool(flag("progress", progress))
         return Choices(
             sites=sites,
@@ -121,6 +137,7 @@ class Choices:
             max_samples=max_samples,
             certificates=certificates,
             progress=progress,
+            quick=quick,
             companions=companions or Companions(),
         )
 
@@ -135,6 +152,7 @@ class Choices:
             "max_samples": "all" if self.max_samples is None else str(self.max_samples),
             "rows_for_nulls": str(self.capacity),
             "bases": ", ".join(basis.name for basis in self.companions.bases) or "none",
+            **({"effort": "quick"} if self.quick else {}),
         }
 
     @property
