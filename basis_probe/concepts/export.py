@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.brief import described
 from basis_probe.files import replace_text, replacing, require_writable
+from basis_probe.model.roles import layer_number
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
+VECTORS = "vectors.json"
 
 
 def export_basis(
@@ -21,13 +24,17 @@ def export_basis(
     hook_name: str,
     model_name: str,
     two_sided: bool = True,
+    layout: str = "sae",
     **more: Any,
 ) -> pathlib.Path:
-    """The folder with `cfg.json` and `sae_weights.safetensors`, as SAELens lays them out.
+    """The folder with the directions, as SAELens or SAEDashboard lays them out.
 
-    The encoder reads every direction through a ReLU, so that what such tools do with features works
-    for axes and for rotated directions alike. With `two_sided` each direction gives two features,
-    one for each sign, and an orthonormal basis reconstructs its input exactly.
+    As a sparse autoencoder it holds `cfg.json` and `sae_weights.safetensors` of SAELens, as vectors
+    `vectors.json`, which `VectorSet.load` of SAEDashboard reads to draw a page of each.
+
+    The encoder of the former reads every direction through a ReLU, so that what such tools do with
+    features works for axes and for rotated directions alike. With `two_sided` each direction gives
+    two features, one for each sign, and an orthonormal basis reconstructs its input exactly.
 
     Args:
         directions: one in each column, of unit length for an exact reconstruction; the identity for
@@ -35,11 +42,12 @@ def export_basis(
         folder: is made if it is not there.
         hook_name: the site, as the tool calls it.
         model_name: the model, as the tool calls it.
-        two_sided: False for activations that are never negative.
+        two_sided: False for activations that are never negative; vectors have one side.
+        layout: "sae" for a sparse autoencoder, "vectors" for vectors.
         more: further entries of the configuration, such as context_size.
 
     Raises:
-        ValueError: if the directions hold NaN or infinite values.
+        ValueError: if the directions hold NaN or infinite values, or the layout is not known.
         OSError: if the folder cannot be made or written in.
 
     Example:
@@ -54,8 +62,16 @@ def export_basis(
     bad = int((~torch.isfinite(directions)).sum())
     if bad:
         raise ValueError(f"the directions hold {bad} values that are NaN or infinite")
+    if layout not in ("sae", "vectors"):
+        raise ValueError(
+            f"layout={described(layout)}: give 'sae' for SAELens, or 'vectors' for SAEDashboard"
+        )
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if layout == "vectors":
+        text = _vectors(directions, hook_name, model_name, more)
+        replace_text(require_writable(folder / VECTORS), text)
+        return folder
     read = torch.cat([directions, -directions], 1) if two_sided else directions
     encoder = read.detach().cpu().float().contiguous()
     dim, features = encoder.shape
@@ -89,3 +105,30 @@ def export_basis(
         file.write(save(weights))
     replace_text(folder / CONFIG, text)
     return folder
+
+
+def _vectors(
+    directions: Float[Tensor, "dim directions"],
+    hook_name: str,
+    model_name: str,
+    more: dict[str, Any],
+) -> str:
+    """The directions as a set of vectors that SAEDashboard saves."""
+    rows = directions.detach().cpu().float().T
+    layer = layer_number(hook_name)
+    config: dict[str, Any] = {
+        "d_in": rows.shape[1],
+        "d_vectors": len(rows),
+        "vector_names": [str(number) for number in range(len(rows))],
+        "model_name": model_name,
+        "hook_name": hook_name,
+        "hook_layer": 0 if layer is None else layer,
+        "hook_head_index": None,
+        "prepend_bos": True,
+        "context_size": 128,
+        "dataset_path": "",
+        "dtype": "float32",
+        "device": "cpu",
+        "model_from_pretrained_kwargs": {},
+    }
+    return json.dumps({"vectors": rows.tolist(), "config": config | more})

@@ -556,6 +556,20 @@ def test_an_exported_basis_reconstructs_its_input(tmp_path: pathlib.Path) -> Non
         bp.export_basis(turn * torch.nan, tmp_path, hook_name="", model_name="")
 
 
+def test_exported_vectors_are_the_directions(tmp_path: pathlib.Path) -> None:
+    turn = haar(6, torch.Generator().manual_seed(0)).float()
+    site = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "m"}
+    folder = bp.export_basis(turn[:, :4], tmp_path, layout="vectors", dataset_path="d", **site)
+    held = json.loads((folder / "vectors.json").read_text())
+    assert torch.equal(torch.tensor(held["vectors"]), turn[:, :4].T)
+    config = held["config"]
+    assert (config["d_in"], config["d_vectors"], config["hook_layer"]) == (6, 4, 3)
+    assert config["vector_names"] == ["0", "1", "2", "3"] and config["dataset_path"] == "d"
+    wrong: Any = "onnx"
+    with pytest.raises(ValueError, match="layout='onnx': give 'sae' for SAELens, or 'vectors'"):
+        bp.export_basis(turn, tmp_path, layout=wrong, **site)
+
+
 # --- causes ---------------------------------------------------------------------------------------
 
 
