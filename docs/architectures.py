@@ -140,17 +140,26 @@ def is_of(name: str, symmetry: bp.Symmetry, kind: str) -> bool:
     if kind == "stream":
         parts = name.removesuffix(":in").split(".")
         block = parts[-1].isdigit() and parts[-2] in ("layers", "layer", "h", "blocks", "block")
-        return (block and inside) or last == "hook_resid_pre"
+        # A layer that runs again and again bears one name.
+        again = name.endswith("albert_layers.0:2:in")
+        return (block and inside) or last == "hook_resid_pre" or again
     if kind == "neurons":
-        reads = last in ("down_proj", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "wo", "lin2")
-        return (inside and reads and "attn" not in name) or last == "hook_post"
+        reads = last in (
+            "down_proj", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "wo", "lin2", "Wo",
+            "ffn_output",
+        ) or name.endswith(".output.dense:in")  # fmt: skip
+        return (inside and reads and not attends(name)) or last == "hook_post"
     if kind == "queries":
         return last in ("q_proj", "query", "q", "q_lin", "hook_q") and not inside
     if kind == "keys":
         return last in ("k_proj", "key", "k", "k_lin", "hook_k") and not inside
-    reads = last in ("o_proj", "out_proj", "out_lin", "o", "dense") and "mlp" not in name
-    attention = "attn" in name or "attention" in name.lower() or "SelfAttention" in name
-    return (inside and reads and attention) or last == "hook_z"
+    reads = last in ("o_proj", "out_proj", "out_lin", "o", "dense", "c_proj", "Wo")
+    return (inside and reads and attends(name)) or last == "hook_z"
+
+
+def attends(name: str) -> bool:
+    """True if a name is one that libraries give to parts of attention."""
+    return "mlp" not in name and ("attn" in name or "attention" in name.lower())
 
 
 if __name__ == "__main__":

@@ -270,6 +270,11 @@ class Report:
             if report.site == site:
                 return report
 
+        if not isinstance(site, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"a site is asked for by its name, got {type(site).__name__}: a loop over a report "
+                "gives its sites themselves, and report.sites their names"
+            )
         near = nearest(site, self.sites)
         raise KeyError(
             f"the report has no site {site!r}; nearest: {near or 'none'}. "

@@ -78,6 +78,8 @@ def test_a_site_that_is_not_there_is_answered_with_the_nearest(report: bp.Report
     assert message.endswith("report.sites lists them all.")
     with pytest.raises(KeyError, match="nearest: none"):
         report["@@@@"]
+    with pytest.raises(TypeError, match=r"by its name, got SiteReport: .*report\.sites"):
+        report[next(iter(report))]
 
 
 # --- equality -------------------------------------------------------------------------------------
