@@ -148,4 +148,11 @@ def _try(count: int, folder: pathlib.Path, bridge: Any, tmp_path: pathlib.Path) 
 def test_a_command_that_is_stopped_anywhere_keeps_what_it_saw(
     folder: pathlib.Path, bridge: Any, tmp_path: pathlib.Path
 ) -> None:
+    _try(30, folder, bridge, tmp_path)
+
+
+@pytest.mark.battery
+def test_a_command_that_is_stopped_at_200_moments_keeps_what_it_saw(
+    folder: pathlib.Path, bridge: Any, tmp_path: pathlib.Path
+) -> None:
     _try(200, folder, bridge, tmp_path)
