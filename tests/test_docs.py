@@ -106,6 +106,35 @@ def test_targets_of_make_that_pages_show_exist() -> None:
             assert set(filter(None, target)) <= targets
 
 
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_the_page_of_a_tutorial_is_its_notebook(path: pathlib.Path) -> None:
+    spec = importlib.util.spec_from_file_location("tutorials", DOCS / "tutorials.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.page(path)
+    assert any(name.endswith(".md") for name in made)
+    for name, content in made.items():
+        assert (path.parent / name).read_bytes() == content, f"run docs/tutorials.py {path.stem}"
+    assert len(TUTORIALS) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_runs(
+    path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = _blocks(path.with_suffix(".md").read_text(encoding="utf-8"))
+    assert len(blocks) >= 4
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, path.name, "exec"), names)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed")
 def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(

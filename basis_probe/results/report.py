@@ -343,8 +343,10 @@ class Report:
     def summary(self) -> "pandas.DataFrame":
         """One row for every site, under its name, as a pandas DataFrame.
 
-        Its outcome, and of the score that speaks for it the effect with its 95 % interval, the
-        difference from the alternatives in units of the score with its standard error, and p.
+        Its outcome, and of what speaks for it, as on the map, the effect with its 95 % interval,
+        the difference from the alternatives in its own units with its standard error, and p. That
+        is a score, or "offset" or "scale" where axes stand out by these; of them no interval is
+        known.
         """
         from basis_probe.show.tables import summary
 

@@ -258,10 +258,12 @@ def of_site(
     drawn = {"null": one_null, "axes": every_axis}.get(kind)
     if drawn is None:
         raise ValueError(f"kind={kind!r}: give one of 'null', 'axes'")
-    found = selection.leading(site) if score is None else site.scores.get(score)
+    leading = selection.of_axes if kind == "axes" else selection.leading
+    found = leading(site) if score is None else site.scores.get(score)
     if found is None:
+        what = f"score {score!r}" if score is not None else "score that was compared with its null"
         there = ", ".join(site.scores) or "none"
-        raise ValueError(f"the site {site.site!r} has no score to draw; there are: {there}")
+        raise ValueError(f"the site {site.site!r} has no {what} to draw; name one of: {there}")
     return drawn(found, axes, size)
 
 

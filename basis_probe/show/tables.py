@@ -129,13 +129,25 @@ _SUMMARY = {
 
 
 def summary(report: Report) -> pandas.DataFrame:
-    """One row for every site, under its name: the outcome and the score that speaks for it."""
+    """One row for every site, under its name: the outcome and what speaks for it."""
     import pandas
 
     rows: list[dict[str, Any]] = []
     for site in report:
         lead = selection.leading(site)
         row = _row(site, lead)
+        speaker = selection.speaker(site)
+        if speaker is not None and speaker.is_order:
+            [order] = [order for order in site.orders if order.order == speaker.name]
+            row |= {
+                "score": speaker.name,
+                "effect": speaker.effect,
+                "effect_low": math.nan,
+                "effect_high": math.nan,
+                "difference": order.observed - order.null_mean,
+                "difference_error": math.nan,
+                "p_adjusted": speaker.p_adjusted,
+            }
         rows.append({column: row.get(column) for column in _SUMMARY})
     frame = pandas.DataFrame(rows, columns=[*_SUMMARY]).astype(_SUMMARY)
     return frame.set_axis(pandas.Index([words.clean(site.site) for site in report], name="site"))

@@ -736,10 +736,14 @@ def test_a_summary_has_one_row_a_site_and_speaks_with_its_leading_score() -> Non
     frame = report.summary()
     assert list(frame.index) == list(report.sites)
     for site in report:
-        lead = selection.leading(site)
+        lead, speaker = selection.leading(site), selection.speaker(site)
         row = frame.loc[site.site]
         assert row.outcome == site.verdict.outcome.name
-        if lead is not None:
+        if speaker is not None and not math.isnan(speaker.effect):
+            assert (row.score, row.effect) == (speaker.name, speaker.effect)
+        if speaker is not None and speaker.is_order:
+            assert math.isnan(row.effect_low) and not math.isnan(row.difference)
+        elif lead is not None:
             assert row.score == lead.name and row.effect == lead.effect
             assert row.difference_error == lead.difference_error
     whole = report.to_dataframe()
@@ -897,7 +901,7 @@ def test_figures_that_cannot_be_drawn() -> None:
         report.plot(ax=Figure().subplots())
     with pytest.raises(ValueError, match="kind='pie': give one of 'null', 'axes'"):
         report.site_reports[0].plot("pie")
-    with pytest.raises(ValueError, match="has no score to draw; there are: "):
+    with pytest.raises(ValueError, match="has no score 'beauty' to draw; name one of: "):
         report.site_reports[0].plot(score="beauty")
 
 
