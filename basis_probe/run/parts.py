@@ -150,9 +150,14 @@ class Partial:
                     raise ValueError(
                         f"shard {part.index}/{part.of} is in both partials: add every part once"
                     )
+        if self.seen and other.seen:
+            seen = {name: own + other.seen[name] for name, own in self.seen.items()}
+        else:
+            # A shard that met no batch has seen nothing.
+            seen = self.seen or other.seen
         return Partial(
-            seen={name: seen + other.seen[name] for name, seen in self.seen.items()},
-            first=self.first,
+            seen=seen,
+            first=self.first or other.first,
             plan={**other.plan, **self.plan},
             parts=tuple(sorted((*self.parts, *other.parts), key=lambda part: part.index)),
             source=self.source or other.source,

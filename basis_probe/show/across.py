@@ -77,8 +77,10 @@ def outcomes(row: SiteAcross) -> str:
     """The outcomes of a site, report by report.
 
     Example:
+        >>> from basis_probe.algebra.groups import Privileged
         >>> from basis_probe.results.report import Outcome
-        >>> standings = (Standing(Outcome.ARBITRARY), Standing(Outcome.EMERGENT))
+        >>> both = Outcome.ARBITRARY, Outcome.EMERGENT
+        >>> standings = tuple(Standing(one, Privileged.NONE) for one in both)
         >>> outcomes(SiteAcross("a", "b", None, "", standings))
         'arbitrary, emergent'
     """
