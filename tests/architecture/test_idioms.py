@@ -138,6 +138,31 @@ def test_a_table_is_an_embedding_however_it_is_read(name: str, twice: bool) -> N
     require(settled(model), tokens, right, (tokens + 3) % VOCAB)
 
 
+def test_a_matrix_that_is_a_table_of_tokens_keeps_their_order() -> None:
+    model = settled(
+        Written(lambda s, t: s.o(s.w[t] @ s.w.T), w=weight(VOCAB, D), o=nn.Linear(VOCAB, 3))
+    )
+    tokens = torch.arange(6).reshape(2, 3)
+    for proofs in (True, False):
+        found = bp.symmetries(model, tokens, certificates=proofs)["o:in"]
+        assert found.group == G.Unknown(VOCAB)
+        assert "rows of a table from which tokens pick" in found.because
+
+
+def test_the_output_of_a_norm_that_serves_twice_keeps_its_scale() -> None:
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.n(torch.relu(s.a(x)))
+        return s.o(s.n(torch.relu(s.b(h)) + s.p(h)))
+
+    model = Written(
+        forward, a=nn.Linear(6, D), b=nn.Linear(D, D), p=nn.Identity(), n=nn.LayerNorm(D),
+        o=nn.Linear(D, 3),
+    )  # fmt: skip
+    for proofs in (True, False):
+        found = bp.symmetries(settled(model), rows(4, 6), certificates=proofs)["o:in"]
+        assert found.group == G.Permutation(D), found
+
+
 # --- attention ------------------------------------------------------------------------------------
 
 
@@ -190,6 +215,47 @@ def test_attention_is_what_it_is_however_it_is_written(forward: Callable[..., Te
     heads = G.Blocks(G.GeneralLinear(SIZE), H)
     right = {"e": G.Orthogonal(D), **dict.fromkeys("qkvz", heads)}
     require(settled(model), rows(2, 6, 5), right, rows(3, 9, 5, seed=2))
+
+
+class Fused(nn.Module):
+    """Attention whose queries, keys and values one map writes side by side."""
+
+    def __init__(self, cut: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self.cut = cut
+        self.c, self.p = nn.Linear(D, 3 * D), nn.Linear(D, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (H, SIZE)).transpose(1, 2) for t in self.cut(self.c(x)))
+        return self.p((pattern(q @ k.mT) @ v).transpose(1, 2).flatten(2))
+
+
+CUTS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "split": lambda t: t.split(D, -1),
+    "chunk": lambda t: t.chunk(3, dim=-1),
+    "slices": lambda t: (t[..., :D], t[..., D : 2 * D], t[..., 2 * D :]),
+    "narrow": lambda t: tuple(t.narrow(-1, D * i, D) for i in range(3)),
+    "unbind": lambda t: t.unflatten(-1, (3, D)).unbind(-2),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_parts_of_one_projection_are_sites(name: str) -> None:
+    model = settled(
+        Written(
+            lambda s, x: s.u(rms(s.e(x) + s.m(rms(s.e(x))))),
+            e=nn.Linear(5, D),
+            m=Fused(CUTS[name]),
+            u=nn.Linear(D, 3),
+        )
+    )
+    x, heads = rows(2, 6, 5), G.Blocks(G.GeneralLinear(SIZE), H)
+    require(model, x, {f"m.{part}": heads for part in "qkv"}, rows(3, 9, 5, seed=2))
+    seen = bp.observe(model, [x], sites=["m.q", "m.k", "m.v", "m.c"], progress=False).seen
+    whole = seen["m.c"].moments.mean
+    for number, part in enumerate("qkv"):
+        own = whole[number * D : (number + 1) * D]
+        torch.testing.assert_close(seen[f"m.{part}"].moments.mean, own)
 
 
 # --- the calls themselves -------------------------------------------------------------------------

@@ -152,7 +152,34 @@ _SEQ = {
 }  # fmt: skip
 _WHOLE: Callable[[int], int] = lambda tokens: tokens  # noqa: E731
 
+
+class Recurrent(nn.Module):
+    """A recurrent layer over token ids, whose later steps do not change the earlier ones."""
+
+    def __init__(self, kind: str, **options: Any) -> None:
+        super().__init__()
+        self.e = nn.Embedding(60, 16)
+        self.r = getattr(nn, kind)(16, 16, **options)
+        self.o = nn.Linear(16 * (1 + self.r.bidirectional), 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.e(input_ids)
+        seen = self.r(x if self.r.batch_first else x.transpose(0, 1))[0]
+        return self.o(seen)
+
+
+def _recurrent(kind: str, *, exact: bool = True, **options: Any) -> Padded:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return Recurrent(kind, **options).eval()
+
+    return Padded(make, _plain, ("r", "o"), exact=exact)
+
+
 MODELS: dict[str, Padded] = {
+    "LSTM": _recurrent("LSTM", batch_first=True, num_layers=2),
+    "GRU, positions first": _recurrent("GRU"),
+    "RNN both ways": _recurrent("RNN", exact=False, batch_first=True, bidirectional=True),
     "BERT": _bert("BertModel", "BertConfig", "intermediate"),
     "RoBERTa": _bert("RobertaModel", "RobertaConfig", "intermediate"),
     "ELECTRA": _bert("ElectraModel", "ElectraConfig", "intermediate", embedding_size=16),
@@ -314,6 +341,9 @@ QUICK = (
     "prompts, padding left",
     "torch, positions first",
     "folded",
+    "LSTM",
+    "GRU, positions first",
+    "RNN both ways",
 )
 
 
