@@ -97,6 +97,44 @@ def test_a_linear_map_is_one_however_it_is_written(name: str) -> None:
     require(settled(model), rows(4, 6), right, rows(7, 6, seed=2))
 
 
+def test_neurons_have_the_same_null_however_their_layer_is_written() -> None:
+    matrix, x = rows(D, 12, seed=3), rows(200, 6)
+
+    def scores(forward: Callable[..., Tensor]) -> dict[str, float]:
+        model = settled(
+            Written(
+                lambda s, x: s.o(s.h(torch.relu(forward(s.w, s.i(x))))),
+                i=nn.Linear(6, D),
+                h=nn.Identity(),
+                o=nn.Linear(12, 3),
+                w=weight(D, 12),
+            )
+        )
+        model.w.data = matrix
+        report = bp.probe(model, [x], sites=["h"], certificates=False, progress=False)
+        assert report["h"].null.name == "counterfactual"
+        return {name: score.effect for name, score in report["h"].scores.items()}
+
+    plain = scores(lambda w, x: x @ w)
+    assert scores(lambda w, x: torch.tensordot(x, w, 1)) == pytest.approx(plain)
+    assert scores(lambda w, x: torch.einsum("dm,bd->bm", w, x)) == pytest.approx(plain)
+
+
+@pytest.mark.parametrize("proofs", [True, False])
+def test_a_part_that_is_joined_to_itself_is_not_two(proofs: bool) -> None:
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.a(x)
+        both = torch.cat([torch.relu(h[:, :4]), h[:, :4]], -1)
+        return s.o(s.p(torch.tanh(both))) + s.u(h[:, 4:])
+
+    model = Written(
+        forward, a=nn.Linear(6, D), p=nn.Identity(), o=nn.Linear(D, 3), u=nn.Linear(4, 3)
+    )
+    found = bp.symmetries(settled(model), rows(4, 6), certificates=proofs)["p"]
+    assert found.group == G.Unknown(D)
+    assert "joins features that change places together" in found.because
+
+
 # --- embeddings -----------------------------------------------------------------------------------
 
 TABLES: dict[str, tuple[Callable[..., Tensor], dict[str, nn.Parameter | nn.Module]]] = {
