@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,11 +22,16 @@ import torch.distributed as dist
 from basis_probe.arguments import instance, number
 from basis_probe.run.parts import Partial
 
+Answer = TypeVar("Answer")
+
 _BEAT = 2.0
 """Seconds between two signs of life."""
 
 _SILENT = 30.0
 """A process that gave signs of life is dead after so many seconds without one."""
+
+_OVER = b"over"
+"""The last sign of life of a process that gives no more of them."""
 
 _MEETING = datetime.timedelta(minutes=10)
 """How long processes wait for each other at the beginning."""
@@ -71,14 +76,10 @@ def process_group() -> Generator[tuple[int, int]]:
                 "ended, and why"
             ) from error
     rank, world = dist.get_rank(), dist.get_world_size()
-    over = threading.Event()
-    beats = threading.Thread(target=_give_signs, args=(_store(), rank, over), daemon=True)
-    beats.start()
     try:
-        yield rank, world
+        with _alive(_store(), _sign(rank)):
+            yield rank, world
     finally:
-        over.set()
-        beats.join()
         if not found:
             dist.destroy_process_group()
 
@@ -97,8 +98,9 @@ def gathered(partial: Partial, *, timeout: float = 1800.0) -> Partial | None:
     Args:
         partial: what this process saw. Save it first: others may have died, and are not waited for
             without end.
-        timeout: seconds after which a process that has not come is missing, at most 10**7. One that
-            dies within `process_group` is missing after half a minute.
+        timeout: seconds after which a process that has not come, or does not hand over what it
+            saw, is missing, at most 10**7. One that dies or hangs within `process_group`, or after
+            it has come, is missing after half a minute.
 
     Raises:
         ConnectionError: if processes are missing; it names them, on every process that is left.
@@ -109,11 +111,13 @@ def gathered(partial: Partial, *, timeout: float = 1800.0) -> Partial | None:
     timeout = number("timeout", timeout, most=_LONGEST)
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return partial
-    meeting = _Meeting(_store(), dist.get_rank(), dist.get_world_size())
+    store, rank = _store(), dist.get_rank()
+    meeting = _Meeting(store, rank, dist.get_world_size())
     try:
-        meeting.come(timeout)
-        total = meeting.lead(partial) if meeting.rank == 0 else meeting.follow(partial)
-        meeting.leave()
+        with _alive(store, meeting.sign(rank)):
+            meeting.come(timeout)
+            total = meeting.lead(partial, timeout) if rank == 0 else meeting.follow(partial)
+            meeting.leave()
         return total
     except RuntimeError as error:
         raise ConnectionError(
@@ -137,7 +141,11 @@ class _Meeting:
     def __init__(self, store: dist.distributed_c10d.Store, rank: int, world: int) -> None:
         self.store, self.rank, self.world = store, rank, world
         self.name = f"basis_probe/{next(_meetings)}"
-        self.beats: dict[int, tuple[bytes, float]] = {}
+        self.beats: dict[str, tuple[bytes, float]] = {}
+
+    def sign(self, rank: int) -> str:
+        """Where a process that has come gives signs of life."""
+        return f"{self.name}/{_sign(rank)}"
 
     def come(self, timeout: float) -> None:
         """Returns when all have come.
@@ -159,19 +167,21 @@ class _Meeting:
             stopped.args = (f"interrupted while waiting for {said}",)
             raise
 
-    def lead(self, partial: Partial) -> Partial:
+    def lead(self, partial: Partial, timeout: float) -> Partial:
         """The sum of all partials, which the others hand over.
 
         Raises:
-            ConnectionError: if one of them dies meanwhile.
+            ConnectionError: if one of them dies meanwhile, or takes longer than the timeout.
         """
         total, group = partial, _group()
         try:
             # One at a time, so that the sum and one more are held.
             for other in range(1, self.world):
                 received = _Beside(functools.partial(_received, other, group))
+                until = time.monotonic() + timeout
                 while not received.over(_LOOK) and not self._is_silent(other):
-                    pass
+                    if time.monotonic() > until:
+                        break
                 if received.value is None:
                     self._require_alive([other])
                 else:
@@ -213,7 +223,7 @@ class _Meeting:
         """Raises ConnectionError if somebody was found dead."""
         if self._without(["end"]):
             return
-        said = self.store.get(f"{self.name}/end").decode()
+        said = self._ask(lambda: self.store.get(f"{self.name}/end")).decode()
         if said:
             dead = said.split(",")
             self.leave(dead)
@@ -223,23 +233,44 @@ class _Meeting:
             )
 
     def _write(self, name: str, value: str) -> None:
-        self.store.set(f"{self.name}/{name}", value)
+        self._ask(lambda: self.store.set(f"{self.name}/{name}", value))
 
     def _without(self, names: Iterable[str]) -> list[str]:
         """Those of the names that nothing stands under yet."""
-        return [name for name in names if not self.store.check([f"{self.name}/{name}"])]
+        return [name for name in names if not self._stands(f"{self.name}/{name}")]
+
+    def _stands(self, key: str) -> bool:
+        return self._ask(lambda: self.store.check([key]))
+
+    def _ask(self, job: Callable[[], Answer]) -> Answer:
+        """What the store answers. A process that hangs answers nothing, and says nothing either.
+
+        Raises:
+            ConnectionError: if there is no answer in time.
+        """
+        asked = _Beside(job)
+        if not asked.over(_SILENT):
+            raise ConnectionError(
+                f"process 0 of {self.world}, or torchrun, through which the processes know of each "
+                f"other, has not answered for {_SILENT:g} seconds: it hangs, or its machine cannot "
+                "be reached, so that there is no sum of all parts."
+            )
+        return asked.result()
 
     def _is_silent(self, rank: int) -> bool:
         """True for a process that gave signs of life, and gives none any more."""
-        now, key = time.monotonic(), _sign(rank)
-        if not self.store.check([key]):
-            return False
-        beat = self.store.get(key)
-        before, since = self.beats.get(rank, (b"", now))
+        # Those of `process_group` come from its beginning on.
+        return any([self._has_ceased(key) for key in (_sign(rank), self.sign(rank))])
+
+    def _has_ceased(self, key: str) -> bool:
+        now, beat = time.monotonic(), _OVER
+        if self._stands(key):
+            beat = self._ask(lambda: self.store.get(key))
+        before, since = self.beats.get(key, (b"", now))
         if beat != before:
-            self.beats[rank] = beat, now
+            self.beats[key] = beat, now
             return False
-        return now - since > _SILENT
+        return beat != _OVER and now - since > _SILENT
 
 
 def _named(ranks: Iterable[str], world: int) -> str:
@@ -247,15 +278,15 @@ def _named(ranks: Iterable[str], world: int) -> str:
     return f"{'process' if len(found) == 1 else 'processes'} {', '.join(found)} of {world}"
 
 
-class _Beside:
+class _Beside(Generic[Answer]):
     """A job in a thread of its own, which may never end: what waits for a process cannot be ended.
 
     Args:
         job: what is run at once.
     """
 
-    def __init__(self, job: Callable[[], bytes | None]) -> None:
-        self.value: bytes | None = None
+    def __init__(self, job: Callable[[], Answer]) -> None:
+        self.value: Answer | None = None
         self.error: Exception | None = None
         self._job = job
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -265,6 +296,12 @@ class _Beside:
         """Whether it has ended, after so many seconds at most."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def result(self) -> Answer:
+        """What the job returned, or raises what it raised; for one that has ended."""
+        if self.error is not None:
+            raise self.error
+        return cast("Answer", self.value)
 
     def _run(self) -> None:
         try:
@@ -282,13 +319,28 @@ def _sign(rank: int) -> str:
     return f"basis_probe/sign of {rank}"
 
 
-def _give_signs(store: dist.distributed_c10d.Store, rank: int, over: threading.Event) -> None:
+@contextmanager
+def _alive(store: dist.distributed_c10d.Store, key: str) -> Generator[None]:
+    """A context in which the others can see, under a key of the store, that this process lives."""
+    over = threading.Event()
+    signs = threading.Thread(target=_give_signs, args=(store, key, over), daemon=True)
+    signs.start()
+    try:
+        yield
+    finally:
+        over.set()
+        # Where process 0 hangs, a sign that it should take waits without end.
+        signs.join(_BEAT)
+
+
+def _give_signs(store: dist.distributed_c10d.Store, key: str, over: threading.Event) -> None:
     """Writes that this process lives, until it is over."""
     with suppress(RuntimeError):
         for count in itertools.count():
-            store.set(_sign(rank), str(count))
+            store.set(key, str(count))
             if over.wait(_BEAT):
-                return
+                break
+        store.set(key, _OVER.decode())
 
 
 def _first_line(error: Exception) -> str:

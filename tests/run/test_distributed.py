@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 from interrupted import Strikes
 from partials import batches, observed, reported, require_equal
 
@@ -84,8 +86,13 @@ def test_a_process_on_its_own_is_all_there_is() -> None:
 # --- processes that die ---------------------------------------------------------------------------
 
 
-def _four(work: Callable[[int], object], told: pathlib.Path) -> list[tuple[int, str]]:
-    """(exit code, or minus the signal; what it said) of four forked processes that form a group."""
+def _four(
+    work: Callable[[int], object], told: pathlib.Path, *, hanging: int | None = None
+) -> list[tuple[int, str]]:
+    """(exit code, or minus the signal; what it said) of four forked processes that form a group.
+
+    One that hangs is ended when the others have ended.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,7 +119,12 @@ def _four(work: Callable[[int], object], told: pathlib.Path) -> list[tuple[int, 
                     file.write(f"{type(error).__name__}: {error}")
         finally:
             os._exit(status)
-    ended = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    statuses: dict[int, int] = {}
+    for rank in sorted(range(4), key=lambda rank: rank == hanging):
+        if rank == hanging:
+            os.kill(processes[rank], signal.SIGKILL)
+        statuses[rank] = os.waitstatus_to_exitcode(os.waitpid(processes[rank], 0)[1])
+    ended = [statuses[rank] for rank in range(4)]
     said = [(told / f"{rank}.txt").read_text(errors="replace") for rank in range(4)]
     return list(zip(ended, said, strict=True))
 
@@ -201,6 +213,57 @@ def test_a_process_that_hangs_is_missing_and_one_that_is_slow_is_not(
     for rank, (status, said) in enumerate(_four(hanging, tmp_path)):
         assert status == 1, said
         assert rank == 1 or "process 1 of 4 died, or did not come" in said, said
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.parametrize(
+    ("victim", "moment", "by_hand"),
+    [
+        (0, "seeing", True),
+        pytest.param(2, "seeing", True, marks=pytest.mark.slow),
+        pytest.param(3, "handing over", True, marks=pytest.mark.slow),
+        pytest.param(0, "adding", False, marks=pytest.mark.slow),
+    ],
+)
+def test_those_that_are_left_do_not_wait_for_one_that_hangs(
+    victim: int, moment: str, by_hand: bool, tmp_path: pathlib.Path
+) -> None:
+    def work(rank: int) -> None:
+        mine, path = rank == victim, tmp_path / f"{rank}.safetensors"
+        if by_hand:
+            torch.distributed.init_process_group("gloo")
+        with nullcontext() if by_hand else bp.process_group():
+            data = _until(5, _stop) if mine and moment == "seeing" else batches()
+            observed(data, shard=(rank, 4)).save(path)
+            if mine:
+                distributed._send = distributed._received = _stop
+            # Without `process_group` nothing is known of one before it comes.
+            bp.gathered(bp.Partial.load(path), timeout=3.0 if by_hand else 100.0)
+
+    start, ended = time.monotonic(), _four(work, tmp_path, hanging=victim)
+    assert time.monotonic() - start < 30
+    for rank, (status, said) in enumerate(ended):
+        if rank == victim:
+            assert status == -signal.SIGKILL
+            continue
+        assert status == 1 and "ConnectionError" in said, said
+        assert f"process {victim} of 4" in said, said
+        assert bp.Partial.load(tmp_path / f"{rank}.safetensors").batches > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.slow
+def test_processes_may_take_their_time_between_two_sums(tmp_path: pathlib.Path) -> None:
+    def work(rank: int) -> None:
+        torch.distributed.init_process_group("gloo")
+        for _ in range(2):
+            total = bp.gathered(observed(batches(), shard=(rank, 4)))
+            assert total is None or total.batches == 7
+            time.sleep(3.0 * (rank == 1))
+
+    assert [status for status, _ in _four(work, tmp_path)] == [0] * 4
 
 
 @pytest.mark.slow
