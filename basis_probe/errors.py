@@ -6,10 +6,9 @@ Names and texts come from models and data of others: `clean` makes them safe to 
 import difflib
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from basis_probe.results.report import Report
     from basis_probe.run.parts import Partial
 
 
@@ -93,19 +92,19 @@ class StreamError(RuntimeError):
         message: str,
         *,
         batches: int,
-        finish: "Callable[[], Report]",
+        finish: Callable[[], Any],
         part: "Callable[[], Partial | None] | None" = None,
     ) -> None:
         super().__init__(_said(message))
         self.batches = batches
         self._finish, self._part = finish, part
 
-    def report(self) -> "Report":
-        """The report of the completed batches, marked partial."""
+    def report(self) -> Any:
+        """What was asked for, of the completed batches: of `probe` a `Report`, marked partial."""
         return self._finish()
 
     def partial(self) -> "Partial | None":
-        """What was seen in the completed batches, to be saved; None where two networks were run."""
+        """What was seen in the completed batches, to be saved; None where that cannot be."""
         return None if self._part is None else self._part()
 
 

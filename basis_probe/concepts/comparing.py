@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +15,15 @@ from basis_probe.concepts.detection import Found, Setting, Sides, examine
 from basis_probe.concepts.intervals import Pairs
 from basis_probe.concepts.labels import parts
 from basis_probe.evidence.measure import Choice
+from basis_probe.interrupts import hold, stoppable
 from basis_probe.results.dissection import Comparison, ConceptFinding, DirectionFinding, Tally
 from basis_probe.results.evidence import NullRecord
 from basis_probe.statistics.moments import Moments
 from basis_probe.statistics.nulls import Alternatives, Null, Problem, Rotation
 from basis_probe.statistics.nulls.rotations import TurnedAxes
 from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_p
+
+Seen = TypeVar("Seen")
 
 CANDIDATES = 3
 """Of every concept so many of the best directions are scored again on resampled examples."""
@@ -48,6 +52,52 @@ class Effort:
                 raise ValueError(f"{name}={value}: give 0 for none, or more")
 
 
+@dataclasses.dataclass
+class Interruption:
+    """Ctrl-C while axes are compared: what is left is then compared with one alternative each.
+
+    Attributes:
+        most: so many are outlasted by what has come to nothing yet; the next one breaks it off.
+        came: how many came.
+    """
+
+    most: int = 0
+    came: int = 0
+
+
+def in_turn(
+    look: Callable[[int], Seen],
+    count: int,
+    generator: torch.Generator,
+    interruption: Interruption,
+) -> list[Seen]:
+    """What each frame shows, the observed one first; after an interruption of two at least.
+
+    Args:
+        look: from the number of a frame to what it shows.
+        count: how many alternatives there are.
+        generator: draws them; a frame that is looked at once more is the same.
+        interruption: whether one has come, and where one is written down.
+
+    Raises:
+        KeyboardInterrupt: where two have not been looked at, and no more is outlasted.
+    """
+    seen: list[Seen] = []
+    while len(seen) < (2 if interruption.came else count + 1):
+        before = generator.get_state()
+        try:
+            with stoppable():
+                seen.append(look(len(seen)))
+        except KeyboardInterrupt:
+            generator.set_state(before)
+            if len(seen) < 2 and interruption.came >= interruption.most:
+                raise
+            interruption.came += 1
+        if len(seen) == 2:
+            hold()
+    return seen
+
+
 def compare(
     problem: Problem,
     choice: Choice,
@@ -55,8 +105,11 @@ def compare(
     *,
     threshold: float | None,
     effort: Effort,
-) -> tuple[Comparison, ...]:
+    interruption: Interruption,
+) -> tuple[tuple[Comparison, ...], str]:
     """The axes against the frames of a null, by every measure of the setting.
+
+    An interruption ends the comparison with the frames that there are, if one is of the null.
 
     Args:
         problem: what is known of the site, rows as `setting` has them (or spreads them).
@@ -64,6 +117,10 @@ def compare(
         setting: the concepts and how they are asked for.
         threshold: above this a concept counts as detected; None for the measure's own.
         effort: how many of everything.
+        interruption: whether one has come, and where one is written down.
+
+    Returns:
+        One comparison for every measure, and what a reader must know of an interruption.
     """
     null = choice.null
     axes, kept, alternatives, samples = axes_beside(null, problem)
@@ -71,22 +128,24 @@ def compare(
     mixing = torch.Generator().manual_seed(effort.seed + 1)
     scored = setting.labels.examples[parts(setting.halves)[1]]
     orders = [shuffled(scored, mixing) for _ in range(effort.shuffles)]
-    frames: list[dict[Measure, Found]] = []
-    for index in range(null.frames + 1):
+
+    def look(index: int) -> dict[Measure, Found]:
         # What the axes score is their own: it is asked of the activations, whatever the null.
-        post = axes if index == 0 else narrowed(alternatives.frame(generator).post, centred=True)
+        post = narrowed(alternatives.frame(generator).post, centred=True) if index else axes
         # Every frame has its share of the shuffles: the chance level is the same for all.
-        frames.append(examine(post, setting, orders[index :: null.frames + 1]))
+        return examine(post, setting, orders[index :: null.frames + 1])
+
+    frames = in_turn(look, null.frames, generator, interruption)
     record = NullRecord(
         name=null.name,
-        frames=null.frames,
+        frames=len(frames) - 1,
         samples=samples,
         geometry=_geometry(problem, choice),
         holds_fixed=null.holds_fixed,
         because=choice.because,
         approximate=null.approximate or not choice.believable,
     )
-    return tuple(
+    compared = tuple(
         _comparison(
             measure,
             [frame[measure] for frame in frames],
@@ -96,9 +155,23 @@ def compare(
             kept,
             measure.threshold if threshold is None else threshold,
             effort,
+            interruption,
         )
         for measure in setting.measures
     )
+    if not interruption.came:
+        return compared, ""
+    shuffles = sum(len(orders[place :: null.frames + 1]) for place in range(len(frames)))
+    said = (
+        f"It was interrupted: {record.frames} of {null.frames} alternatives of the {null.name} "
+        "null were drawn, and intervals may be missing."
+    )
+    if shuffles < effort.shuffles:
+        said += (
+            f" The chance level is of {shuffles} of {effort.shuffles} shuffles of the labels: "
+            f"chance passes it in up to {1 / (shuffles + 1):.0%} of cases."
+        )
+    return compared, said
 
 
 def axes_beside(null: Null, problem: Problem) -> tuple[Tensor, Tensor, Alternatives, int]:
@@ -165,6 +238,7 @@ def _comparison(
     kept: Tensor,
     threshold: float,
     effort: Effort,
+    interruption: Interruption,
 ) -> Comparison:
     axes, others = frames[0], frames[1:]
     concepts = len(setting.labels.names)
@@ -175,7 +249,13 @@ def _comparison(
         else Chance(torch.full((concepts,), -math.inf, dtype=torch.float64), 0)
     )
     least = chance.thresholds.clamp(min=threshold)
-    again, best_again = _resampled(measure, axes, setting, observed, effort)
+    again, best_again = _unless(
+        interruption,
+        effort.resamples,
+        lambda times: _resampled(
+            measure, axes, setting, observed, dataclasses.replace(effort, resamples=times)
+        ),
+    )
     detected = torch.stack([frame.detected(least) for frame in frames])
     distinct = detected.sum(1).double()
     units = torch.tensor([float(frame.units(least)) for frame in frames])
@@ -231,6 +311,16 @@ def _comparison(
         concepts=findings,
         directions=directions,
     )
+
+
+def _unless(interruption: Interruption, times: int, resampled: Callable[[int], Seen]) -> Seen:
+    """What comes of so many examples drawn again; of none where an interruption comes."""
+    try:
+        with stoppable():
+            return resampled(0 if interruption.came else times)
+    except KeyboardInterrupt:
+        interruption.came += 1
+        return resampled(0)
 
 
 def _resampled(

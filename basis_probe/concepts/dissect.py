@@ -17,7 +17,7 @@ from basis_probe.architecture.symmetries import watched
 from basis_probe.arguments import whole
 from basis_probe.arrays import Matrix, matrix
 from basis_probe.concepts.alignment import Measure, measure_of
-from basis_probe.concepts.comparing import Effort, compare
+from basis_probe.concepts.comparing import Effort, Interruption, compare
 from basis_probe.concepts.detection import Setting, Sides
 from basis_probe.concepts.labels import (
     BOTH,
@@ -30,16 +30,17 @@ from basis_probe.concepts.labels import (
     rows_of,
 )
 from basis_probe.concepts.maps import Maps
-from basis_probe.errors import DataError
+from basis_probe.errors import DataError, StreamError
 from basis_probe.evidence.measure import Choice, choose
 from basis_probe.evidence.site import chosen_null, chosen_seed
+from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.dissection import Comparison, Dissection, SiteDissection
 from basis_probe.run.problems import problem_of
-from basis_probe.run.read import batches_of
+from basis_probe.run.read import FAILED, batches_of
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.watch import Groups, Placed, placed
 from basis_probe.statistics.nulls import Null, Problem, Rotation
@@ -54,6 +55,7 @@ USUAL = (Measure.AVERAGE_PRECISION, Measure.AUC, Measure.IOU)
 FEWEST_EXAMPLES = 8
 
 Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 _RULES = {
     Measure.IOU: (
@@ -98,6 +100,10 @@ def dissect(
     threshold and above what shuffled labels reach. Axes and null go through the same code. Behind a
     nonlinearity the null is that of counterfactual neurons, and the raw rotation is shown beside.
 
+    Ctrl-C after the first batch ends the pass: the batches before it are dissected. While sites are
+    dissected it leaves the alternatives that were drawn, and one each at the sites that are left; a
+    second one leaves these out. The notes say what is missing.
+
     Args:
         model: as for `probe`.
         data: as for `probe`.
@@ -134,6 +140,7 @@ def dissect(
 
     Raises:
         SiteError, DataError, ValueError, TypeError: as `probe`, and for labels that do not fit.
+        StreamError: as `probe`; its `.report()` is the dissection of the batches before.
 
     Example:
         >>> import torch, basis_probe as bp
@@ -153,13 +160,7 @@ def dissect(
         _dissected, used=used, wanted=wanted, frames=frames, top=top, threshold=threshold,
         categories=categories, sides=sides, split=split, effort=effort,
     )  # fmt: skip
-    gathered = gather(
-        model, data, concepts, each, sites=sites, groups=groups, resolution=resolution, seed=seed,
-        device=device, max_samples=max_samples, progress=progress,
-    )  # fmt: skip
     settings = {
-        "model": gathered.model,
-        "data": gathered.data,
         "seed": str(seed),
         "max_samples": str(max_samples),
         "top": str(top),
@@ -167,7 +168,16 @@ def dissect(
         "shuffles": str(effort.shuffles),
         "resamples": str(effort.resamples),
     }
-    return Dissection(gathered.found, settings, gathered.notes)
+
+    def conclude(gathered: Gathered[SiteDissection]) -> Dissection:
+        described = {"model": gathered.model, "data": gathered.data}
+        notes = (*gathered.notes, *gathered.interrupted)
+        return Dissection(gathered.found, described | settings, notes)
+
+    return gather(
+        model, data, concepts, each, conclude, sites=sites, groups=groups, resolution=resolution,
+        seed=seed, device=device, max_samples=max_samples, progress=progress,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,19 +214,22 @@ class Gathered(Generic[Found]):
         found: what was made of every site, in forward order.
         model, data: in words.
         notes: of the run as a whole.
+        interrupted: what is missing, and why; nothing where nothing is.
     """
 
     found: tuple[Found, ...]
     model: str
     data: str
     notes: tuple[str, ...]
+    interrupted: tuple[str, ...]
 
 
 def gather(
     model: nn.Module,
     data: Iterable[Any],
     concepts: Concepts,
-    each: Callable[[Known], Found],
+    each: Callable[[Known, Interruption], Found],
+    conclude: Callable[[Gathered[Found]], Result],
     *,
     sites: str | Iterable[str] | None,
     groups: Groups | None,
@@ -225,17 +238,18 @@ def gather(
     device: str | torch.device | None,
     max_samples: int,
     progress: bool,
-) -> Gathered[Found]:
+) -> Result:
     """What comes of the activations and labels of every site, from one pass over the data.
 
-    Sites are taken one after the other, so that one at a time is unpacked. The other arguments, and
-    what is raised, are those of `dissect`.
+    Sites are taken one after the other, so that one at a time is unpacked: `each` says what is made
+    of one of them, `conclude` what is made of all. The other arguments, and what is raised, are
+    those of `dissect`.
     """
     sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
     sources = Sources(concepts)
     subject = recognise(model)
     target = None if device is None else device_of(device)
-    with prepared(subject.model, target) as notes:
+    with guarded() as guard, prepared(subject.model, target) as notes:
         raws: list[object] = []
         batches = batches_of(remembering(data, raws), subject)
         first = next(batches, None)
@@ -256,24 +270,82 @@ def gather(
             capacity=_room(subject, first, places, labelled, data, max_samples),
             most=None,
         )
-        for batch in _progressing(first, batches, progress):
-            if batch is not first:
-                labelled.read(raws.pop(0), batch)
-            stream.see(
-                subject.model, batch, lambda b=batch: subject.call(b), beside=labelled.beside
-            )
-        sources.finish()
-        found: dict[str, Found] = {}
+
+        def finish(said: str = "") -> Result:
+            found, missing = _of_sites(places, stream, labelled, subject.dtype, each)
+            late = "It was interrupted when everything had been found; nothing is missing."
+            described = f"{stream.batches} batches of {first.form}, {stream.examples} examples"
+            more = tuple(filter(None, (said, missing, late if guard.late else "")))
+            return conclude(Gathered(found, subject.description, described, notes, more))
+
         try:
-            for name, place in places.items():
-                found[name] = each(_known(name, place, stream.seen[name], labelled, subject.dtype))
+            for batch in _progressing(first, batches, progress):
+                with stoppable():
+                    if batch is not first:
+                        labelled.read(raws.pop(0), batch)
+                    add = stream.look(
+                        subject.model,
+                        batch,
+                        lambda b=batch: subject.call(b),
+                        beside=labelled.beside,
+                    )
+                with unstoppable():
+                    add()
+                    hold()
         except KeyboardInterrupt:
-            if not found:
+            count = stream.batches
+            if not count:
                 raise
-            left = [name for name in places if name not in found]
-            notes = (*notes, f"It was interrupted; not dissected: {', '.join(left)}.")
-    described = f"{stream.batches} batches of {first.form}, {stream.examples} examples"
-    return Gathered(tuple(found.values()), subject.description, described, notes)
+            try:
+                return finish(f"It was interrupted after {count} batches, which this is of.")
+            except ValueError as few:
+                said = f"interrupted after {count} batches, which cannot be dissected: {few}"
+                raise KeyboardInterrupt(said) from few
+        except Exception as error:
+            count = stream.batches
+            if not count or isinstance(error, _LabelError):
+                raise
+            said = f"batch {count} failed: {type(error).__name__}: {error}"
+            raise StreamError(
+                f"{said}. The {count} batches before it are kept: call .report() of this error for "
+                "what they show",
+                batches=count,
+                finish=functools.partial(finish, f"{FAILED} after {count} batches: {said}"),
+            ) from error
+        sources.finish()
+        return finish()
+
+
+PATIENCE = 5
+"""So many interruptions are outlasted by the first site, so that the pass was not for nothing."""
+
+
+def _of_sites(
+    places: Mapping[str, Placed],
+    stream: Stream,
+    labelled: "_Labelled",
+    dtype: torch.dtype,
+    each: Callable[[Known, Interruption], Found],
+) -> tuple[tuple[Found, ...], str]:
+    """What is made of every site, and what a reader must know of an interruption."""
+    found: dict[str, Found] = {}
+    interruption = Interruption(PATIENCE)
+    while left := [name for name in places if name not in found]:
+        try:
+            with stoppable():
+                known = _known(left[0], places[left[0]], stream.seen[left[0]], labelled, dtype)
+                found[left[0]] = each(known, interruption)
+                interruption.most = 1
+        except KeyboardInterrupt:
+            if interruption.came < interruption.most:
+                interruption.came += 1
+            elif found:
+                return tuple(
+                    found.values()
+                ), f"It was interrupted; not dissected: {', '.join(left)}."
+            else:
+                raise
+    return tuple(found.values()), ""
 
 
 def dissect_activations(
@@ -340,11 +412,12 @@ def dissect_activations(
         x, concepts, examples=examples, group=group, pre=pre, nonlinearity=nonlinearity,
         inputs=inputs, weight=weight, bias=bias, seed=seed,
     )  # fmt: skip
-    return _dissected(
-        known, used=used, wanted=wanted, frames=frames, top=top, threshold=threshold,
-        categories=categories, sides=sides, split=split,
-        effort=dataclasses.replace(effort or Effort(), seed=seed),
-    )  # fmt: skip
+    with guarded():
+        return _dissected(
+            known, Interruption(), used=used, wanted=wanted, frames=frames, top=top,
+            threshold=threshold, categories=categories, sides=sides, split=split,
+            effort=dataclasses.replace(effort or Effort(), seed=seed),
+        )  # fmt: skip
 
 
 def known_of(
@@ -465,7 +538,8 @@ def _progressing(first: Batch, rest: Iterator[Batch], progress: bool) -> Iterato
         while batch is not None:
             yield batch
             bar.update()
-            batch = next(rest, None)
+            with stoppable():
+                batch = next(rest, None)
 
 
 def _room(
@@ -503,6 +577,10 @@ def _room(
     return examples * max(sizes, default=1)
 
 
+class _LabelError(DataError):
+    """Labels do not fit the data, so that it is not known whether those before them did."""
+
+
 class _Labelled:
     """The labels of every batch, for whichever rows a site keeps of it.
 
@@ -526,7 +604,10 @@ class _Labelled:
         Raises:
             DataError: if they do not fit it.
         """
-        self.current = self.sources.of(raw, batch.inputs, batch.mask)
+        try:
+            self.current = self.sources.of(raw, batch.inputs, batch.mask)
+        except DataError as error:
+            raise _LabelError(str(error)) from error
         if not self.names:
             self.names = tuple(self.current)
             maps = [flags.ndim == 3 for flags in self.current.values()]
@@ -618,11 +699,11 @@ def _known(name: str, place: Placed, seen: Seen, labelled: _Labelled, dtype: tor
 
 
 def _dissected(
-    known: Known, *, used: tuple[Measure, ...] | None, **settings: Any
+    known: Known, interruption: Interruption, *, used: tuple[Measure, ...] | None, **settings: Any
 ) -> SiteDissection:
     used = used or ((Measure.IOU,) if known.masks else USUAL)
-    compared, left_out = _compared(
-        known.problem, known.labels, known.halves, known.maps, used=used, **settings
+    compared, left_out, notes = _compared(
+        known.problem, known.labels, known.halves, known.maps, interruption, used=used, **settings
     )
     rules = [_RULES[measure] for measure in used if measure in _RULES and known.maps]
     return SiteDissection(
@@ -633,7 +714,7 @@ def _dissected(
         n_examples=known.n_examples,
         left_out=left_out,
         comparisons=compared,
-        notes=(*known.notes, *rules),
+        notes=(*known.notes, *rules, *notes),
     )
 
 
@@ -665,6 +746,7 @@ def _compared(
     labels: Labels,
     halves: Tensor,
     maps: Maps | None,
+    interruption: Interruption,
     *,
     used: tuple[Measure, ...],
     wanted: Null | None,
@@ -675,7 +757,7 @@ def _compared(
     sides: Sides | None,
     split: Split,
     effort: Effort,
-) -> tuple[tuple[Comparison, ...], dict[str, str]]:
+) -> tuple[tuple[Comparison, ...], dict[str, str], tuple[str, ...]]:
     if split is Split.NONE:
         halves = torch.full_like(halves, BOTH)
     if categories is not None:
@@ -689,10 +771,23 @@ def _compared(
     if sides is None:
         sides = Sides.POSITIVE if _one_sided(problem.x) else Sides.BOTH
     setting = Setting(labels, halves, used, top, sides, maps)
-    found = [
-        compare(problem, choice, setting, threshold=threshold, effort=effort) for choice in against
-    ]
-    return tuple(one for several in found for one in several), dict(labels.left_out)
+    found: list[Comparison] = []
+    notes: list[str] = []
+    for choice in against:
+        try:
+            several, note = compare(
+                problem, choice, setting, threshold=threshold, effort=effort,
+                interruption=interruption,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            interruption.came += 1
+            several = ()
+            note = f"It was interrupted before the {choice.null.name} null was compared with."
+        found += several
+        notes += [note] if note else []
+    return tuple(found), dict(labels.left_out), tuple(notes)
 
 
 def _one_sided(x: Tensor) -> bool:

@@ -21,6 +21,7 @@ import torch
 from basis_probe.arguments import SEEDS, instance, number, texts, whole
 from basis_probe.brief import brief, described
 from basis_probe.errors import clean
+from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.results.envelope import read, written
 from basis_probe.results.examples import Context, Examples, TopContexts
 
@@ -139,8 +140,8 @@ def explain(
     """Every direction explained from some of its top contexts, and judged on the others.
 
     Axes and rotated directions are asked for in one random order, so that a budget that runs out,
-    a model that changes its mind on the way, or an interruption does not favour either. What was
-    had before an interruption is returned, the rest as failures that say so.
+    a model that changes its mind on the way, or an interruption does not favour either. After
+    Ctrl-C nothing more is asked: what was answered is returned, the rest as failures that say so.
 
     Args:
         examples: top contexts, from `top_examples`.
@@ -166,23 +167,17 @@ def explain(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(everything), generator=generator).tolist()
     found: dict[int, Explained] = {}
-    try:
+    with guarded():
         for place in order:
             others = [c for n, other in enumerate(everything) if n != place for c in other.contexts]
             found[place] = _explained(everything[place], others, explainer, judge, meter, generator)
-    except KeyboardInterrupt:
-        # What was asked for already is paid for.
-        for place in order:
-            if place not in found:
-                top, said = everything[place], ("it was interrupted before it was asked",)
-                found[place] = Explained(top.label, top.axis, "", 0.5, said, False)
-    count = len(examples.axes)
-    return Explanations(
-        site=examples.site,
-        axes=tuple(found[place] for place in range(count)),
-        rotated=tuple(found[place] for place in range(count, len(everything))),
-        calls=meter.calls,
-    )
+        count = len(examples.axes)
+        return Explanations(
+            site=examples.site,
+            axes=tuple(found[place] for place in range(count)),
+            rotated=tuple(found[place] for place in range(count, len(everything))),
+            calls=meter.calls,
+        )
 
 
 def _explained(
@@ -241,22 +236,45 @@ class _Meter:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.calls = 0
+        self.calls = self.answers = 0
+        self.interrupted = False
 
     def ask(self, call: Callable[[], Any], failures: list[str]) -> Any:
-        """What the call returns; None if it failed too often or the budget is spent."""
+        """What the call returns; None if it failed too often, or no more may be asked.
+
+        Raises:
+            KeyboardInterrupt: if nothing has been answered yet; else nothing more is asked.
+        """
         for attempt in range(self.budget.retries + 1):
+            if self.interrupted:
+                failures.append("it was interrupted before it was asked")
+                return None
             if self.calls >= self.budget.calls:
                 failures.append(f"the budget of {self.budget.calls} calls is spent")
                 return None
-            if attempt and self.budget.wait:
-                time.sleep(self.budget.wait * 2 ** (attempt - 1))
-            self.calls += 1
             try:
-                return call()
+                with unstoppable():
+                    answer = self._once(call, attempt)
+                    self.answers += 1
+                    # What is answered is paid for.
+                    hold()
+                return answer
+            except KeyboardInterrupt:
+                if not self.answers:
+                    raise
+                self.interrupted = True
+                failures.append("it was interrupted before it was answered")
+                return None
             except Exception as error:
                 failures.append(f"{type(error).__name__}: {error}")
         return None
+
+    def _once(self, call: Callable[[], Any], attempt: int) -> Any:
+        with stoppable():
+            if attempt and self.budget.wait:
+                time.sleep(self.budget.wait * 2 ** (attempt - 1))
+            self.calls += 1
+            return call()
 
 
 # --- an endpoint that speaks the protocol of OpenAI -----------------------------------------------

@@ -5,8 +5,8 @@ in every frame alike: the winner's luck of choosing is the null's too.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -18,11 +18,12 @@ from basis_probe.algebra.groups import Group
 from basis_probe.arrays import Matrix
 from basis_probe.brief import brief
 from basis_probe.concepts.alignment import Ranks, auc
-from basis_probe.concepts.comparing import axes_beside, tally
-from basis_probe.concepts.dissect import choices, gather, known_of
+from basis_probe.concepts.comparing import Interruption, axes_beside, in_turn, tally
+from basis_probe.concepts.dissect import PATIENCE, Gathered, Known, choices, gather, known_of
 from basis_probe.concepts.labels import Concepts, Resolution
 from basis_probe.errors import SiteError, clean
 from basis_probe.evidence.site import chosen_null, chosen_seed
+from basis_probe.interrupts import guarded
 from basis_probe.results.dissection import Tally
 from basis_probe.statistics.nulls import Null
 
@@ -144,60 +145,92 @@ def sparse_probes(
                 "a model is given: call sparse_probes(model, data, concepts, site=...), with the "
                 "name of one site"
             )
-        found = gather(
-            x, concepts, labels, lambda known: known, sites=site,
+
+        def conclude(gathered: Gathered[Known]) -> tuple[Probe, ...]:
+            if len(gathered.found) != 1:
+                raise SiteError(f"{len(gathered.found)} sites are called {site!r}: name one")
+            for note in gathered.interrupted:
+                warnings.warn(note, stacklevel=3)
+            paid = Interruption(PATIENCE)
+            return _probes(gathered.found[0], wanted, sizes, frames, seed, paid)
+
+        return gather(
+            x, concepts, labels, lambda known, _: known, conclude, sites=site,
             groups=None if group is None else {site: group},
             resolution=Resolution.MAPS, seed=seed, device=device, max_samples=max_samples,
             progress=progress,
-        ).found  # fmt: skip
-        if len(found) != 1:
-            raise SiteError(f"{len(found)} sites are called {site!r}: name one")
-        known = found[0]
-    else:
-        if labels is not None or site is not None:
-            raise ValueError("data and sites belong to models; a matrix was given")
-        known = known_of(
-            x, concepts, examples=examples, group=group, pre=pre, nonlinearity=nonlinearity,
-            inputs=inputs, weight=weight, bias=bias, seed=seed,
         )  # fmt: skip
+    if labels is not None or site is not None:
+        raise ValueError("data and sites belong to models; a matrix was given")
+    known = known_of(
+        x, concepts, examples=examples, group=group, pre=pre, nonlinearity=nonlinearity,
+        inputs=inputs, weight=weight, bias=bias, seed=seed,
+    )  # fmt: skip
+    with guarded():
+        return _probes(known, wanted, sizes, frames, seed, Interruption())
+
+
+def _probes(
+    known: Known,
+    wanted: Null | None,
+    sizes: Sequence[int],
+    frames: int | None,
+    seed: int,
+    interruption: Interruption,
+) -> tuple[Probe, ...]:
     usable = known.labels.usable(known.halves)
     choice = choices(known.problem, wanted, frames)[0]
     axes, kept, alternatives, _ = axes_beside(choice.null, known.problem)
     generator = torch.Generator().manual_seed(seed)
-    several = (alternatives.frame(generator).post for _ in range(choice.null.frames))
     return probes_of(
-        itertools.chain([axes], several), usable.values, usable.names, known.halves, sizes, kept
+        lambda index: alternatives.frame(generator).post if index else axes,
+        choice.null.frames,
+        generator,
+        usable.values,
+        usable.names,
+        known.halves,
+        sizes,
+        kept,
+        interruption,
     )
 
 
 def probes_of(
-    frames: Iterable[Float[Tensor, "samples dim"]],
+    frame: Callable[[int], Float[Tensor, "samples dim"]],
+    count: int,
+    generator: torch.Generator,
     labels: Bool[Tensor, "samples concepts"],
     names: Sequence[str],
     halves: Int64[Tensor, " samples"],
     sizes: Sequence[int],
     kept: Int64[Tensor, " dim"],
+    interruption: Interruption,
 ) -> tuple[Probe, ...]:
     """One probe for every concept and size.
 
     Args:
-        frames: the activations in every frame, the observed one first.
+        frame: from the number of a frame to the activations in it, the observed one first.
+        count: how many alternatives there are.
+        generator: draws them.
         labels: [samples, concepts], each carried and lacked in either half.
         names: of the concepts.
         halves: 0 where probes are fitted, 1 where they are scored.
         sizes: the numbers of directions.
         kept: which axes the observed directions are.
+        interruption: as for `in_turn`.
     """
     first, second = halves == 0, halves == 1
-    scores: list[Tensor] = []
-    chosen: Tensor = torch.zeros(0)
-    for index, post in enumerate(frames):
-        x = post.double()
-        found, order = _frame(x[first], x[second], labels[first], labels[second], sizes)
-        scores.append(found)
-        if index == 0:
-            chosen = kept[order]
-    values = torch.stack(scores)
+
+    def look(index: int) -> tuple[Tensor, Tensor]:
+        x = frame(index).double()
+        return _frame(x[first], x[second], labels[first], labels[second], sizes)
+
+    seen = in_turn(look, count, generator, interruption)
+    if interruption.came:
+        said = f"It was interrupted: {len(seen) - 1} of {count} alternatives were drawn."
+        warnings.warn(said, stacklevel=2)
+    chosen = kept[seen[0][1]]
+    values = torch.stack([found for found, _ in seen])
     return tuple(
         Probe(
             concept=name,
