@@ -141,7 +141,7 @@ class Action:
             found |= {**moved, here: what}
             for stream, own in moved.items():
                 for tie in self.derivation.ties.get(stream, ()):
-                    if tie.stream not in found:
+                    if tie.stream not in found and tie.stream not in self._behind:
                         after = own.inverse().transpose() if tie.transposed else own
                         waiting.append((tie.stream, after))
         return {**found, **self._behind}
@@ -640,8 +640,9 @@ class Action:
         vertex = self.graph.vertices[writer]
         while not self.facts.regions[vertex.node].shape.is_norm:
             vertex = self.graph.vertices[vertex.carried[0]]
-        if is_plain(self.facts, vertex.node) and vertex.node == writer:
-            source = self.facts.stream_of[vertex.carried[0]]
+        source = self.facts.stream_of[vertex.carried[0]]
+        plain = is_plain(self.facts, vertex.node) and vertex.node == writer
+        if plain or source in self.derivation.tied_to(index):
             return {**self._move(source, element), index: element}
         columns, factors = monomial(element)
         gain, bias = self._affine(writer)

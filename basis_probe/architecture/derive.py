@@ -37,7 +37,7 @@ from basis_probe.algebra.intertwiner import Intertwiner, measured
 from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.scales import Relations, Scales, sum_of
-from basis_probe.architecture.ties import read_by_number, ties_of
+from basis_probe.architecture.ties import overlapping, read_by_number, ties_of
 from basis_probe.model.attention import Attention, Side
 from basis_probe.model.facts import (
     Facts,
@@ -94,6 +94,7 @@ class Derivation:
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self.pinned = read_by_number(facts)
+        self._overlapping = overlapping(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self._free_ties: set[int] = set()
         self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
@@ -274,6 +275,8 @@ class Derivation:
             return self._heads(stream, dim, shape)
         self._require_no_gain_behind(stream)
         norms = self._norm_readers(stream)
+        if any(self.facts.regions[norm].within for norm in norms):
+            raise _NotUnderstood("a norm inside each head reads it, and is no norm of queries")
         if not norms and self._is_transposed(index):
             return (
                 Orthogonal(dim),
@@ -411,7 +414,7 @@ class Derivation:
         return DirectSum(tuple(parts)), because, ALGEBRA
 
     def _given(self, stream: Stream, dim: int) -> tuple[Group, str, str]:
-        if self._written_by(stream, Kind.INPUT):
+        if self._is_input(stream):
             return Trivial(dim), "these are the model's input, whose axes are given.", ALGEBRA
         because = "the model returns this: its axes are the vocabulary, the classes or the outputs."
         return Trivial(dim), because, ALGEBRA
@@ -442,11 +445,22 @@ class Derivation:
             return False
         return all(self.is_map(reader) for reader in stream.readers)
 
-    def _norm_output(self, index: int, dim: int) -> tuple[Group, str, str]:
+    def norm_source(self, index: int) -> int | None:
+        """The stream that a norm reads, of one that the norm, or a gain behind it, writes."""
+        if not self.is_norm_output(index):
+            return None
+        return self.facts.stream_of[self._norm_of(index).carried[0]]
+
+    def _norm_of(self, index: int) -> Vertex:
         (writer,) = self.facts.streams[index].writers
         vertex = self.facts.graph.vertices[writer]
         while not self.facts.regions[vertex.node].shape.is_norm:
             vertex = self.facts.graph.vertices[vertex.carried[0]]
+        return vertex
+
+    def _norm_output(self, index: int, dim: int) -> tuple[Group, str, str]:
+        (writer,) = self.facts.streams[index].writers
+        vertex = self._norm_of(index)
         source = vertex.carried[0]
         before = self._group(
             self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)
@@ -519,6 +533,11 @@ class Derivation:
             raise _NotUnderstood(
                 "it is the output of a norm, whose gain leaves only some turns of the planes free"
             )
+        if any(other.source in self.normed for other in (attention.query, attention.key)):
+            raise _NotUnderstood("only one of queries and keys is read through a norm")
+        alike = self._are_alike(attention.query, attention.key)
+        if alike and side.turned is not None:
+            raise _NotUnderstood("one projection writes queries and keys, which positions turn")
         count, copies = attention.key.heads, dim // (attention.key.heads * side.size)
         if count * copies * side.size != dim:
             raise _NotUnderstood(f"{dim} features do not divide into {count} heads")
@@ -527,6 +546,10 @@ class Derivation:
             inner: Group = GeneralLinear(side.size)
             freedom = f"any invertible {side.size} x {side.size} matrix"
             why = "queries and keys meet in a product that no position changes"
+            if alike:
+                inner = Orthogonal(side.size)
+                freedom = "any rotation"
+                why += ", and one projection writes both"
         else:
             inner = _around(side, Planes, GeneralLinear)
             where = "(i, i + n/2)" if turned.pairing == "half" else "(2i, 2i + 1)"
@@ -542,6 +565,11 @@ class Derivation:
             f"queries do{self._said_of_order(attention)}."
         )
         return group, because, ALGEBRA
+
+    def _are_alike(self, query: Side, key: Side) -> bool:
+        """True if queries and keys change by the same, as one matrix writes both."""
+        one, other = (self.facts.stream_of[side.source] for side in (query, key))
+        return one == other or False in self.tied_to(one).get(other, ())
 
     def bends(self, side: Side) -> list[int]:
         """The functions of single features that lie before where queries or keys are seen."""
@@ -661,7 +689,12 @@ class Derivation:
                 problem = "queries or keys are shared by several attentions"
             if problem:
                 return problem
-        values = self.facts.streams[self.facts.stream_of[attention.vertex]]
+        number = self.facts.stream_of[attention.vertex]
+        values = self.facts.streams[number]
+        if self._are_tied(attention, number):
+            return "one projection writes values and keys or queries"
+        if self.permuting(number) or self._norm_readers(values) or not self._is_mapped(values):
+            return "not only linear maps write and read the values"
         if any(self.facts.graph.vertices[member].by_head for member in values.members):
             return "heads are multiplied by numbers of their own"
         try:
@@ -672,6 +705,17 @@ class Derivation:
         if count != attention.key.heads or attention.query.heads % attention.key.heads:
             return "there are not as many values as keys"
         return ""
+
+    def _are_tied(self, attention: Attention, values: int) -> bool:
+        """True if one matrix writes values and queries or keys."""
+        tied = self.tied_to(values)
+        sides = (attention.query, attention.key)
+        return any(self.facts.stream_of[s.source] in tied for s in sides if isinstance(s, Side))
+
+    def _is_mapped(self, stream: Stream) -> bool:
+        """True if linear maps alone write a stream, or parts of what they wrote."""
+        kinds = {self.facts.graph.vertices[writer].kind for writer in stream.writers}
+        return kinds <= {Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.PART}
 
     def _said_of_order(self, attention: Attention) -> str:
         kept = self._kept(attention)
@@ -808,11 +852,19 @@ class Derivation:
 
     # --- what writes and reads ------------------------------------------------------------------
 
-    def _written_by(self, stream: Stream, kind: Kind) -> bool:
-        return any(self.facts.graph.vertices[w].kind is kind for w in stream.writers)
-
     def _fixed(self, stream: Stream) -> bool:
-        return stream.returned or self._written_by(stream, Kind.INPUT)
+        return stream.returned or self._is_input(stream)
+
+    def _is_input(self, stream: Stream) -> bool:
+        """True if the model's input, or a part of it, is in a stream."""
+        vertices = self.facts.graph.vertices
+        for writer in stream.writers:
+            vertex = vertices[writer]
+            while vertex.kind in (Kind.PART, Kind.CARRIER) and len(vertex.carried) == 1:
+                vertex = vertices[vertex.carried[0]]
+            if vertex.kind is Kind.INPUT:
+                return True
+        return False
 
     def _norm_readers(self, stream: Stream) -> list[int]:
         regions = self.facts.regions
@@ -864,6 +916,10 @@ class Derivation:
                 width = graph.trace.node(source).shape[graph.layouts[source].axes[-1]]
                 seams.append((stream_of[source], stream_of[vertex], place, width))
                 place += width if joined else 0
+        for member in family:
+            for tie in self.ties.get(member, ()):
+                if tie.stream in family and self._width_of(member) == self._width_of(tie.stream):
+                    seams.append((member, tie.stream, 0, self._width_of(member)))
         return seams
 
     def _family_bounds(self, family: frozenset[int]) -> dict[int, set[int]]:
@@ -919,7 +975,7 @@ class Derivation:
         """Raises `_NotUnderstood` with the first neighbour that no rule covers."""
         vertices, regions = self.facts.graph.vertices, self.facts.regions
         for index in (*stream.members, *stream.writers, *stream.readers):
-            why = self.facts.given.get(index)
+            why = self.facts.given.get(index) or self._overlapping.get(index)
             if why is not None and index not in self.inside:
                 raise _NotUnderstood(why)
         index = self.facts.stream_of[min(stream.members)]
@@ -1050,7 +1106,20 @@ class Derivation:
 
     def _is_transposed(self, index: int) -> bool:
         """True if a matrix that writes the stream reads it too, transposed."""
-        return any(tie.transposed and tie.stream == index for tie in self.ties.get(index, ()))
+        return True in self.tied_to(index).get(index, ())
+
+    def tied_to(self, index: int) -> dict[int, set[bool]]:
+        """Streams that ties lead to, and whether they change by the inverse transpose then."""
+        found: dict[int, set[bool]] = {index: {False}}
+        waiting = [(index, False)]
+        while waiting:
+            here, turned = waiting.pop()
+            for tie in self.ties.get(here, ()):
+                after = turned != tie.transposed
+                if after not in found.setdefault(tie.stream, set()):
+                    found[tie.stream].add(after)
+                    waiting.append((tie.stream, after))
+        return found
 
     def _tied(self, index: int, group: Group, because: str) -> tuple[Group, str]:
         """The claim, or the smaller one that weights used in several places leave.
@@ -1080,13 +1149,15 @@ class Derivation:
                 less = self._following(here, own, tie.stream, other)
                 if less is None or smaller not in (None, less) or self._beside(index):
                     raise _NotUnderstood(
-                        f"the weights of {_name(self.facts, tie.other)} are used in several "
-                        "places, whose symmetries are not the same"
+                        f"weights are used in several places ({_name(self.facts, tie.own)} and "
+                        f"{_name(self.facts, tie.other)}), whose symmetries are not the same"
                     )
                 smaller = less
         if smaller is None:
             self._free_ties |= seen
-        elif group != smaller and self._stands_alone(index, group):
+        elif group != smaller and (
+            self._stands_alone(index, group) or isinstance(group, _TURNING | Monomial)
+        ):
             because += (
                 " The weights that read or write it are used elsewhere too, where less is free: it "
                 f"changes as the axes there do ({smaller.name})."
@@ -1111,6 +1182,14 @@ class Derivation:
             return its
         if self._stands_alone(other, its) and isinstance(group, OnAxes | Trivial):
             return group
+        for turning, behind, source, norm in (
+            (group, its, index, other),
+            (its, group, other, index),
+        ):
+            # A stream, and what the gain of a norm of it wrote, by a matrix and its transpose.
+            if isinstance(turning, _TURNING) and self.norm_source(norm) == source:
+                signed = isinstance(turning, Orthogonal) and isinstance(behind, Monomial)
+                return _sized(SignedPermutation if signed else Permutation, group.dim)
         return None
 
     def _stands_alone(self, index: int, group: Group) -> bool:
@@ -1149,6 +1228,12 @@ class Derivation:
                     for source in self.sources(reader)
                     if self.facts.stream_of[source] != index
                 ]
+        # What one matrix binds in two places changes alike in both, orders and scales.
+        found += [
+            (tie.own, tie.stream)
+            for tie in self.ties.get(index, ())
+            if tie.stream != index and self.permuting(tie.stream)
+        ]
         return found
 
     def sources(self, vertex: int) -> tuple[int, ...]:
@@ -1348,6 +1433,9 @@ class Derivation:
                 relations.add(_factors(first, second, target, powers), signs=False)
             for bits in region.pair.signs:
                 relations.add(_factors(first, second, target, bits), scales=False)
+        elif region.shape is Shape.DIAGONAL and not self._has_own_gain(index):
+            # A gain that serves twice, as g and 1 - g, cannot take up a scale.
+            relations.add(sum_of({sources[0]: 1.0}, {target: -1.0}))
         elif region.shape.is_norm:
             relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
@@ -1372,6 +1460,8 @@ class Derivation:
 
 
 NOTHING = Region(Shape.UNKNOWN)
+
+_TURNING = Orthogonal | LineStabiliser
 
 _BETWEEN_CHANNELS = (
     Kind.BATCH_NORM,

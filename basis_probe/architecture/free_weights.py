@@ -100,6 +100,9 @@ def _is_computed(facts: Facts, node: int) -> bool:
     entries = shown.round().long()
     if not bool((entries >= 0).all()) or not bool((entries < learned[0].numel()).all()):
         return True
+    if len(entries.unique()) < entries.numel():
+        # One number stands in several places.
+        return True
     return not torch.equal(learned[0].detach().flatten()[entries].to(given), given)
 
 

@@ -1,8 +1,13 @@
-"""Streams that one matrix reads, or writes, in several places: they change together."""
+"""Streams that one matrix, or one vector, acts on in several places: they change together."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator
 
-from basis_probe.model.facts import Facts, shared
+import torch
+from torch import Tensor, nn
+
+from basis_probe.model.facts import Facts, fixed_in, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
 
 
@@ -21,6 +26,9 @@ class Tie:
     other: int
     stream: int
     transposed: bool
+
+
+_CHANNELWISE = (Kind.BATCH_NORM, Kind.GROUP_NORM, Kind.DEPTHWISE)
 
 
 def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
@@ -45,6 +53,8 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
         for read, written in ((b, first), (a, second)):
             if read is not None and layouts.get(read) is not None:
                 tie(written, read, True)
+    for first, second in _sharing(facts):
+        tie(first, second, False)
     for stream in facts.streams:
         parts: dict[tuple[int, ...], int] = {}
         for reader in stream.readers:
@@ -53,6 +63,46 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
                 # What takes the same part of a tensor twice is written by the same rows.
                 tie(parts.setdefault(vertex.part, reader), reader, False)
     return {stream: tuple(dict.fromkeys(ties)) for stream, ties in found.items()}
+
+
+def _sharing(facts: Facts) -> Iterator[tuple[int, int]]:
+    """Pairs of vertices whose features one vector acts on, such as the gain of a norm."""
+    graph, users = facts.graph, dict[int, list[int]]()
+    for index, vertex in graph.vertices.items():
+        region = facts.regions.get(index)
+        if vertex.kind in _CHANNELWISE:
+            node = graph.trace.node(index)
+            found = fixed_in((node.args, node.kwargs))
+            used = [fixed.tensor for fixed in found if fixed.name is not None]
+        elif region is not None and len(vertex.carried) == 1 and not region.within:
+            found = (fixed.tensor for _, fixed in vectors_of(graph, vertex))
+            used = [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
+        else:
+            continue
+        for key in {id(tensor) for tensor in used}:
+            users.setdefault(key, []).append(index)
+    for several in users.values():
+        for first, second in itertools.pairwise(several):
+            one, other = (_source(facts, v) for v in (first, second))
+            yield one, other
+            if all(_keeps(facts, v) for v in (first, second)):
+                yield first, second
+
+
+def _source(facts: Facts, vertex: int) -> int:
+    """What a function of single features reads; behind a norm, what the norm reads."""
+    found = facts.graph.vertices[vertex]
+    source = (*found.carried, *found.used)[0]
+    region = facts.regions.get(source)
+    return _source(facts, source) if region is not None and region.shape.is_norm else source
+
+
+def _keeps(facts: Facts, vertex: int) -> bool:
+    """True if features keep their axes at a vertex, whatever reads them behind it."""
+    region = facts.regions.get(vertex)
+    source = (*facts.graph.vertices[vertex].carried, *facts.graph.vertices[vertex].used)[0]
+    normed = region is not None and region.shape.is_norm
+    return not normed and _source(facts, vertex) == source
 
 
 def read_by_number(facts: Facts) -> dict[int, str]:
@@ -70,4 +120,48 @@ def read_by_number(facts: Facts) -> dict[int, str]:
             found[facts.stream_of[place]] = (
                 "its axes are the rows of a table from which tokens pick by number"
             )
+    return found
+
+
+def overlapping(facts: Facts) -> dict[int, str]:
+    """Linear map -> why it cannot change, where its matrix lies partly in that of another."""
+    trace, places = facts.graph.trace, dict[int, list[tuple[int, int, int, Tensor]]]()
+    for index, vertex in facts.graph.vertices.items():
+        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
+            weight = matrix(trace, trace.node(index))
+            if weight is not None and weight.numel():
+                first = int(weight.storage_offset())
+                ahead = zip(weight.shape, weight.stride(), strict=True)
+                last = first + sum((int(size) - 1) * int(step) for size, step in ahead)
+                key = weight.untyped_storage().data_ptr()
+                places.setdefault(key, []).append((first, last, index, weight))
+    found: dict[int, str] = {}
+    for several in places.values():
+        ordered = sorted(several, key=lambda entry: entry[:3])
+        for one, other in itertools.pairwise(ordered):
+            if one[1] >= other[0] and _meet_in_part(one[3], other[3]):
+                why = "its matrix overlaps with another one in the same parameter"
+                found |= dict.fromkeys((one[2], other[2]), why)
+    return found
+
+
+def _meet_in_part(one: Tensor, other: Tensor) -> bool:
+    """True if two tensors in one storage have some numbers in common, and not all of them."""
+    if {*zip(one.shape, one.stride(), strict=True)} == {
+        *zip(other.shape, other.stride(), strict=True)
+    } and one.storage_offset() == other.storage_offset():
+        return False
+    size = 1 + max(int(_places(tensor).max()) for tensor in (one, other))
+    taken = torch.zeros(2, size, dtype=torch.bool)
+    for row, tensor in zip(taken, (one, other), strict=True):
+        row[_places(tensor).flatten()] = True
+    both = taken[0] & taken[1]
+    return bool(both.any()) and not torch.equal(taken[0], taken[1])
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """Where each number of a tensor lies in its storage."""
+    found = torch.tensor(int(tensor.storage_offset()))
+    for size, step in zip(tensor.shape, tensor.stride(), strict=True):
+        found = found[..., None] + step * torch.arange(size)
     return found

@@ -127,6 +127,7 @@ class _Meeting:
 
 
 _BILINEAR = frozenset("matmul bmm baddbmm einsum".split())
+_MIXING = _BILINEAR | frozenset("linear mm addmm tensordot conv1d conv2d conv3d".split())
 
 
 def _meeting(graph: Graph, pattern: int) -> tuple[_Meeting | str, str]:
@@ -155,6 +156,8 @@ def _meeting(graph: Graph, pattern: int) -> tuple[_Meeting | str, str]:
     for index in path:
         node = trace.node(index)
         operands = [*node.args, *node.kwargs.values()]
+        if index != meeting.index and node.op in _MIXING:
+            apart = f"{node.op}, which mixes the patterns of heads"
         if index == meeting.index:
             operands = operands[:1] if node.op == "baddbmm" else []
         for value in _each(operands):

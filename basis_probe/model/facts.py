@@ -619,13 +619,24 @@ def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
 
 
 def _are_apart(graph: Graph, one: int, other: int) -> bool:
-    """True for an embedding whose table another module uses by a name of its own.
+    """True for an embedding whose table another module holds under a name of its own.
 
     Such a table can be given to one of them anew, so that tied embeddings count as untied.
     """
-    kinds = {graph.vertices[one].kind, graph.vertices[other].kind}
-    modules = {graph.trace.node(one).module, graph.trace.node(other).module}
-    return Kind.EMBEDDING in kinds and len(modules) > 1
+    trace = graph.trace
+    if Kind.EMBEDDING not in {graph.vertices[one].kind, graph.vertices[other].kind}:
+        return False
+    holders = [_holder(trace, trace.node(vertex)) for vertex in (one, other)]
+    return None not in holders and holders[0] != holders[1]
+
+
+def _holder(trace: Trace, node: Node) -> str | None:
+    """The module of a call, if it holds the matrix that the call uses under a name of its own."""
+    leaves = [*fixed_in((node.args, node.kwargs))]
+    for index in node.inputs:
+        leaves += leaves_of(trace, index) if not trace.node(index).live else ()
+    held = any(node.module in trace.owners.get(id(leaf.tensor), ()) for leaf in leaves)
+    return node.module if held else None
 
 
 def constant(trace: Trace, value: object) -> Tensor | None:

@@ -759,7 +759,7 @@ class _Builder:
             refs = [v.node for v in tensors if isinstance(v, Ref) and v.node in live]
             # The same features may come twice.
             parts = tuple(self.vertex(i) for i in refs)
-            own = len(refs) == len(tensors)
+            own = len(refs) == len(tensors) and all(i in self.layouts for i in refs)
             if own and dim % len(node.shape) == layout.axes[-1] and len(layout.axes) == 1:
                 self.put(node.index, Kind.CONCAT, parts)
             else:

@@ -106,6 +106,7 @@ class Trace:
         picked: node -> the numbers by which entries of weights were picked, as experts are.
         names: what the tensors were called that were fed to the model, which are the first nodes.
         main: which of them tells examples apart.
+        owners: id of a parameter -> the modules that hold it under a name of their own.
     """
 
     nodes: tuple[Node, ...]
@@ -116,6 +117,7 @@ class Trace:
     picked: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
     names: tuple[str, ...] = ()
     main: str = ""
+    owners: dict[int, frozenset[str]] = dataclasses.field(default_factory=dict[int, frozenset[str]])
 
     def node(self, index: int) -> Node:
         """The node of that index."""
@@ -270,7 +272,7 @@ def in_steps(func: Callable[..., Any]) -> Callable[..., Any] | None:
     name = getattr(func, "__name__", "")
     if name == "multi_head_attention_forward" and isinstance(func, types.FunctionType):
         return _opened(func)
-    return _glu if name == "glu" else None
+    return {"glu": _glu, "lerp": _lerp}.get(name)
 
 
 def as_product(args: tuple[Any, ...]) -> tuple[str, Callable[..., Any], tuple[Any, ...]] | None:
@@ -352,6 +354,11 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     """Half of the features, each multiplied with the sigmoid of one of the other half."""
     first, gate = input.chunk(2, dim)
     return first * gate.sigmoid()
+
+
+def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
+    """A part of the way from one tensor to another."""
+    return input + weight * (end - input)
 
 
 class _Recorder(Follower):
@@ -666,6 +673,10 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
     outputs = tuple(
         recorder.made[id(tensor)] for tensor in tensors_in(returned) if id(tensor) in recorder.made
     )
+    owners: dict[int, frozenset[str]] = {}
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), frozenset()) | {path}
     readers: dict[int, list[int]] = {}
     for node in recorder.nodes:
         for index in dict.fromkeys(node.inputs):
@@ -677,4 +688,5 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
         readers={index: tuple(found) for index, found in readers.items()},
         example_batch=batch,
         picked=recorder.picked,
+        owners=owners,
     )
