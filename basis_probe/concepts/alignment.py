@@ -7,7 +7,6 @@ equal value are taken together.
 
 import dataclasses
 import enum
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -200,8 +199,9 @@ class Table:
         active: Bool[Tensor, "samples directions"], labels: Bool[Tensor, "samples concepts"]
     ) -> "Table":
         """The table of some samples."""
-        true = labels.sum(0).double()
-        return tables(Active.of(active), [(labels.float(), true)])[0]
+        found = Active.of(active)
+        counts = found.counts.double()[:, None]
+        return Table(found.together(labels.float()), counts, labels.sum(0).double(), found.samples)
 
     def __add__(self, other: "Table") -> "Table":
         return Table(
@@ -250,22 +250,6 @@ class Active:
         return torch.nn.functional.embedding_bag(
             self.places, flags.to(exact), starts, mode="sum"
         ).double()
-
-
-def tables(
-    active: Active,
-    several: Sequence[tuple[Float[Tensor, "samples concepts"], Float64[Tensor, " concepts"]]],
-) -> list[Table]:
-    """One table for each of several label sets, for the same active samples.
-
-    Args:
-        active: where directions are active.
-        several: labels as 0 and 1, and how many samples carry each concept.
-    """
-    return [
-        Table(active.together(labels), active.counts.double()[:, None], true, active.samples)
-        for labels, true in several
-    ]
 
 
 def counted(

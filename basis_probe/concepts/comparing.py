@@ -13,13 +13,12 @@ from basis_probe.concepts.alignment import Measure
 from basis_probe.concepts.chance import Chance, shuffled
 from basis_probe.concepts.detection import Found, Setting, Sides, examine
 from basis_probe.concepts.intervals import Pairs
-from basis_probe.concepts.labels import parts
 from basis_probe.evidence.measure import Choice
 from basis_probe.interrupts import hold, stoppable
 from basis_probe.results.dissection import Comparison, ConceptFinding, DirectionFinding, Tally
 from basis_probe.results.evidence import NullRecord
 from basis_probe.statistics.moments import Moments
-from basis_probe.statistics.nulls import Alternatives, Null, Problem, Rotation
+from basis_probe.statistics.nulls import Alternatives, Counterfactual, Null, Problem, Rotation
 from basis_probe.statistics.nulls.rotations import TurnedAxes
 from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_p
 
@@ -126,7 +125,7 @@ def compare(
     axes, kept, alternatives, samples = axes_beside(null, problem)
     generator = torch.Generator().manual_seed(effort.seed)
     mixing = torch.Generator().manual_seed(effort.seed + 1)
-    scored = setting.labels.examples[parts(setting.halves)[1]]
+    scored = setting.labels.examples[setting.parts[1]]
     orders = [shuffled(scored, mixing) for _ in range(effort.shuffles)]
 
     def look(index: int) -> dict[Measure, Found]:
@@ -184,14 +183,18 @@ def axes_beside(null: Null, problem: Problem) -> tuple[Tensor, Tensor, Alternati
     dim = problem.x.shape[1]
     live = ~Moments.of(problem.x).constant.cpu()
     kept = torch.nonzero(live).flatten() if bool(live.any()) else torch.arange(dim)
-    axes = narrowed(problem.x.index_select(1, kept.to(problem.x.device)))
+    x = problem.x
+    axes = narrowed(x if len(kept) == dim else x.index_select(1, kept.to(x.device)))
     if isinstance(null, Rotation):
         # A turn inside heads or planes needs all axes.
         plain = problem.group.dim == dim and null.geometry is None and not _structured(problem)
         null = TurnedAxes(null.frames, null.samples, null.directions, null.geometry)
         if plain and len(kept) < dim:
             problem = dataclasses.replace(problem, x=axes, pre=None, nonlinearity=None, layer=None)
-    return axes, kept, null.alternatives(problem), len(problem.x)
+    elif isinstance(null, Counterfactual) and problem.layer is not None:
+        # What comes before the nonlinearity is not looked at.
+        problem = dataclasses.replace(problem, layer=dataclasses.replace(problem.layer, pre=None))
+    return axes, kept, null.alternatives(problem), len(x)
 
 
 def narrowed(x: Tensor, *, centred: bool = False) -> Tensor:
@@ -217,7 +220,7 @@ def _structured(problem: Problem) -> bool:
 
 
 def _geometry(problem: Problem, choice: Choice) -> str:
-    from basis_probe.statistics.nulls import Counterfactual, Geometry, geometry_of
+    from basis_probe.statistics.nulls import Geometry, geometry_of
 
     if isinstance(choice.null, Rotation):
         geometry = choice.null.geometry or geometry_of(problem.group)
@@ -266,7 +269,8 @@ def _comparison(
     resampled = np.zeros((len(pairs), concepts), dtype=bool)
     for place, concept in enumerate(axes.concept[candidates].tolist()):
         resampled[:, concept] |= passed[:, place]
-    coverage = setting.labels.values[parts(setting.halves)[1]].double().mean(0)
+    asked = setting.asked[1]
+    coverage = asked.true / len(asked.labels)
     low, high = torch.quantile(each[1:], torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     findings = tuple(
         ConceptFinding(
@@ -343,13 +347,13 @@ def _resampled(
     directions = torch.cat([chosen, axes.direction])
     signs = torch.cat([axes.sign[chosen], axes.direction_sign])
     concepts = torch.cat([axes.concept[chosen], torch.arange(len(axes.direction))])
-    second = parts(setting.halves)[1]
+    second = setting.parts[1]
     counting = setting.labels.counting if measure is Measure.PUBLISHED_IOU else None
     generator = torch.Generator().manual_seed(effort.seed + 2)
     found: list[np.ndarray] = []
     # All pairs see the same draws, whichever block they come in.
     state = generator.get_state()
-    at_once = max(1, 2**25 // max(1, len(setting.labels.values)))
+    at_once = max(1, 2**23 // max(1, len(setting.labels.values)))
     for block in torch.arange(len(directions)).split(at_once):
         rows = observed[:, directions[block]] * signs[block]
         generator.set_state(state)

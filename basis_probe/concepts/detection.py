@@ -6,6 +6,7 @@ taken in blocks, so that memory does not grow with directions x concepts.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,12 +19,12 @@ from basis_probe.concepts.alignment import (
     Active,
     Measure,
     Ranks,
+    Table,
     auc,
     average_precision,
-    tables,
     thresholds,
 )
-from basis_probe.concepts.labels import Labels, Part, parts
+from basis_probe.concepts.labels import BOTH, Labels, Part, parts
 from basis_probe.concepts.maps import Maps
 
 _AT_ONCE = 2**24
@@ -67,6 +68,22 @@ class Setting:
         """The signs with which a direction may be read."""
         return (1,) if self.sides is Sides.POSITIVE else (1, -1)
 
+    @functools.cached_property
+    def parts(self) -> tuple[Part, Part]:
+        """Which samples choices are made on, and which they are scored on."""
+        return parts(self.halves)
+
+    @functools.cached_property
+    def asked(self) -> "tuple[Asked, Asked]":
+        """The labels of the samples that choices are made on, and of those that are scored."""
+        first = Asked.of(self, self.parts[0])
+        return first, first if self.same else Asked.of(self, self.parts[1])
+
+    @functools.cached_property
+    def same(self) -> bool:
+        """True if choices are made and scored on the same samples."""
+        return bool((self.halves == BOTH).all())
+
     def values(
         self, block: Float[Tensor, "rows directions"]
     ) -> Float[Tensor, "samples directions"]:
@@ -82,7 +99,7 @@ class Setting:
             block: the activations.
             measure: one that counts active samples.
         """
-        first = parts(self.halves)[0]
+        first = self.parts[0]
         maps = self.maps
         if maps is None:
             return thresholds(self.values(block)[first], self.top)
@@ -153,30 +170,35 @@ def examine(
         setting: the concepts and how they are asked for.
         shuffles: for every sample of the second half whose label it gets, once for each shuffle.
     """
-    labels = setting.labels.values
-    first, second = parts(setting.halves)
-    chosen = [Asked.of(setting, first)]
-    asked = [Asked.of(setting, second, order) for order in (slice(None), *shuffles)]
-    gathered = {measure: _Gathered(measure, labels[first]) for measure in setting.measures}
+    first, second = setting.parts
+    own, other = setting.asked
+    chosen = [own]
+    asked = [other, *(dataclasses.replace(other, order=order) for order in shuffles)]
+    gathered = {measure: _Gathered(measure, own) for measure in setting.measures}
     published = Measure.PUBLISHED_IOU in setting.measures
     plain = tuple(m for m in setting.measures if not m.ranked and m is not Measure.PUBLISHED_IOU)
-    samples, dim = len(labels), post.shape[1]
+    samples, dim = len(setting.labels.values), post.shape[1]
 
     def of_block(block: Tensor) -> tuple[Tensor, Scores, Scores]:
-        given = post[:, block]
+        # The rows of one direction side by side.
+        given = post[:, block].T.contiguous().T
         choices: Scores = {}
         results: Scores = {}
         if any(measure.ranked for measure in setting.measures):
             values = setting.values(given)
-            choices |= ranked(values[first], chosen, setting)
             results |= ranked(values[second], asked, setting)
+            if not setting.same:
+                choices |= ranked(values[first], chosen, setting)
         for measures in (plain, (Measure.PUBLISHED_IOU,) * published):
             if measures:
-                signed = (_active(sign * given, setting, measures[0]) for sign in setting.signs)
-                fitted, scored = zip(*signed, strict=True)
-                choices |= counts(fitted, chosen, measures)
-                results |= counts(scored, asked, measures)
-        return block, choices, results
+                signed = [
+                    activity(given if sign > 0 else -given, setting, measures[0])
+                    for sign in setting.signs
+                ]
+                results |= counts([scored for _, scored in signed], asked, measures)
+                if not setting.same:
+                    choices |= counts([fitted for fitted, _ in signed], chosen, measures)
+        return block, results if setting.same else choices, results
 
     blocks = torch.arange(dim).split(max(1, min(128, _AT_ONCE // max(1, samples))))
     # Sorting lets go of the interpreter, so threads help; results come in order all the same.
@@ -208,42 +230,60 @@ class Asked:
         numbers: the same as 0 and 1; empty where no measure counts.
         true: how many samples carry each concept.
         counting: 0 for samples that do not count for a concept, 1 for the others; None if all do.
+        order: whose labels every sample gets; None for its own.
     """
 
     labels: Bool[Tensor, "samples concepts"]
     numbers: Float[Tensor, "samples concepts"] | Float[Tensor, "0"]
     true: Float64[Tensor, " concepts"]
     counting: Float[Tensor, "samples concepts"] | None
+    order: Int64[Tensor, " samples"] | None = None
 
     @staticmethod
-    def of(setting: Setting, part: Part, order: slice | Tensor = slice(None)) -> "Asked":
-        """The labels of some samples, in an order, for the measures of a setting."""
-        labels = setting.labels.values[part][order]
+    def of(setting: Setting, part: Part) -> "Asked":
+        """The labels of some samples, for the measures of a setting."""
+        labels = setting.labels.values[part]
         counts = any(not measure.ranked for measure in setting.measures)
         numbers = labels.float() if counts else torch.zeros(0)
         counting = setting.labels.counting
+        if Measure.PUBLISHED_IOU not in setting.measures:
+            counting = None
         return Asked(
             labels,
             numbers,
             labels.sum(0).double(),
-            None if counting is None else counting[part][order].float(),
+            None if counting is None else counting[part].float(),
         )
 
+    @property
+    def ordered(self) -> Bool[Tensor, "samples concepts"]:
+        """The labels that the samples get."""
+        return self.labels if self.order is None else self.labels[self.order]
 
-def _active(
+    def table(self, active: Active, measure: Measure) -> Table:
+        """How often directions are active and concepts true, for measures that count."""
+        if self.order is not None:
+            active = dataclasses.replace(active, places=self.order[active.places])
+        counted = active.counts.double()[:, None]
+        if self.counting is not None and measure is Measure.PUBLISHED_IOU:
+            counted = active.together(self.counting)
+        return Table(active.together(self.numbers), counted, self.true, active.samples)
+
+
+def activity(
     block: Float[Tensor, "rows directions"], setting: Setting, measure: Measure
 ) -> tuple[Active, Active]:
     """Where the directions are active in either half, by thresholds of the first."""
-    maps, (first, second) = setting.maps, parts(setting.halves)
-    limits = setting.limits(block, measure)
-    if maps is None:
-        values = setting.values(block)
-        return Active.of(values[first] > limits), Active.of(values[second] > limits)
-    fitted, scored = (
-        setting.cells(block, half).T.reshape(block.shape[1], -1, maps.cells)
-        for half in (first, second)
-    )
-    return maps.active(fitted, limits), maps.active(scored, limits)
+    maps, limits = setting.maps, setting.limits(block, measure)
+
+    def of_part(part: Part) -> Active:
+        if maps is None:
+            return Active.of(setting.values(block)[part] > limits)
+        columns = setting.cells(block, part).T.reshape(block.shape[1], -1, maps.cells)
+        return maps.active(columns, limits)
+
+    fitted = of_part(setting.parts[0])
+    return fitted, fitted if setting.same else of_part(setting.parts[1])
 
 
 def ranked(
@@ -255,11 +295,11 @@ def ranked(
     if Measure.AVERAGE_PRECISION in setting.measures:
         read = [ranks if sign > 0 else ranks.flipped() for sign in setting.signs]
         found[Measure.AVERAGE_PRECISION] = [
-            torch.stack([average_precision(one, each.labels) for one in read]) for each in asked
+            torch.stack([average_precision(one, each.ordered) for one in read]) for each in asked
         ]
     if Measure.AUC in setting.measures:
         # Read backwards, every pair is the other way round.
-        areas = [auc(ranks, each.labels) for each in asked]
+        areas = [auc(ranks, each.ordered) for each in asked]
         found[Measure.AUC] = [
             torch.stack([area if sign > 0 else 1 - area for sign in setting.signs])
             for area in areas
@@ -273,22 +313,12 @@ def counts(active: Sequence[Active], asked: Sequence[Asked], measures: Sequence[
     Args:
         active: where the directions are active, for every sign.
         asked: label sets.
-        measures: which scores.
+        measures: which scores; the published one by itself.
     """
-    numbers = [(each.numbers, each.true) for each in asked]
-    made = [
-        [
-            dataclasses.replace(table, active=one.together(each.counting))
-            if each.counting is not None and Measure.PUBLISHED_IOU in measures
-            else table
-            for table, each in zip(tables(one, numbers), asked, strict=True)
-        ]
-        for one in active
-    ]
+    made = [[each.table(one, measures[0]) for one in active] for each in asked]
     return {
         measure: [
-            torch.stack([table.of_measure(measure) for table in of_signs])
-            for of_signs in zip(*made, strict=True)
+            torch.stack([table.of_measure(measure) for table in of_signs]) for of_signs in made
         ]
         for measure in measures
     }
@@ -299,14 +329,14 @@ class _Gathered:
 
     Args:
         measure: by which measure.
-        labels: the labels of the first half.
+        asked: the labels of the first half.
     """
 
-    def __init__(self, measure: Measure, labels: Tensor) -> None:
-        concepts = labels.shape[1]
+    def __init__(self, measure: Measure, asked: Asked) -> None:
+        concepts = len(asked.true)
         # Precision is compared over what chance gives, for a common concept has much of it anyway.
         common = measure is Measure.AVERAGE_PRECISION
-        self.free = labels.double().mean(0) if common else torch.zeros(concepts).double()
+        self.free = asked.true / len(asked.labels) if common else torch.zeros_like(asked.true)
         self.rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.fitted = torch.full((concepts,), -torch.inf, dtype=torch.float64)
         self.direction = torch.zeros(concepts, dtype=torch.int64)

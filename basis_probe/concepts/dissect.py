@@ -39,7 +39,7 @@ from basis_probe.model.capture import catching
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.dissection import Comparison, Dissection, SiteDissection
-from basis_probe.run.problems import problem_of
+from basis_probe.run.problems import dispensable, problem_of
 from basis_probe.run.read import FAILED, batches_of
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.watch import Groups, Placed, placed
@@ -177,6 +177,7 @@ def dissect(
     return gather(
         model, data, concepts, each, conclude, sites=sites, groups=groups, resolution=resolution,
         seed=seed, device=device, max_samples=max_samples, progress=progress,
+        pre=wanted is not None,
     )  # fmt: skip
 
 
@@ -238,12 +239,13 @@ def gather(
     device: str | torch.device | None,
     max_samples: int,
     progress: bool,
+    pre: bool,
 ) -> Result:
     """What comes of the activations and labels of every site, from one pass over the data.
 
     Sites are taken one after the other, so that one at a time is unpacked: `each` says what is made
-    of one of them, `conclude` what is made of all. The other arguments, and what is raised, are
-    those of `dissect`.
+    of one of them, `conclude` what is made of all. With `pre` what comes before a nonlinearity is
+    unpacked too. The other arguments, and what is raised, are those of `dissect`.
     """
     sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
     sources = Sources(concepts)
@@ -269,10 +271,19 @@ def gather(
             seed=seed,
             capacity=_room(subject, first, places, labelled, data, max_samples),
             most=None,
+            # The activations are kept as they are: what axes score is their own.
+            dispensable=lambda *site: dispensable(places, subject.dtype, *site) - {"x"},
         )
 
-        def finish(said: str = "") -> Result:
-            found, missing = _of_sites(places, stream, labelled, subject.dtype, each)
+        def finish(said: str = "", *, keep: bool = False) -> Result:
+            def known(name: str) -> Known:
+                # Nothing but the site itself holds its rows from here on, unless they are kept.
+                return _known(
+                    name, places[name], stream.seen[name] if keep else stream.release(name),
+                    labelled, subject.dtype, pre=pre,
+                )  # fmt: skip
+
+            found, missing = _of_sites(tuple(places), known, each)
             late = "It was interrupted when everything had been found; nothing is missing."
             described = f"{stream.batches} batches of {first.form}, {stream.examples} examples"
             more = tuple(filter(None, (said, missing, late if guard.late else "")))
@@ -310,7 +321,9 @@ def gather(
                 f"{said}. The {count} batches before it are kept: call .report() of this error for "
                 "what they show",
                 batches=count,
-                finish=functools.partial(finish, f"{FAILED} after {count} batches: {said}"),
+                finish=functools.partial(
+                    finish, f"{FAILED} after {count} batches: {said}", keep=True
+                ),
             ) from error
         sources.finish()
         return finish()
@@ -321,20 +334,22 @@ PATIENCE = 5
 
 
 def _of_sites(
-    places: Mapping[str, Placed],
-    stream: Stream,
-    labelled: "_Labelled",
-    dtype: torch.dtype,
+    names: Sequence[str],
+    known: Callable[[str], Known],
     each: Callable[[Known, Interruption], Found],
 ) -> tuple[tuple[Found, ...], str]:
     """What is made of every site, and what a reader must know of an interruption."""
     found: dict[str, Found] = {}
+    # The site that is looked at, which is unpacked once, however often it is interrupted.
+    ready: dict[str, Known] = {}
     interruption = Interruption(PATIENCE)
-    while left := [name for name in places if name not in found]:
+    while left := [name for name in names if name not in found]:
         try:
+            if left[0] not in ready:
+                ready.clear()
+                ready[left[0]] = known(left[0])
             with stoppable():
-                known = _known(left[0], places[left[0]], stream.seen[left[0]], labelled, dtype)
-                found[left[0]] = each(known, interruption)
+                found[left[0]] = each(ready[left[0]], interruption)
                 interruption.most = 1
         except KeyboardInterrupt:
             if interruption.came < interruption.most:
@@ -646,27 +661,29 @@ class _Labelled:
 # --- after the data -------------------------------------------------------------------------------
 
 
-def _known(name: str, place: Placed, seen: Seen, labelled: _Labelled, dtype: torch.dtype) -> Known:
+def _known(
+    name: str, place: Placed, seen: Seen, labelled: _Labelled, dtype: torch.dtype, *, pre: bool
+) -> Known:
     if seen.bad:
         number, count = seen.bad[0]
         raise DataError(
             f"{count} values of {name} are NaN or infinite in batch {number}: give data on which "
             "the model stays finite"
         )
-    rows = seen.kept.rows
+    rows = dict(seen.kept.rows)
     if not rows:
         raise DataError(f"{name} did not run in any batch")
     order = rows["place"].argsort(stable=True)
     order = order[rows["example"][order].argsort(stable=True)]
     # Each half in one piece, so that it can be taken without a copy.
     order = order[_halves(rows["example"][order]).argsort(stable=True)]
-    kept = dataclasses.replace(
-        seen.kept,
-        priorities=seen.kept.priorities[order],
-        rows={key: values[order] for key, values in rows.items()},
-    )
+    priorities = seen.kept.priorities[order]
+    kept = dataclasses.replace(seen.kept, priorities=priorities, rows={})
+    seen = dataclasses.replace(seen, kept=kept)
+    # One after the other, so that there are never two copies of all of them.
+    kept = dataclasses.replace(kept, rows={key: rows.pop(key)[order] for key in tuple(rows)})
     rows = kept.rows
-    problem, notes = problem_of(place, dataclasses.replace(seen, kept=kept), dtype)
+    problem, notes = problem_of(place, dataclasses.replace(seen, kept=kept), dtype, pre=pre)
     belongs, halves = rows["example"], _halves(rows["example"])
     maps: Maps | None = None
     if labelled.interpolated:

@@ -58,14 +58,13 @@ class Pairs:
     def _counted(
         self, measure: Measure, active: Tensor, weights: Tensor, index: Tensor
     ) -> np.ndarray:
+        examples = weights.shape[1]
         counting = active if self.counting is None else active & self.counting
-        sums: list[Tensor] = []
-        for flags in (active & self.labels, counting, self.labels):
-            by_example = torch.zeros(weights.shape[1], flags.shape[1], dtype=torch.float64)
-            by_example.index_add_(0, index, flags.double())
-            sums.append(weights @ by_example)
-        sizes = weights @ torch.bincount(index, minlength=weights.shape[1]).double()
-        both, on, true = sums
+        both, on, true = (
+            weights @ _by_example(flags, index, examples)
+            for flags in (active & self.labels, counting, self.labels)
+        )
+        sizes = weights @ torch.bincount(index, minlength=examples).double()
         return counted(measure, both, on, true, sizes[:, None]).numpy()
 
     def _ranked(self, measure: Measure, weights: np.ndarray) -> np.ndarray:
@@ -104,3 +103,14 @@ class Pairs:
         ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
         carried = np.take_along_axis(self.labels.numpy().T, order, axis=1)
         return order, starts, ends, carried
+
+
+def _by_example(
+    flags: Bool[Tensor, "samples pairs"], index: Int64[Tensor, " samples"], examples: int
+) -> Float64[Tensor, "examples pairs"]:
+    """How many samples of every example are flagged."""
+    counts = [
+        torch.bincount(index[torch.from_numpy(np.flatnonzero(row.numpy()))], minlength=examples)
+        for row in flags.T.contiguous()
+    ]
+    return torch.stack(counts, 1).double()

@@ -8,8 +8,9 @@ below the threshold need not be interpolated at all; what is found is the same.
 import dataclasses
 import functools
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from basis_probe.concepts.alignment import Active, beyond, nth_largest
@@ -83,16 +84,17 @@ class Maps:
         limits: Float[Tensor, " directions"],
     ) -> Active:
         """Which pixels of which directions are above their threshold."""
-        places: list[Int64[Tensor, " active"]] = []
-        for maps, limit in zip(columns, limits, strict=True):
-            images = torch.nonzero(_peaks(maps) > limit).flatten()
-            image, pixel = torch.nonzero(self.enlarged(maps[images]) > limit, as_tuple=True)
-            places.append(images[image] * self.pixels + pixel)
+        places: list[Tensor] = []
+        for maps, limit, peaks in zip(columns, limits, _peaks(columns), strict=True):
+            images = torch.nonzero(peaks > limit).flatten()
+            over = (self.enlarged(maps[images]) > limit).flatten()
+            found = torch.from_numpy(np.flatnonzero(over.numpy()))
+            places.append(images[found // self.pixels] * self.pixels + found % self.pixels)
         counts = torch.tensor([len(some) for some in places])
         return Active(torch.cat(places), counts, columns.shape[1] * self.pixels)
 
 
-def _peaks(maps: Float[Tensor, "images cells"]) -> Float[Tensor, " images"]:
+def _peaks(maps: Float[Tensor, "*some cells"]) -> Float[Tensor, "*some"]:
     """No pixel of an image is higher, rounding included."""
-    highest = maps.amax(1)
-    return highest + 1e-5 * maps.abs().amax(1)
+    lowest, highest = maps.aminmax(dim=-1)
+    return highest + 1e-5 * torch.maximum(highest.abs(), lowest.abs())

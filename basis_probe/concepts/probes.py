@@ -158,7 +158,7 @@ def sparse_probes(
             x, concepts, labels, lambda known, _: known, conclude, sites=site,
             groups=None if group is None else {site: group},
             resolution=Resolution.MAPS, seed=seed, device=device, max_samples=max_samples,
-            progress=progress,
+            progress=progress, pre=wanted is not None,
         )  # fmt: skip
     if labels is not None or site is not None:
         raise ValueError("data and sites belong to models; a matrix was given")

@@ -1,5 +1,6 @@
 """The rows that were kept of a site, as nulls need them."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -12,16 +13,22 @@ from basis_probe.run.stream import Seen
 from basis_probe.run.watch import Placed
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem, outputs
 
+# So many values are brought to double precision at a time.
+_AT_ONCE = 2**22
+
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
-def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, tuple[str, ...]]:
+def problem_of(
+    place: Placed, seen: Seen, dtype: torch.dtype, *, pre: bool = True
+) -> tuple[Problem, tuple[str, ...]]:
     """The kept rows of a site as nulls need them, and what a reader must know.
 
     Args:
         place: the site.
         seen: what was seen there.
         dtype: the model's own floating-point type, in which its layers are computed again.
+        pre: False to leave out what comes before the nonlinearity where the layer makes it too.
     """
     rows = seen.kept.rows
     halves = halves_of(seen.kept.priorities)
@@ -44,13 +51,13 @@ def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, 
                     f"weights (off by {error:.1g} at a size of {size_of(x):.1g}), so its "
                     "counterfactuals were not used.",
                 )
-    pre = None
+    before = None
     if place.bend is not None and "pre" in rows:
-        pre = rows["pre"].to(working)
-    elif place.bend is not None and linear is not None and linear.pre is not None:
-        pre = linear.pre(outputs(linear)).to(working)
-    if pre is not None and not bool(torch.isfinite(pre).all()):
-        pre = None
+        before = rows["pre"].to(working)
+    elif pre and place.bend is not None and linear is not None and linear.pre is not None:
+        before = linear.pre(outputs(linear)).to(working)
+    if before is not None and not bool(torch.isfinite(before).all()):
+        before = None
         if linear is None:
             notes = (*notes, "Some pre-activations are NaN or infinite, so they were not turned.")
     return (
@@ -58,8 +65,8 @@ def problem_of(place: Placed, seen: Seen, dtype: torch.dtype) -> tuple[Problem, 
             x=x,
             group=place.symmetry.group,
             halves=halves,
-            pre=pre,
-            nonlinearity=place.bend if pre is not None else None,
+            pre=before,
+            nonlinearity=place.bend if before is not None else None,
             layer=linear,
             examples=rows.get("example"),
         ),
@@ -72,7 +79,7 @@ def linear_layer(
 ) -> LinearLayer:
     """The layer as numbers, a norm's gain moved from the input into the weights."""
     working = torch.float64 if dtype is torch.float64 else torch.float32
-    inputs = rows["inputs"].double()
+    inputs = rows["inputs"]
     held = tuple(rows[f"held {place}"].to(working) for place in range(len(found.held)))
     weights = [
         weight.detach().cpu().double().reshape(len(weight), found.width, -1)
@@ -82,7 +89,7 @@ def linear_layer(
     if found.gain is not None:
         gain = found.gain.cpu().double()
         shift = torch.zeros_like(gain) if found.bias is None else found.bias.cpu().double()
-        inputs = (inputs - shift[None, :, None]) / gain[None, :, None]
+        inputs = (inputs.double() - shift[None, :, None]) / gain[None, :, None]
         moved = [torch.einsum("ocp,c->o", weight, shift) for weight in weights]
         biases = [
             more if bias is None else bias + more for bias, more in zip(biases, moved, strict=True)
@@ -102,12 +109,22 @@ def linear_layer(
 
 def missed_by(linear: LinearLayer, x: Tensor) -> float:
     """By how much a layer's outputs, computed from its inputs, miss the activations."""
-    try:
-        made = linear.post(outputs(linear)).double()
-    except (ValueError, RuntimeError, IndexError):
-        # What lies between reads more than the rows of the layer, as a graph's edges do.
-        return math.inf
-    return float((made - x.double()).abs().max()) if made.shape == x.shape else math.inf
+    worst = [torch.zeros((), dtype=torch.float64)]
+    at_once = max(1, _AT_ONCE // max(1, x.shape[1]))
+    for start in range(0, len(x), at_once):
+        some = slice(start, start + at_once)
+        part = dataclasses.replace(
+            linear, inputs=linear.inputs[some], held=tuple(held[some] for held in linear.held)
+        )
+        try:
+            made = linear.post(outputs(part)).double()
+        except (ValueError, RuntimeError, IndexError):
+            # What lies between reads more than the rows of the layer, as a graph's edges do.
+            return math.inf
+        if made.shape != x[some].shape:
+            return math.inf
+        worst.append((made - x[some].double()).abs().max().cpu())
+    return float(torch.stack(worst).max())
 
 
 def tolerance(dtype: torch.dtype, x: Tensor) -> float:
@@ -117,4 +134,38 @@ def tolerance(dtype: torch.dtype, x: Tensor) -> float:
 
 def size_of(x: Tensor) -> float:
     """The root mean square of all values."""
-    return float(x.double().square().mean().sqrt())
+    parts = x.split(max(1, _AT_ONCE // max(1, x.shape[1])))
+    return math.sqrt(sum(float(part.double().square().sum()) for part in parts) / x.numel())
+
+
+def dispensable(
+    places: Mapping[str, Placed], dtype: torch.dtype, name: str, rows: Mapping[str, Tensor]
+) -> frozenset[str]:
+    """What need not be kept of a site, because it can be computed from what is kept.
+
+    Args:
+        places: the sites.
+        dtype: the model's own floating-point type.
+        name: of the site.
+        rows: some of its rows.
+    """
+    place = places[name]
+    if place.layer is None or "inputs" not in rows or not len(rows["x"]):
+        return frozenset()
+    linear = linear_layer(place.layer, rows, place.geometry, dtype)
+    # What is close to the limit here may be beyond it elsewhere.
+    if not missed_by(linear, rows["x"]) <= tolerance(dtype, rows["x"]) / 4:
+        return frozenset()
+    found = {"pre"} if place.layer.pre is not None else set[str]()
+    return frozenset(found | {"x"} if is_computed(place) else found)
+
+
+def is_computed(place: Placed) -> bool:
+    """True if the activations are larger than what they can be computed of."""
+    plan = place.plan
+    return (
+        place.layer is not None
+        and plan.inputs is not None
+        and plan.convolution is None
+        and plan.dim > plan.width * plan.repeat
+    )

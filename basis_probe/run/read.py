@@ -20,7 +20,7 @@ from basis_probe.model.network import Subject
 from basis_probe.model.trace import tensors_in
 from basis_probe.results.report import Report
 from basis_probe.run.parts import UNCHECKED, Part, Partial, digest_of_batch
-from basis_probe.run.problems import linear_layer, missed_by, tolerance
+from basis_probe.run.problems import dispensable, is_computed
 from basis_probe.run.stream import Stream
 from basis_probe.run.watch import Choices, Placed, Watched, require_same
 
@@ -151,7 +151,7 @@ class Reading:
             seed=choices.seed,
             capacity=choices.capacity,
             most=choices.max_samples,
-            dispensable=functools.partial(_dispensable, watching),
+            dispensable=functools.partial(dispensable, watching.places, watching.subject.dtype),
             stops=True,
         )
         self._written = time.monotonic()
@@ -427,31 +427,6 @@ class _Counting:
             found[name] = range(start, start + count)
             self.counts[name] += count
         return found
-
-
-def _dispensable(watching: Watched, name: str, rows: Mapping[str, Tensor]) -> frozenset[str]:
-    """What need not be kept of a site, because it can be computed from what is kept."""
-    place = watching.places[name]
-    if place.layer is None or "inputs" not in rows or not len(rows["x"]):
-        return frozenset()
-    dtype = watching.subject.dtype
-    linear = linear_layer(place.layer, rows, place.geometry, dtype)
-    # What is close to the limit here may be beyond it elsewhere.
-    if not missed_by(linear, rows["x"]) <= tolerance(dtype, rows["x"]) / 4:
-        return frozenset()
-    found = {"pre"} if place.layer.pre is not None else set[str]()
-    return frozenset(found | {"x"} if is_computed(place) else found)
-
-
-def is_computed(place: Placed) -> bool:
-    """True if the activations are larger than what they can be computed of."""
-    plan = place.plan
-    return (
-        place.layer is not None
-        and plan.inputs is not None
-        and plan.convolution is None
-        and plan.dim > plan.width * plan.repeat
-    )
 
 
 # --- several passes -------------------------------------------------------------------------------

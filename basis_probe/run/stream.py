@@ -181,12 +181,21 @@ class Keeper:
 
     def value(self) -> Reservoir:
         """What is kept now, by rising priority; a copy."""
+        return self._value(self.rows.__getitem__)
+
+    def release(self) -> Reservoir:
+        """The same, no longer kept here: at no time are there two copies of all of it."""
+        found = self._value(self.rows.pop)
+        self.filled = 0
+        return found
+
+    def _value(self, take: Callable[[str], Tensor]) -> Reservoir:
         order = self.priorities[: self.filled].argsort(stable=True)
         return Reservoir(
             capacity=self.capacity,
             seen=self.seen,
             priorities=self.priorities[order],
-            rows={name: rows.index_select(0, order) for name, rows in self.rows.items()},
+            rows={name: take(name).index_select(0, order) for name in tuple(self.rows)},
         )
 
 
@@ -509,12 +518,12 @@ class _Sums:
             planned = {"x"} | ({"pre"} if self.plan.pre is not None else set[str]())
             self.tried, self.without = True, frozenset(planned - seen.kept.rows.keys())
 
-    def value(self) -> Seen:
-        """What was seen, as a value; a copy."""
+    def value(self, *, release: bool = False) -> Seen:
+        """What was seen, as a value: a copy, or all that there was."""
         return Seen(
             self.moments,
             self.kurtosis,
-            self.kept.value(),
+            self.kept.release() if release else self.kept.value(),
             self.bad,
             self.missed,
             self.proof.value(),
@@ -578,6 +587,10 @@ class Stream:
     def seen(self) -> Mapping[str, Seen]:
         """What was seen at every site."""
         return Values(self.sums)
+
+    def release(self, name: str) -> Seen:
+        """What was seen at a site, which is kept here no longer."""
+        return self.sums.pop(name).value(release=True)
 
     @property
     def full(self) -> bool:

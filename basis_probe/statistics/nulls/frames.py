@@ -8,7 +8,7 @@ share with the observed one; it is exact where frame 0 and the others are exchan
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -26,6 +26,9 @@ from basis_probe.algebra.groups import (
     Trivial,
 )
 from basis_probe.arguments import whole
+
+_AT_ONCE = 2**22
+"""So many values are brought to double precision at a time."""
 
 
 class Geometry(enum.Enum):
@@ -125,13 +128,19 @@ class Problem:
     examples: Int[Tensor, " samples"] | None = None
 
 
+def column_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Some of the columns at a time, so that few of the values are held in double precision."""
+    at_once = max(1, _AT_ONCE // max(1, rows))
+    return (slice(start, start + at_once) for start in range(0, columns, at_once))
+
+
 def outputs(layer: LinearLayer) -> tuple[Tensor, ...]:
     """What the layer's linear maps make of its input, and what is added to that."""
     flat = layer.inputs.reshape(len(layer.inputs), -1)
     made: list[Tensor] = []
     for weight, bias in zip(layer.weights, layer.biases, strict=True):
         out = flat @ weight.reshape(len(weight), -1).T
-        made.append(out if bias is None else out + bias)
+        made.append(out if bias is None else out.add_(bias))
     return (*made, *layer.held)
 
 

@@ -17,6 +17,7 @@ from basis_probe.statistics.nulls.frames import (
     LinearLayer,
     Null,
     Problem,
+    column_blocks,
     outputs,
 )
 
@@ -79,8 +80,13 @@ class _TurnedInput(Alternatives):
         self.reach = Reach.ALL if axes is None else _reach(layer, axes)
         inputs = layer.inputs
         samples, width, positions = inputs.shape
-        rows = rearrange(inputs, "sample width position -> (sample position) width").double()
-        mean = rows.mean(0)
+
+        def columns(some: slice) -> Tensor:
+            rows = rearrange(inputs[:, some], "sample width position -> (sample position) width")
+            return rows.double().cpu()
+
+        blocks = column_blocks(samples * positions, width)
+        mean = torch.cat([columns(some).mean(0) for some in blocks])
         weights = [weight.double() for weight in layer.weights]
         if axes is not None and self.reach is not Reach.ALL:
             weights = [weight.index_select(0, axes.to(weight.device)) for weight in weights]
@@ -88,14 +94,13 @@ class _TurnedInput(Alternatives):
         vectors = torch.cat(
             [rearrange(w, "out width position -> (out position) width") for w in weights]
         ).cpu()
-        fixed = [mean.cpu(), torch.ones_like(mean).cpu()][: 1 + layer.centred]
+        fixed = [mean, torch.ones_like(mean)][: 1 + layer.centred]
         # Coordinates of the input's space in which turns are rotations: x there is `to(x)`, and a
         # neuron's direction w is `of(w)`, with `back` as the inverse of `of`.
         self.back: Callable[[Tensor], Tensor] = lambda w: w
         if layer.geometry is Geometry.BALANCED:
             scale = (1 / _column_lengths(layer.weights)).cpu()
             vectors, fixed = vectors * scale, [vector / scale for vector in fixed]
-            rows = rows / scale.to(rows)
             self.back = lambda w: w / scale
         elif layer.geometry is Geometry.POLAR:
             gram = sum(torch.einsum("ocp,odp->cd", w.double(), w.double()) for w in layer.weights)
@@ -105,15 +110,15 @@ class _TurnedInput(Alternatives):
             to = values[read].sqrt()[:, None] * directions[:, read].T
             vectors = vectors @ (directions[:, read] / values[read].sqrt())
             fixed = [to @ vector for vector in fixed]
-            rows = rows @ to.T.to(rows)
             self.back = lambda w: w @ to
         elif layer.geometry is not Geometry.EUCLIDEAN:
             raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
-        self.turning = (
-            Turned(vectors, torch.stack(fixed))
-            if bands is None
-            else _TurnedInBands(vectors, torch.stack(fixed), rows.cpu(), bands)
-        )
+        if bands is None:
+            self.turning = Turned(vectors, torch.stack(fixed))
+        else:
+            to = self.back(torch.eye(vectors.shape[1], dtype=torch.float64))
+            rows = columns(slice(None)) @ to.T
+            self.turning = _TurnedInBands(vectors, torch.stack(fixed), rows, bands)
         self.flat = inputs.reshape(samples, width * positions)
         self.observed = torch.cat([weight.reshape(-1, width * positions) for weight in weights])
 
@@ -134,7 +139,7 @@ class _TurnedInput(Alternatives):
             )
         made = self.flat @ rows.to(self.flat).T
         outputs = [
-            out if bias is None else out + self._own(bias[None])[0]
+            out if bias is None else out.add_(self._own(bias[None])[0])
             for out, bias in zip(
                 made.split([shape[0] for shape in self.shapes], dim=1), layer.biases, strict=True
             )

@@ -15,6 +15,7 @@ from basis_probe.statistics.nulls.frames import (
     Geometry,
     Null,
     Problem,
+    column_blocks,
     geometry_of,
 )
 from basis_probe.statistics.orders import Centred
@@ -87,17 +88,14 @@ class TurnedAxes(Rotation):
             read = torch.arange(dim) if axes is None else axes
             heads = _heads(problem.group, geometry, dim)
             return _WhitenedHeads(x, problem.halves, heads, read, whiten=False)
-        if geometry is Geometry.WHITENED:
-            geometry = Geometry.EUCLIDEAN
-        plain = Rotation.alternatives
-        return plain(dataclasses.replace(self, geometry=geometry), problem, axes)
+        if geometry in (Geometry.WHITENED, Geometry.EUCLIDEAN, Geometry.STANDARDISED):
+            read = torch.arange(problem.x.shape[1]) if axes is None else axes
+            units = _deviations(problem.x) if geometry is Geometry.STANDARDISED else None
+            return _TurnedAxes(Frame(problem.x), read, line=False, units=units)
+        return Rotation.alternatives(self, problem, axes)
 
     def observed(self, problem: Problem) -> Frame:
-        x = problem.x
-        if (self.geometry or geometry_of(problem.group)) is not Geometry.STANDARDISED:
-            return Frame(x)
-        everything = torch.ones(len(x), dtype=torch.bool)
-        return Frame(_standardised(x, [(everything, everything)]))
+        return self.alternatives(problem).frame(None)
 
 
 def _fixes_line(group: Group, geometry: Geometry) -> bool:
@@ -119,37 +117,56 @@ class _TurnedAxes(Alternatives):
     """Rows read along some axes, or along as many directions of a turned basis.
 
     Products are of rows about their mean: in single precision a large offset would drown the rest.
+
+    Args:
+        observed: the rows.
+        axes: along which they are read.
+        line: whether the all-ones direction stays where it is.
+        units: of every axis, [dim]; None if it is read as it is.
     """
 
-    def __init__(self, observed: Frame, axes: Tensor, *, line: bool) -> None:
-        x, self.parts = observed.post, observed.parts
+    def __init__(
+        self, observed: Frame, axes: Tensor, *, line: bool, units: Tensor | None = None
+    ) -> None:
+        self.observed, self.axes, self.units = observed, axes, units
+        x = observed.post
         dim = x.shape[1]
-        self.observed = x.index_select(1, axes.to(x.device))
-        self.mean = x.mean(0, dtype=torch.float64)
-        self.centred = x - self.mean.to(x.dtype)
+        blocks = column_blocks(*x.shape)
+        mean = torch.cat([x[:, some].mean(0, dtype=torch.float64) for some in blocks])
+        self.centred = x - mean.to(x.dtype)
         # What rounding leaves of the mean is turned with the rows; only the offset is added again.
-        self.mean = self.mean.to(x.dtype).double()
+        self.mean = mean.to(x.dtype).double()
         unit = torch.zeros(len(axes), dim, dtype=torch.float64)
         unit[torch.arange(len(axes)), axes.cpu()] = 1.0
         fixed = torch.ones(1, dim, dtype=torch.float64) if line else None
         self.turning = Turned(unit, fixed)
 
     def frame(self, generator: torch.Generator | None) -> Frame:
+        parts = self.observed.parts
         if generator is None:
-            return Frame(self.observed, parts=self.parts)
+            axes = self.axes.to(self.centred.device)
+            x = self.observed.post.index_select(1, axes)
+            return Frame(x if self.units is None else (x / self.units[axes]).to(x), parts=parts)
         directions = self.turning.draw(generator).to(self.mean)
+        if self.units is not None:
+            directions = directions / self.units.to(self.mean)
         offset = (directions @ self.mean).to(self.centred)
         turned = torch.addmm(offset, self.centred, directions.T.to(self.centred))
-        return Frame(turned, parts=self.parts)
+        return Frame(turned, parts=parts)
+
+
+def _deviations(x: Tensor) -> Tensor:
+    """The standard deviation of every axis, in float64; one for those that hardly vary."""
+    some = [x[:, block].double().std(0, correction=0) for block in column_blocks(*x.shape)]
+    std = torch.cat(some)
+    return torch.where(std > std.max() * 1e-12, std, torch.ones_like(std))
 
 
 def _standardised(x: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Every axis of some rows in units of its standard deviation on others, pair by pair."""
     scaled = torch.empty_like(x)
     for own, other in pairs:
-        std = x[other].double().std(0, correction=0)
-        floor = std.max() * 1e-12
-        scaled[own] = (x[own] / torch.where(std > floor, std, torch.ones_like(std))).to(x.dtype)
+        scaled[own] = (x[own] / _deviations(x[other])).to(x.dtype)
     return scaled
 
 
