@@ -181,7 +181,7 @@ def examine(
 
     def of_block(block: Tensor) -> tuple[Tensor, Scores, Scores]:
         # The rows of one direction side by side.
-        given = post[:, block].T.contiguous().T
+        given = post[:, int(block[0]) : int(block[-1]) + 1].T.contiguous().T
         choices: Scores = {}
         results: Scores = {}
         if any(measure.ranked for measure in setting.measures):
