@@ -576,6 +576,7 @@ class Different:
         self.most = most
         self.rows: Tensor | None = None
         self.sizes: list[float] = []
+        self.eps = 0.0
         self.many = most == 0
 
     def see(self, x: Tensor, y: Tensor) -> None:
@@ -591,17 +592,18 @@ class Different:
 
     def _add(self, x: Tensor, y: Tensor) -> None:
         generator = torch.Generator().manual_seed(0)
+        self.eps = max(self.eps, *(torch.finfo(side.dtype).eps for side in (x, y)))
         parts: list[Tensor] = []
         for side in (x, y):
             exact = side.double().cpu()
             directions = torch.randn(side.shape[1], 8, generator=generator, dtype=torch.float64)
             parts.append(exact @ directions)
         if not self.sizes:
-            self.sizes = [float(part.square().mean().sqrt().clamp(min=1e-300)) for part in parts]
+            self.sizes = [_size_of(part) for part in parts]
         rows = torch.cat([part / size for part, size in zip(parts, self.sizes, strict=True)], 1)
         self.rows = rows if self.rows is None else torch.cat([self.rows, rows])
         if len(self.rows) > 2 * self.most:
-            self.many = distinct_rows(self.rows) > self.most
+            self.many = distinct_rows(self.rows, eps=self.eps) > self.most
             self.rows = None if self.many else self.rows.unique(dim=0)
 
     @property
@@ -609,7 +611,14 @@ class Different:
         """How many there were; infinite if more than are counted."""
         if self.many or self.rows is None:
             return math.inf
-        return distinct_rows(self.rows)
+        return distinct_rows(self.rows, eps=self.eps)
+
+
+def _size_of(rows: Tensor) -> float:
+    """How far rows are from their mean, or from zero where they are all one row."""
+    apart = float((rows - rows.mean(0)).square().mean().sqrt())
+    about_zero = float(rows.square().mean().sqrt())
+    return apart if apart > 1e-12 * about_zero else about_zero or 1.0
 
 
 def chord(cosine: float) -> float:

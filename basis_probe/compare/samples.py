@@ -12,6 +12,14 @@ from basis_probe.compare.kernels import Hsic, kernel_hsic
 Dissimilarity = Literal["euclidean", "cosine", "correlation"]
 Correlation = Literal["pearson", "spearman"]
 
+# The last bits of 52, which are rounding, and half of the first that is kept.
+_BITS = 12
+_HALF = 2 ** (_BITS - 1)
+
+# Two samples of unit length that are no further apart point the same way, and what is left of a
+# sample about its mean has no length.
+_PARALLEL = 4e-15
+
 
 def dissimilarities(
     x: Float64[Tensor, "samples dim"], kind: Dissimilarity
@@ -24,11 +32,18 @@ def dissimilarities(
             the angle between them, about zero; "correlation" for one minus the correlation over
             axes. A sample without length is as unlike all others as they can be on average, 1.
     """
-    if kind == "euclidean":
-        return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     rows = x - x.mean(1, keepdim=True) if kind == "correlation" else x
-    unit = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    return 1 - unit @ unit.T
+    lengths = rows.norm(dim=1)
+    if kind != "euclidean":
+        rows = rows / lengths.clamp(min=1e-300)[:, None]
+    # From differences, so that near samples keep their digits.
+    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    if kind != "euclidean":
+        apart = torch.where(apart < _PARALLEL, 0.0, apart.square() / 2)
+        none = lengths <= _PARALLEL * x.norm(dim=1)
+        apart = torch.where(none[:, None] | none, 1.0, apart)
+    # Pairs that are equally unlike but for the last digits are ties.
+    return ((apart.view(torch.int64) + _HALF) >> _BITS << _BITS).view(torch.float64)
 
 
 def rsa(

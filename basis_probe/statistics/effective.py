@@ -8,26 +8,32 @@ from basis_probe.statistics.moments import float64_device
 
 _ALIKE = 1e-5
 """Rows that differ by less than so much of their length are the same row, computed twice."""
+_ROUNDING = 4
+"""So are rows that differ by less than so many roundings of their length about zero."""
 _DIRECTIONS = 8
 _NEIGHBOURS = 16
 
 
-def distinct_rows(x: Float[Tensor, "samples dim"]) -> int:
+def distinct_rows(x: Float[Tensor, "samples dim"], *, eps: float | None = None) -> int:
     """The number of different rows.
 
     What is fitted to rows, such as a covariance, learns nothing from a row that comes again. A
     row counts as seen before if it agrees with one of its neighbours to five digits of its length
-    in eight fixed random directions, where neighbours are the sixteen rows before it in the order
-    along the first of these: batches of other sizes change the last digits of a row.
+    about the mean, or to the last digits of its values, in eight fixed random directions, where
+    neighbours are the sixteen rows before it in the order along the first of these: batches of
+    other sizes change the last digits of a row.
 
     Args:
         x: activations, [samples, dim]. Rows that are not finite count as one each. Rows that a
             model computed in half precision differ in the third digit, and may all count.
+        eps: the relative rounding of the values; None for that of their type.
 
     Example:
         >>> distinct_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
         2
     """
+    if eps is None:
+        eps = torch.finfo(x.dtype).eps
     rows = x.detach().to(float64_device(x)).to(torch.float64)
     finite = rows.isfinite().all(1)
     alone = int((~finite).sum())
@@ -36,14 +42,16 @@ def distinct_rows(x: Float[Tensor, "samples dim"]) -> int:
         return alone
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(x.shape[1], _DIRECTIONS, generator=generator, dtype=torch.float64)
-    lengths = rows.norm(dim=1)
+    rounding = _ROUNDING * eps * rows.norm(dim=1)
+    rows = rows - rows.mean(0)
+    alike = (_ALIKE * rows.norm(dim=1)).maximum(rounding)
     seen = rows @ (directions / directions.norm(dim=0)).to(rows)
     order = seen[:, 0].argsort()
-    seen, lengths = seen[order], lengths[order]
+    seen, alike = seen[order], alike[order]
     again = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for back in range(1, min(_NEIGHBOURS, len(rows) - 1) + 1):
         apart = (seen[back:] - seen[:-back]).abs().amax(1)
-        again[back:] |= apart <= _ALIKE * lengths[back:]
+        again[back:] |= apart <= alike[back:]
     return alone + int((~again).sum())
 
 

@@ -438,3 +438,51 @@ def test_parts_of_the_data_and_the_whole_come_from_the_same_sums() -> None:
         ]
         values = np.array([one.similarity for one in each])
         assert parts.std_error == pytest.approx(values.std(ddof=1) / math.sqrt(5), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "measure", ["procrustes", "cca", "regression", "svcca", "pwcca", "partial"]
+)
+@pytest.mark.parametrize("offset", [-3e4, 1e6])
+def test_where_zero_is_does_not_matter(measure: Any, offset: float) -> None:
+    """Far from zero single samples differ little from each other, relative to their length."""
+    x, y = pair(8, 300)
+    wanted = bp.similarity(x, y, measure=measure)
+    found = bp.similarity(x + offset, 2 * y - offset, measure=measure)
+    assert found.similarity == pytest.approx(wanted.similarity, abs=1e-6)
+    assert found.notes == wanted.notes
+    one = bp.similarity(x[:, :1] + offset, y[:, 3:4], group="orthogonal")
+    assert one.notes == bp.similarity(x[:, :1], y[:, 3:4], group="orthogonal").notes
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "cosine", "correlation"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pairs_that_are_equally_unlike_are_ties(kind: Any, dtype: torch.dtype) -> None:
+    """Samples that come again, and samples of zeros and ones, make many."""
+    generator = seeded(3)
+    again = torch.randint(0, 40, (160,), generator=generator)
+    drawn = [torch.randn(40, dim, generator=generator)[again] for dim in DIMS]
+    binary = [(torch.rand(160, dim, generator=generator) < 0.4).float() for dim in DIMS]
+    for side in binary:
+        side[:, 0] = 1
+        side[:, 1] = 0
+    for sides in (drawn, binary):
+        # Rounded by hand: scipy's last digits break ties at random.
+        tables = [pdist(side.double().numpy(), kind).round(11) for side in sides]
+        wanted = spearmanr(*tables)[0]
+        found = bp.similarity(
+            sides[0].to(dtype), sides[1].to(dtype), group="permutation", measure="rsa",
+            dissimilarity=kind, correlation="spearman",
+        )  # fmt: skip
+        assert found.similarity == pytest.approx(float(wanted), abs=1e-9)
+
+
+def test_a_sample_that_is_the_same_on_all_axes_has_no_correlation() -> None:
+    x, y = pair(5, 60)
+    x[7], x[11] = 0.1, -7.3
+    table = squareform(pdist(x.numpy(), "correlation"))
+    table[[7, 11]] = table[:, [7, 11]] = 1.0
+    np.fill_diagonal(table, 0)
+    wanted = pearsonr(squareform(table, checks=False), pdist(y.numpy(), "correlation"))[0]
+    found = bp.similarity(x, y, group="permutation", measure="rsa", dissimilarity="correlation")
+    assert found.similarity == pytest.approx(float(wanted), abs=1e-9)

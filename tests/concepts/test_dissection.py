@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from typing import Any
 
@@ -13,8 +14,11 @@ from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_scor
 from torch import Tensor, nn
 
 import basis_probe as bp
+from basis_probe.concepts.alignment import measure_of
 from basis_probe.concepts.chance import Chance, shuffled
-from basis_probe.concepts.labels import Labels
+from basis_probe.concepts.detection import Setting, examine
+from basis_probe.concepts.labels import BOTH, Labels
+from basis_probe.statistics.nulls import Counterfactual
 from basis_probe.statistics.nulls.rotations import TurnedAxes
 
 QUICK = bp.concepts.Effort(shuffles=19, resamples=20)
@@ -251,6 +255,37 @@ def test_the_published_rule_cuts_cells_and_counts_images_of_the_category(
     assert sum("published_iou" in note for note in found.notes) == 2
 
 
+def test_the_rows_of_a_site_are_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of maps all images are kept: activations and what the layer read, each of them once."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(24, 2, 12, 12, generator=generator)
+    masks = {"bright": torch.nn.functional.interpolate(images, (24, 24))[:, 0] > 1}
+    model = nn.Sequential(
+        nn.Conv2d(2, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU()
+    ).eval()  # fmt: skip
+    held: list[int] = []
+    plain = Counterfactual.alternatives
+
+    def looked(self: Counterfactual, problem: Any, axes: Any = None) -> Any:
+        gc.collect()
+        tensors = [t for t in gc.get_objects() if issubclass(type(t), Tensor)]
+        large = [t for t in tensors if t.ndim > 1 and len(t) == 24 * 12 * 12]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in large}
+        held.append(sum(storages.values()))
+        return plain(self, problem, axes)
+
+    monkeypatch.setattr(Counterfactual, "alternatives", looked)
+    bp.dissect(
+        model, images.split(8), masks, sites=["1", "3"], frames=19, progress=False,
+        measures="published_iou", effort=bp.concepts.Effort(shuffles=0, resamples=0),
+    )  # fmt: skip
+    # First activations of both sites and their windows, then those of the second alone; besides
+    # them the sizes of the maps of every row, two whole numbers.
+    rows, own, other = 24 * 12 * 12, 24 + 2 * 9, 32 + 24 * 9
+    assert held[0] <= rows * (4 * (own + other) + 2 * 32)
+    assert held[1] <= rows * (4 * other + 2 * 32)
+
+
 def test_categories_are_of_concepts_that_there_are() -> None:
     x, labels = _planted(400, 3)
     with pytest.raises(ValueError, match="categories names 'concept 9', which is no concept; th"):
@@ -336,6 +371,40 @@ def test_shuffles_move_whole_examples() -> None:
     blocks = [(0, 1, 2), (3, 4), (5,)]
     orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
     assert seen == {tuple(row for b in order for row in blocks[b]) for order in orders}
+
+
+@pytest.mark.parametrize("measure", ["iou", "f1", "published_iou", "average_precision", "auc"])
+@pytest.mark.parametrize("sides", [bp.concepts.Sides.POSITIVE, bp.concepts.Sides.BOTH])
+def test_a_shuffle_gives_samples_the_labels_of_others(measure: str, sides: Any) -> None:
+    """The largest score of shuffled labels is that of labels that were put in another order."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(600, 5, generator=generator)
+    values = torch.rand(600, 3, generator=generator) < 0.2
+    examples = torch.arange(60).repeat_interleave(10)
+    wanted = measure_of(measure)
+    labels = Labels(("a", "b", "c"), values, examples)
+    if measure == "published_iou":
+        labels = labels.categorised({"a": "one", "b": "one", "c": "other"})
+    halves = (torch.arange(60) % 2).sort().values.repeat_interleave(10)
+    for each in (halves, torch.full_like(halves, BOTH)):
+        setting = Setting(labels, each, (wanted,), 0.05, sides)
+        scored = setting.parts[1]
+        order = shuffled(examples[scored], generator)
+        moved = dataclasses.replace(
+            labels,
+            values=values.clone().index_put_((torch.arange(600)[scored],), values[scored][order]),
+            counting=None
+            if labels.counting is None
+            else labels.counting.clone().index_put_(
+                (torch.arange(600)[scored],), labels.counting[scored][order]
+            ),
+        )
+        found = examine(x, setting, [order])[wanted].largest[0]
+        plain = examine(x, dataclasses.replace(setting, labels=moved))[wanted]
+        every = examine(x, dataclasses.replace(setting, labels=moved), [torch.arange(len(order))])
+        assert torch.equal(found, every[wanted].largest[0])
+        # No direction that was chosen scores above the largest of all.
+        assert bool((plain.direction_score <= found + 1e-12).all())
 
 
 def test_chance_levels_hold_for_all_concepts_together() -> None:

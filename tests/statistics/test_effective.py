@@ -36,6 +36,11 @@ def test_rows_that_differ_little_are_different() -> None:
     one = torch.zeros(64, 64)
     one[:, 0] = 10.0
     assert distinct_rows(one + torch.eye(64)) == 64
+    # Far from zero, too, as far as their digits say so.
+    assert distinct_rows(1e6 + _gaussian(2000, 16)) == 2000
+    assert distinct_rows(_repeated(59, 3000, 24) - 1e6) == 59
+    far = (1e3 + _repeated(59, 3000, 24)) * (1 + 1e-7 * _gaussian(3000, 24, 5))
+    assert distinct_rows(far.float()) == 59
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)
     assert distinct_rows(corners.repeat(30, 1)) == 32
 
