@@ -95,7 +95,10 @@ class TurnedAxes(Rotation):
         return Rotation.alternatives(self, problem, axes)
 
     def observed(self, problem: Problem) -> Frame:
-        return self.alternatives(problem).frame(None)
+        x = problem.x
+        if (self.geometry or geometry_of(problem.group)) is not Geometry.STANDARDISED:
+            return Frame(x)
+        return Frame((x / _deviations(x)).to(x.dtype))
 
 
 def _fixes_line(group: Group, geometry: Geometry) -> bool:
