@@ -48,6 +48,7 @@ __all__ = [
     "Monomial",
     "Orthogonal",
     "Permutation",
+    "PlaneRotations",
     "Planes",
     "PositiveMonomial",
     "Privileged",
@@ -743,7 +744,6 @@ class OnPlanes(Group):
         return partners
 
 
-@final
 @dataclasses.dataclass(frozen=True)
 class Planes(OnPlanes):
     """A rotation and a positive scale of each of n/2 planes, which keep their places.
@@ -799,6 +799,43 @@ class Planes(OnPlanes):
 
     def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
         return PlaneElement(*self._complex(a), self.pairing)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class PlaneRotations(Planes):
+    """A rotation of each of n/2 planes, which keep their places and their size.
+
+    What rotary position embeddings leave free beside a norm of every head without a gain.
+
+    Example:
+        >>> turned = [[0.0, -1.0], [1.0, 0.0]]
+        >>> PlaneRotations(2).contains(turned), PlaneRotations(2).contains([[2.0, 0.0], [0.0, 2.0]])
+        (True, False)
+    """
+
+    name: ClassVar[str] = "plane-rotations"
+
+    def _traits(self) -> Traits:
+        return dataclasses.replace(
+            super()._traits(),
+            latex=r"\mathrm{SO}(2)^{n/2}",
+            rescales=False,
+            sentence=(
+                f"Each plane of the axes {self._pairs()} is turned as a whole, and keeps its place."
+            ),
+        )
+
+    def _draw(self, generator: torch.Generator) -> Element:
+        angle = 2 * math.pi * _uniform(self.dim // 2, generator)
+        return PlaneElement(angle.cos(), angle.sin(), self.pairing)
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        miss = super()._miss(a, atol, rounding)
+        if miss.by > atol:
+            return miss
+        off, plane = (torch.hypot(*self._complex(a)) - 1).abs().max(dim=0)
+        return Miss(float(off), f"plane {int(plane)} changes its size")
 
 
 @final
@@ -1136,6 +1173,7 @@ _NAMED: tuple[type[Elementary] | type[OnPlanes], ...] = (
     Signs,
     Trivial,
     Planes,
+    PlaneRotations,
     SignedPlanes,
     Unknown,
 )

@@ -15,6 +15,7 @@ from basis_probe.algebra.groups import (
     LineStabiliser,
     Monomial,
     Orthogonal,
+    PlaneRotations,
     Planes,
     PositiveMonomial,
 )
@@ -66,7 +67,8 @@ def tangents(group: Group) -> Iterator[Tensor]:
             yield _unit(dim, axis, axis)
     elif isinstance(group, Planes):
         for a, b in zip(*(axes.tolist() for axes in plane_axes(dim, group.pairing)), strict=True):
-            yield _unit(dim, a, a) + _unit(dim, b, b)
+            if not isinstance(group, PlaneRotations):
+                yield _unit(dim, a, a) + _unit(dim, b, b)
             yield _unit(dim, a, b) - _unit(dim, b, a)
 
 

@@ -773,7 +773,7 @@ class Action:
         for key, (node, tensor) in used.items():
             one = {**zeros, key: torch.ones_like(tensor, dtype=torch.float64)}
             more = self._gain(vertex, region, one)
-            slope = [float((a - b).mean().round()) for a, b in zip(more, (gain, bias), strict=True)]
+            slope = [_slope(a - b) for a, b in zip(more, (gain, bias), strict=True)]
             vectors.append(_Vector(self.slots.slot(node, Fixed(tensor, None)), *slope))
         found = _Affine(gain, bias, tuple(vectors))
         now = [gain, bias]
@@ -875,17 +875,24 @@ class Action:
             for slot, factors in ((found.weight, after / before), (bias, after)):
                 if slot is not None:
                     self._edit(slot, 0, MonomialElement(columns, factors), None)
+        elif region.shape is Shape.DIAGONAL and _is_linear(region) and torch.equal(before, after):
+            # However a gain is computed, it changes places with what it is computed from.
+            self._permute(vertex, columns)
         elif region.shape is Shape.DIAGONAL or region.shape.is_norm:
             gain, bias = self._affine(index)
             signs = before.sign() if region.shape.is_norm else before
             self._set_affine(index, gain[columns] * after / signs, bias[columns] * after)
         elif region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
-            for use, fixed in vectors_of(self.graph, vertex):
-                slot = self.slots.slot(use, fixed)
-                values = self._original(slot)
-                axes = [axis for axis, size in enumerate(values.shape) if size == len(columns)]
-                if len(axes) == 1:
-                    self.weights.set(slot, values.index_select(axes[0], columns))
+            self._permute(vertex, columns)
+
+    def _permute(self, vertex: Vertex, columns: Tensor) -> None:
+        """The vectors of a region change places with the features."""
+        for use, fixed in vectors_of(self.graph, vertex):
+            slot = self.slots.slot(use, fixed)
+            values = self._original(slot)
+            axes = [axis for axis, size in enumerate(values.shape) if size == len(columns)]
+            if len(axes) == 1:
+                self.weights.set(slot, values.index_select(axes[0], columns))
 
     def _batch_norm(self, node: Node, columns: Tensor, before: Tensor, after: Tensor) -> None:
         statistics = "" if node.op in ("group_norm", "layer_norm") else "running_mean running_var"
@@ -957,7 +964,7 @@ class Action:
             moved |= {stream: at, self.facts.stream_of[side.source]: at}
             moved |= {self.facts.stream_of[v]: at for v in self.derivation.bends(side)}
             moved.setdefault(self.facts.stream_of[side.end], at.copied(at.copies * side.copies))
-        return moved
+        return {**moved, **self._order(attention, element.order, queries=False)}
 
     def _start_of(self, side: Side) -> int:
         """The vertex that linear maps write, before any norm or function of queries or keys."""
@@ -1012,7 +1019,7 @@ class Action:
         gain is s g, permuted, with signs s that make C commute with what positions do.
         """
         attention, side = self.derivation.normed[norm]
-        if side.turned is None and self.derivation.is_gainless(norm):
+        if self.derivation.is_gainless(norm):
             return self._alike(attention, element)
         if not isinstance(element, BlockElement):
             raise WeightError("the element does not act on each head by itself")
@@ -1097,6 +1104,17 @@ class _Affine:
     gain: Tensor
     bias: Tensor
     vectors: tuple[_Vector, ...]
+
+
+def _is_linear(region: Region) -> bool:
+    """True if a gain for every feature comes without anything that is added."""
+    return region.bias is not None and not bool(region.bias.any())
+
+
+def _slope(change: Tensor) -> float:
+    """How much of a parameter that became one is in each feature; whole numbers are exact."""
+    mean = change.mean()
+    return float(mean.round() if bool((mean - mean.round()).abs() < 1e-6) else mean)
 
 
 def _epsilon(node: Node) -> float:

@@ -26,6 +26,7 @@ from basis_probe.algebra.groups import (
     OnAxes,
     Orthogonal,
     Permutation,
+    PlaneRotations,
     Planes,
     PositiveMonomial,
     SignedPermutation,
@@ -44,6 +45,7 @@ from basis_probe.model.facts import (
     Region,
     Shape,
     Stream,
+    homogeneity,
     keeps_statistics,
     signature,
     vectors_of,
@@ -535,6 +537,8 @@ class Derivation:
             )
         if any(other.source in self.normed for other in (attention.query, attention.key)):
             raise _NotUnderstood("only one of queries and keys is read through a norm")
+        if attention.query.normed != attention.key.normed:
+            raise _NotUnderstood("only one of queries and keys is divided by its length")
         alike = self._are_alike(attention.query, attention.key)
         if alike and side.turned is not None:
             raise _NotUnderstood("one projection writes queries and keys, which positions turn")
@@ -551,13 +555,13 @@ class Derivation:
                 freedom = "any rotation"
                 why += ", and one projection writes both"
         else:
-            inner = _around(side, Planes, GeneralLinear)
+            normed = side.normed
+            inner = _around(side, *(_NORMED_PLANES if normed else (Planes, GeneralLinear)))
             where = "(i, i + n/2)" if turned.pairing == "half" else "(2i, 2i + 1)"
-            freedom = f"a turn and a scale of every plane {where} of its axes"
+            freedom = f"a turn{'' if normed else ' and a scale'} of every plane {where} of its axes"
             if turned.last - turned.first < side.size:
-                freedom += (
-                    f" {turned.first} to {turned.last - 1}, any invertible matrix on the rest"
-                )
+                rest = "rotation of" if normed else "invertible matrix on"
+                freedom += f" {turned.first} to {turned.last - 1}, any {rest} the rest"
             why = "rotary position embedding turns these planes, each at a pace of its own"
         group = Blocks(inner, count, copies, self._order(attention))
         because = (
@@ -617,8 +621,8 @@ class Derivation:
             raise _NotUnderstood("queries or keys are read by a norm, and by something else")
         region = self.facts.regions[norms[0]]
         attention, side = self.normed[norms[0]]
-        if region.shape is not Shape.RMS_NORM or attention.query == attention.key:
-            raise _NotUnderstood("queries or keys are read through a norm other than RMSNorm")
+        if attention.query == attention.key:
+            raise _NotUnderstood("one norm writes queries and keys")
         self._require_understood(stream)
         for problem in (attention.why, self._side_problem(side)):
             if problem:
@@ -626,18 +630,35 @@ class Derivation:
         assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
         if any(other.source not in self.normed for other in (attention.query, attention.key)):
             raise _NotUnderstood("only one of queries and keys is read through a norm")
-        if side.turned is None and self.is_gainless(norms[0]):
+        shapes = {self.facts.regions[s.source].shape for s in (attention.query, attention.key)}
+        if len(shapes) > 1:
+            raise _NotUnderstood("queries and keys are read through norms of two kinds")
+        layered = region.shape is Shape.LAYER_NORM
+        if self.is_gainless(norms[0]):
             if not all(self.is_gainless(s.source) for s in (attention.query, attention.key)):
                 raise _NotUnderstood("only one of queries and keys has a gain behind its norm")
+            if layered and side.turned is not None:
+                raise _NotUnderstood("LayerNorm reads queries or keys that positions turn")
             copies = side.heads // attention.key.heads
+            inner = LineRotations(side.size) if layered else Orthogonal(side.size)
+            what = "any rotation" + " that keeps the all-ones direction" * layered
+            if side.turned is not None:
+                inner = _around(side, *_NORMED_PLANES)
+                what = "the rotations that turn what rotary embedding turns plane by plane"
             because = (
                 "only the directions of queries and keys count, as each is divided by its length: "
-                "a head absorbs any rotation, its keys the same one."
+                f"a head absorbs {what}, its keys the same{self._said_of_order(attention)}."
             )
-            group = Blocks(Orthogonal(side.size), attention.key.heads, copies, "kept")
+            group = Blocks(inner, attention.key.heads, copies, self._order(attention))
             return group, because, ALGEBRA
-        if side.turned is None:
-            inner: Group = SignedPermutation(side.size)
+        if layered:
+            # A mean over the features sees every sign, and so every turn of a plane.
+            inner = Permutation(side.size)
+            if side.turned is not None:
+                inner = _around(side, lambda size, _: Trivial(size), Permutation)
+            what = "permutations of what no position turns"
+        elif side.turned is None:
+            inner = SignedPermutation(side.size)
             what = "permutations and signs"
         else:
             inner = _around(side, SignedPlanes, SignedPermutation)
@@ -652,8 +673,9 @@ class Derivation:
             else "in every head by themselves"
         )
         because = (
-            f"RMSNorm reads it with a generic gain, which leaves {what}, {which}: of all rotations "
-            f"only these turn a gain into a gain{self._said_of_order(attention)}."
+            f"{'LayerNorm' if layered else 'RMSNorm'} reads it with a generic gain, which leaves "
+            f"{what}, {which}: of all rotations only "
+            f"these turn a gain into a gain{self._said_of_order(attention)}."
         )
         return group, because, ALGEBRA
 
@@ -668,7 +690,8 @@ class Derivation:
             self._require_understood(stream)
         except _NotUnderstood as problem:
             return str(problem)
-        if stream.value_mixed:
+        vertices = self.facts.graph.vertices
+        if any(vertices[member].kind is Kind.ATTENTION for member in stream.members):
             return "queries or keys are values too"
         if stream.returned or any(reader not in self.inside for reader in stream.readers):
             return "queries or keys are read by something besides the attention"
@@ -685,6 +708,8 @@ class Derivation:
             return attention.why
         for side in (attention.query, attention.key):
             problem = self._side_problem(side)
+            if any(self.facts.graph.vertices[v].by_head for v in side.inside):
+                problem = "heads are multiplied by numbers of their own"
             if not problem and len(self.meetings[self.facts.stream_of[side.source]]) != 1:
                 problem = "queries or keys are shared by several attentions"
             if problem:
@@ -842,8 +867,15 @@ class Derivation:
             said.append("a depthwise convolution reads it, channel by channel")
         if any(regions.get(v, NOTHING).shape is Shape.DIAGONAL for v in touching):
             said.append("it is multiplied with a weight vector, feature by feature")
+        said += [
+            f"{vertices[v].op} runs along the positions of each feature"
+            for v in touching
+            if vertices[v].kind is Kind.ALONG
+        ]
         if stream.max_pooled:
-            said.append("max pooling reads it, which only non-negative scales pass")
+            said.append(
+                "max pooling, or another extreme, reads it, which only non-negative scales pass"
+            )
         if not said:
             said.append("it shares its axes with a stream that a nonlinearity fixes")
         unique = list(dict.fromkeys(said))
@@ -1422,6 +1454,8 @@ class Derivation:
             relations.add(flips, scales=False)
         elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
             self._relate_norm(index, sources[0], target, relations)
+        elif vertex.kind is Kind.ALONG:
+            self._relate_along(index, sources[0], target, relations)
         elif region.shape is Shape.PRODUCT:
             factors = {source: 0.0 for source in sources}
             for source in sources:
@@ -1440,6 +1474,19 @@ class Derivation:
             relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
             relations.add(sum_of({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
+
+    def _relate_along(self, index: int, source: int, target: int, relations: Relations) -> None:
+        """What a function of each feature along positions demands of the factors around it."""
+        degree, parity = homogeneity(self.facts.graph, index)
+        if degree is None:
+            relations.add({source: 1.0}, signs=False)
+            relations.add({target: 1.0}, signs=False)
+        else:
+            relations.add(sum_of({target: 1.0}, {source: -degree}), signs=False)
+        if parity == 0:
+            relations.add({source: 1.0}, scales=False)
+        odd = {source: 1.0} if parity < 0 else {}
+        relations.add(sum_of({target: 1.0}, odd), scales=False)
 
     def _relate_norm(self, index: int, source: int, target: int, relations: Relations) -> None:
         """What normalisation of channels, one by one or in groups, demands of their factors."""
@@ -1463,12 +1510,16 @@ NOTHING = Region(Shape.UNKNOWN)
 
 _TURNING = Orthogonal | LineStabiliser
 
+# What passes rotary embedding and a norm without a gain: in the planes that turn, and beside them.
+_NORMED_PLANES = PlaneRotations, Orthogonal
+
 _BETWEEN_CHANNELS = (
     Kind.BATCH_NORM,
     Kind.GROUP_NORM,
     Kind.DEPTHWISE,
     Kind.CONCAT,
     Kind.PADDED,
+    Kind.ALONG,
 )
 
 
@@ -1489,7 +1540,9 @@ def _smaller(group: Group) -> tuple[Group, ...]:
 
 
 def _around(
-    side: Side, planes: type[Planes] | type[SignedPlanes], rest: Callable[[int], Group]
+    side: Side,
+    planes: Callable[[int, Literal["half", "adjacent"]], Group],
+    rest: Callable[[int], Group],
 ) -> Group:
     """A group of the planes that turn, beside another of the axes before and behind them."""
     assert side.turned is not None

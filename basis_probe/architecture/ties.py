@@ -37,6 +37,9 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
     stream_of = facts.stream_of
 
     def tie(a: int, b: int, transposed: bool) -> None:
+        streams = facts.streams[stream_of[a]], facts.streams[stream_of[b]]
+        if not all(stream.readers or stream.returned for stream in streams):
+            return  # Nothing depends on one of them.
         if stream_of[a] != stream_of[b] or transposed:
             found.setdefault(stream_of[a], []).append(Tie(a, b, stream_of[b], transposed))
             found.setdefault(stream_of[b], []).append(Tie(b, a, stream_of[a], transposed))

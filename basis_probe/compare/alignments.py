@@ -429,7 +429,7 @@ def _form(group: Group, side: Spread, constant: Constant) -> Form:
     if isinstance(group, PositiveMonomial | Monomial):
         may_be_flat(flat, constant)
         return Form(side.unit, int(flat.sum()))
-    if isinstance(group, Planes):
+    if isinstance(group, Planes) and group.rescales:
         a, b = group.axes()
         sizes = side.sizes
         both, still = sizes[a] + sizes[b], flat[a] & flat[b]

@@ -42,6 +42,7 @@ class Side:
         copies: how many heads each of them becomes.
         turned: how positions turn them, or None if they do not.
         inside: the vertices behind the source, up to where queries meet keys.
+        normed: True if a norm without a gain lies behind the turn.
     """
 
     source: int
@@ -51,6 +52,7 @@ class Side:
     copies: int
     turned: Turned | None
     inside: frozenset[int]
+    normed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +83,26 @@ class Attention:
         return next((side for side in (self.query, self.key) if isinstance(side, str)), "")
 
 
-def attentions(graph: Graph, norms: frozenset[int]) -> tuple[Attention, ...]:
+def attentions(
+    graph: Graph, norms: frozenset[int], plain: frozenset[int] = frozenset()
+) -> tuple[Attention, ...]:
     """Every attention of a graph.
 
     Args:
         graph: the condensed graph.
         norms: the vertices that were measured to be norms, or to bend every feature of a head.
+        plain: those of them that divide each head by its length, and have no gain.
     """
     return tuple(
-        _attention(graph, vertex, norms)
+        _attention(graph, vertex, norms, plain)
         for vertex in graph.vertices.values()
         if vertex.kind is Kind.ATTENTION
     )
 
 
-def _attention(graph: Graph, vertex: Vertex, norms: frozenset[int]) -> Attention:
+def _attention(
+    graph: Graph, vertex: Vertex, norms: frozenset[int], plain: frozenset[int]
+) -> Attention:
     trace = graph.trace
     node = trace.node(vertex.node)
     if node.op == "scaled_dot_product_attention":
@@ -109,7 +116,7 @@ def _attention(graph: Graph, vertex: Vertex, norms: frozenset[int]) -> Attention
     if isinstance(found, str):
         return Attention(vertex.node, vertex.node, found, found, apart)
     sides = [
-        _side(graph, found, argument, axis, norms)
+        _side(graph, found, argument, axis, norms, plain)
         for argument, axis in ((found.query, found.query_axis), (found.key, found.key_axis))
     ]
     return Attention(vertex.node, found.node.index, sides[0], sides[1], apart)
@@ -218,14 +225,42 @@ def _by_head(graph: Graph, value: object, scores: tuple[int, ...]) -> bool:
 
 
 def _side(
-    graph: Graph, meeting: _Meeting, argument: tuple[int, str], axis: int, norms: frozenset[int]
+    graph: Graph,
+    meeting: _Meeting,
+    argument: tuple[int, str],
+    axis: int,
+    norms: frozenset[int],
+    plain: frozenset[int],
 ) -> Side | str:
-    trace, node = graph.trace, meeting.node
+    node = meeting.node
     place, name = argument
     value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
     if not isinstance(value, Ref) or value.node not in graph.same:
         return "queries or keys could not be followed to where they meet"
     end = value.node
+    passed = [graph.vertices[graph.same[end]]]
+    while passed[-1].kind is Kind.CARRIER and len(passed[-1].carried) == 1:
+        passed.append(graph.vertices[passed[-1].carried[0]])
+    norm = passed[-1]
+    if norm.node in plain:
+        # Turned before they are normed.
+        before = _ending(graph, node, norm.carried[0], -1, norms)
+        if isinstance(before, Side) and before.turned is not None:
+            layout, shape = graph.layouts[end], graph.trace.node(end).shape
+            count = math.prod(shape[feature] for feature in layout.axes)
+            return dataclasses.replace(
+                before,
+                end=graph.same[end],
+                copies=count // (before.heads * before.size),
+                inside=before.inside | {vertex.node for vertex in passed},
+                normed=True,
+            )
+    return _ending(graph, node, end, axis, norms)
+
+
+def _ending(graph: Graph, node: Node, end: int, axis: int, norms: frozenset[int]) -> Side | str:
+    """The queries, or the keys, that end at a node, and meet the others in a call."""
+    trace = graph.trace
     found = _between(graph, end, norms)
     if isinstance(found, str):
         return found
@@ -315,23 +350,24 @@ def _random(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _plain(graph: Graph, source: int, end: int, axis: int, size: int) -> int:
-    """How often each head is copied, if features are moved about and multiplied by one number."""
+    """How often each head is copied, if features are only moved, and rows multiplied by numbers."""
     shape = graph.trace.node(source).shape
     layout = graph.layouts[source]
     count = torch.Size(shape).numel()
-    labels = torch.arange(1, count + 1, dtype=torch.float64).reshape(shape)
-    moved = graph.replay(end, {source: labels}) if end != source else labels
-    scale = float(moved.abs().max()) / count
-    if scale == 0:
+
+    def moved(given: Tensor) -> Tensor:
+        return graph.replay(end, {source: given}) if end != source else given
+
+    scale = moved(torch.ones(shape, dtype=torch.float64))
+    if bool((scale == 0).any()) or not torch.equal(scale.amax(axis), scale.amin(axis)):
         return 0
-    sign = 1.0 if float(moved.flatten()[0]) > 0 else -1.0
-    places = (sign * moved / scale).round().long() - 1
-    if bool((places < 0).any()) or len(places.unique()) < count:
+    labels = torch.arange(1, count + 1, dtype=torch.float64).reshape(shape)
+    places = (moved(labels) / scale).round().long() - 1
+    if bool((places < 0).any()) or bool((places >= count).any()) or len(places.unique()) < count:
         return 0
     x = _random(shape, 0)
-    y = graph.replay(end, {source: x}) if end != source else x
-    expected = sign * scale * x.flatten()[places]
-    if float((y - expected).abs().max()) > 1e-9 * scale:
+    expected = scale * x.flatten()[places]
+    if float((moved(x) - expected).abs().max()) > 1e-9 * float(scale.abs().max()):
         return 0
     # Each row along the contracted axis must be one head of one position, in order.
     features = torch.arange(count).reshape(shape)

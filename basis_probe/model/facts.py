@@ -29,7 +29,7 @@ from basis_probe.model.graph import (
 )
 from basis_probe.model.places import Site, piece, spoken
 from basis_probe.model.positions import Rows
-from basis_probe.model.rows import is_blank, picked_weight
+from basis_probe.model.rows import bias_of_blank, is_blank, picked_weight
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
 
 
@@ -225,8 +225,33 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
             return several
         return _measure_two(function, draw, op)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if within:
+            # A single head was replayed.
+            return Region(Shape.UNKNOWN, why=f"{op} is not the same for every head", op=op)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Region(Shape.UNKNOWN, why=f"{op} cannot be replayed: {reason}", op=op)
+
+
+def homogeneity(graph: Graph, index: int) -> tuple[float | None, int]:
+    """What a function of one tensor does with factors: the degree, and 1 if even or -1 if odd.
+
+    Args:
+        graph: the graph.
+        index: the vertex; it carries the features of one other.
+
+    Returns:
+        d where f(c x) is c^d f(x) for every positive c, None for no d; 0 for neither even nor odd.
+    """
+    before = graph.vertices[index].carried[0]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(graph.trace.node(before).shape, generator=generator, dtype=torch.float64)
+    y, minus, double, half = (
+        graph.replay(index, {before: factor * x}) for factor in (1.0, -1.0, 2.0, 0.5)
+    )
+    degree = float((double.abs().sum() / y.abs().sum()).log2().round())
+    scales = _close(double, 2.0**degree * y) and _close(half, 0.5**degree * y)
+    parity = 1 if _close(minus, y) else -1 if _close(minus, -y) else 0
+    return degree if scales else None, parity
 
 
 def _norms_of_all(graph: Graph) -> dict[int, Region]:
@@ -473,9 +498,21 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
         for vertex, region in regions.items()
         if region.shape.is_norm or (region.shape is Shape.ELEMENTWISE and region.within)
     )
-    found = attentions(graph, norms)
+    plain = frozenset(
+        vertex
+        for vertex, region in regions.items()
+        if region.shape is Shape.RMS_NORM and region.within and _is_gainless(graph, vertex, region)
+    )
+    found = attentions(graph, norms, plain)
     sites = _with_parts(graph, found, sites)
     return Facts(graph, sites, streams, stream_of, regions, found, _given(graph))
+
+
+def _is_gainless(graph: Graph, vertex: int, region: Region) -> bool:
+    """True for a norm with one number for all features in place of a gain."""
+    gain = region.gain
+    own = any(True for _ in vectors_of(graph, graph.vertices[vertex]))
+    return not own and gain is not None and float((gain - gain[0]).abs().max()) <= 1e-4
 
 
 def _with_parts(
@@ -530,7 +567,10 @@ def constants_of(trace: Trace, node: Node) -> Iterator[Fixed | Ref]:
         elif isinstance(value, Ref):
             made = trace.node(value.node)
             fixed = not made.live or picked_weight(trace, value.node)
-            if fixed and 0 not in made.shape and not is_blank(trace, value):
+            bias = bias_of_blank(trace, made)
+            if isinstance(bias, Fixed | Ref):
+                yield bias
+            elif fixed and 0 not in made.shape and not is_blank(trace, value):
                 yield value
 
 

@@ -38,6 +38,7 @@ class Kind(enum.Enum):
     SUM = "a sum"
     CARRIER = "an operation that leaves the features alone"
     MAX_POOL = "max pooling"
+    ALONG = "a function of each feature along positions"
     PART = "a part of the features"
     CONCAT = "a concatenation of features"
     PADDED = "features with zeros before and behind them"
@@ -257,6 +258,13 @@ _MAX_POOLS = frozenset(
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
     "adaptive_max_pool3d _max_pool1d _max_pool2d _max_pool3d".split()
 )
+_EXTREMES = frozenset("amax amin max min sort topk cummax cummin median kthvalue".split())
+_MOVED_ALONG = frozenset("cumsum flip roll".split())
+_ALONG = frozenset(
+    "softmax log_softmax logsumexp std var norm linalg_vector_norm vector_norm".split()
+)
+"""Functions of each feature along positions: what they take, move or make of it."""
+_REDUCTIONS = (_EXTREMES | _ALONG | {"mean", "sum"}) - {"softmax", "log_softmax"}
 _POINTWISE = frozenset(
     "add sub rsub mul div rdiv neg pow rpow abs relu relu6 leaky_relu prelu rrelu elu selu celu "
     "gelu silu mish sigmoid logsigmoid hardsigmoid hardswish hardtanh hardshrink softshrink "
@@ -322,11 +330,13 @@ def nonlinear(op: str) -> bool:
 
 def _dims(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The axes over which a reduction runs, or None for all of them."""
-    value = node.kwargs.get("dim", node.kwargs.get("axis"))
-    if value is None and len(node.args) > 1:
-        value = node.args[1]
-        if node.op in ("norm", "linalg_vector_norm") and len(node.args) > 2:
-            value = node.args[2]
+    value = node.kwargs.get("dim", node.kwargs.get("axis", node.kwargs.get("dims")))
+    later = ("norm", "linalg_vector_norm", "topk", "kthvalue", "roll")
+    place = 2 if node.op in later else 1
+    if value is None and len(node.args) > place:
+        value = node.args[place]
+    if value is None and node.op in ("sort", "topk", "kthvalue", "median"):
+        value = -1
     if isinstance(value, int) and not isinstance(value, bool):
         value = (value,)
     if isinstance(value, tuple | list) and all(isinstance(entry, int) for entry in value):
@@ -344,6 +354,7 @@ class _Builder:
         self.roots: dict[int, frozenset[int]] = {}  # node inside a region -> what it is made of
         self.layouts: dict[int, Layout] = {}
         self.picked: set[int] = set()  # weights that were picked by number
+        self.coupled: set[int] = set()  # functions of whole rows, and what is made of them
         self.stacks: dict[int, tuple[int, list[int]]] = {}  # the new axis, and what lies along it
 
     def _ancestors(self, nodes: frozenset[int]) -> frozenset[int]:
@@ -433,6 +444,8 @@ class _Builder:
         if picks_weights(self.trace, node, self.picked):
             self.picked.add(node.index)
             return
+        if node.op in ("mul", "div") and is_blank(self.trace, Ref(node.index)):
+            return
         if not live:
             return
         first = live[0]
@@ -482,7 +495,17 @@ class _Builder:
             self.put(node.index, Kind.GROUP_NORM, (self.vertex(first),))
         elif op in _MAX_POOLS and self._pools_positions(node, first):
             self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
-        elif op == "output" and self.trace.node(first).op in _MAX_POOLS and node.args[0] == 0:
+        elif op in _EXTREMES and self._runs_along(node, first):
+            self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
+        elif op in _MOVED_ALONG and self._runs_along(node, first):
+            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+        elif op in _ALONG and self._runs_along(node, first):
+            self.put(node.index, Kind.ALONG, (self.vertex(first),))
+        elif (
+            op == "output"
+            and self.trace.node(first).op in _MAX_POOLS | _EXTREMES
+            and node.args[0] == 0
+        ):
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
         elif (op in _AVERAGE_POOLS and self._pools_positions(node, first)) or self._is_average(
             node, first
@@ -638,6 +661,18 @@ class _Builder:
         ndim = len(self.trace.node(value).shape)
         layout = self.layouts.get(value)
         return self._constant(node.args[0]) and layout is not None and layout.axes == (ndim - 2,)
+
+    def _runs_along(self, node: Node, first: int) -> bool:
+        """True if a function runs along positions, of each feature by itself."""
+        dims = _dims(node, self.trace.node(first).shape)
+        layout = self.layouts.get(first)
+        return (
+            dims is not None
+            and layout is not None
+            and node.index in self.layouts
+            and 0 not in dims
+            and not set(dims) & set(layout.axes)
+        )
 
     def _is_average(self, node: Node, first: int) -> bool:
         if node.op not in ("mean", "sum") or first not in self.layouts:
@@ -805,10 +840,15 @@ class _Builder:
             self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
 
     def _pointwise(self, node: Node, live: list[int]) -> None:
+        if node.op in _ROWWISE or self.coupled & set(live):
+            self.coupled.add(node.index)
         whole = [i for i in live if self._meets(i, node)]
         sets = {self.roots[i] for i in whole}
         if node.op == "add" and any(is_blank(self.trace, v) for v in node.args) and len(whole) == 1:
             self.put(node.index, Kind.CARRIER, (self.vertex(whole[0]),))
+            return
+        if node.op in ("mul", "div") and len(live) == 1 and self._scales_heads(node, live[0]):
+            self.put(node.index, Kind.CARRIER, (self.vertex(live[0]),), by_head=True)
             return
         roots = frozenset[int]().union(*(self.roots[i] for i in live))
         base = self._base(roots)
@@ -816,6 +856,11 @@ class _Builder:
             # However it was written, it is a function of one tensor.
             self.roots[node.index] = base
             return
+        if len(roots) > 1:
+            # A norm is a place of its own, also where another tensor multiplies it.
+            for index in self.coupled & set(live):
+                self.vertex(index)
+            roots = frozenset[int]().union(*(self.roots[i] for i in live))
         if len(live) == 1 and len(roots) > 1:
             # What joined two tensors is one step, and what bends the result is the next.
             roots = frozenset((self.vertex(live[0]),))
@@ -858,6 +903,25 @@ class _Builder:
         used = (self.vertex(weights),)
         self.put(node.index, Kind.CARRIER, (self.vertex(rows),), used, by_head=by_head)
         return True
+
+    def _scales_heads(self, node: Node, rows: int) -> bool:
+        """True for a product with constants, one for each head."""
+        layout = self.layouts.get(rows)
+        if layout is None or len(layout.axes) < 2 or self.trace.node(rows).shape != node.shape:
+            return False
+        if node.op == "div" and self._ref(node, 0, "input") != rows:
+            return False
+        for value in (*node.args, *node.kwargs.values()):
+            shape: tuple[int, ...] | None = None
+            if isinstance(value, Fixed):
+                shape = tuple(value.tensor.shape)
+            elif isinstance(value, Ref) and value.node != rows:
+                shape = self.trace.node(value.node).shape
+            if shape is not None:
+                padded = (1,) * (len(node.shape) - len(shape)) + shape
+                varying = {axis for axis, size in enumerate(padded) if size > 1}
+                return bool(varying) and varying <= set(layout.axes[:-1])
+        return False
 
     def _meets(self, index: int, node: Node) -> bool:
         """True if an operand has the same features as the result, at each position or at all."""
@@ -1012,7 +1076,11 @@ class _Builder:
             return Layout(axes, layout.channels and axes[-1] < len(shape) - 1, layout.repeat)
         if op == "unbind":
             return layout
-        if op in ("mean", "sum") and len(shape) < len(before):
+        if op == "view_as_complex" and len(layout.axes) > 1 and layout.axes[-1] == len(before) - 1:
+            return Layout(layout.axes[:-1], False, layout.repeat)
+        if op == "view_as_real":
+            return Layout((*layout.axes, len(shape) - 1), False, layout.repeat)
+        if op in _REDUCTIONS and len(shape) < len(before):
             dims = _dims(node, before) or ()
             if set(dims) & set(layout.axes):
                 return None

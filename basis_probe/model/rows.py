@@ -29,12 +29,29 @@ def put_rows(node: Node) -> tuple[object, object] | None:
 
 
 def is_blank(trace: Trace, value: object) -> bool:
-    """True for a tensor of zeros that rows are put into."""
-    while isinstance(value, Ref) and trace.node(value.node).op in ("getitem", "view", "to"):
-        value = trace.node(value.node).args[0]
+    """True for a tensor of zeros, whatever the weights are."""
     if not isinstance(value, Ref):
         return isinstance(value, Fixed) and value.name is None and not bool(value.tensor.any())
-    return trace.node(value.node).op in ("zeros_like", "zeros", "new_zeros")
+    node = trace.node(value.node)
+    if node.op in _FACTORS:
+        return any(is_blank(trace, factor) for factor in node.args[: _FACTORS[node.op]])
+    if node.op == "linear":
+        return bias_of_blank(trace, node) is None and is_blank(trace, node.args[0])
+    if node.op in _SHOWS:
+        return is_blank(trace, node.args[0])
+    return node.op in ("zeros_like", "zeros", "new_zeros")
+
+
+def bias_of_blank(trace: Trace, node: Node) -> object | None:
+    """The bias that a linear map of zeros makes; None if it has none, or reads something else."""
+    if node.op != "linear" or not is_blank(trace, node.args[0]):
+        return None
+    return node.kwargs.get("bias", node.args[2] if len(node.args) > 2 else None)
+
+
+_SHOWS = frozenset("getitem view to expand transpose permute contiguous clone repeat".split())
+# How many of the arguments make a product zero.
+_FACTORS = {"mul": 2, "div": 1, "matmul": 2, "mm": 2}
 
 
 _PICKS = frozenset("getitem index_select view transpose permute to contiguous mT expand".split())

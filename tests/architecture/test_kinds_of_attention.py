@@ -53,6 +53,7 @@ def unit(x: Tensor) -> Tensor:
 
 FREE = G.Blocks(G.GeneralLinear(SIZE), HEADS)
 KEPT = G.Blocks(G.GeneralLinear(SIZE), HEADS, order="kept")
+ANY_TURNS = G.Blocks(G.Orthogonal(SIZE), HEADS)
 TURNS = G.Blocks(G.Orthogonal(SIZE), HEADS, order="kept")
 ORDER = G.Blocks(G.Permutation(SIZE), HEADS, order="kept")
 
@@ -69,7 +70,9 @@ KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], G.Group]] =
         lambda x: x, KEPT,
     ),
     "angles": (lambda q, k, t: (q @ k.mT * t.exp()).softmax(-1), unit, TURNS),
-    "normalised": (lambda q, k, _: (q @ k.mT).softmax(-1), lambda x: F.normalize(x, dim=-1), TURNS),
+    "normalised": (
+        lambda q, k, _: (q @ k.mT).softmax(-1), lambda x: F.normalize(x, dim=-1), ANY_TURNS,
+    ),
     "elu": (divided, lambda x: F.elu(x) + 1, ORDER),
     "squared": (divided, lambda x: x.relu().square(), ORDER),
     "softplus": (lambda q, k, _: q @ k.mT, F.softplus, ORDER),

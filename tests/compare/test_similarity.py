@@ -45,6 +45,7 @@ GROUPS: dict[str, Group] = {
     "trivial": bp.groups.Trivial(DIM),
     "signs": Signs(DIM),
     "planes": bp.groups.Planes(DIM),
+    "plane-rotations": bp.groups.PlaneRotations(DIM),
     "signed planes": SignedPlanes(DIM),
     "line": bp.groups.LineStabiliser(DIM),
     "heads": bp.groups.Blocks(bp.groups.GeneralLinear(2), count=4),

@@ -163,6 +163,7 @@ GROUPS: list[bp.groups.Group] = [
     bp.groups.Planes(4),
     bp.groups.Planes(4, pairing="half"),
     bp.groups.Planes(4, pairing="adjacent"),
+    bp.groups.PlaneRotations(4, pairing="adjacent"),
     bp.groups.Blocks(bp.groups.GeneralLinear(2), count=2),
     bp.groups.Blocks(bp.groups.Planes(2, pairing="half"), count=1, copies=2),
     bp.groups.DirectSum(
