@@ -515,11 +515,12 @@ def _partly_white(side: Spread, whitening: float) -> Form:
 def _require_samples(which: str, group: Group, side: Spread) -> None:
     """Raises DataError where so few samples make any two sets of axes the same up to the group."""
     mixed = mixed_axes(group)
-    if side.count <= mixed:
+    # About their mean so many samples span one direction less.
+    if mixed and side.count <= mixed + 1:
         raise DataError(
             f"{which} has {mixed} axes that may be mixed and {side.count} samples to fit with: "
-            f"with so few, any two networks look alike; give more than {mixed} samples in every "
-            'part of the data, or compare what fits less: kernels (measure="cka"), or turns '
+            f"with so few, any two networks look alike; give more than {mixed + 1} samples in "
+            'every part of the data, or compare what fits less: kernels (measure="cka"), or turns '
             '(group="orthogonal")'
         )
 

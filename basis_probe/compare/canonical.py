@@ -60,10 +60,11 @@ def projected(train: Crossed) -> Canonical:
 
 def _pairs(train: Crossed, x: Form, y: Form) -> Canonical:
     widest = max(form.weights.shape[1] for form in (x, y))
-    if train.count <= widest:
+    if train.count <= widest + 1:
         raise DataError(
-            f"{widest} directions vary on {train.count} samples to fit with: with so few, any two "
-            f"networks look alike; give more than {widest} samples in every part of the data"
+            f"{widest} directions vary on {train.count} samples to fit with, as many as these can "
+            "span about their mean, so that any two networks look alike; give more samples than "
+            "axes in every part of the data, two more at least"
         )
     u, s, v = torch.linalg.svd(x.weights.T @ train.sums @ y.weights, full_matrices=False)
     return Canonical(x.weights @ u, y.weights @ v.T, torch.ones_like(s))

@@ -175,7 +175,7 @@ class _OfMoments(Gathered):
         self.mixed, self.turned = (max(map(of, groups)) for of in (mixed_axes, turned_axes))
         if plan.measure == "pwcca":
             self.mixed = self.turned = max(group.dim for group in groups)
-        self.different = Different(self.turned)
+        self.different = Different(self.turned + 1 if self.turned else 0)
         self.repeated = Repeated(plan.folds)
 
     def _see(self, x: Caught, y: Caught, fold: Tensor) -> None:
@@ -197,11 +197,11 @@ class _OfMoments(Gathered):
         if total.count < 2:
             raise DataError(f"{total.count} samples: give at least two, better thousands")
         few = min(total.count, self.different.count)
-        if few < total.count and few <= self.mixed:
+        if self.mixed and few < total.count and few <= self.mixed + 1:
             refused = (
                 f"No similarity can be told: the {total.count} samples are {few} different ones "
                 f"that repeat, and {self.mixed} axes may be mixed, so that any two networks look "
-                f"alike; give more than {self.mixed} different samples."
+                f"alike; give more than {self.mixed + 1} different samples."
             )
             nan = math.nan
             return self._result(nan, nan, nan, nan, sites, None, [refused], self.plan.formula)
@@ -629,10 +629,10 @@ def chord(cosine: float) -> float:
 def _regression(train: Crossed, test: Crossed) -> tuple[float, None]:
     """The share of variance of y that the linear map fitted on some samples predicts on others."""
     dim = len(train.x.mean)
-    if train.count <= dim:
+    if train.count <= dim + 1:
         raise DataError(
-            f"x has {dim} axes and {train.count} samples to fit with: give more than {dim} "
-            "samples in every part of the data"
+            f"x has {dim} axes and {train.count} samples to fit with, about their mean: give more "
+            f"than {dim + 1} samples in every part of the data"
         )
     fitted = train.x.least_squares(train.sums)
     explained = 2 * (fitted * test.sums).sum() - (fitted * (test.x.sums @ fitted)).sum()

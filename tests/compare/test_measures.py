@@ -486,3 +486,19 @@ def test_a_sample_that_is_the_same_on_all_axes_has_no_correlation() -> None:
     wanted = pearsonr(squareform(table, checks=False), pdist(y.numpy(), "correlation"))[0]
     found = bp.similarity(x, y, group="permutation", measure="rsa", dissimilarity="correlation")
     assert found.similarity == pytest.approx(float(wanted), abs=1e-9)
+
+
+@pytest.mark.parametrize("measure", ["cca", "regression", "pwcca", "svcca"])
+@pytest.mark.parametrize("samples", [5, 9, 10])
+def test_what_samples_span_whole_cannot_be_told(measure: Any, samples: int) -> None:
+    """Nine axes about their mean need eleven samples, or any two networks are one."""
+    generator = seeded(samples)
+    x, y = (torch.randn(11, 9, generator=generator, dtype=torch.float64) for _ in range(2))
+    with pytest.raises(bp.DataError, match="samples"):
+        bp.similarity(x[:samples], y[:samples], measure=measure, folds=1)
+    assert bp.similarity(x, y, measure=measure, folds=1).similarity < 1 - 1e-6
+    if measure != "svcca":
+        again = torch.arange(40) % samples
+        for own in (x, x + 1e5):
+            found = bp.similarity(own[again], y[again], measure=measure)
+            assert math.isnan(found.similarity) and "different ones" in found.notes[0]

@@ -587,7 +587,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "too few": (
         lambda: bp.similarity(data(1, 9), data(2, 9), group="GL"),
         DataError,
-        "8 axes that may be mixed and 7 samples",
+        "8 axes that may be mixed and 9 samples",
     ),
     "too few for regression": (
         lambda: bp.similarity(data(1, 9), data(2, 9), group="GL", measure="regression"),

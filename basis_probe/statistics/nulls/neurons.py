@@ -323,7 +323,7 @@ class _TurnedPre(Alternatives):
         self.nonlinearity, self.axes = nonlinearity, axes
         exact = pre.double()
         mean, std = exact.mean(0), exact.std(0, correction=0)
-        live = std > std.max() * 1e-12
+        live = std > exact.abs().amax(0) * 1e-12
         unit = torch.where(live, (exact - mean) / torch.where(live, std, 1.0), 0.0)
         values, vectors = torch.linalg.eigh(unit.T @ unit)
         span = vectors[:, values > values.max() * 1e-10]

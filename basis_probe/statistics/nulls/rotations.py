@@ -160,9 +160,13 @@ class _TurnedAxes(Alternatives):
 
 def _deviations(x: Tensor) -> Tensor:
     """The standard deviation of every axis, in float64; one for those that hardly vary."""
-    some = [x[:, block].double().std(0, correction=0) for block in column_blocks(*x.shape)]
-    std = torch.cat(some)
-    return torch.where(std > std.max() * 1e-12, std, torch.ones_like(std))
+    found: list[Tensor] = []
+    for block in column_blocks(*x.shape):
+        some = x[:, block].double()
+        std = some.std(0, correction=0)
+        # Of its own size: how large other axes are does not matter.
+        found.append(torch.where(std > some.abs().amax(0) * 1e-12, std, torch.ones_like(std)))
+    return torch.cat(found)
 
 
 def _standardised(x: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
