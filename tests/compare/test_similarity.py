@@ -592,7 +592,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "too few for regression": (
         lambda: bp.similarity(data(1, 9), data(2, 9), group="GL", measure="regression"),
         DataError,
-        "8 axes and 7 samples",
+        "8 axes and 9 samples",
     ),
     "nothing varies": (
         lambda: bp.similarity(torch.ones(50, 3), data(1, 50, 3), group="permutation"),
