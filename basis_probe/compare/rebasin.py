@@ -9,7 +9,7 @@ Source: Ainsworth, Hayase and Srinivasa (2023), Git Re-Basin, section 3.2 (match
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -70,11 +70,13 @@ class _Slot:
         """The parameter after the family's axes have changed places, and some their signs."""
         places = (columns[:, None] * self.repeat + torch.arange(self.repeat)).flatten()
         found = tensor.index_select(self.axis, places)
-        if signs is None or not self.turns:
-            return found
+        return found if signs is None or not self.turns else self.scaled(found, signs)
+
+    def scaled(self, tensor: Tensor, factors: Tensor) -> Tensor:
+        """The parameter with what belongs to every axis of the family multiplied by a factor."""
         shape = [1] * tensor.ndim
         shape[self.axis] = -1
-        return found * signs.repeat_interleave(self.repeat).to(found).reshape(shape)
+        return tensor * factors.repeat_interleave(self.repeat).to(tensor).reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,7 +188,8 @@ def rebasin(
         model_b: another of the same architecture.
         data: batches as for `stitch`, for the loss along the line.
         scales: "matched" to also give every axis of `model_b` the balance between what writes to it
-            and what reads it that it has in `model_a`, where the group rescales axes.
+            and what reads it that it has in `model_a`, where the group rescales axes; orders are
+            then those that fit best where both are balanced.
         points: how many points on the line, the ends included; 0 for none.
         objective: as for `stitch`.
         batch_norm: "recomputed" to average its running statistics anew over the data at every point
@@ -222,13 +225,17 @@ def rebasin(
     if not families:
         raise SiteError("the second network has no place whose axes could change places")
     wanted, given = _tensors(model_a), _tensors(model_b)
-    matched = _match(wanted, dict(given), families, seed)
+    # Axes that the group rescales are matched at the same balance in both.
+    rescaled = families if scales == "matched" else []
+    own, first = _balanced(wanted, rescaled)
+    other, second = _balanced(given, rescaled)
+    matched = _match(own, other, families, seed)
     moved: nn.Module = model_b
     elements: dict[str, MonomialElement] = {}
-    for family, (order, signs) in zip(families, matched, strict=True):
+    for place, (family, (order, signs)) in enumerate(zip(families, matched, strict=True)):
         factors = signs
-        if scales == "matched" and family.rescales:
-            factors = signs * _balance(wanted, _tensors(moved), family, order)
+        if place in second:
+            factors = signs * second[place][order] / first[place]
         elements[family.site.name] = MonomialElement(order, factors)
         moved = reparametrize(
             moved, family.site.name, elements[family.site.name], example_input=raw
@@ -396,25 +403,43 @@ def _match(
     return list(zip(orders, signs, strict=True))
 
 
-def _balance(
-    wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], family: _Family, order: Tensor
-) -> Tensor:
-    """For every axis the scale that gives it the balance of writing and reading of the first."""
+def _balanced(
+    tensors: Mapping[str, Tensor], families: Sequence[_Family]
+) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    """The weights with what writes to an axis as large as what reads it, and the axes' factors.
 
-    def ratio(tensors: Mapping[str, Tensor]) -> Tensor:
-        sizes: list[Tensor] = []
-        for power in (1, -1):
-            squares = [
-                slot.rows(tensors[slot.name], family.dim).square().sum(1)
-                for slot in family.slots
-                if slot.power == power
-            ]
-            sizes.append(sum(squares, torch.zeros(family.dim, dtype=torch.float64)).sqrt())
-        return sizes[0] / sizes[1]
+    Of all weights that the rescaled axes allow these are the smallest, and the same whichever of
+    them were given.
 
-    factors = (ratio(wanted) / ratio(weights)[order]).sqrt()
-    usable = torch.isfinite(factors) & (factors > 0)
-    return torch.where(usable, factors, torch.ones_like(factors))
+    Args:
+        tensors: the weights.
+        families: those that are not rescaled are left out.
+    """
+    made = dict(tensors)
+    factors = {
+        place: torch.ones(family.dim, dtype=torch.float64)
+        for place, family in enumerate(families)
+        if family.rescales
+    }
+    for _ in range(_ROUNDS):
+        furthest = 0.0
+        for place, factor in factors.items():
+            family = families[place]
+            sizes = {1: torch.zeros_like(factor), -1: torch.zeros_like(factor)}
+            for slot in family.slots:
+                if slot.power:
+                    sizes[slot.power] += slot.rows(made[slot.name], family.dim).square().sum(1)
+            step = (sizes[-1] / sizes[1]).pow(0.25)
+            # An axis that nothing writes to, or nothing reads, has no balance.
+            step = torch.where(torch.isfinite(step) & (step > 0), step, torch.ones_like(step))
+            for slot in family.slots:
+                if slot.power:
+                    made[slot.name] = slot.scaled(made[slot.name], step**slot.power)
+            factors[place] = factor * step
+            furthest = max(furthest, float(step.log().abs().max()))
+        if furthest < 1e-9:
+            break
+    return made, factors
 
 
 def _between(model_a: nn.Module, model_b: nn.Module, t: float) -> nn.Module:
