@@ -105,6 +105,7 @@ SHORT = {
     "trivial": "trivial",
     "planes": "planes",
     "signed-planes": "signed planes",
+    "quarter-turns": "quarter turns",
     "unknown": "?",
 }
 

@@ -15,7 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-D, HEADS, HEAD, MLP, VOCAB, POSITIONS, IMAGE = 32, 4, 8, 40, 50, 32, 8
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the models are: two layers, and these numbers of axes, heads, tokens, positions."""
+
+    width: int
+    heads: int
+    groups: int
+    head: int
+    mlp: int
+    vocabulary: int
+    positions: int
+    image: int
+    narrow: int
+    spread: float
+
+
+SMALL = Sizes(32, 4, 2, 8, 40, 50, 32, 8, 16, 0.2)
+"""Large enough that sizes of different parts differ."""
+
+TINY = Sizes(8, 2, 1, 4, 12, 47, 8, 4, 4, 0.4)
+"""So small that every direction of the parameters can be counted."""
+
+D, HEADS, HEAD, MLP, VOCAB = SMALL.width, SMALL.heads, SMALL.head, SMALL.mlp, SMALL.vocabulary
 BATCH, LENGTH = 2, 7
 
 
@@ -26,7 +49,7 @@ class Family:
     Attributes:
         name: what tables call it.
         make: seed -> a model in eval mode, generic in every parameter.
-        example: seed -> a batch that it takes.
+        example: seed -> a batch that both take.
         bridge: the name under which TransformerLens knows the architecture, "native" for models of
             its own, "" where its Bridge does not take the model.
     """
@@ -37,19 +60,19 @@ class Family:
     bridge: str
 
 
-def tokens(seed: int) -> dict[str, Tensor]:
+def tokens(seed: int, vocabulary: int = VOCAB) -> dict[str, Tensor]:
     """Token ids [batch, position], none of which any model takes for padding."""
     generator = torch.Generator().manual_seed(seed)
-    return {"input_ids": torch.randint(5, VOCAB, (BATCH, LENGTH), generator=generator)}
+    return {"input_ids": torch.randint(5, vocabulary, (BATCH, LENGTH), generator=generator)}
 
 
-def pixels(seed: int) -> dict[str, Tensor]:
+def pixels(seed: int, image: int = SMALL.image) -> dict[str, Tensor]:
     """Images [batch, channel, height, width]."""
     generator = torch.Generator().manual_seed(seed)
-    return {"pixel_values": torch.randn(BATCH, 3, IMAGE, IMAGE, generator=generator)}
+    return {"pixel_values": torch.randn(BATCH, 3, image, image, generator=generator)}
 
 
-def generic(model: nn.Module, seed: int) -> nn.Module:
+def generic(model: nn.Module, seed: int, spread: float = SMALL.spread) -> nn.Module:
     """The model in eval mode, every parameter drawn anew, of a size that keeps outputs of order 1.
 
     Gains move away from where they started, which is one, or zero for norms that add one.
@@ -59,7 +82,7 @@ def generic(model: nn.Module, seed: int) -> nn.Module:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if parameter.ndim > 1 or "bias" in name.rsplit(".", 1)[-1]:
-                parameter.copy_(0.2 * noise)
+                parameter.copy_(spread * noise)
             else:
                 parameter.add_(0.3 * noise)
     return model.eval().requires_grad_(False)
@@ -89,227 +112,241 @@ def bridged_example(family: Family, seed: int) -> dict[str, Tensor]:
 
 # --- Hugging Face -------------------------------------------------------------------------------
 
-_NEW = {
-    "vocab_size": VOCAB, "hidden_size": D, "intermediate_size": MLP, "num_hidden_layers": 2,
-    "num_attention_heads": HEADS, "max_position_embeddings": POSITIONS,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-_GROUPED = {**_NEW, "num_key_value_heads": 2}
-_WIDE = {**_GROUPED, "head_dim": HEAD}
-_ENDS = {"bos_token_id": 1, "eos_token_id": 2}
-_OLD = {
-    "vocab_size": VOCAB, "n_embd": D, "n_layer": 2, "n_head": HEADS, "n_positions": POSITIONS,
-    "n_inner": MLP, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-_FALCON = {
-    "vocab_size": VOCAB, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": HEADS,
-    "ffn_hidden_size": MLP, "max_position_embeddings": POSITIONS, **_ENDS,
-}  # fmt: skip
-_OPT = {
-    "vocab_size": VOCAB, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": HEADS,
-    "ffn_dim": MLP, "max_position_embeddings": POSITIONS, "word_embed_proj_dim": D,
-    "pad_token_id": 0, **_ENDS,
-}  # fmt: skip
-_BERT = {**_NEW, "type_vocab_size": 2}
-_HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-_MIXED = ["sliding_attention", "full_attention"]
-_MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": MLP}
-_T5 = {
-    "vocab_size": VOCAB, "d_model": D, "d_kv": HEAD, "d_ff": MLP, "num_layers": 2,
-    "num_heads": HEADS, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 16,
-    "dropout_rate": 0.0,
-}  # fmt: skip
 
-# name -> (class of the model, its configuration, name of the architecture for the Bridge)
-_HUGGING_FACE: dict[str, tuple[str, dict[str, Any], str]] = {
-    "GPT-2": ("GPT2LMHeadModel", _OLD, "GPT2LMHeadModel"),
-    "OpenAI-GPT": (
-        "OpenAIGPTLMHeadModel",
-        {key: value for key, value in _OLD.items() if key != "n_inner"},
-        "OpenAIGPTLMHeadModel",
-    ),
-    "GPT-Neo": (
-        "GPTNeoForCausalLM",
-        {
-            "vocab_size": VOCAB, "hidden_size": D, "num_layers": 2, "num_heads": HEADS,
-            "intermediate_size": MLP, "max_position_embeddings": POSITIONS,
-            "attention_types": [[["global", "local"], 1]], "window_size": 3, **_ENDS,
-        },
-        "GPTNeoForCausalLM",
-    ),
-    "GPT-NeoX": (
-        "GPTNeoXForCausalLM", {**_NEW, "rope_parameters": _HALF}, "GPTNeoXForCausalLM",
-    ),
-    "GPT-NeoX, one branch after the other": (
-        "GPTNeoXForCausalLM",
-        {**_NEW, "rope_parameters": _HALF, "use_parallel_residual": False},
-        "GPTNeoXForCausalLM",
-    ),
-    "GPT-J": ("GPTJForCausalLM", {**_OLD, "rotary_dim": 4}, "GPTJForCausalLM"),
-    "CodeGen": ("CodeGenForCausalLM", {**_OLD, "rotary_dim": 4}, "CodeGenForCausalLM"),
-    "GPT-BigCode": (
-        "GPTBigCodeForCausalLM", {**_OLD, "multi_query": True}, "GPTBigCodeForCausalLM",
-    ),
-    "BLOOM": (
-        "BloomForCausalLM",
-        {"vocab_size": VOCAB, "hidden_size": D, "n_layer": 2, "n_head": HEADS, **_ENDS},
-        "BloomForCausalLM",
-    ),
-    "OPT": ("OPTForCausalLM", _OPT, "OPTForCausalLM"),
-    "OPT, norms behind, narrow embedding": (
-        "OPTForCausalLM", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 16}, "",
-    ),
-    "Falcon": ("FalconForCausalLM", _FALCON, "FalconForCausalLM"),
-    "Falcon, ALiBi": (
-        "FalconForCausalLM",
-        {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
-        "",  # the Bridge computes other logits
-    ),
-    "Falcon, grouped queries": (
-        "FalconForCausalLM",
-        {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
-        "",  # the Bridge splits the fused projection into parts of other sizes
-    ),
-    "MPT": (
-        "MptForCausalLM",
-        {
-            "vocab_size": VOCAB, "d_model": D, "n_layers": 2, "n_heads": HEADS,
-            "max_seq_len": POSITIONS,
-        },
-        "MPTForCausalLM",
-    ),
-    "XGLM": (
-        "XGLMForCausalLM",
-        {
-            "vocab_size": VOCAB, "d_model": D, "ffn_dim": MLP, "num_layers": 2,
-            "attention_heads": HEADS, "max_position_embeddings": POSITIONS,
-            "pad_token_id": 0, **_ENDS,
-        },
-        "XGLMForCausalLM",
-    ),
-    "Phi": ("PhiForCausalLM", {**_NEW, "rope_parameters": _HALF}, "PhiForCausalLM"),
-    "Phi, normed queries": (
-        "PhiForCausalLM",
-        {**_NEW, "rope_parameters": _HALF, "qk_layernorm": True},
-        "",  # the Bridge knows no norms of the queries here
-    ),
-    "Phi-3": ("Phi3ForCausalLM", _GROUPED, "Phi3ForCausalLM"),
-    "Llama": ("LlamaForCausalLM", _GROUPED, "LlamaForCausalLM"),
-    "Mistral": ("MistralForCausalLM", {**_WIDE, "sliding_window": 3}, "MistralForCausalLM"),
-    "Mixtral": (
-        "MixtralForCausalLM", {**_WIDE, "num_local_experts": 4}, "MixtralForCausalLM",
-    ),
-    "Qwen2": ("Qwen2ForCausalLM", _GROUPED, "Qwen2ForCausalLM"),
-    "Qwen2-MoE": (
-        "Qwen2MoeForCausalLM",
-        {**_GROUPED, **_MOE, "num_experts": 4, "shared_expert_intermediate_size": MLP},
-        "Qwen2MoeForCausalLM",
-    ),
-    "Qwen3": ("Qwen3ForCausalLM", _WIDE, "Qwen3ForCausalLM"),
-    "Qwen3-MoE": (
-        "Qwen3MoeForCausalLM", {**_WIDE, **_MOE, "num_experts": 4}, "Qwen3MoeForCausalLM",
-    ),
-    "Gemma": ("GemmaForCausalLM", _WIDE, "GemmaForCausalLM"),
-    "Gemma 2": (
-        "Gemma2ForCausalLM",
-        {**_WIDE, "sliding_window": 3, "layer_types": _MIXED, "query_pre_attn_scalar": HEAD,
-         "attn_logit_softcapping": 4.0, "final_logit_softcapping": 4.0},
-        "Gemma2ForCausalLM",
-    ),
-    "Gemma 3": (
-        "Gemma3ForCausalLM",
-        {**_WIDE, "sliding_window": 3, "layer_types": _MIXED, "query_pre_attn_scalar": HEAD},
-        "Gemma3ForCausalLM",
-    ),
-    "OLMo": ("OlmoForCausalLM", {**_GROUPED, "clip_qkv": 1.0}, "OlmoForCausalLM"),
-    "OLMo, queries not clipped": ("OlmoForCausalLM", _GROUPED, "OlmoForCausalLM"),
-    "OLMo 2": ("Olmo2ForCausalLM", _GROUPED, "Olmo2ForCausalLM"),
-    "OLMo 3": (
-        "Olmo3ForCausalLM",
-        {**_GROUPED, "sliding_window": 3, "layer_types": _MIXED},
-        "Olmo3ForCausalLM",
-    ),
-    "OLMoE": (
-        "OlmoeForCausalLM", {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2},
-        "OlmoeForCausalLM",
-    ),
-    "StableLM": (
-        "StableLmForCausalLM", {**_GROUPED, "rope_parameters": _HALF}, "StableLmForCausalLM",
-    ),
-    "StableLM, parallel, normed queries": (
-        "StableLmForCausalLM",
-        {**_GROUPED, "rope_parameters": _HALF, "qk_layernorm": True,
-         "use_parallel_residual": True, "use_qkv_bias": True},
-        "StableLmForCausalLM",
-    ),
-    "Starcoder2": ("Starcoder2ForCausalLM", _GROUPED, "Starcoder2ForCausalLM"),
-    "Cohere": ("CohereForCausalLM", _GROUPED, "CohereForCausalLM"),
-    "Cohere, normed queries": (
-        "CohereForCausalLM", {**_GROUPED, "use_qk_norm": True}, "CohereForCausalLM",
-    ),
-    "Cohere 2": (
-        "Cohere2ForCausalLM", {**_WIDE, "sliding_window": 3, "layer_types": _MIXED}, "",
-    ),
-    "Granite": (
-        "GraniteForCausalLM",
-        {**_GROUPED, "embedding_multiplier": 3.0, "residual_multiplier": 0.7,
-         "attention_multiplier": 0.4, "logits_scaling": 2.0},
-        "GraniteForCausalLM",
-    ),
-    "SmolLM3": ("SmolLM3ForCausalLM", {**_GROUPED, "no_rope_layers": [1, 0]}, "SmolLM3ForCausalLM"),
-    "GLM": (
-        "GlmForCausalLM", {**_WIDE, "rope_parameters": _HALF}, "GlmForCausalLM",
-    ),
-    "GLM-4": (
-        "Glm4ForCausalLM", {**_WIDE, "rope_parameters": _HALF}, "Glm4ForCausalLM",
-    ),
-    "Nemotron": (
-        "NemotronForCausalLM", {**_WIDE, "rope_parameters": _HALF}, "NemotronForCausalLM",
-    ),
-    "Apertus": ("ApertusForCausalLM", _GROUPED, "ApertusForCausalLM"),
-    "DeepSeek-V3": (
-        "DeepseekV3ForCausalLM",
-        {**_NEW, **_MOE, "num_key_value_heads": HEADS, "n_routed_experts": 4, "n_group": 2,
-         "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 12, "q_lora_rank": 16,
-         "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5, "head_dim": 4},
-        "DeepseekV3ForCausalLM",
-    ),
-    "Mamba": (
-        "MambaForCausalLM",
-        {"vocab_size": VOCAB, "hidden_size": D, "state_size": 4, "num_hidden_layers": 2,
-         "pad_token_id": 0, **_ENDS},
-        "MambaForCausalLM",
-    ),
-    "BERT": ("BertForMaskedLM", _BERT, "BertForMaskedLM"),
-    "RoBERTa": ("RobertaForMaskedLM", _BERT, "RobertaForMaskedLM"),
-    "DistilBERT": (
-        "DistilBertForMaskedLM",
-        {"vocab_size": VOCAB, "dim": D, "hidden_dim": MLP, "n_layers": 2, "n_heads": HEADS,
-         "max_position_embeddings": POSITIONS, "pad_token_id": 0},
-        "",
-    ),
-    "ELECTRA": ("ElectraForMaskedLM", {**_BERT, "embedding_size": 16}, ""),
-    "ALBERT": ("AlbertForMaskedLM", {**_BERT, "embedding_size": 16}, ""),
-    "ModernBERT": (
-        "ModernBertForMaskedLM",
-        {**_NEW, "layer_types": _MIXED, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2},
-        "",
-    ),
-    "T5 encoder": ("T5ForTokenClassification", _T5, ""),
-    "T5 encoder, gated": (
-        "T5ForTokenClassification", {**_T5, "feed_forward_proj": "gated-gelu"}, "",
-    ),
-    "T5 encoder, no head": ("T5EncoderModel", _T5, ""),
-    "ViT": (
-        "ViTForImageClassification",
-        {"hidden_size": D, "intermediate_size": MLP, "num_hidden_layers": 2,
-         "num_attention_heads": HEADS, "image_size": IMAGE, "patch_size": 4, "num_labels": 5},
-        "ViTForImageClassification",
-    ),
-}  # fmt: skip
+def _configurations(s: Sizes) -> dict[str, tuple[str, dict[str, Any], str]]:
+    """Name -> the class of the model, its configuration, its name for the Bridge ("" for none)."""
+    d, heads, groups, head, mlp = s.width, s.heads, s.groups, s.head, s.mlp
+    vocab, positions, image = s.vocabulary, s.positions, s.image
+    new = {
+        "vocab_size": vocab, "hidden_size": d, "intermediate_size": mlp, "num_hidden_layers": 2,
+        "num_attention_heads": heads, "max_position_embeddings": positions,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    grouped = {**new, "num_key_value_heads": groups}
+    wide = {**grouped, "head_dim": head}
+    ends = {"bos_token_id": 1, "eos_token_id": 2}
+    old = {
+        "vocab_size": vocab, "n_embd": d, "n_layer": 2, "n_head": heads, "n_positions": positions,
+        "n_inner": mlp, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    falcon = {
+        "vocab_size": vocab, "hidden_size": d, "num_hidden_layers": 2, "num_attention_heads": heads,
+        "ffn_hidden_size": mlp, "max_position_embeddings": positions, **ends,
+    }  # fmt: skip
+    opt = {
+        "vocab_size": vocab, "hidden_size": d, "num_hidden_layers": 2, "num_attention_heads": heads,
+        "ffn_dim": mlp, "max_position_embeddings": positions, "word_embed_proj_dim": d,
+        "pad_token_id": 0, **ends,
+    }  # fmt: skip
+    bert = {**new, "type_vocab_size": 2}
+    half = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    mixed = ["sliding_attention", "full_attention"]
+    moe = {"num_experts_per_tok": 2, "moe_intermediate_size": mlp}
+    t5 = {
+        "vocab_size": vocab, "d_model": d, "d_kv": head, "d_ff": mlp, "num_layers": 2,
+        "num_heads": heads, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16, "dropout_rate": 0.0,
+    }  # fmt: skip
+    return {
+        "GPT-2": ("GPT2LMHeadModel", old, "GPT2LMHeadModel"),
+        "OpenAI-GPT": (
+            "OpenAIGPTLMHeadModel",
+            {key: value for key, value in old.items() if key != "n_inner"},
+            "OpenAIGPTLMHeadModel",
+        ),
+        "GPT-Neo": (
+            "GPTNeoForCausalLM",
+            {
+                "vocab_size": vocab, "hidden_size": d, "num_layers": 2, "num_heads": heads,
+                "intermediate_size": mlp, "max_position_embeddings": positions,
+                "attention_types": [[["global", "local"], 1]], "window_size": 3, **ends,
+            },
+            "GPTNeoForCausalLM",
+        ),
+        "GPT-NeoX": (
+            "GPTNeoXForCausalLM", {**new, "rope_parameters": half}, "GPTNeoXForCausalLM",
+        ),
+        "GPT-NeoX, one branch after the other": (
+            "GPTNeoXForCausalLM",
+            {**new, "rope_parameters": half, "use_parallel_residual": False},
+            "GPTNeoXForCausalLM",
+        ),
+        "GPT-J": ("GPTJForCausalLM", {**old, "rotary_dim": head // 2}, "GPTJForCausalLM"),
+        "CodeGen": (
+            "CodeGenForCausalLM",
+            # It takes no fewer than four heads.
+            {**old, "n_head": 4, "n_embd": 4 * head, "rotary_dim": head // 2},
+            "CodeGenForCausalLM",
+        ),
+        "GPT-BigCode": (
+            "GPTBigCodeForCausalLM", {**old, "multi_query": True}, "GPTBigCodeForCausalLM",
+        ),
+        "BLOOM": (
+            "BloomForCausalLM",
+            {"vocab_size": vocab, "hidden_size": d, "n_layer": 2, "n_head": heads, **ends},
+            "BloomForCausalLM",
+        ),
+        "OPT": ("OPTForCausalLM", opt, "OPTForCausalLM"),
+        "OPT, norms behind, narrow embedding": (
+            "OPTForCausalLM",
+            {**opt, "do_layer_norm_before": False, "word_embed_proj_dim": s.narrow},
+            "",
+        ),
+        "Falcon": ("FalconForCausalLM", falcon, "FalconForCausalLM"),
+        "Falcon, ALiBi": (
+            "FalconForCausalLM",
+            {**falcon, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+            "",  # the Bridge computes other logits
+        ),
+        "Falcon, grouped queries": (
+            "FalconForCausalLM",
+            {**falcon, "new_decoder_architecture": True, "num_kv_heads": groups},
+            "",  # the Bridge splits the fused projection into parts of other sizes
+        ),
+        "MPT": (
+            "MptForCausalLM",
+            {
+                "vocab_size": vocab, "d_model": d, "n_layers": 2, "n_heads": heads,
+                "max_seq_len": positions,
+            },
+            "MPTForCausalLM",
+        ),
+        "XGLM": (
+            "XGLMForCausalLM",
+            {
+                "vocab_size": vocab, "d_model": d, "ffn_dim": mlp, "num_layers": 2,
+                "attention_heads": heads, "max_position_embeddings": positions,
+                "pad_token_id": 0, **ends,
+            },
+            "XGLMForCausalLM",
+        ),
+        "Phi": ("PhiForCausalLM", {**new, "rope_parameters": half}, "PhiForCausalLM"),
+        "Phi, normed queries": (
+            "PhiForCausalLM",
+            {**new, "rope_parameters": half, "qk_layernorm": True},
+            "",  # the Bridge knows no norms of the queries here
+        ),
+        "Phi-3": ("Phi3ForCausalLM", grouped, "Phi3ForCausalLM"),
+        "Llama": ("LlamaForCausalLM", grouped, "LlamaForCausalLM"),
+        "Mistral": ("MistralForCausalLM", {**wide, "sliding_window": 3}, "MistralForCausalLM"),
+        "Mixtral": (
+            "MixtralForCausalLM", {**wide, "num_local_experts": 4}, "MixtralForCausalLM",
+        ),
+        "Qwen2": ("Qwen2ForCausalLM", grouped, "Qwen2ForCausalLM"),
+        "Qwen2-MoE": (
+            "Qwen2MoeForCausalLM",
+            {**grouped, **moe, "num_experts": 4, "shared_expert_intermediate_size": mlp},
+            "Qwen2MoeForCausalLM",
+        ),
+        "Qwen3": ("Qwen3ForCausalLM", wide, "Qwen3ForCausalLM"),
+        "Qwen3-MoE": (
+            "Qwen3MoeForCausalLM", {**wide, **moe, "num_experts": 4}, "Qwen3MoeForCausalLM",
+        ),
+        "Gemma": ("GemmaForCausalLM", wide, "GemmaForCausalLM"),
+        "Gemma 2": (
+            "Gemma2ForCausalLM",
+            {**wide, "sliding_window": 3, "layer_types": mixed, "query_pre_attn_scalar": head,
+             "attn_logit_softcapping": 4.0, "final_logit_softcapping": 4.0},
+            "Gemma2ForCausalLM",
+        ),
+        "Gemma 3": (
+            "Gemma3ForCausalLM",
+            {**wide, "sliding_window": 3, "layer_types": mixed, "query_pre_attn_scalar": head},
+            "Gemma3ForCausalLM",
+        ),
+        "OLMo": ("OlmoForCausalLM", {**grouped, "clip_qkv": 1.0}, "OlmoForCausalLM"),
+        "OLMo, queries not clipped": ("OlmoForCausalLM", grouped, "OlmoForCausalLM"),
+        "OLMo 2": ("Olmo2ForCausalLM", grouped, "Olmo2ForCausalLM"),
+        "OLMo 3": (
+            "Olmo3ForCausalLM",
+            {**grouped, "sliding_window": 3, "layer_types": mixed},
+            "Olmo3ForCausalLM",
+        ),
+        "OLMoE": (
+            "OlmoeForCausalLM", {**grouped, "num_experts": 4, "num_experts_per_tok": 2},
+            "OlmoeForCausalLM",
+        ),
+        "StableLM": (
+            "StableLmForCausalLM", {**grouped, "rope_parameters": half}, "StableLmForCausalLM",
+        ),
+        "StableLM, parallel, normed queries": (
+            "StableLmForCausalLM",
+            {**grouped, "rope_parameters": half, "qk_layernorm": True,
+             "use_parallel_residual": True, "use_qkv_bias": True},
+            "StableLmForCausalLM",
+        ),
+        "Starcoder2": ("Starcoder2ForCausalLM", grouped, "Starcoder2ForCausalLM"),
+        "Cohere": ("CohereForCausalLM", grouped, "CohereForCausalLM"),
+        "Cohere, normed queries": (
+            "CohereForCausalLM", {**grouped, "use_qk_norm": True}, "CohereForCausalLM",
+        ),
+        "Cohere 2": (
+            "Cohere2ForCausalLM", {**wide, "sliding_window": 3, "layer_types": mixed}, "",
+        ),
+        "Granite": (
+            "GraniteForCausalLM",
+            {**grouped, "embedding_multiplier": 3.0, "residual_multiplier": 0.7,
+             "attention_multiplier": 0.4, "logits_scaling": 2.0},
+            "GraniteForCausalLM",
+        ),
+        "SmolLM3": (
+            "SmolLM3ForCausalLM", {**grouped, "no_rope_layers": [1, 0]}, "SmolLM3ForCausalLM",
+        ),
+        "GLM": (
+            "GlmForCausalLM", {**wide, "rope_parameters": half}, "GlmForCausalLM",
+        ),
+        "GLM-4": (
+            "Glm4ForCausalLM", {**wide, "rope_parameters": half}, "Glm4ForCausalLM",
+        ),
+        "Nemotron": (
+            "NemotronForCausalLM", {**wide, "rope_parameters": half}, "NemotronForCausalLM",
+        ),
+        "Apertus": ("ApertusForCausalLM", grouped, "ApertusForCausalLM"),
+        "DeepSeek-V3": (
+            "DeepseekV3ForCausalLM",
+            {**new, **moe, "num_key_value_heads": heads, "n_routed_experts": 4, "n_group": 2,
+             "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 12, "q_lora_rank": 16,
+             "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5, "head_dim": 4},
+            "DeepseekV3ForCausalLM",
+        ),
+        "Mamba": (
+            "MambaForCausalLM",
+            {"vocab_size": vocab, "hidden_size": d, "state_size": 4, "num_hidden_layers": 2,
+             "pad_token_id": 0, **ends},
+            "MambaForCausalLM",
+        ),
+        "BERT": ("BertForMaskedLM", bert, "BertForMaskedLM"),
+        "RoBERTa": ("RobertaForMaskedLM", bert, "RobertaForMaskedLM"),
+        "DistilBERT": (
+            "DistilBertForMaskedLM",
+            {"vocab_size": vocab, "dim": d, "hidden_dim": mlp, "n_layers": 2, "n_heads": heads,
+             "max_position_embeddings": positions, "pad_token_id": 0},
+            "",
+        ),
+        "ELECTRA": ("ElectraForMaskedLM", {**bert, "embedding_size": s.narrow}, ""),
+        "ALBERT": ("AlbertForMaskedLM", {**bert, "embedding_size": s.narrow}, ""),
+        "ModernBERT": (
+            "ModernBertForMaskedLM",
+            {**new, "layer_types": mixed, "local_attention": 4, "cls_token_id": 1,
+             "sep_token_id": 2},
+            "",
+        ),
+        "T5 encoder": ("T5ForTokenClassification", t5, ""),
+        "T5 encoder, gated": (
+            "T5ForTokenClassification", {**t5, "feed_forward_proj": "gated-gelu"}, "",
+        ),
+        "T5 encoder, no head": ("T5EncoderModel", t5, ""),
+        "ViT": (
+            "ViTForImageClassification",
+            {"hidden_size": d, "intermediate_size": mlp, "num_hidden_layers": 2,
+             "num_attention_heads": heads, "image_size": image, "patch_size": image // 2,
+             "num_labels": 5},
+            "ViTForImageClassification",
+        ),
+    }  # fmt: skip
 
 
-def _hugging_face(kind: str, config: dict[str, Any]) -> Callable[[int], nn.Module]:
+def _hugging_face(kind: str, config: dict[str, Any], s: Sizes) -> Callable[[int], nn.Module]:
     def make(seed: int) -> nn.Module:
         import transformers
 
@@ -317,7 +354,7 @@ def _hugging_face(kind: str, config: dict[str, Any]) -> Callable[[int], nn.Modul
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(seed)
-            return generic(built(built.config_class(**config)), seed)
+            return generic(built(built.config_class(**config)), seed, s.spread)
 
     return make
 
@@ -344,33 +381,53 @@ _NATIVE: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _native(config: dict[str, Any]) -> Callable[[int], nn.Module]:
+def _native(config: dict[str, Any], s: Sizes) -> Callable[[int], nn.Module]:
     def make(seed: int) -> nn.Module:
         from transformer_lens import TransformerBridge, TransformerBridgeConfig
 
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plain = {
-                "d_model": D, "d_head": HEAD, "n_heads": HEADS, "n_layers": 2, "n_ctx": POSITIONS,
-                "d_vocab": VOCAB, "d_mlp": MLP, "seed": seed,
+            plain: dict[str, Any] = {
+                "d_model": s.width, "d_head": s.head, "n_heads": s.heads, "n_layers": 2,
+                "n_ctx": s.positions, "d_vocab": s.vocabulary, "d_mlp": s.mlp, "seed": seed,
             }  # fmt: skip
-            model = TransformerBridge.boot_native(TransformerBridgeConfig(**{**plain, **config}))
-            return generic(model, seed)
+            given: dict[str, Any] = {**plain, **config}
+            if "n_key_value_heads" in given:
+                given["n_key_value_heads"] = s.groups
+            model = TransformerBridge.boot_native(TransformerBridgeConfig(**given))
+            return generic(model, seed, s.spread)
 
     return make
 
 
-def _positional(seed: int) -> dict[str, Tensor]:
-    return {"input": tokens(seed)["input_ids"]}
+def hugging_face(sizes: Sizes) -> tuple[Family, ...]:
+    """The families that Hugging Face's classes give."""
+
+    def example(name: str) -> Callable[[int], dict[str, Tensor]]:
+        if name == "ViT":
+            return lambda seed: pixels(seed, sizes.image)
+        return lambda seed: tokens(seed, sizes.vocabulary)
+
+    return tuple(
+        Family(name, _hugging_face(kind, config, sizes), example(name), bridge)
+        for name, (kind, config, bridge) in _configurations(sizes).items()
+    )
 
 
-HUGGING_FACE: tuple[Family, ...] = tuple(
-    Family(name, _hugging_face(kind, config), pixels if name == "ViT" else tokens, bridge)
-    for name, (kind, config, bridge) in _HUGGING_FACE.items()
-)
+def native(sizes: Sizes) -> tuple[Family, ...]:
+    """The shapes of the Bridge's own model."""
 
-NATIVE: tuple[Family, ...] = tuple(
-    Family(name, _native(config), _positional, "native") for name, config in _NATIVE.items()
-)
+    def example(seed: int) -> dict[str, Tensor]:
+        return {"input": tokens(seed, sizes.vocabulary)["input_ids"]}
+
+    return tuple(
+        Family(name, _native(config, sizes), example, "native") for name, config in _NATIVE.items()
+    )
+
+
+HUGGING_FACE, NATIVE = hugging_face(SMALL), native(SMALL)
 
 FAMILIES: tuple[Family, ...] = HUGGING_FACE + NATIVE
+
+TINIES: tuple[Family, ...] = hugging_face(TINY) + native(TINY)
+"""The same families at the smallest sizes, in the same order."""

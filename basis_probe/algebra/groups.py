@@ -743,6 +743,15 @@ class OnPlanes(Group):
         partners[first], partners[second] = second, first
         return partners
 
+    def _off_planes(self, a: Float64[Tensor, "dim dim"], atol: float) -> Miss:
+        """By how much a matrix fails to move and reverse axes inside their planes."""
+        miss = _off_axes(a, atol, signs=True, positive_scales=False)
+        if miss.by > atol:
+            return miss
+        columns, own = _taken(a)[0], torch.arange(self.dim)
+        left = ((columns != own) & (columns != self._partners())).nonzero().flatten().tolist()
+        return Miss(1.0, f"row {left[0]} takes an axis of another plane") if left else miss
+
 
 @dataclasses.dataclass(frozen=True)
 class Planes(OnPlanes):
@@ -880,12 +889,64 @@ class SignedPlanes(OnPlanes):
         return MonomialElement(columns, random_signs(self.dim, generator))
 
     def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
-        miss = _off_axes(a, atol, signs=True, positive_scales=False)
+        return self._off_planes(a, atol)
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        columns, factors = _taken(a)
+        return MonomialElement(columns, factors.sign())
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class QuarterTurns(OnPlanes):
+    """Each of n/2 planes is turned by a multiple of a right angle, and keeps its place.
+
+    What commutes with turning every plane, as rotary position embeddings do, and with an odd
+    function of every feature, such as a clip that is as far below zero as above.
+
+    Attributes:
+        dim: n, even.
+        pairing: "half" for the planes (i, i + n/2), "adjacent" for (2i, 2i + 1).
+
+    Example:
+        >>> QuarterTurns(2).contains([[0.0, -1.0], [1.0, 0.0]])
+        True
+        >>> QuarterTurns(2).contains([[0.0, 1.0], [1.0, 0.0]])
+        False
+    """
+
+    name: ClassVar[str] = "quarter-turns"
+
+    def _traits(self) -> Traits:
+        return Traits(
+            privileged=Privileged.AXES,
+            latex=r"(\mathbb{Z}/4)^{n/2}",
+            rescales=False,
+            rotates=False,
+            sentence=(
+                f"Each plane of the axes {self._pairs()} may be turned by a multiple of a right "
+                "angle, and keeps its place."
+            ),
+        )
+
+    def _draw(self, generator: torch.Generator) -> Element:
+        swapped = random_signs(self.dim // 2, generator) < 0
+        first, second = self.axes()
+        columns, signs = torch.arange(self.dim), torch.ones(self.dim, dtype=torch.float64)
+        columns[first] = torch.where(swapped, second, first)
+        columns[second] = torch.where(swapped, first, second)
+        signs[first] = random_signs(self.dim // 2, generator)
+        signs[second] = torch.where(swapped, -signs[first], signs[first])
+        return MonomialElement(columns, signs)
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        miss = self._off_planes(a, atol)
         if miss.by > atol:
             return miss
-        columns, own = _taken(a)[0], torch.arange(self.dim)
-        left = ((columns != own) & (columns != self._partners())).nonzero().flatten().tolist()
-        return Miss(1.0, f"row {left[0]} takes an axis of another plane") if left else miss
+        first, second = self.axes()
+        turned = a[first, first] * a[second, second] - a[first, second] * a[second, first]
+        left = (turned < 0).nonzero().flatten().tolist()
+        return Miss(2.0, f"plane {left[0]} is reflected") if left else miss
 
     def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
         columns, factors = _taken(a)
@@ -1175,6 +1236,7 @@ _NAMED: tuple[type[Elementary] | type[OnPlanes], ...] = (
     Planes,
     PlaneRotations,
     SignedPlanes,
+    QuarterTurns,
     Unknown,
 )
 
@@ -1202,6 +1264,7 @@ _ALIASES: dict[str, str] = {
     "sign": "signs",
     "sign-flips": "signs",
     "signed-plane": "signed-planes",
+    "quarter-turn": "quarter-turns",
 }
 
 

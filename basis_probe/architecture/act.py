@@ -162,6 +162,9 @@ class Action:
         normed = [reader for reader in stream.readers if reader in derivation.normed]
         if normed:
             return self._before_norm(index, normed[0], element)
+        values = derivation.bent_values(index)
+        if values is not None:
+            return self._bent_values(values, element)
         if derivation.permuting(index):
             return self._family(index, element)
         joined = derivation.commuting.joined(index)
@@ -241,7 +244,9 @@ class Action:
         for writer in stream.writers:
             if not self._joins(writer):
                 self._write(writer, self._at(writer, element))
-        self._add(stream.members, element)
+        # What no training changes stays as it is, which is what a stranger shows.
+        added = stream.members if make is None else stream.members - set(self.facts.given)
+        self._add(added, element)
         for reader in stream.readers:
             if reader in self.derivation.inside or self._joins(reader):
                 continue
@@ -936,6 +941,28 @@ class Action:
         )
         return {index: element, **self._order(attention, element.order, values=False)}
 
+    def _bent_values(self, found: tuple[int, int, int], element: Element) -> dict[int, Element]:
+        """Values before and behind what bends them, by the same."""
+        if not isinstance(element, BlockElement):
+            raise WeightError("the element does not act on each head by itself")
+        _, before, behind = found
+        self._change_bent(found, element)
+        (attention,) = (
+            a for a in self.facts.attentions if a.vertex in self.facts.streams[behind].members
+        )
+        moved: dict[int, Element] = {before: element.copied(1), behind: element}
+        return {**moved, **self._order(attention, element.order, values=False)}
+
+    def _change_bent(self, found: tuple[int, int, int], element: Element) -> None:
+        """Into what writes values before they are bent, and out of what reads them behind it."""
+        _, before, behind = found
+        for writer in self.facts.streams[before].writers:
+            self._write(writer, self._at(writer, element))
+        for index in (before, behind):
+            self._add(self.facts.streams[index].members, element)
+        for reader in self.facts.streams[behind].readers:
+            self._read(reader, element, behind)
+
     def _queries(self, index: int, element: BlockElement) -> dict[int, Element]:
         """Queries take what is asked, keys its inverse transpose, or the other way round."""
         attention, side = self.derivation.meetings[index][0]
@@ -995,7 +1022,11 @@ class Action:
             parts = (Identity(self._width(stream) // count),) * count
             moved[stream] = BlockElement(order, parts)
         for stream, element in moved.items():
-            self._linear(stream, element)
+            bent = self.derivation.bent_values(stream)
+            if bent is None:
+                self._linear(stream, element)
+            else:
+                self._change_bent(bent, element)
         for side in self._both(attention) if queries else ():
             if side.source in self.derivation.normed and not (
                 self.facts.regions[side.source].within

@@ -6,10 +6,12 @@ linearised, spans a part of it. Where both have the same dimension, no continuou
 missed, to first order and at these weights. Orders and signs of axes are not seen by the count.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from basis_probe.algebra.groups import Group, Unknown
 from basis_probe.algebra.tangents import tangents
@@ -137,7 +139,7 @@ class Counter:
             number, pieces = 0, 1
             while number < pieces:
                 batch = _other(self.prover.batch, number, self._tokens())
-                with torch.enable_grad(), in_double():
+                with torch.enable_grad(), in_double(), _Padded():
                     returned = self.prover.subject.call(batch)
                 outputs = torch.cat(
                     [t.flatten() for t in tensors_in(returned) if t.is_floating_point()]
@@ -387,6 +389,25 @@ class Counter:
         whole = sum(sums.values())
         ordered = sorted(sums.items(), key=lambda entry: -entry[1])
         return tuple((name, value / whole) for name, value in ordered[:8] if value > 0.01 * whole)
+
+
+class _Padded(TorchFunctionMode):
+    """Differentiates by the row of a table that stands for padding too.
+
+    Such a row reaches the outputs as every other does; torch only keeps training from moving it.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is nn.functional.embedding:
+            given["padding_idx"], args = None, args[:2]
+        return func(*args, **given)
 
 
 def _basis(rows: Tensor) -> Tensor:

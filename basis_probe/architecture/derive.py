@@ -29,6 +29,7 @@ from basis_probe.algebra.groups import (
     PlaneRotations,
     Planes,
     PositiveMonomial,
+    QuarterTurns,
     SignedPermutation,
     SignedPlanes,
     Trivial,
@@ -48,6 +49,7 @@ from basis_probe.model.facts import (
     homogeneity,
     keeps_statistics,
     signature,
+    spans_all_axes,
     vectors_of,
 )
 from basis_probe.model.graph import Kind, Vertex, groups_of, norm_argument
@@ -259,6 +261,16 @@ class Derivation:
         normed = [reader for reader in stream.readers if reader in self.normed]
         if normed:
             return self._before_norm(stream, normed, dim)
+        fixed = [member for member in sorted(stream.members) if member in self.facts.given]
+        if fixed and not self.permuting(index) and spans_all_axes(self.facts, fixed[0]):
+            because = (
+                f"{self.facts.given[fixed[0]]}: it stays as it is, and its rows point along every "
+                "axis, so that no change of basis is left but of what a norm does not see."
+            )
+            return Trivial(dim), because, ALGEBRA
+        values = self.bent_values(index)
+        if values is not None:
+            return self._bent_heads(values, dim)
         family = self.family(index)
         if self.permuting(index):
             return self._axes(index, vertex, family, dim)
@@ -598,8 +610,11 @@ class Derivation:
             if problem:
                 raise _NotUnderstood(problem)
         assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
-        if any(s.source not in self.bent or s.turned for s in (attention.query, attention.key)):
-            raise _NotUnderstood("only one of queries and keys is bent, or positions turn them")
+        both = (attention.query, attention.key)
+        if any(s.source not in self.bent for s in both):
+            raise _NotUnderstood("only one of queries and keys is bent")
+        if attention.query.turned != attention.key.turned:
+            raise _NotUnderstood("positions turn queries and keys in different ways")
         for step in self.bends(side):
             before = self.facts.graph.vertices[step].carried[0]
             own = self.facts.streams[self.facts.stream_of[before]]
@@ -608,12 +623,77 @@ class Derivation:
                 raise _NotUnderstood("queries or keys are read before they are bent")
         copies = dim // (attention.key.heads * side.size)
         op = self.facts.regions[bend].op
+        odd = all(self.is_odd(step) for one in both for step in self.bends(one))
+        rest: Callable[[int], Group] = SignedPermutation if odd else Permutation
+        what = "change places and sign alike" if odd else "change places alike"
+        if side.turned is None:
+            inner = rest(side.size)
+            how = f"inside a head the features of both {what}"
+        else:
+            inner = _around(side, QuarterTurns if odd else _still, rest)
+            how = "rotary position embedding turns planes of a head" + (
+                ", which right angles of both commute with" if odd else ", whose axes stay"
+            )
+            if side.turned.last - side.turned.first < side.size:
+                how += f"; the other features of both {what}"
         because = (
-            f"{op} bends queries and keys feature by feature before they meet: inside a head "
-            "the features of both change places alike."
+            f"{op} bends queries and keys feature by feature before they meet: {how}"
+            f"{self._said_of_order(attention)}."
         )
-        group = Blocks(Permutation(side.size), attention.key.heads, copies, "kept")
+        group = Blocks(inner, attention.key.heads, copies, self._order(attention))
         return group, because, ALGEBRA
+
+    def is_odd(self, bend: int) -> bool:
+        """True if what a function of single features makes of -x is minus what it makes of x."""
+        intertwiner = self.intertwiner(bend)
+        signs = isinstance(intertwiner.group, SignedPermutation | Monomial)
+        return signs and intertwiner.parity == -1
+
+    def bent_values(self, index: int) -> tuple[int, int, int] | None:
+        """The function through which attention reads its values, and the streams around it.
+
+        None for a stream of other things; else the function, the stream of linear maps before it,
+        and the stream of the values behind it.
+        """
+        streams, stream_of = self.facts.streams, self.facts.stream_of
+        candidates = [index] if streams[index].value_mixed else []
+        candidates += [stream_of[reader] for reader in streams[index].readers]
+        for behind in candidates:
+            if not streams[behind].value_mixed or len(streams[behind].writers) != 1:
+                continue
+            (bend,) = streams[behind].writers
+            if self.facts.regions.get(bend, NOTHING).shape is not Shape.ELEMENTWISE:
+                continue
+            before = stream_of[self.facts.graph.vertices[bend].carried[0]]
+            if index in (before, behind) and streams[before].readers == (bend,):
+                return bend, before, behind
+        return None
+
+    def _bent_heads(self, found: tuple[int, int, int], dim: int) -> tuple[Group, str, str]:
+        """Values that a function bends, feature by feature, before attention mixes positions."""
+        bend, *both = found
+        streams = [self.facts.streams[index] for index in both]
+        for stream in streams:
+            self._require_understood(stream)
+            if self._fixed(stream) or stream.max_pooled or self._norm_readers(stream):
+                raise _NotUnderstood("attention reads values that a nonlinearity has touched")
+        attention = self._attention(streams[1])
+        if attention is None:
+            raise _NotUnderstood("several attentions read these values")
+        count, size = self._head_sizes(streams[1])
+        copies = dim // (count * size)
+        if count * size * copies != dim:
+            raise _NotUnderstood(f"{dim} features do not divide into heads of {size}")
+        odd = self.is_odd(bend)
+        inner = SignedPermutation(size) if odd else Permutation(size)
+        what = "change places and sign" if odd else "change places"
+        because = (
+            f"{self.facts.regions[bend].op} bends the values feature by feature before attention "
+            f"mixes positions: inside each of the {count} heads the features {what}"
+            f"{self._said_of_order(attention)}."
+        )
+        order = self._order(attention) if count > 1 else "free"
+        return Blocks(inner, count, copies, order), because, ALGEBRA
 
     def _before_norm(self, stream: Stream, norms: list[int], dim: int) -> tuple[Group, str, str]:
         """Queries or keys before a norm of their own: what its gain leaves."""
@@ -790,8 +870,8 @@ class Derivation:
                 return shape[layout.axes[0]], shape[layout.axes[1]]
             if layout is None or len(layout.axes) != 1 or layout.repeat != 1:
                 raise _NotUnderstood("the heads of the values could not be followed")
-        width = graph.layouts[max(stream.members)].axes[0]
-        return 1, graph.trace.node(max(stream.members)).shape[width]
+        first = min(stream.members)
+        return 1, graph.trace.node(first).shape[graph.layouts[first].axes[0]]
 
     def _axes(
         self, index: int, vertex: Vertex, family: frozenset[int], dim: int
@@ -1537,6 +1617,11 @@ def _smaller(group: Group) -> tuple[Group, ...]:
     if isinstance(group, PositiveMonomial | SignedPermutation):
         return (Permutation(dim),)
     return ()
+
+
+def _still(dim: int, pairing: str) -> Group:
+    """Planes whose axes stay where they are."""
+    return Trivial(dim)
 
 
 def _around(

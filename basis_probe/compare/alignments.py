@@ -31,6 +31,7 @@ from basis_probe.algebra.groups import (
     Permutation,
     Planes,
     PositiveMonomial,
+    QuarterTurns,
     SignedPermutation,
     SignedPlanes,
     Signs,
@@ -174,6 +175,26 @@ class _SquareInPlanes(Compact):
         for a, b in zip(*(axes.tolist() for axes in self.group.axes()), strict=True):
             place = torch.tensor([a, b])
             found[place[:, None], place] = _Places(signs=True).best(between[place][:, place])
+        return found
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _QuarterTurns(Compact):
+    """Every plane turned by a multiple of a right angle."""
+
+    group: QuarterTurns
+
+    def best(self, between: Tensor) -> Tensor:
+        _require_square(between)
+        a, b = self.group.axes()
+        real = between[a, a] + between[b, b]
+        imaginary = between[a, b] - between[b, a]
+        straight = real.abs() >= imaginary.abs()
+        cosine = torch.where(straight, torch.where(real < 0, -1.0, 1.0), 0.0).to(between)
+        sine = torch.where(straight, 0.0, torch.where(imaginary < 0, -1.0, 1.0)).to(between)
+        found = torch.zeros_like(between)
+        found[a, a], found[b, b], found[a, b], found[b, a] = cosine, cosine, -sine, sine
         return found
 
 
@@ -401,6 +422,8 @@ def _compact(group: Group, other: Group) -> Compact:
         return _InPlanes(group)
     if isinstance(group, SignedPlanes):
         return _SquareInPlanes(group)
+    if isinstance(group, QuarterTurns):
+        return _QuarterTurns(group)
     if isinstance(group, Blocks) and isinstance(other, Blocks):
         require_kin(group.inner, other.inner)
         return _Whole(

@@ -90,7 +90,7 @@ def attentions(
 
     Args:
         graph: the condensed graph.
-        norms: the vertices that were measured to be norms, or to bend every feature of a head.
+        norms: the vertices that were measured to be norms, or to bend every feature by itself.
         plain: those of them that divide each head by its length, and have no gain.
     """
     return tuple(
@@ -300,6 +300,13 @@ def _ending(graph: Graph, node: Node, end: int, axis: int, norms: frozenset[int]
 
 
 _MOVING = (Kind.CARRIER, Kind.PART)
+
+
+def _only_moves(vertex: Vertex) -> bool:
+    """True for a vertex behind which all features are still there, with a bias perhaps."""
+    return vertex.kind in _MOVING or (vertex.kind is Kind.SUM and len(vertex.carried) == 1)
+
+
 _SOURCES = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.INPUT, Kind.ATTENTION)
 
 
@@ -336,7 +343,7 @@ def _between(
     }
     for index in ordered:
         vertex = graph.vertices.get(index)
-        if vertex is not None and index not in written and vertex.kind not in _MOVING:
+        if vertex is not None and index not in written and not _only_moves(vertex):
             break
         if index >= reach:
             passed.append(index)
@@ -395,13 +402,18 @@ def _turned(graph: Graph, source: int, end: int, axis: int, size: int) -> tuple[
     layouts = graph.layouts[source], graph.layouts.get(end)
     if layouts[1] is None or layouts[1].axes[-1] != axis:
         return None
+    behind = layouts[1].axes
+    if len(behind) == 1:
+        # A single head may have been copied.
+        sizes = graph.trace.node(end).shape
+        behind = (*(a for a in sorted(layouts[1].copies) if sizes[a] > 1), *behind)
     pairs: list[tuple[Tensor, Tensor]] = []
     copies = 0
     for seed in (1, 2):
         given = _random(shape, seed)
         taken = graph.replay(end, {source: given})
         x = _rows(given, layouts[0].axes, size)
-        y = _rows(taken, layouts[1].axes, size)
+        y = _rows(taken, behind, size)
         if len(x) != len(y) or y.shape[1] % x.shape[1]:
             return None
         copies = y.shape[1] // x.shape[1]

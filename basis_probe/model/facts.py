@@ -31,6 +31,7 @@ from basis_probe.model.places import Site, piece, spoken
 from basis_probe.model.positions import Rows
 from basis_probe.model.rows import bias_of_blank, is_blank, picked_weight
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
+from basis_probe.model.views import apart
 
 
 class Shape(enum.Enum):
@@ -117,6 +118,8 @@ class Facts:
         regions: vertex -> what was measured of it.
         attentions: where queries meet keys.
         given: vertex -> what it uses in place of a weight that training could change.
+        recorded: the forward pass as it was; in the graph's, axes of examples and heads that were
+            merged are kept apart.
     """
 
     graph: Graph
@@ -126,30 +129,40 @@ class Facts:
     regions: dict[int, Region]
     attentions: tuple[Attention, ...] = ()
     given: dict[int, str] = dataclasses.field(default_factory=dict[int, str])
+    recorded: Trace | None = None
 
     @functools.cached_property
     def axes(self) -> Axes:
         """Which axis of a tensor is which axis of which input."""
-        return Axes(self.graph.trace)
+        return Axes(self.graph.trace if self.recorded is None else self.recorded)
+
+    def _is_merged(self, site: Site) -> bool:
+        """True if examples and heads are one axis of a site's tensor."""
+        if self.recorded is None:
+            return False
+        return self.recorded.node(site.node).shape != self.graph.trace.node(site.node).shape
+
+    def _recorded_shape(self, site: Site) -> tuple[int, ...]:
+        trace = self.graph.trace if self.recorded is None else self.recorded
+        return trace.node(site.node).shape
 
     def rows(self, site: Site) -> Rows:
         """Which rows of a site belong to which example and position."""
-        shape, layout = self.graph.trace.node(site.node).shape, self.layout(site)
+        shape, layout = self._recorded_shape(site), self.layout(site)
         return Rows.of(self.axes, site.node, (len(shape) - 1,) if layout is None else layout.axes)
 
     def vertex(self, site: Site) -> Vertex | None:
         """The vertex of a site, or None if the site's tensor has no understood features."""
-        place = self.graph.same.get(site.node)
+        place = None if self._is_merged(site) else self.graph.same.get(site.node)
         return None if place is None else self.graph.vertices[place]
 
     def layout(self, site: Site) -> Layout | None:
         """Where the features of a site are."""
-        return self.graph.layouts.get(site.node)
+        return None if self._is_merged(site) else self.graph.layouts.get(site.node)
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """The sizes of a site's feature axes, e.g. (heads, d_head)."""
-        layout = self.layout(site)
-        shape = self.graph.trace.node(site.node).shape
+        layout, shape = self.layout(site), self._recorded_shape(site)
         return (shape[-1],) if layout is None else tuple(shape[axis] for axis in layout.axes)
 
 
@@ -485,6 +498,7 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
         trace: the forward pass.
         sites: the places that have names.
     """
+    recorded, trace = trace, apart(trace)
     graph = condense(trace, sites=frozenset(site.node for site in sites.values()))
     regions = {
         vertex.node: _measure(graph, vertex)
@@ -496,7 +510,7 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
     norms = frozenset(
         vertex
         for vertex, region in regions.items()
-        if region.shape.is_norm or (region.shape is Shape.ELEMENTWISE and region.within)
+        if region.shape.is_norm or region.shape is Shape.ELEMENTWISE
     )
     plain = frozenset(
         vertex
@@ -505,7 +519,7 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
     )
     found = attentions(graph, norms, plain)
     sites = _with_parts(graph, found, sites)
-    return Facts(graph, sites, streams, stream_of, regions, found, _given(graph))
+    return Facts(graph, sites, streams, stream_of, regions, found, _given(graph), recorded)
 
 
 def _is_gainless(graph: Graph, vertex: int, region: Region) -> bool:
@@ -556,6 +570,30 @@ def _given(graph: Graph) -> dict[int, str]:
                         "as a table of sines for positions"
                     )
     return found
+
+
+def spans_all_axes(facts: Facts, index: int) -> bool:
+    """True if the constants that a sum adds leave no direction out but the all-ones one.
+
+    Args:
+        facts: what was seen of the model.
+        index: the vertex of the sum.
+    """
+    trace = facts.graph.trace
+    node, layout = trace.node(index), facts.graph.layouts.get(index)
+    if layout is None or layout.axes != (len(node.shape) - 1,):
+        return False
+    dim = node.shape[-1]
+    rows: list[Tensor] = []
+    for value in constants_of(trace, node):
+        if not _is_learned(trace, value):
+            leaves = [value] if isinstance(value, Fixed) else [*leaves_of(trace, value.node)]
+            tables = [leaf.tensor for leaf in leaves if leaf.tensor.ndim > 1]
+            rows += [t.detach().double().reshape(-1, dim) for t in tables if t.shape[-1] == dim]
+    if not rows:
+        return False
+    across = torch.cat(rows)
+    return int(torch.linalg.matrix_rank(across - across.mean(1, keepdim=True))) >= dim - 1
 
 
 def constants_of(trace: Trace, node: Node) -> Iterator[Fixed | Ref]:

@@ -24,6 +24,7 @@ from basis_probe.model.rows import (
     put_rows,
 )
 from basis_probe.model.trace import Fixed, ModuleCall, Node, Ref, Trace
+from basis_probe.model.views import groups_of_axes
 
 
 class Kind(enum.Enum):
@@ -58,11 +59,19 @@ class Layout:
         channels: True if positions follow the feature axis, as behind a convolution.
         repeat: how many consecutive entries of the feature axis belong to one feature (more than
             one only where positions were flattened into the features).
+        copies: axes before the features that came from them by a view, with a single head or
+            copies of it: they belong to the features again where they are merged with them.
     """
 
     axes: tuple[int, ...]
     channels: bool = False
     repeat: int = 1
+    copies: tuple[int, ...] = dataclasses.field(default=(), compare=False)
+
+    def moved(self, place: Callable[[int], int]) -> "Layout":
+        """The same where every axis has another number."""
+        axes, copies = tuple(map(place, self.axes)), tuple(map(place, self.copies))
+        return dataclasses.replace(self, axes=axes, copies=copies)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -451,6 +460,7 @@ class _Builder:
         first = live[0]
         layout = self._layout(node, live)
         if layout is not None:
+            layout = _without_single(layout, shape)
             self.layouts[node.index] = layout
         op = node.op
         if op == "stack" and layout is not None:
@@ -468,6 +478,8 @@ class _Builder:
         if self._is_identity(node) or (
             op == "output" and self._is_identity(self.trace.node(first))
         ):
+            if node.index in self.cuts and first in self.roots and self._is_whole(first):
+                self.vertex(first)
             self._take_over(node, first)
             return
         if op == "embedding" or self._averages_rows(node) or self._is_lookup(node):
@@ -544,10 +556,13 @@ class _Builder:
             self._pointwise(node, live)
         else:
             self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
-        if node.index in self.cuts and node.index not in self.same:
-            full = any(self.trace.node(root).shape == shape for root in self.roots[node.index])
-            if full:
-                self.vertex(node.index)
+        if node.index in self.cuts and node.index not in self.same and self._is_whole(node.index):
+            self.vertex(node.index)
+
+    def _is_whole(self, index: int) -> bool:
+        """True if a node is as large as something that it is made of."""
+        shape = self.trace.node(index).shape
+        return any(self.trace.node(root).shape == shape for root in self.roots[index])
 
     def _take_over(self, node: Node, source: int) -> None:
         """A node whose features are those of another."""
@@ -1025,9 +1040,15 @@ class _Builder:
             return self._put_layout(node)
         if op == "scaled_dot_product_attention":
             value = self._ref(node, 2, "value")
-            return None if value is None else self.layouts.get(value)
-        if op in ("matmul", "bmm"):
-            value = self._ref(node, 1, "other")
+            found = None if value is None else self.layouts.get(value)
+            if value is None or found is None:
+                return None
+            # Heads of values serve several heads of queries, as one head does.
+            before = self.trace.node(value).shape
+            after = tuple(b if a == 1 else a for a, b in zip(before, shape, strict=True))
+            return _broadcast(before, after, found)
+        if op in ("matmul", "bmm", "baddbmm"):
+            value = self._ref(node, 2, "batch2") if op == "baddbmm" else self._ref(node, 1, "other")
             found = None if value is None else self.layouts.get(value)
             if value is None or found is None:
                 return None
@@ -1035,7 +1056,7 @@ class _Builder:
             before = self.trace.node(value).shape
             summed = len(before) - 2
             kept = found.axes[-1] == len(before) - 1 and summed not in found.axes
-            return found if kept and len(before) == len(shape) else None
+            return _broadcast(before, shape, found) if kept and len(before) == len(shape) else None
         source = next((i for i in live if i in self.layouts), None)
         if source is None:
             return None
@@ -1046,9 +1067,7 @@ class _Builder:
             return _permuted(node, before, layout)
         if op in ("expand", "broadcast_to"):
             shift = len(shape) - len(before)
-            if any(shape[a + shift] != before[a] for a in layout.axes):
-                return None
-            return Layout(tuple(a + shift for a in layout.axes), layout.channels, layout.repeat)
+            return _broadcast((1,) * shift + before, shape, layout.moved(lambda a: a + shift))
         if op == "repeat_interleave":
             if len(shape) != len(before) or shape[layout.axes[-1]] != before[layout.axes[-1]]:
                 return None
@@ -1094,30 +1113,37 @@ class _Builder:
         return None
 
 
+def _without_single(layout: Layout, shape: tuple[int, ...]) -> Layout:
+    """The same where a single head, or one copy of it, is no axis of features."""
+    *before, last = layout.axes
+    single = tuple(axis for axis in before if shape[axis] == 1)
+    axes = tuple(axis for axis in before if axis not in single)
+    return dataclasses.replace(layout, axes=(*axes, last), copies=(*layout.copies, *single))
+
+
+def _broadcast(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> Layout | None:
+    """Where features are after axes of size one were repeated."""
+    grown = [axis for axis, size in enumerate(before) if size != after[axis]]
+    axes = tuple(axis for axis in layout.axes if axis not in grown)
+    if layout.axes[-1] in grown or any(before[axis] != 1 for axis in grown):
+        return None
+    copies = tuple(dict.fromkeys((*layout.copies, *grown)))
+    return dataclasses.replace(layout, axes=axes, copies=copies)
+
+
 def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> Layout | None:
     """Where features are after a reshape: axes may split and merge, in order."""
-    groups: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        left, right = [], []
-        a = b = 1
-        if i < len(before):
-            a, left, i = before[i], [i], i + 1
-        if j < len(after):
-            b, right, j = after[j], [j], j + 1
-        while a != b:
-            if a < b and i < len(before):
-                a, left, i = a * before[i], [*left, i], i + 1
-            elif b < a and j < len(after):
-                b, right, j = b * after[j], [*right, j], j + 1
-            else:
-                return None
-        groups.append((left, right))
+    groups = groups_of_axes(before, after)
+    if groups is None:
+        return None
     found: list[tuple[int, list[int]]] = []  # how major they were, and where they are now
-    repeat = layout.repeat
+    repeat, copies = layout.repeat, list[int]()
     for left, right in groups:
         inside = [axis for axis in left if axis in layout.axes and before[axis] > 1]
+        copied = [axis for axis in left if axis in layout.copies]
         if not inside:
+            # Copies of a single head, along an axis beside its own.
+            copies += right if copied and len(right) == 1 else []
             continue
         sized = [axis for axis in left if before[axis] > 1]
         axes: list[int] = []
@@ -1127,6 +1153,10 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
             return None
         if inside == sized:
             axes.extend(axis for axis in right if after[axis] > 1)
+            copies += [axis for axis in right if after[axis] == 1 and axis < axes[0]]
+        elif len(right) == 1 and sized == [axis for axis in sized if axis in (*copied, *inside)]:
+            # A single head merges with its copies.
+            axes.append(right[0])
         elif len(right) == 1 and inside == sized[: len(inside)] and layout.axes[-1] in inside:
             # Positions behind the channel axis are flattened into it.
             for axis in sized[len(inside) :]:
@@ -1142,7 +1172,7 @@ def _viewed(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> 
     if not axes:
         return None
     channels = layout.channels and axes[-1] < len(after) - 1
-    return Layout(tuple(axes), channels, repeat)
+    return Layout(tuple(axes), channels, repeat, tuple(copies))
 
 
 def _given_to(node: Node) -> list[object]:
@@ -1164,9 +1194,9 @@ def _permuted(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | N
         return None
     if sorted(after) != list(sizes):
         return None
-    axes = tuple(after.index(sizes[axis]) for axis in layout.axes)
-    last = axes[-1] == ndim - 1
-    return Layout(axes, not last and len(axes) == 1, layout.repeat)
+    found = layout.moved(lambda axis: after.index(sizes[axis]))
+    last = found.axes[-1] == ndim - 1
+    return dataclasses.replace(found, channels=not last and len(found.axes) == 1)
 
 
 def _items(node: Node, before: tuple[int, ...]) -> list[tuple[int | None, Any]]:
@@ -1214,7 +1244,8 @@ def _indexed(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | No
     axes = tuple(places[axis] for axis in layout.axes if axis in places)
     if not axes or layout.axes[-1] not in places:
         return None
-    return Layout(axes, layout.channels and axes[-1] < out - 1, layout.repeat)
+    copies = tuple(places[axis] for axis in layout.copies if axis in places)
+    return Layout(axes, layout.channels and axes[-1] < out - 1, layout.repeat, copies)
 
 
 def condense(trace: Trace, *, sites: frozenset[int]) -> Graph:

@@ -23,6 +23,7 @@ from basis_probe.algebra.groups import (
     Planes,
     PositiveMonomial,
     Privileged,
+    QuarterTurns,
     SignedPermutation,
     SignedPlanes,
     Signs,
@@ -46,6 +47,8 @@ ELEMENTARY: tuple[Group, ...] = (
     SignedPlanes(6),
     Planes(6, pairing="adjacent"),
     SignedPlanes(6, pairing="adjacent"),
+    QuarterTurns(6),
+    QuarterTurns(6, pairing="adjacent"),
 )
 BUILT: tuple[Group, ...] = (
     Blocks(GeneralLinear(3), count=4, copies=2),
@@ -74,6 +77,7 @@ SMALL: tuple[Group, ...] = (
     Planes(2),
     Signs(1),
     SignedPlanes(2),
+    QuarterTurns(2),
 )
 ALL = ELEMENTARY + BUILT + SMALL
 EVERYWHERE = pytest.mark.parametrize("group", ALL, ids=repr)
@@ -241,6 +245,7 @@ def _placed(dim: int, axes: tuple[int, ...], part: Tensor) -> Tensor:
         (Trivial(3), Privileged.AXES),
         (Planes(4), Privileged.PLANES),
         (SignedPlanes(4), Privileged.AXES),
+        (QuarterTurns(4), Privileged.AXES),
         (Signs(3), Privileged.AXES),
         (Blocks(GeneralLinear(3), 4, order="kept"), Privileged.BLOCKS),
         (Unknown(3), Privileged.UNKNOWN),
@@ -427,6 +432,7 @@ def test_a_direct_sum_mixes_nothing_between_its_parts() -> None:
         ("sign", Signs(6)),
         ("sign flips", Signs(6)),
         ("signed_plane", SignedPlanes(6)),
+        ("quarter_turn", QuarterTurns(6)),
     ],
 )
 def test_names(name: str, expected: Group) -> None:
@@ -570,6 +576,7 @@ OUTSIDE = [
         r"entry \[0, 1\] is 0, where one complex number for every plane gives -0.2",
     ),
     (SignedPlanes(4), torch.eye(4)[[1, 0, 2, 3]], "row 0 takes an axis of another plane"),
+    (QuarterTurns(2), [[1.0, 0.0], [0.0, -1.0]], "plane 0 is reflected, 2 off"),
     (Blocks(Permutation(1), 2, order="kept"), [[0.0, 1.0], [1.0, 0.0]], "takes from the blocks"),
     (Blocks(Permutation(1), 1, copies=2), [[1.0, 0.0], [0.0, 2.0]], "not the same in all its cop"),
     (Blocks(Trivial(1), 2), [[1.0, 0.0], [1.0, 0.0]], "two blocks take from one block"),
@@ -641,6 +648,8 @@ def _same_chance(counts: Tensor, expected: float) -> bool:
         (SignedPermutation(2), 8),
         (Signs(3), 8),
         (SignedPlanes(2), 8),
+        (QuarterTurns(2), 4),
+        (QuarterTurns(4), 16),
         (Blocks(Permutation(2), 2), 8),
         (Blocks(Permutation(2), 2, order="kept"), 4),
         (DirectSum((Permutation(2), Signs(2))), 8),

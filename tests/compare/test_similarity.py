@@ -17,7 +17,7 @@ from networks import network
 from torch import Tensor, nn
 
 import basis_probe as bp
-from basis_probe.algebra.groups import Group, SignedPlanes, Signs
+from basis_probe.algebra.groups import Group, QuarterTurns, SignedPlanes, Signs
 from basis_probe.compare import matching
 from basis_probe.compare.alignments import align, assignment, transport
 from basis_probe.compare.kernels import Kernel, Maps, hsic_of, kernel_hsic, linear_hsic
@@ -47,6 +47,7 @@ GROUPS: dict[str, Group] = {
     "planes": bp.groups.Planes(DIM),
     "plane-rotations": bp.groups.PlaneRotations(DIM),
     "signed planes": SignedPlanes(DIM),
+    "quarter turns": QuarterTurns(DIM),
     "line": bp.groups.LineStabiliser(DIM),
     "heads": bp.groups.Blocks(bp.groups.GeneralLinear(2), count=4),
     "turned heads": bp.groups.Blocks(bp.groups.Orthogonal(2), count=2, copies=2),
@@ -63,6 +64,7 @@ LARGER: dict[str, Group] = {
     "signs": bp.groups.SignedPermutation(DIM),
     "planes": bp.groups.Permutation(DIM),
     "signed planes": bp.groups.Orthogonal(DIM),
+    "quarter turns": SignedPlanes(DIM),
     "line": bp.groups.GeneralLinear(DIM),
     "heads": bp.groups.Orthogonal(DIM),
     "turned heads": bp.groups.Blocks(bp.groups.GeneralLinear(2), count=2, copies=2),
