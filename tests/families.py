@@ -175,7 +175,7 @@ def _configurations(s: Sizes) -> dict[str, tuple[str, dict[str, Any], str]]:
         "CodeGen": (
             "CodeGenForCausalLM",
             # It takes no fewer than four heads.
-            {**old, "n_head": 4, "n_embd": 4 * head, "rotary_dim": head // 2},
+            {**old, "n_head": 4, "rotary_dim": head // 2},
             "CodeGenForCausalLM",
         ),
         "GPT-BigCode": (

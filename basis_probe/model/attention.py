@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from basis_probe.model.graph import Graph, Kind, Vertex
+from basis_probe.model.graph import Graph, Kind, Vertex, constant
 from basis_probe.model.trace import Fixed, Node, Ref
 
 
@@ -166,7 +166,8 @@ def _meeting(graph: Graph, pattern: int) -> tuple[_Meeting | str, str]:
         if index != meeting.index and node.op in _MIXING:
             apart = f"{node.op}, which mixes the patterns of heads"
         if index == meeting.index:
-            operands = operands[:1] if node.op == "baddbmm" else []
+            added = node.op == "baddbmm" and node.kwargs.get("beta") != 0
+            operands = operands[:1] if added else []
         for value in _each(operands):
             if isinstance(value, Ref) and value.node in path:
                 continue
@@ -221,7 +222,14 @@ def _by_head(graph: Graph, value: object, scores: tuple[int, ...]) -> bool:
         shape = tuple(value.tensor.shape)
     else:
         return False
-    return len(shape) >= 3 and shape[-3] > 1
+    if len(shape) < 3 or shape[-3] == 1:
+        return False
+    known = constant(graph.trace, value)
+    if known is None:
+        return True
+    if len(shape) == 3 and len(scores) == 4 and shape[0] == scores[0] * scores[1]:
+        known = known.unflatten(0, scores[:2])
+    return not torch.equal(known, known.narrow(-3, 0, 1).expand_as(known))
 
 
 def _side(

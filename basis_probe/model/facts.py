@@ -22,10 +22,10 @@ from basis_probe.model.graph import (
     Layout,
     Vertex,
     condense,
+    constant,
     groups_of,
     looked_up,
     norm_argument,
-    replay,
 )
 from basis_probe.model.places import Site, piece, spoken
 from basis_probe.model.positions import Rows
@@ -715,19 +715,6 @@ def _holder(trace: Trace, node: Node) -> str | None:
         leaves += leaves_of(trace, index) if not trace.node(index).live else ()
     held = any(node.module in trace.owners.get(id(leaf.tensor), ()) for leaf in leaves)
     return node.module if held else None
-
-
-def constant(trace: Trace, value: object) -> Tensor | None:
-    """A tensor that does not depend on the input, computed anew if the model computes it."""
-    if isinstance(value, Fixed):
-        return value.tensor.detach()
-    if isinstance(value, Ref) and not trace.node(value.node).live:
-        try:
-            found = replay(trace, value.node, {})
-        except (RuntimeError, ValueError, TypeError):
-            return None
-        return found.detach()
-    return None
 
 
 def matrix(trace: Trace, node: Node) -> Tensor | None:

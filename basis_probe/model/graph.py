@@ -210,6 +210,19 @@ def replay(
         known.clear()
 
 
+def constant(trace: Trace, value: object) -> Tensor | None:
+    """A tensor that does not depend on the input, computed anew if the model computes it."""
+    if isinstance(value, Fixed):
+        return value.tensor.detach()
+    if isinstance(value, Ref) and not trace.node(value.node).live:
+        try:
+            found = replay(trace, value.node, {})
+        except (RuntimeError, ValueError, TypeError):
+            return None
+        return found.detach()
+    return None
+
+
 def replay_all(
     trace: Trace, values: dict[int, Tensor], fixed: dict[int, Tensor]
 ) -> dict[int, Tensor]:
@@ -246,7 +259,8 @@ _IDENTITY = frozenset(
 )
 _TURNED_OVER = frozenset("mT mH adjoint".split())  # the last two axes change places
 _MOVES = _TURNED_OVER | frozenset(
-    "view transpose permute expand movedim moveaxis repeat_interleave broadcast_to".split()
+    "view transpose permute expand movedim moveaxis repeat repeat_interleave tile "
+    "broadcast_to".split()
 )
 _CONVOLUTIONS = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
@@ -1043,10 +1057,7 @@ class _Builder:
             found = None if value is None else self.layouts.get(value)
             if value is None or found is None:
                 return None
-            # Heads of values serve several heads of queries, as one head does.
-            before = self.trace.node(value).shape
-            after = tuple(b if a == 1 else a for a, b in zip(before, shape, strict=True))
-            return _broadcast(before, after, found)
+            return _served(self.trace.node(value).shape, shape, found)
         if op in ("matmul", "bmm", "baddbmm"):
             value = self._ref(node, 2, "batch2") if op == "baddbmm" else self._ref(node, 1, "other")
             found = None if value is None else self.layouts.get(value)
@@ -1056,7 +1067,9 @@ class _Builder:
             before = self.trace.node(value).shape
             summed = len(before) - 2
             kept = found.axes[-1] == len(before) - 1 and summed not in found.axes
-            return _broadcast(before, shape, found) if kept and len(before) == len(shape) else None
+            if not kept or len(before) > len(shape):
+                return None
+            return _served(before, shape, found)
         source = next((i for i in live if i in self.layouts), None)
         if source is None:
             return None
@@ -1065,6 +1078,15 @@ class _Builder:
             return _viewed(before, shape, layout)
         if op in ("transpose", "permute", "movedim", "moveaxis") or op in _TURNED_OVER:
             return _permuted(node, before, layout)
+        if op in ("repeat", "tile"):
+            shift = len(shape) - len(before)
+            moved = layout.moved(lambda a: a + shift)
+            sizes = zip((1,) * shift + before, shape, strict=True)
+            # Rows that come again are rows like the others.
+            once = tuple(b if a == 1 else a for a, b in sizes)
+            if any(once[axis] != shape[axis] for axis in moved.axes):
+                return None
+            return _broadcast((1,) * shift + before, once, moved)
         if op in ("expand", "broadcast_to"):
             shift = len(shape) - len(before)
             return _broadcast((1,) * shift + before, shape, layout.moved(lambda a: a + shift))
@@ -1119,6 +1141,15 @@ def _without_single(layout: Layout, shape: tuple[int, ...]) -> Layout:
     single = tuple(axis for axis in before if shape[axis] == 1)
     axes = tuple(axis for axis in before if axis not in single)
     return dataclasses.replace(layout, axes=(*axes, last), copies=(*layout.copies, *single))
+
+
+def _served(values: tuple[int, ...], made: tuple[int, ...], layout: Layout) -> Layout | None:
+    """Where the features of values are after attention: one head may serve several of queries."""
+    shift = len(made) - len(values)
+    before = (1,) * shift + values
+    sizes = zip(before[:-2], made[:-2], strict=True)
+    after = tuple(b if a == 1 else a for a, b in sizes)
+    return _broadcast(before, (*after, *before[-2:]), layout.moved(lambda axis: axis + shift))
 
 
 def _broadcast(before: tuple[int, ...], after: tuple[int, ...], layout: Layout) -> Layout | None:

@@ -85,13 +85,12 @@ class _Apart:
         self.parent: dict[int, int] = {}
         self.failed: set[int] = set()
         self.joined: set[int] = set()  # nodes where two merged tensors meet in a product
+        self.views: dict[int, tuple[int, Node]] = {}  # node -> its source, and the plain view of it
 
     def record(self) -> Trace:
-        starts = False
         for node in self.trace.nodes:
             if node.live:
                 self._visit(node)
-                starts = starts or bool(self.merged)
         if not self.joined:
             return self.trace
         for index in self.trace.outputs:
@@ -99,7 +98,12 @@ class _Apart:
                 self.failed.add(index)
         failed = {self._root(index) for index in self.failed}
         good = {self._root(index) for index in self.joined} - failed
-        taken = {i: n for i, n in self.nodes.items() if self._root(i) in good}
+        taken = {
+            index: node
+            for index, (source, node) in self.views.items()
+            if source in self.merged and self._root(source) in good
+        }
+        taken |= {i: n for i, n in self.nodes.items() if self._root(i) in good}
         nodes = tuple(taken.get(node.index, node) for node in self.trace.nodes)
         return dataclasses.replace(self.trace, nodes=nodes) if taken else self.trace
 
@@ -113,13 +117,13 @@ class _Apart:
         sources = [i for i in dict.fromkeys(node.inputs) if i in self.merged]
         if not sources and node.op != "view":
             return
+        if node.op == "view":
+            self._view(node)
+            return
         for source in sources:
             self.parent[self._root(node.index)] = self._root(source)
         try:
-            if node.op == "view":
-                self._view(node)
-            else:
-                self._call(node, sources)
+            self._call(node, sources)
         except _NotTaken:
             self.failed.add(node.index)
 
@@ -138,12 +142,14 @@ class _Apart:
         known = self.merged.get(given.node)
         before = source.shape if known is None else known.apart(source.shape)
         merged = _merges(before, node.shape)
-        if known is None and merged is None:
-            return
-        shape = node.shape if merged is None else merged.apart(node.shape)
-        self._keep(node, merged, function=torch.reshape, args=(given, shape), kwargs={})
-        if known is None and merged is not None:
-            self._root(node.index)
+        function, plain = torch.reshape, (given, node.shape)
+        if known is not None:
+            # The same numbers in the same order, whichever axes they had before.
+            end = dataclasses.replace(node, function=function, args=plain, kwargs={}, inplace=False)
+            self.views[node.index] = given.node, end
+        if merged is not None:
+            args = (given, merged.apart(node.shape))
+            self._keep(node, merged, function=function, args=args, kwargs={})
 
     def _call(self, node: Node, sources: list[int]) -> None:
         merged = self.merged[sources[0]]
@@ -248,7 +254,9 @@ class _Spread:
 
 
 _MOVES = frozenset("transpose permute movedim moveaxis mT mH".split())
-_OVER_ONE = frozenset("softmax log_softmax cumsum".split())
+_OVER_ONE = frozenset("softmax log_softmax cumsum amax amin sum mean logsumexp".split())
+"""Calls along one axis that leave as many axes as there were."""
+
 _ALONE = frozenset(
     "to contiguous clone detach dropout alias positive neg exp tanh sigmoid relu gelu silu sqrt "
     "rsqrt abs nan_to_num".split()

@@ -91,6 +91,17 @@ def test_batch_normalisation_hands_its_gains_on() -> None:
     assert (found.complete, found.nullity) == (True, 25 + 5 + 5 + 5)
 
 
+def test_the_row_of_a_table_that_stands_for_padding_counts_like_the_others() -> None:
+    model = generic(layers(nn.Embedding(40, 5, padding_idx=0), nn.Linear(5, 6), nn.Tanh(),
+                           nn.Linear(6, 7)))  # fmt: skip
+    tokens = torch.arange(40)
+    found = bp.symmetries(model, tokens).completeness
+    assert found.complete, found
+    # GL(5), and what the table and the bias can hand to each other.
+    assert (found.nullity, found.unreached) == (25 + 5, 0)
+    assert found.largest_stray < 1e-9
+
+
 def test_gpt2_is_complete() -> None:
     found = bp.symmetries(generic(tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2))), TOKENS).completeness
     assert found.complete, found
