@@ -104,7 +104,9 @@ class Counter:
         shifts = self._unmoved(jacobian, [*self._additive()], top)
         scaled = self._unmoved(jacobian, [*self._gains()], top)
         unseen = self._unmoved(jacobian, [*self._additive(), *self._along_the_ones()], top)
-        parts = [groups[unsound <= SOUND], idle, shifts, unseen, scaled]
+        grown = dict(self._of_streams(sites))
+        sizes = self._unmoved(jacobian, [*grown.values()], top)
+        parts = [groups[unsound <= SOUND], idle, shifts, unseen, scaled, sizes]
         ranks = [len(_basis(torch.cat(parts[: number + 1]))) for number in range(len(parts))]
         claimed = _basis(torch.cat(parts))
         missing = null - (null @ claimed.T) @ claimed
@@ -118,6 +120,11 @@ class Counter:
             of_shifts=ranks[2] - ranks[1],
             unseen=ranks[3] - ranks[2],
             of_gains=ranks[4] - ranks[3],
+            of_scales=ranks[5] - ranks[4],
+            scales=tuple(
+                (name, float((jacobian @ along).norm() / (top * along.norm())))
+                for name, along in grown.items()
+            ),
             missing=self._named(share) if len(null) > ranks[-1] else (),
             near=tuple(sorted((near / top).tolist())),
             largest_stray=float(unsound.max()) if len(unsound) else 0.0,
@@ -327,6 +334,49 @@ class Counter:
                         if len(line) == len(whole[0][0]):
                             found[line[axis]] = -values[axis]
                 yield found
+
+    def _of_streams(self, sites: dict[str, Site]) -> Iterator[tuple[str, Tensor]]:
+        """The size of every stream that norms read: its writers grow, other readers shrink.
+
+        Norms do not see it, but for the epsilon under their root.
+        """
+        facts = self.facts
+        names: dict[int, str] = {}
+        for site in sites.values():
+            vertex = facts.vertex(site)
+            if vertex is not None:
+                names.setdefault(facts.stream_of[vertex.node], site.name)
+        for number, stream in enumerate(facts.streams):
+            norms = {r for r in stream.readers if facts.regions.get(r, NOTHING).shape.is_norm}
+            if number not in names or not norms or stream.returned:
+                continue
+            found = torch.zeros(self.count, dtype=torch.float64)
+            ends = [(end, 1.0) for end in (*stream.writers, *sorted(stream.members))]
+            ends += [(end, -1.0) for end in stream.readers if end not in norms]
+            try:
+                for end, sign in dict.fromkeys(ends):
+                    self._grow(found, facts.graph.vertices[end], sign)
+            except WeightError:
+                continue
+            yield names[number], found
+
+    def _grow(self, found: Tensor, vertex: Vertex, sign: float) -> None:
+        """Adds what a vertex multiplies, and what it adds where it writes, to a direction.
+
+        Raises:
+            WeightError: if it is no linear map, norm, gain or sum.
+        """
+        slots = [*self._biases(vertex)] if sign > 0 else []
+        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
+            slots.append(self.action.matrix_of(vertex)[0])
+        elif vertex.kind is Kind.REGION and sign > 0:
+            slots += self.action.gains_of(vertex.node)
+        elif vertex.kind not in (Kind.SUM, Kind.CARRIER):
+            raise WeightError("its size is not that of a matrix")
+        for slot in slots:
+            places = self._coordinates(slot)
+            if len(places):
+                found[places] = sign * self._values(slot)
 
     def _values(self, slot: Slot) -> Tensor:
         return self.prover.weights.get(slot).flatten().cpu()

@@ -51,7 +51,7 @@ class Completeness:
     Attributes:
         parameters: how many numbers the parameters hold, tied ones as if they were not.
         nullity: the dimension of the null space of the Jacobian of (parameters -> outputs).
-        claimed: the dimension of what is claimed of it: the five that follow, added up.
+        claimed: the dimension of what is claimed of it: the six that follow, added up.
         of_groups: what the groups of all sites do to the parameters.
         unreached: numbers that no output depends on, such as the embeddings of other tokens.
         of_shifts: further directions in which only biases and tables that are added change, as a
@@ -59,6 +59,8 @@ class Completeness:
         unseen: further directions that a LayerNorm does not let through: what is written along the
             all-ones direction, and what is read along it behind the norm.
         of_gains: further directions in which a gain grows and what reads it shrinks.
+        of_scales: further directions in which a stream grows as a whole that norms read, where the
+            epsilon of the norms is too small to be seen.
         missing: the parameters in which most of the unclaimed part lies, each with its share; empty
             if nothing is missing.
         near: singular values that are not zero, relative to the largest, below 1e-5: symmetries but
@@ -75,8 +77,10 @@ class Completeness:
     of_shifts: int
     unseen: int
     of_gains: int
+    of_scales: int = 0
     missing: tuple[tuple[str, float], ...] = ()
     near: tuple[float, ...] = ()
+    scales: tuple[tuple[str, float], ...] = ()
     largest_stray: float = 0.0
 
     @property

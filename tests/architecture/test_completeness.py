@@ -92,9 +92,9 @@ def test_batch_normalisation_hands_its_gains_on() -> None:
 
 
 def test_the_row_of_a_table_that_stands_for_padding_counts_like_the_others() -> None:
-    model = generic(layers(nn.Embedding(40, 5, padding_idx=0), nn.Linear(5, 6), nn.Tanh(),
+    model = generic(layers(nn.Embedding(60, 5, padding_idx=0), nn.Linear(5, 6), nn.Tanh(),
                            nn.Linear(6, 7)))  # fmt: skip
-    tokens = torch.arange(40)
+    tokens = torch.arange(60)
     found = bp.symmetries(model, tokens).completeness
     assert found.complete, found
     # GL(5), and what the table and the bias can hand to each other.
