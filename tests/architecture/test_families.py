@@ -119,15 +119,13 @@ TRUTH: dict[str, Truth] = {
     "GPT-J": truth(H, LINE, ("mlp.fc_out:in", BENT), ("attn.out_proj:in", HEADS)),
     "CodeGen": truth(H, LINE, ("mlp.fc_out:in", BENT), ("attn.out_proj:in", HEADS)),
     "GPT-BigCode": truth(
-        H, LINE, ("mlp.c_proj:in", BENT), ("attn.c_proj:in", ONE_VALUE),
-        {"z": "one value head meets several queries without being repeated first"},
+        H, LINE, ("mlp.c_proj:in", BENT), ("attn.c_proj:in", ONE_VALUE)
     ),
     # A norm with a gain writes the embedding straight to the stream.
     "BLOOM": truth(
         H, ORDER, ("mlp.dense_4h_to_h:in", bp.groups.Permutation(4 * D)),
         ("self_attention.dense:in", IN_PLACE),
-        {"z": "heads and examples are one axis while attention is computed",
-         "stream": "inside a Bridge two norms in a row are one function"},
+        {"stream": "inside a Bridge two norms in a row are one function"},
     ),
     "OPT": truth(
         "model.decoder.layers.0", LINE, ("fc2:in", SCALED), ("self_attn.out_proj:in", HEADS)
@@ -136,15 +134,13 @@ TRUTH: dict[str, Truth] = {
         "model.decoder.layers.0", ORDER, ("fc2:in", SCALED), ("self_attn.out_proj:in", HEADS)
     ),
     "Falcon": truth(
-        H, LINE, ("mlp.dense_4h_to_h:in", BENT), ("self_attention.dense:in", ONE_VALUE),
-        {"z": "one value head meets several queries without being repeated first"},
+        H, LINE, ("mlp.dense_4h_to_h:in", BENT), ("self_attention.dense:in", ONE_VALUE)
     ),
     "Falcon, ALiBi": truth(
         H, LINE, ("mlp.dense_4h_to_h:in", BENT), ("self_attention.dense:in", IN_PLACE)
     ),
     "Falcon, grouped queries": truth(
-        H, LINE, ("mlp.dense_4h_to_h:in", BENT), ("self_attention.dense:in", GROUPED),
-        {"z": "value heads are repeated inside an axis of their own"},
+        H, LINE, ("mlp.dense_4h_to_h:in", BENT), ("self_attention.dense:in", GROUPED)
     ),
     "MPT": truth(
         "transformer.blocks.0", LINE, ("ffn.down_proj:in", bp.groups.Permutation(4 * D)),
@@ -153,8 +149,7 @@ TRUTH: dict[str, Truth] = {
     # Its positions are sinusoids, no weights: what moves them is absorbed by nothing, and they
     # span the whole space up to the all-ones direction.
     "XGLM": truth(
-        L, bp.groups.Unknown(D), ("fc2:in", BENT), ("self_attn.out_proj:in", HEADS),
-        {"z": "heads and examples are one axis while attention is computed"},
+        L, bp.groups.Trivial(D), ("fc2:in", BENT), ("self_attn.out_proj:in", HEADS)
     ),
     "Phi": truth(L, LINE, ("mlp.fc2:in", BENT), ("self_attn.dense:in", HEADS)),
     "Phi, normed queries": truth(

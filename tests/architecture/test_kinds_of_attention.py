@@ -55,7 +55,7 @@ FREE = G.Blocks(G.GeneralLinear(SIZE), HEADS)
 KEPT = G.Blocks(G.GeneralLinear(SIZE), HEADS, order="kept")
 ANY_TURNS = G.Blocks(G.Orthogonal(SIZE), HEADS)
 TURNS = G.Blocks(G.Orthogonal(SIZE), HEADS, order="kept")
-ORDER = G.Blocks(G.Permutation(SIZE), HEADS, order="kept")
+ORDER = G.Blocks(G.Permutation(SIZE), HEADS)
 
 # name -> (pattern, what comes before, the group of queries and keys)
 KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], G.Group]] = {

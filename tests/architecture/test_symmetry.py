@@ -785,12 +785,12 @@ def test_a_stream_of_routed_experts_changes_with_all_that_reads_it_and_the_route
     assert "topk" in found["router"].because
 
 
-def test_copies_of_a_single_head_are_not_told_from_positions() -> None:
+def test_copies_of_a_single_head_are_told_from_positions() -> None:
     model = small.Transformer(nn.RMSNorm, blocks=1)
     model.blocks[0].attn = small.Attention(3, 1, 3, "expand")
     found = bp.symmetries(settled(model), IDS)
-    assert found["blocks.0.attn.v"].group == G.Unknown(3)
-    assert found["blocks.0.attn.z"].group == G.Unknown(9)
+    assert found["blocks.0.attn.v"].group == G.Blocks(G.GeneralLinear(3), 1)
+    assert found["blocks.0.attn.z"].group == G.Blocks(G.GeneralLinear(3), 1, 3)
     assert found["blocks.0.mid"].group == G.Orthogonal(D)
 
 
@@ -1056,9 +1056,9 @@ HUGGING_FACE = {
     "GPT-NeoX": ("gpt_neox.layers.0", LINE(16), "gpt_neox.layers.0.mlp.act", ORDER(24),
                  "gpt_neox.layers.0.attention.dense:in", Z1),
     "BLOOM": ("transformer.h.0", ORDER(16), "transformer.h.0.mlp.gelu_impl", ORDER(64),
-              "transformer.h.0.self_attention.dense:in", G.Unknown(16)),
+              "transformer.h.0.self_attention.dense:in", dataclasses.replace(Z1, order="kept")),
     "Falcon": ("transformer.h.0", LINE(16), "transformer.h.0.mlp.act", ORDER(64),
-               "transformer.h.0.self_attention.dense:in", G.Unknown(16)),
+               "transformer.h.0.self_attention.dense:in", G.Blocks(INSIDE, 1, 4)),
     # Every head has a slope of its own in the bias of its scores, and keeps its place.
     "MPT": ("transformer.blocks.0", LINE(16), "transformer.blocks.0.ffn.act", ORDER(64),
             "transformer.blocks.0.attn.out_proj:in", dataclasses.replace(Z1, order="kept")),
