@@ -35,7 +35,7 @@ class Sizes:
 SMALL = Sizes(32, 4, 2, 8, 40, 50, 32, 8, 16, 0.2)
 """Large enough that sizes of different parts differ."""
 
-TINY = Sizes(8, 2, 1, 4, 12, 47, 8, 4, 4, 0.4)
+TINY = Sizes(8, 2, 1, 4, 12, 47, 8, 4, 6, 0.4)
 """So small that every direction of the parameters can be counted."""
 
 D, HEADS, HEAD, MLP, VOCAB = SMALL.width, SMALL.heads, SMALL.head, SMALL.mlp, SMALL.vocabulary
