@@ -675,8 +675,11 @@ class Derivation:
         streams = [self.facts.streams[index] for index in both]
         for stream in streams:
             self._require_understood(stream)
-            if self._fixed(stream) or stream.max_pooled or self._norm_readers(stream):
+            if self._fixed(stream) or stream.max_pooled:
                 raise _NotUnderstood("attention reads values that a nonlinearity has touched")
+        read = {self.facts.graph.vertices[reader].kind for reader in streams[1].readers}
+        if not (self._is_mapped(streams[0]) and read <= {Kind.LINEAR, Kind.CONVOLUTION}):
+            raise _NotUnderstood("not only linear maps write and read values that are bent")
         attention = self._attention(streams[1])
         if attention is None:
             raise _NotUnderstood("several attentions read these values")
@@ -798,7 +801,10 @@ class Derivation:
         values = self.facts.streams[number]
         if self._are_tied(attention, number):
             return "one projection writes values and keys or queries"
-        if self.permuting(number) or self._norm_readers(values) or not self._is_mapped(values):
+        unbent = self.bent_values(number) is None
+        if self._norm_readers(values) or (
+            unbent and (self.permuting(number) or not self._is_mapped(values))
+        ):
             return "not only linear maps write and read the values"
         if any(self.facts.graph.vertices[member].by_head for member in values.members):
             return "heads are multiplied by numbers of their own"
