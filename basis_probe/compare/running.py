@@ -257,7 +257,8 @@ class Network:
     ) -> None:
         # An in-place function may overwrite what is caught.
         caught = caught_of(tensor.detach(), spot, batch)
-        bad = int((~torch.isfinite(caught.rows)).sum())
+        rows = caught.rows
+        bad = 0 if bool(rows.sum().isfinite()) else int((~torch.isfinite(rows)).sum())
         if bad:
             raise DataError(
                 f"{bad} values of {names[0]} are NaN or infinite: give data on which both networks "

@@ -674,6 +674,9 @@ def _known(
     if not rows:
         raise DataError(f"{name} did not run in any batch")
     order = rows["place"].argsort(stable=True)
+    if "ordinal" in rows:
+        # Images that come again are in the same half, and maps of their own.
+        order = order[rows["ordinal"][order].argsort(stable=True)]
     order = order[rows["example"][order].argsort(stable=True)]
     # Each half in one piece, so that it can be taken without a copy.
     order = order[_halves(rows["example"][order]).argsort(stable=True)]
@@ -692,7 +695,7 @@ def _known(
         masks = torch.cat(labelled.masks)[rows["ordinal"][firsts]]
         _, tall, wide, concepts = masks.shape
         values = masks.reshape(-1, concepts)
-        examples = belongs[firsts].repeat_interleave(tall * wide)
+        examples = rows["ordinal"][firsts].repeat_interleave(tall * wide)
         label_halves = halves[firsts].repeat_interleave(tall * wide)
         if (height, width) != (tall, wide):
             maps = Maps((height, width), (tall, wide))
@@ -710,7 +713,7 @@ def _known(
         halves=label_halves,
         maps=maps,
         masks=labelled.interpolated,
-        n_examples=int(belongs.unique().numel()),
+        n_examples=int(examples.unique().numel()),
         notes=(*place.notes, *notes),
     )
 

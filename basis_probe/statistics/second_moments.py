@@ -279,8 +279,7 @@ def _of_usual_size(values: Tensor) -> bool:
     """True if products of the values neither leave the range of float32 nor vanish in it."""
     if not values.numel():
         return False
-    low, high = values.aminmax(dim=0)
-    largest = torch.maximum(low.abs(), high.abs())
+    largest = torch.maximum(values.amax(0).abs(), values.amin(0).abs())
     used = largest[largest > 0]
     return not used.numel() or (float(used.max()) < _LARGEST and float(used.min()) > _LEAST)
 

@@ -226,14 +226,17 @@ def _network_dissection(
     return {key: both[key] / (on.get(key, 0) + true[key] - both[key]) for key in both}
 
 
+@pytest.mark.parametrize("again", [(), (2, 8, 15)])
 @pytest.mark.parametrize("size", [(9, 9), (7, 11)])
 def test_the_published_rule_cuts_cells_and_counts_images_of_the_category(
-    size: tuple[int, int],
+    size: tuple[int, int], again: tuple[int, ...]
 ) -> None:
+    """Images that come again, labelled otherwise, count like all others."""
     generator = torch.Generator().manual_seed(6)
     noise = torch.randn(20, 3, size[0] + 2, size[1] + 2, generator=generator)
     maps = nn.functional.avg_pool2d(noise, 3, 1).relu()
     large = nn.functional.interpolate(maps, (22, 31), mode="bilinear")
+    maps[list(again)] = maps[4].clone()
     masks = {"a": large[:, 0] > 0.5, "b": large[:, 1] > 0.6, "c": large[:, 2] > 0.4}
     # What is labelled for each category differs from image to image.
     masks["a"][:7], masks["b"][5:12], masks["c"][10:] = False, False, False
@@ -253,6 +256,7 @@ def test_the_published_rule_cuts_cells_and_counts_images_of_the_category(
     assert published.mean_best.low <= published.mean_best.observed <= published.mean_best.high
     assert [d.score for d in published.directions] != [d.score for d in ours.directions]
     assert sum("published_iou" in note for note in found.notes) == 2
+    assert found.n_examples == 20
 
 
 def test_the_rows_of_a_site_are_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
