@@ -337,8 +337,19 @@ def _kin(first: Spot, second: Spot, group: Group | str | None) -> tuple[Group, G
     return own, other
 
 
+def _finished(pairs: Pairs) -> dict[tuple[str, str], Similarity]:
+    """The result of every pair, or an error that names it."""
+    found: dict[tuple[str, str], Similarity] = {}
+    for pair, gathered in pairs.items():
+        try:
+            found[pair] = gathered.finish(pair)
+        except DataError as error:
+            raise DataError(f"{pair[0]} and {pair[1]}: {error}") from error
+    return found
+
+
 def _layer_matrix(pairs: Pairs, notes: Sequence[str]) -> LayerMatrix:
-    found = {pair: gathered.finish(pair) for pair, gathered in pairs.items()}
+    found = _finished(pairs)
     rows, columns = (tuple(dict.fromkeys(pair[side] for pair in found)) for side in (0, 1))
     one = next(iter(found.values()))
     return LayerMatrix(
@@ -354,7 +365,7 @@ def _layer_matrix(pairs: Pairs, notes: Sequence[str]) -> LayerMatrix:
 
 
 def _network_matrix(names: tuple[str, ...], pairs: Pairs) -> NetworkMatrix:
-    found = {pair: gathered.finish(pair) for pair, gathered in pairs.items()}
+    found = _finished(pairs)
     one, gathered = next(iter(found.values())), next(iter(pairs.values()))
 
     def table(of: Callable[[Similarity], float], own: float) -> np.ndarray:

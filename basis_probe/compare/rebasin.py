@@ -8,6 +8,7 @@ Source: Ainsworth, Hayase and Srinivasa (2023), Git Re-Basin, section 3.2 (match
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +35,7 @@ from basis_probe.errors import SiteError
 from basis_probe.model.network import prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.weights import Slots, WeightError, Weights
+from basis_probe.run.twins import settle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -459,18 +461,6 @@ def _performance(
 ) -> Performance:
     subject = recognise(model)
     if inside and statistics == "recomputed":
-        normalisations = [
-            module
-            for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
-            and module.track_running_stats
-        ]
-        for module in normalisations:
-            module.reset_running_stats()
-            module.training, module.momentum = True, None
-        if normalisations:
-            with torch.no_grad():
-                for batch, _ in work.items(work.data):
-                    subject.call(batch)
-        model.eval()
+        batches = work.items(work.data)
+        settle(model, (functools.partial(subject.call, batch) for batch, _ in batches))
     return work.performance(subject.call, work.data)

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int64
@@ -26,8 +26,11 @@ from basis_probe.model.roles import Role, role
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
 from basis_probe.run.read import batches_of
+from basis_probe.run.stream import rows_last
 from basis_probe.statistics.sampling import hash_examples
 from basis_probe.statistics.second_moments import Samples, rounding_of
+
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,16 +75,21 @@ class Caught:
 
     def of_fold(self, fold: Tensor, number: int) -> "Caught":
         """The examples of one part of the data; the same value whenever it is asked for."""
-        key = id(fold), number
-        if key not in self._folds:
-            chosen = (fold == number).nonzero().flatten()
-            if len(chosen) == len(fold):
-                return self
-            self._folds[key] = self.of_examples(chosen), fold
-        return self._folds[key][0]
+        inside = fold == number
+        if bool(inside.all()):
+            return self
+        # The division is kept beside what it gave, so that no other takes its place.
+        key = "fold", id(fold), number
+        return self._once(key, lambda: (self.of_examples(inside.nonzero().flatten()), fold))[0]
+
+    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What is made for a key, once."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     @functools.cached_property
-    def _folds(self) -> dict[tuple[int, int], "tuple[Caught, Tensor]"]:
+    def _kept(self) -> dict[Hashable, Any]:
         return {}
 
     def of_examples(self, chosen: Tensor) -> "Caught":
@@ -92,13 +100,7 @@ class Caught:
 
     def samples(self, *, single: bool) -> Samples:
         """The rows with their sums; the same value whenever they are asked for."""
-        if single not in self._samples:
-            self._samples[single] = Samples(self.rows, single=single)
-        return self._samples[single]
-
-    @functools.cached_property
-    def _samples(self) -> dict[bool, Samples]:
-        return {}
+        return self._once(("samples", single), lambda: Samples(self.rows, single=single))
 
     @functools.cached_property
     def unit(self) -> Samples:
@@ -107,14 +109,8 @@ class Caught:
 
     def kernel_maps(self, kernel: Kernel, *, unit_axes: bool) -> Maps:
         """What kernels read of the maps, positions that do not count at zero; made once."""
-        key = kernel, unit_axes
-        if key not in self._maps:
-            self._maps[key] = Maps(self._kernel_values(), kernel, unit_axes)
-        return self._maps[key]
-
-    @functools.cached_property
-    def _maps(self) -> dict[tuple[Kernel, bool], Maps]:
-        return {}
+        key = "maps", kernel, unit_axes
+        return self._once(key, lambda: Maps(self._kernel_values(), kernel, unit_axes))
 
     def _kernel_values(self) -> Tensor:
         """[examples, axes, positions]."""
@@ -132,14 +128,11 @@ class Caught:
         """
         if space is None or self.space is None or space == self.space:
             return self
-        if space not in self._sizes:
-            made = pooled(self.maps(), space).flatten(2).movedim(1, 2)
-            self._sizes[space] = Caught(made, None, space)
-        return self._sizes[space]
 
-    @functools.cached_property
-    def _sizes(self) -> dict[tuple[int, ...], "Caught"]:
-        return {}
+        def made() -> "Caught":
+            return Caught(pooled(self.maps(), space).flatten(2).movedim(1, 2), None, space)
+
+        return self._once(("space", space), made)
 
     def maps(self) -> Tensor:
         """[examples, dim, *space]."""
@@ -269,9 +262,7 @@ class Network:
 
 def caught_of(tensor: Tensor, spot: Spot, batch: Batch) -> Caught:
     """A site's tensor, example by example; a copy."""
-    axes = (tensor.ndim - 1,) if spot.layout is None else spot.layout.axes
-    last = tuple(range(tensor.ndim - len(axes), tensor.ndim))
-    lead = tensor.movedim(axes, last).flatten(-len(axes)).clone()
+    lead = rows_last(tensor, spot.layout).clone()
     if lead.shape[-1] != spot.dim:
         raise DataError(
             f"{spot.site.name} had {spot.dim} features in the first batch and has "

@@ -2,9 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
@@ -38,6 +39,8 @@ from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.replace import NotReplaceable, replacing
 from basis_probe.model.trace import tensors_in
 from basis_probe.run.read import in_batches, require_batches
+from basis_probe.run.stream import rows_last
+from basis_probe.run.twins import normalisations, settle
 from basis_probe.statistics.second_moments import Crossed
 
 if TYPE_CHECKING:
@@ -178,8 +181,8 @@ class StitchedModel(nn.Module):
     def _at(self, x: Tensor, there: Tensor) -> Tensor:
         """What takes the place of the second network's activations, laid out as they are."""
         own, other = self._spots
-        rows = _features_last(x, own)
-        target = _features_last(there, other).shape
+        rows = rows_last(x, own.layout)
+        target = rows_last(there, other.layout).shape
         if own.spatial and other.spatial and rows.shape[1:-1] != target[1:-1]:
             rows = _resized(rows.movedim(-1, 1), tuple(target[1:-1])).movedim(1, -1)
         made = self.layer(rows)
@@ -196,12 +199,6 @@ class StitchedModel(nn.Module):
 
 class _Reached(Exception):
     """The front has run as far as it is needed."""
-
-
-def _features_last(tensor: Tensor, spot: Spot) -> Tensor:
-    axes = (tensor.ndim - 1,) if spot.layout is None else spot.layout.axes
-    last = tuple(range(tensor.ndim - len(axes), tensor.ndim))
-    return tensor.movedim(axes, last).flatten(-len(axes))
 
 
 def _resized(maps: Tensor, space: tuple[int, ...]) -> Tensor:
@@ -625,22 +622,13 @@ class _Trainer:
         self, work: Work, joined: StitchedModel, statistics: Statistics, test: Iterable[Any]
     ) -> None:
         self.work, self.joined, self.statistics, self.test = work, joined, statistics, test
-        self.normalisations = [
-            module
-            for module in joined.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
-            and module.track_running_stats
-        ]
+        self.normalisations = normalisations(joined)
 
     def settle(self) -> None:
         """Averages the statistics of batch normalisation anew over the data."""
-        if self.statistics == "kept" or not self.normalisations:
-            return
-        with torch.no_grad(), self._batch_statistics():
-            for module in self.normalisations:
-                module.reset_running_stats()
-            for batch, _ in self.work.items(self.work.data):
-                self.joined.run(batch)
+        if self.statistics == "recomputed":
+            batches = self.work.items(self.work.data)
+            settle(self.joined, (functools.partial(self.joined.run, batch) for batch, _ in batches))
 
     @contextmanager
     def _batch_statistics(self) -> Generator[None]:
@@ -684,7 +672,7 @@ class _Trainer:
         total, count = 0.0, 0
         recomputed = self.statistics == "recomputed"
         for batch, raw in self.work.items(self.work.data):
-            with self._batch_statistics() if recomputed else _nothing():
+            with self._batch_statistics() if recomputed else nullcontext():
                 loss, _ = self.work.loss(self.joined.run(batch), batch, raw)
             added = self.joined.layer.penalty()
             optimiser.zero_grad()
@@ -694,11 +682,6 @@ class _Trainer:
             total += float(loss.detach()) * batch.size
             count += batch.size
         return total / count
-
-
-@contextmanager
-def _nothing() -> Generator[None]:
-    yield
 
 
 # --- a curve over layers --------------------------------------------------------------------------

@@ -6,13 +6,14 @@ make them so. What a measure says of the twin is what it says of nothing.
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from basis_probe.arguments import SEEDS, instance, whole
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
@@ -58,10 +59,18 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
             else:
                 new = exact.mean().expand_as(exact) if exact.numel() else exact
             parameter.copy_(new.to(parameter.dtype))
-        for module in twin.modules():
-            if isinstance(module, _NORMS) and module.track_running_stats:
-                module.reset_running_stats()
+        for module in normalisations(twin):
+            module.reset_running_stats()
     return twin
+
+
+def normalisations(model: nn.Module) -> list[Any]:
+    """Every normalisation of a model that keeps running averages."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _NORMS) and module.track_running_stats
+    ]
 
 
 def settle(model: nn.Module, runs: Iterable[Callable[[], object]]) -> None:
@@ -70,11 +79,7 @@ def settle(model: nn.Module, runs: Iterable[Callable[[], object]]) -> None:
     Without it a twin's averages belong to no data, and its activations grow or die from layer to
     layer. Every batch counts alike. Nothing is run where there is no batch normalisation.
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, _NORMS) and module.track_running_stats
-    ]
+    norms = normalisations(model)
     if not norms:
         return
     before = [(norm.training, norm.momentum) for norm in norms]

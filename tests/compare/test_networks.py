@@ -221,3 +221,12 @@ def test_what_makes_no_sense_is_refused(case: str) -> None:
     call, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_a_network_that_never_varies_is_named() -> None:
+    nets = {str(seed): torch.randn(60, 4, generator=seeded(seed)) for seed in range(4)}
+    nets["silent"] = torch.full((60, 3), 2.5)
+    with pytest.raises(bp.DataError, match="0 and silent: one of the two is the same"):
+        bp.compare_networks(nets)
+    with pytest.raises(bp.DataError, match="1 and silent: one of the two is the same"):
+        bp.compare_layers({"1": nets["1"]}, nets, measure="procrustes", group="orthogonal")
