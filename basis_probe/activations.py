@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group, Unknown, group_from_name
 from basis_probe.algebra.intertwiner import callable_of
+from basis_probe.arguments import array_of, seed_of
 from basis_probe.arrays import Given, Matrix, Rows, matrix, shape_of, sites_in
 from basis_probe.brief import described
+from basis_probe.errors import DataError
 from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import (
     Case,
@@ -22,7 +24,6 @@ from basis_probe.evidence.site import (
     Evidence,
     chosen_null,
     chosen_scores,
-    chosen_seed,
     gather,
 )
 from basis_probe.model.roles import layer_number
@@ -161,7 +162,7 @@ def probe_activations(
         ('one', 'other')
     """
     settings = _Settings(
-        chosen_scores(scores), chosen_null(null), chosen_seed(seed), Companions.of(bases, paths)
+        chosen_scores(scores), chosen_null(null), seed_of(seed), Companions.of(bases, paths)
     )
     if hasattr(x, "to_numpy"):
         # A table of pandas or polars: its columns are the axes.
@@ -237,21 +238,24 @@ class _Samples:
         rows = Rows.of(name, given, features)
         counted = None
         if mask is not None:
-            if tuple(np.shape(mask)) != rows.leading:
+            flags = array_of("mask", mask, "true or false for every position, or None")
+            if flags.shape != rows.leading or not rows.leading:
                 held = (
                     f"{rows.leading} [batch, position]" if rows.leading else "no array of sequences"
                 )
                 raise ValueError(
-                    f"mask has shape {tuple(np.shape(mask))}, and {name} is {held}: give one entry "
-                    "for every position"
+                    f"mask has shape {flags.shape}, and {name} is {held}: give one entry for every "
+                    "position"
                 )
-            counted = torch.as_tensor(mask).detach().cpu().flatten() != 0
+            if flags.dtype.kind in "US":
+                raise TypeError(f"mask holds texts, {described(flags)}: give true or false")
+            counted = torch.from_numpy(flags.flatten() != 0)
             if not counted.any():
                 raise ValueError(f"mask leaves no row of {name}: it is zero at every position")
         if rows.leading and examples is None:
             numbers = torch.arange(rows.leading[0]).repeat_interleave(rows.leading[1])
         else:
-            numbers = _examples(examples, len(rows))
+            numbers = example_numbers(examples, len(rows))
         return _Samples(rows, counted, numbers if counted is None else numbers[counted])
 
     def __len__(self) -> int:
@@ -468,14 +472,17 @@ def _case(
     )
 
 
-def _examples(examples: Sequence[Any] | Matrix | None, samples: int) -> Tensor:
-    """A whole number for every row, the same for rows of one example."""
+def example_numbers(examples: Sequence[Any] | Matrix | None, samples: int) -> Tensor:
+    """A whole number for every row, the same for rows of one example.
+
+    Raises:
+        TypeError, DataError: for what does not name an example for every row.
+    """
     if examples is None:
         return torch.arange(samples)
-    given = examples.detach().cpu().numpy() if isinstance(examples, Tensor) else examples
-    names = np.asarray(given)
+    names = array_of("examples", examples, "a number or a text for every row")
     if names.shape != (samples,):
-        raise ValueError(
+        raise DataError(
             f"examples has shape {names.shape}, and x has {samples} rows: name the sequence or "
             "image of every row"
         )

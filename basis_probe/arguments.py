@@ -1,5 +1,6 @@
 """What users hand over, checked at once: every refusal says what was given and what is needed."""
 
+import enum
 import math
 import operator
 import os
@@ -7,6 +8,7 @@ from collections.abc import Iterable
 from typing import SupportsFloat, SupportsIndex, TypeVar, cast
 
 import numpy as np
+import torch
 
 from basis_probe.brief import described
 
@@ -57,8 +59,31 @@ def _power(value: int) -> str:
     return str(value)
 
 
-def number(name: str, value: object, *, above: float = 0.0, most: float = math.inf) -> float:
+def seed_of(value: object) -> int:
+    """The seed that is meant, if a random generator can take it.
+
+    Raises:
+        ValueError: if it is not a whole number of 64 bits.
+    """
+    return whole("seed", value, least=SEEDS.start, most=SEEDS.stop - 1)
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float = 0.0,
+    least: float | None = None,
+    most: float = math.inf,
+) -> float:
     """The number that is meant, finite and above a limit.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        above: what it must exceed; -inf for any number.
+        least: the smallest that makes sense, in place of `above`.
+        most: the largest.
 
     Raises:
         ValueError: for anything else.
@@ -68,10 +93,15 @@ def number(name: str, value: object, *, above: float = 0.0, most: float = math.i
             found = float(value)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             found = math.nan
-        if above < found <= most and math.isfinite(found):
+        enough = found > above if least is None else found >= least
+        if enough and found <= most and math.isfinite(found):
             return found
-    limit = "" if most == math.inf else f" and at most {most:g}"
-    raise ValueError(f"{name}={described(value)}: give a number above {above:g}{limit}")
+    limits = [f"above {above:g}" if least is None else f"of at least {least:g}"]
+    if least is None and above == -math.inf:
+        limits = ["that is finite"]
+    if most != math.inf:
+        limits.append(f"at most {most:g}")
+    raise ValueError(f"{name}={described(value)}: give a number {' and '.join(limits)}")
 
 
 def flag(name: str, value: object, *, unknown: bool = False) -> bool | None:
@@ -124,6 +154,59 @@ def texts(name: str, value: object, what: str) -> tuple[str, ...]:
         raise ValueError(
             f"{name} holds a text of {len(longest):,} characters, {described(longest)}: give {what}"
         )
+    return found
+
+
+def one_of(name: str, value: object, known: Iterable[str]) -> str:
+    """The name that was given, if it is one of those that are known.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    choice = tuple(known)
+    if isinstance(value, str) and value in choice:
+        return value
+    raise ValueError(f"{name}={described(value)} is not known: give one of {', '.join(choice)}")
+
+
+Kind = TypeVar("Kind", bound=enum.Enum)
+
+
+def member(name: str, value: object, kind: type[Kind]) -> Kind:
+    """The member of an enumeration that was given, or named.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if isinstance(value, kind):
+        return value
+    names = {one.name.lower(): one for one in kind}
+    return names[one_of(name, value.lower() if isinstance(value, str) else value, names)]
+
+
+def function(name: str, value: object, what: str) -> None:
+    """Raises TypeError for what cannot be called; `what` says what to give."""
+    if not callable(value):
+        raise TypeError(f"{name}={described(value)}: give {what}")
+
+
+def array_of(name: str, value: object, what: str) -> np.ndarray:
+    """The numbers or texts that were given, as an array.
+
+    Args:
+        name: of the argument.
+        value: a tensor, an array, or a list of numbers or texts.
+        what: what to give, in words.
+
+    Raises:
+        TypeError: for what holds none, such as sparse and nested tensors.
+    """
+    try:
+        found = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        found = None
+    if found is None or found.dtype.kind not in "biufUS":
+        raise TypeError(f"{name}={described(value)}: give {what}")
     return found
 
 

@@ -121,8 +121,8 @@ def _opened(name: str, part: Any) -> Any:
         path = pathlib.Path(part)
         if path.suffix != ".npy":
             raise ValueError(
-                f"{name} is the file {path.name}: give one that ends in .npy; a .safetensors file "
-                "of several arrays is given in place of the whole mapping"
+                f"{name} is the file {described(path.name)}: give one that ends in .npy; a "
+                ".safetensors file of several arrays is given in place of the whole mapping"
             )
         if not path.is_file():
             raise FileNotFoundError(f"{name}: there is no file {path}")

@@ -489,7 +489,7 @@ def test_a_model_without_numbers_is_refused() -> None:
         ({"groups": "rotation group"}, ValueError, "no group is called 'rotation group'; near"),
         ({"groups": bp.groups.Orthogonal(5)}, ValueError, "acts on 5 features, the site has 12"),
         ({"groups": {"0": "orthogonal"}}, bp.SiteError, "groups names '0', which matches none of"),
-        ({"groups": 5}, TypeError, "groups is a int: give a group, its name, or a dict"),
+        ({"groups": 5}, TypeError, "groups=5: give a group, its name, or a dict"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

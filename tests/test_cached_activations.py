@@ -253,7 +253,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: pathlib.Path) -> None:
     for x, words in (
         (tmp_path / "a.npy", "a.npy cannot be read .*write the file anew, with np.save"),
         (tmp_path / "a.safetensors", "a.safetensors cannot be read .*anew, with safetensors"),
-        (tmp_path / "x.npz", "x.npz: give one that ends in .npy"),
+        (tmp_path / "x.npz", "x.npz': give one that ends in .npy"),
         ([tmp_path / "b.safetensors", tmp_path / "c.safetensors"], "'one' .*of the same arrays"),
         ([torch.zeros(3, 4), torch.zeros(3, 5)], r"parts of shapes \(3, 4\) and \(3, 5\)"),
     ):

@@ -35,6 +35,7 @@ from basis_probe.algebra.elements import (
     plane_axes,
 )
 from basis_probe.algebra.haar import haar, haar_fixing, require_cpu
+from basis_probe.arguments import flag, instance, whole
 from basis_probe.brief import described
 from basis_probe.errors import nearest
 
@@ -256,7 +257,15 @@ class Group(abc.ABC):
 
     def _exact(self, matrix: object) -> tuple[Float64[Tensor, "dim dim"], float]:
         """The matrix in float64 on the CPU, and how precisely its entries are known."""
-        a = matrix.matrix() if isinstance(matrix, Element) else torch.as_tensor(matrix)
+        try:
+            a = matrix.matrix() if isinstance(matrix, Element) else torch.as_tensor(matrix)
+        except (TypeError, ValueError, RuntimeError):
+            a = None
+        if a is None or a.is_nested or a.is_meta or a.layout is not torch.strided:
+            raise ValueError(
+                f"{described(matrix)} is not a matrix of numbers: give a tensor or an array "
+                f"[{self.dim}, {self.dim}], or an element"
+            )
         if tuple(a.shape) != (self.dim, self.dim):
             raise ValueError(
                 f"the matrix has shape {tuple(a.shape)}, the group {self.name} acts on "
@@ -319,7 +328,7 @@ class Elementary(Group):
     dim: int
 
     def __post_init__(self) -> None:
-        _require_size("dim", self.dim)
+        _require_size(self, "dim")
 
 
 # --- groups that mix axes -------------------------------------------------------------------------
@@ -720,13 +729,13 @@ class OnPlanes(Group):
     pairing: Pairing = "half"
 
     def __post_init__(self) -> None:
-        _require_size("dim", self.dim)
+        _require_size(self, "dim")
         if self.dim % 2:
             raise ValueError(f"{self.dim} axes do not divide into planes: give an even dim")
-        if self.pairing not in ("half", "adjacent"):
+        if not isinstance(self.pairing, str) or self.pairing not in ("half", "adjacent"):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
-                f"pairing {self.pairing!r} is not known: give 'half' for planes (i, i + n/2) or "
-                "'adjacent' for (2i, 2i + 1)"
+                f"pairing {described(self.pairing)} is not known: give 'half' for planes (i, "
+                "i + n/2) or 'adjacent' for (2i, 2i + 1)"
             )
 
     def axes(self) -> tuple[Int64[Tensor, " direction"], Int64[Tensor, " direction"]]:
@@ -1019,12 +1028,13 @@ class Blocks(Group):
     name: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:
-        _require_size("count", self.count)
-        _require_size("copies", self.copies)
-        if self.order not in ("free", "kept"):
+        _require_size(self, "count", "copies")
+        instance("inner", self.inner, Group, "the group of a block")
+        flag("alike", self.alike)
+        if not isinstance(self.order, str) or self.order not in ("free", "kept"):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(
-                f"order {self.order!r} is not known: give 'free' for blocks that change places or "
-                "'kept' for blocks that do not"
+                f"order {described(self.order)} is not known: give 'free' for blocks that change "
+                "places or 'kept' for blocks that do not"
             )
 
     def __repr__(self) -> str:
@@ -1156,8 +1166,11 @@ class DirectSum(Group):
     name: ClassVar[str] = "direct-sum"
 
     def __post_init__(self) -> None:
+        instance("parts", self.parts, tuple, "a tuple of groups")
         if not self.parts:
             raise ValueError("a direct sum of no groups was asked for: give at least one part")
+        for part in self.parts:
+            instance("one of parts", part, Group, "a group")
 
     @property
     def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -1266,6 +1279,15 @@ _ALIASES: dict[str, str] = {
     "signed-plane": "signed-planes",
     "quarter-turn": "quarter-turns",
 }
+
+
+def require_group(name: str, group: object) -> None:
+    """Raises TypeError or ValueError for what is neither a group, nor the name of one, nor None."""
+    if group is not None:
+        instance(name, group, (Group, str), "a group, its name, or None")
+    if isinstance(group, str):
+        # Every group that has a name can act on four axes.
+        group_from_name(group, 4)
 
 
 def group_from_name(name: str, dim: int) -> Group:
@@ -1406,9 +1428,10 @@ def _alike(given: Element, read: Element) -> bool:
     return isinstance(read, Dense) or type(given) is type(read)
 
 
-def _require_size(what: str, size: object) -> None:
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"{what} is {size!r}: give a whole number of at least 1")
+def _require_size(group: Group, *names: str) -> None:
+    """Raises ValueError for sizes of a group that are none; those of numpy become Python's."""
+    for name in names:
+        object.__setattr__(group, name, whole(name, getattr(group, name), least=1))
 
 
 def continued(sentence: str) -> str:

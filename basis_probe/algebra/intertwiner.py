@@ -34,6 +34,7 @@ from basis_probe.algebra.groups import (
     Unknown,
     monomial_parts,
 )
+from basis_probe.arguments import whole
 from basis_probe.brief import brief, described
 from basis_probe.errors import nearest
 
@@ -245,12 +246,16 @@ class _Failed(ValueError):
     """A function that raised an error."""
 
 
+_MOST_AXES = 1_000_000
+
+
 def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: int) -> _Function:
     """The nonlinearity in the highest precision that it works in.
 
     Raises:
         ValueError: if it is nothing to call, fails, is random or computes in less than float32.
     """
+    dim = whole("dim", dim, least=1, most=_MOST_AXES)
     name, call = callable_of(nonlinearity)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(-(-256 // dim) + 8, dim, generator=generator, dtype=torch.float64)

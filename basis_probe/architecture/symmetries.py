@@ -16,6 +16,7 @@ from basis_probe.architecture.act import Action
 from basis_probe.architecture.completeness import LARGEST, Counter, too_large
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.prove import Prover, Unproved, largest_change
+from basis_probe.arguments import flag, instance, seed_of, whole
 from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.example_input import example_for
@@ -68,6 +69,7 @@ def symmetries(
         >>> found["1"].group, found["1"].certificate.holds
         (Permutation(dim=6), True)
     """
+    certificates = flag("certificates", certificates, unknown=True)
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = _batch(subject, example_input)
@@ -156,8 +158,9 @@ def certify(
         >>> proof.holds, proof.max_error < 1e-9, proof.violation > 1e-6
         (True, True, True)
     """
-    if elements < 1:
-        raise ValueError(f"elements={elements}: give a positive number")
+    instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
+    elements, seed = whole("elements", elements, least=1, most=1000), seed_of(seed)
+    complete = bool(flag("complete", complete))
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = _batch(subject, example_input)
@@ -213,6 +216,7 @@ def reparametrize(
         >>> torch.allclose(twin(x), model(x)), torch.allclose(twin[0](x), model[0](x))
         (True, False)
     """
+    instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from torch import nn
 
-from basis_probe.algebra.groups import Group
+from basis_probe.algebra.groups import Group, require_group
 from basis_probe.arguments import instance, texts
 from basis_probe.compare.alignments import axes_group, on_axes, require_kin
 from basis_probe.compare.gather import Gathered, gathering
@@ -218,16 +218,19 @@ def compare_networks(
                [1.4, 0. , 1.4],
                [0. , 1.4, 0. ]])
     """
-    if measure in ("regression", "pwcca"):
-        raise ValueError(
-            f"measure={measure!r} is not the same for both orders of two networks: compare them "
-            "one by one with similarity, or give another measure"
-        )
     plan = plan_of(
         measure, kernel=kernel, estimator=estimator, folds=folds, constant="ignore", seed=seed,
         whitening=whitening, share=share, dissimilarity=dissimilarity, correlation=correlation,
         neighbours=neighbours, width=width,
     )  # fmt: skip
+    if measure in ("regression", "pwcca"):
+        raise ValueError(
+            f"measure={measure!r} is not the same for both orders of two networks: compare them "
+            "one by one with similarity, or give another measure"
+        )
+    require_group("group", group)
+    if sites is not None:
+        instance("sites", sites, (str, Mapping), "the place, or name -> place")
     if not isinstance(networks, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"networks is a {type(networks).__name__}: give a dict from names to activations or "
@@ -255,6 +258,8 @@ def compare_networks(
         if None in places:
             missing = list(models)[places.index(None)]
             raise ValueError(f"sites names no place in {missing!r}: give one for every network")
+        for place in places:
+            instance("one of sites", place, str, "the name of a place")
         pairs = {}
         for several, batch, caught_at in together([*models.values()], data, None, places):
             ones = dict(zip(models, (network.one() for network in several), strict=True))

@@ -14,8 +14,7 @@ from basis_probe.algebra.groups import (
     Trivial,
     group_from_name,
 )
-from basis_probe.arguments import SEEDS, number, whole
-from basis_probe.brief import described
+from basis_probe.arguments import number, one_of, seed_of, whole
 from basis_probe.compare.alignments import on_axes, require_kin
 from basis_probe.compare.kernels import Kernel, kernel_from_name
 from basis_probe.compare.matching import Constant
@@ -252,22 +251,24 @@ def plan_of(
     Raises:
         ValueError: for a name or number that makes no sense.
     """
-    _one_of("measure", measure, MEASURES)
+    one_of("measure", measure, MEASURES)
+    rbf = isinstance(kernel, str) and kernel == "rbf"
+    named = None if kernel is None or rbf else kernel_from_name(kernel)
     given: dict[str, Any] = {**options, "kernel": kernel}
     uses = _USES.get(measure, ())
-    if measure == "cka" and kernel == "rbf":
+    if measure == "cka" and rbf:
         uses = ("kernel", "width")
     if several:
         given = {name: given[name] if name in uses else _USUAL[name] for name in given}
+        named, rbf = (named, rbf) if "kernel" in uses else (None, False)
     folds = whole("folds", folds, least=1, most=_MOST_FOLDS)
     neighbours = whole("neighbours", given["neighbours"], least=1)
     shuffles = whole("shuffles", shuffles)
-    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
+    seed = seed_of(seed)
     width, share = number("width", given["width"]), number("share", given["share"], most=1.0)
-    whitening = given["whitening"]
-    whitening = 0.0 if whitening == 0 else number("whitening", whitening)
-    _one_of("dissimilarity", given["dissimilarity"], ("euclidean", "cosine", "correlation"))
-    _one_of("correlation", given["correlation"], ("pearson", "spearman"))
+    whitening = number("whitening", given["whitening"], least=0.0)
+    one_of("dissimilarity", given["dissimilarity"], ("euclidean", "cosine", "correlation"))
+    one_of("correlation", given["correlation"], ("pearson", "spearman"))
     for name, value in given.items():
         if value != _USUAL[name] and name not in uses:
             belongs = [other for other, used in _USES.items() if name in used]
@@ -280,17 +281,15 @@ def plan_of(
             f"whitening={whitening}: give a share from 0 to below 1; all of the way is "
             'measure="cca" with group="general-linear"'
         )
+    one_of("normalization", normalization, ("shape", "paper"))
+    one_of("estimator", estimator, ("unbiased", "biased"))
+    one_of("constant", constant, ("refuse", "ignore"))
     if measure in ("knn", "jaccard") and given["dissimilarity"] == "correlation":
         raise ValueError('dissimilarity="correlation" belongs to measure="rsa"')
-    rbf = given["kernel"] == "rbf"
     if normalization == "paper" and (whitening or rbf):
         raise ValueError(
             'normalization="paper" has neither whitening nor a Gaussian kernel: leave them out'
         )
-    _one_of("normalization", normalization, ("shape", "paper"))
-    _one_of("estimator", estimator, ("unbiased", "biased"))
-    _one_of("constant", constant, ("refuse", "ignore"))
-    named = None if given["kernel"] is None or rbf else kernel_from_name(given["kernel"])
     return Plan(
         measure=measure,  # pyright: ignore[reportArgumentType]
         normalization=normalization,  # pyright: ignore[reportArgumentType]
@@ -308,11 +307,6 @@ def plan_of(
         shuffles=shuffles,
         rbf=rbf,
     )
-
-
-def _one_of(what: str, given: object, known: tuple[str, ...]) -> None:
-    if not isinstance(given, str) or given not in known:
-        raise ValueError(f"{what}={described(given)} is not known: give one of {', '.join(known)}")
 
 
 def require_in_paper(plan: Plan, group: Group) -> None:

@@ -22,6 +22,7 @@ from basis_probe.algebra.groups import Monomial, OnAxes, SignedPermutation
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import reparametrize, watched
+from basis_probe.arguments import function, instance, one_of, seed_of, whole
 from basis_probe.brief import brief
 from basis_probe.compare.matching import assignment
 from basis_probe.compare.stitching import (
@@ -216,10 +217,13 @@ def rebasin(
         (True, 0.0, True)
     """
     require_several_readings(data)
-    if scales not in ("kept", "matched"):
-        raise ValueError(f"scales={scales!r} is not known: give kept or matched")
-    if points < 0:
-        raise ValueError(f"points={points}: give 0 or more")
+    instance("model_a", model_a, nn.Module, "a torch module")
+    instance("model_b", model_b, nn.Module, "a torch module")
+    one_of("scales", scales, ("kept", "matched"))
+    one_of("batch_norm", batch_norm, ("recomputed", "kept"))
+    points, seed = whole("points", points, most=10_000), seed_of(seed)
+    if objective is not None:
+        function("objective", objective, "a function of (output, batch), or None")
     _require_same_shape(model_a, model_b)
     work = Work((model_a, model_b), data, objective)
     raw = next(work.items(data))[1]

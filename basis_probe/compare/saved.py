@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from basis_probe.activations import features_of
+from basis_probe.brief import described
 from basis_probe.compare.running import Caught, pooled
 from basis_probe.errors import DataError, SiteError
 
@@ -111,7 +112,11 @@ def checked(name: str, values: Any) -> Tensor:
     ):
         # Torch cannot share an array that is read-only or runs backwards.
         values = values.copy()
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "biufc":
+        raise TypeError(f"{name} holds {values.dtype}: give floating-point numbers")
     tensor = torch.as_tensor(values).detach()
+    if tensor.is_nested or tensor.is_meta or tensor.layout is not torch.strided:
+        raise TypeError(f"{name} is {described(values)}, not a dense one: give dense numbers")
     if not tensor.is_floating_point():
         raise TypeError(
             f"{name} holds {str(tensor.dtype).removeprefix('torch.')}: activations are "

@@ -5,10 +5,18 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-from basis_probe.algebra.groups import Group
+from basis_probe.algebra.groups import Group, require_group
+from basis_probe.arguments import instance
 from basis_probe.compare.gather import Gathered, gathering
 from basis_probe.compare.matching import Constant
-from basis_probe.compare.plan import Measure, Normalization, Plan, groups_for, groups_of, plan_of
+from basis_probe.compare.plan import (
+    Measure,
+    Normalization,
+    Plan,
+    groups_for,
+    groups_of,
+    plan_of,
+)
 from basis_probe.compare.running import Caught, together
 from basis_probe.compare.samples import Correlation, Dissimilarity
 from basis_probe.compare.saved import (
@@ -171,6 +179,10 @@ def similarity(
         dissimilarity=dissimilarity, correlation=correlation, neighbours=neighbours, width=width,
         shuffles=shuffles,
     )  # fmt: skip
+    require_group("group", group)
+    for name, place in (("site", site), ("other_site", other_site)):
+        if place is not None:
+            instance(name, place, str, "the name of one site, or None")
     if isinstance(x, nn.Module) and isinstance(y, nn.Module):
         if data is None:
             raise DataError("two models are given without data: give batches to run them on")

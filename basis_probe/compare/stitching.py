@@ -24,8 +24,9 @@ from basis_probe.algebra.groups import (
     PositiveMonomial,
     SignedPermutation,
     Trivial,
+    require_group,
 )
-from basis_probe.arguments import instance, several, texts
+from basis_probe.arguments import function, instance, number, one_of, seed_of, several, texts, whole
 from basis_probe.brief import brief
 from basis_probe.compare import layers
 from basis_probe.compare.alignments import align, axes_group, on_axes
@@ -284,7 +285,17 @@ def stitch(
     site = instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     if other_site is not None:
         instance("other_site", other_site, str, "the name of one site, or None for the same")
-    _check(method, rank, epochs, batch_norm, data, held_out)
+    instance("model_a", model_a, nn.Module, "a torch module")
+    instance("model_b", model_b, nn.Module, "a torch module")
+    require_group("group", group)
+    if objective is not None:
+        function("objective", objective, "a function of (output, batch), or None")
+    if learning_rate is not None:
+        learning_rate = number("learning_rate", learning_rate, most=1e6)
+    sparsity, reward = number("sparsity", sparsity, least=0.0), number("reward", reward, least=0.0)
+    seed, epochs = seed_of(seed), whole("epochs", epochs)
+    rank = None if rank is None else whole("rank", rank, least=1)
+    _check(method, batch_norm, data, held_out)
     models = model_a, model_b
     work = Work(models, data, objective)
     with prepared(model_a, None), prepared(model_b, None):
@@ -348,22 +359,12 @@ def stitch(
 
 def _check(
     method: str,
-    rank: int | None,
-    epochs: int,
     batch_norm: str,
     data: Iterable[Any],
     held_out: Iterable[Any] | None,
 ) -> None:
-    if method not in ("closed-form", "birkhoff", "lasso"):
-        raise ValueError(
-            f"method={method!r} is not known: give one of closed-form, birkhoff, lasso"
-        )
-    if batch_norm not in ("recomputed", "kept"):
-        raise ValueError(f"batch_norm={batch_norm!r} is not known: give recomputed or kept")
-    if epochs < 0:
-        raise ValueError(f"epochs={epochs}: give 0 or more")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank={rank}: give at least 1")
+    one_of("method", method, ("closed-form", "birkhoff", "lasso"))
+    one_of("batch_norm", batch_norm, ("recomputed", "kept"))
     require_several_readings(data)
     if held_out is not None:
         require_several_readings(held_out)
@@ -761,7 +762,7 @@ def stitching_curve(
     if sites is not None:
         sites = texts("sites", sites, "names of places")
     for group in several("groups", groups, "groups, their names, or None for that of the place"):
-        instance("one of groups", group, (Group, str, type(None)), "a group, its name, or None")
+        require_group("one of groups", group)
     names = list(sites) if sites is not None else _shared_sites((model_a, model_b), data)
     return StitchingCurve(
         tuple(

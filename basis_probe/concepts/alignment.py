@@ -56,20 +56,6 @@ _THRESHOLDS = {
 }
 
 
-def measure_of(wanted: "str | Measure") -> Measure:
-    """The measure that is meant.
-
-    Raises:
-        ValueError: for a name that no measure bears.
-    """
-    if isinstance(wanted, Measure):
-        return wanted
-    names = {measure.name.lower(): measure for measure in Measure}
-    if wanted.lower() not in names:
-        raise ValueError(f"no measure is called {wanted!r}; there are {', '.join(names)}")
-    return names[wanted.lower()]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranks:
     """Where every sample stands among all samples of a direction.

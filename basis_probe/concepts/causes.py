@@ -6,6 +6,7 @@ computation have a few large effects and many small ones, a rotation spreads the
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar
 from basis_probe.architecture.symmetries import watched
-from basis_probe.arguments import SEEDS, instance, whole
-from basis_probe.brief import brief
+from basis_probe.arguments import array_of, function, instance, member, seed_of, several, whole
+from basis_probe.arrays import matrix
+from basis_probe.brief import brief, described
 from basis_probe.concepts.comparing import tally
 from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.model.batches import Batch
@@ -42,20 +44,6 @@ class Held(enum.Enum):
     ZERO = "zero, which may lie far from where the data are"
     NOISE = "a Gaussian of its own mean and variance, drawn anew at every sample"
     RESAMPLED = "its value at another sample of the same batch, drawn at random"
-
-    @staticmethod
-    def of(wanted: "str | Held") -> "Held":
-        """The one that is meant.
-
-        Raises:
-            ValueError: for a name that none bears.
-        """
-        if isinstance(wanted, Held):
-            return wanted
-        names = {held.name.lower(): held for held in Held}
-        if wanted.lower() not in names:
-            raise ValueError(f"how={wanted!r}: a direction can be held at {', '.join(names)}")
-        return names[wanted.lower()]
 
 
 @brief
@@ -133,15 +121,20 @@ def ablate(
     """
     site = instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     rotations = whole("rotations", rotations, least=1)
-    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
-    held = Held.of(how)
+    seed = seed_of(seed)
+    held = member("how", how, Held)
+    if axes is not None:
+        axes = [whole("axes", axis) for axis in several("axes", axes, "numbers of axes")]
+    if loss is not None:
+        function("loss", loss, "a function of (output, batch), or None")
     subject = recognise(model)
     measure = _next_token if loss is None else _of_raw(loss)
     with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
-        batches = list(batches_of(data, subject))
-        if not batches:
+        reading = batches_of(data, subject)
+        first = next(reading, None)
+        if first is None:
             raise DataError("the data hold no batch: give at least one")
-        facts = watched(subject, batches[0])
+        facts = watched(subject, first)
         chosen = asked(site, facts.sites, silent=subject.silent())
         if len(chosen) > 1:
             raise SiteError(f"{site!r} stands for {len(chosen)} sites: ablate one at a time")
@@ -153,12 +146,16 @@ def ablate(
             )
         layout = facts.layout(place)
         feature = (-1,) if layout is None else layout.axes
-        means, covariance = _moments(subject, batches, place, feature, held)
-        dim = len(means)
-        wanted = list(range(dim)) if axes is None else [int(axis) for axis in axes]
-        if any(not 0 <= axis < dim for axis in wanted) or not wanted:
-            raise ValueError(f"axes={wanted}: {place.name} has axes 0 to {dim - 1}")
+        dim = math.prod(facts.shape(place))
+        wanted = list(range(dim)) if axes is None else list(axes)
+        if any(axis >= dim for axis in wanted):
+            raise ValueError(f"axes={described(wanted)}: {place.name} has axes 0 to {dim - 1}")
+        if loss is None:
+            # Whether there is a loss is known before the data are read.
+            _mean_loss(subject, [first], measure, None)
+        batches = [first, *reading]
         before = _mean_loss(subject, batches, measure, None)
+        means, covariance = _moments(subject, batches, place, feature, held)
         generator = torch.Generator().manual_seed(seed)
         rows: list[Tensor] = []
         for index in range(rotations + 1):
@@ -397,20 +394,25 @@ def logit_effects(
     Raises:
         ValueError: for shapes that do not fit.
     """
-    instance("write", write, Tensor, "a tensor [dim, stream]")
-    instance("unembed", unembed, Tensor, "a tensor [stream, vocabulary]")
-    frames = whole("frames", frames, least=1)
-    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
+    write, unembed = matrix("write", write), matrix("unembed", unembed)
+    frames = whole("frames", frames, least=1, most=1_000_000)
+    seed = seed_of(seed)
     if write.ndim != 2 or unembed.ndim != 2 or write.shape[1] != unembed.shape[0]:
         raise ValueError(
             f"write has shape {list(write.shape)} and unembed {list(unembed.shape)}: give [dim, "
             "stream] and [stream, vocabulary]"
         )
-    reads = unembed.detach().double()
+    reads = unembed.double()
     if gain is not None:
-        reads = gain.detach().double()[:, None] * reads
+        factors = array_of("gain", gain, "one number for every axis of the stream, or None")
+        if factors.shape != (len(reads),) or factors.dtype.kind in "US":
+            raise ValueError(
+                f"gain={described(gain)}: give one number for each of the {len(reads)} axes of the "
+                "stream, or None"
+            )
+        reads = torch.from_numpy(factors).double()[:, None] * reads
     reads = reads - reads.mean(1, keepdim=True)
-    writes = write.detach().double()
+    writes = write.double()
     generator = torch.Generator().manual_seed(seed)
     rows: list[Tensor] = []
     logits = writes @ reads

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basis_probe.arguments import seed_of, whole
 from basis_probe.concepts.alignment import Measure
 from basis_probe.concepts.chance import Chance, shuffled
 from basis_probe.concepts.detection import Found, Setting, Sides, examine
@@ -24,6 +25,8 @@ from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_p
 
 Seen = TypeVar("Seen")
 
+_MOST_DRAWS = 1_000_000
+
 CANDIDATES = 3
 """Of every concept so many of the best directions are scored again on resampled examples."""
 
@@ -38,7 +41,7 @@ class Effort:
         seed: seeds frames, shuffles and resamples.
 
     Raises:
-        ValueError: for numbers below 0.
+        ValueError: for what is not a whole number from 0 to 1,000,000, or not a seed.
     """
 
     shuffles: int = 39
@@ -46,9 +49,10 @@ class Effort:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("shuffles", self.shuffles), ("resamples", self.resamples)):
-            if value < 0:
-                raise ValueError(f"{name}={value}: give 0 for none, or more")
+        for name in ("shuffles", "resamples"):
+            count = whole(name, getattr(self, name), most=_MOST_DRAWS)
+            object.__setattr__(self, name, count)
+        object.__setattr__(self, "seed", seed_of(self.seed))
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_probe import arguments
 from basis_probe.brief import described
 
 _FIELDS = 10
@@ -57,13 +58,16 @@ def read_conllu(path: str | pathlib.Path) -> list[Sentence]:
     sentences: list[Sentence] = []
     text: str | None = None
     rows: list[list[str]] = []
+    file = pathlib.Path(arguments.path("path", path))
     try:
-        whole = pathlib.Path(path).read_text(encoding="utf-8")
+        whole = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is no text in UTF-8 ({error.reason} at byte {error.start:,}): give a CoNLL-U "
             "file, turned into UTF-8 first where it has another encoding"
         ) from error
+    except (OSError, ValueError) as error:
+        raise OSError(f"{described(str(path))} cannot be read: {error.args[-1]}") from error
     for number, line in enumerate([*whole.split("\n"), ""], start=1):
         if line.startswith("# text = "):
             text = line.removeprefix("# text = ")
@@ -155,10 +159,17 @@ def annotated(
 
     Raises:
         TypeError: if the tokenizer does not say where its tokens lie in the text.
+        ValueError: for no sentences, or a number that makes no sense.
     """
+    arguments.function("tokenizer", tokenizer, "a fast tokenizer of Hugging Face")
+    batch_size = arguments.whole("batch_size", batch_size, least=1)
+    longest = arguments.whole("longest", longest, least=1)
     rows: list[list[int]] = []
     carried: list[list[frozenset[str]]] = []
-    for sentence in sentences:
+    for sentence in arguments.several("sentences", sentences, "what `read_conllu` returned"):
+        sentence = arguments.instance(
+            "one of sentences", sentence, Sentence, "what `read_conllu` returned"
+        )
         try:
             made = tokenizer(sentence.text, return_offsets_mapping=True)
             ids, offsets = list(made["input_ids"]), list(made["offset_mapping"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Generic, TypeVar
 
@@ -9,14 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basis_probe.activations import Nonlinearity, layer_of, symmetry_of
+from basis_probe.activations import Nonlinearity, example_numbers, layer_of, symmetry_of
 from basis_probe.algebra.groups import Group
 from basis_probe.algebra.intertwiner import callable_of
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
-from basis_probe.arguments import whole
+from basis_probe.arguments import (
+    flag,
+    instance,
+    member,
+    number,
+    seed_of,
+    several,
+    texts,
+    whole,
+)
 from basis_probe.arrays import Matrix, matrix
-from basis_probe.concepts.alignment import Measure, measure_of
+from basis_probe.concepts.alignment import Measure
 from basis_probe.concepts.comparing import Effort, Interruption, compare
 from basis_probe.concepts.detection import Setting, Sides
 from basis_probe.concepts.labels import (
@@ -32,7 +42,7 @@ from basis_probe.concepts.labels import (
 from basis_probe.concepts.maps import Maps
 from basis_probe.errors import DataError, StreamError
 from basis_probe.evidence.measure import Choice, choose
-from basis_probe.evidence.site import chosen_null, chosen_seed
+from basis_probe.evidence.site import chosen_null
 from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
@@ -42,7 +52,7 @@ from basis_probe.results.dissection import Comparison, Dissection, SiteDissectio
 from basis_probe.run.problems import dispensable, problem_of
 from basis_probe.run.read import FAILED, batches_of
 from basis_probe.run.stream import Seen, Stream
-from basis_probe.run.watch import Groups, Placed, placed
+from basis_probe.run.watch import Groups, Placed, placed, require_groups
 from basis_probe.statistics.nulls import Null, Problem, Rotation
 from basis_probe.statistics.sampling import hash_examples
 
@@ -152,21 +162,21 @@ def dissect(
         >>> [one.null.name for one in found["1"].comparisons]
         ['counterfactual', 'rotation']
     """
-    used = _measures(measures)
-    wanted, seed = chosen_null(null), chosen_seed(seed)
-    max_samples = whole("max_samples", max_samples, least=1)
-    effort = dataclasses.replace(effort or Effort(), seed=seed)
-    each = functools.partial(
-        _dissected, used=used, wanted=wanted, frames=frames, top=top, threshold=threshold,
-        categories=categories, sides=sides, split=split, effort=effort,
+    resolution = member("resolution", resolution, Resolution)
+    asked_for = _asked_for(
+        measures=measures, null=null, frames=frames, top=top, threshold=threshold,
+        categories=categories, sides=sides, split=split, effort=effort, seed=seed,
     )  # fmt: skip
+    each = functools.partial(_dissected, **asked_for)
+    used: Effort = asked_for["effort"]
+    seed = used.seed
     settings = {
         "seed": str(seed),
-        "max_samples": str(max_samples),
-        "top": str(top),
+        "max_samples": str(whole("max_samples", max_samples, least=1)),
+        "top": str(asked_for["top"]),
         "resolution": resolution.name.lower(),
-        "shuffles": str(effort.shuffles),
-        "resamples": str(effort.resamples),
+        "shuffles": str(used.shuffles),
+        "resamples": str(used.resamples),
     }
 
     def conclude(gathered: Gathered[SiteDissection]) -> Dissection:
@@ -177,7 +187,7 @@ def dissect(
     return gather(
         model, data, concepts, each, conclude, sites=sites, groups=groups, resolution=resolution,
         seed=seed, device=device, max_samples=max_samples, progress=progress,
-        pre=wanted is not None,
+        pre=asked_for["wanted"] is not None,
     )  # fmt: skip
 
 
@@ -247,7 +257,12 @@ def gather(
     of one of them, `conclude` what is made of all. With `pre` what comes before a nonlinearity is
     unpacked too. The other arguments, and what is raised, are those of `dissect`.
     """
-    sites = sites if sites is None or isinstance(sites, str) else tuple(sites)
+    max_samples = whole("max_samples", max_samples, least=FEWEST_EXAMPLES)
+    progress = bool(flag("progress", progress))
+    if sites is not None:
+        named = texts("sites", sites, "names or globs of sites")
+        sites = sites if isinstance(sites, str) else named
+    require_groups(groups)
     sources = Sources(concepts)
     subject = recognise(model)
     target = None if device is None else device_of(device)
@@ -422,17 +437,16 @@ def dissect_activations(
         >>> found.comparison().distinct.observed
         8.0
     """
-    used, wanted, seed = _measures(measures), chosen_null(null), chosen_seed(seed)
+    asked_for = _asked_for(
+        measures=measures, null=null, frames=frames, top=top, threshold=threshold,
+        categories=categories, sides=sides, split=split, effort=effort, seed=seed,
+    )  # fmt: skip
     known = known_of(
         x, concepts, examples=examples, group=group, pre=pre, nonlinearity=nonlinearity,
-        inputs=inputs, weight=weight, bias=bias, seed=seed,
+        inputs=inputs, weight=weight, bias=bias, seed=asked_for["effort"].seed,
     )  # fmt: skip
     with guarded():
-        return _dissected(
-            known, Interruption(), used=used, wanted=wanted, frames=frames, top=top,
-            threshold=threshold, categories=categories, sides=sides, split=split,
-            effort=dataclasses.replace(effort or Effort(), seed=seed),
-        )  # fmt: skip
+        return _dissected(known, Interruption(), **asked_for)
 
 
 def known_of(
@@ -462,12 +476,7 @@ def known_of(
                 f"the labels of {name!r} have shape {shape} and x has {samples} samples: give one "
                 "label for every sample"
             )
-    belongs = torch.arange(samples) if examples is None else torch.as_tensor(examples).cpu().long()
-    if belongs.shape != (samples,):
-        raise DataError(
-            f"examples has shape {list(belongs.shape)} and x has {samples} samples: say of every "
-            "sample which example it belongs to"
-        )
+    belongs = example_numbers(examples, samples)
     order = belongs.argsort(stable=True)
     halves = _halves(belongs[order], generator=torch.Generator().manual_seed(seed))
     # Each half in one piece, so that it can be taken without a copy.
@@ -519,10 +528,51 @@ def _measures(
 ) -> tuple[Measure, ...] | None:
     if wanted is None:
         return None
-    several = [wanted] if isinstance(wanted, str | Measure) else list(wanted)
-    if not several:
-        raise ValueError("measures is empty: name some, or None for the usual ones")
-    return tuple(measure_of(one) for one in several)
+    single = isinstance(wanted, str | Measure)
+    each = (wanted,) if single else several("measures", wanted, "names of measures")
+    return tuple(member("measures", one, Measure) for one in each)
+
+
+def _asked_for(
+    *,
+    measures: str | Measure | Iterable[str | Measure] | None,
+    null: str | Null | None,
+    frames: int | None,
+    top: float,
+    threshold: float | None,
+    categories: Mapping[str, str] | None,
+    sides: Sides | None,
+    split: Split,
+    effort: Effort | None,
+    seed: int,
+) -> dict[str, Any]:
+    """How a site is dissected, checked before anything is run.
+
+    Raises:
+        ValueError, TypeError: for what makes no sense.
+    """
+    used = _measures(measures)
+    if categories is not None:
+        instance("categories", categories, Mapping, "a dict from concepts to their categories")
+        if used is None or Measure.PUBLISHED_IOU not in used:
+            raise ValueError(
+                'categories are given and no measure reads them: add "published_iou" to measures'
+            )
+    effort = (
+        Effort() if effort is None else instance("effort", effort, Effort, "an Effort, or None")
+    )
+    return {
+        "used": used,
+        "wanted": chosen_null(null),
+        # A null knows how many frames it needs.
+        "frames": None if frames is None else Rotation(frames=frames).frames,
+        "top": number("top", top, most=1.0),
+        "threshold": None if threshold is None else number("threshold", threshold, above=-math.inf),
+        "categories": categories,
+        "sides": None if sides is None else member("sides", sides, Sides),
+        "split": member("split", split, Split),
+        "effort": dataclasses.replace(effort, seed=seed_of(seed)),
+    }
 
 
 def remembering(data: Iterable[Any], raws: list[object]) -> Iterable[Any]:
@@ -781,10 +831,6 @@ def _compared(
     if split is Split.NONE:
         halves = torch.full_like(halves, BOTH)
     if categories is not None:
-        if Measure.PUBLISHED_IOU not in used:
-            raise ValueError(
-                'categories are given and no measure reads them: add "published_iou" to measures'
-            )
         labels = labels.categorised(categories)
     labels = labels.usable(halves)
     against = choices(problem, wanted, frames)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar_directions
 from basis_probe.architecture.symmetries import watched
-from basis_probe.arguments import instance, whole
+from basis_probe.arguments import flag, function, instance, seed_of, several, whole
+from basis_probe.brief import described
 from basis_probe.concepts.dissect import remembering
 from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.patches import Fields, fields
@@ -126,6 +127,12 @@ def top_examples(
     """
     instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     size, rotated = whole("size", size, least=1, most=10_000), whole("rotated", rotated)
+    seed = seed_of(seed)
+    if isinstance(axes, Iterable):
+        axes = [whole("axes", axis) for axis in several("axes", axes, "numbers of axes")]
+    else:
+        axes = whole("axes", axes)
+    _require_tokenizer(tokenizer)
     subject = recognise(model, tokenizer if callable(tokenizer) else None)
     sources = None if concepts is None else Sources(concepts)
     with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
@@ -199,6 +206,8 @@ def with_examples(
         >>> len(found.axes), len(found.rotated), len(found.axes[0].contexts)
         (2, 2, 3)
     """
+    seed, progress = seed_of(seed), bool(flag("progress", progress))
+    _require_tokenizer(tokenizer)
     subject = recognise(model, tokenizer if callable(tokenizer) else None)
     with prepared(subject.model, None if device is None else device_of(device)):
         return illustrated(
@@ -330,6 +339,12 @@ def _read(
             kept.seen += batch.size
 
 
+def _require_tokenizer(tokenizer: Any) -> None:
+    """Raises TypeError for what neither makes tokens nor names them."""
+    if tokenizer is not None and not hasattr(tokenizer, "convert_ids_to_tokens"):
+        function("tokenizer", tokenizer, "a tokenizer, or None")
+
+
 def _directions(
     axes: Sequence[int] | int, rotated: int, dim: int, seed: int
 ) -> tuple[list[int], Float64[Tensor, "dim directions"]]:
@@ -340,7 +355,9 @@ def _directions(
     else:
         wanted = [int(axis) for axis in axes]
     if not wanted or any(not 0 <= axis < dim for axis in wanted):
-        raise ValueError(f"axes={axes}: the site has axes 0 to {dim - 1}; name at least one")
+        raise ValueError(
+            f"axes={described(axes)}: the site has axes 0 to {dim - 1}; name at least one"
+        )
     straight = torch.zeros(dim, len(wanted), dtype=torch.float64)
     straight[wanted, range(len(wanted))] = 1.0
     if not rotated:

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from basis_probe.arguments import SEEDS, instance, number, texts, whole
-from basis_probe.brief import brief, described
+from basis_probe.arguments import function, instance, number, seed_of, texts, whole
+from basis_probe.brief import brief
 from basis_probe.errors import clean
 from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.results.envelope import read, written
@@ -42,12 +42,20 @@ class Budget:
         retries: after a call that failed.
         wait: seconds before the first retry; each further one waits twice as long.
         shown: so many of the top contexts are shown to the explainer; the others are held out.
+
+    Raises:
+        ValueError: for numbers that make no sense.
     """
 
     calls: int = 1000
     retries: int = 2
     wait: float = 1.0
     shown: int = 5
+
+    def __post_init__(self) -> None:
+        for name, least in (("calls", 1), ("retries", 0), ("shown", 1)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least=least))
+        object.__setattr__(self, "wait", number("wait", self.wait, least=0.0, most=3600.0))
 
 
 @brief
@@ -152,16 +160,13 @@ def explain(
 
     Raises:
         TypeError: for examples, functions or a budget that are none.
-        ValueError: if a budget leaves nothing to show or to hold out.
+        ValueError: for a seed that is none.
     """
     examples = instance("examples", examples, Examples, "what `top_examples` returned")
-    for name, function in (("explainer", explainer), ("judge", judge)):
-        if not callable(function):
-            raise TypeError(f"{name}={described(function)}: give a function, or an object like one")
-    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
+    function("explainer", explainer, "a function from contexts to a sentence")
+    function("judge", judge, "a function from a sentence and contexts to answers")
+    seed = seed_of(seed)
     budget = instance("budget", Budget() if budget is None else budget, Budget, "a Budget, or None")
-    if budget.shown < 1 or budget.calls < 1 or budget.retries < 0:
-        raise ValueError(f"{budget}: give at least one call, one shown context and no fewer")
     meter = _Meter(budget)
     everything = [*examples.axes, *examples.rotated]
     generator = torch.Generator().manual_seed(seed)
@@ -326,7 +331,10 @@ class Endpoint:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
-        url, key = texts("url", self.url, "an address")[0], self.key
+        url = texts("url", (self.url,), "an address")[0]
+        key = self.key
+        texts("model", (self.model,), "its name")
+        instance("options", self.options, Mapping, "a dict of further entries of the request")
         parts = urllib.parse.urlsplit(url)
         if "@" in parts.netloc:
             raise ValueError("the url holds a name or a password: give what is secret as key")
@@ -337,7 +345,7 @@ class Endpoint:
                 "the key is no text, or holds a character that cannot be sent, such as a line "
                 "break: give it without blanks, in ASCII"
             )
-        number("timeout", self.timeout)
+        number("timeout", self.timeout, most=1e7)
 
     def explain(self, contexts: Sequence[Context]) -> str:
         """One sentence about what the contexts have in common.

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.arguments import flag, one_of, path, texts
+from basis_probe.arrays import matrix
 from basis_probe.brief import described
 from basis_probe.files import replace_text, replacing, require_writable
 from basis_probe.model.roles import layer_number
@@ -47,7 +49,8 @@ def export_basis(
         more: further entries of the configuration, such as context_size.
 
     Raises:
-        ValueError: if the directions hold NaN or infinite values, or the layout is not known.
+        ValueError, TypeError: for directions that are no matrix of finite numbers, and names or
+            entries that cannot be written.
         OSError: if the folder cannot be made or written in.
 
     Example:
@@ -59,15 +62,24 @@ def export_basis(
     """
     from safetensors.torch import save
 
-    bad = int((~torch.isfinite(directions)).sum())
-    if bad:
-        raise ValueError(f"the directions hold {bad} values that are NaN or infinite")
-    if layout not in ("sae", "vectors"):
-        raise ValueError(
-            f"layout={described(layout)}: give 'sae' for SAELens, or 'vectors' for SAEDashboard"
-        )
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    directions = matrix("directions", directions)
+    one_of("layout", layout, ("sae", "vectors"))
+    two_sided = bool(flag("two_sided", two_sided))
+    for name, value in (("hook_name", hook_name), ("model_name", model_name)):
+        texts(name, (value,), "its name")
+    try:
+        json.dumps(more)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the further entries {described(more)} cannot be written as JSON: {error}"
+        ) from error
+    folder = pathlib.Path(path("folder", folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"the folder {described(str(folder))} cannot be made: {error.args[-1]}"
+        ) from error
     if layout == "vectors":
         text = _vectors(directions, hook_name, model_name, more)
         replace_text(require_writable(folder / VECTORS), text)

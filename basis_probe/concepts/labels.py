@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from basis_probe.arguments import instance
+from basis_probe.arguments import array_of, instance
+from basis_probe.brief import described
 from basis_probe.concepts.tokens import TokenConcepts
 from basis_probe.errors import DataError
 
@@ -181,11 +182,18 @@ def categories(values: Any, names: Sequence[str] | Mapping[int, str]) -> dict[st
         values: integers of any shape: classes, or the class of every pixel.
         names: what each integer is called; integers without a name make no concept.
 
+    Raises:
+        TypeError: for what are no integers, or no names.
+
     Example:
         >>> categories([0, 2, 1, 2], {1: "cat", 2: "dog"})["dog"]
         tensor([False,  True, False,  True])
     """
-    codes = torch.as_tensor(np.asarray(values))
+    given = array_of("values", values, "integers: the class of every example or pixel")
+    if given.dtype.kind not in "iub":
+        raise TypeError(f"values={described(values)}: give integers, the class of each")
+    instance("names", names, (list, tuple, Mapping), "a list of names, or a dict from integers")
+    codes = torch.from_numpy(given.astype(np.int64))
     items = names.items() if isinstance(names, Mapping) else enumerate(names)
     return {str(name): codes == code for code, name in items}
 
@@ -236,6 +244,8 @@ class Sources:
 
     def __init__(self, concepts: Concepts) -> None:
         several: Any = concepts if isinstance(concepts, list | tuple) else [concepts]
+        if not several:
+            raise DataError("concepts is empty: give a dict from names to labels, or several")
         self.each = [Source(one) for one in several]
 
     @property

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from basis_probe.activations import Nonlinearity
-from basis_probe.algebra.groups import Group
+from basis_probe.algebra.groups import Group, require_group
+from basis_probe.arguments import instance, seed_of, several, whole
 from basis_probe.arrays import Matrix
 from basis_probe.brief import brief
 from basis_probe.concepts.alignment import Ranks, auc
@@ -22,10 +23,10 @@ from basis_probe.concepts.comparing import Interruption, axes_beside, in_turn, t
 from basis_probe.concepts.dissect import PATIENCE, Gathered, Known, choices, gather, known_of
 from basis_probe.concepts.labels import Concepts, Resolution
 from basis_probe.errors import SiteError, clean
-from basis_probe.evidence.site import chosen_null, chosen_seed
+from basis_probe.evidence.site import chosen_null
 from basis_probe.interrupts import guarded
 from basis_probe.results.dissection import Tally
-from basis_probe.statistics.nulls import Null
+from basis_probe.statistics.nulls import Null, Rotation
 
 
 @brief
@@ -136,10 +137,14 @@ def sparse_probes(
         >>> found[0].axes, round(found[0].auc.observed, 2)
         ((2,), 1.0)
     """
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"sizes={tuple(sizes)}: give numbers of directions, such as (1, 4, 16)")
-    wanted, seed = chosen_null(null), chosen_seed(seed)
+    each = several("sizes", sizes, "numbers of directions, such as (1, 4, 16)")
+    sizes = [whole("sizes", size, least=1) for size in each]
+    wanted, seed = chosen_null(null), seed_of(seed)
+    frames = None if frames is None else Rotation(frames=frames).frames
     if isinstance(x, nn.Module):
+        if site is not None:
+            instance("site", site, str, "the name of one site")
+        require_group("group", group)
         if labels is None or site is None:
             raise ValueError(
                 "a model is given: call sparse_probes(model, data, concepts, site=...), with the "

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar
-from basis_probe.arguments import instance
+from basis_probe.arguments import instance, seed_of, whole
 from basis_probe.brief import brief
 from basis_probe.concepts.comparing import tally
 from basis_probe.results.codec import Exact
@@ -186,6 +186,9 @@ def selectivity(
         frames: how many rotations; they cost two products of n x n matrices each.
         seed: seeds them.
 
+    Raises:
+        TypeError, ValueError: for a scatter, a name or a number that is none.
+
     Example:
         >>> import torch
         >>> generator = torch.Generator().manual_seed(0)
@@ -197,6 +200,8 @@ def selectivity(
         (True, True)
     """
     instance("scatter", scatter, Scatter, "a Scatter, such as `Scatter.of` makes")
+    instance("label", label, str, "what the label is called")
+    frames, seed = whole("frames", frames, least=1, most=1_000_000), seed_of(seed)
     between, total = scatter.between, scatter.total
     dim = len(total)
     generator = torch.Generator().manual_seed(seed)

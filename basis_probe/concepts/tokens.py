@@ -7,9 +7,13 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
+
+from basis_probe.arguments import array_of
+from basis_probe.brief import described
 
 _SPACES = ("Ġ", "▁", " ")
 _CONTINUES = "##"
@@ -128,16 +132,26 @@ class TokenConcepts:
         tokenizer: a Hugging Face tokenizer.
         counts: how often each token occurs in some corpus, [vocabulary]; None for no frequency
             bands.
+
+    Raises:
+        TypeError, ValueError: for a tokenizer that does not name its tokens, or counts that do not
+            fit it.
     """
 
     def __init__(self, tokenizer: Any, counts: Tensor | None = None) -> None:
         self.pieces = pieces(tokenizer)
-        self.counts = counts
-        if counts is not None and len(counts) != len(self.pieces):
+        self.counts: Tensor | None = None
+        if counts is None:
+            return
+        given = array_of("counts", counts, "how often each token occurs, or None")
+        if given.shape != (len(self.pieces),):
             raise ValueError(
-                f"counts has {len(counts)} entries and the tokenizer {len(self.pieces)} tokens: "
+                f"counts has shape {given.shape} and the tokenizer {len(self.pieces)} tokens: "
                 "count every token id, with zeros for those that do not occur"
             )
+        if given.dtype.kind in "US" or not (given >= 0).all():
+            raise ValueError(f"counts={described(given)}: give numbers of at least 0")
+        self.counts = torch.from_numpy(given.astype(np.float64))
 
     @functools.cached_property
     def classes(self) -> dict[str, Bool[Tensor, " vocabulary"]]:

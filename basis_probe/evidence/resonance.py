@@ -8,7 +8,11 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar
+from basis_probe.arguments import flag, number, seed_of, whole
+from basis_probe.arrays import matrix
 from basis_probe.results.resonance import Resonance
+
+_MOST_ANGLES = 100_000
 
 _QUARTER = 4
 """A quarter of a turn is cut into a multiple of so many angles, so that halfway is among them."""
@@ -58,24 +62,24 @@ def spotlight_resonance(
         >>> found.contrast > 0.02, found.p_value
         (True, 0.025)
     """
-    rows = torch.as_tensor(x).detach().cpu()
-    if not rows.is_floating_point():
-        kind = str(rows.dtype).removeprefix("torch.")
-        raise TypeError(f"x holds {kind}: give floating-point numbers, for example with .float()")
-    if rows.ndim != 2 or rows.shape[1] < 2 or not len(rows):
+    rows = matrix("x", x)
+    if rows.shape[1] < 2:
         raise ValueError(f"x has shape {tuple(rows.shape)}: give [samples, axes], two axes or more")
-    if not bool(rows.isfinite().all()):
-        raise ValueError("x holds NaN or infinite values: leave those samples out")
+    cosine = number("cosine", cosine)
+    angles, planes = whole("angles", angles), whole("planes", planes, least=1)
+    frames, seed = whole("frames", frames, most=1_000_000), seed_of(seed)
+    standardised = bool(flag("standardised", standardised))
     if not math.sqrt(0.5) < cosine < 1:
         raise ValueError(
             f"cosine={cosine}: give a number above 0.7071 and below 1, for a wider cone halfway "
             "between two axes holds the samples of both"
         )
-    if angles < 16 or angles % (4 * _QUARTER):
-        raise ValueError(f"angles={angles}: give a multiple of {4 * _QUARTER}")
-    if planes < 1 or frames < 19:
-        raise ValueError(f"planes={planes}, frames={frames}: give a plane or more, and 19 frames")
-    rows = rows.double()
+    if not 16 <= angles <= _MOST_ANGLES or angles % (4 * _QUARTER):
+        raise ValueError(
+            f"angles={angles}: give a multiple of {4 * _QUARTER}, at most {_MOST_ANGLES:,}"
+        )
+    if frames < 19:
+        raise ValueError(f"frames={frames}: give at least 19")
     if standardised:
         centred = rows - rows.mean(0)
         std = centred.std(0, correction=0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from basis_probe.algebra.groups import Privileged
-from basis_probe.arguments import SEEDS, several, whole
+from basis_probe.arguments import several, whole
 from basis_probe.brief import described
 from basis_probe.errors import MisleadingNull
 from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
@@ -198,21 +198,12 @@ def chosen_null(wanted: str | Null | None) -> Null | None:
     if wanted is None or isinstance(wanted, Null):
         return wanted
     for name, null in NULLS.items():
-        if wanted in (name, null.name):
+        if isinstance(wanted, str) and wanted in (name, null.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             return null
     raise ValueError(
         f"no null is called {described(wanted)}; there are {', '.join(NULLS)}, or None to "
         "choose by the site"
     )
-
-
-def chosen_seed(seed: int) -> int:
-    """The seed, if a random generator can take it.
-
-    Raises:
-        ValueError: if it is no whole number of 64 bits.
-    """
-    return whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
 
 
 def gather(

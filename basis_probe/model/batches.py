@@ -362,6 +362,21 @@ Tokenizer = Callable[[list[str]], Mapping[str, Tensor]]
 """Strings -> keywords for the model, padded, with an attention mask."""
 
 
+def _require_dense(raw: object, number: int) -> None:
+    """Raises DataError for tensors that a model cannot be watched on."""
+    if isinstance(raw, Tensor) and not raw.is_nested and not raw.ndim:
+        raise DataError(f"batch {number} has shape (): it holds no example; give [batch, ...]")
+    for tensor in tensors_in(raw):
+        sparse = tensor is raw and tensor.layout is not torch.strided
+        if tensor.is_nested or tensor.is_meta or sparse:
+            kind = "is nested" if tensor.is_nested else "is on the meta device and holds no numbers"
+            kind = "is sparse" if sparse and not tensor.is_nested else kind
+            raise DataError(
+                f"batch {number} holds a tensor that {kind}: give dense tensors, with a mask where "
+                "examples differ in length"
+            )
+
+
 def batch_of(
     raw: object, *, number: int, tokenizer: Tokenizer | None, device: torch.device
 ) -> Batch:
@@ -378,6 +393,7 @@ def batch_of(
     Raises:
         DataError: if it is none of these.
     """
+    _require_dense(raw, number)
     made = _batch_of(raw, number=number, tokenizer=tokenizer, device=device)
     return dataclasses.replace(made, raw=raw)
 

@@ -324,7 +324,7 @@ def device_of(device: str | torch.device) -> torch.device:
     """
     try:
         found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"device={described(str(device))} cannot be used here ({described(reason)}): give "

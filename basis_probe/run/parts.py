@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.arguments import instance
-from basis_probe.brief import brief
+from basis_probe.brief import brief, described
 from basis_probe.errors import DataError
 from basis_probe.files import replacing
 from basis_probe.model.batches import MASKS, Batch
@@ -200,6 +200,8 @@ class Partial:
         """
         from safetensors import SafetensorError, safe_open
 
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"there is no file {described(os.fspath(path))}")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

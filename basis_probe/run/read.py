@@ -17,7 +17,6 @@ from basis_probe.files import require_writable
 from basis_probe.interrupts import Ended, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.network import Subject
-from basis_probe.model.trace import tensors_in
 from basis_probe.results.report import Report
 from basis_probe.run.parts import UNCHECKED, Part, Partial, digest_of_batch
 from basis_probe.run.problems import dispensable, is_computed
@@ -61,7 +60,6 @@ def numbered(
         if shard is not None and number and number % shard[1] != shard[0]:
             yield number, None
             continue
-        _require_dense(raw, number)
         batch = batch_of(raw, number=number, tokenizer=tokenizer, device=device)
         if form is not None and batch.form != form:
             raise DataError(
@@ -75,19 +73,6 @@ def numbered(
 def in_batches(data: Any) -> Any:
     """The data; a tensor, an array or a mapping stands for one batch."""
     return [data] if isinstance(data, Tensor | np.ndarray | Mapping) else data  # pyright: ignore[reportUnknownVariableType]
-
-
-def _require_dense(raw: object, number: int) -> None:
-    """Raises DataError for tensors that a model cannot be watched on."""
-    if isinstance(raw, Tensor) and not raw.is_nested and not raw.ndim:
-        raise DataError(f"batch {number} has shape (): it holds no example; give [batch, ...]")
-    for tensor in tensors_in(raw):
-        if tensor.is_nested or tensor.is_meta:
-            kind = "is nested" if tensor.is_nested else "is on the meta device and holds no numbers"
-            raise DataError(
-                f"batch {number} holds a tensor that {kind}: give dense tensors, with a mask where "
-                "examples differ in length"
-            )
 
 
 def first_of(numbered: Iterator[tuple[int, Batch | None]]) -> Batch:

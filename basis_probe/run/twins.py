@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from basis_probe.arguments import SEEDS, instance, whole
+from basis_probe.arguments import instance, seed_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -40,7 +40,7 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
         (True, 1)
     """
     instance("model", model, nn.Module, "a torch.nn.Module")
-    seed = whole("seed", seed, least=SEEDS.start, most=SEEDS.stop - 1)
+    seed = seed_of(seed)
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -6,18 +6,23 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor
 
-from basis_probe.algebra.groups import GeneralLinear, Group, group_from_name
+from basis_probe.algebra.groups import (
+    GeneralLinear,
+    Group,
+    group_from_name,
+    require_group,
+)
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import proved, watched
-from basis_probe.arguments import flag, texts, whole
+from basis_probe.arguments import flag, instance, one_of, seed_of, texts, whole
 from basis_probe.brief import described
 from basis_probe.errors import SiteError
 from basis_probe.evidence.measure import affordable
-from basis_probe.evidence.site import Companions, chosen_null, chosen_scores, chosen_seed
+from basis_probe.evidence.site import Companions, chosen_null, chosen_scores
 from basis_probe.model.batches import Batch
 from basis_probe.model.facts import Facts
 from basis_probe.model.linear_layer import Layer, bend, layer
@@ -108,7 +113,7 @@ class Choices:
         Raises:
             ValueError: for a score, null or number that makes none.
         """
-        used, wanted, seed = chosen_scores(scores), chosen_null(null), chosen_seed(seed)
+        used, wanted, seed = chosen_scores(scores), chosen_null(null), seed_of(seed)
         if max_samples is not None:
             max_samples = whole("max_samples", max_samples, least=1, else_=", or None for all")
         if sites is not None:
@@ -118,10 +123,8 @@ class Choices:
                 raise SiteError(str(error)) from None
             sites = sites if isinstance(sites, str) else named
         certificates = flag("certificates", certificates, unknown=True)
-        if effort not in ("full", "quick"):
-            raise ValueError(
-                f"effort={described(effort)}: give 'full', or 'quick' for a look at few samples"
-            )
+        one_of("effort", effort, ("full", "quick"))
+        require_groups(groups)
         quick = effort == "quick"
         if quick:
             max_samples = QUICK if max_samples is None else max_samples
@@ -395,27 +398,35 @@ def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:
     return Geometry.BALANCED if group.rescales else Geometry.EUCLIDEAN
 
 
+def require_groups(groups: object) -> None:
+    """Raises TypeError or ValueError for what gives no site a group."""
+    if not isinstance(groups, Mapping):
+        if groups is not None:
+            instance("groups", groups, (Group, str), "a group, its name, or a dict")
+        require_group("groups", groups)
+        return
+    several = cast("Mapping[object, object]", groups)
+    texts("groups", tuple(several), "names or globs of sites")
+    for group in several.values():
+        if group is None:
+            raise ValueError("groups holds None: give a group or its name")
+        require_group("one of groups", group)
+
+
 def overrides(groups: Groups | None, chosen: Mapping[str, object]) -> dict[str, Group | str]:
     """Site -> the group that was given for it, by its name or a glob.
 
     Raises:
         SiteError: if a name or glob stands for none of the sites.
-        TypeError: if it is no mapping, group or name.
+        TypeError, ValueError: as `require_groups`.
     """
+    require_groups(groups)
     if groups is None:
         return {}
     if isinstance(groups, Group | str):
         return dict.fromkeys(chosen, groups)
-    if not isinstance(groups, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"groups is a {type(groups).__name__}: give a group, its name, or a dict from site "
-            "names or globs to groups"
-        )
     found: dict[str, Group | str] = {}
-    texts("groups", tuple(groups), "names or globs of sites")
     for pattern, group in groups.items():
-        if not isinstance(group, Group | str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"groups holds {described(group)}: give a group or its name")
         names = [pattern] if pattern in chosen else fnmatch.filter(chosen, pattern)
         if not names:
             raise SiteError(

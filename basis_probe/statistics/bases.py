@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar
+from basis_probe.arguments import array_of, instance, seed_of, whole
 from basis_probe.brief import brief
 from basis_probe.statistics.p_values import Tail
 from basis_probe.statistics.scores import Rows, Score
@@ -75,7 +76,20 @@ class Basis:
 
 
 class Candidate(abc.ABC):
-    """A way to find a basis that may be the privileged one instead of the axes."""
+    """A way to find a basis that may be the privileged one instead of the axes.
+
+    Raises:
+        ValueError: for a seed or a number of iterations that is none.
+    """
+
+    def __post_init__(self) -> None:
+        # What is shown of a candidate are numbers of Python.
+        given = vars(self)
+        if "seed" in given:
+            object.__setattr__(self, "seed", seed_of(given["seed"]))
+        if "iterations" in given:
+            count = whole("iterations", given["iterations"], least=1, most=1_000_000)
+            object.__setattr__(self, "iterations", count)
 
     @property
     @abc.abstractmethod
@@ -183,6 +197,11 @@ class ICA(Candidate):
 
     seed: int = 0
     iterations: int = 400
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Those of numpy's older generators, which the search draws from.
+        whole("seed", self.seed, most=2**32 - 1)
 
     @property
     def name(self) -> str:
@@ -307,13 +326,14 @@ class Given(Candidate):
     label: str = "given"
 
     def __post_init__(self) -> None:
-        rows = torch.as_tensor(self.directions)
-        if rows.ndim != 2 or rows.numel() == 0 or not rows.is_floating_point():
+        instance("label", self.label, str, "what the directions are called")
+        what = "floating-point numbers [directions, dim], one direction a row"
+        rows = array_of("directions", self.directions, what)
+        if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind != "f":
             raise ValueError(
-                f"given directions have shape {list(rows.shape)} and type {rows.dtype}: give "
-                "floating-point numbers [directions, dim], one direction a row"
+                f"given directions have shape {list(rows.shape)} and type {rows.dtype}: give {what}"
             )
-        if not bool(rows.isfinite().all()) or bool((rows == 0).all(1).any()):
+        if not np.isfinite(rows).all() or (rows == 0).all(1).any():
             raise ValueError("some given directions are zero, NaN or infinite: leave those out")
 
     @property

@@ -228,7 +228,7 @@ def test_nothing_is_certified_where_nothing_is_claimed() -> None:
 
 def test_bad_requests_are_refused() -> None:
     model = generic(small.MLP(nn.ReLU()))
-    with pytest.raises(ValueError, match="elements=0: give a positive number"):
+    with pytest.raises(ValueError, match="elements=0: give a whole number from 1 to 1000"):
         bp.certify(model, "up", ROWS, elements=0)
     with pytest.raises(bp.SiteError, match="up"):
         bp.certify(model, "upp", ROWS)

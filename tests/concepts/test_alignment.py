@@ -17,6 +17,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
+import basis_probe as bp
 from basis_probe.concepts.alignment import (
     Active,
     Measure,
@@ -25,7 +26,6 @@ from basis_probe.concepts.alignment import (
     auc,
     average_precision,
     beyond,
-    measure_of,
     thresholds,
 )
 from basis_probe.concepts.examples import Top
@@ -129,10 +129,10 @@ def test_a_concept_that_nobody_carries_has_no_score() -> None:
 
 
 def test_measures_have_names() -> None:
-    assert measure_of("iou") is Measure.IOU
-    assert measure_of(Measure.AUC) is Measure.AUC
-    with pytest.raises(ValueError, match="no measure is called 'kappa'; there are average_prec"):
-        measure_of("kappa")
+    x = torch.randn(60, 3)
+    for wanted in ("kappa", ["auc", 5], ["auc", None]):
+        with pytest.raises(ValueError, match=r"measures=.* is not known: give one of average"):
+            bp.dissect_activations(x, {"a": x[:, 0] > 0}, measures=wanted)
     with pytest.raises(ValueError, match="needs ranks"):
         Table.of(torch.ones(3, 1, dtype=torch.bool), torch.ones(3, 1, dtype=torch.bool)).of_measure(
             Measure.AUC

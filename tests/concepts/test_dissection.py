@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, jaccard_score, roc_auc_scor
 from torch import Tensor, nn
 
 import basis_probe as bp
-from basis_probe.concepts.alignment import measure_of
+from basis_probe.concepts.alignment import Measure
 from basis_probe.concepts.chance import Chance, shuffled
 from basis_probe.concepts.detection import Setting, examine
 from basis_probe.concepts.labels import BOTH, Labels
@@ -315,7 +315,7 @@ def test_without_resamples_there_are_no_intervals_and_all_else_is_the_same(measu
         without.concepts == with_them.concepts
         and without.units.observed == with_them.units.observed
     )
-    with pytest.raises(ValueError, match="resamples=-1: give 0 for none, or more"):
+    with pytest.raises(ValueError, match="resamples=-1: give a whole number from 0"):
         bp.concepts.Effort(resamples=-1)
 
 
@@ -385,7 +385,7 @@ def test_a_shuffle_gives_samples_the_labels_of_others(measure: str, sides: Any) 
     x = torch.randn(600, 5, generator=generator)
     values = torch.rand(600, 3, generator=generator) < 0.2
     examples = torch.arange(60).repeat_interleave(10)
-    wanted = measure_of(measure)
+    wanted = Measure[measure.upper()]
     labels = Labels(("a", "b", "c"), values, examples)
     if measure == "published_iou":
         labels = labels.categorised({"a": "one", "b": "one", "c": "other"})
@@ -612,7 +612,7 @@ def test_names_may_not_change_on_the_way() -> None:
 
 def test_other_bad_input() -> None:
     x, labels = _planted(800, 4)
-    with pytest.raises(ValueError, match="no measure is called 'r2'"):
+    with pytest.raises(ValueError, match="measures='r2' is not known"):
         bp.dissect_activations(x, labels, measures="r2")
     with pytest.raises(ValueError, match="measures is empty"):
         bp.dissect_activations(x, labels, measures=())

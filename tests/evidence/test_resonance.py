@@ -99,7 +99,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (torch.ones(9, 3), {"cosine": 1.0}, ValueError, "cosine=1.0: give a number above 0.7071"),
     (torch.ones(9, 3), {"cosine": 0.7}, ValueError, "holds the samples of both"),
     (torch.ones(9, 3), {"angles": 20}, ValueError, "angles=20: give a multiple of 16"),
-    (torch.ones(9, 3), {"frames": 3}, ValueError, "frames=3: give a plane or more, and 19"),
+    (torch.ones(9, 3), {"frames": 3}, ValueError, "frames=3: give at least 19"),
     (torch.ones(9, 3), {"standardised": True}, ValueError, "0 axes vary"),
 ]
 

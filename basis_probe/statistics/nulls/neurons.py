@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from basis_probe.algebra.haar import Turned
+from basis_probe.arguments import number
 from basis_probe.statistics.nulls.frames import (
     Alternatives,
     Frame,
@@ -42,8 +43,8 @@ class Counterfactual(Null):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bands is not None and not self.bands > 1:
-            raise ValueError(f"bands={self.bands}: give a ratio above 1, for example 2, or None")
+        if self.bands is not None:
+            object.__setattr__(self, "bands", number("bands", self.bands, above=1.0))
 
     pools_directions: ClassVar[bool] = False
 
