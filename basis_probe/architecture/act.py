@@ -251,9 +251,13 @@ class Action:
             if reader in self.derivation.inside or self._joins(reader):
                 continue
             at = element
-            if make is not None and self.graph.vertices[reader].used:
+            if make is not None:
                 # A stranger has a form of its own for every number of copies.
-                at = make(self._size(self.graph.vertices[reader].used[0])) or element
+                vertex = self.graph.vertices[reader]
+                joined = vertex.kind in (Kind.CONCAT, Kind.PADDED)
+                for source in () if joined else (*vertex.used, *vertex.carried)[:1]:
+                    if source in self.graph.layouts and self._size(source) != element.dim:
+                        at = make(self._size(source)) or element
             self._read(reader, at, index, strange=make is not None)
 
     def _joins(self, vertex: int) -> bool:
@@ -331,6 +335,7 @@ class Action:
         region = self.facts.regions.get(reader, NOTHING)
         if region.shape.is_norm and not self.derivation.is_link(reader):
             # What lies along the all-ones direction does not come through a LayerNorm.
+            element = self._at(reader, element)
             blind = region.shape is Shape.LAYER_NORM and not region.pooled and not strange
             self._through_norm(reader, _across(element) if blind else element)
         elif self.derivation.commuting.kind(reader) == "affine" and (
@@ -848,11 +853,11 @@ class Action:
         changed = True
         while changed:
             changed = False
-            for source, target, offset, width in seams:
-                inside = found[target][offset : offset + width]
+            for source, target, places in seams:
+                inside = found[target][places]
                 joined = torch.where(inside >= 0, inside, found[source])
                 if not torch.equal(joined, inside) or not torch.equal(joined, found[source]):
-                    found[target][offset : offset + width] = joined
+                    found[target][places] = joined
                     found[source] = joined.clone()
                     changed = True
         return found

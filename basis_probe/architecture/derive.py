@@ -15,6 +15,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from basis_probe.algebra.groups import (
     Blocks,
     DirectSum,
@@ -46,6 +49,9 @@ from basis_probe.model.facts import (
     Region,
     Shape,
     Stream,
+    added_leaves,
+    constants_of,
+    fixed_in,
     homogeneity,
     keeps_statistics,
     signature,
@@ -85,6 +91,7 @@ class Derivation:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self._needed: frozenset[int] | None = None
+        self._users: dict[int, set[int]] | None = None
         self._intertwiners: dict[int, Intertwiner] = {}
         self._measured: dict[tuple[int, str | None], Intertwiner] = {}
         self._families: dict[int, frozenset[int]] = {}
@@ -93,7 +100,7 @@ class Derivation:
         self._gains: dict[int, set[int]] | None = None
         self._apart: set[frozenset[int]] = set()
         self._relations: dict[frozenset[int], Relations] = {}
-        self._bounds: dict[frozenset[int], dict[int, set[int]]] = {}
+        self._labels: dict[frozenset[int], dict[int, Tensor]] = {}
         self.computed = computed_weights(facts)
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
@@ -791,6 +798,12 @@ class Derivation:
             return attention.why
         for side in (attention.query, attention.key):
             problem = self._side_problem(side)
+            if side.source in self.normed:
+                before = self.facts.graph.vertices[side.source].carried[0]
+                try:
+                    self._require_understood(self.facts.streams[self.facts.stream_of[before]])
+                except _NotUnderstood as reason:
+                    problem = str(reason)
             if any(self.facts.graph.vertices[v].by_head for v in side.inside):
                 problem = "heads are multiplied by numbers of their own"
             if not problem and len(self.meetings[self.facts.stream_of[side.source]]) != 1:
@@ -838,8 +851,10 @@ class Derivation:
         return found[0] if len(found) == 1 else None
 
     def _heads(self, stream: Stream, dim: int, shape: tuple[int, ...]) -> tuple[Group, str, str]:
-        if self._norm_readers(stream):
-            raise _NotUnderstood("attention values are read through a norm")
+        norms = self._norm_readers(stream)
+        regions = [self.facts.regions[norm] for norm in norms]
+        if any(r.shape is not Shape.RMS_NORM or r.within or r.pooled for r in regions):
+            raise _NotUnderstood("attention values are read through a norm other than RMSNorm")
         if self._is_transposed(self.facts.streams.index(stream)):
             raise _NotUnderstood("one matrix writes the values and, transposed, reads them")
         count, size = self._head_sizes(stream)
@@ -856,7 +871,28 @@ class Derivation:
             f"{size} x {size} matrix{shared}{self._said_of_order(attention)}."
         )
         order = self._order(attention) if count > 1 else "free"
+        if norms:
+            because = (
+                "attention mixes positions and leaves features alone, linear maps write them, and "
+                f"RMSNorm reads all {count} heads at once, which passes any rotation of each"
+                f"{shared}; its gain folds into the linear maps behind it."
+            )
+            return Blocks(Orthogonal(size), count, copies, order), because, ALGEBRA
         return Blocks(GeneralLinear(size), count, copies, order), because, ALGEBRA
+
+    def _value_heads(self, index: int) -> int | None:
+        """The number of heads of values on axes of their own; None where heads share values."""
+        stream, graph = self.facts.streams[index], self.facts.graph
+        attention = self._attention(stream)
+        if attention is None or not isinstance(attention.key, Side):
+            return None
+        widths: set[int] = set()
+        for member in stream.members:
+            layout, shape = graph.layouts.get(member), graph.trace.node(member).shape
+            if layout is not None:
+                widths.add(math.prod(shape[axis] for axis in layout.axes) // layout.repeat)
+        heads = attention.key.heads
+        return heads if len(widths) == 1 and widths.pop() % heads == 0 else None
 
     def _head_sizes(self, stream: Stream) -> tuple[int, int]:
         """Number and size of the heads, where the values are first kept apart."""
@@ -903,8 +939,8 @@ class Derivation:
         parts = self._parts(index, family, dim)
         if len(parts) > 1:
             because += (
-                " Features were concatenated, padded or normalised in groups on the way, and "
-                "change places only inside a part."
+                " Features were concatenated, parted, reordered or taken in groups or heads on the "
+                "way, and change places only inside a part."
             )
             return DirectSum(tuple(_sized(kind, size) for size in parts)), because, PAPER
         return _sized(kind, dim), because, PAPER
@@ -1014,58 +1050,69 @@ class Derivation:
     def _parts(self, index: int, family: frozenset[int], dim: int) -> list[int]:
         """Sizes of the parts of a stream inside which features may change places.
 
-        Where features were concatenated or padded, the seams are handed on to every stream that
-        shares its axes, and through further seams.
+        Where features were concatenated, parted or put in another order, the parts are handed on to
+        every stream that shares its axes. Of a part whose features lie apart, each stretch counts.
         """
-        if family not in self._bounds:
-            self._bounds[family] = self._family_bounds(family)
-        ordered = sorted({0, dim} | {b for b in self._bounds[family][index] if b < dim})
+        if family not in self._labels:
+            self._labels[family] = self._family_parts(family)
+        found = self._labels[family][index]
+        edges = (found.diff() != 0).nonzero().flatten() + 1
+        ordered = sorted({0, dim} | {edge for edge in edges.tolist() if edge < dim})
         return [after - before for before, after in itertools.pairwise(ordered)]
 
-    def seams(self, family: frozenset[int]) -> list[tuple[int, int, int, int]]:
-        """(source, target, offset, width): where features of one stream lie in another."""
+    def seams(self, family: frozenset[int]) -> list[tuple[int, int, Tensor]]:
+        """(source, target, places): where the features of one stream lie in another."""
         graph, stream_of = self.facts.graph, self.facts.stream_of
-        seams: list[tuple[int, int, int, int]] = []
+        seams: list[tuple[int, int, Tensor]] = []
         for vertex in self.family_links(family):
             found = graph.vertices[vertex]
             joined = found.kind in (Kind.CONCAT, Kind.PADDED)
             place = found.zeros[0]
+            if found.part is not None:
+                whole = stream_of[found.carried[0]]
+                seams.append((stream_of[vertex], whole, torch.tensor(found.part)))
+                continue
             for source in self.sources(vertex):
                 width = graph.trace.node(source).shape[graph.layouts[source].axes[-1]]
-                seams.append((stream_of[source], stream_of[vertex], place, width))
+                places = torch.arange(place, place + width)
+                seams.append((stream_of[source], stream_of[vertex], places))
                 place += width if joined else 0
         for member in family:
             for tie in self.ties.get(member, ()):
-                if tie.stream in family and self._width_of(member) == self._width_of(tie.stream):
-                    seams.append((member, tie.stream, 0, self._width_of(member)))
+                width = self._width_of(member)
+                if tie.stream in family and width == self._width_of(tie.stream):
+                    seams.append((member, tie.stream, torch.arange(width)))
         return seams
 
-    def _family_bounds(self, family: frozenset[int]) -> dict[int, set[int]]:
+    def _family_parts(self, family: frozenset[int]) -> dict[int, Tensor]:
+        """Stream -> for every feature the number of its part."""
         graph, stream_of = self.facts.graph, self.facts.stream_of
         seams = self.seams(family)
-        bounds: dict[int, set[int]] = {member: set() for member in family}
+        parts = {m: torch.zeros(self._width_of(m), dtype=torch.int64) for m in family}
         for vertex in self.family_links(family):
-            found = graph.vertices[vertex]
-            if found.kind in (Kind.CONCAT, Kind.PADDED):
-                edges = [(o, o + w) for _, target, o, w in seams if target == stream_of[vertex]]
-                bounds[stream_of[vertex]] |= {edge for pair in edges for edge in pair}
-            elif found.kind is Kind.GROUP_NORM:
-                node = graph.trace.node(vertex)
-                groups = groups_of(node)
-                bounds[stream_of[vertex]] |= set(range(0, node.shape[1], node.shape[1] // groups))
+            found, target = graph.vertices[vertex], stream_of[vertex]
+            if found.kind is Kind.GROUP_NORM:
+                parts[target] = _refined(
+                    parts[target], _in_groups(parts[target], groups_of(graph.trace.node(vertex)))
+                )
+        for _, target, places in seams:
+            inside = torch.zeros_like(parts[target])
+            inside[places] = 1
+            parts[target] = _refined(parts[target], inside)
         for member in family:
-            width = self._width_of(member)
-            for groups in self._groups_around(member):
-                bounds[member] |= set(range(0, width, width // groups))
+            heads = self._value_heads(member) if self.facts.streams[member].value_mixed else None
+            for groups in (*self._groups_around(member), *([heads] if heads else [])):
+                parts[member] = _refined(parts[member], _in_groups(parts[member], groups))
         changed = True
         while changed:
-            before = sum(map(len, bounds.values()))
-            for source, target, offset, width in seams:
-                bounds[target] |= {offset + b for b in bounds[source]}
-                inside = {b for b in bounds[target] if offset < b < offset + width}
-                bounds[source] |= {b - offset for b in inside}
-            changed = sum(map(len, bounds.values())) != before
-        return bounds
+            before = sum(int(labels.max()) for labels in parts.values())
+            for source, target, places in seams:
+                outside = torch.full_like(parts[target], -1)
+                outside[places] = parts[source]
+                parts[source] = _refined(parts[source], parts[target][places])
+                parts[target] = _refined(parts[target], outside)
+            changed = sum(int(labels.max()) for labels in parts.values()) != before
+        return parts
 
     def _groups_around(self, index: int) -> list[int]:
         """Into how many groups convolutions divide the channels that they read or write."""
@@ -1096,6 +1143,8 @@ class Derivation:
             why = self.facts.given.get(index) or self._overlapping.get(index)
             if why is not None and index not in self.inside:
                 raise _NotUnderstood(why)
+        if self._adds_what_others_read(stream):
+            raise _NotUnderstood("a learned vector that is added to it is used elsewhere too")
         index = self.facts.stream_of[min(stream.members)]
         if self._groups_around(index) and not self.permuting(index):
             raise _NotUnderstood(
@@ -1108,6 +1157,13 @@ class Derivation:
                 continue
             if vertex.kind is Kind.OTHER:
                 raise _NotUnderstood(f"it is written by {self._not_covered(vertex)}")
+            if self.is_link(writer) and vertex.kind in (Kind.PART, Kind.REORDERED):
+                continue
+            if vertex.kind is Kind.REORDERED:
+                raise _NotUnderstood(
+                    f"{vertex.op}{where} puts its features in another order, and nothing keeps "
+                    "their axes apart"
+                )
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
                 raise _NotUnderstood(
                     f"it is a part of a wider tensor{where} that not only linear maps write, or "
@@ -1129,6 +1185,13 @@ class Derivation:
                     f"it is the factor of whole rows in a product, {vertex.op}{where}, which no "
                     "rule covers"
                 )
+            if self.is_link(reader) and vertex.kind in (Kind.PART, Kind.REORDERED):
+                continue
+            if vertex.kind is Kind.REORDERED:
+                raise _NotUnderstood(
+                    f"{vertex.op}{where} puts its features in another order, and nothing keeps "
+                    "their axes apart"
+                )
             if vertex.kind is Kind.PART:
                 raise _NotUnderstood(f"its features are read in parts{where}, each in its own way")
             if vertex.across:
@@ -1138,6 +1201,39 @@ class Derivation:
                 )
             if vertex.kind is Kind.REGION and regions[reader].shape is Shape.UNKNOWN:
                 raise _NotUnderstood(f"{regions[reader].why}{where}")
+
+    def _adds_what_others_read(self, stream: Stream) -> bool:
+        """True if a parameter that is added to a stream has other uses, which would not follow."""
+        graph = self.facts.graph
+        for member in stream.members:
+            node = graph.trace.node(member)
+            if graph.vertices[member].kind is Kind.SUM or node.op == "cat":
+                for value in constants_of(graph.trace, node):
+                    for leaf in added_leaves(graph.trace, value):
+                        users = self._users_of().get(id(leaf.tensor), set())
+                        if not users <= stream.members:
+                            return True
+        return False
+
+    def _users_of(self) -> dict[int, set[int]]:
+        """Parameter -> the calls on activations that read it, or what is computed from it."""
+        if self._users is None:
+            made: dict[int, set[int]] = {}
+            self._users = {}
+            for node in self.facts.graph.trace.nodes:
+                leaves = {
+                    id(fixed.tensor)
+                    for fixed in fixed_in((node.args, node.kwargs))
+                    if fixed.name is not None
+                }
+                for index in node.inputs:
+                    leaves |= made.get(index, set())
+                if not node.live:
+                    made[node.index] = leaves
+                    continue
+                for leaf in leaves:
+                    self._users.setdefault(leaf, set()).add(node.index)
+        return self._users
 
     def _not_covered(self, vertex: Vertex) -> str:
         """What no rule covers, by the name of the function, and what to do where that is known."""
@@ -1213,7 +1309,34 @@ class Derivation:
                     f"{self.facts.graph.vertices[vertex].op}{_where(self.facts, vertex)} joins "
                     "features that change places together"
                 )
+        self._require_features_apart(family)
         self._apart.add(family)
+
+    def _require_features_apart(self, family: frozenset[int]) -> None:
+        """Raises `_NotUnderstood` if two features of one stream belong together by some way."""
+        vertices = self.facts.graph.vertices
+        moved = [v for v in self.family_links(family) if vertices[v].part is not None]
+        if not moved:
+            return
+        seams, count = self.seams(family), 0
+        firsts: dict[int, Tensor] = {}
+        for member in sorted(family):
+            width = self._width_of(member)
+            firsts[member] = torch.arange(count, count + width)
+            count += width
+        changed = True
+        while changed:
+            before = sum(int(first.sum()) for first in firsts.values())
+            for source, target, places in (*seams, *reversed(seams)):
+                least = torch.minimum(firsts[source], firsts[target][places])
+                firsts[source] = least
+                firsts[target][places] = least
+            changed = sum(int(first.sum()) for first in firsts.values()) != before
+        if any(len(first.unique()) < len(first) for first in firsts.values()):
+            raise _NotUnderstood(
+                f"{vertices[moved[0]].op}{_where(self.facts, moved[0])} takes features apart that "
+                "change places together"
+            )
 
     def _joined(self, link: int) -> list[int]:
         """The streams on both sides of a function of single features."""
@@ -1373,6 +1496,8 @@ class Derivation:
         region = self.facts.regions.get(index, NOTHING)
         if region.shape.is_norm:
             return not self._norm_is_folded(index)
+        if vertex.kind is Kind.PART or vertex.kind is Kind.REORDERED:
+            return self._is_bound(index)
         if vertex.kind in _BETWEEN_CHANNELS:
             return not self.sets_side_by_side(index)
         if vertex.kind is not Kind.REGION:
@@ -1387,6 +1512,32 @@ class Derivation:
             Shape.PRODUCT,
             Shape.PAIRED,
             Shape.DIAGONAL,
+        )
+
+    def _is_bound(self, index: int) -> bool:
+        """True if something else keeps the axes of features that are parted, or reordered."""
+        graph, streams = self.facts.graph, self.facts.streams
+        vertex = graph.vertices[index]
+        if index in self.inside or vertex.part is None:
+            return False
+        ends = [self.facts.stream_of[vertex.carried[0]], self.facts.stream_of[index]]
+        if vertex.kind is Kind.PART:
+            # A part that linear maps alone write is one by itself.
+            if any(self._is_input(streams[end]) for end in ends):
+                return False
+            kinds = {graph.vertices[writer].kind for writer in streams[ends[0]].writers}
+            if kinds <= {Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.PART}:
+                return False
+        layout = graph.layouts.get(min(streams[ends[0]].members))
+        if layout is None or layout.repeat != 1:
+            return False
+        moving = (Kind.PART, Kind.REORDERED)
+        touching = {v for end in ends for v in (*streams[end].writers, *streams[end].readers)}
+        return any(
+            graph.vertices[v].kind not in moving
+            and self.commuting.kind(v) is None
+            and self._is_link_on_axes(v)
+            for v in touching - {index}
         )
 
     def sets_side_by_side(self, index: int) -> bool:
@@ -1484,8 +1635,11 @@ class Derivation:
         streams = self.facts.streams
         for member in family:
             self._require_understood(streams[member])
-            if streams[member].value_mixed:
-                raise _NotUnderstood("attention reads values that a nonlinearity has touched")
+            if streams[member].value_mixed and self._value_heads(member) is None:
+                raise _NotUnderstood(
+                    "attention mixes it, something besides linear maps reads or writes it, and its "
+                    "heads are shared or could not be counted"
+                )
         relations = Relations(family)
         for member in family:
             stream = streams[member]
@@ -1499,6 +1653,7 @@ class Derivation:
                     sizes = {tie.stream: 1.0 if tie.transposed else -1.0}
                     relations.add(sum_of({member: 1.0}, sizes), signs=False)
                     relations.add(sum_of({member: 1.0}, {tie.stream: 1.0}), scales=False)
+        self._relate_shared(family, relations)
         for vertex in self.family_links(family):
             sources = [self.facts.stream_of[s] for s in self.sources(vertex)]
             self._relate(vertex, sources, self.facts.stream_of[vertex], relations)
@@ -1509,7 +1664,7 @@ class Derivation:
         """What a function of single features demands of the diagonal matrices around it."""
         vertex = self.facts.graph.vertices[index]
         region = self.facts.regions.get(index, NOTHING)
-        if vertex.kind in (Kind.CONCAT, Kind.PADDED):
+        if vertex.kind in (Kind.CONCAT, Kind.PADDED, Kind.PART, Kind.REORDERED):
             for source in sources:
                 relations.add(sum_of({source: 1.0}, {target: -1.0}))
         elif region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
@@ -1561,6 +1716,22 @@ class Derivation:
             rms = region.shape is Shape.RMS_NORM
             relations.add(sum_of({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
 
+    def _relate_shared(self, family: frozenset[int], relations: Relations) -> None:
+        """One batch normalisation, or one depthwise kernel, in two places scales alike in both."""
+        graph, first = self.facts.graph, dict[int, int]()
+        for vertex in self.family_links(family):
+            if graph.vertices[vertex].kind in (Kind.BATCH_NORM, Kind.DEPTHWISE):
+                node = graph.trace.node(vertex)
+                for value in fixed_in((node.args, node.kwargs)):
+                    other = first.setdefault(id(value.tensor), vertex)
+                    if other != vertex:
+                        for one, two in (
+                            (vertex, other),
+                            (self.sources(vertex)[0], self.sources(other)[0]),
+                        ):
+                            streams = self.facts.stream_of[one], self.facts.stream_of[two]
+                            relations.add(sum_of({streams[0]: 1.0}, {streams[1]: -1.0}))
+
     def _relate_along(self, index: int, source: int, target: int, relations: Relations) -> None:
         """What a function of each feature along positions demands of the factors around it."""
         degree, parity = homogeneity(self.facts.graph, index)
@@ -1606,6 +1777,7 @@ _BETWEEN_CHANNELS = (
     Kind.CONCAT,
     Kind.PADDED,
     Kind.ALONG,
+    Kind.REORDERED,
 )
 
 
@@ -1642,6 +1814,16 @@ def _around(
     parts.append(planes(last - first, side.turned.pairing))
     parts += [rest(size - last)] if last < size else []
     return parts[0] if len(parts) == 1 else DirectSum(tuple(parts))
+
+
+def _refined(parts: Tensor, others: Tensor) -> Tensor:
+    """The parts that two divisions of the same features make together, numbered from 0."""
+    return torch.stack([parts, others]).unique(dim=1, return_inverse=True)[1]
+
+
+def _in_groups(parts: Tensor, groups: int) -> Tensor:
+    """As many parts of one size as there are groups."""
+    return torch.arange(len(parts)) // (len(parts) // groups)
 
 
 def _sized(kind: type[OnAxes], dim: int) -> Group:

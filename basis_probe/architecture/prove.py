@@ -339,7 +339,8 @@ class Prover:
             if key not in felt:
                 changed = set(self.weights.changed)
                 felt[key] = self._change_behind(site, changed, values)
-                if felt[key] == 0.0:
+                returned = self.facts.streams[self._stream(site)].returned
+                if felt[key] == 0.0 or returned:
                     felt[key] = largest_change(self.outputs, self._run()[0])
         return felt[key]
 

@@ -86,6 +86,8 @@ def _sharing(facts: Facts) -> Iterator[tuple[int, int]]:
             users.setdefault(key, []).append(index)
     for several in users.values():
         for first, second in itertools.pairwise(several):
+            if facts.stream_of[first] == facts.stream_of[second]:
+                continue  # They belong together anyway.
             one, other = (_source(facts, v) for v in (first, second))
             yield one, other
             if all(_keeps(facts, v) for v in (first, second)):

@@ -612,6 +612,14 @@ def constants_of(trace: Trace, node: Node) -> Iterator[Fixed | Ref]:
                 yield value
 
 
+def added_leaves(trace: Trace, value: Fixed | Ref) -> Iterator[Fixed]:
+    """The parameters of which something that is added is a selection, or a sum."""
+    if isinstance(value, Fixed):
+        yield value
+    elif not trace.node(value.node).live:
+        yield from leaves_of(trace, value.node)
+
+
 def _is_matrix(trace: Trace, value: object) -> bool:
     if isinstance(value, Fixed):
         return value.tensor.ndim >= 2

@@ -41,6 +41,7 @@ class Kind(enum.Enum):
     MAX_POOL = "max pooling"
     ALONG = "a function of each feature along positions"
     PART = "a part of the features"
+    REORDERED = "the features in another order"
     CONCAT = "a concatenation of features"
     PADDED = "features with zeros before and behind them"
     ATTENTION = "attention, reading values"
@@ -281,6 +282,10 @@ _MAX_POOLS = frozenset(
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d "
     "adaptive_max_pool3d _max_pool1d _max_pool2d _max_pool3d".split()
 )
+_REORDERS = frozenset(
+    "view getitem index_select flip roll channel_shuffle native_channel_shuffle".split()
+)
+_TURNS = frozenset("flip roll channel_shuffle native_channel_shuffle".split())
 _EXTREMES = frozenset("amax amin max min sort topk cummax cummin median kthvalue".split())
 _MOVED_ALONG = frozenset("cumsum flip roll".split())
 _ALONG = frozenset(
@@ -419,6 +424,10 @@ class _Builder:
                 found.add(index)
                 vertex = self.vertices[index]
                 waiting.extend((*vertex.carried, *vertex.used))
+                if vertex.kind is Kind.EMBEDDING:
+                    # The numbers may be computed from features, as those of the nearest code.
+                    by = self.live(self.trace.node(index))
+                    waiting.extend(self.same[i] for i in by if i in self.same)
         return found
 
     def known(self, index: int) -> bool:
@@ -473,6 +482,12 @@ class _Builder:
             return
         first = live[0]
         layout = self._layout(node, live)
+        order = self._reordered(node, first) if layout is None or node.op in _TURNS else None
+        if order is not None:
+            layout, part = order
+            self.layouts[node.index] = layout
+            self.put(node.index, Kind.REORDERED, (self.vertex(first),), part=part)
+            return
         if layout is not None:
             layout = _without_single(layout, shape)
             self.layouts[node.index] = layout
@@ -690,6 +705,36 @@ class _Builder:
         ndim = len(self.trace.node(value).shape)
         layout = self.layouts.get(value)
         return self._constant(node.args[0]) and layout is not None and layout.axes == (ndim - 2,)
+
+    def _reordered(self, node: Node, first: int) -> tuple[Layout, tuple[int, ...]] | None:
+        """Where features are that a call only put in another order, and which is where."""
+        source, layout = self.trace.node(first), self.layouts.get(first)
+        if node.op not in _REORDERS or layout is None or node.function is None:
+            return None
+        if layout.repeat != 1 or self._ref(node, 0, "input") != first:
+            return None
+        sizes = [source.shape[axis] for axis in layout.axes]
+        count = math.prod(sizes)
+        # Every feature by its number, the same at all positions.
+        numbers = torch.arange(count, dtype=torch.float64).reshape(sizes)
+        numbers = numbers.permute(sorted(range(len(sizes)), key=lambda rank: layout.axes[rank]))
+        shape = [s if axis in layout.axes else 1 for axis, s in enumerate(source.shape)]
+        given = numbers.reshape(shape).expand(source.shape)
+        try:
+            made = replay(self.trace, node.index, {first: given})
+        except (RuntimeError, ValueError, TypeError, LookupError):
+            return None
+        still = torch.arange(count)
+        for axis in range(made.ndim):
+            row = made.movedim(axis, 0).reshape(made.shape[axis], -1)
+            order = row[:, 0].long()
+            if (
+                bool((row == row[:, :1]).all())
+                and torch.equal(order.sort().values, still)
+                and not (axis in layout.axes and torch.equal(order, still))
+            ):
+                return Layout((axis,), axis < made.ndim - 1), tuple(order.tolist())
+        return None
 
     def _runs_along(self, node: Node, first: int) -> bool:
         """True if a function runs along positions, of each feature by itself."""

@@ -77,6 +77,13 @@ def interpolated(s: Net, x: Tensor) -> Tensor:
 BOUND = {
     "a norm": (two_streams(nn.RMSNorm(H)), drawn(5, 9), "e", G.Orthogonal(H)),
     "batch normalisation": (two_streams(nn.BatchNorm1d(H)), drawn(5, 9), "f", G.Monomial(H)),
+    "batch normalisation of two that meet": (
+        Net(
+            lambda s, x: s.o(F.relu(s.n(s.e(x)) + s.n(s.f(x)))),
+            n=nn.BatchNorm1d(H), e=linear(9, H), f=linear(9, H), o=linear(H, 3),
+        ),
+        drawn(5, 9), "e", G.Monomial(H),
+    ),
     "a tower": (one_tower_twice(nn.BatchNorm1d(H)), drawn(5, 18), "t.0", G.Monomial(H)),
     "a tower, later": (
         one_tower_twice(nn.BatchNorm1d(H)), drawn(5, 18), "t.2:2", G.PositiveMonomial(H),
@@ -232,3 +239,42 @@ def test_numbers_without_features_side_by_side_are_no_error() -> None:
     model = settled(Net(told, e=linear(9, D), o=linear(2 * D - 1, 3)))
     found = bp.symmetries(model, drawn(4, 5, 9))
     assert found["o:in"].group == G.Unknown(2 * D - 1)
+
+
+def test_what_is_added_and_read_elsewhere_does_not_follow() -> None:
+    """Learned latents are the start of a stream, and made into queries as they are."""
+
+    def latents(s: Net, x: Tensor) -> Tensor:
+        start = s.start.expand(len(x), -1, -1)
+        z = (s.q(start) @ s.k(x).mT).softmax(-1) @ s.v(x)
+        return s.o(F.rms_norm(start + s.p(z), (D,)))
+
+    maps = {"q": linear(D, D), "k": linear(9, D), "v": linear(9, D), "p": linear(D, D)}
+    model = Net(latents, start=nn.Parameter(drawn(1, 3, D)), o=linear(D, 2), **maps)
+    found = bp.symmetries(settled(model), drawn(2, 5, 9), certificates=False)
+    assert found["p"].group == G.Unknown(D)
+    assert "used elsewhere" in found["p"].because
+    assert found["v"].group.privileged.name == "NONE"
+
+
+def test_features_that_choose_rows_of_a_table_are_read() -> None:
+    def nearest(s: Net, x: Tensor) -> Tensor:
+        h = s.e(x)
+        code = s.table(torch.cdist(h, s.table.weight).argmin(-1))
+        return s.o(h + (code - h))
+
+    model = Net(nearest, e=linear(9, D), table=nn.Embedding(7, D), o=linear(D, 3))
+    found = bp.symmetries(settled(model), drawn(5, 9), certificates=False)
+    assert found["e"].group == G.Unknown(D)
+    assert "cdist" in found["e"].because
+
+
+def test_halves_of_normalised_features_that_meet_are_unknown() -> None:
+    def gated(s: Net, x: Tensor) -> Tensor:
+        first, second = s.n(s.e(x)).chunk(2, -1)
+        return s.o(first * second.sigmoid())
+
+    model = Net(gated, e=linear(9, 2 * D), n=nn.BatchNorm1d(2 * D), o=linear(D, 3))
+    found = bp.symmetries(settled(model), drawn(5, 9), certificates=False)
+    assert found["e"].group == G.Unknown(2 * D)
+    assert "change places together" in found["e"].because

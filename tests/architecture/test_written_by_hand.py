@@ -179,3 +179,43 @@ def test_queries_and_keys_have_what_positions_and_norms_leave(name: str) -> None
     for site in ("q", "k"):
         holds(model, site, blocks(inner, alike=alike), drawn(2, 5, 9), drawn(3, 7, 9, seed=4))
     holds(model, "v", blocks(G.GeneralLinear(SIZE)), drawn(2, 5, 9))
+
+
+class Behind(nn.Module):
+    """Attention of grouped or single queries; something multiplies, or divides, what it mixed."""
+
+    def __init__(self, kind: str, copies: int) -> None:
+        super().__init__()
+        self.kind, self.copies = kind, copies
+        self.q, self.o = nn.Linear(9, copies * H), nn.Linear(copies * H, 3)
+        self.k, self.v = nn.Linear(9, H), nn.Linear(9, H)
+        self.gate = nn.Linear(9, copies * H) if kind == "gate" else None
+        self.norm = nn.RMSNorm(copies * H) if kind == "norm" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (m(x).unflatten(-1, (-1, SIZE)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(self.copies, 1) for t in (k, v))
+        z = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        if self.gate is not None:
+            z = z * torch.sigmoid(self.gate(x))
+        return self.o(z if self.norm is None else self.norm(z))
+
+
+HALVES = tuple(G.DirectSum((kind(SIZE),) * HEADS) for kind in (G.Monomial, G.Permutation))
+MIXED = {
+    ("gate", 1): {"v": HALVES[0], "o:in": HALVES[0], "gate": HALVES[1]},
+    ("gate", 2): {"v": G.Unknown(H)},
+    ("norm", 1): {"v": blocks(G.Orthogonal(SIZE)), "norm:in": blocks(G.Orthogonal(SIZE))},
+    ("norm", 2): {"v": blocks(G.Orthogonal(SIZE))},
+}
+
+
+@pytest.mark.parametrize(("kind", "copies"), MIXED)
+def test_values_have_what_reads_them_behind_attention(kind: str, copies: int) -> None:
+    model = settled(Behind(kind, copies))
+    for site, group in MIXED[kind, copies].items():
+        if group.name == "unknown":
+            assert bp.symmetries(model, drawn(2, 5, 9))[site].group == group
+        else:
+            holds(model, site, group, drawn(2, 5, 9), drawn(3, 7, 9, seed=4))
+    holds(model, "q", G.Blocks(G.GeneralLinear(SIZE), HEADS, copies, "kept"), drawn(2, 5, 9))
