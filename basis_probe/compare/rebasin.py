@@ -274,7 +274,10 @@ def _require_same_shape(model_a: nn.Module, model_b: nn.Module) -> None:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().double() for name, value in model.named_parameters()}
+    return {
+        name: value.detach().cpu().to(torch.float64, copy=True)
+        for name, value in model.named_parameters()
+    }
 
 
 def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -296,6 +299,19 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
         slots, weights = Slots(model, facts.graph.trace), Weights(model)
         before = _tensors(weights.model)
         seen: set[int] = set()
+
+        def moved_by(
+            site: Site, columns: Tensor, factor: float
+        ) -> tuple[frozenset[int], dict[str, Tensor]]:
+            """The streams that an element moves, and the weights after it acted."""
+            element = MonomialElement(columns, torch.full((len(columns),), factor))
+            try:
+                with torch.no_grad():
+                    streams = Action(derivation, slots, weights).move(site, element)
+                return frozenset(streams), _tensors(weights.model)
+            finally:
+                weights.restore()
+
         for site in facts.sites.values():
             vertex = facts.vertex(site)
             group = derivation.symmetry(site).group
@@ -303,32 +319,21 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
                 continue
             if facts.stream_of[vertex.node] in seen:
                 continue
-            element = MonomialElement(
-                torch.randperm(group.dim, generator=torch.Generator().manual_seed(1)),
-                torch.ones(group.dim),
-            )
+            dim = group.dim
+            stays = torch.arange(dim)
             try:
-                with torch.no_grad():
-                    streams = Action(derivation, slots, weights).move(site, element)
-                seen |= set(streams)
-                places = _followed(before, _tensors(weights.model), element.columns)
-                weights.restore()
+                order = torch.randperm(dim, generator=torch.Generator().manual_seed(1))
+                key, after = moved_by(site, order, 1.0)
+                seen |= key
+                places = _followed(before, after, order)
                 if places is not None and group.rescales:
-                    doubled = MonomialElement(
-                        torch.arange(group.dim), torch.full((group.dim,), 2.0)
-                    )
-                    with torch.no_grad():
-                        Action(derivation, slots, weights).move(site, doubled)
-                    places = [_powered(slot, before, _tensors(weights.model)) for slot in places]
-                    weights.restore()
+                    _, after = moved_by(site, stays, 2.0)
+                    places = _with_constants(places, before, after, dim)
+                    places = places and [_powered(slot, before, after) for slot in places]
                 if places is not None and isinstance(group, SignedPermutation | Monomial):
-                    reversed_axes = MonomialElement(
-                        torch.arange(group.dim), torch.full((group.dim,), -1.0)
-                    )
-                    with torch.no_grad():
-                        Action(derivation, slots, weights).move(site, reversed_axes)
-                    after = _tensors(weights.model)
-                    places = [
+                    _, after = moved_by(site, stays, -1.0)
+                    places = _with_constants(places, before, after, dim)
+                    places = places and [
                         dataclasses.replace(
                             slot, turns=torch.equal(after[slot.name], -before[slot.name])
                         )
@@ -337,12 +342,9 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
             except WeightError as error:
                 left_out.append(f"{site.name} was left out: {error}.")
                 continue
-            finally:
-                weights.restore()
             if places is None:
                 left_out.append(f"{site.name} was left out: its axes lie in a weight in parts.")
             elif places:
-                key = frozenset(streams)
                 found[key] = _Family(site, group.dim, group.rescales, tuple(places))
     return list(found.values()), left_out
 
@@ -365,6 +367,26 @@ def _followed(
         if len(fitting) != 1:
             return None
         found.append(fitting[0])
+    return found
+
+
+def _with_constants(
+    places: Sequence[_Slot], before: Mapping[str, Tensor], after: Mapping[str, Tensor], dim: int
+) -> list[_Slot] | None:
+    """The places, and those of parameters that no order of axes changes, as gains that are one."""
+    known = {slot.name for slot in places}
+    found = [*places]
+    for name, given in before.items():
+        if name in known or torch.equal(given, after[name]):
+            continue
+        fitting = [
+            _Slot(name, axis, size // dim)
+            for axis, size in enumerate(given.shape)
+            if size % dim == 0
+        ]
+        if len(fitting) != 1:
+            return None
+        found += fitting
     return found
 
 

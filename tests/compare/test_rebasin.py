@@ -82,6 +82,32 @@ def test_planted_signs_are_found_and_undone(bend: type[nn.Module], group: Any) -
         assert torch.allclose(found.model(rows()), twin(rows()), atol=1e-5)
 
 
+def _normalised(seed: int, dtype: torch.dtype) -> nn.Sequential:
+    """Gains are ones, as a network begins with them: no order of axes changes these."""
+    torch.manual_seed(seed)
+    layers = nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 3)
+    model = nn.Sequential(*layers).to(dtype)
+    model(rows().to(dtype))
+    return model.eval()
+
+
+@pytest.mark.parametrize("scales", ["kept", "matched"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gains_that_are_all_one_count_where_signs_reach_them(dtype: Any, scales: Any) -> None:
+    a, b = (_normalised(seed, dtype) for seed in (0, 1))
+    x = rows().to(dtype)
+    found = bp.rebasin(a, b, [(x, a(x).argmax(1))], points=0, scales=scales)
+    with torch.no_grad():
+        assert torch.allclose(found.model(x), b(x), atol=1e-4)
+    if scales == "kept":
+        assert found.distance[1] < found.distance[0]
+    element = bp.symmetries(b, x)["0"].group.draw(seeded(3))
+    signs = type(element)(element.columns, element.factors.sign())  # pyright: ignore
+    twin = bp.reparametrize(a, "0", signs, example_input=x)
+    again = bp.rebasin(a, twin, [(x, a(x).argmax(1))], points=0)
+    assert again.distance[0] > 0.1 and again.distance[1] == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("bend", [nn.ReLU, nn.GELU, nn.Tanh])
 def test_the_second_network_keeps_its_function_and_comes_nearer(bend: type[nn.Module]) -> None:
     a, b = mlp(0, bend, width=16), mlp(1, bend, width=16)
@@ -133,8 +159,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         bp.rebasin(mlp(0), mlp(0, width=12), data)
     with pytest.raises(ValueError, match="scales='free'"):
         bp.rebasin(mlp(0), mlp(1), data, scales="free")
-    with pytest.raises(ValueError, match="points=-1"):
-        bp.rebasin(mlp(0), mlp(1), data, points=-1)
+    for points in (-1, 2.5, "3"):
+        with pytest.raises(ValueError, match=f"points='?{points}'?: give a whole number"):
+            bp.rebasin(mlp(0), mlp(1), data, points=points)  # pyright: ignore
     with pytest.raises(bp.DataError, match="read only once"):
         bp.rebasin(mlp(0), mlp(1), iter(data))
     linear = [nn.Linear(6, 4), nn.Linear(6, 4)]
