@@ -21,7 +21,14 @@ from basis_probe.compare.alignments import (
     turned_axes,
 )
 from basis_probe.compare.canonical import projected, singular
-from basis_probe.compare.kernels import Hsic, Kernel, feature_hsic, hsic_of, linear_hsic
+from basis_probe.compare.kernels import (
+    Hsic,
+    Kernel,
+    feature_hsic,
+    hsic_of,
+    linear_hsic,
+    unit_factor,
+)
 from basis_probe.compare.matching import Matched, assignment, match
 from basis_probe.compare.plan import FORMULAS, Plan, require_in_paper
 from basis_probe.compare.running import Caught, Repeated, common_space, matched, unit_axes
@@ -316,6 +323,7 @@ class _OfKernels(Gathered):
         self.kernel = plan.kernel_for(groups[0])
         self.units = plan.unit_axes_for(groups[0])
         self.of_axes = self.kernel is Kernel.LINEAR and plan.normalization == "shape"
+        self.factors: tuple[float, float] | None = None
         self.kernels: list[Hsic] = []
         self.parts: list[float] = []
 
@@ -379,11 +387,13 @@ class _OfKernels(Gathered):
                 for a, b in ((own, other), (own, own), (other, other))
             ]
             return Hsic(*sums, batches=1, examples=len(x.values))
-        return hsic_of(
-            x.kernel_maps(self.kernel, unit_axes=self.units),
-            y.kernel_maps(self.kernel, unit_axes=self.units),
-            unbiased=unbiased,
+        # The same for all batches, whose kernels are added.
+        self.factors = self.factors or (unit_factor(x.values), unit_factor(y.values))
+        own, other = (
+            side.kernel_maps(self.kernel, unit_axes=self.units, factor=factor)
+            for side, factor in zip((x, y), self.factors, strict=True)
         )
+        return hsic_of(own, other, unbiased=unbiased)
 
     def _finished(self, sites: tuple[str, str]) -> Similarity:
         if not self.kernels:

@@ -66,11 +66,13 @@ class Maps:
         kernel: what is made of the inner products.
         unit_axes: True to bring every axis to mean zero and unit size first, over all examples and
             positions, so that its scale does not count. An axis that never varies stays zero.
+        factor: the values are multiplied by it, a power of two that keeps products in range.
     """
 
     values: Float[Tensor, "examples axes positions"]
     kernel: Kernel
     unit_axes: bool
+    factor: float = 1.0
 
     def __len__(self) -> int:
         return len(self.values)
@@ -135,7 +137,8 @@ class Maps:
         """The mean and one over the size of every axis, in the type of the values."""
         values, axes = self.values, self.values.shape[1]
         if not self.unit_axes:
-            return torch.zeros(axes).to(values), torch.ones(axes).to(values)
+            factors = torch.full((axes,), self.factor, dtype=torch.float64)
+            return torch.zeros(axes).to(values), factors.to(values)
         # A few examples at a time, so that no second copy of all of them is ever held.
         chunks = values.split(max(1, _AT_ONCE // max(1, values[0].numel())))
         mean = torch.zeros(axes, dtype=torch.float64, device=values.device)
@@ -144,8 +147,9 @@ class Maps:
             mean += rows.sum((0, 2), dtype=torch.float64)
         mean /= values.shape[0] * values.shape[2]
         for rows in chunks:
-            squares += (rows - mean[:, None].to(rows)).square_().sum((0, 2), dtype=torch.float64)
-        size = squares.sqrt()
+            centred = (rows - mean[:, None].to(rows)).mul_(self.factor)
+            squares += centred.square_().sum((0, 2), dtype=torch.float64)
+        size = squares.sqrt() / self.factor
         # Against the size of what was subtracted, rounding is not spread.
         eps = torch.finfo(values.dtype).eps
         count = values.shape[0] * values.shape[2]
@@ -206,6 +210,12 @@ class Hsic:
         if not self.xx > 0 or not self.yy > 0:
             return math.nan
         return self.xy / math.sqrt(self.xx * self.yy)
+
+
+def unit_factor(values: Tensor) -> float:
+    """The power of two that brings the largest of some values near one; 1 where all are zero."""
+    largest = float(max(abs(edge) for edge in torch.aminmax(values)))
+    return 2.0 ** -round(math.log2(largest)) if largest > 0 else 1.0
 
 
 def hsic_of(x: Maps, y: Maps, *, unbiased: bool = True) -> Hsic:

@@ -107,10 +107,10 @@ class Caught:
         """The rows with every axis about its mean and of unit size; constant ones at zero."""
         return Samples(unit_axes(self.rows))
 
-    def kernel_maps(self, kernel: Kernel, *, unit_axes: bool) -> Maps:
+    def kernel_maps(self, kernel: Kernel, *, unit_axes: bool, factor: float) -> Maps:
         """What kernels read of the maps, positions that do not count at zero; made once."""
-        key = "maps", kernel, unit_axes
-        return self._once(key, lambda: Maps(self._kernel_values(), kernel, unit_axes))
+        key = "maps", kernel, unit_axes, factor
+        return self._once(key, lambda: Maps(self._kernel_values(), kernel, unit_axes, factor))
 
     def _kernel_values(self) -> Tensor:
         """[examples, axes, positions]."""

@@ -503,3 +503,18 @@ def test_what_samples_span_whole_cannot_be_told(measure: Any, samples: int) -> N
         assert math.isnan(found.similarity) and "different ones" in found.notes[0]
     with pytest.raises(bp.DataError, match="4 directions vary on 5 samples"):
         bp.similarity(x[:5], y[:5], measure="svcca", folds=1)
+
+
+@pytest.mark.parametrize("group", ["permutation", "positive-monomial"])
+@pytest.mark.parametrize("kernel", ["max", "median", "smooth"])
+def test_kernels_of_very_small_and_large_values_are_those_of_others(
+    kernel: str, group: str
+) -> None:
+    """Products of three inner products leave the range of single precision early."""
+    x, y = (side.float() for side in pair(2, 80))
+    how: dict[str, Any] = {"measure": "cka", "kernel": kernel, "group": group}
+    wanted = bp.similarity(x, y, **how)
+    for exponent in (-100, -40, 40, 100):
+        found = bp.similarity(x * 2.0**exponent, y * 2.0**-exponent, **how)
+        assert found.similarity == pytest.approx(wanted.similarity, abs=1e-6)
+        assert found.std_error == pytest.approx(wanted.std_error, abs=1e-6)
