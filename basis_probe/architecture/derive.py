@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basis_probe.algebra.groups import (
     Blocks,
@@ -54,6 +54,7 @@ from basis_probe.model.facts import (
     fixed_in,
     homogeneity,
     keeps_statistics,
+    leaves_of,
     signature,
     spans_all_axes,
     vectors_of,
@@ -179,7 +180,7 @@ class Derivation:
         if not self.computed or isinstance(group, Trivial):
             return group, because
         streams = self.family(index) if self.permuting(index) else {index}
-        for here in sorted(streams):
+        for here in sorted({tied for stream in streams for tied in self.tied_to(stream)}):
             stream = self.facts.streams[here]
             for vertices, writes in ((stream.writers, True), (stream.readers, False)):
                 for vertex in vertices:
@@ -187,6 +188,11 @@ class Derivation:
                     if weight is None:
                         continue
                     where = _where(self.facts, vertex)
+                    if self._has_other_uses(weight.node, vertex):
+                        raise _NotUnderstood(
+                            f"the weight{where} is computed from a parameter that is used "
+                            "elsewhere too"
+                        )
                     for smaller in (group, *_smaller(group)):
                         key = (vertex, writes, repr(smaller))
                         if key not in self._reached:
@@ -671,6 +677,8 @@ class Derivation:
             (bend,) = streams[behind].writers
             if self.facts.regions.get(bend, NOTHING).shape is not Shape.ELEMENTWISE:
                 continue
+            if any(self.is_link(reader) for reader in streams[behind].readers):
+                continue
             before = stream_of[self.facts.graph.vertices[bend].carried[0]]
             if index in (before, behind) and streams[before].readers == (bend,):
                 return bend, before, behind
@@ -1073,7 +1081,7 @@ class Derivation:
                 seams.append((stream_of[vertex], whole, torch.tensor(found.part)))
                 continue
             for source in self.sources(vertex):
-                width = graph.trace.node(source).shape[graph.layouts[source].axes[-1]]
+                width = self._width_at(source)
                 places = torch.arange(place, place + width)
                 seams.append((stream_of[source], stream_of[vertex], places))
                 place += width if joined else 0
@@ -1124,9 +1132,12 @@ class Derivation:
         return found
 
     def _width_of(self, index: int) -> int:
+        return self._width_at(min(self.facts.streams[index].members))
+
+    def _width_at(self, vertex: int) -> int:
+        """The number of features at a vertex."""
         graph = self.facts.graph
-        member = min(self.facts.streams[index].members)
-        layout, shape = graph.layouts[member], graph.trace.node(member).shape
+        layout, shape = graph.layouts[vertex], graph.trace.node(vertex).shape
         return math.prod(shape[axis] for axis in layout.axes) // layout.repeat
 
     def family_links(self, family: frozenset[int]) -> list[int]:
@@ -1214,6 +1225,15 @@ class Derivation:
                         if not users <= stream.members:
                             return True
         return False
+
+    def _has_other_uses(self, weight: int, vertex: int) -> bool:
+        """True if what a weight is computed from is read by other calls than its linear map."""
+        leaves = leaves_of(self.facts.graph.trace, weight)
+        return any(
+            not self._users_of().get(id(leaf.tensor), set()) <= {vertex}
+            for leaf in leaves
+            if isinstance(leaf.tensor, nn.Parameter)
+        )
 
     def _users_of(self) -> dict[int, set[int]]:
         """Parameter -> the calls on activations that read it, or what is computed from it."""
@@ -1329,13 +1349,15 @@ class Derivation:
             before = sum(int(first.sum()) for first in firsts.values())
             for source, target, places in (*seams, *reversed(seams)):
                 least = torch.minimum(firsts[source], firsts[target][places])
-                firsts[source] = least
-                firsts[target][places] = least
+                firsts[source] = least.clone()
+                firsts[target][places] = torch.minimum(firsts[target][places], least)
             changed = sum(int(first.sum()) for first in firsts.values()) != before
         if any(len(first.unique()) < len(first) for first in firsts.values()):
+            node = self.facts.graph.trace.node(moved[0])
+            made = self.facts.graph.trace.node(node.inputs[0]) if node.op == "output" else node
             raise _NotUnderstood(
-                f"{vertices[moved[0]].op}{_where(self.facts, moved[0])} takes features apart that "
-                "change places together"
+                f"{made.op}{_where(self.facts, moved[0])} takes features apart that change places "
+                "together"
             )
 
     def _joined(self, link: int) -> list[int]:

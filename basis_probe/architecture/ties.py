@@ -77,9 +77,11 @@ def _sharing(facts: Facts) -> Iterator[tuple[int, int]]:
             node = graph.trace.node(index)
             found = fixed_in((node.args, node.kwargs))
             used = [fixed.tensor for fixed in found if fixed.name is not None]
-        elif region is not None and len(vertex.carried) == 1 and not region.within:
+        elif region is not None and region.function is not None and not region.within:
             found = (fixed.tensor for _, fixed in vectors_of(graph, vertex))
-            used = [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
+            width = graph.trace.node(index).shape[graph.layouts[index].axes[-1]]
+            learned = [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
+            used = [tensor for tensor in learned if tensor.numel() == width]
         else:
             continue
         for key in {id(tensor) for tensor in used}:

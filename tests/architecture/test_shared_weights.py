@@ -278,3 +278,29 @@ def test_halves_of_normalised_features_that_meet_are_unknown() -> None:
     found = bp.symmetries(settled(model), drawn(5, 9), certificates=False)
     assert found["e"].group == G.Unknown(2 * D)
     assert "change places together" in found["e"].because
+
+
+def test_a_computed_matrix_of_a_table_that_is_read_too_is_unknown() -> None:
+    """Half the table reads what the table wrote, with a map between that shares the stream."""
+
+    def scaled(s: Net, t: Tensor) -> Tensor:
+        h = s.e(t)
+        return F.linear(h + s.b(F.gelu(s.a(s.e(t)))), 0.5 * s.e.weight)
+
+    model = Net(scaled, e=nn.Embedding(11, D), a=linear(D, H), b=linear(H, D))
+    tokens = torch.randint(0, 11, (3, 5))
+    found = bp.symmetries(settled(model), tokens, certificates=False)
+    for site in ("e", "e:2", "a:in", "b"):
+        assert found[site].group == G.Unknown(D)
+        assert "used elsewhere" in found[site].because
+    assert found["a"].group == G.Permutation(H)
+
+
+def test_features_that_meet_their_neighbours_do_not_change_places() -> None:
+    def beside(s: Net, x: Tensor) -> Tensor:
+        h = F.relu(s.e(x))
+        return s.o(h + h.roll(1, -1))
+
+    found = bp.symmetries(settled(Net(beside, e=linear(9, D), o=linear(D, 3))), drawn(5, 9))
+    assert found["e"].group == G.Unknown(D)
+    assert "Roll takes features apart" in found["e"].because

@@ -195,7 +195,10 @@ class Behind(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (m(x).unflatten(-1, (-1, SIZE)).transpose(1, 2) for m in (self.q, self.k, self.v))
         k, v = (t.repeat_interleave(self.copies, 1) for t in (k, v))
+        v = torch.tanh(v) if self.kind == "bends" else v
         z = ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        if self.kind == "bends":
+            z = F.gelu(z)
         if self.gate is not None:
             z = z * torch.sigmoid(self.gate(x))
         return self.o(z if self.norm is None else self.norm(z))
@@ -205,6 +208,7 @@ HALVES = tuple(G.DirectSum((kind(SIZE),) * HEADS) for kind in (G.Monomial, G.Per
 MIXED = {
     ("gate", 1): {"v": HALVES[0], "o:in": HALVES[0], "gate": HALVES[1]},
     ("gate", 2): {"v": G.Unknown(H)},
+    ("bends", 1): {"v": HALVES[1], "o:in": HALVES[1]},
     ("norm", 1): {"v": blocks(G.Orthogonal(SIZE)), "norm:in": blocks(G.Orthogonal(SIZE))},
     ("norm", 2): {"v": blocks(G.Orthogonal(SIZE))},
 }
