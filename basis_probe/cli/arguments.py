@@ -118,14 +118,30 @@ def outputs(parsed: argparse.Namespace) -> list[Path]:
     """The files that a report is written to.
 
     Raises:
-        OSError, ValueError: if one cannot be written, or is named twice or as something else too.
+        OSError, ValueError: if one cannot be written, is a file of the model, or is named twice or
+            as something else too.
     """
     paths: list[Path] = parsed.out or ([] if parsed.json else [parsed.default_out])
     for path in paths:
         require_writable(path)
+    named = [getattr(parsed, "model", None), *getattr(parsed, "models", [])]
+    for path in paths:
+        if any(_is_of_model(path, model) for model in named if model):
+            raise ValueError(f"{described(str(path))} is a file of the model: give another name")
     others = [getattr(parsed, name, None) for name in ("checkpoint", "text")]
     require_apart([*paths, *(other for other in others if other is not None)])
     return paths
+
+
+def _is_of_model(path: Path, model: str) -> bool:
+    """True for a file in a model's folder that is there and was not written by this package."""
+    path, folder = path.resolve(), Path(model)
+    if not path.is_file() or not folder.is_dir() or not path.parent.samefile(folder):
+        return False
+    if path.suffix.lower() not in (".json", PART):
+        return False
+    with path.open("rb") as file:
+        return b"basis_probe" not in file.read(4096)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
+_NARROWEST = 20
+"""Columns at least, whatever the terminal says."""
+
+
 class Voice(enum.Enum):
     """For whom a command speaks."""
 
@@ -41,11 +45,12 @@ class Screen:
         """The screen of this process."""
         from rich.console import Console
 
-        output = Console()
-        if not output.is_terminal:
-            # Nobody folds lines again that were folded for a terminal that is not there.
-            output = Console(width=200)
-        return Screen(voice, output, Console(stderr=True))
+        output, errors = Console(), Console(stderr=True)
+        # Nobody folds lines again that were folded for a terminal that is not there.
+        width = max(output.width, _NARROWEST) if output.is_terminal else 200
+        # Nothing at all is shown in no columns.
+        folded = max(errors.width, _NARROWEST)
+        return Screen(voice, Console(width=width), Console(stderr=True, width=folded))
 
     @property
     def draws_progress(self) -> bool:

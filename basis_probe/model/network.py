@@ -293,7 +293,8 @@ def fingerprint(model: nn.Module) -> str:
     """
     found = hashlib.sha256()
     for name, tensor in _numbers(model):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        line = f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+        found.update(line.encode("utf-8", "surrogatepass"))
         if tensor.is_meta or not tensor.numel():
             continue
         numbers = _integers(tensor)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from basis_probe.arguments import path as named
-from basis_probe.brief import brief
+from basis_probe.brief import brief, described
 from basis_probe.errors import clean, nearest
 from basis_probe.results.codec import Damaged
 from basis_probe.results.envelope import read, written
@@ -332,7 +332,10 @@ class Report:
             raise ValueError(
                 f"cannot load {path.name!r}: only .json holds the whole report; save it as one"
             )
-        return cls.from_json(path.read_text(encoding="utf-8", errors="replace"))
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {described(str(path))}")
+        # Editors of Windows put a mark in front.
+        return cls.from_json(path.read_text(encoding="utf-8-sig", errors="replace"))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for every site and score, as a pandas DataFrame."""

@@ -293,6 +293,35 @@ def test_files_that_are_not_there(
     assert "--text takes a plain text file" in said
 
 
+def test_what_is_refused_is_said_in_however_few_columns(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns in ("0", "1", "-5", "abc"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert "there is no file" in _refused(capsys, "show", str(tmp_path / "r.json"))
+
+
+def test_files_of_a_model_are_not_written_over(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    model, text = tmp_path / "model", tmp_path / "t.txt"
+    model.mkdir()
+    text.write_text("a b c")
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    (tmp_path / "link.json").symlink_to(model / "config.json")
+    words = ["report", str(model), "--text", str(text)]
+    for out in (model / "config.json", tmp_path / "link.json"):
+        assert "is a file of the model" in _refused(capsys, *words, "--out", str(out))
+    shard = ["--shard", "0/2", "--out", str(model / "model.safetensors")]
+    assert "is a file of the model" in _refused(capsys, *words, *shard)
+    assert {path.read_text() for path in model.iterdir()} == {"{}"}
+    # A report that was written there before is replaced.
+    fake_report().save(model / "r.json")
+    said = _refused(capsys, *words, "--out", str(model / "r.json"))
+    assert "is a file of the model" not in said and "lacks the tokenizer" in said
+
+
 def test_what_is_no_report(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:
     path = tmp_path / "r.json"
     for content, message in (

@@ -73,3 +73,24 @@ def test_no_cell_is_a_formula(report: bp.Report, tmp_path: pathlib.Path) -> None
 def test_names_that_differ_still_look_different() -> None:
     assert clean("a\x1bb") == r"a\x1bb"
     assert len({clean(text) for text in HOSTILE}) == len(HOSTILE)
+
+
+def test_names_that_no_encoding_has_are_probed_and_saved(tmp_path: pathlib.Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("a\ud800\n=1", nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for module in self._modules.values():
+                x = module(x)
+            return x
+
+    torch.manual_seed(0)
+    data, quick = [torch.randn(60, 4)], {"progress": False}
+    report = bp.probe(Odd(), data, certificates=False, checkpoint=tmp_path / "run", **quick)
+    for ending in (".json", ".html", ".md", ".csv", ".tex"):
+        report.save(tmp_path / f"r{ending}")
+    assert bp.Report.load(tmp_path / "r.json") == report
+    part = bp.observe(Odd(), data, **quick)
+    assert bp.Partial.from_bytes(part.to_bytes()).seen.keys() == part.seen.keys()
