@@ -226,6 +226,11 @@ class Windows:
             text, self._whole = read_text(self.path, self._characters)
             self._rows, count = self._cut(text)
             if self._whole and not len(self._rows):
+                if count >= self.length:
+                    raise Refused(
+                        f"--length {self.length} holds the token that begins every example and "
+                        "nothing of the text: give a larger --length"
+                    )
                 raise Refused(
                     f"the text has {count} tokens, fewer than one example of {self.length}; give a "
                     "longer text or a smaller --length"

@@ -105,3 +105,13 @@ def test_what_holds_hardly_a_token_is_not_read_on(bridge: Any, tmp_path: pathlib
         batches = [*Windows(bridge, path, length=16, size=4)]
     # That the second text was read would double it.
     assert 600 < sum(batch.numel() for batch in batches) < 1100
+
+
+def test_an_example_holds_more_than_the_token_that_begins_it(
+    bridge: Any, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(text(), encoding="utf-8")
+    with pytest.raises(Refused, match="--length 1 holds the token that begins every example"):
+        Windows(bridge, path, length=1, size=4)
+    assert next(iter(Windows(bridge, path, length=2, size=4))).shape == (4, 2)
