@@ -8,6 +8,7 @@ depends on one input only.
 import dataclasses
 import enum
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -613,11 +614,15 @@ def constants_of(trace: Trace, node: Node) -> Iterator[Fixed | Ref]:
 
 
 def added_leaves(trace: Trace, value: Fixed | Ref) -> Iterator[Fixed]:
-    """The parameters of which something that is added is a selection, or a sum."""
+    """The parameters of which something that is added is made; none of one row out of a stack."""
     if isinstance(value, Fixed):
         yield value
-    elif not trace.node(value.node).live:
-        yield from leaves_of(trace, value.node)
+    elif not (made := trace.node(value.node)).live:
+        size = math.prod(made.shape)
+        row = made.shape[-1:] == (size,)
+        for leaf in leaves_of(trace, value.node):
+            if not (row and leaf.tensor.numel() > size):
+                yield leaf
 
 
 def _is_matrix(trace: Trace, value: object) -> bool:
