@@ -6,7 +6,7 @@ linearised, spans a part of it. Where both have the same dimension, no continuou
 missed, to first order and at these weights. Orders and signs of axes are not seen by the count.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 from basis_probe.algebra.groups import Group, Unknown
 from basis_probe.algebra.tangents import tangents
 from basis_probe.architecture.act import Action
-from basis_probe.architecture.derive import NOTHING
+from basis_probe.architecture.directions import Directions
 from basis_probe.architecture.prove import Prover, Unproved
 from basis_probe.model.batches import Batch
-from basis_probe.model.facts import Facts, Shape, constants_of, fixed_in
-from basis_probe.model.graph import Kind, Vertex, norm_argument
+from basis_probe.model.facts import Facts, fixed_in
+from basis_probe.model.graph import Kind
 from basis_probe.model.places import Site
 from basis_probe.model.precision import in_double
 from basis_probe.model.trace import tensors_in
@@ -101,10 +101,12 @@ class Counter:
         sizes = groups.norm(dim=1).clamp(min=1e-300)
         unsound = strays.norm(dim=1) / (top * sizes) if len(groups) else torch.zeros(0)
         idle = torch.eye(self.count, dtype=torch.float64)[~reached]
-        shifts = self._unmoved(jacobian, [*self._additive()], top)
-        scaled = self._unmoved(jacobian, [*self._gains()], top)
-        unseen = self._unmoved(jacobian, [*self._additive(), *self._along_the_ones()], top)
-        grown = dict(self._of_streams(sites))
+        others = Directions(self.facts, self.action, self.places, self.count)
+        added = [*others.shifts()]
+        shifts = self._unmoved(jacobian, added, top)
+        scaled = self._unmoved(jacobian, [*others.gains()], top)
+        unseen = self._unmoved(jacobian, [*added, *others.hidden()], top)
+        grown = others.sizes(sites.values())
         sizes = self._unmoved(jacobian, [*grown.values()], top)
         parts = [groups[unsound <= SOUND], idle, shifts, unseen, scaled, sizes]
         ranks = [len(_basis(torch.cat(parts[: number + 1]))) for number in range(len(parts))]
@@ -259,170 +261,6 @@ class Counter:
             for name, tensor in held(self.prover.model)
             if not isinstance(tensor, nn.Parameter)
         }
-
-    def _additive(self) -> Iterator[Tensor]:
-        """Directions in which a number alone is added somewhere: biases, tables of positions."""
-        for vertex in self.facts.graph.vertices.values():
-            for slot in self._biases(vertex):
-                for place in self._coordinates(slot):
-                    yield self._direction(place)
-            if vertex.kind is Kind.EMBEDDING:
-                slot = self._slot_of_table(vertex)
-                if slot is not None and slot.entries is None:
-                    whole = torch.arange(self.places[slot.name].start, self.places[slot.name].stop)
-                    for column in whole.reshape(self.prover.weights.now(slot.name).shape).T:
-                        yield self._direction(column)
-
-    def _biases(self, vertex: Vertex) -> Iterator[Slot]:
-        """Where numbers lie that a vertex adds."""
-        action, node = self.action, self.facts.graph.trace.node(vertex.node)
-        region = self.facts.regions.get(vertex.node, NOTHING)
-        try:
-            if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
-                slot = action.bias_of(vertex)
-                yield from () if slot is None else (slot,)
-            elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
-                value = norm_argument(node, "bias")
-                yield from () if value is None else (action.slots.slot(node, value),)
-            elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
-                for value in constants_of(self.facts.graph.trace, node):
-                    yield action.slots.slot(node, value)
-            elif region.shape.is_norm or region.shape in (Shape.SHIFT, Shape.DIAGONAL):
-                yield from action.shifts_of(vertex.node)
-        except WeightError:
-            return
-
-    def _along_the_ones(self) -> Iterator[Tensor]:
-        """What is written along the all-ones direction, or read along what LayerNorm leaves out."""
-        graph, streams = self.facts.graph, self.facts.streams
-        for norm, region in self.facts.regions.items():
-            if region.shape is not Shape.LAYER_NORM or region.within:
-                continue
-            try:
-                gain = self.action.gain_at(norm)
-            except WeightError:
-                continue
-            source = streams[self.facts.stream_of[graph.vertices[norm].carried[0]]]
-            behind = streams[self.facts.stream_of[norm]]
-            ends = [(w, True, torch.ones_like(gain)) for w in source.writers]
-            if bool((gain != 0).all()):
-                ends += [(r, False, 1.0 / gain) for r in behind.readers]
-            for end, writes, along in ends:
-                vertex = graph.vertices[end]
-                if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
-                    yield from self._in_map(vertex, along, writes=writes)
-
-    def _gains(self) -> Iterator[Tensor]:
-        """A gain for every feature, with its shift, against what reads it."""
-        graph, streams = self.facts.graph, self.facts.streams
-        for vertex in graph.vertices.values():
-            try:
-                slots = self.action.gains_of(vertex.node)
-            except WeightError:
-                continue
-            stream = streams[self.facts.stream_of[vertex.node]]
-            if not slots or stream.writers != (vertex.node,):
-                continue
-            whole = [(self._coordinates(slot), self._values(slot)) for slot in slots]
-            for axis in range(len(whole[0][0])):
-                found = torch.zeros(self.count, dtype=torch.float64)
-                for places, values in whole:
-                    if len(places) == len(whole[0][0]):
-                        found[places[axis]] = values[axis]
-                for reader in stream.readers:
-                    for line, values in self._lines(graph.vertices[reader], writes=False):
-                        if len(line) == len(whole[0][0]):
-                            found[line[axis]] = -values[axis]
-                yield found
-
-    def _of_streams(self, sites: dict[str, Site]) -> Iterator[tuple[str, Tensor]]:
-        """The size of every stream that norms read: its writers grow, other readers shrink.
-
-        Norms do not see it, but for the epsilon under their root.
-        """
-        facts = self.facts
-        names: dict[int, str] = {}
-        for site in sites.values():
-            vertex = facts.vertex(site)
-            if vertex is not None:
-                names.setdefault(facts.stream_of[vertex.node], site.name)
-        for number, stream in enumerate(facts.streams):
-            norms = {r for r in stream.readers if facts.regions.get(r, NOTHING).shape.is_norm}
-            if number not in names or not norms or stream.returned:
-                continue
-            found = torch.zeros(self.count, dtype=torch.float64)
-            ends = [(end, 1.0) for end in (*stream.writers, *sorted(stream.members))]
-            ends += [(end, -1.0) for end in stream.readers if end not in norms]
-            try:
-                for end, sign in dict.fromkeys(ends):
-                    self._grow(found, facts.graph.vertices[end], sign)
-            except WeightError:
-                continue
-            yield names[number], found
-
-    def _grow(self, found: Tensor, vertex: Vertex, sign: float) -> None:
-        """Adds what a vertex multiplies, and what it adds where it writes, to a direction.
-
-        Raises:
-            WeightError: if it is no linear map, norm, gain or sum.
-        """
-        slots = [*self._biases(vertex)] if sign > 0 else []
-        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
-            slots.append(self.action.matrix_of(vertex)[0])
-        elif vertex.kind is Kind.REGION and sign > 0:
-            slots += self.action.gains_of(vertex.node)
-        elif vertex.kind not in (Kind.SUM, Kind.CARRIER):
-            raise WeightError("its size is not that of a matrix")
-        for slot in slots:
-            places = self._coordinates(slot)
-            if len(places):
-                found[places] = sign * self._values(slot)
-
-    def _values(self, slot: Slot) -> Tensor:
-        return self.prover.weights.get(slot).flatten().cpu()
-
-    def _lines(self, vertex: Vertex, *, writes: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Where the numbers of a map lie along its outputs or inputs, one line after another."""
-        if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING):
-            return
-        try:
-            slot, outputs, inputs = self.action.matrix_of(vertex)
-        except WeightError:
-            return
-        shape = self.prover.weights.now(slot.name).shape
-        if slot.entries is not None:
-            shape = slot.entries.shape
-        axis = outputs if writes else inputs
-        places, values = (
-            flat.reshape(shape).movedim(axis, -1).flatten(0, -2)
-            for flat in (self._coordinates(slot), self._values(slot))
-        )
-        yield from zip(places, values, strict=True)
-
-    def _in_map(self, vertex: Vertex, along: Tensor, *, writes: bool) -> Iterator[Tensor]:
-        for line, _ in self._lines(vertex, writes=writes):
-            if len(line) == len(along):
-                yield self._direction(line, along)
-
-    def _slot_of_table(self, vertex: Vertex) -> Slot | None:
-        node = self.facts.graph.trace.node(vertex.node)
-        try:
-            return self.action.slots.slot(node, next(fixed_in((node.args, node.kwargs)), None))
-        except WeightError:
-            return None
-
-    def _coordinates(self, slot: Slot) -> Tensor:
-        where = self.places.get(slot.name)
-        if where is None:
-            return torch.zeros(0, dtype=torch.long)
-        if slot.entries is None:
-            return torch.arange(where.start, where.stop)
-        return where.start + slot.entries.flatten().cpu()
-
-    def _direction(self, places: Tensor, values: Tensor | None = None) -> Tensor:
-        found = torch.zeros(self.count, dtype=torch.float64)
-        found[places] = 1.0 if values is None else values.double().cpu()
-        return found
 
     def _unmoved(self, jacobian: Tensor, candidates: list[Tensor], top: float) -> Tensor:
         """[directions, parameters]: the sums of some directions that leave the function alone."""

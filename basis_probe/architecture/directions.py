@@ -1,0 +1,315 @@
+"""Directions of the parameters that no group of a site holds, and that may change nothing.
+
+A bias that the next one absorbs, what LayerNorm does not let through, a gain against what reads it,
+the size of a stream: each is a symmetry at some places and none at others. Here are the candidates;
+which sums of them leave a function alone is measured.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from basis_probe.architecture.act import Action
+from basis_probe.architecture.derive import NOTHING
+from basis_probe.model.facts import Facts, Shape, Stream, constants_of, fixed_in
+from basis_probe.model.graph import Kind, Vertex, norm_argument
+from basis_probe.model.places import Site
+from basis_probe.model.trace import Node
+from basis_probe.model.weights import Slot, WeightError
+
+_MAPS = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)
+
+
+class Directions:
+    """Candidates, each a vector of all numbers in the parameters.
+
+    Args:
+        facts: what was seen of the model.
+        action: acts on its weights, and knows where they lie.
+        places: parameter -> where its numbers are among all numbers.
+        count: how many numbers there are.
+    """
+
+    def __init__(self, facts: Facts, action: Action, places: dict[str, slice], count: int) -> None:
+        self.facts, self.action, self.places, self.count = facts, action, places, count
+        self.weights = action.weights
+
+    # --- what is added ----------------------------------------------------------------------------
+
+    def shifts(self) -> Iterator[Tensor]:
+        """Directions in which a number alone is added somewhere: biases, tables of positions."""
+        for vertex in self.facts.graph.vertices.values():
+            for slot in self._biases(vertex):
+                for place in self._coordinates(slot):
+                    yield self._direction(place)
+        for node in self.facts.graph.trace.nodes:
+            vertex = self.facts.graph.vertices.get(node.index)
+            known = vertex is not None and vertex.kind is Kind.EMBEDDING
+            if known or (node.op == "embedding" and not node.live):
+                yield from self._in_table(node)
+
+    def _in_table(self, node: Node) -> Iterator[Tensor]:
+        """The same number in a column of a table, and every number of the row for padding."""
+        slot = self._slot_of_table(node)
+        if slot is None or slot.entries is not None or slot.name not in self.places:
+            return
+        table = self._coordinates(slot).reshape(self.weights.now(slot.name).shape)
+        for column in table.T:
+            yield self._direction(column)
+        padding = node.kwargs.get("padding_idx", node.args[2] if len(node.args) > 2 else None)
+        if node.op == "embedding" and isinstance(padding, int):
+            for place in table[padding]:
+                yield self._direction(place)
+
+    def _biases(self, vertex: Vertex) -> Iterator[Slot]:
+        """Where numbers lie that a vertex adds."""
+        action, node = self.action, self.facts.graph.trace.node(vertex.node)
+        region = self.facts.regions.get(vertex.node, NOTHING)
+        try:
+            if vertex.kind in (*_MAPS, Kind.GROUPED, Kind.DEPTHWISE):
+                slot = None if vertex.kind is Kind.EMBEDDING else action.bias_of(vertex)
+                yield from () if slot is None else (slot,)
+            elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+                value = norm_argument(node, "bias")
+                yield from () if value is None else (action.slots.slot(node, value),)
+            elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
+                for value in constants_of(self.facts.graph.trace, node):
+                    yield action.slots.slot(node, value)
+            elif region.shape.is_norm or region.shape in (Shape.SHIFT, Shape.DIAGONAL):
+                yield from action.shifts_of(vertex.node)
+        except WeightError:
+            return
+
+    # --- what LayerNorm hides ---------------------------------------------------------------------
+
+    def hidden(self) -> Iterator[Tensor]:
+        """What is written along the all-ones direction, or read along what LayerNorm leaves out."""
+        graph, streams = self.facts.graph, self.facts.streams
+        for norm, region in self.facts.regions.items():
+            if region.shape is not Shape.LAYER_NORM or norm not in graph.vertices:
+                continue
+            size = self._width(norm)
+            source = streams[self.facts.stream_of[graph.vertices[norm].carried[0]]]
+            for writer in source.writers:
+                for along in _heads(self._width(writer), size):
+                    yield from self._into(writer, along)
+            try:
+                gain = self.action.gain_at(norm)
+            except WeightError:
+                gain = torch.ones(size) if region.gain is None else region.gain
+            if not region.within:
+                yield from self._out_of(streams[self.facts.stream_of[norm]], gain.double().cpu())
+        for stream in streams:
+            yield from self._sheared(stream)
+
+    def _into(self, writer: int, along: Tensor) -> Iterator[Tensor]:
+        """Something written along a direction, for each of the inputs of what writes."""
+        vertex = self.facts.graph.vertices[writer]
+        if vertex.kind is Kind.PART and vertex.part is not None:
+            whole = torch.zeros(self._width(vertex.carried[0]), dtype=torch.float64)
+            whole[torch.tensor(vertex.part)] = along
+            for before in self.facts.streams[self.facts.stream_of[vertex.carried[0]]].writers:
+                yield from self._into(before, whole)
+        for line, _ in self._lines(vertex, writes=True):
+            if len(line) == len(along):
+                yield self._direction(line, along)
+
+    def _out_of(self, stream: Stream, gain: Tensor) -> Iterator[Tensor]:
+        """Something read along what a norm and the gains behind it never write."""
+        for reader in stream.readers:
+            vertex = self.facts.graph.vertices[reader]
+            if self.facts.regions.get(reader, NOTHING).shape is Shape.DIAGONAL:
+                try:
+                    more = self.action.gain_at(reader).double().cpu()
+                except WeightError:
+                    continue
+                behind = self.facts.streams[self.facts.stream_of[reader]]
+                yield from self._out_of(behind, gain * more)
+            for line, _ in self._lines(vertex, writes=False):
+                if len(line) == len(gain) and bool((gain != 0).all()):
+                    yield self._direction(line, 1.0 / gain)
+
+    def _sheared(self, stream: Stream) -> Iterator[Tensor]:
+        """Multiples of one feature written along the all-ones direction, and not read again."""
+        regions, vertices = self.facts.regions, self.facts.graph.vertices
+        norms = {r for r in stream.readers if regions.get(r, NOTHING).shape is Shape.LAYER_NORM}
+        maps = [vertices[reader] for reader in stream.readers if reader not in norms]
+        writers = [vertices[writer] for writer in stream.writers]
+        if not norms or not writers or stream.returned:
+            return
+        if any(vertex.kind not in _MAPS for vertex in (*maps, *writers)):
+            return
+        width = self._width(writers[0].node)
+        for axis in range(width):
+            found = torch.zeros(self.count, dtype=torch.float64)
+            for vertex in writers:
+                for line, values in self._lines(vertex, writes=True):
+                    found[line] = values[axis] if len(line) == width else 0.0
+            for member in stream.members:
+                for slot in self._biases(vertices[member]):
+                    places, values = self._coordinates(slot), self._values(slot)
+                    if len(places) % width == 0:
+                        rows = values.reshape(-1, width)[:, axis]
+                        found[places] = rows.repeat_interleave(width)
+            for vertex in maps:
+                for line, values in self._lines(vertex, writes=False):
+                    if len(line) == width:
+                        found[line[axis]] = -values.sum()
+            yield found
+
+    # --- gains and sizes --------------------------------------------------------------------------
+
+    def gains(self) -> Iterator[Tensor]:
+        """A gain for every feature, with its shift, against what reads it."""
+        graph, streams = self.facts.graph, self.facts.streams
+        for vertex in graph.vertices.values():
+            try:
+                slots = self.action.gains_of(vertex.node)
+            except WeightError:
+                continue
+            stream = streams[self.facts.stream_of[vertex.node]]
+            if not slots or stream.writers != (vertex.node,):
+                continue
+            whole = [(self._coordinates(slot), self._values(slot)) for slot in slots]
+            for axis in range(len(whole[0][0])):
+                found = torch.zeros(self.count, dtype=torch.float64)
+                for places, values in whole:
+                    if len(places) == len(whole[0][0]):
+                        found[places[axis]] = values[axis]
+                for reader in stream.readers:
+                    for line, values in self._lines(graph.vertices[reader], writes=False):
+                        if len(line) == len(whole[0][0]):
+                            found[line[axis]] = -values[axis]
+                yield found
+
+    def sizes(self, sites: Iterable[Site]) -> dict[str, Tensor]:
+        """A place of every stream that norms read -> the direction in which all of it grows.
+
+        Its writers grow, and what reads it besides norms shrinks; norms do not see it, but for the
+        epsilon under their root. Streams that share a weight grow together.
+        """
+        facts = self.facts
+        names: dict[int, str] = {}
+        for site in sites:
+            vertex = facts.vertex(site)
+            if vertex is not None:
+                names.setdefault(facts.stream_of[vertex.node], site.name)
+        known: list[tuple[str, dict[int, float]]] = []
+        for number, stream in enumerate(facts.streams):
+            norms = {r for r in stream.readers if facts.regions.get(r, NOTHING).shape.is_norm}
+            if number in names and norms and not stream.returned:
+                grown = self._growth(stream, norms)
+                if grown:
+                    known = _united(known, names[number], grown)
+        found: dict[str, Tensor] = {}
+        everything = torch.zeros(self.count, dtype=torch.float64)
+        for places in self.places.items():
+            name, place = places
+            everything[place] = self.weights.now(name).detach().double().flatten().cpu()
+        for name, grown in known:
+            along = torch.zeros(self.count, dtype=torch.float64)
+            index = torch.tensor([*grown])
+            along[index] = everything[index] * torch.tensor([*grown.values()], dtype=torch.float64)
+            found[name] = along
+        return found
+
+    def _growth(self, stream: Stream, norms: set[int]) -> dict[int, float]:
+        """Number of a parameter -> 1 if it grows with a stream, -1 if it shrinks; {} if unknown."""
+        ends = [(end, 1.0) for end in (*stream.writers, *sorted(stream.members))]
+        ends += [(end, -1.0) for end in stream.readers if end not in norms]
+        found: dict[int, float] = {}
+        for end, sign in dict.fromkeys(ends):
+            vertex = self.facts.graph.vertices[end]
+            slots = [*self._biases(vertex)] if sign > 0 else []
+            try:
+                if vertex.kind in _MAPS:
+                    slots.append(self.action.matrix_of(vertex)[0])
+                elif vertex.kind is Kind.REGION and sign > 0:
+                    slots += self.action.gains_of(end)
+                elif vertex.kind not in (Kind.SUM, Kind.CARRIER):
+                    return {}
+            except WeightError:
+                return {}
+            for slot in slots:
+                found |= dict.fromkeys(self._coordinates(slot).tolist(), sign)
+        return found
+
+    # --- where the numbers lie --------------------------------------------------------------------
+
+    def _width(self, vertex: int) -> int:
+        """How many features there are at a vertex, or in a head where they lie in two axes."""
+        layout, shape = (
+            self.facts.graph.layouts.get(vertex),
+            self.facts.graph.trace.node(vertex).shape,
+        )
+        if layout is None:
+            return 0
+        if self.facts.regions.get(vertex, NOTHING).within:
+            return shape[layout.axes[-1]]
+        return torch.Size(shape[axis] for axis in layout.axes).numel()
+
+    def _values(self, slot: Slot) -> Tensor:
+        return self.weights.get(slot).flatten().cpu()
+
+    def _lines(self, vertex: Vertex, *, writes: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Where the numbers of a map lie along its outputs or inputs, one line after another."""
+        if vertex.kind not in _MAPS:
+            return
+        try:
+            slot, outputs, inputs = self.action.matrix_of(vertex)
+        except WeightError:
+            return
+        shape = self.weights.now(slot.name).shape
+        if slot.entries is not None:
+            shape = slot.entries.shape
+        axis = outputs if writes else inputs
+        places, values = (
+            flat.reshape(shape).movedim(axis, -1).flatten(0, -2)
+            for flat in (self._coordinates(slot), self._values(slot))
+        )
+        yield from zip(places, values, strict=True)
+
+    def _slot_of_table(self, node: Node) -> Slot | None:
+        try:
+            return self.action.slots.slot(node, next(fixed_in((node.args, node.kwargs)), None))
+        except WeightError:
+            return None
+
+    def _coordinates(self, slot: Slot) -> Tensor:
+        where = self.places.get(slot.name)
+        if where is None:
+            return torch.zeros(0, dtype=torch.long)
+        if slot.entries is None:
+            return torch.arange(where.start, where.stop)
+        return where.start + slot.entries.flatten().cpu()
+
+    def _direction(self, places: Tensor, values: Tensor | None = None) -> Tensor:
+        found = torch.zeros(self.count, dtype=torch.float64)
+        found[places] = 1.0 if values is None else values.double().cpu()
+        return found
+
+
+def _heads(width: int, size: int) -> Iterator[Tensor]:
+    """Ones for each head in turn, [width]; for all features where there is one head."""
+    if size and width % size == 0:
+        for start in range(0, width, size):
+            found = torch.zeros(width, dtype=torch.float64)
+            found[start : start + size] = 1.0
+            yield found
+
+
+def _united(
+    known: list[tuple[str, dict[int, float]]], name: str, grown: dict[int, float]
+) -> list[tuple[str, dict[int, float]]]:
+    """The streams that grow, with one more, which joins those whose weights it shares."""
+    apart: list[tuple[str, dict[int, float]]] = []
+    for other, own in known:
+        shared = own.keys() & grown.keys()
+        if any(own[place] != grown[place] for place in shared):
+            apart.append((other, own))
+        elif shared:
+            name, grown = other, {**own, **grown}
+        else:
+            apart.append((other, own))
+    return [*apart, (name, grown)]
