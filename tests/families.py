@@ -30,16 +30,17 @@ class Sizes:
     image: int
     narrow: int
     spread: float
+    length: int
 
 
-SMALL = Sizes(32, 4, 2, 8, 40, 50, 32, 8, 16, 0.2)
+SMALL = Sizes(32, 4, 2, 8, 40, 50, 32, 8, 16, 0.2, 7)
 """Large enough that sizes of different parts differ."""
 
-TINY = Sizes(8, 2, 1, 4, 12, 47, 8, 4, 6, 0.4)
+TINY = Sizes(8, 2, 1, 4, 12, 47, 48, 4, 6, 0.4, 40)
 """So small that every direction of the parameters can be counted."""
 
 D, HEADS, HEAD, MLP, VOCAB = SMALL.width, SMALL.heads, SMALL.head, SMALL.mlp, SMALL.vocabulary
-BATCH, LENGTH = 2, 7
+BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class Family:
     bridge: str
 
 
-def tokens(seed: int, vocabulary: int = VOCAB) -> dict[str, Tensor]:
+def tokens(seed: int, vocabulary: int = VOCAB, length: int = SMALL.length) -> dict[str, Tensor]:
     """Token ids [batch, position], none of which any model takes for padding."""
     generator = torch.Generator().manual_seed(seed)
-    return {"input_ids": torch.randint(5, vocabulary, (BATCH, LENGTH), generator=generator)}
+    return {"input_ids": torch.randint(5, vocabulary, (BATCH, length), generator=generator)}
 
 
 def pixels(seed: int, image: int = SMALL.image) -> dict[str, Tensor]:
@@ -406,7 +407,7 @@ def hugging_face(sizes: Sizes) -> tuple[Family, ...]:
     def example(name: str) -> Callable[[int], dict[str, Tensor]]:
         if name == "ViT":
             return lambda seed: pixels(seed, sizes.image)
-        return lambda seed: tokens(seed, sizes.vocabulary)
+        return lambda seed: tokens(seed, sizes.vocabulary, sizes.length)
 
     return tuple(
         Family(name, _hugging_face(kind, config, sizes), example(name), bridge)
@@ -418,7 +419,7 @@ def native(sizes: Sizes) -> tuple[Family, ...]:
     """The shapes of the Bridge's own model."""
 
     def example(seed: int) -> dict[str, Tensor]:
-        return {"input": tokens(seed, sizes.vocabulary)["input_ids"]}
+        return {"input": tokens(seed, sizes.vocabulary, sizes.length)["input_ids"]}
 
     return tuple(
         Family(name, _native(config, sizes), example, "native") for name, config in _NATIVE.items()

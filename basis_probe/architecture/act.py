@@ -772,6 +772,8 @@ class Action:
     def _measured(self, index: int) -> "_Affine":
         """How the gain and bias of a region depend on its parameters, set to 0 and to 1."""
         vertex, region = self.graph.vertices[index], self.facts.regions[index]
+        if region.apart:
+            raise WeightError(f"{region.op} has gains of its own for every head")
         used = {
             id(fixed.tensor): (node, fixed.tensor)
             for node, fixed in vectors_of(self.graph, vertex)

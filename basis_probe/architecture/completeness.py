@@ -101,7 +101,8 @@ class Counter:
         sizes = groups.norm(dim=1).clamp(min=1e-300)
         unsound = strays.norm(dim=1) / (top * sizes) if len(groups) else torch.zeros(0)
         idle = torch.eye(self.count, dtype=torch.float64)[~reached]
-        others = Directions(self.facts, self.action, self.places, self.count)
+        seen = self.prover.values() or {}
+        others = Directions(self.facts, self.action, self.places, self.count, seen)
         added = [*others.shifts()]
         shifts = self._unmoved(jacobian, added, top)
         scaled = self._unmoved(jacobian, [*others.gains()], top)

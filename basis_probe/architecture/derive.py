@@ -732,6 +732,8 @@ class Derivation:
         if len(shapes) > 1:
             raise _NotUnderstood("queries and keys are read through norms of two kinds")
         layered = region.shape is Shape.LAYER_NORM
+        if any(self.facts.regions[s.source].apart for s in (attention.query, attention.key)):
+            return self._before_norm_of_heads(attention, side, dim, layered=layered)
         if self.is_gainless(norms[0]):
             if not all(self.is_gainless(s.source) for s in (attention.query, attention.key)):
                 raise _NotUnderstood("only one of queries and keys has a gain behind its norm")
@@ -776,6 +778,23 @@ class Derivation:
             f"these turn a gain into a gain{self._said_of_order(attention)}."
         )
         return group, because, ALGEBRA
+
+    def _before_norm_of_heads(
+        self, attention: Attention, side: Side, dim: int, *, layered: bool
+    ) -> tuple[Group, str, str]:
+        """Queries or keys before a norm that has a gain of its own for every head."""
+        assert isinstance(attention.key, Side)
+        whole = side.turned is not None and side.turned.last - side.turned.first == side.size
+        if not (layered and whole):
+            raise _NotUnderstood("a norm reads every head of it with a gain of that head's own")
+        count = attention.key.heads
+        copies = dim // (count * side.size)
+        because = (
+            "LayerNorm reads every head with a gain of that head's own, and rotary embedding turns "
+            "all of its planes, each at a pace of its own: no change of basis is left but of the "
+            "sign of a head and of what the norm does not see."
+        )
+        return Blocks(Trivial(side.size), count, copies, "kept"), because, ALGEBRA
 
     def is_gainless(self, norm: int) -> bool:
         """True if a norm inside heads has one number for all features in place of a gain."""

@@ -5,6 +5,7 @@ the size of a stream: each is a symmetry at some places and none at others. Here
 which sums of them leave a function alone is measured.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import NOTHING
-from basis_probe.model.facts import Facts, Shape, Stream, constants_of, fixed_in
+from basis_probe.model.facts import Facts, Shape, Stream, constants_of, fixed_in, vectors_of
 from basis_probe.model.graph import Kind, Vertex, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.model.trace import Node
@@ -29,10 +30,19 @@ class Directions:
         action: acts on its weights, and knows where they lie.
         places: parameter -> where its numbers are among all numbers.
         count: how many numbers there are.
+        values: what was seen at the nodes of the record, with the weights as they are now.
     """
 
-    def __init__(self, facts: Facts, action: Action, places: dict[str, slice], count: int) -> None:
+    def __init__(
+        self,
+        facts: Facts,
+        action: Action,
+        places: dict[str, slice],
+        count: int,
+        values: dict[int, Tensor],
+    ) -> None:
         self.facts, self.action, self.places, self.count = facts, action, places, count
+        self.values = values
         self.weights = action.weights
 
     # --- what is added ----------------------------------------------------------------------------
@@ -102,6 +112,8 @@ class Directions:
                 yield from self._out_of(streams[self.facts.stream_of[norm]], gain.double().cpu())
         for stream in streams:
             yield from self._sheared(stream)
+            yield from self._rows(stream)
+            yield from self._unwritten(stream)
 
     def _into(self, writer: int, along: Tensor) -> Iterator[Tensor]:
         """Something written along a direction, for each of the inputs of what writes."""
@@ -158,11 +170,58 @@ class Directions:
                         found[line[axis]] = -values.sum()
             yield found
 
+    def _rows(self, stream: Stream) -> Iterator[Tensor]:
+        """The length of every row of a table that norms alone read."""
+        regions, vertices = self.facts.regions, self.facts.graph.vertices
+        writers = [vertices[writer] for writer in stream.writers]
+        norms = all(regions.get(r, NOTHING).shape.is_norm for r in stream.readers)
+        sums = any(vertices[member].kind is Kind.SUM for member in stream.members)
+        if len(writers) != 1 or writers[0].kind is not Kind.EMBEDDING or sums or not norms:
+            return
+        for line, values in self._lines(writers[0], writes=True):
+            yield self._direction(line, values)
+
+    def _unwritten(self, stream: Stream) -> Iterator[Tensor]:
+        """Something read along directions in which nothing was seen, for each output."""
+        vertices = self.facts.graph.vertices
+        for reader in stream.readers:
+            vertex = vertices[reader]
+            if vertex.kind not in _MAPS or not vertex.used:
+                continue
+            seen = self.values.get(self._argument(vertex), torch.zeros(0))
+            width = self._width(vertex.used[0])
+            if seen.ndim < 2 or seen.shape[-1] != width or seen.numel() < 2 * width * width:
+                continue
+            # What is the same for all of them, a bias takes.
+            rows = seen.double().reshape(-1, width).cpu()
+            rows = rows - rows.mean(0)
+            _, values, right = torch.linalg.svd(rows, full_matrices=True)
+            rank = int((values > 1e-10 * values.max()).sum())
+            for hidden in right[rank:]:
+                for line, _ in self._lines(vertex, writes=False):
+                    if len(line) == width:
+                        yield self._direction(line, hidden)
+
+    def _argument(self, vertex: Vertex) -> int:
+        """The tensor that a linear map reads."""
+        graph = self.facts.graph
+        inputs = graph.trace.node(vertex.node).inputs
+        return next((i for i in inputs if graph.same.get(i) == vertex.used[0]), vertex.used[0])
+
     # --- gains and sizes --------------------------------------------------------------------------
 
     def gains(self) -> Iterator[Tensor]:
-        """A gain for every feature, with its shift, against what reads it."""
+        """A gain for every feature, with its shift, against what reads it, or against another."""
         graph, streams = self.facts.graph, self.facts.streams
+        for norm, region in self.facts.regions.items():
+            if (region.within and norm in graph.vertices) or self._is_in_parts(norm):
+                for slot in self._vectors(norm):
+                    for place in self._coordinates(slot):
+                        yield self._direction(place)
+                source = streams[self.facts.stream_of[graph.vertices[norm].carried[0]]]
+                for writer in source.writers:
+                    for head in _heads(self._width(writer), self._width(norm)):
+                        yield self._grown(writer, head)
         for vertex in graph.vertices.values():
             try:
                 slots = self.action.gains_of(vertex.node)
@@ -183,6 +242,45 @@ class Directions:
                             found[line[axis]] = -values[axis]
                 yield found
 
+    def _vectors(self, norm: int) -> Iterator[Slot]:
+        """Where the weights of a norm lie."""
+        for node, fixed in vectors_of(self.facts.graph, self.facts.graph.vertices[norm]):
+            try:
+                yield self.action.slots.slot(node, fixed)
+            except WeightError:
+                continue
+
+    def _grown(self, writer: int, some: Tensor) -> Tensor:
+        """Some of the features at a writer times a number, those where `some` is one."""
+        found, vertex = (
+            torch.zeros(self.count, dtype=torch.float64),
+            self.facts.graph.vertices[writer],
+        )
+        if vertex.kind is Kind.PART and vertex.part is not None:
+            whole = torch.zeros(self._width(vertex.carried[0]), dtype=torch.float64)
+            whole[torch.tensor(vertex.part)] = some
+            source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+            return sum((self._grown(before, whole) for before in source.writers), found)
+        for line, values in self._lines(vertex, writes=True):
+            if len(line) == len(some):
+                found[line] = some * values
+        stream = self.facts.streams[self.facts.stream_of[writer]]
+        for member in sorted(stream.members):
+            for slot in self._biases(self.facts.graph.vertices[member]):
+                places = self._coordinates(slot)
+                if len(places) == len(some):
+                    found[places] = some * self._values(slot)
+        return found
+
+    def _is_in_parts(self, norm: int) -> bool:
+        """True for a norm of a part of the features, as one head is."""
+        region, vertex = self.facts.regions[norm], self.facts.graph.vertices.get(norm)
+        if not region.shape.is_norm or vertex is None:
+            return False
+        source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+        kinds = {self.facts.graph.vertices[writer].kind for writer in source.writers}
+        return kinds == {Kind.PART}
+
     def sizes(self, sites: Iterable[Site]) -> dict[str, Tensor]:
         """A place of every stream that norms read -> the direction in which all of it grows.
 
@@ -195,23 +293,22 @@ class Directions:
             vertex = facts.vertex(site)
             if vertex is not None:
                 names.setdefault(facts.stream_of[vertex.node], site.name)
-        known: list[tuple[str, dict[int, float]]] = []
+        known: list[_Growing] = []
         for number, stream in enumerate(facts.streams):
             norms = {r for r in stream.readers if facts.regions.get(r, NOTHING).shape.is_norm}
-            if number in names and norms and not stream.returned:
-                grown = self._growth(stream, norms)
-                if grown:
-                    known = _united(known, names[number], grown)
+            grown = {} if stream.returned else self._growth(stream, norms)
+            if number in names and grown:
+                known = _united(known, _Growing(names[number] if norms else "", grown))
         found: dict[str, Tensor] = {}
         everything = torch.zeros(self.count, dtype=torch.float64)
-        for places in self.places.items():
-            name, place = places
+        for name, place in self.places.items():
             everything[place] = self.weights.now(name).detach().double().flatten().cpu()
-        for name, grown in known:
-            along = torch.zeros(self.count, dtype=torch.float64)
-            index = torch.tensor([*grown])
-            along[index] = everything[index] * torch.tensor([*grown.values()], dtype=torch.float64)
-            found[name] = along
+        for one in known:
+            if one.name:
+                signs = torch.tensor([*one.signs.values()], dtype=torch.float64)
+                along, index = torch.zeros_like(everything), torch.tensor([*one.signs])
+                along[index] = everything[index] * signs
+                found[one.name] = along
         return found
 
     def _growth(self, stream: Stream, norms: set[int]) -> dict[int, float]:
@@ -239,15 +336,20 @@ class Directions:
 
     def _width(self, vertex: int) -> int:
         """How many features there are at a vertex, or in a head where they lie in two axes."""
-        layout, shape = (
-            self.facts.graph.layouts.get(vertex),
-            self.facts.graph.trace.node(vertex).shape,
-        )
+        vertices = self.facts.graph.vertices
+        while vertices[vertex].op in ("chunk", "split"):
+            # Its shape is that of the first piece.
+            vertex = vertices[vertex].carried[0]
+        layout, shape = self.facts.graph.layouts.get(vertex), self._shape(vertex)
         if layout is None:
             return 0
-        if self.facts.regions.get(vertex, NOTHING).within:
+        region = self.facts.regions.get(vertex, NOTHING)
+        if region.within:
             return shape[layout.axes[-1]]
         return torch.Size(shape[axis] for axis in layout.axes).numel()
+
+    def _shape(self, vertex: int) -> tuple[int, ...]:
+        return self.facts.graph.trace.node(vertex).shape
 
     def _values(self, slot: Slot) -> Tensor:
         return self.weights.get(slot).flatten().cpu()
@@ -299,17 +401,21 @@ def _heads(width: int, size: int) -> Iterator[Tensor]:
             yield found
 
 
-def _united(
-    known: list[tuple[str, dict[int, float]]], name: str, grown: dict[int, float]
-) -> list[tuple[str, dict[int, float]]]:
+@dataclasses.dataclass(frozen=True)
+class _Growing:
+    """A place of a stream that norms read, "" for others; number of a parameter -> its sign."""
+
+    name: str
+    signs: dict[int, float]
+
+
+def _united(known: list[_Growing], new: _Growing) -> list[_Growing]:
     """The streams that grow, with one more, which joins those whose weights it shares."""
-    apart: list[tuple[str, dict[int, float]]] = []
-    for other, own in known:
-        shared = own.keys() & grown.keys()
-        if any(own[place] != grown[place] for place in shared):
-            apart.append((other, own))
-        elif shared:
-            name, grown = other, {**own, **grown}
+    apart: list[_Growing] = []
+    for other in known:
+        shared = other.signs.keys() & new.signs.keys()
+        if shared and all(other.signs[place] == new.signs[place] for place in shared):
+            new = _Growing(other.name or new.name, {**other.signs, **new.signs})
         else:
-            apart.append((other, own))
-    return [*apart, (name, grown)]
+            apart.append(other)
+    return [*apart, new]

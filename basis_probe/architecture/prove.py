@@ -185,7 +185,7 @@ class Prover:
         except Exception:
             # Which claim it is that cannot be proved, each says for itself.
             error, moved = math.inf, {}
-        values = self._values() if error <= self.tolerance else None
+        values = self.values() if error <= self.tolerance else None
         felt: dict[tuple[frozenset[int], str], float] = {}
         for key, (site, group) in distinct.items():
             try:
@@ -311,7 +311,7 @@ class Prover:
 
     # --- strangers, felt nearby -----------------------------------------------------------------
 
-    def _values(self) -> dict[int, Tensor] | None:
+    def values(self) -> dict[int, Tensor] | None:
         """The recorded tensors that can be computed anew, in float64; None if inputs differ."""
         trace = self.facts.graph.trace
         given = list(tensors_in((self.batch.args, self.batch.kwargs)))

@@ -67,6 +67,8 @@ class Region:
         op: the function's name, for messages.
         learned: True if every vector in it is a weight of the model.
         within: True if it acts on each head by itself, with one gain for all of them.
+        apart: True if each of these heads has a gain of its own; `gain` and `bias` are then those
+            of all heads, one behind the other.
         pooled: True for a norm whose moments run over positions too.
         pair: which factors of two tensors pass, where the shape is PAIRED.
     """
@@ -79,6 +81,7 @@ class Region:
     op: str = ""
     learned: bool = True
     within: bool = False
+    apart: bool = False
     pooled: bool = False
     pair: PairFactors | None = None
 
@@ -241,9 +244,42 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if within:
             # A single head was replayed.
-            return Region(Shape.UNKNOWN, why=f"{op} is not the same for every head", op=op)
+            unlike = Region(Shape.UNKNOWN, why=f"{op} is not the same for every head", op=op)
+            return _measure_heads(graph, vertex, draw, op) or unlike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Region(Shape.UNKNOWN, why=f"{op} cannot be replayed: {reason}", op=op)
+
+
+def _measure_heads(
+    graph: Graph, vertex: Vertex, draw: Callable[[int], Tensor], op: str
+) -> Region | None:
+    """A norm inside heads that have gains of their own; None for something else."""
+    shape, (place, last) = graph.trace.node(vertex.node).shape, graph.layouts[vertex.node].axes
+    if place == 0 or len(vertex.carried) != 1:
+        return None
+
+    def of(head: int) -> Callable[[Tensor], Tensor]:
+        def function(x: Tensor) -> Tensor:
+            sizes = [1] * len(shape)
+            sizes[0], sizes[last] = x.shape
+            laid = x.reshape(sizes).repeat_interleave(shape[place], place)
+            made = graph.replay(vertex.node, {vertex.carried[0]: laid})
+            return made.select(place, head).reshape(x.shape)
+
+        return function
+
+    try:
+        heads = [_measure_one(of(head), draw, op) for head in range(shape[place])]
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+    gains = [head.gain for head in heads if head.gain is not None]
+    biases = [head.bias for head in heads if head.bias is not None]
+    kinds = {head.shape for head in heads}
+    learned = all(fixed.name is not None for _, fixed in vectors_of(graph, vertex))
+    if len(kinds) > 1 or not heads[0].shape.is_norm or not learned:
+        return None
+    gain, bias = torch.cat(gains), torch.cat(biases)
+    return Region(heads[0].shape, None, gain, bias, op=op, within=True, apart=True)
 
 
 def homogeneity(graph: Graph, index: int) -> tuple[float | None, int]:

@@ -263,6 +263,7 @@ _MOVES = _TURNED_OVER | frozenset(
     "view transpose permute expand movedim moveaxis repeat repeat_interleave tile "
     "broadcast_to".split()
 )
+_SPLITS = frozenset("chunk split unbind".split())  # the layout is that of the whole
 _CONVOLUTIONS = frozenset(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
 )
@@ -489,7 +490,8 @@ class _Builder:
             self.put(node.index, Kind.REORDERED, (self.vertex(first),), part=part)
             return
         if layout is not None:
-            layout = _without_single(layout, shape)
+            if node.op not in _SPLITS:
+                layout = _without_single(layout, shape)
             self.layouts[node.index] = layout
         op = node.op
         if op == "stack" and layout is not None:
@@ -861,6 +863,9 @@ class _Builder:
         dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         parts = tuple(self.vertex(i) for i in live)
         if layout is None or not isinstance(dim, int):
+            self.put(node.index, Kind.OTHER, (), parts)
+        elif dim % len(node.shape) in layout.copies and len(parts) > 1:
+            # Single heads side by side are no copies of one.
             self.put(node.index, Kind.OTHER, (), parts)
         elif dim % len(node.shape) in layout.axes:
             given = node.kwargs.get("tensors", node.args[0] if node.args else ())
