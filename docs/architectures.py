@@ -8,6 +8,7 @@ libraries; nothing is fetched.
 
 from __future__ import annotations
 
+import concurrent.futures
 import pathlib
 import sys
 import warnings
@@ -39,8 +40,29 @@ def main() -> None:
     (HERE / "architectures.md").write_text("\n".join(lines()) + "\n", encoding="utf-8")
 
 
+def count(place: int) -> tuple[int, int, str]:
+    """Claimed directions, those of the null space, and what is missing, for one family."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    family = families.TINIES[place]
+    try:
+        model = families.without_epsilons(family.make(0))
+        counted = bp.symmetries(model, family.example(0)).completeness
+    except Exception as error:
+        return 0, -1, f"{type(error).__name__}: {error}"
+    return counted.claimed, counted.nullity, str(counted)
+
+
 def lines() -> Iterator[str]:
     """The lines of the file."""
+    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+        counts = dict(
+            zip(
+                (family.name for family in families.TINIES),
+                pool.map(count, range(len(families.TINIES))),
+                strict=True,
+            )
+        )
     found = {
         family.name: bp.symmetries(family.make(0), family.example(0))
         for family in families.FAMILIES
@@ -53,13 +75,19 @@ def lines() -> Iterator[str]:
         f"{len(found)} families, each with two layers and random weights; {len(claims)} claims at "
         f"{sum(map(len, found.values()))} places, {len(proved)} of them proved. *Error*: by how "
         "much elements of the claimed group moved the outputs at most, relative to the largest "
-        "output, in float64. *Stranger*: by how much the least change outside a claimed group did."
+        "output, in float64. *Stranger*: by how much the least change outside a claimed group did. "
+        "*Complete*: directions of the parameters that are claimed, of those that leave the "
+        "function alone, counted on the smallest model of the family "
+        "(`symmetries(...).completeness`)."
     )
+    complete = sum(claimed == all_of_them for claimed, all_of_them, _ in counts.values())
+    yield ""
+    yield f"{complete} of {len(counts)} families are complete: no continuous symmetry is missed."
     yield ""
     yield "Written by `python docs/architectures.py`. " + GLOSSARY
     yield ""
-    yield f"| family | {' | '.join(KINDS.values())} | proved | error | stranger |"
-    yield f"|---|{'---|' * len(KINDS)}---|---|---|"
+    yield f"| family | {' | '.join(KINDS.values())} | proved | error | stranger | complete |"
+    yield f"|---|{'---|' * len(KINDS)}---|---|---|---|"
     for name, one in found.items():
         cells = [most(one, kind) for kind in KINDS]
         made = [s.certificate for s in one.values() if s.certificate is not None]
@@ -68,8 +96,15 @@ def lines() -> Iterator[str]:
         error = max((proof.max_error for proof in held), default=float("nan"))
         least = min((p.violation for p in held if p.violation == p.violation), default=float("nan"))
         yield (
-            f"| {name} | {' | '.join(cells)} | {len(held)} of {total} | {error:.0e} | {least:.0e} |"
+            f"| {name} | {' | '.join(cells)} | {len(held)} of {total} | {error:.0e} | {least:.0e} "
+            f"| {counts[name][0]} of {counts[name][1]} |"
         )
+    yield ""
+    yield "## Where directions are missing"
+    yield ""
+    for name, (claimed, all_of_them, said) in counts.items():
+        if claimed != all_of_them:
+            yield f"- {name}: {WHY.get(name, '')} {said}.".replace(":  ", ": ")
     yield ""
     yield "## What is not claimed, and why"
     yield ""
@@ -93,6 +128,28 @@ GLOSSARY = (
     "(>0) or any scales (≠0) of each axis; `h x G` the group G in each of h heads, which change "
     "places, or stay in theirs (kept)."
 )
+
+EXPERTS = (
+    "neurons of single experts have no sites, so that the scales between the two factors of a "
+    "product are not claimed expert by expert; the router's softmax does not see what is added to "
+    "all of its logits."
+)
+
+FOLLOWED = (
+    "a norm with a gain reads the table of tokens at once, and to first order one turn of the "
+    "stream behind it, with a shear, a scale and a change of the gain, is followed by the table."
+)
+
+WHY = {
+    **dict.fromkeys(["Mixtral", "Qwen2-MoE", "Qwen3-MoE", "OLMoE"], EXPERTS),
+    "DeepSeek-V3": f"{EXPERTS} Compressed queries and keys are not claimed.",
+    "BLOOM": FOLLOWED,
+    "ModernBERT": FOLLOWED,
+    "Mamba": "channels in front of the convolution, and the states of the scan, are not claimed.",
+    "OPT, norms behind, narrow embedding": (
+        "the last map has fewer outputs than the stream has axes."
+    ),
+}
 
 SHORT = {
     "general-linear": "GL",
