@@ -40,17 +40,17 @@ def main() -> None:
     (HERE / "architectures.md").write_text("\n".join(lines()) + "\n", encoding="utf-8")
 
 
-def count(place: int) -> tuple[int, int, str]:
+def counted(place: int) -> tuple[int, int, str]:
     """Claimed directions, those of the null space, and what is missing, for one family."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     family = families.TINIES[place]
     try:
         model = families.without_epsilons(family.make(0))
-        counted = bp.symmetries(model, family.example(0)).completeness
+        found = bp.symmetries(model, family.example(0)).completeness
     except Exception as error:
         return 0, -1, f"{type(error).__name__}: {error}"
-    return counted.claimed, counted.nullity, str(counted)
+    return found.claimed, found.nullity, str(found)
 
 
 def lines() -> Iterator[str]:
@@ -59,7 +59,7 @@ def lines() -> Iterator[str]:
         counts = dict(
             zip(
                 (family.name for family in families.TINIES),
-                pool.map(count, range(len(families.TINIES))),
+                pool.map(counted, range(len(families.TINIES))),
                 strict=True,
             )
         )
