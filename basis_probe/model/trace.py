@@ -361,6 +361,17 @@ def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     return input + weight * (end - input)
 
 
+def _kinds_of_tensors() -> set[type]:
+    """Every class of tensors that there is."""
+    found, waiting = set[type](), [Tensor]
+    while waiting:
+        kind = waiting.pop()
+        if kind not in found:
+            found.add(kind)
+            waiting.extend(kind.__subclasses__())
+    return found
+
+
 class _Recorder(Follower):
     """Records every function on tensors that runs inside the context."""
 
@@ -378,7 +389,8 @@ class _Recorder(Follower):
         self.entered: list[tuple[int, ...]] = []
         self.kinds = {path: type(module).__name__ for path, module in model.named_modules()}
         # A tensor that is none of these and that no recorded call made is of unknown origin.
-        self.older = {id(one): one for one in gc.get_objects() if issubclass(type(one), Tensor)}
+        kinds = _kinds_of_tensors()
+        self.older = {id(one): one for one in gc.get_objects() if type(one) in kinds}
         self.left: list[int] = []  # nodes whose numbers have left torch
         self.numbers: dict[float, int] = {}  # a number that was taken from a tensor -> its node
         self.lent: dict[int, Tensor] = {}  # where memory was handed on -> what lay there
