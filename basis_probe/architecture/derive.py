@@ -218,7 +218,7 @@ class Derivation:
         """The calls behind a node on whose results the model's outputs depend."""
         trace = self.facts.graph.trace
         if self._needed is None:
-            needed, waiting = set[int](), list(trace.outputs)
+            needed, waiting = set[int](), [*trace.outputs, *trace.asked]
             while waiting:
                 here = waiting.pop()
                 if here not in needed:

@@ -377,7 +377,7 @@ class _Builder:
     def __init__(self, trace: Trace, cuts: frozenset[int], wanted: frozenset[int]) -> None:
         self.trace = trace
         self.cuts, self.wanted = cuts, wanted
-        self.relevant = self._ancestors(frozenset(trace.outputs) | wanted)
+        self.relevant = self._ancestors(frozenset((*trace.outputs, *trace.asked)) | wanted)
         self.vertices: dict[int, Vertex] = {}
         self.same: dict[int, int] = {}  # node -> vertex with the same features
         self.roots: dict[int, frozenset[int]] = {}  # node inside a region -> what it is made of
@@ -400,7 +400,9 @@ class _Builder:
         for node in self.trace.nodes:
             if node.live and node.index in self.relevant:
                 self.visit(node)
-        returned = [self.vertex(index) for index in self.trace.outputs if self.known(index)]
+        # A branch depends on the numbers that it asks for, whichever way this example went.
+        last = (*self.trace.outputs, *self.trace.asked)
+        returned = [self.vertex(index) for index in last if self.known(index)]
         onpath = self._reaching(returned)
         readers: dict[int, list[int]] = {}
         for vertex in self.vertices.values():

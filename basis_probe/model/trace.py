@@ -101,6 +101,7 @@ class Trace:
         nodes: every tensor, in the order in which it was made.
         calls: every module call, in the order in which it ended.
         outputs: the nodes that the model returned.
+        asked: the nodes whose numbers the code itself read, as a branch does.
         readers: node -> the nodes that read it.
         example_batch: the size of the batch that was run.
         picked: node -> the numbers by which entries of weights were picked, as experts are.
@@ -118,6 +119,7 @@ class Trace:
     names: tuple[str, ...] = ()
     main: str = ""
     owners: dict[int, frozenset[str]] = dataclasses.field(default_factory=dict[int, frozenset[str]])
+    asked: tuple[int, ...] = ()
 
     def node(self, index: int) -> Node:
         """The node of that index."""
@@ -183,6 +185,8 @@ _BRINGING = frozenset(
     "tensor as_tensor asarray from_numpy frombuffer scalar_tensor from_dlpack empty "
     "empty_strided".split()
 )
+# Calls by which the code itself reads one number, as a branch does.
+_ASKING = frozenset("__bool__ __int__ __index__ __float__ item is_nonzero equal allclose".split())
 STEPS = " (step by step)"
 """Behind the path of a module: calls that stand for the steps of one call, and are no places."""
 
@@ -394,6 +398,8 @@ class _Recorder(Follower):
         self.left: list[int] = []  # nodes whose numbers have left torch
         self.numbers: dict[float, int] = {}  # a number that was taken from a tensor -> its node
         self.lent: dict[int, Tensor] = {}  # where memory was handed on -> what lay there
+        self.asked: dict[int, None] = {}  # nodes whose numbers the code itself read
+        self.followed: set[int] = set()  # those whose numbers came back as numbers
 
     def add(
         self,
@@ -489,6 +495,8 @@ class _Recorder(Follower):
             return out
         if op in _LEAVING:
             self._left(op, given, out)
+        if op in _ASKING:
+            self.asked |= {i: None for i in inputs if self._measures(i)}
         if op == "set_":
             # It shows memory from elsewhere now, as what is read from a file.
             self._found(given[0])
@@ -549,6 +557,19 @@ class _Recorder(Follower):
         finally:
             self.stack.pop()
 
+    def _measures(self, index: int) -> bool:
+        """True for what is made of features, and not of numbers that count or point to entries.
+
+        The choice of experts is of the second kind, and is followed where it picks weights.
+        """
+        node = self.nodes[index]
+        while node.live and node.boolean:
+            sources = [self.nodes[i] for i in node.inputs if self.nodes[i].live]
+            if not sources:
+                return False
+            node = next((source for source in sources if not source.boolean), sources[0])
+        return node.live and node.floating
+
     def _is_live(self, tensor: Tensor) -> bool:
         index = self.made.get(id(tensor))
         return index is not None and self.nodes[index].live
@@ -558,7 +579,8 @@ class _Recorder(Follower):
             index = self.made.get(id(value))
             if index is None:
                 name = self.names.get(id(value))
-                if name is not None or id(value) in self.older or self._is_weight(value):
+                known = name is not None or id(value) in self.older or self._is_weight(value)
+                if known and not (self.lent and self._is_changed(value)):
                     return Fixed(value, name)
                 index = self._found(value)
             elif self.lent:
@@ -567,6 +589,7 @@ class _Recorder(Follower):
             return Ref(index)
         if type(value) is float and value in self.numbers:
             inputs.append(self.numbers[value])
+            self.followed.add(self.numbers[value])
             return Ref(self.numbers[value])
         if isinstance(value, tuple):
             return tuple(self._seen(entry, inputs) for entry in value)
@@ -601,11 +624,12 @@ class _Recorder(Follower):
     def _left(self, op: str, given: list[Tensor], out: object) -> None:
         """Notes that the numbers of live tensors have left torch."""
         for tensor in given:
+            if op in _LENDING:
+                # What is no number of the example's may be filled with them.
+                self.lent[_storage(tensor)] = _memory(tensor).clone()
             index = self.made.get(id(tensor))
             if index is None or not self.nodes[index].live:
                 continue
-            if op in _LENDING:
-                self.lent[_storage(tensor)] = _memory(tensor).clone()
             if tensor.is_floating_point() or op not in ("item", "__float__"):
                 self.left.append(index)
             if type(out) is float:
@@ -613,13 +637,19 @@ class _Recorder(Follower):
 
     def _as_it_is(self, tensor: Tensor, index: int) -> int:
         """The node of a tensor, a new one if its memory was written to behind torch's back."""
+        if not self._is_changed(tensor):
+            return index
+        self._overwrite([tensor], (index, *dict.fromkeys(self.left)), [])
+        return self.made[id(tensor)]
+
+    def _is_changed(self, tensor: Tensor) -> bool:
+        """True if memory was written to behind torch's back since this was last asked."""
         before = self.lent.get(_storage(tensor))
         # Of the whole memory: whoever has it may write through a view of another form.
         if before is None or torch.equal(before, now := _memory(tensor)):
-            return index
+            return False
         self.lent[_storage(tensor)] = now.clone()
-        self._overwrite([tensor], (index,), [])
-        return self.made[id(tensor)]
+        return True
 
     def enter(self, path: str, inputs: object) -> None:
         super().enter(path, inputs)
@@ -701,4 +731,5 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
         example_batch=batch,
         picked=recorder.picked,
         owners=owners,
+        asked=tuple(i for i in recorder.asked if i not in recorder.followed),
     )
