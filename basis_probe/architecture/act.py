@@ -504,6 +504,24 @@ class Action:
         self._before.clear()
         return self._affine(vertex)[0]
 
+    def growth_of(self, vertex: int) -> list[tuple[Slot, Tensor]]:
+        """Where a norm's gain and shift lie, and how they change as its output grows.
+
+        Raises:
+            WeightError: if they are no parameters, or if how it uses them is not understood.
+        """
+        region = self.facts.regions.get(vertex, NOTHING)
+        if region.function is None or not (region.shape.is_norm or region.shape is Shape.DIAGONAL):
+            raise WeightError(f"{region.op} is no norm and no gain")
+        self._before.clear()
+        gain, bias = self._affine(vertex)
+        found: list[tuple[Slot, Tensor]] = []
+        for vector in self._parts(vertex).vectors:
+            of, slope = (gain, vector.gain) if vector.gain else (bias, vector.bias)
+            if slope:
+                found.append((vector.slot, of.double().cpu() / slope))
+        return found
+
     def gains_of(self, vertex: int) -> list[Slot]:
         """Where a gain for every feature lies, and what is added behind it; none if there is none.
 

@@ -1233,15 +1233,26 @@ class Derivation:
                 raise _NotUnderstood(f"{regions[reader].why}{where}")
 
     def _adds_what_others_read(self, stream: Stream) -> bool:
-        """True if a parameter that is added to a stream has other uses, which would not follow."""
+        """True if a parameter that is added to a stream has other uses, which would not follow.
+
+        Streams that share what writes them follow each other, with what is added to both.
+        """
         graph = self.facts.graph
+        own = self.facts.stream_of[min(stream.members)]
+        tied = {tie.stream for tie in self.ties.get(own, ()) if not tie.transposed}
+        follow = stream.members.union(
+            member
+            for number in tied
+            for member in self.facts.streams[number].members
+            if graph.vertices[member].kind is Kind.SUM
+        )
         for member in stream.members:
             node = graph.trace.node(member)
             if graph.vertices[member].kind is Kind.SUM or node.op == "cat":
                 for value in constants_of(graph.trace, node):
                     for leaf in added_leaves(graph.trace, value):
                         users = self._users_of().get(id(leaf.tensor), set())
-                        if not users <= stream.members:
+                        if not users <= follow:
                             return True
         return False
 

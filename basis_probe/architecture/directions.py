@@ -119,7 +119,7 @@ class Directions:
         """Something written along a direction, for each of the inputs of what writes."""
         vertex = self.facts.graph.vertices[writer]
         if vertex.kind is Kind.PART and vertex.part is not None:
-            whole = torch.zeros(self._width(vertex.carried[0]), dtype=torch.float64)
+            whole = torch.zeros(self._width(vertex.carried[0], heads=False), dtype=torch.float64)
             whole[torch.tensor(vertex.part)] = along
             for before in self.facts.streams[self.facts.stream_of[vertex.carried[0]]].writers:
                 yield from self._into(before, whole)
@@ -214,11 +214,14 @@ class Directions:
         """A gain for every feature, with its shift, against what reads it, or against another."""
         graph, streams = self.facts.graph, self.facts.streams
         for norm, region in self.facts.regions.items():
-            if (region.within and norm in graph.vertices) or self._is_in_parts(norm):
+            if not region.shape.is_norm or norm not in graph.vertices:
+                continue
+            if region.within or self._is_in_parts(norm):
                 for slot in self._vectors(norm):
                     for place in self._coordinates(slot):
                         yield self._direction(place)
-                source = streams[self.facts.stream_of[graph.vertices[norm].carried[0]]]
+            source = streams[self.facts.stream_of[graph.vertices[norm].carried[0]]]
+            if all(self.facts.regions.get(r, NOTHING).shape.is_norm for r in source.readers):
                 for writer in source.writers:
                     for head in _heads(self._width(writer), self._width(norm)):
                         yield self._grown(writer, head)
@@ -257,7 +260,7 @@ class Directions:
             self.facts.graph.vertices[writer],
         )
         if vertex.kind is Kind.PART and vertex.part is not None:
-            whole = torch.zeros(self._width(vertex.carried[0]), dtype=torch.float64)
+            whole = torch.zeros(self._width(vertex.carried[0], heads=False), dtype=torch.float64)
             whole[torch.tensor(vertex.part)] = some
             source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
             return sum((self._grown(before, whole) for before in source.writers), found)
@@ -300,19 +303,16 @@ class Directions:
             if number in names and grown:
                 known = _united(known, _Growing(names[number] if norms else "", grown))
         found: dict[str, Tensor] = {}
-        everything = torch.zeros(self.count, dtype=torch.float64)
-        for name, place in self.places.items():
-            everything[place] = self.weights.now(name).detach().double().flatten().cpu()
         for one in known:
             if one.name:
-                signs = torch.tensor([*one.signs.values()], dtype=torch.float64)
-                along, index = torch.zeros_like(everything), torch.tensor([*one.signs])
-                along[index] = everything[index] * signs
-                found[one.name] = along
+                found[one.name] = self._direction(
+                    torch.tensor([*one.steps]), torch.tensor([*one.steps.values()])
+                )
         return found
 
     def _growth(self, stream: Stream, norms: set[int]) -> dict[int, float]:
-        """Number of a parameter -> 1 if it grows with a stream, -1 if it shrinks; {} if unknown."""
+        """Number of a parameter -> by how much it grows with a stream; {} if that is unknown."""
+        regions = self.facts.regions
         ends = [(end, 1.0) for end in (*stream.writers, *sorted(stream.members))]
         ends += [(end, -1.0) for end in stream.readers if end not in norms]
         found: dict[int, float] = {}
@@ -322,20 +322,25 @@ class Directions:
             try:
                 if vertex.kind in _MAPS:
                     slots.append(self.action.matrix_of(vertex)[0])
+                elif regions.get(end, NOTHING).shape in (Shape.SCALE, Shape.SHIFT):
+                    pass
                 elif vertex.kind is Kind.REGION and sign > 0:
-                    slots += self.action.gains_of(end)
+                    slots.clear()
+                    for slot, step in self.action.growth_of(end):
+                        found |= zip(self._coordinates(slot).tolist(), step.tolist(), strict=True)
                 elif vertex.kind not in (Kind.SUM, Kind.CARRIER):
                     return {}
-            except WeightError:
+            except (WeightError, ValueError):
                 return {}
             for slot in slots:
-                found |= dict.fromkeys(self._coordinates(slot).tolist(), sign)
+                steps = (sign * self._values(slot)).tolist()
+                found |= zip(self._coordinates(slot).tolist(), steps, strict=False)
         return found
 
     # --- where the numbers lie --------------------------------------------------------------------
 
-    def _width(self, vertex: int) -> int:
-        """How many features there are at a vertex, or in a head where they lie in two axes."""
+    def _width(self, vertex: int, *, heads: bool = True) -> int:
+        """How many features there are at a vertex, or in a head where a norm reads heads."""
         vertices = self.facts.graph.vertices
         while vertices[vertex].op in ("chunk", "split"):
             # Its shape is that of the first piece.
@@ -343,8 +348,7 @@ class Directions:
         layout, shape = self.facts.graph.layouts.get(vertex), self._shape(vertex)
         if layout is None:
             return 0
-        region = self.facts.regions.get(vertex, NOTHING)
-        if region.within:
+        if heads and self.facts.regions.get(vertex, NOTHING).within:
             return shape[layout.axes[-1]]
         return torch.Size(shape[axis] for axis in layout.axes).numel()
 
@@ -403,19 +407,19 @@ def _heads(width: int, size: int) -> Iterator[Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class _Growing:
-    """A place of a stream that norms read, "" for others; number of a parameter -> its sign."""
+    """A place of a stream that norms read, "" for others; number of a parameter -> its step."""
 
     name: str
-    signs: dict[int, float]
+    steps: dict[int, float]
 
 
 def _united(known: list[_Growing], new: _Growing) -> list[_Growing]:
     """The streams that grow, with one more, which joins those whose weights it shares."""
     apart: list[_Growing] = []
     for other in known:
-        shared = other.signs.keys() & new.signs.keys()
-        if shared and all(other.signs[place] == new.signs[place] for place in shared):
-            new = _Growing(other.name or new.name, {**other.signs, **new.signs})
+        shared = other.steps.keys() & new.steps.keys()
+        if shared and all(other.steps[place] == new.steps[place] for place in shared):
+            new = _Growing(other.name or new.name, {**other.steps, **new.steps})
         else:
             apart.append(other)
     return [*apart, new]

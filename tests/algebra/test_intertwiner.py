@@ -549,7 +549,7 @@ def test_functions_that_write_into_their_input() -> None:
     [
         ("rleu", 4, "no nonlinearity is called 'rleu'; nearest: .*relu.*; all names: identity"),
         ("zzzzzzzz", 4, "nearest: none"),
-        ("relu", 0, "dim is 0: give a whole number of at least 1"),
+        ("relu", 0, "dim=0: give a whole number above zero"),
         (nn.GLU(), 4, r"made \(72, 2\) from \(72, 4\).*for a gated unit, the gate's"),
         (nn.GLU(), 5, "GLU failed on a float64 tensor .* on the CPU: Halving dimension"),
         (nn.PReLU(3), 4, "PReLU failed on a float64 tensor"),
