@@ -518,8 +518,14 @@ class Action:
         found: list[tuple[Slot, Tensor]] = []
         for vector in self._parts(vertex).vectors:
             of, slope = (gain, vector.gain) if vector.gain else (bias, vector.bias)
-            if slope:
-                found.append((vector.slot, of.double().cpu() / slope))
+            if not slope:
+                continue
+            own = self.weights.get(vector.slot).double().flatten().cpu()
+            # What was measured is rounded, where norms compute in float32; a constant is not.
+            constant = of.double().cpu() - slope * own if len(own) == len(of) else of.new_ones(2)
+            near = constant.mean().round()
+            alike = bool(((constant - near).abs() < 1e-3).all())
+            found.append((vector.slot, own + near / slope if alike else of.double().cpu() / slope))
         return found
 
     def gains_of(self, vertex: int) -> list[Slot]:

@@ -91,7 +91,7 @@ class Counter:
         self._fold(claims)
         jacobian = self._jacobian()
         reached = jacobian.abs().amax(0) > 0
-        _, values, right = torch.linalg.svd(jacobian, full_matrices=True)
+        values, right = _decomposed(jacobian)
         values = torch.cat([values, values.new_zeros(self.count - len(values))])
         top = float(values[0]) if len(values) else 0.0
         null = right[values <= ZERO * top]
@@ -299,6 +299,17 @@ class _Padded(TorchFunctionMode):
         return func(*args, **given)
 
 
+def _decomposed(matrix: Tensor, *, whole: bool = True) -> tuple[Tensor, Tensor]:
+    """Singular values and right singular vectors, all of them where the whole basis is asked."""
+    try:
+        _, values, right = torch.linalg.svd(matrix, full_matrices=whole)
+    except RuntimeError:  # The class of this error has no public name.
+        # Where many values are equal, a triangle may be decomposed although the whole was not.
+        triangle = torch.linalg.qr(matrix, mode="r").R
+        _, values, right = torch.linalg.svd(triangle, full_matrices=whole)
+    return values, right
+
+
 def _basis(rows: Tensor) -> Tensor:
     """[rank, parameters]: an orthonormal basis of what some directions span."""
     if not len(rows):
@@ -307,8 +318,8 @@ def _basis(rows: Tensor) -> Tensor:
     unit = rows[sizes > 0] / sizes[sizes > 0, None]
     if not len(unit):
         return unit
-    _, values, right = torch.linalg.svd(unit, full_matrices=False)
-    return right[values > 1e-6 * values[0]]
+    values, right = _decomposed(unit, whole=False)
+    return right[: len(values)][values > 1e-6 * values[0]]
 
 
 def _pulled_back(outputs: Tensor, wanted: list[Tensor], weights: Tensor) -> Tensor:

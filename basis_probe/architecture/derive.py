@@ -166,6 +166,8 @@ class Derivation:
                 raise _NotUnderstood(self.pinned[stream])
             group, because = self._tied(stream, group, because)
             group, because = self._free(stream, group, because)
+            if facts.graph.trace.branches and not isinstance(group, Trivial):
+                raise _NotUnderstood(_chosen(facts.graph.trace.branches[0]))
         except _NotUnderstood as reason:
             return _unknown(dim, str(reason))
         because = because[0].upper() + because[1:]
@@ -613,7 +615,9 @@ class Derivation:
         """The function of single features through which a stream of queries or keys is read."""
         stream = self.facts.streams[index]
         touching = (*stream.writers, *stream.readers)
-        return next((vertex for vertex in touching if vertex in self.bent), None)
+        # Behind a turn by position too, where nothing that bends touches it.
+        before = [bend for _, side in self.meetings.get(index, ()) for bend in self.bends(side)]
+        return next((vertex for vertex in (*touching, *before) if vertex in self.bent), None)
 
     def _bent_queries(self, index: int, bend: int, dim: int) -> tuple[Group, str, str]:
         """Queries or keys that a function bends, feature by feature, before they meet."""
@@ -1831,6 +1835,15 @@ _BETWEEN_CHANNELS = (
     Kind.ALONG,
     Kind.REORDERED,
 )
+
+
+def _chosen(module: str) -> str:
+    """Why nothing is claimed of a model whose code chooses by numbers that it computed."""
+    where = f" in {module}" if module else ""
+    return (
+        f"code{where} chooses what to do by features that it computed, and what it does otherwise "
+        "was not seen"
+    )
 
 
 def _smaller(group: Group) -> tuple[Group, ...]:

@@ -305,9 +305,8 @@ class Directions:
         found: dict[str, Tensor] = {}
         for one in known:
             if one.name:
-                found[one.name] = self._direction(
-                    torch.tensor([*one.steps]), torch.tensor([*one.steps.values()])
-                )
+                steps = torch.tensor([*one.steps.values()], dtype=torch.float64)
+                found[one.name] = self._direction(torch.tensor([*one.steps]), steps)
         return found
 
     def _growth(self, stream: Stream, norms: set[int]) -> dict[int, float]:

@@ -9,7 +9,7 @@ replayed on any values and so be measured instead of looked up.
 import dataclasses
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -188,7 +188,8 @@ def replay(
             return compute(index)
         args = [argument(value) for value in node.args]
         kwargs = {name: argument(value) for name, value in node.kwargs.items()}
-        if node.op == "to" and dtype is not None and node.floating:
+        rounds = _to_bytes((*args[1:], *kwargs.values()))
+        if node.op == "to" and dtype is not None and node.floating and not rounds:
             # A cast on the way must not lower the precision of the replay.
             return args[0] if args[0].is_floating_point() else args[0].to(dtype)
         if node.inplace and args and isinstance(args[0], Tensor):
@@ -222,6 +223,11 @@ def constant(trace: Trace, value: object) -> Tensor | None:
             return None
         return found.detach()
     return None
+
+
+def _to_bytes(values: Iterable[object]) -> bool:
+    """True if a type of numbers of one byte is among the arguments of a cast."""
+    return any(isinstance(value, torch.dtype) and value.itemsize == 1 for value in values)
 
 
 def replay_all(
@@ -671,8 +677,9 @@ class _Builder:
             rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
             on = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
             return not on or rate == 0
-        # A cast to integers rounds.
-        return node.floating and all(self.trace.node(i).floating for i in node.inputs[:1])
+        # A cast to integers rounds, and so does one to a byte.
+        whole = node.floating and all(self.trace.node(i).floating for i in node.inputs[:1])
+        return whole and not _to_bytes((*node.args[1:], *node.kwargs.values()))
 
     def _is_lookup(self, node: Node) -> bool:
         """True for a table that is read row by row, as `table[tokens]`, or column by column."""

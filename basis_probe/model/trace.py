@@ -102,6 +102,8 @@ class Trace:
         calls: every module call, in the order in which it ended.
         outputs: the nodes that the model returned.
         asked: the nodes whose numbers the code itself read, as a branch does.
+        branches: the modules, by path, whose code chose what to do by features; not those that
+            asked whether all of them are finite.
         readers: node -> the nodes that read it.
         example_batch: the size of the batch that was run.
         picked: node -> the numbers by which entries of weights were picked, as experts are.
@@ -120,6 +122,7 @@ class Trace:
     main: str = ""
     owners: dict[int, frozenset[str]] = dataclasses.field(default_factory=dict[int, frozenset[str]])
     asked: tuple[int, ...] = ()
+    branches: tuple[str, ...] = ()
 
     def node(self, index: int) -> Node:
         """The node of that index."""
@@ -186,7 +189,15 @@ _BRINGING = frozenset(
     "empty_strided".split()
 )
 # Calls by which the code itself reads one number, as a branch does.
-_ASKING = frozenset("__bool__ __int__ __index__ __float__ item is_nonzero equal allclose".split())
+_ASKING = frozenset(
+    "__bool__ __int__ __index__ __float__ item is_nonzero equal allclose tolist numpy "
+    "__array__".split()
+)
+# Those by which it chooses, without a number of which it could be seen that it is used elsewhere.
+_CHOOSING = frozenset({"__bool__", "is_nonzero"})
+_FINITE = frozenset("isnan isinf isfinite isposinf isneginf".split())
+# Calls whose result is of a size that the values decide, which code can read without a call.
+_COUNTING = frozenset("nonzero argwhere masked_select unique unique_consecutive".split())
 STEPS = " (step by step)"
 """Behind the path of a module: calls that stand for the steps of one call, and are no places."""
 
@@ -399,6 +410,7 @@ class _Recorder(Follower):
         self.numbers: dict[float, int] = {}  # a number that was taken from a tensor -> its node
         self.lent: dict[int, Tensor] = {}  # where memory was handed on -> what lay there
         self.asked: dict[int, None] = {}  # nodes whose numbers the code itself read
+        self.branches: dict[str, None] = {}  # modules whose code chose by features
         self.followed: set[int] = set()  # those whose numbers came back as numbers
 
     def add(
@@ -495,8 +507,13 @@ class _Recorder(Follower):
             return out
         if op in _LEAVING:
             self._left(op, given, out)
-        if op in _ASKING:
-            self.asked |= {i: None for i in inputs if self._measures(i)}
+        if op in _ASKING or op in _COUNTING:
+            self.asked |= {i: None for i in inputs if self._counts(i)}
+        if op in _CHOOSING and any(map(self._measures, inputs)):
+            self.branches[self.stack[-1][0]] = None
+        if op == "getitem":
+            # As many entries as are true.
+            self.asked |= {i: None for i in inputs if self.nodes[i].live and self.nodes[i].boolean}
         if op == "set_":
             # It shows memory from elsewhere now, as what is read from a file.
             self._found(given[0])
@@ -557,18 +574,19 @@ class _Recorder(Follower):
         finally:
             self.stack.pop()
 
-    def _measures(self, index: int) -> bool:
-        """True for what is made of features, and not of numbers that count or point to entries.
-
-        The choice of experts is of the second kind, and is followed where it picks weights.
-        """
+    def _counts(self, index: int) -> bool:
+        """True for what depends on the input otherwise than by whether all of it is finite."""
         node = self.nodes[index]
-        while node.live and node.boolean:
-            sources = [self.nodes[i] for i in node.inputs if self.nodes[i].live]
-            if not sources:
-                return False
-            node = next((source for source in sources if not source.boolean), sources[0])
-        return node.live and node.floating
+        if not node.live or node.op in _FINITE:
+            return False
+        return not node.boolean or not node.inputs or any(map(self._counts, node.inputs))
+
+    def _measures(self, index: int) -> bool:
+        """True for features, and for a condition on them that finite ones can fail."""
+        node = self.nodes[index]
+        if not node.boolean or node.op in _FINITE:
+            return node.live and node.floating
+        return any(map(self._measures, node.inputs))
 
     def _is_live(self, tensor: Tensor) -> bool:
         index = self.made.get(id(tensor))
@@ -732,4 +750,5 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
         picked=recorder.picked,
         owners=owners,
         asked=tuple(i for i in recorder.asked if i not in recorder.followed),
+        branches=tuple(recorder.branches),
     )

@@ -564,6 +564,16 @@ SEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "branch of a number": lambda h: h if h.abs().max().item() < 50 else h.relu(),
     "branch of closeness": lambda h: h if torch.allclose(h, h.clamp(-99, 99)) else h.relu(),
     "branch of equality": lambda h: h if torch.equal(h, h.clamp(-99, 99)) else h.relu(),
+    "branch of an array": lambda h: h if np.abs(h.detach().numpy()).max() < 50 else h.relu(),
+    "branch of a list": lambda h: h if max(h.flatten().tolist()) < 50 else h.relu(),
+    "branch of a size": lambda h: h if h[h > 50].numel() == 0 else h.relu(),
+    "branch of a length": lambda h: h if len((h > 50).nonzero()) == 0 else h.relu(),
+    "branch of a count": lambda h: h if int((h > 50).sum()) == 0 else h.relu(),
+    "branch of unique values": lambda h: h if len(h.unique()) == h.numel() else h.relu(),
+    "factor of a count": lambda h: h * (1 + (h > 100).sum().item()),
+    "parity of the largest": lambda h: h if int(h[0].argmax()) % 2 else 2 * h,
+    "a truth that left": lambda h: h if not (h > 50).any().numpy() else h.relu(),
+    "a byte": lambda h: h.to(torch.float8_e4m3fn).to(h),
     "selected above": lambda h: h.index_fill(0, (h[:, 0] > 100).nonzero()[:, 0], 0.0),
     "written above": lambda h: h.clone().masked_scatter(h > 100, 0 * h),
 }  # fmt: skip
@@ -574,8 +584,29 @@ GATED: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
     "dead units of a branch": lambda h, gate: h + F.relu(gate(h) - 300),
     "closed gate": lambda h, gate: h + torch.sigmoid(gate(h) - 400) * h,
     "open gate": lambda h, gate: h * torch.sigmoid(gate(h) + 100),
+    "branch of the gate": lambda h, gate: h if bool(gate(h).max() < 90) else h + h.relu(),
+    "branch of what the gate is": lambda h, gate: h if gate(h).sum() > -500 else h.abs(),
     "gate of zeros": lambda h, gate: h + 0.0 * gate(h) + torch.tanh(1e-3 * h),
 }
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: h if torch.isfinite(h).all() else torch.nan_to_num(h),
+        lambda h: h.clamp(-1e9, 1e9) if h.isnan().any() or bool(torch.isinf(h).any()) else h,
+    ],
+)
+def test_a_question_whether_all_is_finite_costs_nothing(function: Callable[..., Tensor]) -> None:
+    found = bp.symmetries(Model(function).double().eval(), EXAMPLE)["writer"]
+    assert found.group == bp.groups.GeneralLinear(D)
+
+
+def test_code_that_chooses_by_features_is_named() -> None:
+    model = Model(lambda h, gate: h if bool(gate(h).max() < 90) else h + h.relu(), gate=True)
+    found = bp.symmetries(model.double().eval(), EXAMPLE)["writer"]
+    assert found.privileged is bp.Privileged.UNKNOWN
+    assert "chooses what to do by features" in found.because
 
 
 @pytest.mark.parametrize("name", half_by_default([*SEEN, *GATED]))
