@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from basis_probe.algebra.elements import (
@@ -752,15 +752,6 @@ class OnPlanes(Group):
         partners[first], partners[second] = second, first
         return partners
 
-    def _off_planes(self, a: Float64[Tensor, "dim dim"], atol: float) -> Miss:
-        """By how much a matrix fails to move and reverse axes inside their planes."""
-        miss = _off_axes(a, atol, signs=True, positive_scales=False)
-        if miss.by > atol:
-            return miss
-        columns, own = _taken(a)[0], torch.arange(self.dim)
-        left = ((columns != own) & (columns != self._partners())).nonzero().flatten().tolist()
-        return Miss(1.0, f"row {left[0]} takes an axis of another plane") if left else miss
-
 
 @dataclasses.dataclass(frozen=True)
 class Planes(OnPlanes):
@@ -856,9 +847,38 @@ class PlaneRotations(Planes):
         return Miss(float(off), f"plane {int(plane)} changes its size")
 
 
+@dataclasses.dataclass(frozen=True)
+class _OnSquares(OnPlanes):
+    """A group that moves and reverses the two axes of each plane inside it."""
+
+    def _moved(
+        self, generator: torch.Generator
+    ) -> tuple[Int64[Tensor, " dim"], Bool[Tensor, " plane"]]:
+        """The axis that each row takes, and in which planes the two change places."""
+        swapped = random_signs(self.dim // 2, generator) < 0
+        first, second = self.axes()
+        columns = torch.arange(self.dim)
+        columns[first] = torch.where(swapped, second, first)
+        columns[second] = torch.where(swapped, first, second)
+        return columns, swapped
+
+    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
+        """By how much a matrix fails to move and reverse axes inside their planes."""
+        miss = _off_axes(a, atol, signs=True, positive_scales=False)
+        if miss.by > atol:
+            return miss
+        columns, own = _taken(a)[0], torch.arange(self.dim)
+        left = ((columns != own) & (columns != self._partners())).nonzero().flatten().tolist()
+        return Miss(1.0, f"row {left[0]} takes an axis of another plane") if left else miss
+
+    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
+        columns, factors = _taken(a)
+        return MonomialElement(columns, factors.sign())
+
+
 @final
 @dataclasses.dataclass(frozen=True)
-class SignedPlanes(OnPlanes):
+class SignedPlanes(_OnSquares):
     """The axes of each of n/2 planes change places and are reversed, and the planes stay.
 
     Each plane takes one of the eight symmetries of a square: what rotary position embeddings behind
@@ -890,24 +910,13 @@ class SignedPlanes(OnPlanes):
         )
 
     def _draw(self, generator: torch.Generator) -> Element:
-        swapped = random_signs(self.dim // 2, generator) < 0
-        first, second = self.axes()
-        columns = torch.arange(self.dim)
-        columns[first] = torch.where(swapped, second, first)
-        columns[second] = torch.where(swapped, first, second)
+        columns, _ = self._moved(generator)
         return MonomialElement(columns, random_signs(self.dim, generator))
-
-    def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
-        return self._off_planes(a, atol)
-
-    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
-        columns, factors = _taken(a)
-        return MonomialElement(columns, factors.sign())
 
 
 @final
 @dataclasses.dataclass(frozen=True)
-class QuarterTurns(OnPlanes):
+class QuarterTurns(_OnSquares):
     """Each of n/2 planes is turned by a multiple of a right angle, and keeps its place.
 
     What commutes with turning every plane, as rotary position embeddings do, and with an odd
@@ -939,27 +948,21 @@ class QuarterTurns(OnPlanes):
         )
 
     def _draw(self, generator: torch.Generator) -> Element:
-        swapped = random_signs(self.dim // 2, generator) < 0
+        columns, swapped = self._moved(generator)
         first, second = self.axes()
-        columns, signs = torch.arange(self.dim), torch.ones(self.dim, dtype=torch.float64)
-        columns[first] = torch.where(swapped, second, first)
-        columns[second] = torch.where(swapped, first, second)
+        signs = torch.empty(self.dim, dtype=torch.float64)
         signs[first] = random_signs(self.dim // 2, generator)
         signs[second] = torch.where(swapped, -signs[first], signs[first])
         return MonomialElement(columns, signs)
 
     def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
-        miss = self._off_planes(a, atol)
+        miss = super()._miss(a, atol, rounding)
         if miss.by > atol:
             return miss
         first, second = self.axes()
         turned = a[first, first] * a[second, second] - a[first, second] * a[second, first]
         left = (turned < 0).nonzero().flatten().tolist()
         return Miss(2.0, f"plane {left[0]} is reflected") if left else miss
-
-    def _read(self, a: Float64[Tensor, "dim dim"], atol: float) -> Element:
-        columns, factors = _taken(a)
-        return MonomialElement(columns, factors.sign())
 
 
 @final

@@ -7,25 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from written import Written, drawn
 
 import basis_probe as bp
 from basis_probe import groups as G
 from basis_probe.model.products import written_out
 
 D, H, SIZE, VOCAB = 8, 2, 4, 11
-
-
-class Written(nn.Module):
-    """A forward function with the modules and parameters that it uses."""
-
-    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.run = forward
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 def weight(*shape: int) -> nn.Parameter:
@@ -53,7 +41,7 @@ def require(model: nn.Module, x: Tensor, right: dict[str, G.Group], other: Tenso
 
 
 def rows(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+    return drawn(*shape, seed=seed)
 
 
 # --- linear maps ----------------------------------------------------------------------------------

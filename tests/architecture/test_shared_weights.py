@@ -4,39 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from written import Written, drawn, moved
 
 import basis_probe as bp
 from basis_probe import groups as G
 
 D, H = 6, 8
-
-
-class Net(nn.Module):
-    """A forward function with the parts that it uses."""
-
-    def __init__(self, forward, **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.run = forward
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def settled(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-        for name, buffer in model.named_buffers():
-            if "running" in name:
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
-    return model.double().eval()
 
 
 def linear(*sizes: int) -> nn.Linear:
@@ -50,11 +23,11 @@ def tower(norm: nn.Module) -> nn.Sequential:
 def two_streams(norm: nn.Module) -> nn.Module:
     """One norm for two streams, each with a map of its own behind it."""
     parts = {"e": linear(9, H), "f": linear(9, H), "o": linear(H, 3), "p": linear(H, 3)}
-    return Net(lambda s, x: s.o(s.n(s.e(x))) + s.p(s.n(s.f(x))), n=norm, **parts)
+    return Written(lambda s, x: s.o(s.n(s.e(x))) + s.p(s.n(s.f(x))), n=norm, **parts)
 
 
 def one_tower_twice(norm: nn.Module) -> nn.Module:
-    return Net(
+    return Written(
         lambda s, x: s.o((s.t(x[:, :9]) - s.t(x[:, 9:])).abs()), t=tower(norm), o=linear(D, 2)
     )
 
@@ -63,13 +36,13 @@ def shifted(h: Tensor) -> Tensor:
     return F.pad(h, (0, 0, 1, -1))
 
 
-def mixed(s: Net, x: Tensor) -> Tensor:
+def mixed(s: Written, x: Tensor) -> Tensor:
     """Each feature of a token, and of the one before it, by g and by 1 - g."""
     h = s.e(x)
     return s.o(F.gelu(s.a(h * s.g + shifted(h) * (1 - s.g))))
 
 
-def interpolated(s: Net, x: Tensor) -> Tensor:
+def interpolated(s: Written, x: Tensor) -> Tensor:
     h = s.e(x)
     return s.o(F.gelu(s.a(torch.lerp(h, shifted(h), 0.3))))
 
@@ -78,7 +51,7 @@ BOUND = {
     "a norm": (two_streams(nn.RMSNorm(H)), drawn(5, 9), "e", G.Orthogonal(H)),
     "batch normalisation": (two_streams(nn.BatchNorm1d(H)), drawn(5, 9), "f", G.Monomial(H)),
     "batch normalisation of two that meet": (
-        Net(
+        Written(
             lambda s, x: s.o(F.relu(s.n(s.e(x)) + s.n(s.f(x)))),
             n=nn.BatchNorm1d(H), e=linear(9, H), f=linear(9, H), o=linear(H, 3),
         ),
@@ -90,11 +63,13 @@ BOUND = {
     ),
     "its output": (one_tower_twice(nn.Identity()), drawn(5, 18), "t", G.Monomial(D)),
     "a gain and its rest": (
-        Net(mixed, e=linear(9, D), a=linear(D, H), o=linear(H, 3), g=nn.Parameter(torch.rand(D))),
+        Written(
+            mixed, e=linear(9, D), a=linear(D, H), o=linear(H, 3), g=nn.Parameter(torch.rand(D)),
+        ),
         drawn(4, 5, 9), "e", G.Monomial(D),
     ),
     "no gain": (
-        Net(interpolated, e=linear(9, D), a=linear(D, H), o=linear(H, 3)),
+        Written(interpolated, e=linear(9, D), a=linear(D, H), o=linear(H, 3)),
         drawn(4, 5, 9), "e", G.GeneralLinear(D),
     ),
 }  # fmt: skip
@@ -103,7 +78,7 @@ BOUND = {
 @pytest.mark.parametrize("name", BOUND)
 def test_what_one_vector_acts_on_changes_together(name: str) -> None:
     model, x, site, group = BOUND[name]
-    model = settled(model)
+    model = moved(model)
     claims = bp.symmetries(model, x, certificates=False)
     found = bp.symmetries(model, x)
     assert all(claims[key].group == claim.group for key, claim in found.items())
@@ -141,7 +116,7 @@ class Decoder(nn.Module):
 def test_a_table_that_cannot_be_untied_keeps_what_its_transpose_does(
     norm: type[nn.Module] | None, group: bp.groups.Group
 ) -> None:
-    model, t = settled(Decoder(norm)), torch.randint(0, 11, (3, 5))
+    model, t = moved(Decoder(norm)), torch.randint(0, 11, (3, 5))
     # Without the norms the map inside reads the stream as it is.
     for site in ("table", "down", "norm"):
         assert bp.symmetries(model, t, certificates=False)[site].group == group
@@ -154,16 +129,16 @@ def test_a_table_that_cannot_be_untied_keeps_what_its_transpose_does(
 
 def test_numbers_that_stand_in_several_places_do_not_move_alone() -> None:
     places = (torch.arange(D)[:, None] - torch.arange(D)) % D
-    ring = Net(
+    ring = Written(
         lambda s, x: s.o(F.gelu(F.linear(s.e(x), s.c[places]))),
         e=linear(9, D), o=linear(D, 3), c=nn.Parameter(drawn(D)),
     )  # fmt: skip
-    halves = Net(
+    halves = Written(
         lambda s, x: s.o(F.gelu(F.linear(x, s.w[:H])) + F.gelu(F.linear(x, s.w[4:]))),
         o=linear(H, 3), w=nn.Parameter(drawn(H + 4, 9)),
     )  # fmt: skip
     for model, site, why in ((ring, "e", "computed from parameters"), (halves, "o:in", "overlaps")):
-        found = bp.symmetries(settled(model), drawn(5, 9), certificates=False)[site]
+        found = bp.symmetries(moved(model), drawn(5, 9), certificates=False)[site]
         assert found.group == G.Unknown(found.group.dim)
         assert why in found.because
 
@@ -202,7 +177,7 @@ ATTENTION = {
 
 @pytest.mark.parametrize(("kind", "site"), ATTENTION)
 def test_heads_change_as_far_as_all_that_they_share_allows(kind: str, site: str) -> None:
-    model, x = settled(Heads(kind)), drawn(3, 5, 9)
+    model, x = moved(Heads(kind)), drawn(3, 5, 9)
     group = ATTENTION[kind, site]
     assert bp.symmetries(model, x, certificates=False)[site].group == group
     assert bp.symmetries(model, x)[site].group == group
@@ -220,23 +195,23 @@ def test_two_claims_of_one_order_of_two_heads_do_not_prove_each_other(
     from basis_probe.architecture.derive import Derivation
 
     monkeypatch.setattr(Derivation, "_kept", lambda *_: "")
-    found = bp.symmetries(settled(Heads("mixed")), drawn(3, 5, 9))
+    found = bp.symmetries(moved(Heads("mixed")), drawn(3, 5, 9))
     assert {found[site].group for site in ("q", "k", "v", "o:in")} == {KEPT}
 
 
 def test_what_a_model_takes_of_its_input_keeps_its_axes() -> None:
-    model = Net(lambda s, x: s.a(x[:, :4]) + s.b(x[:, 2:]), a=linear(4, 3), b=linear(7, 3))
-    found = bp.symmetries(settled(model), drawn(5, 9))
+    model = Written(lambda s, x: s.a(x[:, :4]) + s.b(x[:, 2:]), a=linear(4, 3), b=linear(7, 3))
+    found = bp.symmetries(moved(model), drawn(5, 9))
     assert found["a:in"].group == G.Trivial(4)
     assert found["b:in"].group == G.Trivial(7)
 
 
 def test_numbers_without_features_side_by_side_are_no_error() -> None:
-    def told(s: Net, x: Tensor) -> Tensor:
+    def told(s: Written, x: Tensor) -> Tensor:
         h = s.e(x)
         return s.o(torch.cat([h.mean(1), torch.linalg.svdvals(h)[:, :D]], -1))
 
-    model = settled(Net(told, e=linear(9, D), o=linear(2 * D - 1, 3)))
+    model = moved(Written(told, e=linear(9, D), o=linear(2 * D - 1, 3)))
     found = bp.symmetries(model, drawn(4, 5, 9))
     assert found["o:in"].group == G.Unknown(2 * D - 1)
 
@@ -244,38 +219,38 @@ def test_numbers_without_features_side_by_side_are_no_error() -> None:
 def test_what_is_added_and_read_elsewhere_does_not_follow() -> None:
     """Learned latents are the start of a stream, and made into queries as they are."""
 
-    def latents(s: Net, x: Tensor) -> Tensor:
+    def latents(s: Written, x: Tensor) -> Tensor:
         start = s.start.expand(len(x), -1, -1)
         z = (s.q(start) @ s.k(x).mT).softmax(-1) @ s.v(x)
         return s.o(F.rms_norm(start + s.p(z), (D,)))
 
     maps = {"q": linear(D, D), "k": linear(9, D), "v": linear(9, D), "p": linear(D, D)}
-    model = Net(latents, start=nn.Parameter(drawn(1, 3, D)), o=linear(D, 2), **maps)
-    found = bp.symmetries(settled(model), drawn(2, 5, 9), certificates=False)
+    model = Written(latents, start=nn.Parameter(drawn(1, 3, D)), o=linear(D, 2), **maps)
+    found = bp.symmetries(moved(model), drawn(2, 5, 9), certificates=False)
     assert found["p"].group == G.Unknown(D)
     assert "used elsewhere" in found["p"].because
     assert found["v"].group.privileged.name == "NONE"
 
 
 def test_features_that_choose_rows_of_a_table_are_read() -> None:
-    def nearest(s: Net, x: Tensor) -> Tensor:
+    def nearest(s: Written, x: Tensor) -> Tensor:
         h = s.e(x)
         code = s.table(torch.cdist(h, s.table.weight).argmin(-1))
         return s.o(h + (code - h))
 
-    model = Net(nearest, e=linear(9, D), table=nn.Embedding(7, D), o=linear(D, 3))
-    found = bp.symmetries(settled(model), drawn(5, 9), certificates=False)
+    model = Written(nearest, e=linear(9, D), table=nn.Embedding(7, D), o=linear(D, 3))
+    found = bp.symmetries(moved(model), drawn(5, 9), certificates=False)
     assert found["e"].group == G.Unknown(D)
     assert "cdist" in found["e"].because
 
 
 def test_halves_of_normalised_features_that_meet_are_unknown() -> None:
-    def gated(s: Net, x: Tensor) -> Tensor:
+    def gated(s: Written, x: Tensor) -> Tensor:
         first, second = s.n(s.e(x)).chunk(2, -1)
         return s.o(first * second.sigmoid())
 
-    model = Net(gated, e=linear(9, 2 * D), n=nn.BatchNorm1d(2 * D), o=linear(D, 3))
-    found = bp.symmetries(settled(model), drawn(5, 9), certificates=False)
+    model = Written(gated, e=linear(9, 2 * D), n=nn.BatchNorm1d(2 * D), o=linear(D, 3))
+    found = bp.symmetries(moved(model), drawn(5, 9), certificates=False)
     assert found["e"].group == G.Unknown(2 * D)
     assert "change places together" in found["e"].because
 
@@ -283,13 +258,13 @@ def test_halves_of_normalised_features_that_meet_are_unknown() -> None:
 def test_a_computed_matrix_of_a_table_that_is_read_too_is_unknown() -> None:
     """Half the table reads what the table wrote, with a map between that shares the stream."""
 
-    def scaled(s: Net, t: Tensor) -> Tensor:
+    def scaled(s: Written, t: Tensor) -> Tensor:
         h = s.e(t)
         return F.linear(h + s.b(F.gelu(s.a(s.e(t)))), 0.5 * s.e.weight)
 
-    model = Net(scaled, e=nn.Embedding(11, D), a=linear(D, H), b=linear(H, D))
+    model = Written(scaled, e=nn.Embedding(11, D), a=linear(D, H), b=linear(H, D))
     tokens = torch.randint(0, 11, (3, 5))
-    found = bp.symmetries(settled(model), tokens, certificates=False)
+    found = bp.symmetries(moved(model), tokens, certificates=False)
     for site in ("e", "e:2", "a:in", "b"):
         assert found[site].group == G.Unknown(D)
         assert "used elsewhere" in found[site].because
@@ -297,10 +272,10 @@ def test_a_computed_matrix_of_a_table_that_is_read_too_is_unknown() -> None:
 
 
 def test_features_that_meet_their_neighbours_do_not_change_places() -> None:
-    def beside(s: Net, x: Tensor) -> Tensor:
+    def beside(s: Written, x: Tensor) -> Tensor:
         h = F.relu(s.e(x))
         return s.o(h + h.roll(1, -1))
 
-    found = bp.symmetries(settled(Net(beside, e=linear(9, D), o=linear(D, 3))), drawn(5, 9))
+    found = bp.symmetries(moved(Written(beside, e=linear(9, D), o=linear(D, 3))), drawn(5, 9))
     assert found["e"].group == G.Unknown(D)
     assert "Roll takes features apart" in found["e"].because

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from written import Written, drawn, moved
 
 import basis_probe as bp
 from basis_probe import groups as G
@@ -13,29 +14,14 @@ from basis_probe import groups as G
 D, H, HEADS, SIZE = 6, 8, 2, 4
 
 
-class Net(nn.Module):
-    """A forward function with the parts that it uses, between a map of the input and one behind."""
+class Net(Written):
+    """The same between a map of the input and one behind."""
 
     def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.run, self.e, self.o = forward, nn.Linear(9, D), nn.Linear(D, 3)
-        for name, part in parts.items():
-            setattr(self, name, part)
+        super().__init__(forward, e=nn.Linear(9, D), o=nn.Linear(D, 3), **parts)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.o(self.run(self, self.e(x)))
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def settled(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return model.double().eval()
 
 
 def holds(model: nn.Module, site: str, group: bp.groups.Group, *inputs: Tensor) -> None:
@@ -115,7 +101,7 @@ WRITTEN = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_stream_has_what_its_readers_leave(name: str) -> None:
     forward, parts, group = WRITTEN[name]
-    model = settled(Net(forward, **parts))
+    model = moved(Net(forward, **parts))
     holds(model, "e", group, drawn(4, 5, 9), drawn(3, 5, 9, seed=4))
 
 
@@ -175,7 +161,7 @@ MET = {
 @pytest.mark.parametrize("name", MET)
 def test_queries_and_keys_have_what_positions_and_norms_leave(name: str) -> None:
     before, norm, inner, alike = MET[name]
-    model = settled(Heads(before, norm))
+    model = moved(Heads(before, norm))
     for site in ("q", "k"):
         holds(model, site, blocks(inner, alike=alike), drawn(2, 5, 9), drawn(3, 7, 9, seed=4))
     holds(model, "v", blocks(G.GeneralLinear(SIZE)), drawn(2, 5, 9))
@@ -216,7 +202,7 @@ MIXED = {
 
 @pytest.mark.parametrize(("kind", "copies"), MIXED)
 def test_values_have_what_reads_them_behind_attention(kind: str, copies: int) -> None:
-    model = settled(Behind(kind, copies))
+    model = moved(Behind(kind, copies))
     for site, group in MIXED[kind, copies].items():
         if group.name == "unknown":
             assert bp.symmetries(model, drawn(2, 5, 9))[site].group == group
