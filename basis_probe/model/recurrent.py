@@ -145,7 +145,7 @@ def _layers(
             now = _start(
                 step,
                 given.select(axis, order[0]),
-                tuple(s if not s.any() and not is_live(s) else s[number] for s in states),
+                tuple(s[number] if is_live(s) or s.any() else s for s in states),
                 took,
                 is_live,
             )
