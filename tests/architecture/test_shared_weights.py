@@ -91,6 +91,20 @@ def test_what_one_vector_acts_on_changes_together(name: str) -> None:
     assert torch.allclose(twin(other), model(other), atol=1e-9)
 
 
+@pytest.mark.parametrize("seed", [159, 336, 687])
+def test_a_stranger_that_two_rows_cannot_show_is_drawn_again(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = moved(
+        Written(
+            lambda s, x: s.o(F.relu(s.n(s.e(x)) + s.n(s.f(x)))),
+            n=nn.BatchNorm1d(H), e=linear(9, H), f=linear(9, H), o=linear(H, 3),
+        )
+    )  # fmt: skip
+    found = bp.symmetries(model, drawn(5, 9))
+    assert all(claim.certificate is None or claim.certificate.holds for claim in found.values())
+    assert found["relu()"].group == G.PositiveMonomial(H)
+
+
 class Decoder(nn.Module):
     """A table of tokens that the model's own code reads again, as it is, behind a last norm."""
 
