@@ -7,7 +7,8 @@ streams that nonlinearities and products join moves as one.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -587,6 +588,9 @@ class Action:
                 self._edit(slot, 1, element, rows)
                 return
         slot = self.slots.slot(node, value)
+        heads = [place - len(node.shape) for place in self.graph.layouts[index].axes]
+        if len(heads) > 1 and rows is None and self._by_heads(slot, heads, element):
+            return
         one = slot.entries is not None and self._expert().holds(slot)
         if slot.entries is None or one:
             self._edit(slot, axis, element, rows)
@@ -595,6 +599,20 @@ class Action:
         if found < 0:
             raise WeightError(f"the features of {slot.name} could not be found in it")
         self._edit(Slot(slot.name), found, element, rows)
+
+    def _by_heads(self, slot: Slot, axes: Sequence[int], element: Element) -> bool:
+        """A table with one axis for heads and one for what is in a head; False if it is none."""
+        values = self.weights.get(slot)
+        if -min(axes) > values.ndim or math.prod(values.shape[a] for a in axes) != element.dim:
+            return False
+        key = (slot.name, "heads", *axes)
+        if key not in self._done:
+            self._done.add(key)
+            ends = [*range(-len(axes), 0)]
+            moved = values.movedim([*axes], ends)
+            changed = element.act(moved.flatten(-len(axes)), -1).reshape(moved.shape)
+            self.weights.set(slot, changed.movedim(ends, [*axes]))
+        return True
 
     # --- norms ------------------------------------------------------------------------------------
 

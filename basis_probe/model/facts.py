@@ -8,6 +8,7 @@ depends on one input only.
 import dataclasses
 import enum
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -26,6 +27,7 @@ from basis_probe.model.graph import (
     constant,
     groups_of,
     looked_up,
+    nonlinear,
     norm_argument,
 )
 from basis_probe.model.places import Site, piece, spoken
@@ -555,8 +557,8 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
         if region.shape is Shape.RMS_NORM and region.within and _is_gainless(graph, vertex, region)
     )
     found = attentions(graph, norms, plain)
-    sites = _with_parts(graph, found, sites)
-    return Facts(graph, sites, streams, stream_of, regions, found, _given(graph), recorded)
+    facts = Facts(graph, sites, streams, stream_of, regions, found, _given(graph), recorded)
+    return dataclasses.replace(facts, sites=_with_unnamed(facts))
 
 
 def _is_gainless(graph: Graph, vertex: int, region: Region) -> bool:
@@ -566,26 +568,78 @@ def _is_gainless(graph: Graph, vertex: int, region: Region) -> bool:
     return not own and gain is not None and float((gain - gain[0]).abs().max()) <= 1e-4
 
 
-def _with_parts(
-    graph: Graph, found: tuple[Attention, ...], sites: dict[str, Site]
-) -> dict[str, Site]:
-    """The sites, with the queries, keys and values that one map wrote beside each other."""
-    more: list[Site] = []
-    for attention in found:
-        value = graph.vertices[graph.vertices[attention.vertex].carried[0]]
-        while value.kind is Kind.CARRIER and len(value.carried) == 1:
-            value = graph.vertices[value.carried[0]]
-        ends = {"q": attention.query, "k": attention.key}
-        parts = {n: graph.vertices[s.source] for n, s in ends.items() if isinstance(s, Side)}
-        for name, vertex in {**parts, "v": value}.items():
-            if vertex.kind is Kind.PART and vertex.node in graph.layouts:
-                site = piece(graph.trace, graph.trace.node(vertex.node), name)
-                if site is not None and site.name not in sites:
-                    more.append(site)
-    every = [*sites.values(), *{site.name: site for site in more}.values()]
-    return (
-        {site.name: site for site in sorted(every, key=lambda site: site.node)} if more else sites
-    )
+_BENT = (Shape.ELEMENTWISE, Shape.PRODUCT)
+_WRITTEN = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.ATTENTION, Kind.SUM)
+
+
+def _with_unnamed(facts: Facts) -> dict[str, Site]:
+    """The sites, with those that no module returns and no nonlinear function writes.
+
+    Queries, keys and values that one map wrote beside each other are `q`, `k` and `v` of their
+    module. So are they where nothing of their stream has a name, and what attention writes is `z`
+    there; other sums, and nonlinearities that are written out, bear the name of the operation.
+    """
+    graph, trace = facts.graph, facts.graph.trace
+    recorded = facts.recorded or trace
+    known = {graph.same[site.node] for site in facts.sites.values() if site.node in graph.same}
+    origins = {_uncarried(graph, vertex) for vertex in known}
+    named = {facts.stream_of[vertex] for vertex in known}
+    wanted: dict[int, str] = {}
+
+    def plain(index: int) -> bool:
+        # Heads that are merged with examples are not told apart in what can be caught.
+        node = trace.node(index)
+        whole = node.floating and recorded.node(index).shape == node.shape
+        return whole and index in graph.layouts and piece(trace, node, "") is not None
+
+    for attention in facts.attentions:
+        value = _uncarried(graph, graph.vertices[attention.vertex].carried[0])
+        sides = {"q": attention.query, "k": attention.key}
+        ends = {name: side.source for name, side in sides.items() if isinstance(side, Side)}
+        for name, index in {**ends, "v": value}.items():
+            if graph.vertices[index].kind is Kind.PART or facts.stream_of[index] not in named:
+                wanted.setdefault(index, name)
+        if attention.vertex not in origins:
+            mixed = (i for i in graph.vertices if _uncarried(graph, i) == attention.vertex)
+            wanted |= {i: "z" for i in itertools.islice(filter(plain, mixed), 1)}
+    # Between where queries are written and where they meet keys nothing is a place of its own.
+    between = {i for a in facts.attentions for s in (a.query, a.key) for i in _inside(s)}
+    hidden = {facts.stream_of[index] for index in (*wanted, *between) if index in graph.vertices}
+    named |= hidden
+    for index, vertex in graph.vertices.items():
+        node, region = trace.node(index), facts.regions.get(index)
+        bent = region is not None and region.shape in _BENT and not nonlinear(node.op)
+        joined = vertex.kind is Kind.SUM and len(vertex.carried) > 1 and index not in origins
+        if joined and not _joins_writers(graph, vertex):
+            continue
+        if (bent or joined) and facts.stream_of[index] not in (named if bent else hidden):
+            wanted.setdefault(index, f"{node.op}()")
+    sites = dict(facts.sites)
+    for index, name in sorted(wanted.items()):
+        site = piece(trace, trace.node(index), name)
+        if site is None or not plain(index):
+            continue
+        free = (f"{site.name}:{number}" for number in itertools.count(2))
+        own = site.name if site.name not in sites else next(n for n in free if n not in sites)
+        sites[own] = dataclasses.replace(site, name=own)
+    return {site.name: site for site in sorted(sites.values(), key=lambda site: site.node)}
+
+
+def _joins_writers(graph: Graph, vertex: Vertex) -> bool:
+    """True for a sum of what maps write, not of what one map writes in two forms."""
+    origins = (graph.vertices[_uncarried(graph, index)] for index in vertex.carried)
+    return any(origin.kind in _WRITTEN for origin in origins)
+
+
+def _inside(side: Side | str) -> frozenset[int]:
+    return side.inside if isinstance(side, Side) else frozenset()
+
+
+def _uncarried(graph: Graph, index: int) -> int:
+    """The vertex whose features a vertex shows in another form."""
+    while graph.vertices[index].kind is Kind.CARRIER and len(graph.vertices[index].carried) == 1:
+        index = graph.vertices[index].carried[0]
+    return index
 
 
 def _given(graph: Graph) -> dict[int, str]:

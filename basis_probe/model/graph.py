@@ -1073,7 +1073,7 @@ class _Builder:
         return False
 
     def _is_bias_of_map(self, value: object, index: int) -> bool:
-        """True for a vector that is added to what a linear map made.
+        """True for a vector that is added to what a linear map made, alone or with others.
 
         A parameter, also where it was moved, or multiplied by constants, in between.
         """
@@ -1087,7 +1087,7 @@ class _Builder:
             if made is not None and made.kind is Kind.CARRIER and len(made.carried) == 1:
                 index = made.carried[0]
             elif made is not None and made.kind is not Kind.REGION:
-                return made.kind is Kind.LINEAR
+                return made.kind in (Kind.LINEAR, Kind.SUM)
             else:
                 node = self.trace.node(index)
                 before = self.live(node)

@@ -96,12 +96,13 @@ def module_sites(trace: Trace) -> dict[str, Site]:
 def piece(trace: Trace, node: Node, name: str) -> Site | None:
     """A site at what a call takes out of a tensor, or at one of the pieces that it makes of it."""
     made = trace.node(node.inputs[0]) if node.op == "output" and node.inputs else node
-    if made.module.endswith(STEPS) or made.function is None:
+    op, module, call, ordinal = made.whole or (made.op, made.module, made.call, made.ordinal)
+    if module.endswith(STEPS) or made.function is None:
         return None
     place = node.args[0] if node.op == "output" else 0
-    again = f":{made.call + 1}" if made.call else ""
-    stem = f"{made.module}.{name}" if made.module else name
-    address = Address(Place.FUNCTION, made.module, made.call, place, made.op, made.ordinal)
+    again = f":{call + 1}" if call else ""
+    stem = f"{module}.{name}" if module else name
+    address = Address(Place.FUNCTION, module, call, place, op, ordinal)
     return Site(f"{stem}{again}", address, node.index)
 
 

@@ -53,7 +53,10 @@ def _einsum(equation: Any, *operands: Any) -> Steps | None:
     alone = any(x not in out for x in (*rows, *columns))
     if alone or not summed or not columns or (shared and not rows):
         return None
-    lead = [*rows[:-1], *shared, *rows[-1:]] if shared else rows
+    if shared and second[-1] in summed:
+        # Queries meet keys, and their positions stand beside those of the keys in what is made.
+        rows.sort(key=out.index)
+    lead = [*shared, *rows]
     return functools.partial(_product, (one, two), (first, second, out), (lead, shared, summed))
 
 
@@ -70,6 +73,10 @@ def _product(
     if len(summed) > 1 or len(columns) > 1:
         whole = [math.prod(sizes[x] for x in part) for part in (summed, columns)]
         right = right.reshape([*(sizes[x] for x in shared), *whole])
+    if shared:
+        # As keys and values are for several heads of queries.
+        for _ in lead[len(shared) + 1 :]:
+            right = right.unsqueeze(-3)
     made = left @ right
     if len(columns) > 1:
         made = made.unflatten(-1, [sizes[x] for x in columns])

@@ -61,6 +61,8 @@ class Node:
         ordinal: how many calls of this function the module had made before, in this call.
         inplace: True if the call overwrote its first argument.
         boolean: True if the tensor holds truth values.
+        whole: of what the last of the steps of one call made, the name of that call's function,
+            and its module, call and ordinal; None elsewhere.
     """
 
     index: int
@@ -77,6 +79,7 @@ class Node:
     ordinal: int
     inplace: bool = False
     boolean: bool = False
+    whole: tuple[str, str, int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -486,9 +489,16 @@ class _Recorder(Follower):
                 return steps(*args, **kwargs)
         product = written_out(func, args, kwargs) if as_product(args) is None else None
         if product is not None:
-            self.step(spelling(func) or "")
+            op, count = spelling(func) or "", len(self.nodes)
+            path, call, _, ordinal = self.place(op)
+            self.step(op)
             with self._inside(), self:
-                return product()
+                made = product()
+            index = self.made.get(id(made), -1)
+            if index >= count:
+                whole = (op, path, call, ordinal)
+                self.nodes[index] = dataclasses.replace(self.nodes[index], whole=whole)
+            return made
         given = list(tensors_in((args, kwargs)))
         if any(map(_is_transformed, given)):
             # What comes out of the transform in the end is of unknown origin.
