@@ -92,8 +92,8 @@ def probe(
             and miss what only more samples show. Sites of up to some 500 axes take a third of their
             time; wider ones little less, as they are compared on so many samples anyway.
         progress: whether to show progress bars.
-        certificates: whether to prove what is claimed of the architecture on a float64 copy of the
-            model; None to do so if that is cheap, up to 150 million parameters.
+        certificates: whether to prove what is claimed of the architecture, in float64 and without a
+            copy of the model; None to do so unless `effort` is "quick".
         bases: other bases to compare the axes of every site with: names ("pca", "ica", "varimax"
             ...), candidates or matrices [directions, dim]; None for none. Each site's best one is
             returned, judged on samples that it was not fitted on.

@@ -23,7 +23,6 @@ from basis_probe.algebra.elements import (
     Product,
     Sheared,
     SumElement,
-    local,
 )
 from basis_probe.algebra.groups import monomial_parts
 from basis_probe.architecture.commuting import is_plain
@@ -44,7 +43,7 @@ from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.model.rows import GROUPED_PRODUCTS
 from basis_probe.model.trace import Fixed, Node, Ref
-from basis_probe.model.weights import Slot, Slots, WeightError, Weights, some
+from basis_probe.model.weights import Slot, Slots, WeightError, Weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class Action:
     Args:
         derivation: what was derived of the model.
         slots: where its weights lie.
-        weights: the copy whose weights change.
+        weights: the weights that change.
 
     Attributes:
         rows: embedding -> the rows of its table that are in use; the others need not change.
@@ -302,7 +301,7 @@ class Action:
             if (slot.name, 1, -1, None) not in self._done:
                 self._done.add((slot.name, 1, -1, None))
                 used = self.rows[writer]
-                given = self.weights.now(slot.name).detach()[used]
+                given = self.weights.rows(slot, used)
                 self.weights.set_some(slot, 0, used, element.act(given))
         elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.EMBEDDING):
             found = self._map(vertex)
@@ -375,7 +374,9 @@ class Action:
     def _edit(self, slot: Slot, axis: int, element: Element, rows: Tensor | None) -> None:
         # A matrix that is read where its transpose was written has changed already.
         place = self._axis(slot, axis)
-        whole = slot.entries is None or slot.entries.numel() == self.weights.now(slot.name).numel()
+        whole = (
+            slot.entries is None or slot.entries.numel() == self.weights.shape(slot.name).numel()
+        )
         start = -1 if slot.entries is None or whole else int(slot.entries.min())
         key = (slot.name, place, start, None if rows is None else tuple(rows.tolist()))
         if key in self._done:
@@ -383,30 +384,7 @@ class Action:
         self._done.add(key)
         for idle in self._idle(slot):
             self._edit(idle, axis, element, rows)
-        few = local(element)
-        if isinstance(few, Local) and rows is None and slot.entries is None:
-            now = self.weights.now(slot.name).detach()
-            if now.shape[axis] == few.dim:
-                changed = few.inner.act(some(now, axis % now.ndim, few.axes).double(), axis)
-                self.weights.set_some(slot, axis % now.ndim, few.axes, changed)
-                return
-        if rows is not None and slot.entries is None:
-            now = self.weights.now(slot.name).detach()
-            changed = element.act(some(now, axis % now.ndim, rows).double(), axis)
-            self.weights.set_some(slot, axis % now.ndim, rows, changed)
-            return
-        values = self.weights.get(slot)
-        if rows is not None:
-            chosen = values.index_select(axis, rows.to(values.device))
-            changed = element.act(chosen, axis)
-            values = values.clone().index_copy_(axis, rows.to(values.device), changed)
-        elif values.shape[axis] != element.dim:
-            # Positions that were flattened into the features of a linear map.
-            each = values.unflatten(axis, (element.dim, -1))
-            values = element.act(each, axis % values.ndim).flatten(axis % values.ndim, axis + 1)
-        else:
-            values = element.act(values, axis)
-        self.weights.set(slot, values)
+        self.weights.act(slot, axis, element, rows)
 
     def _idle(self, slot: Slot) -> list[Slot]:
         """The same weights of experts that no row of the example reached."""
@@ -419,7 +397,7 @@ class Action:
 
     def _axis(self, slot: Slot, axis: int) -> int:
         """Which axis of a parameter an axis of what was taken from it is; -1 if it is none."""
-        shape = self.weights.now(slot.name).shape
+        shape = self.weights.shape(slot.name)
         if slot.entries is None:
             return axis % len(shape)
         step = slot.entries.movedim(axis, -1).reshape(-1, slot.entries.shape[axis])[0]
@@ -453,11 +431,11 @@ class Action:
             weight, bias = argument(1, "weight"), argument(2, "bias")
             outputs, inputs = (1, 0) if "transpose" in op else (0, 1)
         slot = self.slots.slot(node, weight)
-        given = self.weights.now(slot.name) if slot.entries is None else slot.entries
+        given = self.weights.shape(slot.name) if slot.entries is None else slot.entries.shape
         stacks = op in GROUPED_PRODUCTS or op in ("matmul", "bmm")
-        if given.ndim < 2 or (vertex.kind is Kind.LINEAR and given.ndim > 2 + stacks):
+        if len(given) < 2 or (vertex.kind is Kind.LINEAR and len(given) > 2 + stacks):
             raise WeightError(f"the weight of {op} in {node.module} is no matrix")
-        if stacks and given.ndim == 3 and slot.entries is not None:
+        if stacks and len(given) == 3 and slot.entries is not None:
             # What one matrix of a stack takes, all of them take, those that are idle as well.
             outputs, inputs = self._axis(slot, outputs), self._axis(slot, inputs)
             if min(outputs, inputs) < 0:

@@ -17,7 +17,8 @@ from basis_probe.algebra.groups import Group, Unknown
 from basis_probe.algebra.tangents import tangents
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.directions import Directions
-from basis_probe.architecture.prove import Prover, Unproved
+from basis_probe.architecture.prove import Unproved
+from basis_probe.architecture.prove_copied import CopyProver
 from basis_probe.model.batches import Batch
 from basis_probe.model.facts import Facts, fixed_in
 from basis_probe.model.graph import Kind
@@ -63,7 +64,7 @@ class Counter:
         Unproved: if the model is too large, or cannot be differentiated in float64.
     """
 
-    def __init__(self, prover: Prover) -> None:
+    def __init__(self, prover: CopyProver) -> None:
         self.prover = prover
         self.facts: Facts = prover.facts
         self.action: Action = prover.action

@@ -64,7 +64,7 @@ class Directions:
         slot = self._slot_of_table(node)
         if slot is None or slot.entries is not None or slot.name not in self.places:
             return
-        table = self._coordinates(slot).reshape(self.weights.now(slot.name).shape)
+        table = self._coordinates(slot).reshape(self.weights.shape(slot.name))
         for column in table.T:
             yield self._direction(column)
         padding = node.kwargs.get("padding_idx", node.args[2] if len(node.args) > 2 else None)
@@ -365,7 +365,7 @@ class Directions:
             slot, outputs, inputs = self.action.matrix_of(vertex)
         except WeightError:
             return
-        shape = self.weights.now(slot.name).shape
+        shape = self.weights.shape(slot.name)
         if slot.entries is not None:
             shape = slot.entries.shape
         axis = outputs if writes else inputs

@@ -16,6 +16,8 @@ from basis_probe.architecture.act import Action
 from basis_probe.architecture.completeness import LARGEST, Counter, too_large
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.prove import Prover, Unproved, largest_change
+from basis_probe.architecture.prove_copied import CopyProver
+from basis_probe.architecture.prove_local import LocalProver
 from basis_probe.arguments import flag, instance, seed_of, whole
 from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch, batch_of
@@ -25,7 +27,7 @@ from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.sites import asked
 from basis_probe.model.trace import tensors_in
-from basis_probe.model.weights import Slots, WeightError, Weights
+from basis_probe.model.weights import CopiedWeights, Slots, WeightError
 from basis_probe.results.symmetry import (
     Certificate,
     CompleteCertificate,
@@ -34,8 +36,8 @@ from basis_probe.results.symmetry import (
     Symmetry,
 )
 
-CHEAP = 150_000_000
-"""Models of at most this many parameters are certified without being asked to."""
+SMALL = 150_000_000
+"""Models of at most this many parameters are copied where the record of them proves nothing."""
 
 _SMALL = 2_000_000
 """Below this many parameters a second thread costs more than it brings."""
@@ -46,15 +48,14 @@ def symmetries(
 ) -> Symmetries:
     """The architecture's answer at every place of the model that ran, in forward order.
 
-    Every claim carries a certificate: on a float64 copy of the model random elements of the group
-    acted on the weights and the outputs stayed the same, and strangers to the group changed them. A
-    claim that fails is shown as unknown, with both numbers. The model itself is left as it was.
+    Every claim carries a certificate: in float64 random elements of the group acted on the weights
+    and the outputs stayed the same, and strangers to the group changed them. A claim that fails is
+    shown as unknown, with both numbers. The model is not copied, and is left as it was.
 
     Args:
         model: as for `probe`.
         example_input: one batch, as for `probe`.
-        certificates: whether to prove the claims; None to do so if the model is small enough for it
-            to be cheap (150 million parameters).
+        certificates: whether to prove the claims; None to do so.
 
     Returns:
         Site name -> symmetry; a dict that shows itself as a table in a notebook.
@@ -114,7 +115,7 @@ def _completeness(
         ValueError: if it cannot be counted: why, and what to do.
     """
     try:
-        prover = Prover(subject.model, _same(batch, facts), facts, derivation, seed=seed)
+        prover = CopyProver(subject.model, _same(batch, facts), facts, derivation, seed=seed)
         return Counter(prover).completeness(facts.sites)
     except Unproved as error:
         raise ValueError(f"completeness cannot be counted: {error}") from error
@@ -131,7 +132,7 @@ def certify(
 ) -> Certificate:
     """The numerical proof of what `symmetries` claims of one site, on this very model.
 
-    On a float64 copy of the model, elements of the group act on the weights one after the other:
+    In float64, elements of the group act on the weights one after the other:
     the outputs must stay the same and the activations at the site must change by exactly the
     element. Then strangers to the group act, and the outputs must change a thousand times more.
 
@@ -171,7 +172,7 @@ def certify(
         _require_claim(name, symmetry)
         with _threads(subject):
             try:
-                prover = Prover(subject.model, _same(batch, facts), facts, derivation, seed=seed)
+                prover = _prover(subject, batch, facts, derivation, seed)
                 proof = prover.certify(place, symmetry.group, elements=elements)
                 # What `symmetries` says of it is what is proved here.
                 smaller = None if proof.holds else _in_place(prover, place, symmetry, elements)
@@ -234,7 +235,7 @@ def reparametrize(
             ) from error
         slots = Slots(subject.model, facts.graph.trace)
     try:
-        weights = Weights(subject.model)
+        weights = CopiedWeights(subject.model)
         _act(Action(derivation, slots, weights), place, acting)
     except WeightError as error:
         raise ValueError(f"{name} cannot be changed: {error}") from error
@@ -337,44 +338,68 @@ def proved(
         derivation: what was derived.
         sites: name -> site.
         claims: name -> what was derived there.
-        wanted: whether to prove; None if it is cheap.
+        wanted: whether to prove; None to do so.
     """
-    size = sum(parameter.numel() for parameter in subject.model.parameters())
-    if wanted is False or (wanted is None and size > CHEAP):
-        why = (
-            "certificates were not asked for"
-            if wanted is False
-            else f"the model has {size:,} parameters, and a proof needs a copy of them in float64: "
-            "ask for it with certify, or with certificates=True"
-        )
-        return _without(claims, claims, why)
+    if wanted is False:
+        return _without(claims, claims, "certificates were not asked for")
     names = [name for name, claim in claims.items() if not isinstance(claim.group, Unknown)]
     names = [name for name in names if derivation.facts.vertex(sites[name]) is not None]
     if not names:
         return dict(claims)
+    facts, result = derivation.facts, dict(claims)
     with _threads(subject):
         try:
-            prover = Prover(
-                subject.model, _same(batch, derivation.facts), derivation.facts, derivation
-            )
+            prover = _prover(subject, batch, facts, derivation)
         except Unproved as error:
             return _without(claims, names, str(error))
-        found = prover.survey([(sites[name], claims[name].group) for name in names])
-    result = dict(claims)
-    for name, proof in zip(names, found, strict=True):
-        claim = claims[name]
-        if isinstance(proof, Unproved):
-            result[name] = dataclasses.replace(claim, unproved=str(proof))
-        elif proof.holds:
-            result[name] = dataclasses.replace(claim, certificate=proof)
-        else:
-            smaller = _in_place(prover, sites[name], claim)
-            result[name] = refuted(claim, proof) if smaller is None else smaller[0]
+        given = {name: (sites[name], claims[name].group) for name in names}
+        found = dict(zip(names, prover.survey([*given.values()]), strict=True))
+        doubtful = [name for name, proof in found.items() if not _is_proof(proof)]
+        if doubtful and isinstance(prover, LocalProver) and _is_small(subject):
+            # What could be the fault of the record is tried on the model itself.
+            with contextlib.suppress(Unproved):
+                prover = CopyProver(subject.model, _same(batch, facts), facts, derivation)
+                again = prover.survey([given[name] for name in doubtful])
+                found |= dict(zip(doubtful, again, strict=True))
+        for name, proof in found.items():
+            claim = claims[name]
+            if isinstance(proof, Unproved):
+                result[name] = dataclasses.replace(claim, unproved=str(proof))
+            elif proof.holds:
+                result[name] = dataclasses.replace(claim, certificate=proof)
+            else:
+                smaller = _in_place(prover, sites[name], claim)
+                result[name] = refuted(claim, proof) if smaller is None else smaller[0]
     return {name: result[name] for name in claims}
 
 
+def _is_proof(found: Certificate | Unproved) -> bool:
+    return isinstance(found, Certificate) and found.holds
+
+
+def _is_small(subject: Subject) -> bool:
+    return sum(parameter.numel() for parameter in subject.model.parameters()) <= SMALL
+
+
+def _prover(
+    subject: Subject, batch: Batch, facts: Facts, derivation: Derivation, seed: int = 0
+) -> LocalProver | CopyProver:
+    """What proves claims about a model: its record, or where that does not do, a copy of it.
+
+    Raises:
+        Unproved: if neither does; for a large model, which is not copied, if its record does not.
+    """
+    few = _same(batch, facts)
+    try:
+        return LocalProver(subject.model, few, facts, derivation, seed=seed)
+    except Unproved:
+        if not _is_small(subject):
+            raise
+    return CopyProver(subject.model, few, facts, derivation, seed=seed)
+
+
 def _in_place(
-    prover: Prover, site: Site, claim: Symmetry, elements: int = 2
+    prover: Prover[Any], site: Site, claim: Symmetry, elements: int = 2
 ) -> tuple[Symmetry, Certificate] | None:
     """A claim of blocks that change places, without that they do, if it is true without."""
     if not isinstance(claim.group, Blocks) or claim.group.order == "kept":

@@ -33,7 +33,7 @@ class SymmetriesCommand(Command):
         parser.add_argument(
             "--certificates",
             action=argparse.BooleanOptionalAction,
-            help="prove every claim on a float64 copy (default: if the model is small)",
+            help="prove every claim in float64 (default: do)",
         )
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:

@@ -35,7 +35,7 @@ from basis_probe.compare.stitching import (
 from basis_probe.errors import SiteError
 from basis_probe.model.network import prepared, recognise
 from basis_probe.model.places import Site
-from basis_probe.model.weights import Slots, WeightError, Weights
+from basis_probe.model.weights import CopiedWeights, Slots, WeightError
 from basis_probe.run.twins import settle
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
         batch = batch_of(raw, number=0, tokenizer=subject.tokenizer, device=subject.device)
         facts = watched(subject, batch)
         derivation = Derivation(facts)
-        slots, weights = Slots(model, facts.graph.trace), Weights(model)
+        slots, weights = Slots(model, facts.graph.trace), CopiedWeights(model)
         before = _tensors(weights.model)
         seen: set[int] = set()
 

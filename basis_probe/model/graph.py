@@ -151,21 +151,15 @@ def replay(
     dtype = next((v.dtype for v in given if v.is_floating_point()), None)
     device = given[0].device if given else None
 
-    def argument(value: Any) -> Any:
+    def value_of(value: Ref | Fixed) -> Any:
         if isinstance(value, Ref):
             return compute(value.node)
-        if isinstance(value, Fixed):
-            # What takes a parameter's place may be differentiated by; the parameter itself is not.
-            own = fixed.get(id(value.tensor))
-            tensor = value.tensor.detach() if own is None else own
-            if tensor.is_floating_point() and dtype is not None:
-                tensor = tensor.to(device=device, dtype=dtype)
-            return tensor
-        if isinstance(value, tuple):
-            return tuple(argument(entry) for entry in value)
-        if isinstance(value, list):
-            return [argument(entry) for entry in value]
-        return value
+        # What takes a parameter's place may be differentiated by; the parameter itself is not.
+        own = fixed.get(id(value.tensor))
+        tensor = value.tensor.detach() if own is None else own
+        if tensor.is_floating_point() and dtype is not None:
+            tensor = tensor.to(device=device, dtype=dtype)
+        return tensor
 
     def compute(index: int) -> Any:
         if index in known:
@@ -183,25 +177,7 @@ def replay(
 
     def compute_all(index: int) -> Any:
         node = trace.node(index)
-        function = node.function
-        if function is None:
-            return compute(index)
-        args = [argument(value) for value in node.args]
-        kwargs = {name: argument(value) for name, value in node.kwargs.items()}
-        rounds = _to_bytes((*args[1:], *kwargs.values()))
-        if node.op == "to" and dtype is not None and node.floating and not rounds:
-            # A cast on the way must not lower the precision of the replay.
-            return args[0] if args[0].is_floating_point() else args[0].to(dtype)
-        if node.inplace and args and isinstance(args[0], Tensor):
-            args[0] = args[0].clone()
-        asked = kwargs.get("dtype")
-        if dtype is not None and isinstance(asked, torch.dtype) and asked.is_floating_point:
-            kwargs["dtype"] = dtype
-        found = function(*args, **kwargs)
-        if dtype is None or not isinstance(found, Tensor) or not found.is_floating_point():
-            return found
-        # What the model makes in a precision of its own meets the others in theirs.
-        return found.to(dtype)
+        return compute(index) if node.function is None else called(node, value_of, dtype)
 
     try:
         # Differentiated only by what takes the place of a parameter.
@@ -210,6 +186,44 @@ def replay(
     finally:
         # The functions above refer to each other; what they hold must not wait for the collector.
         known.clear()
+
+
+def called(node: Node, value_of: Callable[[Ref | Fixed], Any], dtype: torch.dtype | None) -> Any:
+    """What the function of a node returns when it is called anew.
+
+    Args:
+        node: of a function.
+        value_of: the value of a tensor among its arguments.
+        dtype: the type that floating-point numbers are computed in; None for their own.
+    """
+    function = node.function
+    assert function is not None
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, Ref | Fixed):
+            return value_of(value)
+        if isinstance(value, tuple):
+            return tuple(argument(entry) for entry in value)
+        if isinstance(value, list):
+            return [argument(entry) for entry in value]
+        return value
+
+    args = [argument(value) for value in node.args]
+    kwargs = {name: argument(value) for name, value in node.kwargs.items()}
+    rounds = _to_bytes((*args[1:], *kwargs.values()))
+    if node.op == "to" and dtype is not None and node.floating and not rounds:
+        # A cast on the way must not lower the precision of the replay.
+        return args[0] if args[0].is_floating_point() else args[0].to(dtype)
+    if node.inplace and args and isinstance(args[0], Tensor):
+        args[0] = args[0].clone()
+    asked = kwargs.get("dtype")
+    if dtype is not None and isinstance(asked, torch.dtype) and asked.is_floating_point:
+        kwargs["dtype"] = dtype
+    found = function(*args, **kwargs)
+    if dtype is None or not isinstance(found, Tensor) or not found.is_floating_point():
+        return found
+    # What the model makes in a precision of its own meets the others in theirs.
+    return found.to(dtype)
 
 
 def constant(trace: Trace, value: object) -> Tensor | None:

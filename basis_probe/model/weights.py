@@ -1,5 +1,6 @@
 """Where the numbers that a model computes with lie among its parameters, to be read and changed."""
 
+import abc
 import copy
 import dataclasses
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basis_probe.algebra.elements import Element, Local, local
 from basis_probe.model.facts import leaves_of
 from basis_probe.model.graph import replay
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
@@ -103,8 +105,74 @@ def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield stem + leaf, buffer
 
 
-class Weights:
-    """A copy of a model whose weights can be set and put back; the model itself is untouched.
+class Weights(abc.ABC):
+    """The weights of a model that can be changed and put back; the model itself is untouched.
+
+    Attributes:
+        model: the module that they are computed with.
+    """
+
+    model: nn.Module
+
+    @abc.abstractmethod
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a parameter, or of a batch statistic."""
+
+    @abc.abstractmethod
+    def get(self, slot: Slot) -> Tensor:
+        """The numbers there, in float64."""
+
+    @abc.abstractmethod
+    def rows(self, slot: Slot, places: Tensor) -> Tensor:
+        """Some of the rows of a parameter."""
+
+    @abc.abstractmethod
+    def set(self, slot: Slot, values: Tensor) -> None:
+        """Puts numbers there; a parameter that was shared is one of its own from now on."""
+
+    @abc.abstractmethod
+    def set_some(self, slot: Slot, axis: int, places: Tensor, values: Tensor) -> None:
+        """Puts numbers at some places along an axis of a parameter."""
+
+    @abc.abstractmethod
+    def act(self, slot: Slot, axis: int, element: Element, places: Tensor | None) -> None:
+        """Lets an element act along an axis of what is there.
+
+        Args:
+            slot: where.
+            axis: the axis. If it is longer than the element's dimension, several positions were
+                flattened into each feature.
+            element: what acts.
+            places: the entries along the axis that it acts on; None for all.
+        """
+
+    @property
+    @abc.abstractmethod
+    def changed(self) -> tuple[str, ...]:
+        """The parameters that were changed."""
+
+    @abc.abstractmethod
+    def restore(self) -> None:
+        """Puts everything back."""
+
+
+def require_numbers(model: nn.Module) -> None:
+    """Raises WeightError if the weights of a model hold no numbers that can be changed."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise WeightError(
+                f"the weights are on the meta device ({name}), which holds no numbers: load "
+                "them first"
+            )
+        if not parameter.is_floating_point() or type(parameter) is not nn.Parameter:
+            raise WeightError(
+                f"the parameter {name} is quantised or packed ({type(parameter).__name__}, "
+                f"{parameter.dtype}): give the model in floating point"
+            )
+
+
+class CopiedWeights(Weights):
+    """The weights of a copy of a model.
 
     Args:
         model: the model.
@@ -115,17 +183,7 @@ class Weights:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
-        for name, parameter in model.named_parameters():
-            if parameter.is_meta:
-                raise WeightError(
-                    f"the weights are on the meta device ({name}), which holds no numbers: load "
-                    "them first"
-                )
-            if not parameter.is_floating_point() or type(parameter) is not nn.Parameter:
-                raise WeightError(
-                    f"the parameter {name} is quantised or packed ({type(parameter).__name__}, "
-                    f"{parameter.dtype}): give the model in floating point"
-                )
+        require_numbers(model)
         memo: dict[int, Any] = {}
         if dtype is not None:
             for parameter in model.parameters():
@@ -166,13 +224,17 @@ class Weights:
         path, _, leaf = name.rpartition(".")
         setattr(self._modules[path], leaf, tensor)
 
+    def shape(self, name: str) -> torch.Size:
+        return self.now(name).shape
+
+    def rows(self, slot: Slot, places: Tensor) -> Tensor:
+        return self.now(slot.name).detach()[places]
+
     def get(self, slot: Slot) -> Tensor:
-        """The numbers there, in float64."""
         exact = self.now(slot.name).detach().double()
         return exact if slot.entries is None else exact.flatten()[slot.entries]
 
     def set(self, slot: Slot, values: Tensor) -> None:
-        """Puts numbers there; a parameter that was shared is one of its own from now on."""
         before = self.now(slot.name)
         if slot.entries is not None:
             whole = before.detach().double().flatten().clone()
@@ -184,7 +246,6 @@ class Weights:
         self._put(slot.name, nn.Parameter(values, before.requires_grad) if learned else values)
 
     def set_some(self, slot: Slot, axis: int, places: Tensor, values: Tensor) -> None:
-        """Puts numbers at some places along an axis of a parameter, in place."""
         assert slot.entries is None
         if slot.name in self._shared:
             self.set(slot, self.now(slot.name).detach().clone())
@@ -193,9 +254,20 @@ class Weights:
             self._some.append((slot.name, whole, axis, places, some(whole, axis, places).clone()))
             _put_some(whole, axis, places, values)
 
+    def act(self, slot: Slot, axis: int, element: Element, places: Tensor | None) -> None:
+        few = local(element)
+        now = self.now(slot.name).detach()
+        if slot.entries is None and places is not None:
+            changed = element.act(some(now, axis % now.ndim, places).double(), axis)
+            self.set_some(slot, axis % now.ndim, places, changed)
+        elif slot.entries is None and isinstance(few, Local) and now.shape[axis] == few.dim:
+            changed = few.inner.act(some(now, axis % now.ndim, few.axes).double(), axis)
+            self.set_some(slot, axis % now.ndim, few.axes, changed)
+        else:
+            self.set(slot, acted(self.get(slot), axis, element, places))
+
     @property
     def changed(self) -> tuple[str, ...]:
-        """The parameters that were set."""
         return tuple(dict.fromkeys((*self._kept, *(name for name, *_ in self._some))))
 
     def untied(self, model: nn.Module) -> bool:
@@ -211,7 +283,6 @@ class Weights:
         self._kept.clear()
 
     def restore(self) -> None:
-        """Puts everything back."""
         with torch.no_grad():
             for _, whole, axis, places, values in reversed(self._some):
                 _put_some(whole, axis, places, values)
@@ -219,6 +290,19 @@ class Weights:
         for name, tensor in self._kept.items():
             self._put(name, tensor)
         self._kept.clear()
+
+
+def acted(values: Tensor, axis: int, element: Element, places: Tensor | None) -> Tensor:
+    """The values after an element acted along an axis, or on some places of it; a new tensor."""
+    if places is not None:
+        chosen = places.to(values.device)
+        changed = element.act(values.index_select(axis, chosen), axis)
+        return values.index_copy(axis, chosen, changed)
+    if values.shape[axis] != element.dim:
+        # Positions that were flattened into the features of a linear map.
+        each = values.unflatten(axis, (element.dim, -1))
+        return element.act(each, axis % values.ndim).flatten(axis % values.ndim, axis + 1)
+    return element.act(values, axis)
 
 
 def some(whole: Tensor, axis: int, places: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import CHEAP, watched
+from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import StreamError
 from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, gather, is_small
@@ -449,10 +449,14 @@ def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
     )
 
 
+_DIGESTED = 150_000_000
+"""Of models of more parameters no digest is made."""
+
+
 def _digest_of(model: nn.Module) -> str:
     """A number of the weights; empty where it would take longer than anything else."""
     size = sum(parameter.numel() for parameter in model.parameters())
-    return fingerprint(model) if size <= CHEAP else ""
+    return fingerprint(model) if size <= _DIGESTED else ""
 
 
 def versions() -> dict[str, str]:

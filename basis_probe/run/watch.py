@@ -74,7 +74,7 @@ class Choices:
         groups: groups that override the derived ones.
         seed: seeds the sample of rows and the alternatives.
         max_samples: at most this many samples at each site.
-        certificates: whether to prove what is claimed; None if that is cheap.
+        certificates: whether to prove what is claimed; None to do so.
         progress: whether to show progress bars.
         quick: whether it is a quick look, of few samples and without proofs.
         asked: the sites in the user's words, where `sites` says what they came to.

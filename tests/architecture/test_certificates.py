@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe import groups as G
 from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.prove import Unproved
+from basis_probe.architecture.prove_local import LocalProver
 from basis_probe.architecture.symmetries import refuted
 
 ROWS, IMAGES, IDS = small.rows(10, D), small.rows(3, 3, 8, 8), small.ids()
@@ -182,19 +184,32 @@ def test_a_claim_that_is_too_small_does_not_hold_either(monkeypatch: pytest.Monk
     assert refuted(claim, made).group == G.Unknown(H)
 
 
-def test_one_claim_that_cannot_be_tried_leaves_the_others_their_proofs() -> None:
-    class Bound(nn.Module):
-        """Its second layer computes with a matrix that lies outside the model's parameters."""
+class Bound(nn.Module):
+    """Its second layer runs as a function of its own, which no copy of the model takes along."""
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(D, H), nn.Linear(H, H), nn.Linear(H, 3)
-            theirs = self.b
-            self.run = lambda x: theirs(x)
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(D, H), nn.Linear(H, H), nn.Linear(H, 3)
+        theirs = self.b
+        self.run = lambda x: theirs(x)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.run(self.a(x).relu()).tanh())
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.run(self.a(x).relu()).tanh())
 
+
+def test_a_forward_that_is_bound_to_the_model_is_proved_without_a_copy() -> None:
+    found = bp.symmetries(generic(Bound()), ROWS)
+    for site in ("a", "b", "c"):
+        require_proof(found[site])
+
+
+def test_a_copy_that_uses_the_weights_of_the_original_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise Unproved("not this time")
+
+    monkeypatch.setattr(LocalProver, "__init__", refuse)
     found = bp.symmetries(generic(Bound()), ROWS)
     assert "its forward is bound to the original" in found["a"].unproved
     assert found["a"].certificate is None

@@ -1,0 +1,78 @@
+"""The same record on fewer positions, where a model reads text."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from basis_probe.model.batches import Batch
+from basis_probe.model.facts import fixed_in
+from basis_probe.model.network import Subject
+from basis_probe.model.trace import Node, Trace
+
+POSITIONS = 16
+"""So many positions of every text are enough to try whether a function stays the same."""
+
+
+def shorter(subject: Subject, batch: Batch, trace: Trace) -> tuple[Batch, Trace]:
+    """A batch of shorter texts, and the record of the model on it, node by node as it was.
+
+    Args:
+        subject: the model.
+        batch: what the record was made of.
+        trace: the record.
+
+    Returns:
+        Batch and record as they were given where the texts are short, where it is not known which
+        axes are positions, or where the model does something else on shorter texts.
+    """
+    few = _cut(batch)
+    if few is None:
+        return batch, trace
+    try:
+        made = subject.watch(few)
+    except Exception:
+        return batch, trace
+    return (few, made) if _does_the_same(trace, made) else (batch, trace)
+
+
+def _cut(batch: Batch) -> Batch | None:
+    ids = batch.inputs
+    if ids.ndim != 2 or ids.is_floating_point() or ids.shape[1] <= POSITIONS:
+        return None
+    length = ids.shape[1]
+    for tensor in batch.named().values():
+        if length in (*tensor.shape[:1], *tensor.shape[2:]):
+            return None
+    masks = [batch.counts(mask) for mask in batch.masks if mask.axes == (0, 1)]
+    starts = (0, length - POSITIONS)
+    # Where padding stands in front, the last positions are those that count.
+    start = max(starts, key=lambda s: sum(int(m[:, s : s + POSITIONS].sum()) for m in masks))
+
+    def cut(value: Any) -> Any:
+        along = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == length
+        return value[:, start : start + POSITIONS].clone() if along else value
+
+    return batch.mapped(cut)
+
+
+def _does_the_same(one: Trace, other: Trace) -> bool:
+    """True if two records hold the same calls, of the same weights, in the same order."""
+    if (len(one.nodes), one.outputs, one.asked) != (len(other.nodes), other.outputs, other.asked):
+        return False
+    return all(map(_is_same, one.nodes, other.nodes))
+
+
+def _is_same(one: Node, other: Node) -> bool:
+    places = ("op", "inputs", "live", "floating", "module", "call", "ordinal", "inplace")
+    if any(getattr(one, place) != getattr(other, place) for place in places):
+        return False
+    weights = (
+        [id(fixed.tensor) for fixed in fixed_in((n.args, n.kwargs)) if _is_weight(fixed.tensor)]
+        for n in (one, other)
+    )
+    return next(weights) == next(weights)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.nn.Parameter)

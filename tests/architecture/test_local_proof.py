@@ -1,0 +1,316 @@
+"""What the record of a model proves is what a copy of the model proves."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+import small_models as small
+import torch
+from families import Family
+from small_models import D, H
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe import groups as G
+from basis_probe.algebra.groups import Group, Unknown
+from basis_probe.architecture import symmetries as door
+from basis_probe.architecture.derive import Derivation
+from basis_probe.architecture.prove import Unproved
+from basis_probe.architecture.prove_copied import CopyProver
+from basis_probe.architecture.prove_local import LocalProver
+from basis_probe.model import deferred, shorter, sweep
+from basis_probe.model.batches import Batch
+from basis_probe.model.facts import Facts
+from basis_probe.model.network import prepared, recognise
+
+Found = dict[str, bp.Certificate | Unproved]
+ROWS = small.rows(10, D)
+
+
+def proofs(model: nn.Module, x: Any, claims: dict[str, Group] | None = None) -> tuple[Found, Found]:
+    """Of every claim, or of the claims that are given, what a copy proves and what the record."""
+    subject = recognise(model)
+    with prepared(model, None):
+        batch: Batch = door._batch(subject, x)
+        facts: Facts = door.watched(subject, batch)
+        derivation = Derivation(facts)
+        places = {
+            name: (site, (claims or {}).get(name, derivation.symmetry(site).group))
+            for name, site in facts.sites.items()
+            if facts.vertex(site) is not None and (claims is None or name in claims)
+        }
+        places = {n: place for n, place in places.items() if not isinstance(place[1], Unknown)}
+        few = door._same(batch, facts)
+        both = (kind(model, few, facts, derivation) for kind in (CopyProver, LocalProver))
+        copied, local = (
+            dict(zip(places, prover.survey([*places.values()]), strict=True)) for prover in both
+        )
+    return copied, local
+
+
+def require_same(copied: Found, local: Found) -> None:
+    assert copied
+    for name, ours in copied.items():
+        theirs = local[name]
+        assert type(ours) is type(theirs), (name, ours, theirs)
+        if isinstance(ours, Unproved) or isinstance(theirs, Unproved):
+            continue
+        assert ours.holds == theirs.holds, (name, ours, theirs)
+        assert math.isnan(ours.violation) == math.isnan(theirs.violation)
+        if ours.holds:
+            assert max(theirs.max_error, theirs.action_error) <= 1e-9
+            assert not theirs.violation <= 1e-6
+        else:
+            assert theirs.max_error == pytest.approx(ours.max_error, rel=1e-6, abs=1e-9)
+
+
+USUAL = ("GPT-2", "Qwen3-MoE", "DeepSeek-V3", "ViT")
+
+
+def _parameters() -> list[Any]:
+    return [
+        pytest.param(family, id=family.name, marks=[] if family.name in USUAL else pytest.mark.slow)
+        for family in families.FAMILIES
+    ]
+
+
+@pytest.mark.parametrize("family", _parameters())
+def test_record_and_copy_agree(family: Family) -> None:
+    require_same(*proofs(family.make(0), family.example(1)))
+
+
+@pytest.mark.parametrize("name", ["Llama", pytest.param("BERT", marks=pytest.mark.slow)])
+def test_strangers_move_as_much(name: str) -> None:
+    family = next(family for family in families.FAMILIES if family.name == name)
+    model = family.make(0)
+    if name == "BERT":
+        # Where nothing is tied, a copy feels strangers at the same maps.
+        model.cls.predictions.decoder.weight = nn.Parameter(
+            model.cls.predictions.decoder.weight.detach().clone(), requires_grad=False
+        )
+    copied, local = proofs(model, family.example(1))
+    for site, ours in copied.items():
+        theirs = local[site]
+        assert isinstance(ours, bp.Certificate) and isinstance(theirs, bp.Certificate)
+        assert theirs.stranger == ours.stranger
+        assert theirs.violation == pytest.approx(ours.violation, rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["GPT-2", pytest.param("Cohere", marks=pytest.mark.slow)])
+def test_large_matrices_are_used_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = next(family for family in families.FAMILIES if family.name == name)
+    model, x = family.make(0), family.example(1)
+    _, whole = proofs(model, x)
+    monkeypatch.setattr(sweep, "LARGE", 0)
+    monkeypatch.setattr(sweep, "_PIECE", 100)
+    made: list[int] = []
+    honest = deferred.after
+
+    def after(value: Tensor, changes: Any) -> Tensor:
+        if value.ndim > 1 and changes:
+            made.append(value.numel())
+        return honest(value, changes)
+
+    monkeypatch.setattr(sweep, "after", after)
+    _, pieces = proofs(model, x)
+    # Of a matrix that is moved in part (a stack of queries, keys and values) the whole is made.
+    assert not made
+    for site, ours in whole.items():
+        theirs = pieces[site]
+        assert isinstance(ours, bp.Certificate) and isinstance(theirs, bp.Certificate)
+        assert (theirs.holds, theirs.stranger) == (True, ours.stranger)
+        assert theirs.violation == pytest.approx(ours.violation, rel=1e-9, nan_ok=True)
+
+
+def generic(model: nn.Module, seed: int = 0) -> nn.Module:
+    return families.generic(model, seed).double()
+
+
+FALSE: dict[str, tuple[Callable[[], nn.Module], dict[str, Group]]] = {
+    "rescaling through GELU": (
+        lambda: nn.Sequential(nn.Linear(D, H), nn.GELU(), nn.Linear(H, 3)),
+        {"0": G.PositiveMonomial(H)},
+    ),
+    "signs through ReLU": (
+        lambda: nn.Sequential(nn.Linear(D, H), nn.ReLU(), nn.Linear(H, 3)),
+        {"0": G.SignedPermutation(H), "1": G.PositiveMonomial(H)},
+    ),
+    "too small": (
+        lambda: nn.Sequential(nn.Linear(D, H), nn.Linear(H, H), nn.ReLU(), nn.Linear(H, 3)),
+        {"0": G.Permutation(H), "2": G.PositiveMonomial(H)},
+    ),
+    "turns of the outputs": (
+        lambda: nn.Sequential(nn.Linear(D, H), nn.Tanh(), nn.Linear(H, 3)),
+        {"2": G.Orthogonal(3), "1": G.SignedPermutation(H)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FALSE)
+def test_false_claims_are_refuted_and_the_others_proved(name: str) -> None:
+    make, claims = FALSE[name]
+    copied, local = proofs(generic(make()), ROWS.double(), claims)
+    require_same(copied, local)
+    held = {
+        site: isinstance(proof, bp.Certificate) and proof.holds for site, proof in local.items()
+    }
+    assert not all(held.values())
+
+
+def test_no_model_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.FAMILIES[0].make(0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was copied")
+
+    monkeypatch.setattr(copy, "deepcopy", refuse)
+    found = bp.symmetries(model, {"input_ids": torch.arange(5, 19).reshape(2, 7)})
+    assert all(
+        symmetry.certificate is not None and symmetry.certificate.holds
+        for symmetry in found.values()
+        if symmetry.privileged is not bp.Privileged.UNKNOWN
+    )
+
+
+def test_what_code_chooses_by_is_not_taken_for_granted() -> None:
+    model = generic(small.MLP(nn.ReLU()))
+    subject = recognise(model)
+    with prepared(model, None):
+        batch = door._batch(subject, ROWS.double())
+        facts = door.watched(subject, batch)
+        site = facts.sites["up"]
+        prover = LocalProver(model, door._same(batch, facts), facts, Derivation(facts))
+        # As if the code had read numbers there, and gone another way for others.
+        prover.asked = frozenset({site.node})
+        (found,) = prover.survey([(site, G.PositiveMonomial(H))])
+    assert isinstance(found, Unproved)
+    assert "chooses by changes with the weights" in str(found)
+
+
+class Unseen(nn.Module):
+    """A part of it runs where no call is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(D, H), nn.Linear(H, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outside = torch.from_numpy(np.tanh(self.up(x).detach().numpy()))
+        return self.down(outside).relu()
+
+
+def test_what_cannot_be_run_again_is_tried_on_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = generic(Unseen())
+    small_one = bp.symmetries(model, ROWS.double())
+    monkeypatch.setattr(door, "SMALL", 0)
+    large_one = bp.symmetries(model, ROWS.double())
+    proved = [name for name, symmetry in small_one.items() if symmetry.certificate is not None]
+    assert proved
+    for name in proved:
+        assert large_one[name].certificate is None
+        assert "what the model did cannot be done again" in large_one[name].unproved
+
+
+def test_a_record_that_returns_something_else_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = generic(small.MLP(nn.ReLU()))
+    honest = sweep.Sweep.own
+
+    def other(self: sweep.Sweep, inputs: Any) -> list[Tensor]:
+        return [1.001 * tensor for tensor in honest(self, inputs)]
+
+    monkeypatch.setattr(sweep.Sweep, "own", other)
+    monkeypatch.setattr(door, "SMALL", 0)
+    said = bp.symmetries(model, ROWS.double())["up"].unproved
+    assert "does not return what the model returns: they differ by 1.0e-03" in said
+
+
+class Overwriting(nn.Module):
+    """Fills memory part by part, through views, and then overwrites all of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(D, H), nn.Linear(2 * H, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = x.new_empty(len(x), 2, H)
+        both[:, 0].copy_(self.up(x).relu())
+        both[:, 1] = self.up(x).relu() ** 3
+        shown = both[:, 1]
+        both.mul_(2.0)
+        return self.down(both.flatten(1)) + shown.sum(-1, keepdim=True)
+
+
+def test_overwritten_memory_is_run_again() -> None:
+    model = generic(Overwriting())
+    subject = recognise(model)
+    with prepared(model, None):
+        batch = door._batch(subject, ROWS.double())
+        facts = door.watched(subject, batch)
+        made = sweep.Sweep(facts.graph.trace, door.Slots(model, facts.graph.trace))
+        (found,) = made.own([batch.inputs[:2]])
+    torch.testing.assert_close(found, model(ROWS.double()[:2]), rtol=0, atol=0)
+
+
+# --- fewer positions ------------------------------------------------------------------------------
+
+
+def long(side: str | None) -> dict[str, Tensor]:
+    """Texts of 40 tokens, the second one padded on one side."""
+    ids = torch.randint(5, 50, (2, 30), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    if side == "left":
+        mask[1, :25] = 0
+    elif side == "right":
+        mask[1, 6:] = 0
+    return {"input_ids": ids} if side is None else {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("GPT-2", None),
+        ("Llama", "left"),
+        pytest.param("Llama", "right", marks=pytest.mark.slow),
+        pytest.param("GPT-2", "left", marks=pytest.mark.slow),
+    ],
+)
+def test_few_positions_prove_what_all_prove(
+    name: str, side: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = next(family for family in families.FAMILIES if family.name == name).make(0)
+    lengths: list[int] = []
+    honest = sweep.Sweep.own
+
+    def own(self: sweep.Sweep, inputs: Any) -> list[Tensor]:
+        lengths.append(inputs[0].shape[1])
+        return honest(self, inputs)
+
+    monkeypatch.setattr(sweep.Sweep, "own", own)
+    copied, local = proofs(model, long(side))
+    require_same(copied, local)
+    assert lengths == [shorter.POSITIONS]
+
+
+def test_texts_stay_whole_where_the_model_takes_no_shorter_ones() -> None:
+    class OneLength(nn.Module):
+        """Has a vector for each of 30 positions, so that it knows one length only."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(50, H), nn.Linear(H, 3)
+            self.places = nn.Parameter(torch.zeros(30, H))
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.head((self.table(input_ids) + self.places).relu())
+
+    model = generic(OneLength())
+    found = bp.symmetries(model, {"input_ids": long(None)["input_ids"]})
+    assert found["table"].certificate is not None and found["table"].certificate.holds
