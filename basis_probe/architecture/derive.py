@@ -9,6 +9,7 @@ permutation must act on all of them at once, and what rescales one rescales, or 
 the next.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -102,6 +103,7 @@ class Derivation:
         self._apart: set[frozenset[int]] = set()
         self._relations: dict[frozenset[int], Relations] = {}
         self._labels: dict[frozenset[int], dict[int, Tensor]] = {}
+        self._adding: dict[int, bool] = {}
         self.computed = computed_weights(facts)
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
@@ -323,7 +325,7 @@ class Derivation:
         kinds = {self.facts.regions[norm].shape for norm in norms}
         gains = (
             "; the gains of the norms fold exactly into the linear maps that read them"
-            if any(_generic(self.facts.regions[norm]) for norm in norms)
+            if any(self.facts.regions[norm].is_generic for norm in norms)
             else ""
         )
         if kinds == {Shape.RMS_NORM}:
@@ -1177,9 +1179,12 @@ class Derivation:
             why = self.facts.given.get(index) or self._overlapping.get(index)
             if why is not None and index not in self.inside:
                 raise _NotUnderstood(why)
-        if self._adds_what_others_read(stream):
+        first = min(stream.members)
+        if first not in self._adding:
+            self._adding[first] = self._adds_what_others_read(stream)
+        if self._adding[first]:
             raise _NotUnderstood("a learned vector that is added to it is used elsewhere too")
-        index = self.facts.stream_of[min(stream.members)]
+        index = self.facts.stream_of[first]
         if self._groups_around(index) and not self.permuting(index):
             raise _NotUnderstood(
                 "a convolution reads or writes it in groups, and nothing else keeps its axes apart"
@@ -1925,14 +1930,12 @@ def _scales_of(group: Group) -> Scales | None:
     return None
 
 
-def _generic(region: Region) -> bool:
-    """True if a norm's gain differs from feature to feature."""
-    gain = region.gain
-    return gain is not None and float(gain.std()) > 1e-6 * float(gain.abs().mean())
-
-
 def _where(facts: Facts, vertex: int) -> str:
-    module = facts.graph.trace.node(vertex).module
+    return _inside(facts.graph.trace.node(vertex).module)
+
+
+@functools.cache
+def _inside(module: str) -> str:
     module = re.sub(r"\b_original_component\.?", "", module).rstrip(".")
     return f" in {module}" if module else ""
 

@@ -87,6 +87,12 @@ class Region:
     pooled: bool = False
     pair: PairFactors | None = None
 
+    @functools.cached_property
+    def is_generic(self) -> bool:
+        """True if the gain differs from feature to feature."""
+        gain = self.gain
+        return gain is not None and float(gain.std()) > 1e-6 * float(gain.abs().mean())
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
