@@ -106,7 +106,7 @@ class Counter:
         others = Directions(self.facts, self.action, self.places, self.count, seen)
         added = [*others.shifts()]
         shifts = self._unmoved(jacobian, added, top)
-        scaled = self._unmoved(jacobian, [*others.gains()], top)
+        scaled = self._unmoved(jacobian, [*others.gains(), *others.followed()], top)
         unseen = self._unmoved(jacobian, [*added, *others.hidden()], top)
         grown = others.sizes(sites.values())
         sizes = self._unmoved(jacobian, [*grown.values()], top)

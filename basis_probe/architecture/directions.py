@@ -245,6 +245,79 @@ class Directions:
                             found[line[axis]] = -values[axis]
                 yield found
 
+    def followed(self) -> Iterator[Tensor]:
+        """Turns of a stream that a norm behind a table writes, with the norm and the table.
+
+        What such a norm writes lies on an ellipsoid, and some turns, with a shear and other gains,
+        lead to another one of them: the rows of the table follow by moving along it.
+        """
+        regions, graph, streams = self.facts.regions, self.facts.graph, self.facts.streams
+        for norm, region in regions.items():
+            if not region.shape.is_norm or region.within or norm not in graph.vertices:
+                continue
+            table = streams[self.facts.stream_of[graph.vertices[norm].carried[0]]]
+            kinds = [graph.vertices[writer].kind for writer in table.writers]
+            stream = streams[self.facts.stream_of[norm]]
+            turns = [*self._turns(stream, norm)] if kinds == [Kind.EMBEDDING] else []
+            if not turns or any(graph.vertices[m].kind is Kind.SUM for m in table.members):
+                continue
+            yield from turns
+            slots = [*self._vectors(norm)]
+            lines = [line for line, _ in self._lines(graph.vertices[table.writers[0]], writes=True)]
+            for place in torch.cat([*lines, *map(self._coordinates, slots)]):
+                yield self._direction(place)
+
+    def _turns(self, stream: Stream, norm: int) -> Iterator[Tensor]:
+        """All small linear changes of a stream that a norm and linear maps write; none for others.
+
+        What reads it undoes them; norms that read it let through what commutes with them.
+        """
+        vertices, width = self.facts.graph.vertices, self._width(norm)
+        writers = [vertices[writer] for writer in stream.writers if writer != norm]
+        if stream.returned or any(vertex.kind not in _MAPS for vertex in writers):
+            return
+        ends: list[tuple[Vertex, Tensor, Tensor]] = []
+        shifts: list[tuple[Slot, Tensor, Tensor]] = []
+        same = torch.eye(width, dtype=torch.float64)
+        for reader in stream.readers:
+            region = self.facts.regions.get(reader, NOTHING)
+            try:
+                gain = self.action.gain_at(reader).double().cpu() if region.shape.is_norm else None
+            except WeightError:
+                return
+            behind = (
+                [reader]
+                if gain is None
+                else [*self.facts.streams[self.facts.stream_of[reader]].readers]
+            )
+            if any(vertices[one].kind not in _MAPS for one in behind):
+                return
+            # What lies along the all-ones direction does not come through LayerNorm.
+            seen = same - 1 / width if region.shape is Shape.LAYER_NORM else same
+            gain = torch.ones(width, dtype=torch.float64) if gain is None else gain
+            ends += [(vertices[one], gain, seen) for one in behind]
+            if region.shape.is_norm:
+                shifts += [(slot, gain, seen) for slot in self.action.shifts_of(reader)]
+        for i in range(width):
+            for j in range(width):
+                change = torch.zeros(width, width, dtype=torch.float64)
+                change[i, j] = 1.0
+                found = torch.zeros(self.count, dtype=torch.float64)
+                for vertex in writers:
+                    for line, values in self._lines(vertex, writes=True):
+                        found[line] += change @ values.double()
+                for member in stream.members:
+                    for slot in self._biases(vertices[member]):
+                        found[self._coordinates(slot)] += change @ self._values(slot).double()
+                for vertex, gain, seen in ends:
+                    moved = gain[:, None] * (seen @ change @ seen) / gain
+                    for line, values in self._lines(vertex, writes=False):
+                        found[line] -= moved.T @ values.double()
+                for slot, gain, seen in shifts:
+                    moved = gain[:, None] * (seen @ change @ seen) / gain
+                    found[self._coordinates(slot)] += moved @ self._values(slot).double()
+                yield found
+
     def _vectors(self, norm: int) -> Iterator[Slot]:
         """Where the weights of a norm lie."""
         for node, fixed in vectors_of(self.facts.graph, self.facts.graph.vertices[norm]):

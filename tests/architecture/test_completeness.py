@@ -125,6 +125,35 @@ def test_decoders_are_complete(kind: type, config: type, right: int) -> None:
 
 
 @pytest.mark.slow
+class NormedTable(nn.Module):
+    """A table of tokens behind a norm, which writes what the layers add to."""
+
+    def __init__(self, bias: bool, direct: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(60, 6)
+        self.norms = nn.ModuleList([nn.LayerNorm(6, eps=0.0, bias=bias) for _ in range(4)])
+        self.mix, self.direct = nn.Linear(6, 6), nn.Linear(6, 6) if direct else None
+        self.up, self.down, self.out = nn.Linear(6, 7), nn.Linear(7, 6), nn.Linear(6, 12)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first, second, third, last = self.norms
+        h = first(self.table(tokens))
+        if self.direct is not None:
+            h = h + nn.functional.gelu(self.direct(h))
+        h = h + nn.functional.gelu(self.mix(second(h))).mean(1, keepdim=True)
+        h = h + self.down(nn.functional.gelu(self.up(third(h))))
+        return self.out(last(h))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_table_follows_a_turn_of_what_its_norm_writes(bias: bool, direct: bool) -> None:
+    tokens = torch.randint(0, 60, (4, 9), generator=torch.Generator().manual_seed(2))
+    found = bp.symmetries(generic(NormedTable(bias, direct)), tokens).completeness
+    assert found.complete, found
+    assert found.largest_stray < 1e-9
+
+
 def test_a_scale_that_only_an_epsilon_sees_is_near() -> None:
     sharp, blunt = (
         bp.symmetries(
