@@ -132,16 +132,18 @@ class NormedTable(nn.Module):
         super().__init__()
         self.table = nn.Embedding(60, 6)
         self.norms = nn.ModuleList([nn.LayerNorm(6, eps=0.0, bias=bias) for _ in range(4)])
-        self.mix, self.direct = nn.Linear(6, 6), nn.Linear(6, 6) if direct else None
-        self.up, self.down, self.out = nn.Linear(6, 7), nn.Linear(7, 6), nn.Linear(6, 12)
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Linear(6, 7), nn.GELU(), nn.Linear(7, 6)) for _ in range(3)]
+        )
+        self.direct, self.out = direct, nn.Linear(6, 12)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        first, second, third, last = self.norms
+        (first, second, third, last), (read, mix, add) = self.norms, self.layers
         h = first(self.table(tokens))
-        if self.direct is not None:
-            h = h + nn.functional.gelu(self.direct(h))
-        h = h + nn.functional.gelu(self.mix(second(h))).mean(1, keepdim=True)
-        h = h + self.down(nn.functional.gelu(self.up(third(h))))
+        if self.direct:
+            h = h + read(h).mean(1, keepdim=True)
+        h = h + mix(second(h)).mean(1, keepdim=True)
+        h = h + add(third(h))
         return self.out(last(h))
 
 
