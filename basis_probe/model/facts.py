@@ -602,7 +602,8 @@ def _with_unnamed(facts: Facts) -> dict[str, Site]:
         value = _uncarried(graph, graph.vertices[attention.vertex].carried[0])
         sides = {"q": attention.query, "k": attention.key}
         ends = {name: side.source for name, side in sides.items() if isinstance(side, Side)}
-        for name, index in {**ends, "v": value}.items():
+        for name, end in {**ends, "v": value}.items():
+            index = end if plain(end) else _uncarried(graph, end)
             if graph.vertices[index].kind is Kind.PART or facts.stream_of[index] not in named:
                 wanted.setdefault(index, name)
         if attention.vertex not in origins:

@@ -7,8 +7,8 @@ is, says where the features are.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,10 +42,14 @@ def groups_of_axes(
 
 @dataclasses.dataclass(frozen=True)
 class _Merged:
-    """An axis that is two axes, the first of `sizes` being the major one."""
+    """An axis that is two axes, the first of `sizes` being the major one.
+
+    The second may be a part of an axis of features, as heads are.
+    """
 
     axis: int
     sizes: tuple[int, int]
+    part: bool = dataclasses.field(default=False, compare=False)
 
     def apart(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape with the two axes in the place of the one."""
@@ -147,6 +151,9 @@ class _Apart:
             # The same numbers in the same order, whichever axes they had before.
             end = dataclasses.replace(node, function=function, args=plain, kwargs={}, inplace=False)
             self.views[node.index] = given.node, end
+            if known.part and node.shape == before:
+                # Heads are kept apart from examples again, before any product.
+                self.joined.add(given.node)
         if merged is not None:
             args = (given, merged.apart(node.shape))
             self._keep(node, merged, function=function, args=args, kwargs={})
@@ -173,8 +180,10 @@ class _Apart:
             self._keep(node, merged, function=self._spread(node, merged, node.function))
         elif node.op in _OVER_ONE and len(node.shape) == ndim:
             self._keep(node, merged, **_with_dim(node, merged, ndim))
-        elif node.op == "cat" and len(refs) == len(_refs(node.args)):
-            self._keep(node, merged, **_with_dim(node, merged, ndim))
+        elif node.op == "cat":
+            # Zeros, or a row for all, may be joined that were made with one axis.
+            function = self._spread(node, merged, node.function)
+            self._keep(node, merged, function=function, **_with_dim(node, merged, ndim))
         elif node.op == "getitem":
             self._keep(node, merged, args=(node.args[0], _items(node, merged)))
         elif node.op in _ALONE and len(node.shape) == ndim:
@@ -203,7 +212,7 @@ class _Apart:
                 order += [axis, axis + 1]
             else:
                 order.append(axis + (axis > merged.axis))
-        moved = _Merged(after.index(merged.axis + 2), merged.sizes)
+        moved = _Merged(after.index(merged.axis + 2), merged.sizes, merged.part)
         given = next(v for v in (*node.args, *node.kwargs.values()) if isinstance(v, Ref))
         args = (given, tuple(order))
         self._keep(node, moved, op="permute", function=torch.permute, args=args, kwargs={})
@@ -214,7 +223,7 @@ class _Apart:
         """The function for operands of which some have the merged axis still as one."""
         whole, ndim = merged.sizes[0] * merged.sizes[1], len(node.shape)
         some = False
-        for value in (*node.args, *node.kwargs.values()):
+        for value in _entries((*node.args, *node.kwargs.values())):
             if isinstance(value, Ref) and value.node not in self.merged:
                 shape = self.trace.node(value.node).shape
             elif isinstance(value, Fixed):
@@ -246,6 +255,8 @@ class _Spread:
         def spread(value: Any) -> Any:
             if isinstance(value, Tensor) and value.ndim == self.ndim and len(value) == whole:
                 return value.unflatten(0, self.sizes)
+            if isinstance(value, tuple | list):
+                return [spread(entry) for entry in cast("Sequence[Any]", value)]
             return value
 
         return self.function(
@@ -268,12 +279,16 @@ _POINTWISE = frozenset(
 
 def _refs(value: object) -> list[int]:
     """The recorded tensors among some arguments, each as often as it is there."""
-    if isinstance(value, Ref):
-        return [value.node]
+    return [entry.node for entry in _entries(value) if isinstance(entry, Ref)]
+
+
+def _entries(value: object) -> Iterator[object]:
+    """Some arguments, those in lists one by one."""
     if isinstance(value, tuple | list):
-        entries: list[Any] = [*value]  # pyright: ignore[reportUnknownArgumentType]
-        return [index for entry in entries for index in _refs(entry)]
-    return []
+        for entry in cast("Sequence[object]", value):
+            yield from _entries(entry)
+    else:
+        yield value
 
 
 def _merges(before: tuple[int, ...], after: tuple[int, ...]) -> _Merged | None:
@@ -286,7 +301,7 @@ def _merges(before: tuple[int, ...], after: tuple[int, ...]) -> _Merged | None:
         major, whole = before[left[0]], after[right[0]]
         split = len(right) == 2 and whole % major == 0 and before[left[1]] % after[right[1]] == 0
         if len(right) == 1 or (split and whole > major):
-            found.append(_Merged(right[0], (major, whole // major)))
+            found.append(_Merged(right[0], (major, whole // major), len(right) == 2))
     return found[0] if len(found) == 1 else None
 
 

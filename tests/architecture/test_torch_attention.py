@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.algebra.groups import (
+    Blocks,
     GeneralLinear,
     LineStabiliser,
     Permutation,
@@ -44,7 +45,9 @@ def _symmetries(part: nn.Module, call: Callable[..., Tensor]) -> dict[str, Any]:
     return dict(found)
 
 
-@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"add_bias_kv": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"bias": False}, {"add_bias_kv": True}, {"add_zero_attn": True}]
+)
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("first", [True, False])
 def test_attention_leaves_what_it_reads_and_writes_free(
@@ -54,6 +57,9 @@ def test_attention_leaves_what_it_reads_and_writes_free(
     found = _symmetries(part, lambda m, x, y: m(x, y, y, need_weights=weights)[0])
     for site in ("before", "beside", "part"):
         assert type(found[site].group) is GeneralLinear and found[site].certificate.holds
+    for name in ("part.q", "part.k", "part.v", "part.z"):
+        assert found[name].group == Blocks(GeneralLinear(4), 4), name
+        assert found[name].certificate.holds, name
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
@@ -82,6 +88,10 @@ def test_streams_and_neurons_of_encoders_and_decoders(first: bool) -> None:
         assert type(found[f"{path}.layers.0.self_attn"].group) is stream
         assert type(found[f"{path}.layers.0.relu()"].group) is PositiveMonomial
         assert found[f"{path}.layers.0.relu()"].certificate.holds
+        for name in ("q", "k", "v", "z"):
+            claim = found[f"{path}.layers.0.self_attn.{name}"]
+            assert claim.group == Blocks(GeneralLinear(4), 4), name
+            assert claim.certificate.holds, name
 
 
 def test_outputs_are_those_of_torch_to_the_last_bit() -> None:
