@@ -598,17 +598,25 @@ def _with_unnamed(facts: Facts) -> dict[str, Site]:
         whole = node.floating and recorded.node(index).shape == node.shape
         return whole and index in graph.layouts and piece(trace, node, "") is not None
 
+    forms: dict[int, list[int]] = {}
+    for index in sorted(graph.vertices):
+        forms.setdefault(_uncarried(graph, index), []).append(index)
+
+    def shown(end: int) -> int:
+        """The first form of some features in which they can be caught."""
+        among = forms[_uncarried(graph, end)]
+        return next(filter(plain, (end, *among)), end)
+
     for attention in facts.attentions:
         value = _uncarried(graph, graph.vertices[attention.vertex].carried[0])
         sides = {"q": attention.query, "k": attention.key}
         ends = {name: side.source for name, side in sides.items() if isinstance(side, Side)}
         for name, end in {**ends, "v": value}.items():
-            index = end if plain(end) else _uncarried(graph, end)
-            if graph.vertices[index].kind is Kind.PART or facts.stream_of[index] not in named:
-                wanted.setdefault(index, name)
+            part = graph.vertices[end].kind is Kind.PART
+            if part or facts.stream_of[end] not in named:
+                wanted.setdefault(shown(end), name)
         if attention.vertex not in origins:
-            mixed = (i for i in graph.vertices if _uncarried(graph, i) == attention.vertex)
-            wanted |= {i: "z" for i in itertools.islice(filter(plain, mixed), 1)}
+            wanted.setdefault(shown(attention.vertex), "z")
     # Between where queries are written and where they meet keys nothing is a place of its own.
     between = {i for a in facts.attentions for s in (a.query, a.key) for i in _inside(s)}
     hidden = {facts.stream_of[index] for index in (*wanted, *between) if index in graph.vertices}

@@ -34,6 +34,8 @@ def _einsum(equation: Any, *operands: Any) -> Steps | None:
         equation, operands = _of_lists((equation, *operands))
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
+    if len(operands) == 1 and isinstance(operands[0], Tensor):
+        return _alone(equation, operands[0])
     if len(operands) != 2 or not all(isinstance(one, Tensor) for one in operands):
         return None
     one, two = operands
@@ -58,6 +60,21 @@ def _einsum(equation: Any, *operands: Any) -> Steps | None:
         rows.sort(key=out.index)
     lead = [*shared, *rows]
     return functools.partial(_product, (one, two), (first, second, out), (lead, shared, summed))
+
+
+def _alone(equation: str, one: Tensor) -> Steps | None:
+    """An einsum of one tensor: its axes in another order, some of them summed."""
+    letters, arrow, out = equation.replace(" ", "").partition("->")
+    if (
+        not arrow
+        or "..." in equation
+        or len({*letters}) != len(letters)
+        or not {*out} <= {*letters}
+    ):
+        return None
+    gone = [axis for axis, letter in enumerate(letters) if letter not in out]
+    kept = "".join(letter for letter in letters if letter in out)
+    return lambda: _ordered(one.sum(gone) if gone else one, kept, [*out])
 
 
 def _product(

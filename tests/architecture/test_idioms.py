@@ -307,6 +307,14 @@ def test_an_einsum_written_out_is_the_same(equation: str) -> None:
     torch.testing.assert_close(steps(), torch.einsum(equation, one, two))
 
 
+@pytest.mark.parametrize("equation", ["dbp -> bpd", "abc->ca", "ab->b", "abcd->dcba"])
+def test_an_einsum_of_one_tensor_is_its_axes_in_another_order(equation: str) -> None:
+    one = rows(*range(2, 2 + len(equation.partition("->")[0].strip())))
+    steps = written_out(torch.einsum, (equation, one), {})
+    assert steps is not None
+    torch.testing.assert_close(steps(), torch.einsum(equation, one))
+
+
 @pytest.mark.parametrize(
     "equation", ["i,j->ij", "ii->i", "ij,ij->ij", "ij,jk,kl->il", "ij,kj->i", "ab,ab->", "no"]
 )

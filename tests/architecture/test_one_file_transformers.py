@@ -403,6 +403,49 @@ def test_single_heads_in_a_list_are_free_each_by_itself() -> None:
     assert all(c.certificate is not None and c.certificate.holds for c in found.values())
 
 
+class OfColumns(nn.Module):
+    """Tables with tokens along their columns, and weights that stand first, without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = {
+            "W_E": (D, VOCAB), "W_pos": (12, D), "W_U": (D, VOCAB),
+            "W_Q": (HEADS, SIZE, D), "W_K": (HEADS, SIZE, D), "W_V": (HEADS, SIZE, D),
+            "W_O": (D, HEADS * SIZE), "W_in": (WIDE, D), "b_in": (WIDE,), "W_out": (D, WIDE),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.zeros(shape)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = torch.einsum("dbp->bpd", self.W_E[:, tokens]) + self.W_pos[: tokens.shape[1]]
+        k = torch.einsum("ihd,bpd->biph", self.W_K, x)
+        q = torch.einsum("ihd,bpd->biph", self.W_Q, x)
+        v = torch.einsum("ihd,bpd->biph", self.W_V, x)
+        pattern = causal(torch.einsum("biph,biqh->biqp", k, q) / math.sqrt(SIZE))
+        z = torch.einsum("biph,biqp->biqh", v, pattern).permute(0, 2, 1, 3).flatten(2)
+        x = x + torch.einsum("df,bqf->bqd", self.W_O, z)
+        x = x + torch.einsum(
+            "dm,bpm->bpd", self.W_out, F.relu(torch.einsum("md,bpd->bpm", self.W_in, x) + self.b_in)
+        )
+        return x @ self.W_U
+
+
+def test_weights_that_stand_first_are_read_as_others_are() -> None:
+    model = moved(OfColumns())
+    found = bp.symmetries(model, TOKENS)
+    for name in ("q", "k", "v", "z"):
+        assert found[name].group == bp.groups.Blocks(bp.groups.GeneralLinear(SIZE), HEADS), name
+    assert found["relu()"].group == bp.groups.PositiveMonomial(WIDE)
+    streams = [name for name in found if name.startswith("add()")]
+    assert len(streams) == 2
+    assert all(found[name].group == bp.groups.GeneralLinear(D) for name in streams)
+    for name, claim in found.items():
+        assert claim.certificate is not None and claim.certificate.holds, name
+        element = claim.group.draw(torch.Generator().manual_seed(4)).matrix()
+        changed = bp.reparametrize(model, name, element, example_input=TOKENS)
+        torch.testing.assert_close(changed(OTHERS), model(OTHERS), rtol=1e-6, atol=1e-6)
+
+
 def test_what_is_probed_there_is_what_the_model_computes() -> None:
     model = Decoder(gpt2(), WithEinsum).double().eval()
     kept: list[Tensor] = []
