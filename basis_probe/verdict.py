@@ -1,5 +1,6 @@
 """From the architecture's answer and the data's to an outcome, and a sentence to quote."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from basis_probe.algebra.groups import Privileged
+from basis_probe.evidence.extras import ACTIVATIONS
 from basis_probe.evidence.site import Evidence
 from basis_probe.results.evidence import (
     BasisRanking,
@@ -97,6 +99,40 @@ def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
     )
 
 
+_SHOWN_AXES = 6
+
+
+def outliers_across(sites: Sequence[SiteReport]) -> tuple[str, ...]:
+    """Whether axes of outlying variance are the same from site to site, a sentence for each space.
+
+    Compared are sites of one kind and width at which scale stands out.
+    """
+    spaces: dict[tuple[str, int], list[SiteReport]] = {}
+    for site in sites:
+        spaces.setdefault((site.kind, site.dim), []).append(site)
+    said: list[str] = []
+    for (kind, _), several in spaces.items():
+        lists = [s.outliers.axes for s in several if s.outliers and SCALE in s.verdict.orders]
+        if len(lists) < 2:
+            continue
+        counts = collections.Counter(axis for axes in lists for axis in axes)
+        often = [(axis, count) for axis, count in counts.most_common() if count > len(lists) / 2]
+        where = f"at the {len(lists)} sites ({kind}) whose variances stand out"
+        if often:
+            named = ", ".join(f"{axis} (at {count})" for axis, count in often[:_SHOWN_AXES])
+            more = f" and {len(often) - _SHOWN_AXES} more" if len(often) > _SHOWN_AXES else ""
+            said.append(
+                f"Axes of outlying variance are the same from site to site: of {len(counts)} axes "
+                f"listed {where}, {len(often)} are listed at more than half of them: {named}{more}."
+            )
+        else:
+            said.append(
+                f"Axes of outlying variance differ from site to site: {len(counts)} axes are listed"
+                f" {where}, none at more than {max(counts.values())}."
+            )
+    return tuple(said)
+
+
 def _found(evidence: Evidence) -> Found:
     case, orders = evidence.case, evidence.orders
     return Found(
@@ -113,7 +149,7 @@ def _found(evidence: Evidence) -> Found:
         orders=() if orders is None else orders.records,
         few=evidence.few,
         outliers=None if orders is None else orders.outliers,
-        bound=None if orders is None else orders.bound,
+        bound=evidence.bound,
     )
 
 
@@ -265,8 +301,9 @@ def decide(found: Found) -> Verdict:
         return Verdict(
             Outcome.UNUSED,
             f"The architecture fixes these axes, but {data}: the neurons are real, but features "
-            f"are not seen to lie on them; {advice}.{instead}",
+            f"are not seen to lie on them; {advice}.{_bounded(found)}{instead}",
             advice=advice,
+            bound=found.bound,
         )
     allowed = _allowed(privileged)
     if stands_out:
@@ -274,8 +311,19 @@ def decide(found: Found) -> Verdict:
         return Verdict(
             Outcome.EMERGENT, f"{allowed}, yet {data}: {advice}.{instead}", (FORM,), advice
         )
+    return _arbitrary(found, data, instead)
+
+
+def _arbitrary(found: Found, data: str, instead: str) -> Verdict:
+    """The verdict where nothing is seen on axes that the architecture does not fix."""
     advice = "do not read single coordinates here"
-    return Verdict(Outcome.ARBITRARY, f"{allowed}, and {data}: {advice}.{instead}", advice=advice)
+    allowed = _allowed(found.symmetry.privileged)
+    return Verdict(
+        Outcome.ARBITRARY,
+        f"{allowed}, and {data}: {advice}.{_bounded(found)}{instead}",
+        advice=advice,
+        bound=found.bound,
+    )
 
 
 def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Verdict:
@@ -289,14 +337,7 @@ def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Ve
                 f"Undecided about the architecture, whose group at this site is not known; {data}."
                 f"{instead}"
             )
-        advice = "do not read single coordinates here"
-        bound = "" if found.bound is None else f" {_bounded(found.bound)}"
-        return Verdict(
-            Outcome.ARBITRARY,
-            f"{allowed}, and {data}: {advice}.{bound}{instead}",
-            advice=advice,
-            bound=found.bound,
-        )
+        return _arbitrary(found, data, instead)
     names = tuple(order.order for order in claimed)
     said = "; ".join(_claim(order, found) for order in claimed)
     data = f"the data stand out on the axes by {_listed(names)} ({said})"
@@ -447,19 +488,31 @@ def _listed(names: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
-def _bounded(bound: FormBound) -> str:
-    """How far the axes could stand out all the same."""
+def _bounded(found: Found) -> str:
+    """How far the axes could stand out all the same; begins with a space, or empty."""
+    bound, null = found.bound, found.null
+    if bound is None or null is None:
+        return ""
+    neurons = null.name != "rotation"
+    unit = "neuron" if neurons else "axis"
+    where = "" if bound.reads == ACTIVATIONS else " before the nonlinearity"
     text = (
-        "With 95 % confidence the axes' excess kurtosis (root mean square) is at most "
-        f"{_number(bound.excess)} beyond that of random directions"
+        f" With 95 % confidence the {'neurons' if neurons else 'axes'}' excess kurtosis{where} "
+        f"(root mean square) is at most {_number(bound.excess)} beyond that of "
+        f"{'neurons that point elsewhere' if neurons else 'random directions'}"
     )
     if not math.isnan(bound.share):
         text += (
-            f"; a weak feature on every axis with less than {bound.share:.0%} of its variance "
+            f"; a weak feature on every {unit} with less than {bound.share:.0%} of its variance "
             "would not be seen"
         )
     if bound.rare:
         text += "; events rarer than these data show may escape this bound"
+    if not math.isnan(bound.ceiling):
+        text += (
+            f". Directions that stand out were found (FastICA); the axes that stand out most have "
+            f"{bound.ceiling:.0%} of their excess kurtosis on other examples"
+        )
     return text + "."
 
 

@@ -16,7 +16,7 @@ from basis_probe.arguments import several
 from basis_probe.brief import described
 from basis_probe.evidence.measure import taken
 from basis_probe.results.evidence import BasisRanking, BasisStanding, PathRecord
-from basis_probe.statistics.nulls import Frame, Geometry, Problem, Rotation, geometry_of, outputs
+from basis_probe.statistics.nulls import Frame, Geometry, Problem, Rotation, geometry_of
 from basis_probe.statistics.scores import NON_GAUSSIANITY, Score
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ ROWS = 16384
 """At most so many samples are used to find other bases: half to fit them, half to judge them."""
 
 _BASIS_FRAMES = 49
-ACTIVATIONS = "the activations"
+ACTIVATIONS, BEFORE = "the activations", "the tensor before the nonlinearity"
 _POWERS = tuple(step / 10 for step in range(11))
 
 
@@ -120,14 +120,11 @@ def ranked(
 
 def _rows(problem: Problem) -> tuple[Tensor, Geometry, str]:
     """The rows of a site in the geometry of its group; before its nonlinearity, if it has one."""
-    layer = problem.layer
-    pre = problem.pre
-    if layer is not None and layer.pre is not None:
-        pre = layer.pre(outputs(layer))
+    pre = problem.before
     if pre is not None:
         bare = Problem(x=pre, group=problem.group, halves=problem.halves)
         frame = Rotation(geometry=Geometry.STANDARDISED).observed(bare)
-        return frame.post, Geometry.STANDARDISED, "the tensor before the nonlinearity"
+        return frame.post, Geometry.STANDARDISED, BEFORE
     geometry = geometry_of(problem.group)
     return _frame(problem, geometry).post, geometry, ACTIVATIONS
 

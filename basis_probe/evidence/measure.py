@@ -28,7 +28,6 @@ from basis_probe.statistics.nulls import (
     Rotation,
     TurnedPreactivation,
     geometry_of,
-    outputs,
 )
 from basis_probe.statistics.p_values import (
     Tail,
@@ -215,6 +214,7 @@ class Compared:
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
 
 
+_SHOWN = 49
 FEWEST_AXES = 4
 """With fewer axes a kurtosis across them says nothing, and orders are not asked."""
 
@@ -253,7 +253,7 @@ def measure(
     if not asks_orders(problem, choice.null):
         return _measure(problem, choice, scores, seed, all_samples or {}, twins)
     form = [score for score in scores if score.name in choice.deciding]
-    aside = dataclasses.replace(choice, deciding=frozenset())
+    aside = dataclasses.replace(choice, deciding=frozenset(), null=_for_show(choice.null, problem))
     raw = _measure(problem, aside, scores, seed, all_samples or {}, twins)
     if not form:
         return raw
@@ -266,6 +266,12 @@ def measure(
         few=evened.few,
         beside={score.name: raw.scores[score.name] for score in form if score.name in raw.scores},
     )
+
+
+def _for_show(null: Null, problem: Problem) -> Null:
+    """The raw rotation with as many frames as it takes to show it, where axes are many."""
+    some = null.directions is not None and null.directions < problem.x.shape[1]
+    return dataclasses.replace(null, frames=min(null.frames, _SHOWN)) if some else null
 
 
 def _measure(
@@ -281,20 +287,7 @@ def _measure(
     distinct, effective = distinct_rows(problem.x), _effective(problem.x, seed)
     geometry = _geometry(null, problem)
     dim = problem.x.shape[1]
-    kept = torch.arange(dim)
-    if isinstance(null, Rotation) and geometry in (
-        Geometry.EUCLIDEAN,
-        Geometry.RIDGE,
-        Geometry.STANDARDISED,
-        Geometry.WHITENED,
-    ):
-        live = ~Moments.of(problem.x).constant
-        kept = torch.nonzero(live.cpu()).flatten()
-        if len(kept) < dim:
-            # A rotation of the activations does not ask what made them.
-            problem = dataclasses.replace(
-                problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
-            )
+    problem, kept = varying(problem, null)
     used, notes = _applicable(scores, problem.group, geometry, null)
     notes += (*_wiring(problem, null), *_few_examples(problem))
     notes += _repeated(distinct, len(problem.x))
@@ -305,7 +298,7 @@ def _measure(
     everywhere: Measured | None = None
     spread = Spread(problem, compared)
     if isinstance(null, RandomWeights):
-        first = Measured(_untouched(problem), unit_axes=unit_axes)
+        first = Measured(Frame(problem.x, problem.before), unit_axes=unit_axes)
         for score in compared:
             rows[score.name] = [first.of(score).cpu(), *(twin[score.name] for twin in twins)]
     else:
@@ -369,6 +362,29 @@ def _measure(
         several = [torch.stack(rows[s.name]) for s in compared if results[s.name].decides]
         few = _few(several, kept if axes is None else kept[axes])
     return Compared(record, results, notes, few)
+
+
+def varying(problem: Problem, null: Null) -> tuple[Problem, Tensor]:
+    """The problem on the axes that a null turns, and which they are.
+
+    Where it is the activations that are turned, axes that never vary are left out.
+    """
+    kept = torch.arange(problem.x.shape[1])
+    if not isinstance(null, Rotation) or _geometry(null, problem) not in (
+        Geometry.EUCLIDEAN,
+        Geometry.RIDGE,
+        Geometry.STANDARDISED,
+        Geometry.WHITENED,
+    ):
+        return problem, kept
+    live = ~Moments.of(problem.x).constant
+    if bool(live.all()):
+        return problem, kept
+    # A rotation of the activations does not ask what made them.
+    few = dataclasses.replace(
+        problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
+    )
+    return few, torch.nonzero(live.cpu()).flatten()
 
 
 def _few(scores: list[Tensor], places: Tensor) -> FewAxes | None:
@@ -468,16 +484,8 @@ def taken(problem: Problem, samples: int) -> Problem:
 def untrained(problem: Problem, choice: Choice, scores: Sequence[Score]) -> dict[str, Tensor]:
     """The scores of every axis of a twin, as the model's own are computed, by name."""
     few = taken(problem, choice.null.samples)
-    measured = Measured(_untouched(few), unit_axes=few.group.rescales)
+    measured = Measured(Frame(few.x, few.before), unit_axes=few.group.rescales)
     return {score.name: measured.of(score).cpu() for score in scores}
-
-
-def _untouched(problem: Problem) -> Frame:
-    """The site as it is, before its nonlinearity too where that is known."""
-    layer = problem.layer
-    if layer is not None and layer.pre is not None:
-        return Frame(problem.x, layer.pre(outputs(layer)))
-    return Frame(problem.x, problem.pre)
 
 
 def _block(null: Null, dim: int, seed: int) -> Tensor | None:

@@ -7,16 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from basis_probe.evidence.measure import FEWEST_AXES, taken
+from basis_probe.evidence.measure import FEWEST_AXES
 from basis_probe.results.evidence import (
-    FormBound,
     KurtosisSplit,
     OrderRecord,
     OutlierAxes,
     ScoreResult,
 )
-from basis_probe.statistics.bound import bound_form
-from basis_probe.statistics.nulls import Geometry, Null, Problem, geometry_of
+from basis_probe.statistics.nulls import Geometry, Problem, geometry_of
 from basis_probe.statistics.orders import (
     FORM,
     OFFSET,
@@ -32,8 +30,6 @@ from basis_probe.statistics.orders import (
 )
 
 _LEADING = 3
-_FEWEST_DISTINCT = 200
-"""From fewer different rows no bound is inferred."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,58 +40,43 @@ class Orders:
         records: offset, scale and form, p-values not yet adjusted.
         per_sample: the kurtosis of a sample across axes, split.
         outliers: the axes of outlying variance; None where there are none.
-        bound: how far the axes could stand out in form.
     """
 
     records: tuple[OrderRecord, ...]
     per_sample: KurtosisSplit
     outliers: OutlierAxes | None
-    bound: FormBound | None
 
 
-def orders(
-    problem: Problem,
-    null: Null,
-    scores: Mapping[str, ScoreResult],
-    *,
-    distinct: int,
-    seed: int,
-) -> Orders | None:
+def orders(problem: Problem, scores: Mapping[str, ScoreResult], *, seed: int) -> Orders | None:
     """The orders of a site; None where nothing varies.
 
     Args:
-        problem: what is known of the site.
-        null: the null of the site, for the number of rows.
+        problem: what is known of the site, on the samples that are compared.
         scores: the scores of form, measured against turns of the whitened rows.
-        distinct: how many of the rows differ from each other.
         seed: seeds what is drawn.
     """
-    few = taken(problem, null.samples)
-    line = geometry_of(problem.group) is Geometry.LINE
+    x, line = problem.x, geometry_of(problem.group) is Geometry.LINE
     # Axes that never vary are left out, as of every score.
-    places = torch.arange(few.x.shape[1])
+    places = torch.arange(x.shape[1])
     if not line:
-        places = torch.nonzero((few.x != few.x[:1]).any(0).cpu()).flatten()
+        places = torch.nonzero((x != x[:1]).any(0).cpu()).flatten()
     if len(places) < FEWEST_AXES:
         return None
-    rows = Centred(few.x[:, places.to(few.x.device)], line=line)
+    whole = len(places) == x.shape[1]
+    rows = problem.centred if whole else Centred(x[:, places.to(x.device)], line=line)
     if not float(rows.variances.sum()) > 0:
         return None
-    examples = torch.arange(len(few.x)) if few.examples is None else few.examples.cpu()
+    examples = torch.arange(len(x)) if problem.examples is None else problem.examples.cpu()
     split = split_kurtosis(rows, seed=seed)
     tests = (offset(rows, examples, seed=seed), scale(rows, examples, seed=seed))
     records = [_record(test, getattr(split, test.order), places) for test in tests]
     form = _form(scores, split.form)
     if form is not None:
         records.append(form)
-    bound = None
-    if distinct >= _FEWEST_DISTINCT:
-        bound = bound_form(rows.whitened().float(), examples, seed=seed)
     return Orders(
         records=tuple(records),
         per_sample=KurtosisSplit(**dataclasses.asdict(split)),
         outliers=_outliers(rows, places, seed) if tests[1].p_value <= 0.05 else None,
-        bound=None if bound is None else FormBound(**dataclasses.asdict(bound)),
     )
 
 
@@ -180,15 +161,16 @@ def _outliers(rows: Centred, places: Tensor, seed: int) -> OutlierAxes | None:
         return None
     kept = torch.ones(rows.dim, dtype=torch.bool)
     kept[list(found)] = False
-    left = Centred(rows.rows[:, kept], line=False)
-    expected = scale_moments(left.spectrum, left.dim, line=False)[0]
-    total = float(left.variances.sum())
+    left = torch.nonzero(kept).flatten()
+    expected = scale_moments(rows.spectrum_of(left), len(left), line=False)[0]
+    variances = rows.variances[kept]
+    total = float(variances.sum())
     return OutlierAxes(
         axes=tuple(int(places[axis]) for axis in found),
         share=float(rows.variances[~kept].sum() / rows.variances.sum()),
-        scale_without=_scale(left.variances) if total > 0 else math.nan,
+        scale_without=_scale(variances) if total > 0 else math.nan,
         scale_null_without=expected if total > 0 else math.nan,
-        kurtosis_without=_per_sample(left),
+        kurtosis_without=_per_sample(rows.rows[:, kept]),
     )
 
 
@@ -196,9 +178,10 @@ def _scale(variances: Tensor) -> float:
     return float(len(variances) * variances.square().sum() / variances.sum().square())
 
 
-def _per_sample(rows: Centred) -> float:
-    """The kurtosis of a sample across the axes, about the mean."""
-    energy = rows.rows.square().sum(1)
+def _per_sample(rows: Tensor) -> float:
+    """The kurtosis of a sample across the axes."""
+    squares = rows.square()
+    energy = squares.sum(1)
     some = energy > 0
-    fourth = rows.rows[some].pow(4).sum(1)
-    return float((rows.dim * fourth / energy[some].square()).mean())
+    fourth = squares[some].square().sum(1)
+    return float((rows.shape[1] * fourth / energy[some].square()).mean())

@@ -13,12 +13,14 @@ from basis_probe.algebra.groups import Privileged
 from basis_probe.arguments import several, whole
 from basis_probe.brief import described
 from basis_probe.errors import MisleadingNull
+from basis_probe.evidence.bounds import bound
 from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
-from basis_probe.evidence.measure import Choice, asks_orders, choose, measure
+from basis_probe.evidence.measure import Choice, asks_orders, choose, measure, taken
 from basis_probe.evidence.orders import Orders, orders
 from basis_probe.results.evidence import (
     BasisRanking,
     FewAxes,
+    FormBound,
     NullRecord,
     PathRecord,
     ScoreResult,
@@ -128,6 +130,7 @@ class Evidence:
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
     orders: Orders | None = None
     few: FewAxes | None = None
+    bound: FormBound | None = None
     bases: BasisRanking | None = None
     path: PathRecord | None = None
 
@@ -236,9 +239,11 @@ def gather(
     if isinstance(choice, str):
         return Evidence(dataclasses.replace(case, trouble=choice))
     apart: Orders | None = None
+    bounded: FormBound | None = None
     with _threads_for(problem):
+        compared = taken(problem, choice.null.samples)
         found = measure(
-            problem, choice, scores, seed=seed, all_samples=case.all_samples, twins=twins
+            compared, choice, scores, seed=seed, all_samples=case.all_samples, twins=twins
         )
         notes, beside = found.notes, found.beside
         if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
@@ -249,9 +254,10 @@ def gather(
             warnings.warn(f"{case.site}: {said}", MisleadingNull, stacklevel=2)
         elif not choice.believable and isinstance(wanted, Rotation):
             warnings.warn(f"{case.site}: {choice.because}", MisleadingNull, stacklevel=2)
-        if asks_orders(problem, choice.null) and choice.believable:
-            distinct = found.record.distinct
-            apart = orders(problem, choice.null, found.scores, distinct=distinct, seed=seed)
+        if choice.believable:
+            if asks_orders(compared, choice.null):
+                apart = orders(compared, found.scores, seed=seed)
+            bounded = bound(compared, choice.null, distinct=found.record.distinct, seed=seed)
         ranking = ranked(problem, companions.bases, seed=seed)
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
     if isinstance(ranking, str):
@@ -265,6 +271,7 @@ def gather(
         beside=beside,
         orders=apart,
         few=found.few,
+        bound=bounded,
         bases=None if isinstance(ranking, str) else ranking,
         path=way,
     )

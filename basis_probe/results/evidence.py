@@ -304,15 +304,21 @@ class FormBound(Exact):
 
     Attributes:
         excess: the root mean square over axes of their (bounded) excess kurtosis is at most this
-            far beyond that of random directions.
+            far beyond that of the alternatives: random directions, or neurons that point elsewhere.
         share: a Laplace feature with this part of the variance of every axis would make as much;
             NaN where no small part does.
         rare: True where events rarer than the data show may escape the bound.
+        reads: what is bounded: the activations, or the tensor before the nonlinearity.
+        ceiling: how much of the excess kurtosis of the directions that stand out most the axes have
+            that stand out most, each found on some examples and judged on others; NaN where no
+            such directions were found.
     """
 
     excess: float
     share: float
     rare: bool
+    reads: str = "the activations"
+    ceiling: float = math.nan
 
 
 @brief

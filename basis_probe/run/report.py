@@ -39,7 +39,7 @@ from basis_probe.run.watch import (
 )
 from basis_probe.statistics.nulls import Geometry, Null, RandomWeights, geometry_of
 from basis_probe.statistics.scores import Score
-from basis_probe.verdict import LEVEL, report
+from basis_probe.verdict import LEVEL, outliers_across, report
 
 Twins = Mapping[str, Sequence[Mapping[str, Tensor]]]
 """Site -> the scores of every untrained twin's axes there, by name."""
@@ -172,8 +172,10 @@ class Concluding:
             data_digest=f"{seen:016x}" if seen else "",
         )
         gathered = [self.gathered[name] for name in watching.places if name in self.gathered]
+        sites = report(gathered)
+        notes = (*notes, *outliers_across(sites))
         return Report(
-            report(gathered),
+            sites,
             provenance,
             interrupted or self.untwinned or bool(partial.missing),
             tuple(dict.fromkeys(note for note in notes if note)),

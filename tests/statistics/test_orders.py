@@ -10,7 +10,7 @@ from draws import seeded
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar, haar_fixing
-from basis_probe.statistics.bound import bound_form
+from basis_probe.statistics.bound import Bound, bound_form, reached
 from basis_probe.statistics.few_axes import few_axes
 from basis_probe.statistics.floors import floor_of
 from basis_probe.statistics.orders import (
@@ -33,6 +33,11 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
 def _laplace(*shape: int, seed: int = 0) -> Tensor:
     uniform = torch.rand(*shape, generator=seeded(seed), dtype=torch.float64) - 0.5
     return -uniform.sign() * (1 - 2 * uniform.abs()).log() / math.sqrt(2)
+
+
+def _bound(x: Tensor, examples: Tensor) -> Bound | None:
+    directions = torch.randn(x.shape[1], 512, generator=seeded(0), dtype=torch.float64)
+    return bound_form(x, x @ directions, examples)
 
 
 def _turn(dim: int, seed: int, *, line: bool = False) -> Tensor:
@@ -84,8 +89,8 @@ def test_the_moments_of_offset_are_those_of_the_sphere(line: bool) -> None:
 def test_whitened_rows_turn_along_with_the_rows(samples: int, dim: int, line: bool) -> None:
     x = _laplace(samples, dim) * torch.logspace(-1, 1, dim, dtype=torch.float64) + 3
     turn = _turn(dim, 5, line=line)
-    white = Centred(x, line=line).whitened()
-    turned = Centred(x @ turn.T, line=line).whitened()
+    white = Centred(x, line=line).whitened
+    turned = Centred(x @ turn.T, line=line).whitened
     torch.testing.assert_close(turned, white @ turn.T, rtol=0, atol=1e-9)
 
 
@@ -205,13 +210,13 @@ def test_the_bound_holds_for_what_is_planted() -> None:
         share = 0.1 * (seed % 3)
         x = math.sqrt(1 - share) * _normal(1500, 24, seed=seed)
         x = x + math.sqrt(share) * _laplace(1500, 24, seed=seed + 50)
-        found = bound_form(x, torch.arange(1500), seed=0)
+        found = _bound(x, torch.arange(1500))
         assert found is not None and not found.rare
         held += found.excess >= 3 * share**2
     assert held >= 10
-    assert bound_form(x, torch.arange(1500) % 7, seed=0) is None
+    assert _bound(x, torch.arange(1500) % 7) is None
     rare = x * (torch.rand(1500, 24, generator=seeded(1)) < 0.01)
-    found = bound_form(rare, torch.arange(1500), seed=0)
+    found = _bound(rare, torch.arange(1500))
     assert found is not None and found.rare
 
 
@@ -266,8 +271,8 @@ def test_the_unit_of_the_activations_changes_no_order(unit: float) -> None:
         other = test(Centred(unit * x, line=False), examples, seed=0)
         assert other.effect == pytest.approx(one.effect, rel=1e-9)
         assert other.gate == one.gate
-    white = Centred(unit * x, line=False).whitened()
-    torch.testing.assert_close(white, Centred(x, line=False).whitened(), rtol=1e-9, atol=1e-9)
+    white = Centred(unit * x, line=False).whitened
+    torch.testing.assert_close(white, Centred(x, line=False).whitened, rtol=1e-9, atol=1e-9)
 
 
 def test_data_along_one_direction_have_no_form_of_their_axes() -> None:
@@ -292,7 +297,71 @@ def test_the_largest_axes_of_every_frame_are_treated_alike() -> None:
 
 
 def test_the_bound_is_free_of_the_noise_of_the_axes_themselves() -> None:
-    found = [bound_form(_normal(3000, 48, seed=s), torch.arange(3000), seed=0) for s in range(8)]
+    found = [_bound(_normal(3000, 48, seed=s), torch.arange(3000)) for s in range(8)]
     # 0.078; with the noise of the axes left in their squares it would be 0.13.
     assert all(one is not None for one in found)
     assert sum(one.excess for one in found if one is not None) / 8 < 0.1
+
+
+def test_how_much_of_what_can_be_found_lies_on_the_axes() -> None:
+    x = _laplace(3000, 20).sign() * _laplace(3000, 20).abs() ** 2
+    x /= x.std(0)
+    directions = torch.randn(20, 512, generator=seeded(3), dtype=torch.float64)
+    examples = torch.arange(3000) // 3
+    on_axes = reached(x, x @ directions, examples, seed=0)
+    turned = x @ _turn(20, 4)
+    elsewhere = reached(turned, turned @ directions, examples, seed=0)
+    assert 0.85 < on_axes < 1.15 and elsewhere < 0.5
+    # Nothing to find, too few rows to find it by, too few examples to judge it on.
+    none = _normal(3000, 20)
+    assert math.isnan(reached(none, none @ directions, examples, seed=0))
+    few = turned[:150]
+    assert math.isnan(reached(few, few @ directions, torch.arange(150), seed=0))
+    assert math.isnan(reached(turned, turned @ directions, examples % 9, seed=0))
+
+
+def test_the_surrogate_of_many_small_directions_has_the_tail_of_turned_bases() -> None:
+    x = _normal(300, 120) * torch.exp(0.3 * _normal(120, seed=1))
+    rows = Centred(x, line=False)
+    mean, variance = scale_moments(rows.spectrum, 120, line=False)
+    surrogate = turned_variances(rows.spectrum, 120, 4000, line=False, seed=1)
+    kappa = 120 * surrogate.square().sum(1) / surrogate.sum(1).square()
+    kappa = mean + (kappa - kappa.mean()) * math.sqrt(variance) / kappa.std()
+    bound = float(kappa.quantile(0.95))
+    covariance = rows.rows.T @ rows.rows / 300
+    beyond = 0
+    for seed in range(400):
+        turn = _turn(120, seed)
+        turned = (turn @ covariance * turn).sum(1)
+        beyond += float(120 * turned.square().sum() / turned.sum() ** 2) > bound
+    # 20 are expected; with a probability of 0.999 it is 8 to 36.
+    assert 8 <= beyond <= 36
+
+
+def test_outlying_axes_are_those_of_one_at_a_time() -> None:
+    """Several are taken out at once; the list is that of taking them out one by one."""
+    x = _normal(600, 60) * torch.exp(0.7 * _normal(60, seed=2))
+    rows = Centred(x, line=False)
+    listed: list[int] = []
+    kept = torch.arange(60)
+    while len(listed) < 32:
+        left = Centred(rows.rows[:, kept], line=False)
+        turned = turned_variances(left.spectrum, len(kept), 199, line=False, seed=0)
+        place = int(left.variances.argmax())
+        if not float(left.variances[place]) > float(turned.amax(1).quantile(0.95)):
+            break
+        listed.append(int(kept[place]))
+        kept = torch.cat([kept[:place], kept[place + 1 :]])
+    assert len(listed) > 4
+    assert outlier_axes(rows, seed=0) == tuple(listed)
+
+
+@pytest.mark.parametrize("samples", [200, 40])
+def test_the_spectrum_of_some_axes_is_that_of_their_covariance(samples: int) -> None:
+    rows = Centred(_normal(samples, 64), line=False)
+    kept = torch.arange(64)[torch.arange(64) % 3 > 0]
+    some = rows.rows[:, kept]
+    wanted = torch.linalg.eigvalsh(some.T @ some / samples).flip(0)
+    found = rows.spectrum_of(kept)
+    torch.testing.assert_close(found, wanted[: len(found)], rtol=0, atol=1e-10)
+    assert float(wanted[len(found) :].abs().sum()) < 1e-9

@@ -8,6 +8,7 @@ share with the observed one; it is exact where frame 0 and the others are exchan
 import abc
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -26,6 +27,7 @@ from basis_probe.algebra.groups import (
     Trivial,
 )
 from basis_probe.arguments import whole
+from basis_probe.statistics.orders import Centred
 
 _AT_ONCE = 2**22
 """So many values are brought to double precision at a time."""
@@ -126,6 +128,18 @@ class Problem:
     nonlinearity: Callable[[Tensor], Tensor] | None = None
     layer: LinearLayer | None = None
     examples: Int[Tensor, " samples"] | None = None
+
+    @functools.cached_property
+    def centred(self) -> Centred:
+        """The activations about their mean, off the all-ones direction where turns leave that."""
+        return Centred(self.x, line=geometry_of(self.group) is Geometry.LINE)
+
+    @functools.cached_property
+    def before(self) -> Float[Tensor, "samples dim"] | None:
+        """What is before the nonlinearity, from the layer where that is known; None without."""
+        if self.layer is not None and self.layer.pre is not None:
+            return self.layer.pre(outputs(self.layer))
+        return self.pre
 
 
 def column_blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -230,7 +244,4 @@ class Null(abc.ABC):
 
     def observed(self, problem: Problem) -> Frame:
         """The observed frame along all axes."""
-        layer = problem.layer
-        if layer is not None and layer.pre is not None:
-            return Frame(problem.x, layer.pre(outputs(layer)))
-        return Frame(problem.x, problem.pre)
+        return Frame(problem.x, problem.before)

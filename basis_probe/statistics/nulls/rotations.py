@@ -18,7 +18,6 @@ from basis_probe.statistics.nulls.frames import (
     column_blocks,
     geometry_of,
 )
-from basis_probe.statistics.orders import Centred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +61,7 @@ class Rotation(Null):
         if geometry is Geometry.LINE:
             return Frame(x - x.mean(1, keepdim=True))
         if geometry is Geometry.RIDGE:
-            rows = Centred(x, line=_fixes_line(problem.group, geometry))
-            return Frame(rows.whitened().to(x.dtype))
+            return Frame(problem.centred.whitened.to(x.dtype))
         if geometry is Geometry.STANDARDISED:
             halves = (problem.halves == 0, problem.halves == 1)
             return Frame(_standardised(x, [halves, (halves[1], halves[0])]), parts=halves)

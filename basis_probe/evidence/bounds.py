@@ -1,0 +1,85 @@
+"""How far the axes of a site could stand out in form, where they are not seen to."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from basis_probe.evidence.extras import ACTIVATIONS, BEFORE
+from basis_probe.evidence.measure import asks_orders, varying
+from basis_probe.results.evidence import FormBound
+from basis_probe.statistics.bound import bound_form, reached
+from basis_probe.statistics.nulls import (
+    Counterfactual,
+    Null,
+    Problem,
+    Rotation,
+    TurnedPreactivation,
+)
+
+_FEWEST_DISTINCT = 200
+"""From fewer different rows no bound is inferred."""
+_DIRECTIONS, _AT_ONCE = 512, 128
+_NULLS = (Rotation, Counterfactual, TurnedPreactivation)
+
+
+def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBound | None:
+    """The bound of one site; None where the null is another one, or the rows are too few.
+
+    Where orders are asked, form is bounded on whitened rows, against random directions of them;
+    behind a nonlinearity before it, against neurons that point elsewhere.
+
+    Args:
+        problem: what is known of the site, on the samples that are compared.
+        null: its null.
+        distinct: how many of the rows differ from each other.
+        seed: seeds the directions.
+    """
+    if distinct < _FEWEST_DISTINCT or not isinstance(null, _NULLS):
+        return None
+    examples = problem.examples
+    if examples is None:
+        examples = torch.arange(len(problem.x))
+    problem, kept = varying(problem, null)
+    if len(kept) < 2:
+        return None
+    ceiling = float("nan")
+    if asks_orders(problem, null):
+        axes = problem.centred.whitened.float()
+        directions = axes @ _unit_columns(axes.shape[1], seed).to(axes)
+        ceiling = reached(axes, directions, examples, seed=seed)
+        reads = ACTIVATIONS
+    else:
+        observed = null.observed(problem)
+        axes = observed.post if observed.pre is None else observed.pre
+        reads = ACTIVATIONS if observed.pre is None else BEFORE
+        directions = _drawn(problem, null, seed)
+    axes, directions = _alive(axes), _alive(directions)
+    if axes.shape[1] < 2 or directions.shape[1] < 2:
+        return None
+    found = bound_form(axes, directions, examples)
+    if found is None:
+        return None
+    return FormBound(**dataclasses.asdict(found), reads=reads, ceiling=ceiling)
+
+
+def _unit_columns(dim: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(dim, _DIRECTIONS, generator=generator, dtype=torch.float64)
+    return drawn / drawn.norm(dim=0)
+
+
+def _drawn(problem: Problem, null: Null, seed: int) -> Tensor:
+    """What the null's alternatives read, along as many directions as are needed."""
+    dim = problem.x.shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    some = torch.randperm(dim, generator=generator)[:_AT_ONCE].sort().values
+    alternatives = null.alternatives(problem, some)
+    frames = [alternatives.frame(generator) for _ in range(-(-_DIRECTIONS // len(some)))]
+    return torch.cat([f.post if f.pre is None else f.pre for f in frames], 1)
+
+
+def _alive(columns: Tensor) -> Tensor:
+    """The columns that vary by more than rounding, all finite."""
+    std = columns.double().std(0, correction=0)
+    return columns[:, std > 1e-6 * columns.double().abs().amax(0)]
