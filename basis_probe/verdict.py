@@ -10,7 +10,7 @@ import torch
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.evidence.extras import ACTIVATIONS
-from basis_probe.evidence.site import Evidence
+from basis_probe.evidence.site import Evidence, Origin
 from basis_probe.results.evidence import (
     BasisRanking,
     FewAxes,
@@ -52,6 +52,7 @@ class Found:
         few: whether a few axes stand out.
         outliers: the axes of outlying variance.
         bound: how far the axes could stand out in form.
+        origin: what an untrained copy of the model shows here; None where none was asked.
     """
 
     kind: str
@@ -68,6 +69,7 @@ class Found:
     few: FewAxes | None = None
     outliers: OutlierAxes | None = None
     bound: FormBound | None = None
+    origin: Origin | None = None
 
 
 def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
@@ -150,6 +152,7 @@ def _found(evidence: Evidence) -> Found:
         few=evidence.few,
         outliers=None if orders is None else orders.outliers,
         bound=evidence.bound,
+        origin=evidence.origin,
     )
 
 
@@ -348,7 +351,10 @@ def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Ve
         )
     advice = _emergent_advice(found, claimed)
     return Verdict(
-        Outcome.EMERGENT, f"{allowed}, yet {data}: {_ORIGIN}; {advice}.{instead}", names, advice
+        Outcome.EMERGENT,
+        f"{allowed}, yet {data}: {_from_where(names, found.origin)}; {advice}.{instead}",
+        names,
+        advice,
     )
 
 
@@ -374,6 +380,28 @@ def _no_order(found: Found) -> str:
 
 
 _ORIGIN = "training, or an initialisation with axes of its own, made these axes stand out"
+
+
+def _from_where(names: Sequence[str], origin: Origin | None) -> str:
+    """Whether training or the initialisation made the axes stand out, where that is known."""
+    if origin is None:
+        return _ORIGIN
+    both = [name for name in names if name in origin.untrained]
+    alone = [name for name in names if name in origin.model and name not in origin.untrained]
+    parts: list[str] = []
+    if both:
+        parts.append(
+            f"an untrained copy, initialised by the model's own code, stands out by "
+            f"{_listed(both)} too on the first batch: initialisation, not training"
+        )
+    if alone:
+        copy = "it" if both else "an untrained copy, initialised by the model's own code,"
+        parts.append(
+            f"{copy} does not stand out by {_listed(alone)} on the first batch: training made "
+            "these axes stand out, or weights that were not drawn by that code"
+        )
+    return "; ".join(parts) or _ORIGIN
+
 
 _ORDER_WORDS = {
     OFFSET: "offset: the mean activation lies along few axes",

@@ -120,6 +120,19 @@ class Case:
         return samples_needed(self.symmetry, self.dim)
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """In which orders a site stands out on some data, and that of an untrained copy on the same.
+
+    Attributes:
+        model: the orders claimed of the model.
+        untrained: those claimed of a copy that the model's own code initialised.
+    """
+
+    model: tuple[str, ...]
+    untrained: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
     """A case with what its axes were compared with, and how they fared."""
@@ -133,6 +146,7 @@ class Evidence:
     bound: FormBound | None = None
     bases: BasisRanking | None = None
     path: PathRecord | None = None
+    origin: Origin | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,19 +14,19 @@ from torch import Tensor, nn
 
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
-from basis_probe.errors import StreamError
+from basis_probe.errors import DataError, SiteError, StreamError
 from basis_probe.evidence.measure import choose, untrained
-from basis_probe.evidence.site import Case, Evidence, gather, is_small
+from basis_probe.evidence.site import Case, Evidence, Origin, gather, is_small
 from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
-from basis_probe.results.report import Provenance, Report
+from basis_probe.results.report import Outcome, Provenance, Report, SiteReport
 from basis_probe.run.parts import Part, Partial, moved
 from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
 from basis_probe.run.read import FAILED, Again, Reading, batches_of
 from basis_probe.run.stream import Seen, Stream
-from basis_probe.run.twins import reinitialised, settle
+from basis_probe.run.twins import drawn_anew, reinitialised, settle
 from basis_probe.run.watch import (
     Choices,
     Groups,
@@ -109,7 +109,7 @@ class Session:
         stream = self.stream
         part = Part(batches=stream.batches, examples=stream.examples, whole=True)
         seen = Partial(stream.seen, self.watching.first, {}, (part,))
-        concluding = Concluding(self.watching, self.choices, {}, self.further)
+        concluding = Concluding(self.watching, self.choices, {}, self.further, rerun=False)
         found = concluding.report(seen, (*notes, *more, *self.watching.later(stream)))
         return dataclasses.replace(found, partial=found.partial or partial)
 
@@ -123,6 +123,7 @@ class Concluding:
         gathered: the evidence so far, by site; more is added to it.
         further: site -> scores that it gets besides those that were chosen.
         at_once: how many sites are compared side by side; None for as many as makes it fast.
+        rerun: whether the model may be run again on the first batch.
     """
 
     def __init__(
@@ -133,10 +134,12 @@ class Concluding:
         further: Mapping[str, tuple[Score, ...]] | None = None,
         *,
         at_once: int | None = None,
+        rerun: bool = True,
     ) -> None:
         self.watching, self.choices, self.gathered = watching, choices, gathered
         self.further = further or {}
         self.at_once = at_once
+        self.rerun = rerun
         self.notes: tuple[str, ...] = ()
         self.twins: Twins = {}
         self.untwinned = False
@@ -173,6 +176,11 @@ class Concluding:
         )
         gathered = [self.gathered[name] for name in watching.places if name in self.gathered]
         sites = report(gathered)
+        origins = self._origins(sites) if self.rerun and not interrupted else {}
+        if origins:
+            sites = report(
+                [dataclasses.replace(e, origin=origins.get(e.case.site)) for e in gathered]
+            )
         notes = (*notes, *outliers_across(sites))
         return Report(
             sites,
@@ -180,6 +188,54 @@ class Concluding:
             interrupted or self.untwinned or bool(partial.missing),
             tuple(dict.fromkeys(note for note in notes if note)),
         )
+
+    def _origins(self, sites: Sequence[SiteReport]) -> dict[str, Origin]:
+        """What an untrained copy shows at embeddings that stand out, on the first batch."""
+        watching = self.watching
+        names = [
+            site.site
+            for site in sites
+            if site.orders and site.layer is None and site.verdict.outcome is Outcome.EMERGENT
+        ]
+        twin = drawn_anew(watching.subject.model, seed=self.choices.seed) if names else None
+        if twin is None:
+            return {}
+        try:
+            with stoppable():
+                own = self._orders_of(watching.subject, names)
+                untrained = recognise(twin)
+                with prepared(untrained.model, None):
+                    other = self._orders_of(untrained, names)
+        except (KeyboardInterrupt, DataError, SiteError):
+            return {}
+        return {name: Origin(own[name], other[name]) for name in own if name in other}
+
+    def _orders_of(self, subject: Subject, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The orders in which sites of a model stand out on the first batch."""
+        choices, first = self.choices, self.watching.first
+        derivation = Derivation(watched(subject, first))
+        chosen = {n: s for n, s in derivation.facts.sites.items() if n in names}
+        own = placed(derivation, chosen, None)
+        plans = {name: place.plan for name, place in own.items()}
+        stream = Stream(
+            plans, seed=choices.seed, capacity=choices.capacity, most=choices.max_samples
+        )
+        stream.see(subject.model, first, functools.partial(subject.call, first))
+        gathered = [
+            gather(
+                _case(name, place, stream.seen[name], 1, subject.dtype),
+                choices.scores,
+                choices.null,
+                seed=choices.seed,
+            )
+            for name, place in own.items()
+        ]
+        found = report(gathered)
+        return {
+            site.site: site.verdict.orders
+            for site in found
+            if site.verdict.outcome in (Outcome.EMERGENT, Outcome.ARBITRARY)
+        }
 
     def compare_with_twins(
         self, data: Iterable[Any], wanted: RandomWeights, batches: int, total: int

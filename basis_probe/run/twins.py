@@ -64,6 +64,47 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
     return twin
 
 
+def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | None:
+    """A copy of a model as its own code initialises it; None where no rule is known of a parameter.
+
+    The rules are `reset_parameters` of every module, and `_init_weights` of a model of
+    transformers for all modules within it. Unlike `reinitialised` it has whatever axes the
+    initialisation has, and says nothing of models whose parameters are drawn elsewhere.
+
+    Args:
+        model: any module; it is left alone.
+        seed: another seed, another copy.
+    """
+    if any(p.is_meta or not p.is_floating_point() for p in model.parameters()):
+        return None
+    twin = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for parameter in twin.parameters():
+            # What no rule reaches stays so.
+            parameter.fill_(torch.nan)
+            _forget(parameter)
+        for module in twin.modules():
+            _forget(module)
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        for module in twin.modules():
+            rule: Any = getattr(module, "_init_weights", None)
+            if callable(rule):
+                for inner in module.modules():
+                    rule(inner)
+        for module in normalisations(twin):
+            module.reset_running_stats()
+    found = all(bool(parameter.isfinite().all()) for parameter in twin.parameters())
+    return twin if found else None
+
+
+def _forget(loaded: nn.Module | nn.Parameter) -> None:
+    """Takes away the mark by which transformers knows what was loaded and must not be drawn."""
+    if hasattr(loaded, "_is_hf_initialized"):
+        delattr(loaded, "_is_hf_initialized")
+
+
 def normalisations(model: nn.Module) -> list[Any]:
     """Every normalisation of a model that keeps running averages."""
     return [
