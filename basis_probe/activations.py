@@ -42,7 +42,7 @@ from basis_probe.statistics.nulls import (
     geometry_of,
 )
 from basis_probe.statistics.scores import Score
-from basis_probe.verdict import LEVEL, report
+from basis_probe.verdict import LEVEL, outliers_across, report
 
 if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
@@ -356,7 +356,8 @@ def _several(
             "groups": "not given" if groups is None else str(groups),
         },
     )
-    return Report(report(found), provenance, notes=tuple(notes))
+    sites = report(found)
+    return Report(sites, provenance, notes=(*notes, *outliers_across(sites)))
 
 
 def _told(names: Sequence[str]) -> str:

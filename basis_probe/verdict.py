@@ -124,8 +124,8 @@ def outliers_across(sites: Sequence[SiteReport]) -> tuple[str, ...]:
             named = ", ".join(f"{axis} (at {count})" for axis, count in often[:_SHOWN_AXES])
             more = f" and {len(often) - _SHOWN_AXES} more" if len(often) > _SHOWN_AXES else ""
             said.append(
-                f"Axes of outlying variance are the same from site to site: of {len(counts)} axes "
-                f"listed {where}, {len(often)} are listed at more than half of them: {named}{more}."
+                f"Axes of outlying variance are the same from site to site: of {len(counts)} "
+                f"listed {where}, more than half of them list {named}{more}."
             )
         else:
             said.append(

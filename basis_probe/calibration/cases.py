@@ -346,6 +346,7 @@ _STREAM = "residual stream, untrained language model"
 OWN_AXES = "residual stream, initialisation with axes of its own"
 """Sites of untrained networks whose weights are not drawn from rotation-invariant laws."""
 WEAK = "no nonlinearity, rotations admitted, weak sources"
+WEAK_NEURONS = "neurons, weak sources"
 """Sources that are often not found, and that a bound has to cover then."""
 
 TRIALS: tuple[Trial, ...] = (
@@ -384,6 +385,7 @@ TRIALS: tuple[Trial, ...] = (
     Trial("ReLU, one rogue input", False, _BEHIND, _layer(_rogue, "relu")),
     Trial("ReLU, tails in low variance", False, _BEHIND, _layer(_low_variance_tails, "relu")),
     Trial("ReLU, sparse inputs", False, _BEHIND, _layer(_laplace, "relu")),
+    Trial("ReLU, Gaussian inputs", False, _BEHIND, _layer(_gaussian, "relu"), _nothing),
     Trial("ReLU, correlated Gaussian", False, _FALLBACK, _before(_correlated, "relu")),
     Trial("GELU, rotated Laplace", False, _FALLBACK, _before(_turned(_laplace), "gelu")),
     Trial("ReLU on texts", False, _NETWORK, _layer(_texts, "relu", depth=2)),
@@ -415,6 +417,16 @@ TRIALS: tuple[Trial, ...] = (
             True,
             WEAK,
             _linear(_share(share), "orthogonal"),
+            _excess_of(share),
+        )
+        for share in (0.02, 0.05, 0.1)
+    ),
+    *(
+        Trial(
+            f"ReLU, {share:.0%} Laplace on every neuron".replace("%", " %"),
+            True,
+            WEAK_NEURONS,
+            _on_neurons(_share(share), "relu"),
             _excess_of(share),
         )
         for share in (0.02, 0.05, 0.1)

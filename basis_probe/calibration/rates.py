@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import torch
 
-from basis_probe.calibration.cases import OWN_AXES, TRIALS, WEAK, Trial
+from basis_probe.calibration.cases import OWN_AXES, TRIALS, WEAK, WEAK_NEURONS, Trial
 from basis_probe.calibration.draw import Draw
 from basis_probe.results.codec import decode
 from basis_probe.results.report import Outcome, SiteReport
@@ -301,8 +301,8 @@ def _ends_a_line(file: BinaryIO) -> bool:
 def markdown(tallies: Sequence[Tally]) -> str:
     """The tallies as tables in Markdown, one for each kind of truth."""
     own = [tally for tally in tallies if tally.place == OWN_AXES]
-    weak = [tally for tally in tallies if tally.place == WEAK]
-    rest = [tally for tally in tallies if tally.place not in (OWN_AXES, WEAK)]
+    weak = [tally for tally in tallies if tally.place in (WEAK, WEAK_NEURONS)]
+    rest = [tally for tally in tallies if tally.place not in (OWN_AXES, WEAK, WEAK_NEURONS)]
     parts: list[str] = []
     for some, title, what in (
         ([t for t in rest if not t.planted], "Nothing on the axes", "false alarms"),

@@ -400,13 +400,15 @@ class Report:
         """A figure: a map of layers x sites, and every site's observed value against its null.
 
         Args:
-            kind: "overview" for both, "map" or "nulls" for one of them.
+            kind: "overview" for both, "map" or "nulls" for one of them; "kurtosis" for the
+                kurtosis of a sample across axes and what each order adds to it, a bar a site.
             ax: matplotlib axes to draw a single one on; None for a figure of its own.
             figsize: of a single one, (width, height) in inches, or "column" or "page" for the width
                 of one column or of both columns of a printed page.
 
         Raises:
-            ValueError: for any other kind, or axes or a size for the overview.
+            ValueError: for any other kind, axes or a size for the overview, or a report without
+                the kurtosis of samples.
         """
         from basis_probe.show.plots import of_report
 

@@ -170,6 +170,52 @@ def all_nulls(report: Report, axes: Axes | None = None, size: Size = None) -> Fi
     return figure
 
 
+_PARTS = (
+    ("rotations", "#c9ced4", "what rotations have"),
+    ("offset", "#4f86c6", "offset"),
+    ("scale", "#d08a2e", "scale"),
+    ("form", "#5d9e6e", "form"),
+)
+"""The parts of the kurtosis of a sample across axes, each with its colour and its words."""
+
+
+def all_kurtoses(report: Report, axes: Axes | None = None, size: Size = None) -> Figure:
+    """The kurtosis of a sample across axes, site by site, as one bar of what adds to it.
+
+    What takes away from it lies left of zero, so that a bar's two sides sum to the figure beside.
+
+    Raises:
+        ValueError: if orders decide at no site of the report.
+    """
+    sites = [site for site in report if site.per_sample is not None]
+    if not sites:
+        raise ValueError(
+            "the kurtosis of a sample is split into orders at no site of this report: give sites "
+            "whose group holds rotations, such as the residual stream"
+        )
+    figure, axes = figure_on(axes, 6.4, 0.9 + 0.26 * len(sites), size)
+    places = np.arange(len(sites))
+    right, left = np.zeros(len(sites)), np.zeros(len(sites))
+    for part, colour, told in _PARTS:
+        values = np.array([getattr(site.per_sample, part) for site in sites])
+        start = np.where(values >= 0, right, left)
+        axes.barh(places, values, left=start, color=colour, height=0.7, label=told)
+        right += np.maximum(values, 0)
+        left += np.minimum(values, 0)
+    for place, site in enumerate(sites):
+        if site.per_sample is not None:
+            told = words.number(site.per_sample.total)
+            axes.text(right[place], place, f" {told}", **_text(_QUIET, "left", size=7.5))
+    axes.set_yticks(places, [_shown(site.site, 40) for site in sites], parse_math=False)
+    axes.set_ylim(len(sites) - 0.4, -0.6)
+    axes.margins(x=0.08)
+    axes.axvline(0, color=_RULE, linewidth=0.8)
+    axes.set_xlabel("kurtosis of a sample across axes")
+    _plain(axes)
+    axes.legend(frameon=False, fontsize=7.5, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
 def one_null(score: ScoreResult, axes: Axes | None = None, size: Size = None) -> Figure:
     """One score: the histogram of its null, and its value on the axes as a line."""
     figure, axes = figure_on(axes, 4.8, 2.4, size)
@@ -241,9 +287,10 @@ def of_report(report: Report, kind: str, axes: Axes | None, size: Size) -> Figur
                 "figsize out, or draw its parts with kind='map' and kind='nulls'"
             )
         return overview(report)
-    drawn = {"map": site_map, "nulls": all_nulls}.get(kind)
+    kinds = {"map": site_map, "nulls": all_nulls, "kurtosis": all_kurtoses}
+    drawn = kinds.get(kind)
     if drawn is None:
-        raise ValueError(f"kind={kind!r}: give one of 'overview', 'map', 'nulls'")
+        raise ValueError(f"kind={kind!r}: give one of 'overview', {str([*kinds])[1:-1]}")
     return drawn(report, axes, size)
 
 

@@ -87,10 +87,22 @@ def test_outlying_axes_are_compared_from_site_to_site() -> None:
         return x
 
     same = {f"layer {i}": rows([4, 17], i) for i in range(2)}
-    [said] = outliers_across(bp.probe_activations(same, group="orthogonal").site_reports)
+    report = bp.probe_activations(same, group="orthogonal")
+    [said] = report.notes
     assert "the same from site to site" in said and "17 (at 2)" in said and "4 (at 2)" in said
+    # One bar a site: what adds to the kurtosis of a sample, right of zero, is its total.
+    figure = report.plot("kurtosis")
+    for place, site in enumerate(report):
+        split = site.per_sample
+        assert split is not None
+        bars = [bar for bar in figure.axes[0].patches if abs(bar.get_y() + 0.35 - place) < 0.1]
+        assert len(bars) == 4
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(split.total)
     apart = {f"layer {i}": rows([4 + i, 17 + i], i) for i in range(2)}
     [said] = outliers_across(bp.probe_activations(apart, group="orthogonal").site_reports)
     assert "differ from site to site" in said and "none at more than 1" in said
     one = {"a": rows([3], 0), "b": rows([], 1)}
     assert outliers_across(bp.probe_activations(one, group="orthogonal").site_reports) == ()
+    neurons = bp.probe_activations({"a": rows([], 1)}, group="permutation")
+    with pytest.raises(ValueError, match="no site of this report: give sites whose group holds"):
+        neurons.plot("kurtosis")
