@@ -304,7 +304,7 @@ def decide(found: Found) -> Verdict:
         return Verdict(
             Outcome.UNUSED,
             f"The architecture fixes these axes, but {data}: the neurons are real, but features "
-            f"are not seen to lie on them; {advice}.{_bounded(found)}{instead}",
+            f"are not seen to lie on them; {advice}.{_some_alone(found)}{_bounded(found)}{instead}",
             advice=advice,
             bound=found.bound,
         )
@@ -514,6 +514,17 @@ def _listed(names: Sequence[str], last: str = "and") -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} {last} {names[-1]}"
+
+
+def _some_alone(found: Found) -> str:
+    """What may be missed where some of the axes were compared; begins with a space, or empty."""
+    compared, live = 0 if found.null is None else found.null.directions, found.dim - found.n_dead
+    if not 0 < compared < live:
+        return ""
+    return (
+        f" Only {compared} of the axes were compared, drawn at random: features on few of the "
+        f"{found.dim} may be missed."
+    )
 
 
 def _bounded(found: Found) -> str:
