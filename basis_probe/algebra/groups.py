@@ -551,13 +551,13 @@ class OnAxes(Elementary):
         )
 
     def _draw(self, generator: torch.Generator) -> Element:
-        return self._element(torch.randperm(self.dim, generator=generator), generator, signed=False)
+        return self.ordered(torch.randperm(self.dim, generator=generator), generator, signed=False)
 
     def _generic(self, generator: torch.Generator) -> Element:
         order = _moving(torch.randperm(self.dim, generator=generator), moves=True)
-        return self._element(order, generator, signed=True)
+        return self.ordered(order, generator, signed=True)
 
-    def _element(self, order: Tensor, generator: torch.Generator, *, signed: bool) -> Element:
+    def ordered(self, order: Tensor, generator: torch.Generator, *, signed: bool) -> Element:
         """An element with this order, and with one sign at least that changes if so wished."""
         values = torch.ones(self.dim, dtype=torch.float64)
         if self.signs:
@@ -1158,13 +1158,20 @@ class DirectSum(Group):
 
     Attributes:
         parts: the groups, at least one.
+        order: "each" if every part has an order of its own; "shared" if the axes of all parts
+            change places together, as those of a gate and of what it multiplies: groups on axes of
+            one size.
 
     Example:
         >>> DirectSum((Permutation(2), Permutation(3)))
         DirectSum(parts=(Permutation(dim=2), Permutation(dim=3)))
+        >>> both = DirectSum((Permutation(2), Monomial(2)), order="shared")
+        >>> both.contains([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        False
     """
 
     parts: tuple[Group, ...]
+    order: Literal["each", "shared"] = "each"
 
     name: ClassVar[str] = "direct-sum"
 
@@ -1174,6 +1181,20 @@ class DirectSum(Group):
             raise ValueError("a direct sum of no groups was asked for: give at least one part")
         for part in self.parts:
             instance("one of parts", part, Group, "a group")
+        if not isinstance(self.order, str) or self.order not in ("each", "shared"):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"order {described(self.order)} is not known: give 'each' for parts that have each "
+                "an order of its own or 'shared' for parts whose axes change places together"
+            )
+        axes = all(isinstance(part, OnAxes) for part in self.parts)
+        if self.order == "shared" and not (axes and len({part.dim for part in self.parts}) == 1):
+            raise ValueError(
+                f"parts that share an order are groups on axes of one size, got {self.parts!r}"
+            )
+
+    def __repr__(self) -> str:
+        rest = "" if self.order == "each" else f", order={self.order!r}"
+        return f"DirectSum(parts={self.parts!r}{rest})"
 
     @property
     def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -1192,19 +1213,30 @@ class DirectSum(Group):
             f"{part.dim} axes: {continued(traits.sentence)}"
             for part, traits in zip(self.parts, parts, strict=True)
         )
+        together = ", which change places together" if self.order == "shared" else ""
         return Traits(
             privileged=privileged,
             latex=r" \oplus ".join(bracketed(part.latex) for part in parts),
             rescales=any(part.rescales for part in parts),
             rotates=any(part.rotates for part in parts),
-            sentence=f"The axes fall into {len(parts)} parts, in order: {said}.",
+            sentence=f"The axes fall into {len(parts)} parts, in order{together}: {said}.",
         )
 
     def _draw(self, generator: torch.Generator) -> Element:
+        if self.order == "shared":
+            order = torch.randperm(self.parts[0].dim, generator=generator)
+            return self._in_order(order, generator, signed=False)
         return SumElement(tuple(part._draw(generator) for part in self.parts))
 
     def _generic(self, generator: torch.Generator) -> Element:
+        if self.order == "shared":
+            order = torch.randperm(self.parts[0].dim, generator=generator)
+            return self._in_order(_moving(order, moves=True), generator, signed=True)
         return SumElement(tuple(part._generic(generator) for part in self.parts))
+
+    def _in_order(self, order: Tensor, generator: torch.Generator, *, signed: bool) -> Element:
+        parts = [part for part in self.parts if isinstance(part, OnAxes)]
+        return SumElement(tuple(part.ordered(order, generator, signed=signed) for part in parts))
 
     def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
         rest = a.clone()
@@ -1222,7 +1254,13 @@ class DirectSum(Group):
             (number, part._miss(a[own, own], atol, rounding))
             for number, (part, own) in enumerate(zip(self.parts, self._places(), strict=True))
         )
-        return _worst_inside("part", inside, Miss(off, ""))
+        worst = _worst_inside("part", inside, Miss(off, ""))
+        if self.order == "shared" and worst.by <= atol:
+            orders = [a[own, own].abs().argmax(1) for own in self._places()]
+            for number, order in enumerate(orders[1:], 1):
+                if not torch.equal(order, orders[0]):
+                    return Miss(math.inf, f"part {number} has an order of its own")
+        return worst
 
     def _places(self) -> list[slice]:
         """Which axes every part acts on."""

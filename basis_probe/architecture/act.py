@@ -167,6 +167,8 @@ class Action:
             return self._bent_values(values, element)
         if derivation.permuting(index):
             return self._family(index, element)
+        if derivation.parts_of(index):
+            return self._in_one_order(index, element)
         joined = derivation.commuting.joined(index)
         if joined == "norm":
             return self._turned(index, element)
@@ -842,10 +844,34 @@ class Action:
 
     def _family(self, index: int, element: Element) -> dict[int, Element]:
         """All streams of a family move as one: each axis keeps its partners."""
-        columns, factors = monomial(element)
+        return self._together({index: element})
+
+    def _in_one_order(self, index: int, element: Element) -> dict[int, Element]:
+        """The parts of a tensor, whose axes change places together, each by its own scales."""
+        parts = self.derivation.parts_of(index)
+        given = element.parts if isinstance(element, SumElement) else ()
+        sizes = tuple(self._width(part) for part in parts)
+        if tuple(part.dim for part in given) != sizes:
+            raise WeightError("the element does not act on each of the parts by itself")
+        return self._together(dict(zip(parts, given, strict=True)))
+
+    def _together(self, given: dict[int, Element]) -> dict[int, Element]:
+        """All streams of a family, of which some move by elements of one order."""
+        index = next(iter(given))
+        columns, _ = monomial(given[index])
         family = self.derivation.family(index)
-        follow = self.derivation.relations(family).following(index)
+        relations = self.derivation.relations(family)
+        followed = [
+            (monomial(own)[1], relations.following(stream, given.keys() - {stream}))
+            for stream, own in given.items()
+        ]
         origins = self._origins(index, family)
+        if any(
+            not torch.equal(monomial(own)[0], columns)
+            or not torch.equal(origins[stream], torch.arange(len(columns)))
+            for stream, own in given.items()
+        ):
+            raise WeightError("features that belong together would change places apart")
         moved: dict[int, Element] = {}
         for member, origin in origins.items():
             known = origin >= 0
@@ -855,16 +881,21 @@ class Action:
             own[known] = inverse[columns[origin[known]]]
             if bool((own < 0).any()) or len(origin[known].unique()) < int(known.sum()):
                 raise WeightError("features that belong together would change places apart")
-            power, bit = follow[member]
             scale = torch.ones(len(origin), dtype=torch.float64)
-            here = factors[origin[known]]
-            scale[known] = here.abs() ** power * (torch.sign(here) if bit else 1.0)
+            for factors, follow in followed:
+                power, bit = follow[member]
+                here = factors[origin[known]]
+                scale[known] *= here.abs() ** power * (torch.sign(here) if bit else 1.0)
             moved[member] = MonomialElement(own, scale)
         for member, own in moved.items():
             self._linear(member, own)
         for link in self.derivation.family_links(family):
             self._link(link, moved)
-        return moved
+        whole = self.derivation.parted(family)
+        return moved | {
+            source: SumElement(tuple(moved[part] for part in parts))
+            for source, parts in whole.items()
+        }
 
     def _origins(self, index: int, family: frozenset[int]) -> dict[int, Tensor]:
         """Stream -> for every feature the feature of the first stream that it belongs to, or -1."""

@@ -104,6 +104,7 @@ class Derivation:
         self._relations: dict[frozenset[int], Relations] = {}
         self._labels: dict[frozenset[int], dict[int, Tensor]] = {}
         self._adding: dict[int, bool] = {}
+        self._parts_known: dict[int, tuple[int, ...]] = {}
         self.computed = computed_weights(facts)
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
@@ -291,6 +292,8 @@ class Derivation:
         family = self.family(index)
         if self.permuting(index):
             return self._axes(index, vertex, family, dim)
+        if self.parts_of(index):
+            return self._in_one_order(index, vertex)
         if self.commuting.joined(index):
             return self._joined_group(index, dim)
         self._require_understood(stream)
@@ -977,6 +980,71 @@ class Derivation:
             )
             return DirectSum(tuple(_sized(kind, size) for size in parts)), because, PAPER
         return _sized(kind, dim), because, PAPER
+
+    def parts_of(self, index: int) -> tuple[int, ...]:
+        """The streams that a tensor falls into, in order, whose axes change places together.
+
+        Empty where it does not fall into such parts, or they are not all of it.
+        """
+        if index not in self._parts_known:
+            self._parts_known[index] = self._find_parts(index)
+        return self._parts_known[index]
+
+    def _find_parts(self, index: int) -> tuple[int, ...]:
+        graph, stream = self.facts.graph, self.facts.streams[index]
+        found: list[tuple[tuple[int, ...], int]] = []
+        for reader in stream.readers:
+            vertex = graph.vertices[reader]
+            if vertex.kind is not Kind.PART or vertex.part is None or self.is_link(reader):
+                return ()
+            found.append((vertex.part, self.facts.stream_of[reader]))
+        found.sort()
+        parts = tuple(part for _, part in found)
+        taken = [feature for features, _ in found for feature in features]
+        if len(found) < 2 or taken != list(range(len(taken))):
+            return ()
+        if len({*parts}) < len(parts) or len({len(features) for features, _ in found}) > 1:
+            return ()
+        if not self._is_free_part(graph.vertices[stream.readers[0]]):
+            return ()
+        families = {self.family(part) for part in parts}
+        together = len(families) == 1 and all(self.permuting(part) for part in parts)
+        return parts if together else ()
+
+    def parted(self, family: frozenset[int]) -> dict[int, tuple[int, ...]]:
+        """Tensors that fall into streams of a family -> these streams, in order."""
+        graph = self.facts.graph
+        sources = {
+            self.facts.stream_of[graph.vertices[writer].carried[0]]
+            for member in family
+            for writer in self.facts.streams[member].writers
+            if graph.vertices[writer].kind is Kind.PART
+        }
+        return {source: parts for source in sorted(sources) if (parts := self.parts_of(source))}
+
+    def _in_one_order(self, index: int, vertex: Vertex) -> tuple[Group, str, str]:
+        """What a map writes whose parts meet feature by feature, as a gate and its input do."""
+        parts = self.parts_of(index)
+        family = self.family(parts[0])
+        relations = self.relations(family)
+        groups: list[OnAxes] = []
+        for part in parts:
+            group = self._axes(part, vertex, family, self._width_of(part))[0]
+            power, bit = relations.following(part, {*parts} - {part})[part]
+            if not isinstance(group, OnAxes):
+                raise _NotUnderstood("the axes of its parts change places in several ways")
+            if (group.positive_scales and abs(power - 1) > 1e-9) or (group.signs and not bit):
+                raise _NotUnderstood("the scales of its parts depend on each other")
+            groups.append(group)
+        because = (
+            f"its {len(parts)} parts meet feature by feature, so that their axes change places "
+            "together: "
+            + "; ".join(
+                f"part {number}: {type(group).__name__}" for number, group in enumerate(groups, 1)
+            )
+            + "."
+        )
+        return DirectSum(tuple(groups), order="shared"), because, ALGEBRA
 
     def _because_axes(self, stream: Stream) -> str:
         regions = self.facts.regions

@@ -1,6 +1,7 @@
 """Which diagonal matrices the streams of a family admit together."""
 
 import enum
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -81,18 +82,27 @@ class Relations:
             for stream, column in self.place.items()
         }
 
-    def following(self, stream: int) -> dict[int, tuple[float, int]]:
+    def following(self, stream: int, still: Iterable[int] = ()) -> dict[int, tuple[float, int]]:
         """What every stream does when one is rescaled: its power of the factor, and its sign bit.
 
         Of all solutions the one with the smallest powers. A stream that cannot be rescaled, or
         reversed, makes the others do nothing.
+
+        Args:
+            stream: the one that is rescaled.
+            still: streams that are not.
         """
         column = self.place[stream]
+        kept = [self.place[other] for other in still]
         found = self._directions()
+        if kept and len(found):
+            # Of the solutions those in which the others have no size.
+            _, values, rows = torch.linalg.svd(found[:, kept].T, full_matrices=True)
+            found = rows[int((values > 1e-9).sum()) :] @ found
         sizes = torch.zeros(len(self.place), dtype=torch.float64)
         if len(found) and float(found[:, column].norm()) > 1e-9:
             sizes = found.T @ found[:, column] / found[:, column].square().sum()
-        bits = _solution(self.bits, column, len(self.place))
+        bits = _solution([*self.bits, *(1 << place for place in kept)], column, len(self.place))
         return {
             other: (float(sizes[place]), bits >> place & 1) for other, place in self.place.items()
         }

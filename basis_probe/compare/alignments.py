@@ -433,6 +433,11 @@ def _compact(group: Group, other: Group) -> Compact:
             free=group.order == "free",
         )
     if isinstance(group, DirectSum) and isinstance(other, DirectSum):
+        if "shared" in (group.order, other.order):
+            raise ValueError(
+                "data whose parts share one order are not aligned as a whole: compare the parts at "
+                "places of their own, such as what a gate multiplies"
+            )
         pairs = list(zip(group.parts, other.parts, strict=True))
         for one, two in pairs:
             require_kin(one, two)

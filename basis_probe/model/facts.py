@@ -625,7 +625,7 @@ def _with_unnamed(facts: Facts) -> dict[str, Site]:
         node, region = trace.node(index), facts.regions.get(index)
         bent = region is not None and region.shape in _BENT and not nonlinear(node.op)
         joined = vertex.kind is Kind.SUM and len(vertex.carried) > 1 and index not in origins
-        if joined and not _joins_writers(graph, vertex):
+        if joined and not _goes_on(graph, vertex):
             continue
         if (bent or joined) and facts.stream_of[index] not in (named if bent else hidden):
             wanted.setdefault(index, f"{node.op}()")
@@ -640,10 +640,15 @@ def _with_unnamed(facts: Facts) -> dict[str, Site]:
     return {site.name: site for site in sorted(sites.values(), key=lambda site: site.node)}
 
 
-def _joins_writers(graph: Graph, vertex: Vertex) -> bool:
-    """True for a sum of what maps write, not of what one map writes in two forms."""
-    origins = (graph.vertices[_uncarried(graph, index)] for index in vertex.carried)
-    return any(origin.kind in _WRITTEN for origin in origins)
+def _goes_on(graph: Graph, vertex: Vertex) -> bool:
+    """True for a sum to which a branch is added that was read off one of the others before."""
+    for index in vertex.carried:
+        origin = _uncarried(graph, index)
+        while len(graph.readers.get(index, ())) < 2 and index != origin:
+            index = graph.vertices[index].carried[0]
+        if graph.vertices[origin].kind in _WRITTEN and len(graph.readers.get(index, ())) > 1:
+            return True
+    return False
 
 
 def _inside(side: Side | str) -> frozenset[int]:

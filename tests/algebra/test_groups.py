@@ -63,6 +63,8 @@ BUILT: tuple[Group, ...] = (
     DirectSum((Permutation(3), Permutation(5))),
     DirectSum((GeneralLinear(2), SignedPermutation(3), Orthogonal(2))),
     DirectSum((Blocks(Orthogonal(2), count=2), Planes(2), LineStabiliser(4))),
+    DirectSum((Permutation(4), Monomial(4)), order="shared"),
+    DirectSum((PositiveMonomial(3), SignedPermutation(3), Permutation(3)), order="shared"),
 )
 SMALL: tuple[Group, ...] = (
     GeneralLinear(1),
@@ -777,3 +779,25 @@ def test_a_generic_element_has_every_freedom_of_its_group(seed: int) -> None:
         assert not bool((blocks.diagonal() > 0).all())
         kept = Blocks(Orthogonal(2), count=dim, order="kept").generic(seeded(seed)).matrix()
         assert bool((kept.reshape(dim, 2, dim, 2).abs().amax(dim=(1, 3)).diagonal() > 0).all())
+
+
+def test_parts_that_share_an_order_hold_it_in_all_parts_and_scales_in_each() -> None:
+    group = DirectSum((Permutation(4), Monomial(4)), order="shared")
+    one, two = (Permutation(4).sample(seeded(number)) for number in (1, 2))
+    scales = torch.diag(torch.tensor([2.0, -3.0, 0.5, 1.0], dtype=torch.float64))
+    assert group.contains(torch.block_diag(one, one @ scales))
+    assert not one.equal(two) and not group.contains(torch.block_diag(one, two))
+    assert not group.contains(torch.block_diag(one @ scales, one))
+    assert group.excess(torch.block_diag(one, two)) == math.inf
+    assert "together" in group.describe()
+    assert eval(repr(group), vars(groups)) == group
+
+
+@pytest.mark.parametrize(
+    "parts", [(Orthogonal(2), Orthogonal(2)), (Permutation(2), Permutation(3)), (Trivial(2),) * 2]
+)
+def test_only_axes_of_one_size_share_an_order(parts: tuple[Group, ...]) -> None:
+    with pytest.raises(ValueError, match="groups on axes of one size"):
+        DirectSum(parts, order="shared")
+    with pytest.raises(ValueError, match=r"'each' .* or 'shared'"):
+        DirectSum(parts, order="both")  # pyright: ignore[reportArgumentType]

@@ -96,3 +96,76 @@ def test_a_gain_folds_into_every_part_that_reads_its_norm() -> None:
     found = bp.symmetries(model, x)["e"]
     assert found.group == G.LineStabiliser(6), found
     assert found.certificate is not None and found.certificate.holds
+
+
+# --- parts that meet feature by feature -----------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """One map writes a gate and what it multiplies.
+
+    Args:
+        bend: what the gate passes.
+        cut: what takes the two apart.
+    """
+
+    def __init__(self, bend, cut, count: int = 2) -> None:
+        super().__init__()
+        self.bend, self.cut = bend, cut
+        self.e, self.up, self.o = nn.Linear(5, 8), nn.Linear(8, count * 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = self.cut(self.up(self.e(x)))
+        made = self.bend(first)
+        for other in others:
+            made = made * other
+        return self.o(made)
+
+
+def in_blocks(u: Tensor) -> tuple[Tensor, ...]:
+    return u.chunk(2, -1)
+
+
+BENT = {
+    "silu": (nn.functional.silu, G.Permutation(6)),
+    "relu": (torch.relu, G.PositiveMonomial(6)),
+    "tanh": (torch.tanh, G.SignedPermutation(6)),
+    "none": (lambda gate: gate, G.Monomial(6)),
+}
+CUTS = {
+    "chunk": in_blocks,
+    "split": lambda u: u.split([6, 6], -1),
+    "slices": lambda u: (u[..., :6], u[..., 6:]),
+    "an axis": lambda u: u.unflatten(-1, (2, 6)).unbind(-2),
+}
+
+
+def require_one_order(model: nn.Module, parts: tuple[G.Group, ...]) -> None:
+    x, right = rows(4), G.DirectSum(parts, order="shared")
+    assert bp.symmetries(model, x, certificates=False)["up"].group == right
+    found = bp.symmetries(model, x)
+    for name, claim in found.items():
+        assert claim.certificate is None or claim.certificate.holds, name
+    assert found["up"].group == right and found["up"].certificate is not None
+    assert bp.certify(model, "up", x, elements=3).holds
+    element = right.draw(torch.Generator().manual_seed(3)).matrix()
+    twin = bp.reparametrize(model, "up", element, example_input=x)
+    other = torch.randn(9, 5, generator=torch.Generator().manual_seed(4)).double()
+    torch.testing.assert_close(twin(other), model(other), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bend", BENT)
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_gate_and_what_it_multiplies_share_an_order(bend: str, cut: str) -> None:
+    function, first = BENT[bend]
+    require_one_order(settled(Gated(function, CUTS[cut])), (first, G.Monomial(6)))
+
+
+def test_three_parts_share_an_order() -> None:
+    model = settled(Gated(nn.functional.gelu, lambda u: u.chunk(3, -1), count=3))
+    require_one_order(model, (G.Permutation(6), G.Monomial(6), G.Monomial(6)))
+
+
+def test_parts_whose_scales_depend_on_each_other_are_not_claimed_apart() -> None:
+    model = settled(Gated(lambda gate: gate, lambda u: [sum(u.chunk(2, -1)).relu()]))
+    assert isinstance(bp.symmetries(model, rows(4))["up"].group, G.Unknown)
