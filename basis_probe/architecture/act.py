@@ -25,8 +25,9 @@ from basis_probe.algebra.elements import (
     SumElement,
 )
 from basis_probe.algebra.groups import monomial_parts
+from basis_probe.architecture.claims import NOTHING
 from basis_probe.architecture.commuting import is_plain
-from basis_probe.architecture.derive import NOTHING, Derivation
+from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.experts import Experts
 from basis_probe.model.attention import Attention, Side
 from basis_probe.model.facts import (
@@ -153,16 +154,16 @@ class Action:
             return {index: element}
         if any(derivation.sets_side_by_side(writer) for writer in stream.writers):
             return self._side_by_side(index, element)
-        bent = derivation.bend_of(index)
+        bent = derivation.heads.bend_of(index)
         if bent is not None:
-            return self._alike(derivation.bent[bent][0], element)
-        if index in derivation.meetings:
+            return self._alike(derivation.heads.bent[bent][0], element)
+        if index in derivation.heads.meetings:
             assert isinstance(element, BlockElement)
             return self._queries(index, element)
-        normed = [reader for reader in stream.readers if reader in derivation.normed]
+        normed = [reader for reader in stream.readers if reader in derivation.heads.normed]
         if normed:
             return self._before_norm(index, normed[0], element)
-        values = derivation.bent_values(index)
+        values = derivation.heads.bent_values(index)
         if values is not None:
             return self._bent_values(values, element)
         if derivation.permuting(index):
@@ -250,7 +251,7 @@ class Action:
         added = stream.members if make is None else stream.members - set(self.facts.given)
         self._add(added, element)
         for reader in stream.readers:
-            if reader in self.derivation.inside or self._joins(reader):
+            if reader in self.derivation.heads.inside or self._joins(reader):
                 continue
             at = element
             if make is not None:
@@ -1023,7 +1024,7 @@ class Action:
 
     def _queries(self, index: int, element: BlockElement) -> dict[int, Element]:
         """Queries take what is asked, keys its inverse transpose, or the other way round."""
-        attention, side = self.derivation.meetings[index][0]
+        attention, side = self.derivation.heads.meetings[index][0]
         sides = self._both(attention)
         own = element.copied(1)
         moved: dict[int, Element] = {index: element}
@@ -1047,14 +1048,14 @@ class Action:
             stream = self.facts.stream_of[self._start_of(side)]
             self._linear(stream, at)
             moved |= {stream: at, self.facts.stream_of[side.source]: at}
-            moved |= {self.facts.stream_of[v]: at for v in self.derivation.bends(side)}
+            moved |= {self.facts.stream_of[v]: at for v in self.derivation.heads.bends(side)}
             moved.setdefault(self.facts.stream_of[side.end], at.copied(at.copies * side.copies))
         return {**moved, **self._order(attention, element.order, queries=False)}
 
     def _start_of(self, side: Side) -> int:
         """The vertex that linear maps write, before any norm or function of queries or keys."""
-        before = [*self.derivation.bends(side)[-1:]]
-        if side.source in self.derivation.normed:
+        before = [*self.derivation.heads.bends(side)[-1:]]
+        if side.source in self.derivation.heads.normed:
             before = [side.source]
         return self.graph.vertices[before[0]].carried[0] if before else side.source
 
@@ -1080,13 +1081,13 @@ class Action:
             parts = (Identity(self._width(stream) // count),) * count
             moved[stream] = BlockElement(order, parts)
         for stream, element in moved.items():
-            bent = self.derivation.bent_values(stream)
+            bent = self.derivation.heads.bent_values(stream)
             if bent is None:
                 self._linear(stream, element)
             else:
                 self._change_bent(bent, element)
         for side in self._both(attention) if queries else ():
-            if side.source in self.derivation.normed and not (
+            if side.source in self.derivation.heads.normed and not (
                 self.facts.regions[side.source].within
             ):
                 # One norm reads all heads, and its gain changes places with them.
@@ -1107,8 +1108,8 @@ class Action:
         With n the normalised queries and g their gain, g n turns by C where n turns by A if the new
         gain is s g, permuted, with signs s that make C commute with what positions do.
         """
-        attention, side = self.derivation.normed[norm]
-        if self.derivation.is_gainless(norm):
+        attention, side = self.derivation.heads.normed[norm]
+        if self.derivation.heads.is_gainless(norm):
             return self._alike(attention, element)
         if not isinstance(element, BlockElement):
             raise WeightError("the element does not act on each head by itself")
@@ -1147,15 +1148,15 @@ class Action:
         streams = {index}
         inverse: set[int] = set()
         stream = self.facts.streams[index]
-        normed = [reader for reader in stream.readers if reader in derivation.normed]
-        bent = derivation.bend_of(index)
-        if index in derivation.meetings or normed or bent is not None:
+        normed = [reader for reader in stream.readers if reader in derivation.heads.normed]
+        bent = derivation.heads.bend_of(index)
+        if index in derivation.heads.meetings or normed or bent is not None:
             attention, side = (
-                derivation.normed[normed[0]]
+                derivation.heads.normed[normed[0]]
                 if normed
-                else derivation.meetings[index][0]
+                else derivation.heads.meetings[index][0]
                 if bent is None
-                else derivation.bent[bent]
+                else derivation.heads.bent[bent]
             )
             streams = set()
             for other in self._both(attention):

@@ -13,14 +13,12 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.groups import (
-    Blocks,
     DirectSum,
     GeneralLinear,
     Group,
@@ -30,24 +28,21 @@ from basis_probe.algebra.groups import (
     OnAxes,
     Orthogonal,
     Permutation,
-    PlaneRotations,
-    Planes,
     PositiveMonomial,
-    QuarterTurns,
     SignedPermutation,
-    SignedPlanes,
     Trivial,
     Unknown,
 )
 from basis_probe.algebra.intertwiner import Intertwiner, measured
+from basis_probe.architecture.claims import ALGEBRA, NOTHING, PAPER, RESIDUAL, NotUnderstood
 from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.free_weights import computed_weights, unreachable
+from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import overlapping, read_by_number, ties_of
-from basis_probe.model.attention import Attention, Side
+from basis_probe.model.attention import Side
 from basis_probe.model.facts import (
     Facts,
-    Region,
     Shape,
     Stream,
     added_leaves,
@@ -65,11 +60,6 @@ from basis_probe.model.places import Site
 from basis_probe.model.recurrent import LONGEST, RECURRENT
 from basis_probe.results.symmetry import Symmetry
 
-PAPER = "Godfrey, Brown, Emerson, Kvinge 2022 (arXiv 2205.14258), section 3 and Table 1"
-RESIDUAL = "Elhage, Lasenby, Olah 2023, Privileged Bases in the Transformer Residual Stream"
-ALGEBRA = "algebra of the modules around the site"
-
-
 _SCALES: tuple[tuple[type[OnAxes], Scales], ...] = (
     (Monomial, Scales.ANY),
     (PositiveMonomial, Scales.POSITIVE),
@@ -77,10 +67,6 @@ _SCALES: tuple[tuple[type[OnAxes], Scales], ...] = (
     (Permutation, Scales.ONE),
 )
 _GROUPS: dict[Scales, type[OnAxes]] = {scales: kind for kind, scales in _SCALES}
-
-
-class _NotUnderstood(Exception):
-    """What stands in the way of a claim."""
 
 
 class Derivation:
@@ -112,24 +98,17 @@ class Derivation:
         self._overlapping = overlapping(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self._free_ties: set[int] = set()
-        self.meetings: dict[int, list[tuple[Attention, Side]]] = {}
-        self.normed: dict[int, tuple[Attention, Side]] = {}
-        self.bent: dict[int, tuple[Attention, Side]] = {}
-        inside: set[int] = set()
-        for attention in facts.attentions:
-            for side in (attention.query, attention.key):
-                if isinstance(side, Side):
-                    inside |= side.inside | {attention.vertex}
-                    for vertex in dict.fromkeys((side.source, side.end)):
-                        stream = facts.stream_of[vertex]
-                        known = self.meetings.setdefault(stream, [])
-                        if (attention, side) not in known:
-                            known.append((attention, side))
-                    if facts.regions.get(side.source, NOTHING).shape.is_norm:
-                        self.normed[side.source] = (attention, side)
-                    for bend in self.bends(side):
-                        self.bent[bend] = (attention, side)
-        self.inside = frozenset(inside)
+        self.heads = Heads(
+            facts,
+            require_understood=self._require_understood,
+            intertwiner=self.intertwiner,
+            tied_to=self.tied_to,
+            norm_readers=self._norm_readers,
+            is_link=self.is_link,
+            is_fixed=self._fixed,
+            is_transposed=self._is_transposed,
+            permuting=self.permuting,
+        )
         self.commuting = Commuting(
             facts,
             keeps_axes=self._is_link_on_axes,
@@ -166,12 +145,12 @@ class Derivation:
         try:
             group, because, reference = self._group(stream, vertex, dim, shape)
             if stream in self.pinned and not isinstance(group, Trivial):
-                raise _NotUnderstood(self.pinned[stream])
+                raise NotUnderstood(self.pinned[stream])
             group, because = self._tied(stream, group, because)
             group, because = self._free(stream, group, because)
             if facts.graph.trace.branches and not isinstance(group, Trivial):
-                raise _NotUnderstood(_chosen(facts.graph.trace.branches[0]))
-        except _NotUnderstood as reason:
+                raise NotUnderstood(_chosen(facts.graph.trace.branches[0]))
+        except NotUnderstood as reason:
             return _unknown(dim, str(reason))
         because = because[0].upper() + because[1:]
         return Symmetry(group, group.privileged, because, reference)
@@ -180,7 +159,7 @@ class Derivation:
         """The claim, or the smaller one that weights computed from parameters allow.
 
         Raises:
-            _NotUnderstood: if such weights cannot follow the changes that are claimed.
+            NotUnderstood: if such weights cannot follow the changes that are claimed.
         """
         if not self.computed or isinstance(group, Trivial):
             return group, because
@@ -194,7 +173,7 @@ class Derivation:
                         continue
                     where = _where(self.facts, vertex)
                     if self._has_other_uses(weight.node, vertex):
-                        raise _NotUnderstood(
+                        raise NotUnderstood(
                             f"the weight{where} is computed from a parameter that is used "
                             "elsewhere too"
                         )
@@ -207,7 +186,7 @@ class Derivation:
                         if self._reached[key]:
                             break
                     else:
-                        raise _NotUnderstood(
+                        raise NotUnderstood(
                             f"the weight{where} is computed from parameters, which cannot give the "
                             "values that a change of basis asks of it"
                         )
@@ -238,7 +217,7 @@ class Derivation:
         stream = self.facts.stream_of[vertex]
         try:
             return self._group(stream, found, width, (width,))[0]
-        except _NotUnderstood:
+        except NotUnderstood:
             return Unknown(width)
 
     def intertwiner(self, vertex: int) -> Intertwiner:
@@ -271,14 +250,14 @@ class Derivation:
             return self._given(stream, dim)
         if any(self.sets_side_by_side(writer) for writer in stream.writers):
             return self._side_by_side(stream.writers[0], dim)
-        bent = self.bend_of(index)
+        bent = self.heads.bend_of(index)
         if bent is not None:
-            return self._bent_queries(index, bent, dim)
-        if index in self.meetings:
-            return self._queries(index, vertex, dim)
-        normed = [reader for reader in stream.readers if reader in self.normed]
+            return self.heads.bent_queries(index, bent, dim)
+        if index in self.heads.meetings:
+            return self.heads.queries(index, vertex, dim)
+        normed = [reader for reader in stream.readers if reader in self.heads.normed]
         if normed:
-            return self._before_norm(stream, normed, dim)
+            return self.heads.before_norm(stream, normed, dim)
         fixed = [member for member in sorted(stream.members) if member in self.facts.given]
         if fixed and not self.permuting(index) and spans_all_axes(self.facts, fixed[0]):
             because = (
@@ -286,9 +265,9 @@ class Derivation:
                 "axis, so that no change of basis is left but of what a norm does not see."
             )
             return Trivial(dim), because, ALGEBRA
-        values = self.bent_values(index)
+        values = self.heads.bent_values(index)
         if values is not None:
-            return self._bent_heads(values, dim)
+            return self.heads.bent_heads(values, dim)
         family = self.family(index)
         if self.permuting(index):
             return self._axes(index, vertex, family, dim)
@@ -300,17 +279,17 @@ class Derivation:
         if self.is_norm_output(index):
             return self._norm_output(index, dim)
         if any(self.facts.regions.get(w, NOTHING).shape.is_norm for w in stream.writers):
-            raise _NotUnderstood(
+            raise NotUnderstood(
                 "it is the output of a norm: the linear maps that read it absorb any change of "
                 "basis, but the norm can write only what its gain and the stream before it allow"
             )
         self._require_own_scale(stream)
         if stream.value_mixed:
-            return self._heads(stream, dim, shape)
+            return self.heads.values(stream, dim, shape)
         self._require_no_gain_behind(stream)
         norms = self._norm_readers(stream)
         if any(self.facts.regions[norm].within for norm in norms):
-            raise _NotUnderstood("a norm inside each head reads it, and is no norm of queries")
+            raise NotUnderstood("a norm inside each head reads it, and is no norm of queries")
         if not norms and self._is_transposed(index):
             return (
                 Orthogonal(dim),
@@ -404,20 +383,20 @@ class Derivation:
         return LineRotations(dim), f"{because}; {self._along(index, norms)}.", RESIDUAL
 
     def _require_own_scale(self, stream: Stream) -> None:
-        """Raises `_NotUnderstood` if something that is no linear map gives features their size."""
+        """Raises `NotUnderstood` if something that is no linear map gives features their size."""
         for writer in stream.writers:
             region = self.facts.regions.get(writer, NOTHING)
             if region.shape is Shape.DIAGONAL and not self.is_folded_gain(writer):
-                raise _NotUnderstood("a gain for every feature writes it, not a linear map")
+                raise NotUnderstood("a gain for every feature writes it, not a linear map")
             if self.commuting.kind(writer) == "affine" and not self.is_folded_gain(writer):
-                raise _NotUnderstood("batch normalisation writes it, and does not fold")
+                raise NotUnderstood("batch normalisation writes it, and does not fold")
 
     def _require_no_gain_behind(self, stream: Stream) -> None:
-        """Raises `_NotUnderstood` if a gain writes another stream from this one."""
+        """Raises `NotUnderstood` if a gain writes another stream from this one."""
         for reader in stream.readers:
             behind = self.commuting.kind(reader) == "affine" and not self._norm_is_folded(reader)
             if behind or self.is_folded_gain(reader):
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     "a gain for every feature stands between it and the stream that it writes"
                 )
 
@@ -428,7 +407,7 @@ class Derivation:
         streams = [stream_of[source] for source in sources]
         families = [self.family(s) if self.permuting(s) else frozenset((s,)) for s in streams]
         if len(frozenset[int]().union(*families)) < sum(map(len, families)):
-            raise _NotUnderstood(
+            raise NotUnderstood(
                 f"{graph.vertices[index].op}{_where(self.facts, index)} puts features side by side "
                 "that change together: what each of them may do stands where they are made"
             )
@@ -440,7 +419,7 @@ class Derivation:
                 self._group(stream_of[source], graph.vertices[source], math.prod(sizes), sizes)[0]
             )
         if sum(part.dim for part in parts) != dim:
-            raise _NotUnderstood("parts that were put side by side could not be counted")
+            raise NotUnderstood("parts that were put side by side could not be counted")
         because = (
             "features are put side by side for linear maps to read: each part changes as it does "
             "by itself."
@@ -507,7 +486,7 @@ class Derivation:
             if isinstance(before, Orthogonal | Permutation):
                 return before, because, RESIDUAL
         if not isinstance(before, Orthogonal | LineStabiliser | Permutation | SignedPermutation):
-            raise _NotUnderstood(
+            raise NotUnderstood(
                 "it is the output of a norm, and the axes before the norm are not free to change "
                 "places, or only in parts"
             )
@@ -518,7 +497,7 @@ class Derivation:
                     "places together with those of the stream that the norm reads."
                 )
                 return before, because, ALGEBRA
-            raise _NotUnderstood("a norm's gain writes it, which serves another place too")
+            raise NotUnderstood("a norm's gain writes it, which serves another place too")
         because = (
             "a norm's gain writes it, feature by feature: the linear maps that read it would "
             "absorb any change of basis, but a gain is one again only after the axes were "
@@ -539,418 +518,6 @@ class Derivation:
             for _, fixed in vectors_of(graph, graph.vertices[vertex])
         )
 
-    def attention_before(self, index: int) -> Attention | None:
-        """The attention whose queries or keys a stream holds, or will hold behind a norm."""
-        if index in self.meetings:
-            return self.meetings[index][0][0]
-        for reader in self.facts.streams[index].readers:
-            if reader in self.normed:
-                return self.normed[reader][0]
-        return None
-
-    # --- attention ------------------------------------------------------------------------------
-
-    def _queries(self, index: int, vertex: Vertex, dim: int) -> tuple[Group, str, str]:
-        """Queries or keys: what commutes with what positions do to them."""
-        if len(self.meetings[index]) != 1:
-            raise _NotUnderstood("it is read by several attentions, or as queries and keys at once")
-        attention, side = self.meetings[index][0]
-        for problem in (attention.why, self._side_problem(side)):
-            if problem:
-                raise _NotUnderstood(problem)
-        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
-        if attention.query.turned != attention.key.turned or (
-            attention.query.size != attention.key.size
-        ):
-            raise _NotUnderstood("positions turn queries and keys in different ways")
-        if side.source in self.normed:
-            raise _NotUnderstood(
-                "it is the output of a norm, whose gain leaves only some turns of the planes free"
-            )
-        if any(other.source in self.normed for other in (attention.query, attention.key)):
-            raise _NotUnderstood("only one of queries and keys is read through a norm")
-        if attention.query.normed != attention.key.normed:
-            raise _NotUnderstood("only one of queries and keys is divided by its length")
-        alike = self._are_alike(attention.query, attention.key)
-        if alike and side.turned is not None:
-            raise _NotUnderstood("one projection writes queries and keys, which positions turn")
-        count, copies = attention.key.heads, dim // (attention.key.heads * side.size)
-        if count * copies * side.size != dim:
-            raise _NotUnderstood(f"{dim} features do not divide into {count} heads")
-        turned = side.turned
-        if turned is None:
-            inner: Group = GeneralLinear(side.size)
-            freedom = f"any invertible {side.size} x {side.size} matrix"
-            why = "queries and keys meet in a product that no position changes"
-            if alike:
-                inner = Orthogonal(side.size)
-                freedom = "any rotation"
-                why += ", and one projection writes both"
-        else:
-            normed = side.normed
-            inner = _around(side, *(_NORMED_PLANES if normed else (Planes, GeneralLinear)))
-            where = "(i, i + n/2)" if turned.pairing == "half" else "(2i, 2i + 1)"
-            freedom = f"a turn{'' if normed else ' and a scale'} of every plane {where} of its axes"
-            if turned.last - turned.first < side.size:
-                rest = "rotation of" if normed else "invertible matrix on"
-                freedom += f" {turned.first} to {turned.last - 1}, any {rest} the rest"
-            why = "rotary position embedding turns these planes, each at a pace of its own"
-        group = Blocks(inner, count, copies, self._order(attention))
-        because = (
-            f"{why}: a head absorbs {freedom}, its keys by the inverse transpose of what its "
-            f"queries do{self._said_of_order(attention)}."
-        )
-        return group, because, ALGEBRA
-
-    def _are_alike(self, query: Side, key: Side) -> bool:
-        """True if queries and keys change by the same, as one matrix writes both."""
-        one, other = (self.facts.stream_of[side.source] for side in (query, key))
-        return one == other or False in self.tied_to(one).get(other, ())
-
-    def bends(self, side: Side) -> list[int]:
-        """The functions of single features that lie before where queries or keys are seen."""
-        found: list[int] = []
-        here = side.source
-        while self.facts.regions.get(here, NOTHING).shape is Shape.ELEMENTWISE:
-            found.append(here)
-            here = self.facts.graph.vertices[here].carried[0]
-        return found
-
-    def bend_of(self, index: int) -> int | None:
-        """The function of single features through which a stream of queries or keys is read."""
-        stream = self.facts.streams[index]
-        touching = (*stream.writers, *stream.readers)
-        # Behind a turn by position too, where nothing that bends touches it.
-        before = [bend for _, side in self.meetings.get(index, ()) for bend in self.bends(side)]
-        return next((vertex for vertex in (*touching, *before) if vertex in self.bent), None)
-
-    def _bent_queries(self, index: int, bend: int, dim: int) -> tuple[Group, str, str]:
-        """Queries or keys that a function bends, feature by feature, before they meet."""
-        attention, side = self.bent[bend]
-        self._require_understood(self.facts.streams[index])
-        for problem in (attention.why, self._side_problem(side)):
-            if problem:
-                raise _NotUnderstood(problem)
-        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
-        both = (attention.query, attention.key)
-        if any(s.source not in self.bent for s in both):
-            raise _NotUnderstood("only one of queries and keys is bent")
-        if attention.query.turned != attention.key.turned:
-            raise _NotUnderstood("positions turn queries and keys in different ways")
-        for step in self.bends(side):
-            before = self.facts.graph.vertices[step].carried[0]
-            own = self.facts.streams[self.facts.stream_of[before]]
-            self._require_understood(own)
-            if own.readers != (step,) or own.value_mixed or self._fixed(own):
-                raise _NotUnderstood("queries or keys are read before they are bent")
-        copies = dim // (attention.key.heads * side.size)
-        op = self.facts.regions[bend].op
-        odd = all(self.is_odd(step) for one in both for step in self.bends(one))
-        rest: Callable[[int], Group] = SignedPermutation if odd else Permutation
-        what = "change places and sign alike" if odd else "change places alike"
-        if side.turned is None:
-            inner = rest(side.size)
-            how = f"inside a head the features of both {what}"
-        else:
-            inner = _around(side, QuarterTurns if odd else _still, rest)
-            how = "rotary position embedding turns planes of a head" + (
-                ", which right angles of both commute with" if odd else ", whose axes stay"
-            )
-            if side.turned.last - side.turned.first < side.size:
-                how += f"; the other features of both {what}"
-        because = (
-            f"{op} bends queries and keys feature by feature before they meet: {how}"
-            f"{self._said_of_order(attention)}."
-        )
-        group = Blocks(inner, attention.key.heads, copies, self._order(attention))
-        return group, because, ALGEBRA
-
-    def is_odd(self, bend: int) -> bool:
-        """True if what a function of single features makes of -x is minus what it makes of x."""
-        intertwiner = self.intertwiner(bend)
-        signs = isinstance(intertwiner.group, SignedPermutation | Monomial)
-        return signs and intertwiner.parity == -1
-
-    def bent_values(self, index: int) -> tuple[int, int, int] | None:
-        """The function through which attention reads its values, and the streams around it.
-
-        None for a stream of other things; else the function, the stream of linear maps before it,
-        and the stream of the values behind it.
-        """
-        streams, stream_of = self.facts.streams, self.facts.stream_of
-        candidates = [index] if streams[index].value_mixed else []
-        candidates += [stream_of[reader] for reader in streams[index].readers]
-        for behind in candidates:
-            if not streams[behind].value_mixed or len(streams[behind].writers) != 1:
-                continue
-            (bend,) = streams[behind].writers
-            if self.facts.regions.get(bend, NOTHING).shape is not Shape.ELEMENTWISE:
-                continue
-            if any(self.is_link(reader) for reader in streams[behind].readers):
-                continue
-            before = stream_of[self.facts.graph.vertices[bend].carried[0]]
-            if index in (before, behind) and streams[before].readers == (bend,):
-                return bend, before, behind
-        return None
-
-    def _bent_heads(self, found: tuple[int, int, int], dim: int) -> tuple[Group, str, str]:
-        """Values that a function bends, feature by feature, before attention mixes positions."""
-        bend, *both = found
-        streams = [self.facts.streams[index] for index in both]
-        for stream in streams:
-            self._require_understood(stream)
-            if self._fixed(stream) or stream.max_pooled:
-                raise _NotUnderstood("attention reads values that a nonlinearity has touched")
-        read = {self.facts.graph.vertices[reader].kind for reader in streams[1].readers}
-        if not (self._is_mapped(streams[0]) and read <= {Kind.LINEAR, Kind.CONVOLUTION}):
-            raise _NotUnderstood("not only linear maps write and read values that are bent")
-        attention = self._attention(streams[1])
-        if attention is None:
-            raise _NotUnderstood("several attentions read these values")
-        count, size = self._head_sizes(streams[1])
-        copies = dim // (count * size)
-        if count * size * copies != dim:
-            raise _NotUnderstood(f"{dim} features do not divide into heads of {size}")
-        odd = self.is_odd(bend)
-        inner = SignedPermutation(size) if odd else Permutation(size)
-        what = "change places and sign" if odd else "change places"
-        because = (
-            f"{self.facts.regions[bend].op} bends the values feature by feature before attention "
-            f"mixes positions: inside each of the {count} heads the features {what}"
-            f"{self._said_of_order(attention)}."
-        )
-        order = self._order(attention) if count > 1 else "free"
-        return Blocks(inner, count, copies, order), because, ALGEBRA
-
-    def _before_norm(self, stream: Stream, norms: list[int], dim: int) -> tuple[Group, str, str]:
-        """Queries or keys before a norm of their own: what its gain leaves."""
-        if len(norms) != 1 or set(stream.readers) != set(norms):
-            raise _NotUnderstood("queries or keys are read by a norm, and by something else")
-        region = self.facts.regions[norms[0]]
-        attention, side = self.normed[norms[0]]
-        if attention.query == attention.key:
-            raise _NotUnderstood("one norm writes queries and keys")
-        self._require_understood(stream)
-        for problem in (attention.why, self._side_problem(side)):
-            if problem:
-                raise _NotUnderstood(problem)
-        assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
-        if any(other.source not in self.normed for other in (attention.query, attention.key)):
-            raise _NotUnderstood("only one of queries and keys is read through a norm")
-        shapes = {self.facts.regions[s.source].shape for s in (attention.query, attention.key)}
-        if len(shapes) > 1:
-            raise _NotUnderstood("queries and keys are read through norms of two kinds")
-        layered = region.shape is Shape.LAYER_NORM
-        if any(self.facts.regions[s.source].apart for s in (attention.query, attention.key)):
-            return self._before_norm_of_heads(attention, side, dim, layered=layered)
-        if self.is_gainless(norms[0]):
-            if not all(self.is_gainless(s.source) for s in (attention.query, attention.key)):
-                raise _NotUnderstood("only one of queries and keys has a gain behind its norm")
-            if layered and side.turned is not None:
-                raise _NotUnderstood("LayerNorm reads queries or keys that positions turn")
-            copies = side.heads // attention.key.heads
-            inner = LineRotations(side.size) if layered else Orthogonal(side.size)
-            what = "any rotation" + " that keeps the all-ones direction" * layered
-            if side.turned is not None:
-                inner = _around(side, *_NORMED_PLANES)
-                what = "the rotations that turn what rotary embedding turns plane by plane"
-            because = (
-                "only the directions of queries and keys count, as each is divided by its length: "
-                f"a head absorbs {what}, its keys the same{self._said_of_order(attention)}."
-            )
-            group = Blocks(inner, attention.key.heads, copies, self._order(attention))
-            return group, because, ALGEBRA
-        if layered:
-            # A mean over the features sees every sign, and so every turn of a plane.
-            inner = Permutation(side.size)
-            if side.turned is not None:
-                inner = _around(side, lambda size, _: Trivial(size), Permutation)
-            what = "permutations of what no position turns"
-        elif side.turned is None:
-            inner = SignedPermutation(side.size)
-            what = "permutations and signs"
-        else:
-            inner = _around(side, SignedPlanes, SignedPermutation)
-            what = "the symmetries of the square in every plane that rotary embedding turns"
-        count = attention.key.heads
-        if count * (copies := dim // (count * side.size)) * side.size != dim:
-            raise _NotUnderstood(f"{dim} features do not divide into {count} heads")
-        group = Blocks(inner, count, copies, self._order(attention), alike=region.within)
-        which = (
-            "the same ones in every head, as one gain serves them all"
-            if region.within
-            else "in every head by themselves"
-        )
-        because = (
-            f"{'LayerNorm' if layered else 'RMSNorm'} reads it with a generic gain, which leaves "
-            f"{what}, {which}: of all rotations only "
-            f"these turn a gain into a gain{self._said_of_order(attention)}."
-        )
-        return group, because, ALGEBRA
-
-    def _before_norm_of_heads(
-        self, attention: Attention, side: Side, dim: int, *, layered: bool
-    ) -> tuple[Group, str, str]:
-        """Queries or keys before a norm that has a gain of its own for every head."""
-        assert isinstance(attention.key, Side)
-        whole = side.turned is not None and side.turned.last - side.turned.first == side.size
-        if not (layered and whole):
-            raise _NotUnderstood("a norm reads every head of it with a gain of that head's own")
-        count = attention.key.heads
-        copies = dim // (count * side.size)
-        because = (
-            "LayerNorm reads every head with a gain of that head's own, and rotary embedding turns "
-            "all of its planes, each at a pace of its own: no change of basis is left but of the "
-            "sign of a head and of what the norm does not see."
-        )
-        return Blocks(Trivial(side.size), count, copies, "kept"), because, ALGEBRA
-
-    def is_gainless(self, norm: int) -> bool:
-        """True if a norm inside heads has one number for all features in place of a gain."""
-        return self.facts.regions.get(norm, NOTHING).within and is_plain(self.facts, norm)
-
-    def _side_problem(self, side: Side) -> str:
-        """What stands in the way of changing queries or keys; empty if nothing does."""
-        stream = self.facts.streams[self.facts.stream_of[side.source]]
-        try:
-            self._require_understood(stream)
-        except _NotUnderstood as problem:
-            return str(problem)
-        vertices = self.facts.graph.vertices
-        if any(vertices[member].kind is Kind.ATTENTION for member in stream.members):
-            return "queries or keys are values too"
-        if stream.returned or any(reader not in self.inside for reader in stream.readers):
-            return "queries or keys are read by something besides the attention"
-        return ""
-
-    def _order(self, attention: Attention) -> Literal["free", "kept"]:
-        return "kept" if self._kept(attention) else "free"
-
-    def _kept(self, attention: Attention) -> str:
-        """Why heads cannot change places; empty if they can."""
-        if attention.apart:
-            return attention.apart
-        if not isinstance(attention.query, Side) or not isinstance(attention.key, Side):
-            return attention.why
-        for side in (attention.query, attention.key):
-            problem = self._side_problem(side)
-            if side.source in self.normed:
-                before = self.facts.graph.vertices[side.source].carried[0]
-                try:
-                    self._require_understood(self.facts.streams[self.facts.stream_of[before]])
-                except _NotUnderstood as reason:
-                    problem = str(reason)
-            if any(self.facts.graph.vertices[v].by_head for v in side.inside):
-                problem = "heads are multiplied by numbers of their own"
-            if not problem and len(self.meetings[self.facts.stream_of[side.source]]) != 1:
-                problem = "queries or keys are shared by several attentions"
-            if problem:
-                return problem
-        number = self.facts.stream_of[attention.vertex]
-        values = self.facts.streams[number]
-        if self._are_tied(attention, number):
-            return "one projection writes values and keys or queries"
-        unbent = self.bent_values(number) is None
-        if self._norm_readers(values) or (
-            unbent and (self.permuting(number) or not self._is_mapped(values))
-        ):
-            return "not only linear maps write and read the values"
-        if any(self.facts.graph.vertices[member].by_head for member in values.members):
-            return "heads are multiplied by numbers of their own"
-        try:
-            self._require_understood(values)
-            count, _ = self._head_sizes(values)
-        except _NotUnderstood as problem:
-            return str(problem)
-        if count != attention.key.heads or attention.query.heads % attention.key.heads:
-            return "there are not as many values as keys"
-        return ""
-
-    def _are_tied(self, attention: Attention, values: int) -> bool:
-        """True if one matrix writes values and queries or keys."""
-        tied = self.tied_to(values)
-        sides = (attention.query, attention.key)
-        return any(self.facts.stream_of[s.source] in tied for s in sides if isinstance(s, Side))
-
-    def _is_mapped(self, stream: Stream) -> bool:
-        """True if linear maps alone write a stream, or parts of what they wrote."""
-        kinds = {self.facts.graph.vertices[writer].kind for writer in stream.writers}
-        return kinds <= {Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.PART}
-
-    def _said_of_order(self, attention: Attention) -> str:
-        kept = self._kept(attention)
-        return f"; heads keep their places ({kept})" if kept else "; heads change places as wholes"
-
-    def _attention(self, stream: Stream) -> Attention | None:
-        """The attention that mixes a stream of values; None if there are several."""
-        found = [a for a in self.facts.attentions if a.vertex in stream.members]
-        return found[0] if len(found) == 1 else None
-
-    def _heads(self, stream: Stream, dim: int, shape: tuple[int, ...]) -> tuple[Group, str, str]:
-        norms = self._norm_readers(stream)
-        regions = [self.facts.regions[norm] for norm in norms]
-        if any(r.shape is not Shape.RMS_NORM or r.within or r.pooled for r in regions):
-            raise _NotUnderstood("attention values are read through a norm other than RMSNorm")
-        if self._is_transposed(self.facts.streams.index(stream)):
-            raise _NotUnderstood("one matrix writes the values and, transposed, reads them")
-        count, size = self._head_sizes(stream)
-        copies = dim // (count * size)
-        if count * size * copies != dim:
-            raise _NotUnderstood(f"{dim} features do not divide into heads of {size}")
-        attention = self._attention(stream)
-        if attention is None:
-            raise _NotUnderstood("several attentions read these values")
-        shared = f", the {copies} queries of a group together" if copies > 1 else ""
-        because = (
-            "attention mixes positions and leaves features alone, and only linear maps write and "
-            f"read them: each of the {count} value heads may be changed by any invertible "
-            f"{size} x {size} matrix{shared}{self._said_of_order(attention)}."
-        )
-        order = self._order(attention) if count > 1 else "free"
-        if norms:
-            because = (
-                "attention mixes positions and leaves features alone, linear maps write them, and "
-                f"RMSNorm reads all {count} heads at once, which passes any rotation of each"
-                f"{shared}; its gain folds into the linear maps behind it."
-            )
-            return Blocks(Orthogonal(size), count, copies, order), because, ALGEBRA
-        return Blocks(GeneralLinear(size), count, copies, order), because, ALGEBRA
-
-    def _value_heads(self, index: int) -> int | None:
-        """The number of heads of values on axes of their own; None where heads share values."""
-        stream, graph = self.facts.streams[index], self.facts.graph
-        attention = self._attention(stream)
-        if attention is None or not isinstance(attention.key, Side):
-            return None
-        widths: set[int] = set()
-        for member in stream.members:
-            layout, shape = graph.layouts.get(member), graph.trace.node(member).shape
-            if layout is not None:
-                widths.add(math.prod(shape[axis] for axis in layout.axes) // layout.repeat)
-        heads = attention.key.heads
-        return heads if len(widths) == 1 and widths.pop() % heads == 0 else None
-
-    def _head_sizes(self, stream: Stream) -> tuple[int, int]:
-        """Number and size of the heads, where the values are first kept apart."""
-        graph = self.facts.graph
-        attention = self._attention(stream)
-        if attention is not None and isinstance(attention.key, Side):
-            first = min(stream.members)
-            layout = graph.layouts.get(first)
-            if layout is not None and len(layout.axes) == 1 and layout.repeat == 1:
-                width = graph.trace.node(first).shape[layout.axes[0]]
-                if width % attention.key.heads == 0:
-                    return attention.key.heads, width // attention.key.heads
-        for index in sorted(stream.members):
-            layout = graph.layouts.get(index)
-            shape = graph.trace.node(index).shape
-            if layout is not None and len(layout.axes) == 2:
-                return shape[layout.axes[0]], shape[layout.axes[1]]
-            if layout is None or len(layout.axes) != 1 or layout.repeat != 1:
-                raise _NotUnderstood("the heads of the values could not be followed")
-        first = min(stream.members)
-        return 1, graph.trace.node(first).shape[graph.layouts[first].axes[0]]
-
     def _axes(
         self, index: int, vertex: Vertex, family: frozenset[int], dim: int
     ) -> tuple[Group, str, str]:
@@ -967,7 +534,7 @@ class Derivation:
         for link in self.family_links(family):
             region = self.facts.regions.get(link, NOTHING)
             if region.shape is Shape.DIAGONAL and not region.learned:
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"{region.op}{_where(self.facts, link)} acts on every feature with a "
                     "constant of its own that is no weight"
                 )
@@ -1032,9 +599,9 @@ class Derivation:
             group = self._axes(part, vertex, family, self._width_of(part))[0]
             power, bit = relations.following(part, {*parts} - {part})[part]
             if not isinstance(group, OnAxes):
-                raise _NotUnderstood("the axes of its parts change places in several ways")
+                raise NotUnderstood("the axes of its parts change places in several ways")
             if (group.positive_scales and abs(power - 1) > 1e-9) or (group.signs and not bit):
-                raise _NotUnderstood("the scales of its parts depend on each other")
+                raise NotUnderstood("the scales of its parts depend on each other")
             groups.append(group)
         because = (
             f"its {len(parts)} parts meet feature by feature, so that their axes change places "
@@ -1201,7 +768,9 @@ class Derivation:
             inside[places] = 1
             parts[target] = _refined(parts[target], inside)
         for member in family:
-            heads = self._value_heads(member) if self.facts.streams[member].value_mixed else None
+            heads = (
+                self.heads.value_heads(member) if self.facts.streams[member].value_mixed else None
+            )
             for groups in (*self._groups_around(member), *([heads] if heads else [])):
                 parts[member] = _refined(parts[member], _in_groups(parts[member], groups))
         changed = True
@@ -1241,73 +810,73 @@ class Derivation:
         return self._family_links[family]
 
     def _require_understood(self, stream: Stream) -> None:
-        """Raises `_NotUnderstood` with the first neighbour that no rule covers."""
+        """Raises `NotUnderstood` with the first neighbour that no rule covers."""
         vertices, regions = self.facts.graph.vertices, self.facts.regions
         for index in (*stream.members, *stream.writers, *stream.readers):
             why = self.facts.given.get(index) or self._overlapping.get(index)
-            if why is not None and index not in self.inside:
-                raise _NotUnderstood(why)
+            if why is not None and index not in self.heads.inside:
+                raise NotUnderstood(why)
         first = min(stream.members)
         if first not in self._adding:
             self._adding[first] = self._adds_what_others_read(stream)
         if self._adding[first]:
-            raise _NotUnderstood("a learned vector that is added to it is used elsewhere too")
+            raise NotUnderstood("a learned vector that is added to it is used elsewhere too")
         index = self.facts.stream_of[first]
         if self._groups_around(index) and not self.permuting(index):
-            raise _NotUnderstood(
+            raise NotUnderstood(
                 "a convolution reads or writes it in groups, and nothing else keeps its axes apart"
             )
         for writer in stream.writers:
             vertex = vertices[writer]
             where = _where(self.facts, writer)
-            if writer in self.inside and self._holds_queries(stream):
+            if writer in self.heads.inside and self._holds_queries(stream):
                 continue
             if vertex.kind is Kind.OTHER:
-                raise _NotUnderstood(f"it is written by {self._not_covered(vertex)}")
+                raise NotUnderstood(f"it is written by {self._not_covered(vertex)}")
             if self.is_link(writer) and vertex.kind in (Kind.PART, Kind.REORDERED):
                 continue
             if vertex.kind is Kind.REORDERED:
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"{vertex.op}{where} puts its features in another order, and nothing keeps "
                     "their axes apart"
                 )
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"it is a part of a wider tensor{where} that not only linear maps write, or "
                     "whose parts are not read one by one"
                 )
             if vertex.kind is Kind.REGION and regions[writer].shape is Shape.UNKNOWN:
-                raise _NotUnderstood(f"{regions[writer].why}{where}")
+                raise NotUnderstood(f"{regions[writer].why}{where}")
         for reader in stream.readers:
             vertex = vertices[reader]
             where = _where(self.facts, reader)
-            if reader in self.inside and self._holds_queries(stream):
+            if reader in self.heads.inside and self._holds_queries(stream):
                 continue
             if vertex.kind is Kind.ATTENTION and set(vertex.used) & stream.members:
-                raise _NotUnderstood(f"queries or keys are read by {vertex.op}{where}")
+                raise NotUnderstood(f"queries or keys are read by {vertex.op}{where}")
             if vertex.kind is Kind.OTHER:
-                raise _NotUnderstood(f"it is read by {self._not_covered(vertex)}")
+                raise NotUnderstood(f"it is read by {self._not_covered(vertex)}")
             if vertex.kind is Kind.CARRIER and set(vertex.used) & stream.members:
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"it is the factor of whole rows in a product, {vertex.op}{where}, which no "
                     "rule covers"
                 )
             if self.is_link(reader) and vertex.kind in (Kind.PART, Kind.REORDERED):
                 continue
             if vertex.kind is Kind.REORDERED:
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"{vertex.op}{where} puts its features in another order, and nothing keeps "
                     "their axes apart"
                 )
             if vertex.kind is Kind.PART:
-                raise _NotUnderstood(f"its features are read in parts{where}, each in its own way")
+                raise NotUnderstood(f"its features are read in parts{where}, each in its own way")
             if vertex.across:
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"{vertex.op}{where} does not read its features, but acts across positions or "
                     "inside parts of the features"
                 )
             if vertex.kind is Kind.REGION and regions[reader].shape is Shape.UNKNOWN:
-                raise _NotUnderstood(f"{regions[reader].why}{where}")
+                raise NotUnderstood(f"{regions[reader].why}{where}")
 
     def _adds_what_others_read(self, stream: Stream) -> bool:
         """True if a parameter that is added to a stream has other uses, which would not follow.
@@ -1415,7 +984,7 @@ class Derivation:
         return len(sizes) == 1
 
     def _require_parts_apart(self, family: frozenset[int]) -> None:
-        """Raises `_NotUnderstood` if axes that were concatenated also belong together otherwise."""
+        """Raises `NotUnderstood` if axes that were concatenated also belong together otherwise."""
         if family in self._apart:
             return
         links = {v: self._joined(v) for v in self.family_links(family)}
@@ -1432,7 +1001,7 @@ class Derivation:
                     if tie.stream in family:
                         parent[_root(parent, tie.stream)] = _root(parent, member)
             if len({_root(parent, end) for end in ends}) < len(ends):
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"{self.facts.graph.vertices[vertex].op}{_where(self.facts, vertex)} joins "
                     "features that change places together"
                 )
@@ -1440,7 +1009,7 @@ class Derivation:
         self._apart.add(family)
 
     def _require_features_apart(self, family: frozenset[int]) -> None:
-        """Raises `_NotUnderstood` if two features of one stream belong together by some way."""
+        """Raises `NotUnderstood` if two features of one stream belong together by some way."""
         vertices = self.facts.graph.vertices
         moved = [v for v in self.family_links(family) if vertices[v].part is not None]
         if not moved:
@@ -1462,7 +1031,7 @@ class Derivation:
         if any(len(first.unique()) < len(first) for first in firsts.values()):
             node = self.facts.graph.trace.node(moved[0])
             made = self.facts.graph.trace.node(node.inputs[0]) if node.op == "output" else node
-            raise _NotUnderstood(
+            raise NotUnderstood(
                 f"{made.op}{_where(self.facts, moved[0])} takes features apart that change places "
                 "together"
             )
@@ -1498,7 +1067,7 @@ class Derivation:
         them stands by itself, it may follow the others.
 
         Raises:
-            _NotUnderstood: if the streams have other symmetries, and none of them can follow.
+            NotUnderstood: if the streams have other symmetries, and none of them can follow.
         """
         seen: set[int] = set()
         waiting = [index]
@@ -1518,7 +1087,7 @@ class Derivation:
                     continue
                 less = self._following(here, own, tie.stream, other)
                 if less is None or smaller not in (None, less) or self._beside(index):
-                    raise _NotUnderstood(
+                    raise NotUnderstood(
                         f"weights are used in several places ({_name(self.facts, tie.own)} and "
                         f"{_name(self.facts, tie.other)}), whose symmetries are not the same"
                     )
@@ -1576,7 +1145,7 @@ class Derivation:
                 found = self._group(
                     self.facts.stream_of[vertex], graph.vertices[vertex], math.prod(sizes), sizes
                 )[0]
-            except _NotUnderstood:
+            except NotUnderstood:
                 found = None
             self._tied_groups[vertex] = found if sizes else None
         return self._tied_groups[vertex]
@@ -1647,7 +1216,7 @@ class Derivation:
         """True if something else keeps the axes of features that are parted, or reordered."""
         graph, streams = self.facts.graph, self.facts.streams
         vertex = graph.vertices[index]
-        if index in self.inside or vertex.part is None:
+        if index in self.heads.inside or vertex.part is None:
             return False
         ends = [self.facts.stream_of[vertex.carried[0]], self.facts.stream_of[index]]
         if vertex.kind is Kind.PART:
@@ -1726,9 +1295,9 @@ class Derivation:
         """True if a stream holds queries or keys, before or behind what bends them."""
         readers = self.facts.streams[index].readers
         return (
-            index in self.meetings
-            or self.bend_of(index) is not None
-            or any(reader in self.normed for reader in readers)
+            index in self.heads.meetings
+            or self.heads.bend_of(index) is not None
+            or any(reader in self.heads.normed for reader in readers)
         )
 
     def permuting(self, index: int) -> bool:
@@ -1757,15 +1326,15 @@ class Derivation:
         """What the scales of the streams of a family have to do with each other.
 
         Raises:
-            _NotUnderstood: if any neighbour of any of its streams is not understood.
+            NotUnderstood: if any neighbour of any of its streams is not understood.
         """
         if family in self._relations:
             return self._relations[family]
         streams = self.facts.streams
         for member in family:
             self._require_understood(streams[member])
-            if streams[member].value_mixed and self._value_heads(member) is None:
-                raise _NotUnderstood(
+            if streams[member].value_mixed and self.heads.value_heads(member) is None:
+                raise NotUnderstood(
                     "attention mixes it, something besides linear maps reads or writes it, and its "
                     "heads are shared or could not be counted"
                 )
@@ -1800,7 +1369,7 @@ class Derivation:
             try:
                 intertwiner = self.intertwiner(index)
             except ValueError as error:
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"{region.op}{_where(self.facts, index)} could not be measured: {error}"
                 ) from error
             before = _scales_of(intertwiner.group)
@@ -1808,7 +1377,7 @@ class Derivation:
                 # A number that is added to every feature lets no scale pass.
                 before = Scales.ONE
             if before is None:
-                raise _NotUnderstood(
+                raise NotUnderstood(
                     f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"
                 )
             if before in (Scales.ANY, Scales.POSITIVE):
@@ -1892,12 +1461,7 @@ class Derivation:
                 relations.add({target: 1.0}, signs=False)
 
 
-NOTHING = Region(Shape.UNKNOWN)
-
 _TURNING = Orthogonal | LineStabiliser
-
-# What passes rotary embedding and a norm without a gain: in the planes that turn, and beside them.
-_NORMED_PLANES = PlaneRotations, Orthogonal
 
 _BETWEEN_CHANNELS = (
     Kind.BATCH_NORM,
@@ -1933,25 +1497,6 @@ def _smaller(group: Group) -> tuple[Group, ...]:
     if isinstance(group, PositiveMonomial | SignedPermutation):
         return (Permutation(dim),)
     return ()
-
-
-def _still(dim: int, pairing: str) -> Group:
-    """Planes whose axes stay where they are."""
-    return Trivial(dim)
-
-
-def _around(
-    side: Side,
-    planes: Callable[[int, Literal["half", "adjacent"]], Group],
-    rest: Callable[[int], Group],
-) -> Group:
-    """A group of the planes that turn, beside another of the axes before and behind them."""
-    assert side.turned is not None
-    first, last, size = side.turned.first, side.turned.last, side.size
-    parts: list[Group] = [rest(first)] if first else []
-    parts.append(planes(last - first, side.turned.pairing))
-    parts += [rest(size - last)] if last < size else []
-    return parts[0] if len(parts) == 1 else DirectSum(tuple(parts))
 
 
 def _refined(parts: Tensor, others: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from basis_probe.architecture.act import Action
-from basis_probe.architecture.derive import NOTHING
+from basis_probe.architecture.claims import NOTHING
 from basis_probe.model.facts import Facts, Shape, Stream, constants_of, fixed_in, vectors_of
 from basis_probe.model.graph import Kind, Vertex, norm_argument
 from basis_probe.model.places import Site

@@ -217,7 +217,7 @@ class CopyProver(Prover[CopiedWeights]):
                     behind.add(other.index)
             if behind & last != {index}:
                 last.discard(index)
-        meeting = self.action.derivation.attention_before(self._stream(site))
+        meeting = self.action.derivation.heads.attention_before(self._stream(site))
         ends = [meeting.vertex] if meeting is not None else sorted(last)
         known = {i: value for i, value in values.items() if i not in stale}
         largest = 0.0

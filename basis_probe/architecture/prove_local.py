@@ -256,7 +256,7 @@ class LocalProver(Prover[DeferredWeights]):
 
     def ends(self, site: Site, changed: Sequence[str]) -> frozenset[int]:
         """Where a change of weights around a site is felt first: at the last linear maps."""
-        meeting = self.action.derivation.attention_before(self._stream(site))
+        meeting = self.action.derivation.heads.attention_before(self._stream(site))
         if meeting is not None:
             return frozenset({meeting.vertex})
         trace = self.sweep.trace
