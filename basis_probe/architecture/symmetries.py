@@ -1,6 +1,7 @@
 """The architecture's side of the question, and its proof: symmetries, certificates, twins."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import warnings
@@ -23,6 +24,7 @@ from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.example_input import example_for
 from basis_probe.model.facts import Facts, collect, fixed_in
+from basis_probe.model.from_config import from_config, is_config, is_empty, with_weights
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.sites import asked
@@ -44,7 +46,7 @@ _SMALL = 2_000_000
 
 
 def symmetries(
-    model: nn.Module, example_input: Any, *, certificates: bool | None = None
+    model: nn.Module | Any, example_input: Any = None, *, certificates: bool | None = None
 ) -> Symmetries:
     """The architecture's answer at every place of the model that ran, in forward order.
 
@@ -52,16 +54,23 @@ def symmetries(
     and the outputs stayed the same, and strangers to the group changed them. A claim that fails is
     shown as unknown, with both numbers. The model is not copied, and is left as it was.
 
+    Of a model whose weights are not at hand weights are drawn that take no memory, with generic
+    gains and biases: sites, groups and proofs are those of the architecture, at its full size.
+
     Args:
-        model: as for `probe`.
-        example_input: one batch, as for `probe`.
+        model: as for `probe`; or a model whose weights are on the meta device; or a configuration
+            of Hugging Face, the name of a repository on the hub, or a folder with config.json, of
+            which the weights are not read.
+        example_input: one batch, as for `probe`; None for random tokens or numbers, where the model
+            tells what it takes.
         certificates: whether to prove the claims; None to do so.
 
     Returns:
         Site name -> symmetry; a dict that shows itself as a table in a notebook.
 
     Raises:
-        DataError: if the batch cannot be used.
+        DataError: if the batch cannot be used, or is needed.
+        ValueError: if no model can be built from the configuration.
 
     Example:
         >>> import torch, basis_probe as bp
@@ -71,9 +80,13 @@ def symmetries(
         (Permutation(dim=6), True)
     """
     certificates = flag("certificates", certificates, unknown=True)
+    if isinstance(model, str) or is_config(model):
+        model = from_config(model)
+    elif isinstance(model, nn.Module) and is_empty(model):
+        model = with_weights(copy.deepcopy(model))
     subject = recognise(model)
     with prepared(subject.model, None):
-        batch = _batch(subject, example_input)
+        batch = example_for(subject) if example_input is None else _batch(subject, example_input)
         facts = watched(subject, batch)
         derivation = Derivation(facts)
         seen: set[tuple[object, int]] = set()
@@ -85,12 +98,13 @@ def symmetries(
                 sites[name] = site
         claims = {name: derivation.symmetry(site) for name, site in sites.items()}
         found = Symmetries(proved(subject, batch, derivation, sites, claims, certificates))
-    size = sum(parameter.numel() for parameter in model.parameters())
+    size = sum(parameter.numel() for parameter in subject.model.parameters())
+    seen_on = batch if example_input is None else example_input
     # A model that is too large for the count is not kept alive for it.
     return found.counting(
         functools.partial(_too_large, size)
         if size > LARGEST
-        else functools.partial(_counted, model, example_input)
+        else functools.partial(_counted, subject.model, seen_on)
     )
 
 
@@ -101,7 +115,8 @@ def _too_large(size: int) -> Completeness:
 def _counted(model: nn.Module, example_input: Any) -> Completeness:
     subject = recognise(model)
     with prepared(subject.model, None):
-        batch = _batch(subject, example_input)
+        given = isinstance(example_input, Batch)
+        batch = example_input if given else _batch(subject, example_input)
         facts = watched(subject, batch)
         return _completeness(subject, batch, facts, Derivation(facts), 0)
 

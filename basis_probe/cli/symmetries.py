@@ -25,6 +25,7 @@ class SymmetriesCommand(Command):
     examples = (
         ("basis-probe symmetries ./my-model", "every site that has a name"),
         ("basis-probe symmetries ./my-model --sites '*.hook_resid_*' --json", "for a program"),
+        ("basis-probe symmetries org/model --config-only", "without its weights"),
     )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -36,14 +37,28 @@ class SymmetriesCommand(Command):
             help="prove every claim in float64 (default: do)",
         )
 
+        parser.add_argument(
+            "--config-only",
+            action="store_true",
+            help="read the configuration and no weights; sites have the names of Hugging Face",
+        )
+
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
         from basis_probe.architecture.symmetries import symmetries
         from basis_probe.show.architecture import records, terminal
 
-        bridge = load(parsed.model, "cpu", screen)
-        text = ["The quick brown fox jumps over the lazy dog."]
+        if parsed.config_only:
+            model, example = parsed.model, None
+        else:
+            model = load(parsed.model, "cpu", screen)
+            example = ["The quick brown fox jumps over the lazy dog."]
         with screen.waiting("deriving and proving"):
-            found = symmetries(bridge, text, certificates=parsed.certificates)
+            try:
+                found = symmetries(model, example, certificates=parsed.certificates)
+            except ValueError as error:
+                if not parsed.config_only:
+                    raise
+                raise Refused(str(error)) from error
         if parsed.sites:
             found = _matching(found, parsed.sites)
         screen.show(terminal(found))

@@ -1,0 +1,160 @@
+"""Models of which the shape is known and the weights are not, with weights that take no memory.
+
+A matrix [out, in] is a window on a random vector v of 2 out + in numbers, W[i, j] = v[2 i + j]: its
+rows differ, it has full rank, and it holds as many numbers as the model's own.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_STEP = 112
+"""Matrices of a stack begin so far apart in their vector, which grouped products can read."""
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def is_config(value: object) -> bool:
+    """True for a configuration of Hugging Face."""
+    named = isinstance(getattr(value, "model_type", None), str)
+    return named and callable(getattr(value, "to_dict", None)) and not isinstance(value, type)
+
+
+def is_empty(model: nn.Module) -> bool:
+    """True if all weights of a model are on the meta device, and nothing fetches them."""
+    weights = [*model.parameters()]
+    fetched = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return bool(weights) and all(weight.is_meta for weight in weights) and not fetched
+
+
+def from_config(config: Any) -> nn.Module:
+    """A model of Hugging Face with drawn weights, as large as the configuration says.
+
+    Args:
+        config: the configuration, the name of a repository on the hub, or a folder.
+
+    Returns:
+        The model in evaluation mode and float32. A matrix takes as much memory as a row of it, a
+        stack of matrices as much as one of them.
+
+    Raises:
+        ValueError: if there is no such configuration, or no model can be built from it.
+    """
+    import transformers
+
+    from basis_probe.model.load import quiet
+
+    with quiet():
+        try:
+            if isinstance(config, str):
+                config = transformers.AutoConfig.from_pretrained(config)
+            with torch.random.fork_rng(devices=[]), _Empty():
+                model = _built(transformers, config)
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0]
+            what = repr(config) if isinstance(config, str) else type(config).__name__
+            raise ValueError(
+                f"no model can be built from {what[:100]} ({type(error).__name__}: {said[:200]}): "
+                "give a configuration of Hugging Face, the name of a repository on the hub, or a "
+                "folder that holds config.json"
+            ) from error
+    return with_weights(model)
+
+
+def _built(transformers: Any, config: Any) -> nn.Module:
+    config = type(config).from_dict(config.to_dict())
+    config.dtype = torch.float32
+    for name in getattr(config, "architectures", None) or ():
+        kind = getattr(transformers, name, None)
+        if kind is not None:
+            return kind(config)
+    try:
+        return transformers.AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        return transformers.AutoModel.from_config(config)
+
+
+class _Empty(TorchFunctionMode):
+    """Within it what is made to be filled later takes no memory."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty and given.get("device") is None:
+            given["device"] = "meta"
+        return func(*args, **given)
+
+
+def with_weights(model: nn.Module) -> nn.Module:
+    """The model with drawn weights in place of those that are on the meta device.
+
+    Gains and biases are generic: none is one, none is zero. Other weights move from where they are.
+
+    Raises:
+        ValueError: if it has buffers without numbers of which it is not known what they are.
+    """
+    config = getattr(model, "config", None)
+    if is_config(config) and any(buffer.is_meta for buffer in model.buffers()):
+        # What it computes for itself, as frequencies of positions, it computes when it is built.
+        with torch.random.fork_rng(devices=[]), _Empty():
+            model = type(model)(config)
+    generator = torch.Generator().manual_seed(0)
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in [*module.named_parameters(recurse=False)]:
+            if not parameter.is_floating_point():
+                raise ValueError(
+                    f"the parameter {name} of a {type(module).__name__} holds {parameter.dtype}: "
+                    "give a model or a configuration that is not quantised"
+                )
+            if id(parameter) not in made:
+                numbers = _drawn(parameter, name, generator)
+                made[id(parameter)] = nn.Parameter(numbers, requires_grad=False)
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in [*module.named_buffers(recurse=False)]:
+            if buffer.is_meta:
+                if name not in _STATISTICS:
+                    raise ValueError(
+                        f"the buffer {name} of a {type(module).__name__} is on the meta device, "
+                        "and what it holds is not known: build the model with its buffers on the "
+                        "CPU, or give its configuration"
+                    )
+                setattr(module, name, _statistic(buffer, name, generator))
+    return model.float().eval() if _mixed(model) else model.eval()
+
+
+def _mixed(model: nn.Module) -> bool:
+    return len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1
+
+
+def _drawn(parameter: Tensor, name: str, generator: torch.Generator) -> Tensor:
+    """Numbers for a parameter; for a matrix a window on a vector."""
+    shape, dtype = parameter.shape, parameter.dtype
+    if not parameter.is_meta:
+        return parameter.detach() + 0.3 * torch.randn(shape, generator=generator).to(dtype)
+    if len(shape) < 2:
+        noise = torch.randn(shape, generator=generator)
+        return (0.3 * noise if "bias" in name else 1.0 + 0.3 * noise).to(dtype)
+    inner, spread = shape[1:].numel(), shape[1:].numel() ** -0.5
+    # Not the same backwards: of a square matrix the transpose is another one.
+    strides = (2, *torch.empty(shape[1:], device="meta").stride())
+    if len(shape) == 3:
+        # Of a stack, as of experts, each matrix is whole, and shifted against the others.
+        strides, spread = (_STEP, shape[2], 1), shape[2] ** -0.5
+    vector = torch.randn(strides[0] * (shape[0] - 1) + inner, generator=generator) * spread
+    return vector.to(dtype).as_strided(shape, strides)
+
+
+def _statistic(buffer: Tensor, name: str, generator: torch.Generator) -> Tensor:
+    if not buffer.is_floating_point():
+        return torch.zeros(buffer.shape, dtype=buffer.dtype)
+    noise = torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype)
+    return 0.5 + noise.abs() if name == "running_var" else noise
