@@ -158,6 +158,27 @@ class Turned:
         return torch.addmm(self._kept, self._inside, frame.T)
 
 
+def turned_axes(
+    count: int, dim: int, generator: torch.Generator
+) -> Float64[Tensor, "count dim dim"]:
+    """As many turns of all axes as `Turned(axes, None)` would draw one after the other.
+
+    Args:
+        count: how many.
+        dim: the size of each.
+        generator: a generator on the CPU.
+
+    Example:
+        >>> made = turned_axes(3, 4, torch.Generator().manual_seed(0))
+        >>> one = Turned(torch.eye(4, dtype=torch.float64), None)
+        >>> torch.allclose(made[0], one.draw(torch.Generator().manual_seed(0)))
+        True
+    """
+    require_cpu(generator)
+    drawn = [torch.randn(dim, dim, generator=generator) for _ in range(count)]
+    return _positive_qr(torch.stack(drawn).double()).mT
+
+
 def require_cpu(generator: torch.Generator) -> None:
     """Nothing; raises where the numbers would depend on the device.
 
@@ -176,16 +197,19 @@ def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tenso
     return torch.randn(dim, count, generator=generator, dtype=torch.float64)
 
 
-def _positive_qr(columns: Float64[Tensor, "dim direction"]) -> Float64[Tensor, "dim direction"]:
+def _positive_qr(
+    columns: Float64[Tensor, "*stack dim direction"],
+) -> Float64[Tensor, "*stack dim direction"]:
     """The orthogonal factor of the QR decomposition whose R has a positive diagonal."""
-    rows, count = columns.shape
+    rows, count = columns.shape[-2:]
     if rows >= 4 * count:
         # Tall Gaussian columns are so far from dependent that the Cholesky factor of their Gram
         # matrix, which has a positive diagonal, is as exact and three times faster.
-        upper = torch.linalg.cholesky(columns.T @ columns, upper=True)
+        upper = torch.linalg.cholesky(columns.mT @ columns, upper=True)
         return torch.linalg.solve_triangular(upper, columns, upper=True, left=False)
     q, r = torch.linalg.qr(columns)
-    return q * torch.where(r.diagonal() < 0, -1.0, 1.0).to(q)
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return q * signs.to(q).unsqueeze(-2)
 
 
 def _span(vectors: Float64[Tensor, "sample dim"]) -> Float64[Tensor, "dim direction"]:

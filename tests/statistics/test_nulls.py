@@ -35,6 +35,7 @@ from basis_probe.statistics.nulls import (
     TurnedPreactivation,
     geometry_of,
 )
+from basis_probe.statistics.nulls.rotations import _WhitenedHeads
 from basis_probe.statistics.p_values import monte_carlo_p
 from basis_probe.statistics.scores import NON_GAUSSIANITY, Measured, Score
 
@@ -164,6 +165,17 @@ def test_turned_frames_keep_the_lengths_of_their_geometry(geometry: Geometry) ->
         if geometry is Geometry.LINE:
             torch.testing.assert_close(frame.sum(1), torch.zeros(SAMPLES).double())
     assert (frames[0] - frames[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_heads_that_are_turned_together_are_those_turned_one_by_one(copies: int) -> None:
+    x = _gaussian(SAMPLES, 4 * 5 * copies, seed=4)
+    axes = torch.arange(x.shape[1])
+    made = [
+        _WhitenedHeads(x, _halves(SAMPLES), (5, 4, copies), order).frame(seeded()).post
+        for order in (axes, axes.flip(0))
+    ]
+    torch.testing.assert_close(made[0], made[1].flip(1))
 
 
 def test_adjacent_planes_are_turned_as_such() -> None:

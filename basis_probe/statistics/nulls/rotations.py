@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from basis_probe.algebra.groups import Blocks, Group, Planes
-from basis_probe.algebra.haar import Turned
+from basis_probe.algebra.haar import Turned, turned_axes
 from basis_probe.statistics.nulls.frames import (
     Alternatives,
     Frame,
@@ -214,7 +214,10 @@ class _WhitenedHeads(Alternatives):
                 inverse = roots(centred.T @ centred / max(1, len(centred)))[1]
                 whitened[own, head] = (blocks[own, head].double() @ inverse).to(x.dtype)
         # One matrix of rows for each head: a product of views costs several times as much.
-        self.white = [whitened[:, head].reshape(-1, self.size) for head in range(self.count)]
+        self.white = rearrange(
+            whitened, "sample head copy dim -> head (sample copy) dim"
+        ).contiguous()
+        self.whole = torch.equal(axes.cpu(), torch.arange(x.shape[1]))
         self.observed = white.index_select(1, axes.to(x.device))
         # Copies of a head are turned alike, and so are read together: the same directions of each.
         place = axes.cpu()
@@ -231,6 +234,13 @@ class _WhitenedHeads(Alternatives):
     def frame(self, generator: torch.Generator | None) -> Frame:
         if generator is None:
             return Frame(self.observed, parts=self.parts)
+        if self.whole:
+            turns = turned_axes(self.count, self.size, generator).to(self.observed)
+            turned = torch.bmm(self.white, turns.mT)
+            post = rearrange(
+                turned, "head (sample copy) dim -> sample (head copy dim)", copy=self.copies
+            )
+            return Frame(post, parts=self.parts)
         post = torch.empty_like(self.observed)
         for head, here, back, turning in self.turning:
             directions = turning.draw(generator).to(self.observed)
