@@ -21,6 +21,9 @@ from basis_probe.model.trace import tensor_version, tensors_in
 _LARGE = 2**26
 """Tensors of more bytes are not kept aside."""
 
+_FROZEN = 2**28
+"""Of weights that are not trained so many bytes are kept aside in all."""
+
 _MOST = 100_000
 """So many objects are looked at, at most."""
 
@@ -47,6 +50,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
+        self._frozen = 0
         self._undo: list[Callable[[], None]] = []
         # Nothing that was seen may be freed, for its id would be used again.
         self._alive: list[Any] = []
@@ -153,7 +157,8 @@ class _Memory:
     def _tensor(self, tensor: Tensor) -> list[Any]:
         if tensor.is_meta or tensor.layout != torch.strided:
             return []
-        if tensor.nbytes > _LARGE:
+        frozen = tensor.nbytes if isinstance(tensor, nn.Parameter) else 0
+        if tensor.nbytes > _LARGE or self._frozen + frozen > _FROZEN:
             # Such as the weights of a quantised layer, which do not change as it runs.
             version = tensor_version(tensor)
 
@@ -161,13 +166,14 @@ class _Memory:
                 if tensor_version(tensor) != version:
                     warnings.warn(
                         f"the model wrote into a tensor of {tensor.nbytes:,} bytes that it holds "
-                        "and that is no parameter; it is too large to be kept aside, and was not "
-                        "put back",
+                        "and does not train; it is too large to be kept aside, and was not put "
+                        "back",
                         stacklevel=2,
                     )
 
             self._undo.append(look)
             return []
+        self._frozen += frozen
         before = tensor.detach().clone()
 
         def write() -> None:

@@ -210,3 +210,19 @@ def test_what_is_too_large_to_be_kept_aside_is_said_if_it_changes(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bp.observe(quiet, [torch.randn(40, 8)], sites="0", progress=False)
+
+
+@pytest.mark.parametrize("most", [0, 2**20])
+def test_of_frozen_weights_only_so_much_is_kept_aside(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from basis_probe.model import state
+
+    monkeypatch.setattr(state, "_FROZEN", most)
+    model = nn.Linear(8, 16).requires_grad_(False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with state.kept(model), torch.no_grad():
+            model.weight.zero_()
+    assert bool((model.weight == 0).all()) == (most == 0)
+    assert any("too large to be kept aside" in str(one.message) for one in said) == (most == 0)
