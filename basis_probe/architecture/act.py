@@ -670,9 +670,7 @@ class Action:
         """P D behind a norm: P for the stream that the norm reads, D for its gain."""
         stream = self.facts.streams[index]
         (writer,) = stream.writers
-        vertex = self.graph.vertices[writer]
-        while not self.facts.regions[vertex.node].shape.is_norm:
-            vertex = self.graph.vertices[vertex.carried[0]]
+        vertex = self.derivation.norm_of(index)
         source = self.facts.stream_of[vertex.carried[0]]
         plain = is_plain(self.facts, vertex.node) and vertex.node == writer
         if plain or source in self.derivation.tied_to(index):

@@ -462,18 +462,20 @@ class Derivation:
         """The stream that a norm reads, of one that the norm, or a gain behind it, writes."""
         if not self.is_norm_output(index):
             return None
-        return self.facts.stream_of[self._norm_of(index).carried[0]]
+        return self.facts.stream_of[self.norm_of(index).carried[0]]
 
-    def _norm_of(self, index: int) -> Vertex:
+    def norm_of(self, index: int) -> Vertex:
+        """The norm that writes a stream, or that a gain reads which writes it."""
         (writer,) = self.facts.streams[index].writers
         vertex = self.facts.graph.vertices[writer]
         while not self.facts.regions[vertex.node].shape.is_norm:
-            vertex = self.facts.graph.vertices[vertex.carried[0]]
+            before = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
+            vertex = self.facts.graph.vertices[before.writers[0]]
         return vertex
 
     def _norm_output(self, index: int, dim: int) -> tuple[Group, str, str]:
         (writer,) = self.facts.streams[index].writers
-        vertex = self._norm_of(index)
+        vertex = self.norm_of(index)
         source = vertex.carried[0]
         before = self._group(
             self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)

@@ -236,11 +236,7 @@ class Prover(abc.ABC, Generic[W]):
 
     def _before_norm(self, index: int) -> int:
         """The stream that a norm reads, of a stream that the norm writes."""
-        graph, facts = self.facts.graph, self.facts
-        vertex = graph.vertices[facts.streams[index].writers[0]]
-        while not facts.regions[vertex.node].shape.is_norm:
-            vertex = graph.vertices[vertex.carried[0]]
-        return facts.stream_of[vertex.carried[0]]
+        return self.facts.stream_of[self.action.derivation.norm_of(index).carried[0]]
 
     # --- sites ------------------------------------------------------------------------------------
 

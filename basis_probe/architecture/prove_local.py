@@ -99,9 +99,8 @@ class LocalProver(Prover[DeferredWeights]):
         if not all(bool(tensor.isfinite().any()) for tensor in first):
             raise Unproved("the model returns no finite number")
         precision = max(torch.finfo(tensor.dtype).eps for tensor in first)
-        allowed = min(_NEAR * precision, precision**0.5)
         differed = largest_change(first, again)
-        if differed > allowed:
+        if differed > precision:
             raise Unproved(
                 "the model is not deterministic: the same input gave outputs that differ by "
                 f"{differed:.1e}"
@@ -111,7 +110,7 @@ class LocalProver(Prover[DeferredWeights]):
         except ReplayError as error:
             raise Unproved(f"what the model did cannot be done again: {error}") from error
         apart = max(change_of(*both) for both in zip(first, replayed, strict=True))
-        if apart > allowed:
+        if apart > min(_NEAR * precision, precision**0.5 / 2):
             raise Unproved(
                 "what was recorded of the model does not return what the model returns: they "
                 f"differ by {apart:.1e}"

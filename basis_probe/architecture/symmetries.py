@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import os
 import warnings
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
@@ -80,8 +81,8 @@ def symmetries(
         (Permutation(dim=6), True)
     """
     certificates = flag("certificates", certificates, unknown=True)
-    if isinstance(model, str) or is_config(model):
-        model = from_config(model)
+    if isinstance(model, str | os.PathLike) or is_config(model):
+        model = from_config(os.fspath(model) if isinstance(model, os.PathLike) else model)
     elif isinstance(model, nn.Module) and is_empty(model):
         model = with_weights(copy.deepcopy(model))
     subject = recognise(model)

@@ -25,7 +25,7 @@ def example_for(subject: Subject) -> Batch:
     """
     tried: list[str] = []
     for candidate in _candidates(subject.model):
-        shape = candidate if not isinstance(candidate, dict) else next(iter(candidate.values()))
+        shape = candidate if isinstance(candidate, torch.Tensor) else next(iter(candidate.values()))
         try:
             batch = batch_of(candidate, number=0, tokenizer=None, device=subject.device)
             with torch.no_grad():
@@ -65,6 +65,8 @@ def _candidates(model: nn.Module) -> Iterator[Any]:
         tokens = torch.randint(0, words, (2, _TOKENS), generator=generator)
         yield tokens
         yield {"input_ids": tokens}
+        if getattr(config, "is_encoder_decoder", False):
+            yield {"input_ids": tokens, "decoder_input_ids": tokens.flip(0)}
     for module in model.modules():
         if isinstance(module, nn.Linear):
             yield numbers(2, module.in_features)

@@ -99,12 +99,35 @@ def test_what_cannot_be_known_is_said(tmp_path: pathlib.Path) -> None:
         with_weights(whole)
 
 
+def test_encoder_and_decoder_are_given_texts_of_their_own() -> None:
+    import transformers
+
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 1, "num_heads": 2}
+    found = bp.symmetries(transformers.T5Config(**sizes, vocab_size=40))
+    name = "decoder.block.0.layer.2.DenseReluDense.act"
+    assert found[name].group == G.PositiveMonomial(20)
+
+
+def test_a_gain_may_stand_behind_a_norm_that_something_carries() -> None:
+    import transformers
+
+    config = transformers.Mamba2Config(
+        hidden_size=32, num_hidden_layers=1, head_dim=8, num_heads=8, vocab_size=50, state_size=8,
+        n_groups=1,
+    )  # fmt: skip
+    found = bp.symmetries(config)
+    assert found["backbone.layers.0"].group == G.Orthogonal(32)
+    proved = [symmetry for symmetry in found.values() if symmetry.certificate is not None]
+    assert len(proved) > 10 and all(s.certificate and s.certificate.holds for s in proved)
+
+
 def test_the_command_reads_a_configuration_alone(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = next(f for f in families.HUGGING_FACE if f.name == "Llama").make(0)
     model.config.architectures = ["LlamaForCausalLM"]
     model.config.save_pretrained(tmp_path)
+    assert bp.symmetries(tmp_path, certificates=False)["model.layers.1"].group == G.Orthogonal(32)
     assert main(["symmetries", str(tmp_path), "--config-only", "--sites", "model.layers.1"]) == 0
     assert "orthogonal (32)" in capsys.readouterr().out
     assert main(["symmetries", str(tmp_path / "none"), "--config-only"]) != 0
