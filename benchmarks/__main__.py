@@ -10,10 +10,10 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import peers
+from benchmarks import peers, whole
 from benchmarks.shapes import SHAPES
 
-_TABLES = ("probe", "notebook", "growth", "dissection", "peers")
+_TABLES = ("whole", "probe", "notebook", "growth", "dissection", "peers")
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--shape", choices=[*SHAPES], default="small", help="the model's shape")
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384], help="lengths of data")
+    parser.add_argument("--whole", type=int, default=2048, help="tokens of the first look")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -34,6 +35,8 @@ def main() -> None:
         parser.error(f"--tokens {min(asked.tokens)}: give {least} or more, three batches")
     wanted = asked.only or [*_TABLES]
     table = [*_machine(asked), ""]
+    if "whole" in wanted:
+        table += [*whole.table(asked.whole), ""]
     if "probe" in wanted:
         found = [_measured(asked, "probe", tokens=tokens) for tokens in asked.tokens]
         table += [*_probe_table(found), ""]

@@ -69,12 +69,14 @@ def _data(shape: Shape, tokens: int) -> list[Tensor]:
     return [torch.randint(0, high, size, generator=generator) for _ in range(count)]
 
 
-def _peak() -> float:
+def peak() -> float:
     """Megabytes: the most that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
-def _timed(clock: Clock, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def timed(clock: Clock, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, its calls measured under a name."""
+
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with clock.measuring(name):
@@ -92,7 +94,7 @@ def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
         for batch in data:
             with clock.measuring("bare"):
                 model(batch.to(device))
-    bare = _peak()
+    bare = peak()
     stages = {
         "read": (reading.Reading, "read"),
         "watch": (Watched, "of"),
@@ -101,11 +103,11 @@ def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
     }
     peaks: dict[str, float] = {}
     for name, (holder, attribute) in stages.items():
-        timed = _timed(clock, name, getattr(holder, attribute))
+        measured = timed(clock, name, getattr(holder, attribute))
 
-        def run(*args: Any, timed: Any = timed, name: str = name, **kwargs: Any) -> Any:
-            result = timed(*args, **kwargs)
-            peaks[name] = _peak()
+        def run(*args: Any, measured: Any = measured, name: str = name, **kwargs: Any) -> Any:
+            result = measured(*args, **kwargs)
+            peaks[name] = peak()
             return result
 
         setattr(holder, attribute, staticmethod(run) if name == "watch" else run)
@@ -161,7 +163,7 @@ def probe(shape: Shape, tokens: int, device: str, dtype: str) -> dict[str, Any]:
         "null_per_site": nulls / len(report.sites),
         "stream_peak": peaks["read"] - bare,
         "probe_peak": max(peaks.values()) - bare,
-        "peaks": {name: peak - bare for name, peak in peaks.items()},
+        "peaks": {name: most - bare for name, most in peaks.items()},
     }
 
 

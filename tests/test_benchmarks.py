@@ -35,3 +35,14 @@ def test_a_probe_is_measured_beside_the_model() -> None:
     found = _measured("probe", 6144)
     assert found["tokens"] == 6144
     assert found["bare_cpu"] > 0 and found["read_cpu"] > 0
+
+
+def test_a_first_look_is_measured_by_stages() -> None:
+    from benchmarks import whole
+
+    header, _, row = whole.table(1024, ["demo"])
+    assert header.count("|") == row.count("|") == 11
+    cells = [cell.strip(" *") for cell in row.split("|")[2:-1]]
+    sites, forward, *stages, probe, ratio, _ = (float(cell.replace(",", "")) for cell in cells)
+    assert sites == 17 and 0 < forward < probe and ratio > 1
+    assert sum(stages) <= probe + 0.3
