@@ -526,6 +526,16 @@ def wide_report(n_sites: int = 100, *, frames: int = 999, dim: int = 768) -> Rep
     return Report(tuple(sites), provenance("gpt2-like, 50 layers"))
 
 
+def by_scale(site: SiteReport, *, effect: float, outcome: Outcome = Outcome.EMERGENT) -> SiteReport:
+    """The site where its axes stand out by their variances alone, if at all."""
+    scale = OrderRecord(
+        "scale", "variances", 1.0 + 0.02 * effect, 1.0, 0.02, effect, 1e-4, "Variances.", 1e-3
+    )
+    orders = ("scale",) if outcome is Outcome.EMERGENT else ()
+    verdict = Verdict(outcome, "By their variances.", orders=orders)
+    return dataclasses.replace(site, orders=(scale,), verdict=verdict)
+
+
 def with_companions(text: str = "") -> Report:
     """A report with the three orders, a ranking of bases and a path; `text` stands in all names."""
     generator = np.random.default_rng(3)

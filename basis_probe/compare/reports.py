@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from basis_probe.results.comparison import ReportComparison, SiteAcross, Standing
 from basis_probe.results.evidence import ScoreResult
 from basis_probe.results.report import Report, SiteReport
+from basis_probe.show import selection
 
 
 def compare_reports(reports: Mapping[str, Report]) -> ReportComparison:
@@ -18,8 +19,9 @@ def compare_reports(reports: Mapping[str, Report]) -> ReportComparison:
     different families, where their kind, their layer and their order within it are.
 
     Outcomes can always be compared. Numbers are compared by one score for every site, the one that
-    decides and is least likely by chance in any report, and by its difference from the alternatives
-    in units of the score: unlike the effect, that does not grow with the number of samples. They
+    decides and is least likely by chance in any report, or by the order (offset or scale) on which
+    the outcome rests in one of them, and by its difference from the alternatives in units of the
+    score: unlike the effect, that does not grow with the number of samples. They
     are not compared where the axes were held against different alternatives, and it is said why.
 
     Args:
@@ -107,36 +109,56 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
 
 def _row(name: str, sites: Sequence[SiteReport | None]) -> SiteAcross:
     there = [site for site in sites if site is not None]
-    score, apart = _score(there)
-    standings = tuple(Standing(None) if site is None else _standing(site, score) for site in sites)
+    order = _order(there)
+    score, apart = _score(there, order)
+    standings = tuple(
+        Standing(None) if site is None else _standing(site, score, order) for site in sites
+    )
     return SiteAcross(name, there[0].kind, there[0].layer, score, standings, apart)
 
 
-def _standing(site: SiteReport, name: str) -> Standing:
-    score = site.scores.get(name)
+def _standing(site: SiteReport, name: str, order: str) -> Standing:
     known = (site.verdict.outcome, site.symmetry.privileged)
-    if score is None:
+    if order:
+        found = next(one for one in site.orders if one.order == order)
+    elif name in site.scores:
+        found = site.scores[name]
+    else:
         return Standing(*known)
+    said = selection.spoken(found)
     return Standing(
         *known,
-        score.effect,
-        score.effect_interval,
-        score.difference,
-        score.difference_error,
-        score.p_adjusted,
-        score.fraction_privileged,
+        said.effect,
+        said.effect_interval,
+        said.difference,
+        said.difference_error,
+        said.p_adjusted,
+        selection.share_of_axes(site) if order else site.scores[name].fraction_privileged,
     )
 
 
-def _score(there: Sequence[SiteReport]) -> tuple[str, str]:
-    """The score to compare the site by, and why its numbers cannot be compared."""
+def _order(there: Sequence[SiteReport]) -> str:
+    """The order (offset or scale) that speaks for the site in the first report in which one does.
+
+    Empty where a score speaks everywhere, or the order is not known in all of the reports.
+    """
+    spoken = [said for site in there if (said := selection.speaker(site)) and said.is_order]
+    for said in spoken:
+        if all(any(one.order == said.name for one in site.orders) for site in there):
+            return said.name
+    return ""
+
+
+def _score(there: Sequence[SiteReport], order: str) -> tuple[str, str]:
+    """The score or the order to compare the site by, and why its numbers cannot be compared."""
     if len(there) < 2:
-        return _likeliest(there[0].scores.values()), "only one report has this site"
+        alone = order or _likeliest(there[0].scores.values())
+        return alone, "only one report has this site"
     common = set(there[0].scores)
     for site in there[1:]:
         common &= set(site.scores)
     candidates = [site.scores[name] for name in there[0].scores if name in common for site in there]
-    name = _likeliest(candidates)
+    name = order or _likeliest(candidates)
     if not name:
         return "", "no score was computed in all of the reports"
     drawn = {

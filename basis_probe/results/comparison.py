@@ -30,7 +30,7 @@ class Standing(Exact):
     Attributes:
         outcome: what follows there; None where the report has no such site.
         privileged: what the architecture privileges there, or None.
-        effect: of the score that is compared, in standard deviations of its null.
+        effect: of the score or order that is compared, in standard deviations of its null.
         effect_interval: 95 % interval of the effect; NaN where it is not known.
         difference: how far the axes lie from their alternatives, in units of the score.
         difference_error: its standard error; NaN where it is not known.
@@ -63,7 +63,7 @@ class SiteAcross(Exact):
         site: its name, or its kind and place where the reports name sites differently.
         kind: what it is, in words.
         layer: index of its layer, or None.
-        score: the score that is compared; empty where none is.
+        score: the score that is compared, or the order (offset, scale); empty where none is.
         standings: one for every report.
         apart: why its numbers cannot be compared, or an empty string.
     """

@@ -38,12 +38,22 @@ def table(report: Report) -> str:
     r"""A table of all sites.
 
     It needs `\usepackage{booktabs}`, and `\usepackage{longtable}` for more than 45 rows. Effects
-    are in standard deviations of the null, with their 95 % interval where it is known; p is
-    adjusted over all sites; "Axes" is the share of axes that stand out by themselves.
+    are those of the score, or of the order (offset, scale), that speaks for the site, in standard
+    deviations of the null, with their 95 % interval where it is known; p is adjusted over all
+    sites; "Axes" is the share of axes that stand out by themselves.
     """
-    heads = ("Site", "Architecture", "Effect", "95\\,\\% interval", "$p$", "Axes", "Outcome")
+    heads = (
+        "Site",
+        "Architecture",
+        "Score",
+        "Effect",
+        "95\\,\\% interval",
+        "$p$",
+        "Axes",
+        "Outcome",
+    )
     about = f"{report.provenance.model}; basis_probe, seed {report.provenance.seed}"
-    return _ruled(heads, [_row(site) for site in report], "llrrrrl", about)
+    return _ruled(heads, [_row(site) for site in report], "lllrrrrl", about)
 
 
 def comparison(found: ReportComparison) -> str:
@@ -87,17 +97,18 @@ _LONG = 45
 
 
 def _row(site: SiteReport) -> Sequence[str]:
-    lead = selection.leading(site)
+    lead = selection.speaker(site)
     share = selection.share_of_axes(site)
     name = f"\\texttt{{{escape(words.shorten(site.site, 60))}}}"
     fixes, outcome = site.symmetry.privileged.name.lower(), site.verdict.outcome.name.lower()
     if lead is None:
-        return name, fixes, "--", "--", "--", "--", outcome
+        return name, fixes, "--", "--", "--", "--", "--", outcome
     low, high = (_number(words.effect(end)) for end in lead.effect_interval)
     interval = "--" if low == "--" else f"{low} to {high}"
     p = _number(words.p_value(lead.p_adjusted))
     axes = escape(words.fraction(share)).replace(" ", "\\,")
-    return name, fixes, _number(words.effect(lead.effect)), interval, p, axes, outcome
+    by = escape(words.shorten(lead.name, 30))
+    return name, fixes, by, _number(words.effect(lead.effect)), interval, p, axes, outcome
 
 
 def _number(text: str) -> str:

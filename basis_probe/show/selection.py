@@ -8,7 +8,13 @@ import re
 
 import numpy as np
 
-from basis_probe.results.evidence import BasisRanking, BasisStanding, ScoreResult, Tail
+from basis_probe.results.evidence import (
+    BasisRanking,
+    BasisStanding,
+    OrderRecord,
+    ScoreResult,
+    Tail,
+)
 from basis_probe.results.examples import TopContexts
 from basis_probe.results.report import Report, SiteReport
 
@@ -32,12 +38,18 @@ class Speaker:
         effect: its distance from the null, in standard deviations of it.
         p_adjusted: over all tests of the report.
         is_order: True for an order.
+        difference: from the mean of the null, in units of the score or of the order's statistic.
+        difference_error: its standard error; NaN where it is not known, as for orders.
+        effect_interval: 95 % interval of the effect; NaN where it is not known, as for orders.
     """
 
     name: str
     effect: float
     p_adjusted: float
-    is_order: bool = False
+    is_order: bool
+    difference: float
+    difference_error: float = math.nan
+    effect_interval: tuple[float, ...] = (math.nan, math.nan)
 
 
 def speaker(site: SiteReport) -> Speaker | None:
@@ -48,9 +60,25 @@ def speaker(site: SiteReport) -> Speaker | None:
     first = site.verdict.orders[0] if site.verdict.orders else "form"
     for order in site.orders:
         if order.order == first != "form":
-            return Speaker(order.order, order.effect, order.p_adjusted, True)
+            return spoken(order)
     lead = leading(site)
-    return None if lead is None else Speaker(lead.name, lead.effect, lead.p_adjusted)
+    return None if lead is None else spoken(lead)
+
+
+def spoken(found: ScoreResult | OrderRecord) -> Speaker:
+    """A score or an order as what speaks for a site."""
+    if isinstance(found, OrderRecord):
+        apart = found.observed - found.null_mean
+        return Speaker(found.order, found.effect, found.p_adjusted, True, apart)
+    return Speaker(
+        found.name,
+        found.effect,
+        found.p_adjusted,
+        False,
+        found.difference,
+        found.difference_error,
+        found.effect_interval,
+    )
 
 
 def _chance(score: ScoreResult) -> tuple[float, float, float]:

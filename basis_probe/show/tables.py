@@ -138,14 +138,14 @@ def summary(report: Report) -> pandas.DataFrame:
         row = _row(site, lead)
         speaker = selection.speaker(site)
         if speaker is not None and speaker.is_order:
-            [order] = [order for order in site.orders if order.order == speaker.name]
+            low, high = speaker.effect_interval
             row |= {
                 "score": speaker.name,
                 "effect": speaker.effect,
-                "effect_low": math.nan,
-                "effect_high": math.nan,
-                "difference": order.observed - order.null_mean,
-                "difference_error": math.nan,
+                "effect_low": low,
+                "effect_high": high,
+                "difference": speaker.difference,
+                "difference_error": speaker.difference_error,
                 "p_adjusted": speaker.p_adjusted,
             }
         rows.append({column: row.get(column) for column in _SUMMARY})

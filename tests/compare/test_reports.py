@@ -8,7 +8,7 @@ import pathlib
 import re
 
 import pytest
-from fake_report import HOSTILE, fake_report, hostile_report, provenance
+from fake_report import HOSTILE, by_scale, fake_report, hostile_report, provenance
 
 import basis_probe as bp
 from basis_probe.compare.reports import compare_reports
@@ -49,6 +49,22 @@ def test_equal_reports_differ_nowhere() -> None:
     low, high = compared[NEURONS].change_interval()
     assert low == -high < 0
     assert "No outcome differs at the 32 sites in common." in str(compared)
+
+
+def test_a_site_is_compared_by_the_order_on_which_its_outcome_rests() -> None:
+    site = fake_report().site_reports[0]
+    early = _replaced(fake_report(), by_scale(site, effect=1.0, outcome=bp.Outcome.ARBITRARY))
+    late = _replaced(fake_report(), by_scale(site, effect=9.0))
+    compared = bp.compare_reports({"early": early, "late": late})
+    row = compared[site.site]
+    assert row.changed and row.score == "scale"
+    assert [one.effect for one in row.standings] == [1.0, 9.0]
+    assert row.change() == pytest.approx(0.16)
+    assert all(math.isnan(end) for end in row.change_interval())
+    assert ReportComparison.from_json(compared.to_json()) == compared
+    # A report that does not know the order is compared by what all of them know.
+    without = bp.compare_reports({"early": fake_report(), "late": late})[site.site]
+    assert without.score in site.scores
 
 
 def test_what_changed_is_named_with_its_size() -> None:

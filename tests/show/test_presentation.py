@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from fake_report import (
     HOSTILE,
+    by_scale,
     fake_report,
     hostile_report,
     provenance,
@@ -1038,7 +1039,7 @@ def test_a_latex_table_has_one_line_for_every_site(report: Report, tmp_path: pat
     for line in lines:
         assert line.endswith(" \\\\")
         # Nothing in a name is a command, a column or a comment.
-        assert len(re.findall(r"(?<!\\)&", line)) == 6
+        assert len(re.findall(r"(?<!\\)&", line)) == 7
         assert not re.search(r"(?<!\\)[%#_]", line)
         assert set(re.findall(r"\\([a-z]+)", line)) <= {
             *("texttt", "cdot", "infty", "textless", "textgreater", "textbar", "textasciitilde"),
@@ -1046,6 +1047,14 @@ def test_a_latex_table_has_one_line_for_every_site(report: Report, tmp_path: pat
         }
     grouping = re.sub(r"\\[{}]", "", body)
     assert grouping.count("{") == grouping.count("}")
+
+
+def test_a_latex_table_tells_the_order_on_which_an_outcome_rests(tmp_path: pathlib.Path) -> None:
+    site = by_scale(fake_report().site_reports[0], effect=8.5)
+    report = dataclasses.replace(fake_report(), site_reports=(site,))
+    line = report.save(tmp_path / "t.tex").read_text(encoding="utf-8").splitlines()[5]
+    assert line.split(" & ")[2:5] == ["scale", "$+8.50$", "--"]
+    assert report.summary().iloc[0][["score", "effect"]].tolist() == ["scale", 8.5]
 
 
 @pytest.mark.parametrize("size", ["column", "page", (4.0, 3.0)])
