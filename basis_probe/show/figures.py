@@ -19,11 +19,15 @@ MOST_FRAMES = 1_500_000
 """The same for the values of the nulls."""
 
 
-def numbers(report: Report) -> str:
+def numbers(report: Report, room: int = MOST + MOST_FRAMES) -> str:
     """JSON: for every site its name and, for every score, what is drawn of it.
 
     Arrays are float32, little-endian, in base64. Values of single axes, and of nulls, are left out
     of a page that would become too large to send around.
+
+    Args:
+        report: what is shown.
+        room: characters that the page has left.
     """
     axes = sum(
         2 * len(_packed(np.zeros(score.per_direction.size)))
@@ -33,7 +37,9 @@ def numbers(report: Report) -> str:
     frames = sum(
         len(_packed(score.null_values)) for site in report for score in site.scores.values()
     )
-    kept = {"with_axes": axes <= MOST, "with_frames": frames <= MOST_FRAMES}
+    with_frames = frames <= min(MOST_FRAMES, room)
+    with_axes = axes <= min(MOST, room - frames * with_frames)
+    kept = {"with_axes": with_axes, "with_frames": with_frames}
     return json.dumps([_site(site, **kept) for site in report], separators=(",", ":"))
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from basis_probe.show.architecture import Row
 
 _MOST_DRAWN = 100
-"""On a page of more sites, each has one picture of its axes."""
+"""On a page of more sites, each has one picture of its axes, and is packed until it is opened."""
+
+_WEIGHT = 5_000_000
+"""Characters of a page beyond which it carries no numbers to save."""
 
 _MOST_SECTIONS = 8
 """In a notebook a longer report shows its map and table only."""
@@ -30,22 +34,24 @@ _MOST_SECTIONS = 8
 
 def page(report: Report) -> str:
     """A whole HTML document with the answer, the map, every site and how it was computed."""
+    from markupsafe import escape
+
     script = _environment().get_template("script.jinja").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template("page.jinja")
-        .render(
-            report=report,
-            grid=selection.grid(report),
-            prefix="site",
-            sections=True,
-            thin=len(report) > _MOST_DRAWN,
-            numbers=figures.numbers(report),
-            script=script,
-            script_hash=digest,
-        )
+    made = rendered(
+        "page.jinja",
+        report=report,
+        grid=selection.grid(report),
+        prefix="site",
+        sections=True,
+        thin=len(report) > _MOST_DRAWN,
+        script=script,
+        script_hash=digest,
     )
+    # No text of the report holds this: in texts, quotes are escaped.
+    head, place, tail = made.partition('data-numbers="')
+    numbers = escape(figures.numbers(report, _WEIGHT - len(made)))
+    return f"{head}{place}{numbers}{tail}"
 
 
 def fragment(report: Report) -> str:
@@ -121,7 +127,13 @@ def _parted(name: str) -> Markup:
     return Markup(re.sub(r"(?<=\w)([._:/])(?=[\w*])", r"\1<wbr>", str(escape(name))))
 
 
+def _packed(markup: str) -> str:
+    """The same in fewer letters, which the script of the page unpacks: zlib, in base64."""
+    return base64.b64encode(zlib.compress(markup.encode("utf-8", "replace"), 9)).decode("ascii")
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
+    "packed": _packed,
     "parted": _parted,
     "plainly": _plainly,
     "minus": lambda text: text.replace("-", "\u2212"),

@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_report import HOSTILE, fake_report, hostile_report, wide_report, with_examples
+from fake_report import (
+    HOSTILE,
+    by_scale,
+    fake_report,
+    hostile_report,
+    wide_report,
+    with_examples,
+)
 
 import basis_probe as bp
 from basis_probe.results.report import Report
@@ -464,17 +471,39 @@ def test_a_fragment_keeps_its_form_among_the_styles_of_a_notebook(
     assert browser.execute_script(ground) == ("rgb(21, 24, 28)" if dark else "rgb(255, 255, 255)")
 
 
-@pytest.mark.slow
-def test_eighty_layers_of_wide_sites_stay_below_five_megabytes() -> None:
+def test_eighty_layers_of_wide_sites_stay_small_and_are_unpacked_when_opened(
+    browser: Any, tmp_path: pathlib.Path
+) -> None:
     report = Report(wide_report(400, frames=199, dim=8192).site_reports, fake_report().provenance)
 
     def usual(site: bp.SiteReport) -> bp.SiteReport:
-        """Two scores decide, two are for information, as by default."""
+        """Two scores decide, two are for information, as by default; scale is asked too."""
         scores = {
             name: dataclasses.replace(score, decides=place < 2)
             for place, (name, score) in enumerate(site.scores.items())
         }
-        return dataclasses.replace(site, scores=scores, beside={})
+        return by_scale(dataclasses.replace(site, scores=scores), effect=7.0)
 
-    page = pages.page(dataclasses.replace(report, site_reports=tuple(map(usual, report))))
-    assert len(page.encode("utf-8")) <= 5_000_000
+    report = dataclasses.replace(report, site_reports=tuple(map(usual, report)))
+    report = with_examples(report, sides=2, text=HOSTILE[1])
+    path = report.save(tmp_path / "large.html")
+    assert path.stat().st_size <= 5_000_000
+    _open(browser, path)
+    assert browser.execute_script("return document.querySelectorAll('*').length") < 30_000
+    _press(browser, "document.querySelector('.map a[href=\"#site-7\"]')")
+    for _ in range(100):
+        if browser.execute_script("return document.querySelector('#site-7 .judged') !== null"):
+            break
+        time.sleep(0.05)
+    text = browser.execute_script("return document.querySelector('#site-7').textContent")
+    site = report.site_reports[7]
+    assert site.verdict.sentence in text and site.examples is not None
+    # Names are text there too, and the section does what it offers.
+    assert HOSTILE[1] in text
+    assert browser.execute_script("return document.images.length") == 0
+    _press(browser, "[...document.querySelectorAll('#site-7 button')].find(b => b.textContent)")
+    guesses = browser.execute_script("return document.querySelectorAll('.guess').length")
+    assert guesses == len(site.examples.axes) + len(site.examples.rotated)
+    shut = browser.execute_script("return document.querySelectorAll('[data-held]').length")
+    assert shut == len(report) - 1
+    assert _complaints(browser) == []
