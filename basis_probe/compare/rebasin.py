@@ -154,8 +154,16 @@ class Rebasin:
         ]
         return pd.DataFrame(rows)
 
-    def plot(self) -> "Figure":
-        """The loss along both lines."""
+    def plot(self, *, figsize: tuple[float, float] | str | None = None) -> "Figure":
+        """The loss along both lines.
+
+        Args:
+            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
+                of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size.
+        """
         from basis_probe.show.heatmap import lines
 
         return lines(
@@ -164,6 +172,7 @@ class Rebasin:
                 "in the axes of the first": [(f"{p.t:.2f}", p.after.loss) for p in self.path],
             },
             label="loss",
+            size=figsize,
         )
 
 

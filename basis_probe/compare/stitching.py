@@ -721,8 +721,16 @@ class StitchingCurve:
         ]
         return pd.DataFrame(rows)
 
-    def plot(self) -> "Figure":
-        """The penalty over places, one line for each group."""
+    def plot(self, *, figsize: tuple[float, float] | str | None = None) -> "Figure":
+        """The penalty over places, one line for each group.
+
+        Args:
+            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
+                of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size.
+        """
         from basis_probe.show.heatmap import lines
 
         frame = self.to_dataframe()
@@ -733,6 +741,7 @@ class StitchingCurve:
                 for (group, method), part in frame.groupby(["group", "method"], sort=False)
             },
             label="accuracy lost" if measured == "penalty" else "loss added",
+            size=figsize,
         )
 
 

@@ -16,6 +16,7 @@ from basis_probe.results.envelope import read, written
 from basis_probe.results.report import Outcome
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _QUANTILE = 1.959963984540054
@@ -184,11 +185,22 @@ class ReportComparison(Exact):
 
         return save(self, pathlib.Path(path))
 
-    def plot(self) -> Figure:
-        """A figure: sites down, reports across, marked as on the map of a report."""
+    def plot(
+        self, *, ax: Axes | None = None, figsize: tuple[float, float] | str | None = None
+    ) -> Figure:
+        """A figure: sites down, reports across, marked as on the map of a report.
+
+        Args:
+            ax: matplotlib axes to draw on; None for a figure of its own, with keys.
+            figsize: of a figure of its own, (width, height) in inches, or "column" or "page" for
+                the width of one column or of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size, or for a size beside `ax`.
+        """
         from basis_probe.show.across import figure
 
-        return figure(self)
+        return figure(self, ax, figsize)
 
     def _brief(self) -> Mapping[str, object]:
         return {"reports": self.names, "sites": len(self), "changed": len(self.changed)}

@@ -42,8 +42,16 @@ class Resonance:
     planes: int
     samples: int
 
-    def plot(self) -> Figure:
-        """The curve, with the band of turned bases."""
+    def plot(self, *, figsize: tuple[float, float] | str | None = None) -> Figure:
+        """The curve, with the band of turned bases.
+
+        Args:
+            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
+                of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size.
+        """
         from basis_probe.show.heatmap import lines
 
         degrees = [f"{angle:.0f}" for angle in np.degrees(self.angles)]
@@ -54,6 +62,7 @@ class Resonance:
                 "turned bases, high": list(zip(degrees, self.high.tolist(), strict=True)),
             },
             label=f"share of samples with cosine {self.cosine:g} or more",
+            size=figsize,
         )
 
     def __str__(self) -> str:

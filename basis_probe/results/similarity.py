@@ -196,8 +196,16 @@ class LayerMatrix:
         """For every layer of the first network the most similar one of the other."""
         return tuple(self.other_sites[place] for place in self.similarity.argmax(1))
 
-    def plot(self) -> Figure:
-        """A heat map with the similarities and their error bars written into it."""
+    def plot(self, *, figsize: tuple[float, float] | str | None = None) -> Figure:
+        """A heat map with the similarities and their error bars written into it.
+
+        Args:
+            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
+                of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size.
+        """
         from basis_probe.show.heatmap import heat_map
 
         return heat_map(
@@ -206,6 +214,7 @@ class LayerMatrix:
             rows=self.sites,
             columns=self.other_sites,
             title=f"{self.measure}, up to {self.group}, {self.n_examples:,} examples",
+            size=figsize,
         )
 
     def _repr_html_(self) -> str:
@@ -286,20 +295,41 @@ class NetworkMatrix:
         ]
         return pd.DataFrame(rows)
 
-    def plot(self) -> Figure:
-        """A heat map of the similarities with their error bars written into it."""
+    def plot(self, *, figsize: tuple[float, float] | str | None = None) -> Figure:
+        """A heat map of the similarities with their error bars written into it.
+
+        Args:
+            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
+                of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size.
+        """
         from basis_probe.show.heatmap import heat_map
 
         title = f"{self.measure}, up to {self.group}, {self.n_examples:,} examples"
         return heat_map(
-            self.similarity, self.std_error, rows=self.names, columns=self.names, title=title
+            self.similarity,
+            self.std_error,
+            rows=self.names,
+            columns=self.names,
+            title=title,
+            size=figsize,
         )
 
-    def dendrogram(self) -> Figure:
-        """The networks joined by average linkage: what is joined lower is nearer."""
+    def dendrogram(self, *, figsize: tuple[float, float] | str | None = None) -> Figure:
+        """The networks joined by average linkage: what is joined lower is nearer.
+
+        Args:
+            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
+                of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size.
+        """
         from basis_probe.show.heatmap import dendrogram
 
-        return dendrogram(self.matrix, self.names, label=f"distance ({self.measure})")
+        return dendrogram(self.matrix, self.names, label=f"distance ({self.measure})", size=figsize)
 
     def embedding(self) -> np.ndarray:
         """[networks, 2]: points whose distances are as near to the matrix as two axes allow.
@@ -312,11 +342,21 @@ class NetworkMatrix:
         leading = np.argsort(-values)[:2]
         return vectors[:, leading] * np.sqrt(np.clip(values[leading], 0, None))
 
-    def map(self) -> Figure:
-        """The embedding as points with names."""
+    def map(self, *, figsize: tuple[float, float] | str | None = None) -> Figure:
+        """The embedding as points with names.
+
+        Args:
+            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
+                of both columns of a printed page.
+
+        Raises:
+            ValueError: for any other size.
+        """
         from basis_probe.show.heatmap import points
 
-        return points(self.embedding(), self.names, label=f"distance ({self.measure})")
+        return points(
+            self.embedding(), self.names, label=f"distance ({self.measure})", size=figsize
+        )
 
     def _repr_html_(self) -> str:
         return self.to_dataframe().to_html(float_format="{:.3f}".format)

@@ -13,7 +13,10 @@ from basis_probe.show.tables import csv
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from basis_probe.show.plots import Size
 
 _WIDTH = 88
 
@@ -176,13 +179,14 @@ def save(found: ReportComparison, path: pathlib.Path) -> pathlib.Path:
     return files.save(path, made, lambda: figure(found))
 
 
-def figure(found: ReportComparison) -> Figure:
+def figure(found: ReportComparison, axes: Axes | None = None, size: Size = None) -> Figure:
     """Sites down, reports across: shape, colour and letter of each as on the map of a report."""
     from basis_probe.show import plots
 
     names = [words.shorten(words.clean(row.site), 44) for row in found]
     wide = 0.5 + 0.085 * max(map(len, names), default=0) + 0.6 * len(found.names)
-    drawn, axes = plots.figure_on(None, max(3.0, wide), 1.1 + 0.34 * len(found))
+    own = axes is None
+    drawn, axes = plots.figure_on(axes, max(5.5, wide), 2.1 + 0.34 * len(found), size)
     axes.set_xlim(-0.5, len(found.names) - 0.5)
     axes.set_ylim(len(found) - 0.5, -0.5)
     for side in ("top", "right", "bottom", "left"):
@@ -199,4 +203,11 @@ def figure(found: ReportComparison) -> Figure:
                 step = drawing.step(one.effect)
                 fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
                 plots.site_mark(axes, column, line, one.privileged, fill, one.outcome)
+    if own:
+        shown = [one for row in found for one in row.standings]
+        plots.keys(
+            drawn,
+            {one.privileged for one in shown if one.privileged is not None},
+            {one.outcome for one in shown if one.outcome is not None},
+        )
     return drawn

@@ -199,7 +199,7 @@ def _outline(
 # --- on the way to turned bases -------------------------------------------------------------------
 
 PATH_HEIGHT = 116
-_PATH_LEFT, _PATH_RIGHT, _PATH_TOP, _PATH_BASE = 44.0, 356.0, 6.0, 96.0
+_PATH_LEFT, _PATH_RIGHT, _PATH_TOP, _PATH_BASE = 56.0, 356.0, 6.0, 96.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +257,7 @@ def path(record: PathRecord) -> PathPicture | None:
 COLUMNS = 158
 """Columns of an axis strip; where a site has more axes, several share one."""
 
-_FIRST, _LAST, _CEILING = 42.0, 356.0, 6.0
+_FIRST, _LAST, _CEILING = 56.0, 356.0, 6.0
 _FLAT = 2.0  # the least height of a mark, so that a single value is seen
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from basis_probe.show.plots import Size, figure_on
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -23,6 +25,7 @@ def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],
     title: str,
+    size: Size = None,
 ) -> Figure:
     """A figure with one cell for each pair, made without touching the state of pyplot.
 
@@ -32,18 +35,11 @@ def heat_map(
         rows: their names, from above.
         columns: their names, from the left.
         title: what is shown.
+        size: of the figure, in inches, or the name of a width; None for what the cells need.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    left = 0.4 + _LETTER * max(map(len, rows))
-    below = 0.4 + _LETTER * max(map(len, columns))
-    width, height = left + _CELL * len(columns) + 0.3, below + _CELL * len(rows) + 0.5
-    figure = Figure(figsize=(max(width, 0.4 + _LETTER * len(title)), height))
-    FigureCanvasAgg(figure)
-    wide, high = figure.get_size_inches()
-    box = (left / wide, below / high, _CELL * len(columns) / wide, _CELL * len(rows) / high)
-    axes = figure.add_axes(box)
+    wide = 0.7 + _LETTER * max(map(len, rows)) + _CELL * len(columns)
+    tall = 0.9 + _LETTER * max(map(len, columns)) + _CELL * len(rows)
+    figure, axes = figure_on(None, max(wide, 0.4 + _LETTER * len(title)), tall, size)
     axes.imshow(values, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
@@ -56,28 +52,27 @@ def heat_map(
             said = f"{value:.2f}" if math.isnan(error) else f"{value:.2f}\n±{error:.2f}"
             colour = _PAPER if value > 0.6 else _INK
             axes.text(column, row, said, ha="center", va="center", fontsize=6, color=colour)
-    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_title(title, fontsize=9, loc="left", wrap=True)
     return figure
 
 
-def dendrogram(distances: np.ndarray, names: Sequence[str], *, label: str) -> Figure:
+def dendrogram(
+    distances: np.ndarray, names: Sequence[str], *, label: str, size: Size = None
+) -> Figure:
     """A figure of what is nearest to what, made without touching the state of pyplot.
 
     Args:
         distances: [names, names].
         names: of what is joined.
         label: what the heights are.
+        size: of the figure, in inches, or the name of a width; None for what it needs.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform
 
     joined = hierarchy.linkage(squareform(distances, checks=False), "average")
     tree: Any = hierarchy.dendrogram(joined, labels=list(names), no_plot=True)
-    figure = Figure(figsize=(5.0, max(2.0, 0.25 * len(names) + 0.8)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = figure_on(None, 5.0, max(2.0, 0.25 * len(names) + 0.8), size)
     for across, along in zip(tree["dcoord"], tree["icoord"], strict=True):
         axes.plot(across, along, color=_INK, linewidth=1)
     # The leaves of a tree stand at 5, 15, 25 and so on.
@@ -86,20 +81,16 @@ def dendrogram(distances: np.ndarray, names: Sequence[str], *, label: str) -> Fi
     return figure
 
 
-def points(places: np.ndarray, names: Sequence[str], *, label: str) -> Figure:
+def points(places: np.ndarray, names: Sequence[str], *, label: str, size: Size = None) -> Figure:
     """A figure of named points in a plane, made without touching the state of pyplot.
 
     Args:
         places: [names, 2].
         names: of the points.
         label: what distances between them are.
+        size: of the figure, in inches, or the name of a width; None for what it needs.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = figure_on(None, 5.0, 5.0, size)
     axes.scatter(places[:, 0], places[:, 1], color=_INK, s=16)
     for name, (x, y) in zip(names, places, strict=True):
         axes.annotate(name, (x, y), (4, 3), textcoords="offset points", fontsize=8)
@@ -108,20 +99,18 @@ def points(places: np.ndarray, names: Sequence[str], *, label: str) -> Figure:
     return figure
 
 
-def lines(series: Mapping[str, Sequence[tuple[str, float]]], *, label: str) -> Figure:
+def lines(
+    series: Mapping[str, Sequence[tuple[str, float]]], *, label: str, size: Size = None
+) -> Figure:
     """A figure with one line for each series, made without touching the state of pyplot.
 
     Args:
         series: name -> (place, value), in order.
         label: what the values are.
+        size: of the figure, in inches, or the name of a width; None for what it needs.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     places = list(dict.fromkeys(place for points in series.values() for place, _ in points))
-    figure = Figure(figsize=(max(4.0, 0.5 * len(places) + 3.0), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = figure_on(None, max(4.0, 0.5 * len(places) + 3.0), 3.4, size)
     for name, points in series.items():
         axes.plot(
             [places.index(place) for place, _ in points],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -144,13 +145,102 @@ def site_map(report: Report, axes: Axes | None = None, size: Size = None) -> Fig
     """The map of layers x kinds of site, by itself."""
     grid = selection.grid(report)
     wide = _LABELS + len(grid.columns) * _CELL + 0.6
-    figure, axes = figure_on(axes, wide, max(1, len(grid.rows)) * _CELL + 0.6, size)
+    own = axes is None
+    tall = max(1, len(grid.rows)) * _CELL + 0.6 + _KEYS
+    figure, axes = figure_on(axes, max(wide, _LEAST), tall, size)
     _map(axes, report, grid)
+    if own:
+        _key_of(figure, report, on_map=True)
     if figure.get_figwidth() < wide - 0.1:
         # Fewer inches for as many columns: marks and letters shrink alike.
         room = max(0.08, (figure.get_figwidth() - 1.75) / max(1, len(grid.columns)))
         _shrink(axes, min(1.0, room / _CELL))
     return figure
+
+
+_KEYS = 0.95
+"""Inches of the keys below a map."""
+
+_LEAST = 5.5
+"""Inches on which the keys have room."""
+
+
+def keys(
+    figure: Figure,
+    privileged: Collection[Privileged],
+    reached: Collection[Outcome],
+    *,
+    on_map: bool = True,
+) -> None:
+    """Puts the keys below a figure: the shapes and outcomes that are on it.
+
+    On a map letters say the outcome, and colours the effect; else colours say the outcome.
+    """
+    from matplotlib.lines import Line2D
+
+    def entry(marker: str, colour: str, fill: str, name: str) -> Line2D:
+        return Line2D(
+            [], [], marker=marker, color=colour, markerfacecolor=fill, linestyle="none", label=name
+        )
+
+    shapes = [
+        entry(_MARKERS[one], _QUIET, "white", one.name.lower())
+        for one in Privileged
+        if one in privileged
+    ]
+    outcomes = [
+        entry(
+            f"$\\mathbf{{{words.LETTER[one]}}}$" if on_map else "o",
+            _COLOURS[one],
+            _COLOURS[one],
+            one.name.lower(),
+        )
+        for one in Outcome
+        if one in reached
+    ]
+    narrow = figure.get_figwidth() < _NARROW
+    size = 6.5 if narrow else 8.0
+    text: dict[str, Any] = {
+        "fontsize": size, "title_fontsize": size, "ncols": 2 if narrow else 3, "frameon": False,
+        "handletextpad": 0.2, "columnspacing": 1.0, "alignment": "left",
+    }  # fmt: skip
+    told = f"{'letter' if on_map else 'colour'}: what follows"
+    for side, title, handles in (
+        ("left", "shape: fixed by the architecture", shapes),
+        ("right", told, outcomes),
+    ):
+        text |= {"loc": f"outside lower {side}", "title": title}
+        figure.legend(handles=handles, **text)
+    if on_map:
+        _colour_bar(figure, size, narrow=narrow)
+
+
+def _colour_bar(figure: Figure, size: float, *, narrow: bool) -> None:
+    """Puts the colours of effects below a map."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    edges = [float(bound) for bound in drawing.legend_bounds()]
+    told = [edges[place] for place in (1, 3, 6, 8)] if narrow else edges
+    bounds = [edges[0] * 2, *edges, edges[-1] * 2]
+    colours = ScalarMappable(
+        BoundaryNorm(bounds, len(drawing.LIGHT)), ListedColormap(list(drawing.LIGHT))
+    )
+    look: dict[str, Any] = {"orientation": "horizontal", "spacing": "uniform", "aspect": 40}
+    bar: Any = figure.colorbar(
+        colours, ax=figure.axes[:1], ticks=told, pad=0.02, fraction=0.05, **look
+    )
+    signed = [f"{edge:+.0f}".replace("-", "\u2212") for edge in told]
+    bar.ax.set_xticklabels(signed, fontsize=size - 0.5, color=_QUIET)
+    bar.ax.tick_params(length=0)
+    bar.ax.minorticks_off()
+    bar.set_label("effect, sd of the null", fontsize=size, color=_QUIET)
+    bar.outline.set_visible(False)
+
+
+def _key_of(figure: Figure, report: Report, *, on_map: bool) -> None:
+    privileged = {site.symmetry.privileged for site in report}
+    keys(figure, privileged, {site.verdict.outcome for site in report}, on_map=on_map)
 
 
 def _shrink(axes: Axes, factor: float) -> None:
@@ -165,8 +255,11 @@ def _shrink(axes: Axes, factor: float) -> None:
 def all_nulls(report: Report, axes: Axes | None = None, size: Size = None) -> Figure:
     """Every site's leading score against its null, by itself."""
     wide = _LABELS + _PICTURE + _FIGURES
-    figure, axes = figure_on(axes, wide, max(1, len(report)) * _ROW + 0.9, size)
+    own = axes is None
+    figure, axes = figure_on(axes, wide, max(1, len(report)) * _ROW + 0.9 + _KEYS / 2, size)
     _nulls(axes, report)
+    if own:
+        _key_of(figure, report, on_map=False)
     return figure
 
 

@@ -10,7 +10,7 @@ import base64
 import html
 import re
 
-from basis_probe.results.report import Report
+from basis_probe.results.report import Report, SiteReport
 from basis_probe.show import drawing, selection, words
 
 _STYLE = """
@@ -57,15 +57,37 @@ def _uri(svg: str) -> str:
 
 # --- the map ------------------------------------------------------------------------------------
 
-_CELL, _LINE, _NAMES = 34, 36, 250
+_CELL, _LINE, _NAMES, _STEP = 34, 36, 250, 30
 
 
 def map_of(report: Report, grid: selection.Grid) -> str:
-    """The map of the sites as the address of an image: shape, colour and letter of every site."""
-    wide = _NAMES + _CELL * len(grid.columns) + 8
-    high = 24 + _LINE * len(grid.rows) + 8
+    """The map of the sites as the address of an image: shape, colour and letter of every site.
+
+    Below it stand the colours with their bounds. Many layers go on below, as on the page.
+    """
+    bands = grid.bands
+    wide = max(_NAMES + _CELL * max(map(len, bands)), _NAMES + _STEP * len(drawing.LIGHT)) + 8
+    tall = 24 + _LINE * len(grid.rows) + 8
+    high = tall * len(bands) + 36
     parts = [f'<rect width="{wide}" height="{high}" fill="#ffffff"/>']
-    for column, layer in enumerate(grid.columns):
+    for number, band in enumerate(bands):
+        parts += [
+            f'<g transform="translate(0,{tall * number})">',
+            *_band(report, grid, band),
+            "</g>",
+        ]
+    parts += _key(high - 36)
+    return _uri(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
+        f'viewBox="0 0 {wide} {high}" font-family="system-ui,sans-serif">{"".join(parts)}</svg>'
+    )
+
+
+def _band(report: Report, grid: selection.Grid, band: range) -> list[str]:
+    """Those columns of the map."""
+    parts: list[str] = []
+    for column, place in enumerate(band):
+        layer = grid.columns[place]
         shown = words.DASH if layer is None else str(layer)
         parts.append(_text(_NAMES + _CELL * column + 17, 16, shown, "middle"))
     for line, row in enumerate(grid.rows):
@@ -73,25 +95,37 @@ def map_of(report: Report, grid: selection.Grid) -> str:
         parts.append(_text(6, top + 15, words.shorten(words.clean(row.kind), 40), "start"))
         pattern = words.shorten(words.clean(row.pattern), 42)
         parts.append(_text(6, top + 27, pattern, "start", size=9))
-        for column, cell in enumerate(row.cells):
+        for column, place in enumerate(band):
+            cell = row.cells[place]
             if cell is not None:
-                site = report.site_reports[cell]
-                lead = selection.speaker(site)
-                step = None if lead is None else drawing.step(lead.effect)
-                fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
+                at = f"{_NAMES + _CELL * column},{top}"
                 parts.append(
-                    f'<g transform="translate({_NAMES + _CELL * column},{top})">'
-                    f'<path d="{drawing.SHAPES[site.symmetry.privileged]}" fill="{fill}" '
-                    'stroke="#5b6570"/>'
-                    + _text(
-                        16, 21, words.LETTER[site.verdict.outcome], "middle", 14, drawing.ink(fill)
-                    )
-                    + "</g>"
+                    f'<g transform="translate({at})">{_site(report.site_reports[cell])}</g>'
                 )
-    return _uri(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
-        f'viewBox="0 0 {wide} {high}" font-family="system-ui,sans-serif">{"".join(parts)}</svg>'
+    return parts
+
+
+def _site(site: SiteReport) -> str:
+    lead = selection.speaker(site)
+    step = None if lead is None else drawing.step(lead.effect)
+    fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
+    letter = words.LETTER[site.verdict.outcome]
+    return (
+        f'<path d="{drawing.SHAPES[site.symmetry.privileged]}" fill="{fill}" stroke="#5b6570"/>'
+        + _text(16, 21, letter, "middle", 14, drawing.ink(fill))
     )
+
+
+def _key(top: int) -> list[str]:
+    """The colours of effects, with the bounds between them."""
+    parts = [_text(6, top + 13, "effect, in sd of the null", "start")]
+    for place, fill in enumerate(drawing.LIGHT):
+        at = _NAMES + _STEP * place
+        parts.append(f'<rect x="{at}" y="{top + 2}" width="{_STEP}" height="14" fill="{fill}"/>')
+    for place, bound in enumerate(drawing.legend_bounds(), 1):
+        shown = bound.replace("-", "\u2212")
+        parts.append(_text(_NAMES + _STEP * place, top + 29, shown, "middle", size=9))
+    return parts
 
 
 def _text(x: int, y: int, shown: str, anchor: str, size: int = 11, fill: str = "#1b1f24") -> str:

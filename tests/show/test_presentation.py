@@ -34,6 +34,7 @@ from fake_report import (
 )
 
 from basis_probe.algebra.groups import Privileged
+from basis_probe.compare.reports import compare_reports
 from basis_probe.results.evidence import Tail
 from basis_probe.results.report import Outcome, Report, SiteReport, Verdict
 from basis_probe.results.symmetry import Certificate
@@ -1067,6 +1068,7 @@ def test_figures_have_the_size_that_a_page_asks_for(size: tuple[float, float] | 
         report.plot("nulls", figsize=size),
         site.plot("null", figsize=size),
         site.plot("axes", figsize=size),
+        compare_reports({"a": report, "b": report}).plot(figsize=size),
     ):
         assert figure.get_figwidth() == pytest.approx(width)
         assert isinstance(size, str) or figure.get_figheight() == pytest.approx(size[1])
@@ -1078,6 +1080,26 @@ def test_figures_have_the_size_that_a_page_asks_for(size: tuple[float, float] | 
         report.plot(figsize="page")
     with pytest.raises(ValueError, match="give one of them"):
         site.plot(ax=site.plot().axes[0], figsize="page")
+
+
+def test_keys_below_a_map_explain_the_marks_that_are_on_it() -> None:
+    report = fake_report()
+    compared = compare_reports({"a": report, "b": report})
+    shapes = {site.symmetry.privileged.name.lower() for site in report}
+    outcomes = {site.verdict.outcome.name.lower() for site in report}
+    for figure, bars in (
+        (report.plot("map"), 1), (compared.plot(), 1), (report.plot("nulls"), 0)
+    ):  # fmt: skip
+        told = [[text.get_text() for text in key.get_texts()] for key in figure.legends]
+        assert [set(names) for names in told] == [shapes, outcomes]
+        assert len(figure.axes) == 1 + bars
+        figure.canvas.draw()
+        boxes = [key.get_window_extent() for key in figure.legends]
+        assert not boxes[0].overlaps(boxes[1])
+        assert all(box.y1 <= figure.axes[0].get_window_extent().y0 for box in boxes)
+    # Whoever composes a figure explains it.
+    drawn = report.plot("map", ax=compared.plot().axes[0])
+    assert len(drawn.axes) == 2
 
 
 @pytest.mark.parametrize("ending", ["htm", "HTML"])

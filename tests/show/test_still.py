@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html.parser
 import re
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 from fake_report import fake_report, hostile_report, wide_report, with_companions
 
 from basis_probe.results.report import Report, SiteReport
-from basis_probe.show import still, words
-from basis_probe.show.selection import grid
+from basis_probe.show import drawing, still, words
+from basis_probe.show.selection import grid, top_axes
 
 
 class _Sanitised(html.parser.HTMLParser):
@@ -82,6 +83,20 @@ def test_the_map_is_a_table_of_letters_and_an_image(report: Report) -> None:
     assert [image["class"] for image in shown.images].count("static") == 1
 
 
+def test_the_image_of_a_map_goes_on_below_and_names_its_colours() -> None:
+    for count in (20, 160):
+        report = wide_report(count, frames=9, dim=8)
+        [shown] = [
+            image for image in _Sanitised(report._repr_html_()).images if image["class"] == "static"
+        ]
+        svg = base64.b64decode(shown["src"].partition("base64,")[2]).decode()
+        assert svg.count("<path ") == count
+        width = re.search(r' width="(\d+)"', svg)
+        assert width and int(width[1]) < 1500
+        for bound in drawing.legend_bounds():
+            assert f">{bound.replace('-', chr(0x2212))}</text>" in svg
+
+
 def _site() -> SiteReport:
     return with_companions().site_reports[0]
 
@@ -97,6 +112,8 @@ def test_figures_of_a_site_are_images_of_their_own_size() -> None:
     assert "<title>" not in site._repr_html_()
     # No numbers of a figure run into the text: what stands between two scores is words.
     assert f"{words.number(next(iter(site.scores.values())).observed)}" in shown.text
+    for axis in top_axes(next(iter(site.scores.values())), site.shape):
+        assert f"axis {axis.label} {words.number(axis.value)}" in shown.text
     assert not re.search(r"(\d\.\d+){3}", shown.text.replace(" ", ""))
 
 
