@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from basis_probe.concepts.examples import with_examples as with_examples
     from basis_probe.concepts.explain import explain as explain
     from basis_probe.concepts.export import export_basis as export_basis
+    from basis_probe.concepts.neuronpedia import export_neuronpedia as export_neuronpedia
     from basis_probe.concepts.probes import sparse_probes as sparse_probes
     from basis_probe.concepts.selectivity import selectivity as selectivity
     from basis_probe.evidence.resonance import spotlight_resonance as spotlight_resonance
@@ -77,6 +78,7 @@ _FUNCTIONS = {
     "dissect_activations": "concepts.dissect",
     "explain": "concepts.explain",
     "export_basis": "concepts.export",
+    "export_neuronpedia": "concepts.neuronpedia",
     "logit_effects": "concepts.causes",
     "rebasin": "compare.rebasin",
     "selectivity": "concepts.selectivity",
@@ -120,6 +122,7 @@ __all__ = [
     "dissect_activations",
     "explain",
     "export_basis",
+    "export_neuronpedia",
     "gathered",
     "groups",
     "intertwiner_group",

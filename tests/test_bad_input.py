@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -408,6 +409,31 @@ def test_what_is_no_module_is_refused(model: Any) -> None:
         _probe(model, [_draw(4, 6)])
     assert f"cannot probe a {type(model).__name__}: give a torch.nn.Module" in str(caught.value)
     assert "there is probe_activations" in str(caught.value)
+    loaded = "transformers.AutoModelForCausalLM.from_pretrained('gpt2')" in str(caught.value)
+    assert loaded is isinstance(model, str)
+
+
+def test_what_holds_a_model_and_sets_of_data_is_told_apart_from_them() -> None:
+    held: Any = types.SimpleNamespace(model=nn.Linear(6, 4))
+    with pytest.raises(TypeError, match=r"its own model is \.model$"):
+        _probe(held, [_draw(4, 6)])
+    held.tokenizer = len
+    with pytest.raises(TypeError, match=r"probe\(it\.model, \.\.\., tokenizer=it\.tokenizer\)"):
+        _probe(held, [_draw(4, 6)])
+    split = _Split()
+    with pytest.raises(
+        bp.DataError, match=r"of several sets of data give one, such as data\['a'\]"
+    ):
+        _probe(nn.Linear(6, 4), {"a": split, "b": split})
+
+
+class _Split:
+    """A set of data that has columns, as those of `datasets` have."""
+
+    column_names = ("x",)
+
+    def __len__(self) -> int:
+        return 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -32,6 +32,17 @@ def test_the_code_of_a_page_runs(
         exec(compile(block, page.name, "exec"), names)
 
 
+def test_a_job_takes_at_most_six_lines() -> None:
+    head, *jobs = re.split(r"^## ", (DOCS / "jobs.md").read_text(encoding="utf-8"), flags=re.M)
+    assert _blocks(head) and len(jobs) >= 9
+    for job in jobs:
+        blocks = _blocks(job)
+        assert blocks, job.splitlines()[0]
+        for block in blocks:
+            lines = [line for line in block.splitlines() if line.partition("#")[0].strip()]
+            assert len(lines) <= 6, block
+
+
 def test_some_pages_have_code() -> None:
     assert sum(bool(_blocks(page.read_text(encoding="utf-8"))) for page in PAGES) >= 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import pathlib
@@ -105,6 +106,10 @@ BASE: dict[str, Callable[[], dict[str, Any]]] = {
     "export_basis": lambda: {
         "directions": torch.eye(4), "folder": "/", "hook_name": "a", "model_name": "b",
     },
+    "export_neuronpedia": lambda: {
+        "site": dataclasses.replace(_site().site_reports[0], examples=_examples()),
+        "folder": "/", "model_name": "m",
+    },
     "gathered": lambda: {"partial": _partial()},
     "intertwiner_group": lambda: {"nonlinearity": "relu", "dim": 3},
     "logit_effects": lambda: {"write": torch.eye(4), "unembed": _rows().T},
@@ -207,7 +212,7 @@ COMMON: dict[str, Callable[[], tuple[Any, ...]]] = {
         "max_samples planes": (0, *NOT_COUNTS, {}),
         "axes": (5.5, math.nan, object(), [], ["a"], [1.5], [-1], [10**25], [True], b""),
         "angles": (0, 5, *NOT_COUNTS, None),
-        "site hook_name model_name label": TEXTS,
+        "site hook_name model_name label name creator_name creator_id": TEXTS,
         "sites other_sites": (5, 1.5, True, [5], [], object(), b"1", [None]),
         "null": (5, 1.5, [], True, LONG, b"rotation", {}, bp.nulls.Rotation, np.array(["a", "b"])),
         "device": (5.5, [], LONG, "cuda:" + "1" * 25, True, 10**25, object()),
@@ -315,6 +320,7 @@ OWN: dict[str, Callable[[], tuple[Any, ...]] | object] = {
     "stitching_curve.sites": lambda: (5, 1.5, True, [5], [], object(), [None], b"1"),
     "bases.Given.directions": lambda: (5, None, "x", torch.zeros(4, 4), object(), *_odd()),
     "export_basis.directions": _matrices,
+    "export_neuronpedia.site": lambda: (5, None, "1", [], {}, object(), _site()),
     "probe_activations.x": ELSEWHERE,
     "probe_activations.nonlinearity": lambda: (5, [], object()),
     "dissect_activations.nonlinearity": lambda: (5, [], object()),

@@ -198,6 +198,12 @@ def add_probing(
         help="show N contexts that activate each of the axes that stand out most, and as many "
         f"rotated directions; the text is read once more (default {examples})",
     )
+    parser.add_argument(
+        "--effort",
+        choices=("full", "quick"),
+        default="full",
+        help="quick: at most 1,024 samples at each site, and no proofs (default full)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seeds every random choice (default 0)")
     parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
     parser.add_argument(

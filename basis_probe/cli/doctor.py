@@ -42,7 +42,8 @@ class Check:
         """In a word or two."""
         if self.fine:
             return "ok"
-        return "missing" if self.found.startswith(("not installed", "lacks")) else "does not fit"
+        gone = self.found.startswith("lacks") or self.found.endswith("not installed")
+        return "missing" if gone else "does not fit"
 
 
 class DoctorCommand(Command):

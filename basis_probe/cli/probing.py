@@ -106,6 +106,7 @@ def probed(
             examples=parsed.examples,
             seed=parsed.seed,
             max_samples=max_samples,
+            effort=parsed.effort,
             progress=screen.draws_progress,
             memory_budget=memory_budget,
             checkpoint=checkpoint,

@@ -51,6 +51,7 @@ class ReportCommand(Command):
             "basis-probe report ./my-model --text corpus.txt --examples 5",
             "with the contexts that activate the axes that stand out most",
         ),
+        ("basis-probe report ./my-model --text corpus.txt --effort quick", "a first look"),
         (
             "basis-probe report ./early ./late --text corpus.txt --out r.html",
             "two models side by side; each report of its own as r-early.html and r-late.html",
@@ -84,8 +85,7 @@ class ReportCommand(Command):
         parser.add_argument(
             "--max-samples",
             type=positive,
-            default=16384,
-            help="tokens at each site (default 16384)",
+            help=f"tokens at each site (default {SAMPLES}, with --effort quick 1024)",
         )
 
         larger = parser.add_argument_group("large runs")
@@ -121,6 +121,8 @@ class ReportCommand(Command):
         with process_group() as (rank, world):
             if world > 1 and parsed.shard:
                 raise Refused("--shard and torchrun both cut the text into parts: use one of them")
+            if world > 1 and parsed.effort == "quick":
+                raise Refused("--effort quick is for runs of one process; leave it out")
             bridge = load(parsed.model, local_device(parsed.device), screen)
             data = Windows(bridge, parsed.text, length=parsed.length, size=parsed.batch_size)
             if world > 1 or parsed.shard:
@@ -130,10 +132,21 @@ class ReportCommand(Command):
                 data,
                 parsed,
                 screen,
-                max_samples=parsed.max_samples,
+                max_samples=_samples(parsed),
                 memory_budget=parsed.memory_budget,
                 checkpoint=parsed.checkpoint,
             )
+
+
+SAMPLES = 16384
+"""Tokens at each site where nothing else is asked for."""
+
+
+def _samples(parsed: argparse.Namespace) -> int | None:
+    """Tokens at each site; None for as many as the effort takes."""
+    if parsed.max_samples is not None:
+        return parsed.max_samples
+    return None if parsed.effort == "quick" else SAMPLES
 
 
 def _side_by_side(parsed: argparse.Namespace, screen: Screen) -> Status:
@@ -156,7 +169,7 @@ def _side_by_side(parsed: argparse.Namespace, screen: Screen) -> Status:
             data,
             parsed,
             screen,
-            max_samples=parsed.max_samples,
+            max_samples=_samples(parsed),
             memory_budget=parsed.memory_budget,
         )
         reports[name] = report
@@ -193,6 +206,8 @@ def _require_fitting(parsed: argparse.Namespace) -> None:
             "--examples reads the text once it is known which axes stand out, and a shard does not "
             "know: leave out one of --shard and --examples"
         )
+    if parsed.shard and parsed.effort == "quick":
+        raise Refused("--effort quick is for runs of one process; give --max-samples with --shard")
     if parsed.shard and parsed.memory_budget:
         raise Refused("--memory-budget is for runs of one process; leave it out with --shard")
 
@@ -222,7 +237,7 @@ def _in_parts(
             sites=parsed.sites,
             null=parsed.null,
             seed=parsed.seed,
-            max_samples=parsed.max_samples,
+            max_samples=_samples(parsed),
             progress=screen.draws_progress and not rank,
             shard=parsed.shard or (rank, world),
             checkpoint=checkpoint,

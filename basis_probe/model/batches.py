@@ -3,7 +3,7 @@
 import copy as copies
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -522,6 +522,11 @@ def _tensor(array: np.ndarray, number: int) -> Tensor:
         ) from error
 
 
+def _is_set(value: object) -> bool:
+    """True for a set of data by itself, as a split of `datasets` is."""
+    return isinstance(value, Sized) and hasattr(value, "column_names")
+
+
 def _from_mapping(raw: Mapping[Any, Any], number: int, device: torch.device, *, form: str) -> Batch:
     keywords: dict[str, Any] = {}
     for name, value in raw.items():
@@ -532,7 +537,9 @@ def _from_mapping(raw: Mapping[Any, Any], number: int, device: torch.device, *, 
         main = next((tensor for tensor in tensors_in(keywords) if tensor.ndim), None)
     if main is None or main.ndim == 0 or len(main) == 0:
         names = ", ".join(keywords) or "nothing"
-        raise DataError(f"batch {number} holds no tensor with examples; it has {names}")
+        nested = [name for name, value in keywords.items() if _is_set(value)]
+        way = f": of several sets of data give one, such as data[{nested[0]!r}]" if nested else ""
+        raise DataError(f"batch {number} holds no tensor with examples; it has {names}{way}")
     made = Batch((), keywords, main, None, form)
     called = next((name for name in MASKS if isinstance(keywords.get(name), Tensor)), None)
     told = next((mask for mask in made.masks if mask.of == made.main and mask.axes == (0, 1)), None)

@@ -200,6 +200,21 @@ class HookedModel(Subject):
         )
 
 
+def _inside(given: object) -> str:
+    """Where the model is that was meant, if that can be told."""
+    if isinstance(given, str):
+        return (
+            "; a name is loaded first, for example by "
+            f"transformers.AutoModelForCausalLM.from_pretrained({described(given)})"
+        )
+    held = getattr(given, "model", None)
+    if not isinstance(held, nn.Module):
+        return ""
+    spelled = "; its own model is .model"
+    own = callable(getattr(given, "tokenizer", None))
+    return spelled + (": probe(it.model, ..., tokenizer=it.tokenizer)" if own else "")
+
+
 def recognise(model: object, tokenizer: Any = None, *, called: str = "") -> Subject:
     """The model as a probe sees it.
 
@@ -225,7 +240,7 @@ def recognise(model: object, tokenizer: Any = None, *, called: str = "") -> Subj
         raise TypeError(
             f"{called + ': ' if called else ''}cannot probe a {type(model).__name__}: give a "
             "torch.nn.Module, a Hugging Face model or a TransformerLens model (for a matrix of "
-            "activations there is probe_activations)"
+            f"activations there is probe_activations){_inside(model)}"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(

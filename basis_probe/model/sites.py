@@ -9,6 +9,7 @@ from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Kind
 from basis_probe.model.places import Site
 from basis_probe.model.roles import Role, role
+from basis_probe.results.aliases import of_bridge
 
 _NEURONS = ("neurons behind", "neurons (gated product)")
 
@@ -36,7 +37,7 @@ def asked(
             raise SiteError(f"a site is asked for by its name, got {type(pattern).__name__}")
         found = [pattern] if pattern in names else fnmatch.filter(names, pattern)
         if not found:
-            found = _of_bridge(pattern, names)
+            found = of_bridge(pattern, names)
         if not found:
             raise SiteError(_nothing(pattern, names, silent))
         # Of several names of one place the one that says what makes it comes first.
@@ -50,28 +51,6 @@ def asked(
             unique[name] = site
             places.add(site.node)
     return {name: site for name, site in names.items() if name in unique}
-
-
-# What a TransformerBridge calls a place -> how the modules of Hugging Face call it.
-_LAYER = r"(?:.*\.)?(?:layers|layer|h|blocks)\.{}"
-_MLP = r"\.(?:.*\.)?(?:down_proj|c_proj|dense_4h_to_h|fc2|fc_out|wo|w2|output\.dense):in"
-_HEADS = r"\.(?:.*\.)?(?:o_proj|c_proj|out_proj|dense|out_lin):in"
-_BRIDGE = {
-    "hook_resid_pre": _LAYER + ":in",
-    "hook_resid_post": _LAYER,
-    "hook_resid_mid": _LAYER + r"\.(?:post_attention_layernorm|ln_2|norm2):in",
-    "mlp.hook_post": _LAYER + r"\.(?:mlp|feed_forward|ffn)" + _MLP,
-    "attn.hook_z": _LAYER + r"\.(?:self_attn|attn|attention|self_attention)" + _HEADS,
-}
-
-
-def _of_bridge(pattern: str, names: Mapping[str, Site]) -> list[str]:
-    """The names of a plain model's places that a TransformerBridge calls as the pattern says."""
-    found = re.fullmatch(r"blocks\.(\d+|\*)\.(.+)", pattern)
-    if found is None or found[2] not in _BRIDGE:
-        return []
-    layer = r"\d+" if found[1] == "*" else found[1]
-    return [name for name in names if re.fullmatch(_BRIDGE[found[2]].format(layer), name)]
 
 
 def _nothing(pattern: str, names: Mapping[str, Site], silent: frozenset[str]) -> str:

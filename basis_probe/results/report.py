@@ -17,6 +17,7 @@ import numpy as np
 from basis_probe.arguments import path as named
 from basis_probe.brief import brief, described
 from basis_probe.errors import clean, nearest
+from basis_probe.results.aliases import of_bridge
 from basis_probe.results.codec import Damaged
 from basis_probe.results.envelope import read, written
 from basis_probe.results.evidence import (
@@ -275,6 +276,9 @@ class Report:
                 f"a site is asked for by its name, got {type(site).__name__}: a loop over a report "
                 "gives its sites themselves, and report.sites their names"
             )
+        like = of_bridge(site, self.sites)
+        if len(like) == 1:
+            return self[like[0]]
         near = nearest(site, self.sites)
         raise KeyError(
             f"the report has no site {site!r}; nearest: {near or 'none'}. "

@@ -107,6 +107,24 @@ def test_a_report_on_a_folder_and_a_text(
     assert str(demo.MODEL_DIR.parent) not in report.provenance.model
 
 
+def test_a_quick_look_sees_fewer_samples_and_proves_nothing(
+    text: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["report", str(demo.MODEL_DIR), "--text", str(text), "--length", "16"]
+    words += ["--sites", "blocks.3.mlp.hook_post", "--effort", "quick"]
+    for more, most in (([], "1024"), (["--max-samples", "100"], "100")):
+        out = tmp_path / f"{most}.json"
+        assert main([*words, *more, "--out", str(out)]) == 0
+        report = bp.Report.load(out)
+        assert report.provenance.settings["max_samples"] == most
+        assert report.provenance.settings["effort"] == "quick"
+        assert report.site_reports[0].symmetry.certificate is None
+    capsys.readouterr()
+    part = str(tmp_path / "p.safetensors")
+    said = _refused(capsys, *words, "--shard", "0/2", "--out", part)
+    assert "--effort quick is for runs of one process; give --max-samples with --shard" in said
+
+
 def test_texts_are_cut_into_examples_that_begin_as_texts_do(
     bridge: Any, text: pathlib.Path
 ) -> None:
@@ -604,6 +622,16 @@ def test_without_a_usable_transformerlens_names_are_refused_and_the_doctor_says_
     said = re.sub(r"\s+", " ", capsys.readouterr().err)
     assert f"TransformerBridge: {unusable}" in said
     assert "plain PyTorch and Hugging Face models are probed without it" in said
+    assert main(["doctor", "--json"]) == 1
+    checks = {check["what"]: check["found"] for check in json.loads(capsys.readouterr().out)}
+    assert main(["doctor"]) == 1
+    [line] = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("TransformerBridge")
+    ]
+    assert line.rstrip().endswith("missing" if "is not installed" in unusable else "does not fit")
+    assert checks["TransformerBridge"] == unusable or "cannot be imported" in unusable
     if "too old" in unusable:
         assert "transformer-lens: 3.9.0, too old, needed: <5,>=4" in said
 

@@ -168,6 +168,7 @@ def test_names_of_a_bridge_stand_for_places_of_a_hugging_face_model() -> None:
     whole = bp.probe(bridge, [data], **options)
     # The same places hold the same numbers.
     for name, other in names.items():
+        assert found[name] is found[other]
         for score in ("non_gaussianity", "kurtosis"):
             assert found[other].scores[score].observed == pytest.approx(
                 whole[name].scores[score].observed, rel=1e-3
