@@ -120,9 +120,11 @@ def _opened(name: str, part: Any) -> Any:
     if isinstance(part, str | os.PathLike):
         path = pathlib.Path(part)
         if path.suffix != ".npy":
+            tensors = " (what torch.save wrote: torch.load it first)"
             raise ValueError(
                 f"{name} is the file {described(path.name)}: give one that ends in .npy; a "
                 ".safetensors file of several arrays is given in place of the whole mapping"
+                f"{tensors if path.suffix in ('.pt', '.pth') else ''}"
             )
         if not path.is_file():
             raise FileNotFoundError(f"{name}: there is no file {path}")

@@ -12,7 +12,7 @@ from basis_probe.algebra.groups import Privileged
 from basis_probe.brief import brief
 from basis_probe.errors import nearest
 from basis_probe.results.codec import Exact
-from basis_probe.results.envelope import read, written
+from basis_probe.results.envelope import read, text_of, written
 from basis_probe.results.report import Outcome
 
 if TYPE_CHECKING:
@@ -174,6 +174,16 @@ class ReportComparison(Exact):
             ValueError: if the text is no such value, or of another format version.
         """
         return read("comparison", cls, text)
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> ReportComparison:
+        """The comparison that `save` wrote as .json, equal to the one that was saved.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no such comparison, or of another format version.
+        """
+        return cls.from_json(text_of(path, "comparison"))
 
     def save(self, path: str | pathlib.Path) -> pathlib.Path:
         """The path of the file written: .html, .json, .csv, .md, .tex, .pdf, .svg or .png.

@@ -1,9 +1,12 @@
 """Findings as JSON under a name that says what they are, and back."""
 
 import json
+import pathlib
+import re
 import typing
 from typing import TypeVar
 
+from basis_probe.arguments import path as named
 from basis_probe.brief import described
 from basis_probe.results.codec import Damaged, decode, encode
 
@@ -16,6 +19,32 @@ Value = TypeVar("Value")
 def written(name: str, value: object, *, key: str = "") -> str:
     """JSON text of a value, under a name that says what it is."""
     return json.dumps({key or f"basis_probe_{name}": FORMAT, name: encode(value)}, indent=1)
+
+
+def text_of(path: str | pathlib.Path, what: str) -> str:
+    """The text of a .json file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its name ends otherwise.
+    """
+    path = pathlib.Path(named("path", path))
+    if path.suffix.lower() != ".json":
+        raise ValueError(
+            f"cannot load {path.name!r}: only .json holds the whole {what}; save it as one"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {described(str(path))}")
+    # Editors of Windows put a mark in front.
+    return path.read_text(encoding="utf-8-sig", errors="replace")
+
+
+def _other(value: object) -> str:
+    """What a value is that is not what was asked for, if that is known."""
+    keys = [str(key) for key in value] if isinstance(value, dict) else []
+    [found, *_] = [key for key in keys if re.fullmatch(r"basis_probe(_\w+)?", key)] or [""]
+    kind = found.removeprefix("basis_probe").lstrip("_") or "report"
+    return f"; it holds a {kind.replace('_', ' ')}" if found else ""
 
 
 def read(name: str, kind: type[Value], text: str, *, key: str = "") -> Value:
@@ -31,7 +60,7 @@ def read(name: str, kind: type[Value], text: str, *, key: str = "") -> Value:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"not a basis_probe {name}: not JSON ({why})") from None
     if not isinstance(value, dict) or key not in value:
-        raise ValueError(f"not a basis_probe {name}: the key {key!r} is missing")
+        raise ValueError(f"not a basis_probe {name}: the key {key!r} is missing{_other(value)}")
     found = typing.cast("dict[str, object]", value)
     if type(found[key]) is not int or found[key] != FORMAT:
         raise ValueError(

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from basis_probe.arguments import path as named
-from basis_probe.brief import brief, described
+from basis_probe.brief import brief
 from basis_probe.errors import clean, nearest
 from basis_probe.results.aliases import of_bridge
 from basis_probe.results.codec import Damaged
-from basis_probe.results.envelope import read, written
+from basis_probe.results.envelope import read, text_of, written
 from basis_probe.results.evidence import (
     BasisRanking,
     FewAxes,
@@ -331,15 +331,7 @@ class Report:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no such report, or of another format version.
         """
-        path = pathlib.Path(named("path", path))
-        if path.suffix.lower() != ".json":
-            raise ValueError(
-                f"cannot load {path.name!r}: only .json holds the whole report; save it as one"
-            )
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {described(str(path))}")
-        # Editors of Windows put a mark in front.
-        return cls.from_json(path.read_text(encoding="utf-8-sig", errors="replace"))
+        return cls.from_json(text_of(path, "report"))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """One row for every site and score, as a pandas DataFrame."""

@@ -8,7 +8,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from basis_probe.results.comparison import ReportComparison, SiteAcross, Standing
-from basis_probe.show import drawing, files, html, latex, markdown, still, words
+from basis_probe.show import files, html, latex, maps, markdown, still, words
 from basis_probe.show.tables import csv
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from basis_probe.show.plots import Size
+    from basis_probe.show.canvas import Size
 
 _WIDTH = 88
 
@@ -180,34 +180,8 @@ def save(found: ReportComparison, path: pathlib.Path) -> pathlib.Path:
 
 
 def figure(found: ReportComparison, axes: Axes | None = None, size: Size = None) -> Figure:
-    """Sites down, reports across: shape, colour and letter of each as on the map of a report."""
-    from basis_probe.show import plots
+    """Sites down, reports across: shape, colour and letter of each as on the map of a report.
 
-    names = [words.shorten(words.clean(row.site), 44) for row in found]
-    wide = 0.5 + 0.085 * max(map(len, names), default=0) + 0.6 * len(found.names)
-    own = axes is None
-    drawn, axes = plots.figure_on(axes, max(5.5, wide), 2.1 + 0.34 * len(found), size)
-    axes.set_xlim(-0.5, len(found.names) - 0.5)
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    for side in ("top", "right", "bottom", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(
-        length=0, labelsize=8.5, top=True, labeltop=True, bottom=False, labelbottom=False
-    )
-    heads = [words.shorten(words.clean(name), 24) for name in found.names]
-    axes.set_xticks(range(len(heads)), heads, rotation=30, ha="left", parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    for line, row in enumerate(found):
-        for column, one in enumerate(row.standings):
-            if one.outcome is not None and one.privileged is not None:
-                step = drawing.step(one.effect)
-                fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
-                plots.site_mark(axes, column, line, one.privileged, fill, one.outcome)
-    if own:
-        shown = [one for row in found for one in row.standings]
-        plots.keys(
-            drawn,
-            {one.privileged for one in shown if one.privileged is not None},
-            {one.outcome for one in shown if one.outcome is not None},
-        )
-    return drawn
+    Of many sites in layers, the map of each report.
+    """
+    return maps.figure(maps.of_comparison(found), axes, size)

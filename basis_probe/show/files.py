@@ -33,7 +33,7 @@ def save(
     """
     ending = path.suffix.lower()
     if ending in FIGURES:
-        from basis_probe.show.plots import save_figure
+        from basis_probe.show.canvas import save_figure
 
         require_writable(path)
         figure = drawn()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basis_probe.show.plots import Size, figure_on
+from basis_probe.show.canvas import Size, figure_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 
@@ -221,13 +223,35 @@ class Grid:
         return tuple(range(start, min(start + width, len(self.columns))) for start in ends)
 
 
-def grid(report: Report) -> Grid:
+class Placed(Protocol):
+    """A site that has a place on a map."""
+
+    @property
+    def site(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        ...
+
+    @property
+    def layer(self) -> int | None:
+        """Index of its layer, or None."""
+        ...
+
+
+def grid(placed: Iterable[Placed]) -> Grid:
     """The places of all sites on a map, every site exactly once."""
+    report = tuple(placed)
     numbered = sorted({site.layer for site in report if site.layer is not None})
     by_layer = bool(numbered)
-    placed = [index for index, site in enumerate(report) if site.layer is not None]
+    layered = [index for index, site in enumerate(report) if site.layer is not None]
     # Embeddings stand before the layers, as they do in the model.
-    first = {i for i, site in enumerate(report) if site.layer is None and placed and i < placed[0]}
+    first = {
+        i for i, site in enumerate(report) if site.layer is None and layered and i < layered[0]
+    }
     before = [None] if by_layer and first else []
     after = by_layer and any(
         site.layer is None and index not in first for index, site in enumerate(report)
@@ -235,7 +259,7 @@ def grid(report: Report) -> Grid:
     # kind -> pattern -> lines of the map, each from column to site.
     kinds: dict[str, dict[str, list[dict[int, int]]]] = {}
     column_of = {layer: column + len(before) for column, layer in enumerate(numbered)}
-    for index, site in enumerate(report.site_reports):
+    for index, site in enumerate(report):
         lines = kinds.setdefault(site.kind, {}).setdefault(
             pattern_of(site) if by_layer else "", [{}]
         )
@@ -264,13 +288,13 @@ def grid(report: Report) -> Grid:
     for kind, pattern, line in drawn:
         cells = tuple(line.get(column) for column in range(len(columns)))
         if len(line) == 1:
-            pattern = report.site_reports[next(iter(line.values()))].site
+            pattern = report[next(iter(line.values()))].site
         first = not rows or rows[-1].kind != kind
         rows.append(Row(kind, pattern, cells, first))
     return Grid(columns, tuple(rows), by_layer)
 
 
-def pattern_of(site: SiteReport) -> str:
+def pattern_of(site: Placed) -> str:
     """The site's name with its layer left open; empty where the name does not say the layer."""
     if site.layer is None:
         return site.site

@@ -8,7 +8,7 @@ import pathlib
 import re
 
 import pytest
-from fake_report import HOSTILE, by_scale, fake_report, hostile_report, provenance
+from fake_report import HOSTILE, by_scale, fake_report, hostile_report, provenance, wide_report
 
 import basis_probe as bp
 from basis_probe.compare.reports import compare_reports
@@ -65,6 +65,31 @@ def test_a_site_is_compared_by_the_order_on_which_its_outcome_rests() -> None:
     # A report that does not know the order is compared by what all of them know.
     without = bp.compare_reports({"early": fake_report(), "late": late})[site.site]
     assert without.score in site.scores
+
+
+def test_a_saved_comparison_is_loaded_and_told_apart_from_a_report(tmp_path: pathlib.Path) -> None:
+    compared = bp.compare_reports({"a": fake_report(), "b": fake_report()})
+    path = compared.save(tmp_path / "c.json")
+    assert ReportComparison.load(path) == compared
+    report = fake_report().save(tmp_path / "r.json")
+    with pytest.raises(ValueError, match=r"'basis_probe' is missing; it holds a comparison"):
+        bp.Report.load(path)
+    with pytest.raises(ValueError, match=r"'basis_probe_comparison' is missing; it holds a report"):
+        ReportComparison.load(report)
+    with pytest.raises(ValueError, match=r"only \.json holds the whole comparison"):
+        ReportComparison.load(tmp_path / "c.html")
+
+
+def test_many_sites_are_a_map_of_each_report() -> None:
+    report = wide_report(80, frames=9, dim=8)
+    few, many = (
+        bp.compare_reports({"early": one, "late": one}).plot(figsize="page")
+        for one in (fake_report(), report)
+    )
+    assert few.axes[0].texts[0].get_text() == "early"
+    titles = [text.get_text() for text in many.axes[0].texts]
+    assert titles.count("early") == titles.count("late") == 1
+    assert len(many.axes[0].lines) == 160 and many.get_figheight() < 12
 
 
 def test_what_changed_is_named_with_its_size() -> None:

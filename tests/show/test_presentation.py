@@ -15,6 +15,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -1074,12 +1075,31 @@ def test_figures_have_the_size_that_a_page_asks_for(size: tuple[float, float] | 
         assert isinstance(size, str) or figure.get_figheight() == pytest.approx(size[1])
         drawn = [text.get_fontsize() for axes in figure.axes for text in axes.texts]
         assert not drawn or min(drawn) >= 5
-    with pytest.raises(ValueError, match=r"figsize='poster': give \(width, height\)"):
-        report.plot("map", figsize="poster")
+    for wrong in ("poster", (3,), (-3, 2), ("a", "b"), (1, 2, 3), 5, (math.nan, 1)):
+        size: Any = wrong
+        with pytest.raises(ValueError, match=r"figsize=.*: give \(width, height\) in inches, or"):
+            report.plot("map", figsize=size)
     with pytest.raises(ValueError, match="leave ax and figsize out"):
         report.plot(figsize="page")
     with pytest.raises(ValueError, match="give one of them"):
         site.plot(ax=site.plot().axes[0], figsize="page")
+
+
+def test_a_map_of_many_layers_goes_on_below_at_the_width_of_a_page() -> None:
+    report = wide_report(160, frames=9, dim=8)
+    for size, least in (("column", 5.0), ("page", 5.0), (None, 8.0)):
+        figure = report.plot("map", figsize=size)
+        axes = figure.axes[0]
+        assert len(axes.lines) == 160
+        places = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
+        assert len(places) == 160
+        figure.canvas.draw()
+        apart = axes.get_window_extent().width / figure.dpi / (axes.get_xlim()[1] + 0.5)
+        # Marks do not cover each other, and letters can be read.
+        assert max(line.get_markersize() for line in axes.lines) / 72 <= 1.45 * apart
+        letters = [t.get_fontsize() for t in axes.texts if t.get_fontweight() == "bold"]
+        assert len(letters) == 160 and min(letters) >= least
+        assert figure.get_figheight() < 25
 
 
 def test_keys_below_a_map_explain_the_marks_that_are_on_it() -> None:

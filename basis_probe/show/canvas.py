@@ -1,0 +1,138 @@
+"""What figures are drawn on and with: their size, their colours, their letters."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from basis_probe.algebra.groups import Privileged
+from basis_probe.brief import described
+from basis_probe.results.report import Outcome
+from basis_probe.show import words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#1b1f24"
+QUIET = "#5b6570"
+RULE = "#dfe3e7"
+COLOURS = {
+    Outcome.PRIVILEGED: "#00735c",
+    Outcome.UNUSED: "#1d5fa6",
+    Outcome.EMERGENT: "#b93c0b",
+    Outcome.ARBITRARY: "#5c656f",
+    Outcome.UNDECIDED: "#5c656f",
+}
+MARKERS = {
+    Privileged.AXES: "s",
+    Privileged.PLANES: "D",
+    Privileged.BLOCKS: "h",
+    Privileged.LINE: "^",
+    Privileged.NONE: "o",
+    Privileged.UNKNOWN: "X",
+}
+
+WIDTHS = {"column": 3.35, "page": 6.9}
+"""Inches of one column and of both columns of a printed page."""
+
+Size = tuple[float, float] | str | None
+"""Width and height in inches, a name among `WIDTHS`, or None for what the content needs."""
+
+_NARROW = 5.0
+"""Inches below which a figure is one column of a page."""
+
+
+def width_of(axes: Axes | None, wide: float, size: Size) -> float:
+    """The inches across: of the axes that are given, of the size that is asked for, or `wide`.
+
+    Raises:
+        ValueError: for a size that is neither two positive numbers nor the name of a width, or
+            given axes with a size.
+    """
+    if axes is not None:
+        if size is not None:
+            raise ValueError("figsize is that of a new figure, and ax has one: give one of them")
+        figure: Any = axes.get_figure(root=True)
+        return float(axes.get_position().width * figure.get_figwidth())
+    if size is None:
+        return wide
+    if isinstance(size, str) and size in WIDTHS:
+        return WIDTHS[size]
+    across = down = math.nan
+    if not isinstance(size, str):
+        with contextlib.suppress(TypeError, ValueError):
+            across, down = map(float, size)
+    if not (0 < across < math.inf and 0 < down < math.inf):
+        raise ValueError(
+            f"figsize={described(size)}: give (width, height) in inches, or {' or '.join(WIDTHS)}"
+        )
+    return across
+
+
+def figure_on(
+    axes: Axes | None, wide: float, tall: float, size: Size = None
+) -> tuple[Figure, Axes]:
+    """The axes to draw on with their figure; where none are given, a figure of that size in inches.
+
+    A new one is made without touching the state of pyplot, and shows itself in a notebook.
+
+    Raises:
+        ValueError: as for `width_of`.
+    """
+    wide = width_of(axes, wide, size)
+    if axes is not None:
+        return axes.get_figure(root=True), axes  # pyright: ignore[reportReturnType]
+    if size is not None and not isinstance(size, str):
+        tall = float(size[1])
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(wide, tall), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    show_itself(figure)
+    return figure, figure.add_subplot()
+
+
+def show_itself(figure: Figure) -> None:
+    """Makes a notebook show a figure that pyplot did not make: it offers its own picture."""
+    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
+
+
+def _png(figure: Figure) -> bytes:
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=100)
+    return held.getvalue()
+
+
+def save_figure(figure: Figure, file: BinaryIO, form: str) -> None:
+    """Writes a figure whose letters stay letters, as journals ask for."""
+    import matplotlib as mpl
+
+    # Type 3 fonts are refused by many publishers; paths cannot be searched or edited.
+    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
+        figure.savefig(file, format=form, dpi=200, bbox_inches="tight")
+
+
+def is_narrow(figure: Any) -> bool:
+    """True for a figure of one column of a page."""
+    return figure.get_figwidth() < _NARROW
+
+
+def shown(text: str, limit: int) -> str:
+    """A text of any origin, made safe and short."""
+    return words.shorten(words.clean(text), limit)
+
+
+def style(colour: str, side: str, *, size: float = 8.5) -> dict[str, Any]:
+    """How a text beside a drawing looks."""
+    return {
+        "fontsize": size,
+        "color": colour,
+        "ha": side,
+        "va": "center",
+        "parse_math": False,
+    }
