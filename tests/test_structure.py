@@ -239,7 +239,7 @@ def test_nobody_imports_the_root_of_the_package() -> None:
 LIBRARIES = {
     "transformer_lens": ("model",),
     "transformers": ("model",),
-    "matplotlib": ("show.plots", "show.heatmap"),
+    "matplotlib": ("show.canvas", "show.maps", "show.plots"),
     "rich": ("cli", "show"),
     "jinja2": ("show",),
 }

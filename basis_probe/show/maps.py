@@ -78,7 +78,7 @@ class Panel:
 
     def bands(self, most: int) -> list[range]:
         """The columns that stand side by side, at most so many; bands of like width."""
-        count = max(1, -(-len(self.heads) // most))
+        count = max(1, -(-len(self.heads) // max(1, most)))
         width = max(1, -(-len(self.heads) // count))
         ends = range(0, max(1, len(self.heads)), width)
         return [range(start, min(start + width, len(self.heads))) for start in ends]
@@ -172,7 +172,7 @@ def figure(panels: Sequence[Panel], axes: Axes | None, size: Size) -> Figure:
     free = axes is None and size is None
     room = wide - (0.6 if axes is not None else _NAMES if free else _NAMES_IN_PRINT)
     most = selection.BAND if free else max(1, int(room / _CLOSE))
-    most = max((len(band) for panel in panels for band in panel.bands(most)), default=1)
+    most = max(1, *(len(band) for panel in panels for band in panel.bands(most)))
     close = min(1.0, room / max(1, most) / CELL)
     lines = sum(panel.lines(most) for panel in panels)
     tall = lines * CELL * max(0.75, close) + 0.3 + _KEYS
