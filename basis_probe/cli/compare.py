@@ -14,6 +14,7 @@ from basis_probe.files import require_apart
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
+    from basis_probe.results.report import Report
 
 
 class CompareCommand(Command):
@@ -42,11 +43,12 @@ class CompareCommand(Command):
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
         from basis_probe.compare.reports import compare_reports
-        from basis_probe.results.report import Report
         from basis_probe.show.terminal import render_comparison
 
         paths = _named(parsed.reports)
-        compared = compare_reports({name: Report.load(path) for name, path in paths.items()})
+        if len(paths) < 2:
+            raise Refused("at least two reports are compared: give the files of two or more")
+        compared = compare_reports({name: _loaded(path) for name, path in paths.items()})
         paths = parsed.out or []
         require_apart(paths)
         written = save_each(compared, paths, screen)
@@ -55,6 +57,20 @@ class CompareCommand(Command):
         for path in written:
             screen.say(f"wrote {path}")
         return Status.DONE if len(written) == len(paths) else Status.FAILED
+
+
+def _loaded(path: Path) -> Report:
+    """The report in a file.
+
+    Raises:
+        Refused: if it holds none.
+    """
+    from basis_probe.results.report import Report
+
+    try:
+        return Report.load(path)
+    except ValueError as error:
+        raise Refused(f"{path}: {error}") from error
 
 
 def _named(words: Sequence[str]) -> dict[str, Path]:

@@ -239,7 +239,8 @@ class Windows:
 
     def _cut(self, text: str) -> tuple[Tensor, int]:
         """The examples of a text, and how many tokens it has."""
-        ids = list(self.tokenizer(text)["input_ids"])
+        # It would warn of a text that is longer than the context, and it is cut just here.
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
         first = getattr(self.tokenizer, "bos_token_id", None)
         lead = [first] if first is not None and ids and ids[0] == first else []
         ids = ids[len(lead) :]

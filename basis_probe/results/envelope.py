@@ -39,12 +39,23 @@ def text_of(path: str | pathlib.Path, what: str) -> str:
     return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
-def _other(value: object) -> str:
-    """What a value is that is not what was asked for, if that is known."""
+def holds(text: str) -> str:
+    """What a text in JSON says that it holds, such as "report"; empty where it says nothing.
+
+    Example:
+        >>> holds('{"basis_probe_comparison": 1, "comparison": {}}')
+        'comparison'
+    """
+    try:
+        return _kind(json.loads(text))
+    except (ValueError, RecursionError):
+        return ""
+
+
+def _kind(value: object) -> str:
     keys = [str(key) for key in value] if isinstance(value, dict) else []
-    [found, *_] = [key for key in keys if re.fullmatch(r"basis_probe(_\w+)?", key)] or [""]
-    kind = found.removeprefix("basis_probe").lstrip("_") or "report"
-    return f"; it holds a {kind.replace('_', ' ')}" if found else ""
+    found = next((key for key in keys if re.fullmatch(r"basis_probe(_\w+)?", key)), "")
+    return (found.removeprefix("basis_probe").strip("_") or "report") if found else ""
 
 
 def read(name: str, kind: type[Value], text: str, *, key: str = "") -> Value:
@@ -60,7 +71,9 @@ def read(name: str, kind: type[Value], text: str, *, key: str = "") -> Value:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"not a basis_probe {name}: not JSON ({why})") from None
     if not isinstance(value, dict) or key not in value:
-        raise ValueError(f"not a basis_probe {name}: the key {key!r} is missing{_other(value)}")
+        kind_of = _kind(value)
+        other = f"; it holds a {kind_of.replace('_', ' ')}" if kind_of else ""
+        raise ValueError(f"not a basis_probe {name}: the key {key!r} is missing{other}")
     found = typing.cast("dict[str, object]", value)
     if type(found[key]) is not int or found[key] != FORMAT:
         raise ValueError(

@@ -38,8 +38,8 @@ _NAMES = 2.9
 _NAMES_IN_PRINT = 1.75
 """Inches of the names of rows; the same where a figure is to have a width."""
 
-_HEAD, _SLANTED = 1.2, 3.4
-"""Lines of the heads of columns, numbers and names."""
+_HEAD, _RISE = 1.2, 0.12
+"""Lines of the heads of columns, and more of them for every letter of one that is slanted."""
 
 _KEYS = 0.95
 _LEAST = 5.5
@@ -86,7 +86,7 @@ class Panel:
     @property
     def head(self) -> float:
         """How tall the heads of its columns are, in rows."""
-        return _HEAD if self.across else _SLANTED
+        return _HEAD + (0 if self.across else _RISE * max(map(len, self.heads), default=0))
 
     def lines(self, most: int) -> float:
         """How tall it is, in rows."""

@@ -43,6 +43,17 @@ def test_two_files_are_compared_and_written(
     assert NEURONS in page.read_text(encoding="utf-8")
 
 
+def test_a_saved_comparison_is_shown_and_written_in_another_form(
+    saved: tuple[pathlib.Path, ...], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, page = tmp_path / "c.json", tmp_path / "c.html"
+    assert main(["compare", *map(str, saved), "--out", str(kept)]) == 0
+    first = capsys.readouterr().out
+    assert main(["show", str(kept), "--out", str(page)]) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == first.splitlines()[:-1]
+    assert NEURONS in page.read_text(encoding="utf-8")
+
+
 def test_files_have_names_of_their_own(
     saved: tuple[pathlib.Path, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,9 +80,9 @@ def test_files_of_one_name_are_told_apart_by_their_folder(
     [
         (["nowhere.json", "early.json"], "there is no file nowhere.json"),
         (["a=early.json", "a=late.json"], "two reports are called 'a'"),
-        (["early.json"], "1 reports were given, and at least 2 are compared"),
+        (["early.json"], "at least two reports are compared: give the files of two"),
         (["early.json", "page.html"], "only .json holds the whole report"),
-        (["early.json", "other.json"], "not a basis_probe report"),
+        (["early.json", "other.json"], "other.json: not a basis_probe report"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(
