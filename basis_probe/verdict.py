@@ -391,14 +391,14 @@ def _from_where(names: Sequence[str], origin: Origin | None) -> str:
     parts: list[str] = []
     if both:
         parts.append(
-            f"an untrained copy, initialised by the model's own code, stands out by "
-            f"{_listed(both)} too on the first batch: initialisation, not training"
+            f"an untrained copy, drawn by its modules' own rules, stands out by {_listed(both)} "
+            "too on the first batch: initialisation, not training"
         )
     if alone:
-        copy = "it" if both else "an untrained copy, initialised by the model's own code,"
+        copy = "it" if both else "an untrained copy, drawn by its modules' own rules,"
         parts.append(
             f"{copy} does not stand out by {_listed(alone)} on the first batch: training made "
-            "these axes stand out, or weights that were not drawn by that code"
+            "these axes stand out, or weights that were drawn by other code"
         )
     return "; ".join(parts) or _ORIGIN
 

@@ -4,8 +4,9 @@ A network that was never trained has axes too, one-sided and off-centre where it
 make them so. What a measure says of the twin is what it says of nothing.
 """
 
+import collections
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -65,11 +66,12 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
 
 
 def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | None:
-    """A copy of a model as its own code initialises it; None where no rule is known of a parameter.
+    """A copy of a model drawn by its modules' own rules; None where none is known of a parameter.
 
-    The rules are `reset_parameters` of every module, and `_init_weights` of a model of
-    transformers for all modules within it. Unlike `reinitialised` it has whatever axes the
-    initialisation has, and says nothing of models whose parameters are drawn elsewhere.
+    The rules are `reset_parameters` of every module, and `_init_weights` of a model, as those of
+    transformers have it, for all modules within it. Unlike `reinitialised` it has whatever axes
+    these rules have; nothing is known of parameters that are drawn elsewhere. Of a parameter that
+    modules share it is not known by whose `reset_parameters` it was drawn.
 
     Args:
         model: any module; it is left alone.
@@ -78,25 +80,38 @@ def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | None:
     if any(p.is_meta or not p.is_floating_point() for p in model.parameters()):
         return None
     twin = copy.deepcopy(model)
+    ruled = [m for m in twin.modules() if callable(getattr(m, "_init_weights", None))]
+    alike = {id(parameter) for module in ruled for parameter in module.parameters()}
+    owners = collections.Counter(
+        id(parameter) for module in twin.modules() for parameter in module.parameters(recurse=False)
+    )
+    if any(count > 1 and shared not in alike for shared, count in owners.items()):
+        return None
+    try:
+        _draw(twin, ruled, seed)
+    except Exception:
+        # The rules are code of others, that may want arguments or modules of their own.
+        return None
+    return twin if all(bool(p.isfinite().all()) for p in twin.parameters()) else None
+
+
+def _draw(twin: nn.Module, ruled: Sequence[nn.Module], seed: int) -> None:
+    """Draws every parameter by the rules; what no rule reaches is NaN."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for parameter in twin.parameters():
-            # What no rule reaches stays so.
             parameter.fill_(torch.nan)
             _forget(parameter)
         for module in twin.modules():
             _forget(module)
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        for module in twin.modules():
-            rule: Any = getattr(module, "_init_weights", None)
-            if callable(rule):
-                for inner in module.modules():
-                    rule(inner)
+        for module in ruled:
+            rule: Any = getattr(module, "_init_weights")  # noqa: B009
+            for inner in module.modules():
+                rule(inner)
         for module in normalisations(twin):
             module.reset_running_stats()
-    found = all(bool(parameter.isfinite().all()) for parameter in twin.parameters())
-    return twin if found else None
 
 
 def _forget(loaded: nn.Module | nn.Parameter) -> None:

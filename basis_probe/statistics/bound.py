@@ -118,10 +118,10 @@ def reached(
     few = int(fitted.sum()) < _ROWS_FOR_AN_AXIS * dim
     if count < _FEWEST_GROUPS or few or dim < 2:
         return math.nan
-    units = min(_UNITS, dim)
     own, other = place[fitted.to(place.device)] // 2, place[~fitted.to(place.device)] // 2
-    chosen = _squares(x[fitted], own, int(own.max()) + 1).values.topk(units).indices
-    found = _fast_ica(x[fitted], units, seed)
+    found = _fast_ica(x[fitted], seed)
+    fit = _squares(x[fitted], own, int(own.max()) + 1).values
+    chosen = fit.topk(found.shape[1]).indices
     groups = int(other.max()) + 1
     null = _squares(directions[~fitted], other, groups)
     best = _beyond(_squares(x[~fitted] @ found, other, groups), null)
@@ -131,14 +131,18 @@ def reached(
     return math.sqrt(max(axes.value, 0.0) / best.value)
 
 
-def _fast_ica(x: Tensor, units: int, seed: int) -> Tensor:
-    """[dim, units]: directions of the rows along which they are least Gaussian."""
+def _fast_ica(x: Tensor, seed: int) -> Tensor:
+    """[dim, units]: directions of the rows along which they are least Gaussian.
+
+    They are no more than the directions in which the rows vary.
+    """
     rows = (x - x.mean(0)).double()
     values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
     kept = values > 1e-6 * values.max()
     back = vectors[:, kept] * values[kept].rsqrt()
     white = (rows @ back).float()
     generator = torch.Generator().manual_seed(seed)
+    units = min(_UNITS, white.shape[1])
     weights = _decorrelated(torch.randn(white.shape[1], units, generator=generator).to(white))
     for _ in range(_STEPS):
         along = white @ weights

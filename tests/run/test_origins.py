@@ -87,6 +87,17 @@ def test_copies_are_drawn_by_rules_alone() -> None:
             super().__init__()
             self.inner, self.factor = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
 
+    tied = _model(nn.Embedding)
+    tied.out.weight = tied.tokens.weight
+    # By the embedding's rule or the linear layer's.
+    assert drawn_anew(tied) is None
+
+    class Strange(nn.Linear):
+        def reset_parameters(self, *given: int) -> None:
+            if not hasattr(self, "weight") or given or self.weight.isnan().any():
+                raise RuntimeError("not so")
+
+    assert drawn_anew(Strange(2, 2)) is None
     # Nothing says how the factor was drawn.
     assert drawn_anew(Bare()) is None and drawn_anew(nn.Linear(3, 4)) is not None
     assert drawn_anew(nn.Linear(3, 4, device="meta")) is None

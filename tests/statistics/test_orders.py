@@ -365,3 +365,17 @@ def test_the_spectrum_of_some_axes_is_that_of_their_covariance(samples: int) -> 
     found = rows.spectrum_of(kept)
     torch.testing.assert_close(found, wanted[: len(found)], rtol=0, atol=1e-10)
     assert float(wanted[len(found) :].abs().sum()) < 1e-9
+
+
+@pytest.mark.parametrize("line", [False, True])
+def test_no_directions_are_found_where_there_are_none(line: bool) -> None:
+    """Also where rows vary in fewer directions than are looked for."""
+    found = 0
+    for seed in range(20):
+        x = _normal(400, 6, seed=seed)
+        if not line:
+            x[7] += 1e6  # One far row takes all variance.
+        white = Centred(x, line=line).whitened
+        directions = white @ _normal(6, 512, seed=99)
+        found += not math.isnan(reached(white, directions, torch.arange(400), seed=0))
+    assert found <= 3
