@@ -333,6 +333,7 @@ def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Ve
     """The verdict where offset, scale and form decide together."""
     allowed = _allowed(found.symmetry.privileged)
     unknown = found.symmetry.privileged is Privileged.UNKNOWN
+    known = [order for order in found.orders if not math.isnan(order.effect)]
     if not claimed:
         data = _no_order(found) + _below(found.scores)
         if unknown:
@@ -343,7 +344,7 @@ def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Ve
         return _arbitrary(found, data, instead)
     names = tuple(order.order for order in claimed)
     said = "; ".join(_claim(order, found) for order in claimed)
-    data = f"the data stand out on the axes by {_listed(names)} ({said})"
+    data = f"the data stand out on the axes by {_listed(names)} ({said}){_shut(known)}"
     if unknown:
         return _undecided(
             f"Undecided about the architecture, whose group at this site is not known; {data}."
@@ -364,8 +365,7 @@ def _no_order(found: Found) -> str:
     figures = ", ".join(f"{order.order} {_number(order.effect)}" for order in known)
     adjusted = [order.p_adjusted for order in known if not math.isnan(order.p_adjusted)]
     least = f"; adjusted p = {_number(min(adjusted))}" if adjusted else ""
-    shut = [order for order in known if order.gate and order.p_value <= LEVEL]
-    why = "".join(f"; {order.order} is not claimed, because {order.gate}" for order in shut)
+    why = _shut(known, figures=False)
     near = [s for s in _deciding(found) if s.p_adjusted <= LEVEL]
     if near:
         low, high = near[0].effect_interval
@@ -376,6 +376,16 @@ def _no_order(found: Found) -> str:
     return (
         f"the data do not stand out on the axes against random rotations of the same space, by "
         f"{names} (z: {figures}{least}){why}"
+    )
+
+
+def _shut(orders: Sequence[OrderRecord], *, figures: bool = True) -> str:
+    """Which orders stand out in these rows and are not claimed; begins a clause, or empty."""
+    return "".join(
+        f"; {order.order}{f' (z = {_number(order.effect)})' if figures else ''} is not claimed, "
+        f"because {order.gate}"
+        for order in orders
+        if order.gate and order.p_value <= LEVEL
     )
 
 

@@ -383,3 +383,19 @@ def test_the_number_of_alternatives_is_no_reason_in_a_real_run() -> None:
         )  # fmt: skip
         outcomes[frames] = {site.verdict.outcome for site in report}
     assert outcomes == {19: {Outcome.UNDECIDED}, 99: {Outcome.EMERGENT}}
+
+
+def test_an_order_that_stands_out_behind_a_shut_gate_is_named_beside_those_claimed() -> None:
+    def order(name: str, gate: str = "") -> bp.results.OrderRecord:
+        return bp.results.OrderRecord(name, "kurtosis", 9.0, 3.0, 0.1, 60.0, 1e-9, "", gate=gate)
+
+    shut = (order("offset"), order("scale", "other examples need not share them"))
+    verdict = _verdict(_found(orders=shut))
+    assert verdict.orders == ("offset",)
+    said = "scale (z = 60) is not claimed, because other examples need not share them"
+    assert said in verdict.sentence
+    open_ = _verdict(_found(orders=(order("offset"), order("scale"))))
+    assert set(open_.orders) == {"offset", "scale"} and "not claimed" not in open_.sentence
+    none = _verdict(_found(orders=shut[1:]))
+    assert none.outcome is Outcome.ARBITRARY
+    assert "scale is not claimed, because other examples" in none.sentence
