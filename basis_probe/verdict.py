@@ -344,7 +344,9 @@ def _by_orders(found: Found, claimed: Sequence[OrderRecord], instead: str) -> Ve
         return _arbitrary(found, data, instead)
     names = tuple(order.order for order in claimed)
     said = "; ".join(_claim(order, found) for order in claimed)
-    data = f"the data stand out on the axes by {_listed(names)} ({said}){_shut(known)}"
+    # A mean that is noise follows unequal variances, and is no finding that is withheld.
+    scale = [order for order in known if order.order == SCALE]
+    data = f"the data stand out on the axes by {_listed(names)} ({said}){_shut(scale)}"
     if unknown:
         return _undecided(
             f"Undecided about the architecture, whose group at this site is not known; {data}."
