@@ -652,7 +652,7 @@ class _Recorder(Follower):
     def _left(self, op: str, given: list[Tensor], out: object) -> None:
         """Notes that the numbers of live tensors have left torch."""
         for tensor in given:
-            if op in _LENDING:
+            if op in _LENDING and not tensor.is_meta:
                 # What is no number of the example's may be filled with them.
                 self.lent[_storage(tensor)] = _memory(tensor).clone()
             index = self.made.get(id(tensor))
@@ -672,7 +672,7 @@ class _Recorder(Follower):
 
     def _is_changed(self, tensor: Tensor) -> bool:
         """True if memory was written to behind torch's back since this was last asked."""
-        before = self.lent.get(_storage(tensor))
+        before = None if tensor.is_meta else self.lent.get(_storage(tensor))
         # Of the whole memory: whoever has it may write through a view of another form.
         if before is None or torch.equal(before, now := _memory(tensor)):
             return False
