@@ -142,7 +142,7 @@ BASE: dict[str, Callable[[], dict[str, Any]]] = {
     **{f"bases.{name}": dict for name in ("Hadamard", "ICA", "PCA", "Quartimax", "Random")},
     **{f"bases.{name}": dict for name in ("Standard", "Varimax")},
     "groups.Blocks": lambda: {"inner": bp.groups.Orthogonal(2), "count": 2},
-    "groups.DirectSum": dict,
+    "groups.DirectSum": lambda: {"parts": (bp.groups.Permutation(2),) * 2},
     **{
         f"groups.{name}": lambda: {"dim": 4}
         for name in (

@@ -141,6 +141,8 @@ class Action:
             # Also where less could be done than was asked: whoever looks will see the difference.
             found |= {**moved, here: what}
             for stream, own in moved.items():
+                if stream != here and self.derivation.parts_of(stream):
+                    continue  # It moved as its parts did, and so does what they are tied to.
                 for tie in self.derivation.ties.get(stream, ()):
                     if tie.stream not in found and tie.stream not in self._behind:
                         after = own.inverse().transpose() if tie.transposed else own

@@ -318,7 +318,7 @@ def watched(subject: Subject, batch: Batch) -> Facts:
             f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
             f"{_types_apart(subject, batch)}"
         ) from error
-    return collect(trace, subject.names(trace))
+    return collect(trace, subject.names(trace), all_named=subject.all_named)
 
 
 def _same(batch: Batch, facts: Facts) -> Batch:

@@ -536,12 +536,13 @@ def _streams(graph: Graph, regions: dict[int, Region]) -> tuple[tuple[Stream, ..
     return tuple(streams), stream_of
 
 
-def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
+def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) -> Facts:
     """What was seen of the model in a recorded forward pass.
 
     Args:
         trace: the forward pass.
         sites: the places that have names.
+        all_named: True if the model itself names every place that its users know.
     """
     recorded, trace = trace, apart(trace)
     graph = condense(trace, sites=frozenset(site.node for site in sites.values()))
@@ -564,7 +565,7 @@ def collect(trace: Trace, sites: dict[str, Site]) -> Facts:
     )
     found = attentions(graph, norms, plain)
     facts = Facts(graph, sites, streams, stream_of, regions, found, _given(graph), recorded)
-    return dataclasses.replace(facts, sites=_with_unnamed(facts))
+    return dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
 
 
 def _is_gainless(graph: Graph, vertex: int, region: Region) -> bool:
@@ -578,7 +579,7 @@ _BENT = (Shape.ELEMENTWISE, Shape.PRODUCT)
 _WRITTEN = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.ATTENTION, Kind.SUM)
 
 
-def _with_unnamed(facts: Facts) -> dict[str, Site]:
+def _with_unnamed(facts: Facts, *, all_named: bool) -> dict[str, Site]:
     """The sites, with those that no module returns and no nonlinear function writes.
 
     Queries, keys and values that one map wrote beside each other are `q`, `k` and `v` of their
@@ -613,15 +614,15 @@ def _with_unnamed(facts: Facts) -> dict[str, Site]:
         ends = {name: side.source for name, side in sides.items() if isinstance(side, Side)}
         for name, end in {**ends, "v": value}.items():
             part = graph.vertices[end].kind is Kind.PART
-            if part or facts.stream_of[end] not in named:
+            if part or (facts.stream_of[end] not in named and not all_named):
                 wanted.setdefault(shown(end), name)
-        if attention.vertex not in origins:
+        if attention.vertex not in origins and not all_named:
             wanted.setdefault(shown(attention.vertex), "z")
     # Between where queries are written and where they meet keys nothing is a place of its own.
     between = {i for a in facts.attentions for s in (a.query, a.key) for i in _inside(s)}
     hidden = {facts.stream_of[index] for index in (*wanted, *between) if index in graph.vertices}
     named |= hidden
-    for index, vertex in graph.vertices.items():
+    for index, vertex in () if all_named else graph.vertices.items():
         node, region = trace.node(index), facts.regions.get(index)
         bent = region is not None and region.shape in _BENT and not nonlinear(node.op)
         joined = vertex.kind is Kind.SUM and len(vertex.carried) > 1 and index not in origins

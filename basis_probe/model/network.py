@@ -108,6 +108,11 @@ class Subject(abc.ABC):
         """Names that the model knows, whether or not they ran."""
 
     @property
+    def all_named(self) -> bool:
+        """True if the model itself names every place that its users know."""
+        return False
+
+    @property
     def usual(self) -> tuple[str, ...]:
         """Patterns of the names that users of such a model mean by its sites; none if unknown."""
         return ()
@@ -190,6 +195,10 @@ class HookedModel(Subject):
 
     def silent(self) -> frozenset[str]:
         return frozenset(self.hook_dict)
+
+    @property
+    def all_named(self) -> bool:
+        return True
 
     @property
     def usual(self) -> tuple[str, ...]:

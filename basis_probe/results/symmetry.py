@@ -155,6 +155,7 @@ class Symmetries(dict[str, Symmetry]):
 
         Example:
             >>> import torch, basis_probe as bp
+            >>> _ = torch.manual_seed(0)
             >>> layers = torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
             >>> model = torch.nn.Sequential(*layers)
             >>> print(bp.symmetries(model, torch.randn(40, 3)).completeness)

@@ -206,9 +206,9 @@ def test_two_claims_of_one_order_of_two_heads_do_not_prove_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Exchanged for the queries and once more for the values, two heads are where they were."""
-    from basis_probe.architecture.derive import Derivation
+    from basis_probe.architecture import heads
 
-    monkeypatch.setattr(Derivation, "_kept", lambda *_: "")
+    monkeypatch.setattr(heads.Heads, "_kept", lambda *_: "")
     found = bp.symmetries(moved(Heads("mixed")), drawn(3, 5, 9))
     assert {found[site].group for site in ("q", "k", "v", "o:in")} == {KEPT}
 

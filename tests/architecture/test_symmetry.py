@@ -847,8 +847,8 @@ def test_groups_of_channels_that_mix_keep_to_themselves_where_axes_are_kept_apar
 
 def test_a_fused_projection_is_read_part_by_part() -> None:
     found = bp.symmetries(settled(small.FusedGate()), ROWS)
-    assert found["both"].group == G.Unknown(2 * H)
-    assert "in parts" in found["both"].because
+    assert found["both"].group == G.DirectSum((PER, ANY), order="shared")
+    assert "feature by feature" in found["both"].because
     assert found["silu()"].group == PER
     assert found["down:in"].group == ANY
     model = settled(small.FusedGate())
