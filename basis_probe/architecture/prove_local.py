@@ -26,7 +26,7 @@ from basis_probe.architecture.strangers import Maker, strangers
 from basis_probe.model.batches import Batch
 from basis_probe.model.deferred import DeferredWeights
 from basis_probe.model.facts import Facts
-from basis_probe.model.network import Subject, recognise
+from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.precision import doubled, with_noise
 from basis_probe.model.shorter import shorter
@@ -85,7 +85,8 @@ class LocalProver(Prover[DeferredWeights]):
 
     def _require_replay(self, subject: Subject, batch: Batch) -> None:
         """Raises `Unproved` if the record does not return what the model returns."""
-        with torch.no_grad():
+        # The model itself runs: also where a report is made of what an interrupted run saw.
+        with prepared(subject.model, None), torch.no_grad():
             first, again = (
                 [
                     tensor.detach().clone()
