@@ -86,15 +86,20 @@ class LocalProver(Prover[DeferredWeights]):
     def _require_replay(self, subject: Subject, batch: Batch) -> None:
         """Raises `Unproved` if the record does not return what the model returns."""
         # The model itself runs: also where a report is made of what an interrupted run saw.
-        with prepared(subject.model, None), torch.no_grad():
-            first, again = (
-                [
-                    tensor.detach().clone()
-                    for tensor in tensors_in(subject.call(batch))
-                    if tensor.is_floating_point()
-                ]
-                for _ in range(2)
-            )
+        try:
+            with prepared(subject.model, None), torch.no_grad():
+                first, again = (
+                    [
+                        tensor.detach().clone()
+                        for tensor in tensors_in(subject.call(batch))
+                        if tensor.is_floating_point()
+                    ]
+                    for _ in range(2)
+                )
+        except Exception as error:
+            raise Unproved(
+                f"the model does not run again on the example: {type(error).__name__}: {error}"
+            ) from error
         if not first:
             raise Unproved("the model returns no floating-point tensor")
         if not all(bool(tensor.isfinite().any()) for tensor in first):
