@@ -866,7 +866,7 @@ class Action:
             (monomial(own)[1], relations.following(stream, given.keys() - {stream}))
             for stream, own in given.items()
         ]
-        origins = self._origins(index, family)
+        origins = self.derivation.origins(index, family)
         if any(
             not torch.equal(monomial(own)[0], columns)
             or not torch.equal(origins[stream], torch.arange(len(columns)))
@@ -897,24 +897,6 @@ class Action:
             source: SumElement(tuple(moved[part] for part in parts))
             for source, parts in whole.items()
         }
-
-    def _origins(self, index: int, family: frozenset[int]) -> dict[int, Tensor]:
-        """Stream -> for every feature the feature of the first stream that it belongs to, or -1."""
-        sizes = {member: self._width(member) for member in family}
-        found = {member: torch.full((sizes[member],), -1) for member in family}
-        found[index] = torch.arange(sizes[index])
-        seams = self.derivation.seams(family)
-        changed = True
-        while changed:
-            changed = False
-            for source, target, places in seams:
-                inside = found[target][places]
-                joined = torch.where(inside >= 0, inside, found[source])
-                if not torch.equal(joined, inside) or not torch.equal(joined, found[source]):
-                    found[target][places] = joined
-                    found[source] = joined.clone()
-                    changed = True
-        return found
 
     def _width(self, index: int) -> int:
         """The number of features of a stream."""

@@ -577,8 +577,27 @@ class Derivation:
         if not self._is_free_part(graph.vertices[stream.readers[0]]):
             return ()
         families = {self.family(part) for part in parts}
-        together = len(families) == 1 and all(self.permuting(part) for part in parts)
-        return parts if together else ()
+        if len(families) > 1 or not all(self.permuting(part) for part in parts):
+            return ()
+        origins = self.origins(parts[0], families.pop())
+        still = torch.arange(len(found[0][0]))
+        return parts if all(torch.equal(origins[part], still) for part in parts) else ()
+
+    def origins(self, index: int, family: frozenset[int]) -> dict[int, Tensor]:
+        """Stream -> for every feature the feature of one stream that it belongs to, or -1."""
+        found = {member: torch.full((self._width_of(member),), -1) for member in family}
+        found[index] = torch.arange(self._width_of(index))
+        changed = True
+        while changed:
+            changed = False
+            for source, target, places in self.seams(family):
+                inside = found[target][places]
+                joined = torch.where(inside >= 0, inside, found[source])
+                if not torch.equal(joined, inside) or not torch.equal(joined, found[source]):
+                    found[target][places] = joined
+                    found[source] = joined.clone()
+                    changed = True
+        return found
 
     def parted(self, family: frozenset[int]) -> dict[int, tuple[int, ...]]:
         """Tensors that fall into streams of a family -> these streams, in order."""
@@ -964,6 +983,8 @@ class Derivation:
             return False
         for writer in source.writers:
             vertex = graph.vertices[writer]
+            if writer in self._overlapping or writer in self.facts.given:
+                return False
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
                 return False
             if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.PART):

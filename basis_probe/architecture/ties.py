@@ -50,6 +50,8 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
         a, b = (next(iter(vertices[v].used), None) for v in (first, second))
         if not transposed:
             tie(first, second, False)
+            for one, other in _same_parts(facts, first, second):
+                tie(one, other, False)
             if a is not None and b is not None:
                 tie(a, b, False)
             continue
@@ -66,6 +68,17 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
                 # What takes the same part of a tensor twice is written by the same rows.
                 tie(parts.setdefault(vertex.part, reader), reader, False)
     return {stream: tuple(dict.fromkeys(ties)) for stream, ties in found.items()}
+
+
+def _same_parts(facts: Facts, first: int, second: int) -> Iterator[tuple[int, int]]:
+    """What is taken alike of what two maps write: the same rows of a matrix write both."""
+    taken: list[dict[tuple[int, ...], int]] = []
+    for writer in (first, second):
+        readers = facts.streams[facts.stream_of[writer]].readers
+        parts = (facts.graph.vertices[reader] for reader in readers)
+        taken.append({v.part: v.node for v in parts if v.kind is Kind.PART and v.part is not None})
+    for part in taken[0].keys() & taken[1].keys():
+        yield taken[0][part], taken[1][part]
 
 
 def _sharing(facts: Facts) -> Iterator[tuple[int, int]]:

@@ -169,3 +169,65 @@ def test_three_parts_share_an_order() -> None:
 def test_parts_whose_scales_depend_on_each_other_are_not_claimed_apart() -> None:
     model = settled(Gated(lambda gate: gate, lambda u: [sum(u.chunk(2, -1)).relu()]))
     assert isinstance(bp.symmetries(model, rows(4))["up"].group, G.Unknown)
+
+
+class Twice(nn.Module):
+    """A gated layer whose weights serve twice, each time in a way of its own."""
+
+    def __init__(self, first, second) -> None:
+        super().__init__()
+        self.ways = first, second
+        self.e, self.up = nn.Linear(5, 8), nn.Linear(8, 12)
+        self.down, self.o = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.e(x)
+        for way in self.ways:
+            x = x + self.down(way(*self.up(x).chunk(2, -1)))
+        return self.o(x)
+
+
+SILU, TANH = nn.functional.silu, torch.tanh
+WAYS = {
+    "alike": (lambda g, u: SILU(g) * u, lambda g, u: SILU(g) * u, G.Permutation(6), G.Monomial(6)),
+    "bent in two ways": (
+        lambda g, u: SILU(g) * u, lambda g, u: TANH(g) * u, G.Permutation(6), G.Monomial(6),
+    ),
+    "in exchanged roles": (
+        lambda g, u: SILU(g) * u, lambda g, u: SILU(u) * g, G.Permutation(6), G.Permutation(6),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_parts_of_weights_that_serve_twice_are_bound_by_both(name: str) -> None:
+    first, second, *groups = WAYS[name]
+    require_one_order(settled(Twice(first, second)), tuple(groups))
+
+
+class Sliced(nn.Module):
+    """A gated layer whose matrix is a part of one that something else reads whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.whole = nn.Linear(5, 8), nn.Parameter(torch.zeros(15, 8))
+        self.o, self.p = nn.Linear(6, 3), nn.Linear(15, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.e(x)
+        gate, up = nn.functional.linear(x, self.whole[:12]).chunk(2, -1)
+        return self.o(SILU(gate) * up) + self.p(nn.functional.linear(x, self.whole).tanh())
+
+
+def test_parts_of_a_matrix_that_another_place_reads_are_not_claimed() -> None:
+    found = bp.symmetries(settled(Sliced()), rows(4), certificates=False)
+    assert isinstance(found["silu()"].group, G.Unknown)
+    assert isinstance(found["o:in"].group, G.Unknown)
+
+
+def test_parts_in_another_order_do_not_share_one() -> None:
+    model = settled(Gated(lambda gate: SILU(gate.flip(-1)), in_blocks))
+    found = bp.symmetries(model, rows(4), certificates=False)
+    assert isinstance(found["up"].group, G.Unknown)
+    assert found["o:in"].group == G.Monomial(6)
+    assert bp.certify(model, "o:in", rows(4)).holds
