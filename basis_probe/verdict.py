@@ -119,18 +119,15 @@ def outliers_across(sites: Sequence[SiteReport]) -> tuple[str, ...]:
             continue
         counts = collections.Counter(axis for axes in lists for axis in axes)
         often = [(axis, count) for axis, count in counts.most_common() if count > len(lists) / 2]
-        where = f"at the {len(lists)} sites ({kind}) whose variances stand out"
+        where = f"Variances stand out at {len(lists)} sites ({kind})"
         if often:
-            named = ", ".join(f"{axis} (at {count})" for axis, count in often[:_SHOWN_AXES])
-            more = f" and {len(often) - _SHOWN_AXES} more" if len(often) > _SHOWN_AXES else ""
-            said.append(
-                f"Axes of outlying variance are the same from site to site: of {len(counts)} "
-                f"listed {where}, more than half of them list {named}{more}."
-            )
+            named = ", ".join(f"axis {axis} at {count}" for axis, count in often[:_SHOWN_AXES])
+            more = f", and {len(often) - _SHOWN_AXES} more axes" if len(often) > _SHOWN_AXES else ""
+            said.append(f"{where}, on the same axes: {named} of them{more}.")
         else:
             said.append(
-                f"Axes of outlying variance differ from site to site: {len(counts)} axes are listed"
-                f" {where}, none at more than {max(counts.values())}."
+                f"{where}, on different axes: {len(counts)} are listed, none at more than "
+                f"{max(counts.values())} of them."
             )
     return tuple(said)
 
