@@ -8,41 +8,20 @@ comparisons) and what they get back stands in the namespaces `groups`, `nulls`, 
 import importlib
 from typing import TYPE_CHECKING
 
-from basis_probe import results as results
-from basis_probe.activations import probe_activations as probe_activations
-from basis_probe.algebra import groups as groups
-from basis_probe.algebra.groups import Privileged as Privileged
-from basis_probe.algebra.intertwiner import Intertwiner as Intertwiner
-from basis_probe.algebra.intertwiner import intertwiner_group as intertwiner_group
-from basis_probe.architecture.symmetries import certify as certify
-from basis_probe.architecture.symmetries import reparametrize as reparametrize
-from basis_probe.architecture.symmetries import symmetries as symmetries
-from basis_probe.attach import Attachment as Attachment
-from basis_probe.attach import attach as attach
-from basis_probe.errors import DataError as DataError
-from basis_probe.errors import MisleadingNull as MisleadingNull
-from basis_probe.errors import SiteError as SiteError
-from basis_probe.errors import StreamError as StreamError
-from basis_probe.probe import observe as observe
-from basis_probe.probe import probe as probe
-from basis_probe.results.evidence import ScoreResult as ScoreResult
-from basis_probe.results.report import Outcome as Outcome
-from basis_probe.results.report import Report as Report
-from basis_probe.results.report import SiteReport as SiteReport
-from basis_probe.results.report import Verdict as Verdict
-from basis_probe.results.symmetry import Certificate as Certificate
-from basis_probe.results.symmetry import Symmetries as Symmetries
-from basis_probe.results.symmetry import Symmetry as Symmetry
-from basis_probe.run.distributed import gathered as gathered
-from basis_probe.run.distributed import process_group as process_group
-from basis_probe.run.parts import Partial as Partial
-from basis_probe.run.twins import reinitialised as reinitialised
-from basis_probe.statistics import nulls as nulls
-from basis_probe.statistics import scores as scores
-
 if TYPE_CHECKING:
     from basis_probe import compare as compare
     from basis_probe import concepts as concepts
+    from basis_probe import results as results
+    from basis_probe.activations import probe_activations as probe_activations
+    from basis_probe.algebra import groups as groups
+    from basis_probe.algebra.groups import Privileged as Privileged
+    from basis_probe.algebra.intertwiner import Intertwiner as Intertwiner
+    from basis_probe.algebra.intertwiner import intertwiner_group as intertwiner_group
+    from basis_probe.architecture.symmetries import certify as certify
+    from basis_probe.architecture.symmetries import reparametrize as reparametrize
+    from basis_probe.architecture.symmetries import symmetries as symmetries
+    from basis_probe.attachment import Attachment as Attachment
+    from basis_probe.attachment import attach as attach
     from basis_probe.compare.matrices import compare_layers as compare_layers
     from basis_probe.compare.matrices import compare_networks as compare_networks
     from basis_probe.compare.rebasin import rebasin as rebasin
@@ -61,16 +40,62 @@ if TYPE_CHECKING:
     from basis_probe.concepts.neuronpedia import export_neuronpedia as export_neuronpedia
     from basis_probe.concepts.probes import sparse_probes as sparse_probes
     from basis_probe.concepts.selectivity import selectivity as selectivity
+    from basis_probe.errors import DataError as DataError
+    from basis_probe.errors import MisleadingNull as MisleadingNull
+    from basis_probe.errors import SiteError as SiteError
+    from basis_probe.errors import StreamError as StreamError
     from basis_probe.evidence.resonance import spotlight_resonance as spotlight_resonance
+    from basis_probe.observation import observe as observe
+    from basis_probe.observation import probe as probe
+    from basis_probe.results.evidence import ScoreResult as ScoreResult
+    from basis_probe.results.report import Outcome as Outcome
+    from basis_probe.results.report import Report as Report
+    from basis_probe.results.report import SiteReport as SiteReport
+    from basis_probe.results.report import Verdict as Verdict
+    from basis_probe.results.symmetry import Certificate as Certificate
+    from basis_probe.results.symmetry import Symmetries as Symmetries
+    from basis_probe.results.symmetry import Symmetry as Symmetry
+    from basis_probe.run.distributed import gathered as gathered
+    from basis_probe.run.distributed import process_group as process_group
+    from basis_probe.run.parts import Partial as Partial
+    from basis_probe.run.twins import reinitialised as reinitialised
     from basis_probe.statistics import bases as bases
+    from basis_probe.statistics import nulls as nulls
+    from basis_probe.statistics import scores as scores
 
 __version__ = "0.1.0"
 
-# Not everybody compares two networks, looks for other bases or has labels: what that needs is
-# imported when it is first asked for.
-_NAMESPACES = {"bases": "statistics.bases", "compare": "compare", "concepts": "concepts"}
-_FUNCTIONS = {
+# Each is imported when it is first asked for, so that a command line without a model is there at
+# once. No file of the package bears the name of a function here: importing it would take its place.
+_NAMESPACES = {
+    "bases": "statistics.bases",
+    "compare": "compare",
+    "concepts": "concepts",
+    "groups": "algebra.groups",
+    "nulls": "statistics.nulls",
+    "results": "results",
+    "scores": "statistics.scores",
+}
+_HOMES = {
+    "Attachment": "attachment",
+    "Certificate": "results.symmetry",
+    "DataError": "errors",
+    "Intertwiner": "algebra.intertwiner",
+    "MisleadingNull": "errors",
+    "Outcome": "results.report",
+    "Partial": "run.parts",
+    "Privileged": "algebra.groups",
+    "Report": "results.report",
+    "ScoreResult": "results.evidence",
+    "SiteError": "errors",
+    "SiteReport": "results.report",
+    "StreamError": "errors",
+    "Symmetries": "results.symmetry",
+    "Symmetry": "results.symmetry",
+    "Verdict": "results.report",
     "ablate": "concepts.causes",
+    "attach": "attachment",
+    "certify": "architecture.symmetries",
     "compare_layers": "compare.matrices",
     "compare_networks": "compare.matrices",
     "compare_reports": "compare.reports",
@@ -79,14 +104,23 @@ _FUNCTIONS = {
     "explain": "concepts.explain",
     "export_basis": "concepts.export",
     "export_neuronpedia": "concepts.neuronpedia",
+    "gathered": "run.distributed",
+    "intertwiner_group": "algebra.intertwiner",
     "logit_effects": "concepts.causes",
+    "observe": "observation",
+    "probe": "observation",
+    "probe_activations": "activations",
+    "process_group": "run.distributed",
     "rebasin": "compare.rebasin",
+    "reinitialised": "run.twins",
+    "reparametrize": "architecture.symmetries",
     "selectivity": "concepts.selectivity",
     "similarity": "compare.similarity",
     "sparse_probes": "concepts.probes",
     "spotlight_resonance": "evidence.resonance",
     "stitch": "compare.stitching",
     "stitching_curve": "compare.stitching",
+    "symmetries": "architecture.symmetries",
     "top_examples": "concepts.examples",
     "with_examples": "concepts.examples",
 }
@@ -152,8 +186,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _NAMESPACES:
         found: object = importlib.import_module(f"{__name__}.{_NAMESPACES[name]}")
-    elif name in _FUNCTIONS:
-        found = getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
+    elif name in _HOMES:
+        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found

@@ -12,11 +12,9 @@ import enum
 import html
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
-
-import numpy as np
-import torch
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -130,13 +128,14 @@ def _described(value: object) -> str:
         return repr(value)
     if isinstance(value, enum.Enum):
         return value.name
-    if isinstance(value, np.ndarray | torch.Tensor):
-        kind = "array" if isinstance(value, np.ndarray) else "tensor"
-        if value.ndim == 1 and len(value) <= _ENTRIES:
-            return f"{kind} ({', '.join(map(_described, value.tolist()))})"
-        return f"{kind} {list(value.shape)}"
-    if isinstance(value, torch.nn.Module):
-        size = sum(parameter.numel() for parameter in value.parameters())
+    for kind, library, name in (("array", "numpy", "ndarray"), ("tensor", "torch", "Tensor")):
+        if _is_a(value, library, name):
+            several = cast("Any", value)
+            if several.ndim == 1 and len(several) <= _ENTRIES:
+                return f"{kind} ({', '.join(map(_described, several.tolist()))})"
+            return f"{kind} {list(several.shape)}"
+    if _is_a(value, "torch.nn", "Module"):
+        size = sum(parameter.numel() for parameter in cast("Any", value).parameters())
         return f"{type(value).__name__} with {size:,} parameters"
     if type(value).__repr__ is text:
         return f"{type(value).__name__}(...)"
@@ -151,6 +150,11 @@ def _described(value: object) -> str:
     if dataclasses.is_dataclass(value) and len(shown) > FIELD:
         return f"{type(value).__name__}(...)"
     return shown
+
+
+def _is_a(value: object, library: str, name: str) -> bool:
+    """True for a value of a class of a library, which is not imported to ask."""
+    return isinstance(value, getattr(sys.modules.get(library), name, ()))
 
 
 def _listed(entries: Iterable[str], size: int) -> str:

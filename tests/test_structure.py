@@ -4,6 +4,7 @@ import ast
 import compileall
 import functools
 import graphlib
+import inspect
 import pathlib
 import re
 import shutil
@@ -113,8 +114,8 @@ run           one pass over the data
 activations   the door for matrices
 compare       two or more networks
 concepts      what directions tell
-probe         the door for a model and data
-attach        the door for what the user runs
+observation   the door for a model and data
+attachment    the door for what the user runs
 demo          the model that comes with the package
 calibration   how often the instrument errs
 cli           the command line
@@ -327,10 +328,30 @@ def test_importing_brings_in_torch_and_little_else() -> None:
     # tqdm is not asked about: torch may bring it along.
     asked = tuple(name for name in HEAVY if name != "tqdm")
     code = (
-        "import sys, torch; before = set(sys.modules); import basis_probe; "
+        "import sys, torch; before = set(sys.modules); import basis_probe; basis_probe.probe; "
         f"print([name for name in {asked!r} if name in set(sys.modules) - before])"
     )
     assert _in_fresh_python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["report", "--help"], ["completion", "bash"]])
+def test_help_is_there_without_torch(words: list[str]) -> None:
+    code = (
+        "import sys; from basis_probe.cli import main\n"
+        f"try: main({words!r})\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'rich') if name in sys.modules])"
+    )
+    heavy = _in_fresh_python(code).splitlines()[-1]
+    assert heavy == ("['rich']" if words[0] == "completion" else "[]")
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    import basis_probe
+
+    for path in PACKAGE.iterdir():
+        found = getattr(basis_probe, path.stem, None) if path.stem in basis_probe.__all__ else None
+        assert found is None or inspect.ismodule(found), f"{path.stem}: importing it hides it"
 
 
 IMPORT_BUDGET = 0.3
@@ -343,7 +364,8 @@ def test_importing_costs_little_over_torch(tmp_path: pathlib.Path) -> None:
     assert compileall.compile_dir(tmp_path, quiet=1)
     code = (
         f"import sys, time, torch; sys.path.insert(0, {str(tmp_path)!r}); "
-        "start = time.process_time(); import basis_probe; took = time.process_time() - start; "
+        "start = time.process_time(); import basis_probe; basis_probe.probe; "
+        "took = time.process_time() - start; "
         "assert basis_probe.__file__.startswith(sys.path[0]); print(took)"
     )
     seconds = statistics.median(float(_in_fresh_python(code)) for _ in range(3))

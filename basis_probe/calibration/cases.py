@@ -30,7 +30,7 @@ from basis_probe.calibration.streams import (
     uniform_embedding,
     uniform_everywhere,
 )
-from basis_probe.probe import probe
+from basis_probe.observation import probe
 from basis_probe.results.report import SiteReport
 from basis_probe.statistics.nulls import Counterfactual, Rotation, TurnedPreactivation
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from basis_probe.calibration.draw import Draw
 from basis_probe.model.untrained import untrained_model
-from basis_probe.probe import probe
+from basis_probe.observation import probe
 from basis_probe.results.report import SiteReport
 from basis_probe.statistics.nulls import Rotation
 

@@ -6,13 +6,20 @@ import argparse
 from pathlib import Path
 
 from basis_probe.brief import described
-from basis_probe.evidence.site import NULLS
 from basis_probe.files import require_apart, require_writable
 
 ENDINGS = (".html", ".htm", ".json", ".csv", ".md", ".tex", ".pdf", ".svg", ".png")
 PART = ".safetensors"
-NULL_NAMES = tuple(NULLS)
-NULL_HELP = f"what the axes are compared with: {', '.join(NULLS)} (default: by site)"
+NULL_NAMES = (
+    "rotation",
+    "counterfactual",
+    "counterfactual-in-bands",
+    "turned-preactivation",
+    "covariance-preserving",
+    "gaussian-surrogate",
+    "random-weights",
+)
+NULL_HELP = f"what the axes are compared with: {', '.join(NULL_NAMES)} (default: by site)"
 BASIS_NAMES = ("pca", "ica", "varimax", "quartimax", "hadamard", "random")
 
 

@@ -20,7 +20,6 @@ from basis_probe.cli.arguments import (
 )
 from basis_probe.cli.command import Command, Refused, Status
 from basis_probe.cli.probing import (
-    Windows,
     keep,
     load,
     part_beside,
@@ -109,6 +108,7 @@ class ReportCommand(Command):
         )
 
     def run(self, parsed: argparse.Namespace, screen: Screen) -> Status:
+        from basis_probe.cli.windows import Windows
         from basis_probe.run.distributed import local_device, process_group
 
         _require_fitting(parsed)
@@ -151,6 +151,7 @@ def _samples(parsed: argparse.Namespace) -> int | None:
 
 def _side_by_side(parsed: argparse.Namespace, screen: Screen) -> Status:
     """How the probes of several models ended; each report is written, and what they compare to."""
+    from basis_probe.cli.windows import Windows
     from basis_probe.compare.reports import compare_reports
     from basis_probe.model.network import device_of
     from basis_probe.show.terminal import render_comparison
@@ -223,7 +224,7 @@ def _in_parts(
 ) -> Status:
     """How the part of this process ended; rank 0 writes the report of all."""
     from basis_probe.errors import StreamError
-    from basis_probe.probe import observe
+    from basis_probe.observation import observe
     from basis_probe.run.distributed import gathered
 
     checkpoint = parsed.checkpoint

@@ -21,10 +21,13 @@ from fake_report import fake_report, wide_report
 import basis_probe as bp
 from basis_probe import demo
 from basis_probe.cli import main
+from basis_probe.cli.arguments import NULL_NAMES
 from basis_probe.cli.command import Refused
 from basis_probe.cli.entry import COMMANDS
-from basis_probe.cli.probing import Windows, save_each, write
+from basis_probe.cli.probing import save_each, write
 from basis_probe.cli.screen import Screen, Voice
+from basis_probe.cli.windows import Windows
+from basis_probe.evidence.site import NULLS
 from basis_probe.model.load import BridgeError
 
 
@@ -293,6 +296,7 @@ def test_words_that_make_no_command(
     assert "required: --text" in _refused(capsys, "report", "model")
     assert "'0' is no whole number of at least 1" in _refused(capsys, "demo", "--texts", "0")
     assert "invalid choice: 'none'" in _refused(capsys, "demo", "--null", "none")
+    assert tuple(NULLS) == NULL_NAMES
     said = _refused(capsys, "demo", "--out", str(tmp_path / "r.doc"))
     assert "r.doc' must end in .html, .htm, .json, .csv, .md, .tex, .pdf" in said
     said = _refused(capsys, "demo", "--out", str(tmp_path / "nowhere" / "r.html"))

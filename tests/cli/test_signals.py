@@ -16,7 +16,7 @@ from small_language_model import saved, text
 
 import basis_probe as bp
 from basis_probe.cli import main, report
-from basis_probe.cli.probing import Windows
+from basis_probe.cli.windows import Windows
 
 pytest.importorskip("transformer_lens")
 
