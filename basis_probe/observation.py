@@ -23,6 +23,7 @@ from basis_probe.run.read import (
     Reading,
     announced,
     batches_of,
+    count_of,
     first_of,
     numbered,
     others,
@@ -208,7 +209,7 @@ def probe(
             def finish(run: Reading = run) -> Report:
                 return concluding.report(run.partial(), notes)
 
-            run.read(batches, finish, progress=progress)
+            run.read(batches, finish, count=count_of(data), progress=progress)
             if not turn:
                 total = run.total
             elif run.total != total and run.part.whole:
@@ -253,6 +254,7 @@ def _illustrated(
             axes=5,
             size=examples,
             seed=choices.seed,
+            count=made.provenance.n_batches,
             progress=choices.progress,
         )
         notes = () if total is None else again.notes
@@ -347,7 +349,7 @@ def observe(
         def finish() -> Report:
             return Concluding(watching, choices, {}).report(run.partial(), notes)
 
-        run.read(batches, finish, progress=progress)
+        run.read(batches, finish, count=count_of(data), progress=progress)
         return run.partial()
 
 

@@ -11,11 +11,18 @@ import numpy as np
 from torch import nn
 
 from basis_probe.algebra.groups import Group, require_group
-from basis_probe.arguments import instance, texts
+from basis_probe.arguments import flag, instance, texts
 from basis_probe.compare.alignments import axes_group, on_axes, require_kin
 from basis_probe.compare.gather import Gathered, gathering
 from basis_probe.compare.plan import Measure, Plan, groups_for, groups_of, plan_of
-from basis_probe.compare.running import Caught, Spot, together
+from basis_probe.compare.running import (
+    Caught,
+    Spot,
+    Together,
+    see_all,
+    stopped_early,
+    together,
+)
 from basis_probe.compare.samples import Correlation, Dissimilarity
 from basis_probe.compare.saved import (
     Matrix,
@@ -28,6 +35,7 @@ from basis_probe.compare.saved import (
     require_same_samples,
 )
 from basis_probe.errors import DataError
+from basis_probe.interrupts import guarded
 from basis_probe.results.similarity import LayerMatrices, LayerMatrix, NetworkMatrix, Similarity
 
 Named = Group | str | Mapping[str, str] | None
@@ -51,7 +59,7 @@ def compare_layers(
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     whitening: float = 0.0, share: float = 0.5,
     dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
-    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+    neighbours: int = 10, width: float = 0.4, seed: int = 0, progress: bool = True,
 ) -> LayerMatrix: ...  # fmt: skip
 
 
@@ -64,7 +72,7 @@ def compare_layers(
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     whitening: float = 0.0, share: float = 0.5,
     dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
-    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+    neighbours: int = 10, width: float = 0.4, seed: int = 0, progress: bool = True,
 ) -> LayerMatrices: ...  # fmt: skip
 
 
@@ -76,12 +84,13 @@ def compare_layers(
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     whitening: float = 0.0, share: float = 0.5,
     dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
-    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+    neighbours: int = 10, width: float = 0.4, seed: int = 0, progress: bool = True,
 ) -> LayerMatrix | LayerMatrices:  # fmt: skip
     """The similarity of every layer of a network with every layer of another, or of its own.
 
     Both networks run once over the data. Kernels are compared within batches and added up; what is
-    fitted is scored on examples that were held out. Axes that never vary match nothing.
+    fitted is scored on examples that were held out. Axes that never vary match nothing. Ctrl-C
+    after a batch gives the matrix of the batches before it, and its notes say so.
 
     Args:
         model: the one network, as for `probe`; or its activations by name, as for `similarity`.
@@ -105,6 +114,7 @@ def compare_layers(
         neighbours: how many.
         width: of a Gaussian kernel.
         seed: seeds the division into parts.
+        progress: whether to show a progress bar while models run.
 
     Returns:
         A matrix; for several measures one for each, by name.
@@ -127,6 +137,7 @@ def compare_layers(
     """
     if group is not None:
         instance("group", group, (Group, str, Mapping), "a group, its name, or measure -> group")
+    progress = bool(flag("progress", progress))
     names = texts("measure", measure, "names of measures")
     plans = [
         plan_of(
@@ -148,14 +159,25 @@ def compare_layers(
     if isinstance(model, nn.Module) and isinstance(other, nn.Module):
         if data is None:
             raise DataError("two models are given without data: give batches to run them on")
-        runs = together((model, other), data, other_data, (sites, other_sites))
-        for networks, batch, held in runs:
+
+        def see(run: Together) -> None:
+            networks, batch, held = run
             if not tables:
-                tables, notes = _of_sites(networks[0].spots, networks[1].spots, group, plans)
+                made, told = _of_sites(networks[0].spots, networks[1].spots, group, plans)
+                tables.extend(made)
+                notes[:] = told
             fold = networks[0].fold_of(batch, folds=folds, seed=seed)
             for pairs in tables:
                 for (a, b), gathered in pairs.items():
                     gathered.see(held[0][a], held[1][b], fold)
+
+        with guarded():
+            places = (sites, other_sites)
+            runs = together((model, other), data, other_data, places, progress=progress)
+            stopped = see_all(runs, see)
+            notes = [[*told, *stopped] for told in notes]
+            with stopped_early(stopped):
+                return _layer_matrices(plans, tables, notes, several=measure)
     elif isinstance(model, nn.Module) or isinstance(other, nn.Module):
         raise TypeError("one of the two is a model and the other is not: give two of one kind")
     elif data is not None or other_data is not None:
@@ -165,11 +187,22 @@ def compare_layers(
         others = chosen("the second", arrays_of("the second", other), other_sites)
         for plan in plans:
             tables.append(_of_arrays(own, others, itertools.product(own, others), group, plan))
+    return _layer_matrices(plans, tables, notes, several=measure)
+
+
+def _layer_matrices(
+    plans: Sequence[Plan],
+    tables: Sequence[Pairs],
+    notes: Sequence[Sequence[str]],
+    *,
+    several: Measure | Sequence[Measure],
+) -> LayerMatrix | LayerMatrices:
+    """What was asked for: one matrix for one measure by name, or all of them."""
     results = LayerMatrices(
         (plan.measure, _layer_matrix(pairs, told))
         for plan, pairs, told in zip(plans, tables, notes, strict=True)
     )
-    return next(iter(results.values())) if isinstance(measure, str) else results
+    return next(iter(results.values())) if isinstance(several, str) else results
 
 
 def compare_networks(
@@ -179,11 +212,12 @@ def compare_networks(
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     whitening: float = 0.0, share: float = 0.5,
     dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
-    neighbours: int = 10, width: float = 0.4, seed: int = 0,
+    neighbours: int = 10, width: float = 0.4, seed: int = 0, progress: bool = True,
 ) -> NetworkMatrix:  # fmt: skip
     """How far every two of several networks are apart, at one layer of each.
 
     All of them run once over the data. What is fitted is scored on examples that were held out.
+    Ctrl-C after a batch gives the matrix of the batches before it, and its notes say so.
 
     Args:
         networks: name -> activations of the same samples, [samples, axes] or feature maps
@@ -202,6 +236,7 @@ def compare_networks(
         neighbours: how many.
         width: of a Gaussian kernel.
         seed: seeds the division into parts.
+        progress: whether to show a progress bar while models run.
 
     Raises:
         DataError: for data that cannot be compared.
@@ -228,6 +263,7 @@ def compare_networks(
             f"measure={measure!r} is not the same for both orders of two networks: compare them "
             "one by one with similarity, or give another measure"
         )
+    progress = bool(flag("progress", progress))
     require_group("group", group)
     if sites is not None:
         instance("sites", sites, (str, Mapping), "the place, or name -> place")
@@ -260,18 +296,26 @@ def compare_networks(
             raise ValueError(f"sites names no place in {missing!r}: give one for every network")
         for place in places:
             instance("one of sites", place, str, "the name of a place")
-        pairs = {}
-        for several, batch, caught_at in together([*models.values()], data, None, places):
+        pairs = Pairs()
+
+        def see(run: Together) -> None:
+            several, batch, caught_at = run
             ones = dict(zip(models, (network.one() for network in several), strict=True))
             if not pairs:
-                pairs = {
-                    (a, b): gathering(plan, groups_of(ones[a][1], ones[b][1], group))
+                pairs.update(
+                    ((a, b), gathering(plan, groups_of(ones[a][1], ones[b][1], group)))
                     for a, b in two
-                }
+                )
             held = {name: at[ones[name][0]] for name, at in zip(models, caught_at, strict=True)}
             fold = several[0].fold_of(batch, folds=folds, seed=seed)
             for (a, b), gathered in pairs.items():
                 gathered.see(held[a], held[b], fold)
+
+        with guarded():
+            runs = together([*models.values()], data, None, places, progress=progress)
+            stopped = see_all(runs, see)
+            with stopped_early(stopped):
+                return _network_matrix(tuple(given), pairs, stopped)
     return _network_matrix(tuple(given), pairs)
 
 
@@ -369,7 +413,9 @@ def _layer_matrix(pairs: Pairs, notes: Sequence[str]) -> LayerMatrix:
     )
 
 
-def _network_matrix(names: tuple[str, ...], pairs: Pairs) -> NetworkMatrix:
+def _network_matrix(
+    names: tuple[str, ...], pairs: Pairs, notes: tuple[str, ...] = ()
+) -> NetworkMatrix:
     found = _finished(pairs)
     one, gathered = next(iter(found.values())), next(iter(pairs.values()))
 
@@ -400,7 +446,7 @@ def _network_matrix(names: tuple[str, ...], pairs: Pairs) -> NetworkMatrix:
         group=one.group.name,
         formula=one.formula,
         n_examples=one.n_examples,
-        notes=_told(found),
+        notes=(*notes, *_told(found)),
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
 from basis_probe.compare.kernels import Kernel, Maps
 from basis_probe.errors import DataError, SiteError
+from basis_probe.interrupts import hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
 from basis_probe.model.facts import Facts
@@ -25,7 +26,7 @@ from basis_probe.model.positions import Rows, hash_batch
 from basis_probe.model.roles import Role, role
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.symmetry import Symmetry
-from basis_probe.run.read import batches_of
+from basis_probe.run.read import batches_of, count_of, progressing
 from basis_probe.run.stream import rows_last
 from basis_probe.statistics.sampling import hash_examples
 from basis_probe.statistics.second_moments import Samples, rounding_of
@@ -436,12 +437,17 @@ def matched(first: Caught, other: Caught) -> tuple[Caught, Caught]:
     return dataclasses.replace(a, counted=shared), dataclasses.replace(b, counted=shared)
 
 
+Together = tuple[list[Network], Batch, list[dict[str, Caught]]]
+
+
 def together(
     models: Sequence[nn.Module],
     data: Iterable[Any],
     other_data: Iterable[Any] | None,
     sites: Sequence[str | Iterable[str] | None],
-) -> Iterator[tuple[list[Network], Batch, list[dict[str, Caught]]]]:
+    *,
+    progress: bool,
+) -> Iterator[Together]:
     """For every batch the networks, the batch of the first, and what the sites of each hold.
 
     Args:
@@ -449,15 +455,53 @@ def together(
         data: their data.
         other_data: the same examples as the second takes them, where that differs.
         sites: of each: names or globs, None for the sensible ones.
+        progress: whether to show a progress bar.
     """
     subjects = [recognise(model) for model in models]
     networks: list[Network] = []
     with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(prepared(model, None))
-        for batches in paired(subjects, data, other_data):
+        for batches in progressing(
+            paired(subjects, data, other_data),
+            "running the models",
+            total=count_of(data),
+            progress=progress,
+        ):
             networks = networks or [
                 Network(*each) for each in zip(subjects, batches, sites, strict=True)
             ]
-            runs = zip(networks, batches, strict=True)
-            yield networks, batches[0], [network.run(batch) for network, batch in runs]
+            with stoppable():
+                runs = zip(networks, batches, strict=True)
+                held = [network.run(batch) for network, batch in runs]
+            yield networks, batches[0], held
+
+
+def see_all(runs: Iterator[Together], see: Callable[[Together], None]) -> tuple[str, ...]:
+    """Shows every batch; what must be known of an interruption after one, nothing without.
+
+    It is for the inside of a `guarded` context.
+    """
+    done = 0
+    try:
+        for one in runs:
+            with unstoppable():
+                see(one)
+                hold()
+            done += 1
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        return (f"It was interrupted after {done} batches, which this is of.",)
+    return ()
+
+
+@contextlib.contextmanager
+def stopped_early(notes: tuple[str, ...]) -> Generator[None]:
+    """Within the context a result that cannot be had of too few batches is the interruption."""
+    try:
+        yield
+    except DataError as few:
+        if not notes:
+            raise
+        raise KeyboardInterrupt(f"{notes[0]} No result comes of them: {few}") from few

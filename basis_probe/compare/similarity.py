@@ -1,12 +1,13 @@
 """How alike two networks are at a place, up to the changes of basis allowed there."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, Literal, overload
 
 from torch import nn
 
 from basis_probe.algebra.groups import Group, require_group
-from basis_probe.arguments import instance
+from basis_probe.arguments import flag, instance
 from basis_probe.compare.gather import Gathered, gathering
 from basis_probe.compare.matching import Constant
 from basis_probe.compare.plan import (
@@ -17,7 +18,7 @@ from basis_probe.compare.plan import (
     groups_of,
     plan_of,
 )
-from basis_probe.compare.running import Caught, together
+from basis_probe.compare.running import Caught, Together, see_all, stopped_early, together
 from basis_probe.compare.samples import Correlation, Dissimilarity
 from basis_probe.compare.saved import (
     Matrix,
@@ -32,6 +33,7 @@ from basis_probe.compare.saved import (
     same_space,
 )
 from basis_probe.errors import DataError, SiteError
+from basis_probe.interrupts import guarded
 from basis_probe.results.similarity import Similarities, Similarity
 
 
@@ -43,7 +45,7 @@ def similarity(
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     constant: Constant | None = None, seed: int = 0, whitening: float = 0.0, share: float = 0.5,
     dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
-    neighbours: int = 10, width: float = 0.4, shuffles: int = 0,
+    neighbours: int = 10, width: float = 0.4, shuffles: int = 0, progress: bool = True,
 ) -> Similarity: ...  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def similarity(
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     constant: Constant | None = None, seed: int = 0, whitening: float = 0.0, share: float = 0.5,
     dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
-    neighbours: int = 10, width: float = 0.4, shuffles: int = 0,
+    neighbours: int = 10, width: float = 0.4, shuffles: int = 0, progress: bool = True,
 ) -> Similarity: ...  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def similarity(
     estimator: Literal["unbiased", "biased"] = "unbiased", folds: int = 5,
     constant: Constant | None = None, seed: int = 0, whitening: float = 0.0, share: float = 0.5,
     dissimilarity: Dissimilarity = "euclidean", correlation: Correlation = "pearson",
-    neighbours: int = 10, width: float = 0.4, shuffles: int = 0,
+    neighbours: int = 10, width: float = 0.4, shuffles: int = 0, progress: bool = True,
 ) -> Similarities: ...  # fmt: skip
 
 
@@ -96,6 +98,7 @@ def similarity(
     neighbours: int = 10,
     width: float = 0.4,
     shuffles: int = 0,
+    progress: bool = True,
 ) -> Similarity | Similarities:
     """How alike two networks are, where their axes are only defined up to a group.
 
@@ -149,10 +152,12 @@ def similarity(
         width: of the Gaussian kernel, as a share of the median distance of two samples.
         shuffles: how often the examples of the second are put in another order, to say what chance
             reaches; 0 for no chance level. Batches of a few examples cannot be shuffled.
+        progress: whether to show a progress bar while models run.
 
     Returns:
         One result; for models without a site one for every site, by name. Its similarity is NaN,
         and its notes say why, where hardly any samples differ and any two networks would be alike.
+        Ctrl-C after a batch gives the result of the batches before it, and its notes say so.
 
     Raises:
         DataError: for different samples in the two, too few of them, NaN, constant axes, or data
@@ -179,6 +184,7 @@ def similarity(
         dissimilarity=dissimilarity, correlation=correlation, neighbours=neighbours, width=width,
         shuffles=shuffles,
     )  # fmt: skip
+    progress = bool(flag("progress", progress))
     require_group("group", group)
     for name, place in (("site", site), ("other_site", other_site)):
         if place is not None:
@@ -186,7 +192,7 @@ def similarity(
     if isinstance(x, nn.Module) and isinstance(y, nn.Module):
         if data is None:
             raise DataError("two models are given without data: give batches to run them on")
-        return _of_models((x, y), data, other_data, site, other_site, group, plan)
+        return _of_models((x, y), data, other_data, site, other_site, group, plan, progress)
     if isinstance(x, nn.Module) or isinstance(y, nn.Module):
         raise TypeError("one of the two is a model and the other is not: give two of one kind")
     if data is not None or other_data is not None:
@@ -244,13 +250,14 @@ def _of_models(
     other_site: str | None,
     group: Group | str | None,
     plan: Plan,
+    progress: bool,
 ) -> Similarity | Similarities:
     if site is None and other_site is not None:
         raise ValueError("other_site is given without site: give both")
     pairs: dict[tuple[str, str], Gathered] = {}
-    for networks, batch, (own, other) in together(
-        models, data, other_data, (site, other_site or site)
-    ):
+
+    def see(run: Together) -> None:
+        networks, batch, (own, other) = run
         spots, others = (network.spots for network in networks)
         if not pairs:
             names = (
@@ -260,13 +267,22 @@ def _of_models(
                 if site is None
                 else [(networks[0].one()[0], networks[1].one()[0])]
             )
-            pairs = {
-                (a, b): gathering(plan, groups_of(spots[a], others[b], group)) for a, b in names
-            }
+            pairs.update(
+                ((a, b), gathering(plan, groups_of(spots[a], others[b], group))) for a, b in names
+            )
         fold = networks[0].fold_of(batch, folds=plan.folds, seed=plan.seed)
         for (a, b), gathered in pairs.items():
             gathered.see(own[a], other[b], fold)
-    results = Similarities((names[0], found.finish(names)) for names, found in pairs.items())
+
+    with guarded():
+        runs = together(models, data, other_data, (site, other_site or site), progress=progress)
+        notes = see_all(runs, see)
+        with stopped_early(notes):
+            found = {names: gathered.finish(names) for names, gathered in pairs.items()}
+    results = Similarities(
+        (names[0], dataclasses.replace(one, notes=(*one.notes, *notes)))
+        for names, one in found.items()
+    )
     return next(iter(results.values())) if site is not None else results
 
 

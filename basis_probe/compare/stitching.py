@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import functools
+import itertools
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -26,7 +28,17 @@ from basis_probe.algebra.groups import (
     Trivial,
     require_group,
 )
-from basis_probe.arguments import function, instance, number, one_of, seed_of, several, texts, whole
+from basis_probe.arguments import (
+    flag,
+    function,
+    instance,
+    number,
+    one_of,
+    seed_of,
+    several,
+    texts,
+    whole,
+)
 from basis_probe.brief import brief
 from basis_probe.compare import layers
 from basis_probe.compare.alignments import align, axes_group, on_axes
@@ -34,6 +46,7 @@ from basis_probe.compare.matching import assignment
 from basis_probe.compare.plan import groups_of
 from basis_probe.compare.running import Network, Spot, pooled
 from basis_probe.errors import DataError, SiteError
+from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.capture import catching
 from basis_probe.model.network import Subject, prepared, recognise
@@ -92,6 +105,7 @@ class Stitched:
             layer reproduces.
         sites: the places in the first network and in the second.
         notes: what a reader must know.
+        interrupted: True if the training was broken off.
     """
 
     model: "StitchedModel"
@@ -107,6 +121,7 @@ class Stitched:
     fit: float
     sites: tuple[str, str]
     notes: tuple[str, ...] = ()
+    interrupted: bool = False
 
     @property
     def penalty(self) -> float:
@@ -226,6 +241,7 @@ def stitch(
     reward: float = 1e-3,
     batch_norm: Statistics = "recomputed",
     seed: int = 0,
+    progress: bool = True,
 ) -> Stitched:
     """The front of `model_a` joined to the back of `model_b` by a layer within a group.
 
@@ -233,7 +249,8 @@ def stitch(
     least squares (under a rank the best of that rank), a polar factor, an assignment with scales by
     least squares. Then it is trained within its group, nothing else is, and the better of the two
     on the held-out data is kept. Where the two places are the same up to the group there is nothing
-    left to train.
+    left to train. Ctrl-C ends the training, and the layer as it is then is measured; before the
+    training there is nothing to keep.
 
     Args:
         model_a: whose front is used, as for `probe`.
@@ -263,6 +280,7 @@ def stitch(
             averaged anew over the data; "kept" for those of the originals, as they also are where
             the two places are the same up to the group.
         seed: seeds the Birkhoff matrix to begin with.
+        progress: whether to show a progress bar of the training.
 
     Raises:
         DataError: for data that can be read once only, or that the models cannot be called with.
@@ -294,6 +312,7 @@ def stitch(
         learning_rate = number("learning_rate", learning_rate, most=1e6)
     sparsity, reward = number("sparsity", sparsity, least=0.0), number("reward", reward, least=0.0)
     seed, epochs = seed_of(seed), whole("epochs", epochs)
+    progress = bool(flag("progress", progress))
     rank = None if rank is None else whole("rank", rank, least=1)
     _check(method, batch_norm, data, held_out)
     models = model_a, model_b
@@ -314,7 +333,7 @@ def stitch(
     fit = _fit(layer.weight().detach().double().cpu(), moments.uncentred())
     exact = 1 - fit <= _EXACT and method != "birkhoff"
     # What is joined without a seam computes what the second network does, statistics included.
-    trainer = _Trainer(work, joined, "kept" if exact else batch_norm, test)
+    trainer = _Trainer(work, joined, "kept" if exact else batch_norm, test, progress=progress)
     try:
         with torch.no_grad():
             trainer.settle()
@@ -323,22 +342,28 @@ def stitch(
         raise SiteError(f"{names[1]} cannot be stitched to: {error}") from error
     curve: tuple[float, ...] = ()
     trainable = [p for p in layer.parameters() if p.requires_grad]
-    if exact:
-        notes.append("The two places are the same up to the group: nothing was trained.")
-    elif trainable and epochs:
-        curve, better = trainer.train(epochs, learning_rate or _rate(layer))
-        if not better:
-            notes.append("Training did not lower the loss: the closed form was kept.")
-    if trainer.normalisations:
-        notes.append(
-            "The statistics of batch normalisation were "
-            + (
-                "averaged anew over the data for the joined network, in training mode."
-                if trainer.statistics == "recomputed"
-                else "those of the originals."
+    with guarded():
+        if exact:
+            notes.append("The two places are the same up to the group: nothing was trained.")
+        elif trainable and epochs:
+            curve, better = trainer.train(epochs, learning_rate or _rate(layer))
+            if trainer.interrupted:
+                notes.append(
+                    f"The training was interrupted after {len(curve)} of {epochs} epochs; the "
+                    "layer is as it was then."
+                )
+            if not better:
+                notes.append("Training did not lower the loss: the closed form was kept.")
+        if trainer.normalisations:
+            notes.append(
+                "The statistics of batch normalisation were "
+                + (
+                    "averaged anew over the data for the joined network, in training mode."
+                    if trainer.statistics == "recomputed"
+                    else "those of the originals."
+                )
             )
-        )
-    stitched = work.performance(joined.run, test)
+        stitched = work.performance(joined.run, test)
     matrix = layer.weight().detach().double().cpu()
     return Stitched(
         model=joined,
@@ -354,6 +379,7 @@ def stitch(
         fit=_fit(matrix, moments.uncentred()),
         sites=names,
         notes=tuple(notes),
+        interrupted=trainer.interrupted,
     )
 
 
@@ -620,9 +646,16 @@ class _Trainer:
     """Trains the layer of a joined network, and nothing else."""
 
     def __init__(
-        self, work: Work, joined: StitchedModel, statistics: Statistics, test: Iterable[Any]
+        self,
+        work: Work,
+        joined: StitchedModel,
+        statistics: Statistics,
+        test: Iterable[Any],
+        *,
+        progress: bool,
     ) -> None:
         self.work, self.joined, self.statistics, self.test = work, joined, statistics, test
+        self.progress, self.interrupted = progress, False
         self.normalisations = normalisations(joined)
 
     def settle(self) -> None:
@@ -645,21 +678,36 @@ class _Trainer:
 
     def train(self, epochs: int, rate: float) -> tuple[tuple[float, ...], bool]:
         """The training loss after each epoch, and whether the held-out loss ended lower."""
+        from tqdm.auto import tqdm
+
         layer = self.joined.layer
         before = copy.deepcopy(layer.state_dict())
         start = self.work.performance(self.joined.run, self.test).loss
         relaxed = isinstance(layer, layers.Birkhoff)
         curve: list[float] = []
         stages = [math.ceil(epochs / 2), epochs // 2] if relaxed else [epochs]
-        for stage, rounds in enumerate(stages):
-            if stage or not relaxed:
-                layer.harden()
-            trainable = [p for p in layer.parameters() if p.requires_grad]
-            if not trainable:
-                break
-            optimiser = torch.optim.Adam(trainable, lr=rate)
-            for _ in range(rounds):
-                curve.append(self._epoch(optimiser))
+        bar = tqdm(
+            total=epochs,
+            desc="training the layer",
+            unit="epoch",
+            disable=not self.progress,
+            leave=False,
+        )
+        try:
+            for stage, rounds in enumerate(stages):
+                if stage or not relaxed:
+                    layer.harden()
+                trainable = [p for p in layer.parameters() if p.requires_grad]
+                if not trainable:
+                    break
+                optimiser = torch.optim.Adam(trainable, lr=rate)
+                for _ in range(rounds):
+                    curve.append(self._epoch(optimiser))
+                    bar.update()
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            bar.close()
         layer.harden()
         self.settle()
         end = self.work.performance(self.joined.run, self.test).loss
@@ -672,12 +720,14 @@ class _Trainer:
     def _epoch(self, optimiser: torch.optim.Optimizer) -> float:
         total, count = 0.0, 0
         recomputed = self.statistics == "recomputed"
+        hold()
         for batch, raw in self.work.items(self.work.data):
-            with self._batch_statistics() if recomputed else nullcontext():
-                loss, _ = self.work.loss(self.joined.run(batch), batch, raw)
-            added = self.joined.layer.penalty()
-            optimiser.zero_grad()
-            (loss if added is None else loss + added).backward()
+            with stoppable():
+                with self._batch_statistics() if recomputed else nullcontext():
+                    loss, _ = self.work.loss(self.joined.run(batch), batch, raw)
+                added = self.joined.layer.penalty()
+                optimiser.zero_grad()
+                (loss if added is None else loss + added).backward()
             optimiser.step()
             self.joined.layer.project()
             total += float(loss.detach()) * batch.size
@@ -756,6 +806,8 @@ def stitching_curve(
 ) -> StitchingCurve:
     """Two networks joined at each of several places, under each of several groups.
 
+    Ctrl-C gives the curve of those that are joined by then, with a warning that says so.
+
     Args:
         model_a: whose fronts are used.
         model_b: whose backs are used.
@@ -773,13 +825,24 @@ def stitching_curve(
     for group in several("groups", groups, "groups, their names, or None for that of the place"):
         require_group("one of groups", group)
     names = list(sites) if sites is not None else _shared_sites((model_a, model_b), data)
-    return StitchingCurve(
-        tuple(
-            stitch(model_a, model_b, name, data, group=group, **options)
-            for group in groups
-            for name in names
-        )
-    )
+    stitches: list[Stitched] = []
+    for group, name in itertools.product(groups, names):
+        try:
+            stitches.append(stitch(model_a, model_b, name, data, group=group, **options))
+        except KeyboardInterrupt:
+            if not stitches:
+                raise
+            stopped = True
+        else:
+            stopped = stitches[-1].interrupted
+        if stopped:
+            warnings.warn(
+                f"It was interrupted after {len(stitches)} of {len(names) * len(groups)} joined "
+                "networks, which the curve is of.",
+                stacklevel=2,
+            )
+            break
+    return StitchingCurve(tuple(stitches))
 
 
 def _shared_sites(models: tuple[nn.Module, nn.Module], data: Iterable[Any]) -> list[str]:

@@ -7,6 +7,7 @@ computation have a few large effects and many small ones, a rotation spreads the
 import dataclasses
 import enum
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,11 +19,21 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar
 from basis_probe.architecture.symmetries import watched
-from basis_probe.arguments import array_of, function, instance, member, seed_of, several, whole
+from basis_probe.arguments import (
+    array_of,
+    flag,
+    function,
+    instance,
+    member,
+    seed_of,
+    several,
+    whole,
+)
 from basis_probe.arrays import matrix
 from basis_probe.brief import brief, described
 from basis_probe.concepts.comparing import tally
 from basis_probe.errors import DataError, SiteError, clean
+from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
 from basis_probe.model.network import device_of, prepared, recognise
@@ -55,7 +66,7 @@ class Effects(Exact):
         site: its name.
         loss: of the model as it is.
         directions: which axes were ablated.
-        axes: the change for each of them.
+        axes: the change for each of them, [directions].
         rotated: the change for as many directions of each rotation, [rotations, directions].
         gini: of the absolute changes (0: all alike, 1: one has all), axes beside rotations.
         top_share: of the largest 1 % of directions (one at least) in the sum of absolute changes.
@@ -94,11 +105,14 @@ def ablate(
     how: str | Held = Held.MEAN,
     seed: int = 0,
     device: str | torch.device | None = None,
+    progress: bool = True,
 ) -> Effects:
     """How concentrated effects on the loss are: axes replaced one by one, and rotated directions.
 
     Every direction costs a pass over the data, so give few batches. Rotations are Haar, and their
-    directions are ablated in the same number and by the same code.
+    directions are ablated in the same number and by the same code. Ctrl-C after the first axis
+    gives the effects of the axes that are done, and of as many rotated directions, with a warning
+    that says so.
 
     Args:
         model: as for `probe`.
@@ -113,15 +127,18 @@ def ablate(
             noise of either kind changes it by twice as much as the mean does.
         seed: seeds the rotations, and the noise, which is the same for every direction.
         device: as for `probe`.
+        progress: whether to show progress bars.
 
     Raises:
         SiteError: if the name stands for no site, or one whose value cannot be replaced.
         DataError: if there is no batch, or no loss can be computed.
         ValueError: for axes that the site does not have, no rotation, or another `how`.
     """
+    from tqdm.auto import tqdm
+
     site = instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     rotations = whole("rotations", rotations, least=1)
-    seed = seed_of(seed)
+    seed, progress = seed_of(seed), bool(flag("progress", progress))
     held = member("how", how, Held)
     if axes is not None:
         axes = [whole("axes", axis) for axis in several("axes", axes, "numbers of axes")]
@@ -129,7 +146,8 @@ def ablate(
         function("loss", loss, "a function of (output, batch), or None")
     subject = recognise(model)
     measure = _next_token if loss is None else _of_raw(loss)
-    with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
+    target = None if device is None else device_of(device)
+    with guarded(), prepared(subject.model, target), torch.no_grad():
         reading = batches_of(data, subject)
         first = next(reading, None)
         if first is None:
@@ -148,8 +166,10 @@ def ablate(
         feature = (-1,) if layout is None else layout.axes
         dim = math.prod(facts.shape(place))
         wanted = list(range(dim)) if axes is None else list(axes)
-        if any(axis >= dim for axis in wanted):
-            raise ValueError(f"axes={described(wanted)}: {place.name} has axes 0 to {dim - 1}")
+        if not wanted or any(axis >= dim for axis in wanted):
+            raise ValueError(
+                f"axes={described(wanted)}: {place.name} has axes 0 to {dim - 1}; name at least one"
+            )
         if loss is None:
             # Whether there is a loss is known before the data are read.
             _mean_loss(subject, [first], measure, None)
@@ -157,25 +177,44 @@ def ablate(
         before = _mean_loss(subject, batches, measure, None)
         means, covariance = _moments(subject, batches, place, feature, held)
         generator = torch.Generator().manual_seed(seed)
-        rows: list[Tensor] = []
-        for index in range(rotations + 1):
-            turn = haar(dim, generator) if index else torch.eye(dim, dtype=torch.float64)
-            changes: list[float] = []
-            for axis in wanted:
-                v = turn[:, axis]
-                edit = _Ablation(
-                    subject.model,
-                    place,
-                    feature,
-                    v,
-                    means=torch.zeros_like(means) if held is Held.ZERO else means,
-                    held=held,
-                    std=float((v @ covariance @ v).clamp(min=0).sqrt()),
-                    generator=torch.Generator().manual_seed(seed + 1),
+        # Every axis with its rotated directions at once, so that both are equally many all along.
+        turns = [torch.eye(dim, dtype=torch.float64)[:, wanted]]
+        turns += [haar(dim, generator)[:, wanted] for _ in range(rotations)]
+
+        def change(v: Tensor) -> float:
+            edit = _Ablation(
+                subject.model,
+                place,
+                feature,
+                v,
+                means=torch.zeros_like(means) if held is Held.ZERO else means,
+                held=held,
+                std=float((v @ covariance @ v).clamp(min=0).sqrt()),
+                generator=torch.Generator().manual_seed(seed + 1),
+            )
+            return _mean_loss(subject, batches, measure, edit) - before
+
+        columns: list[list[float]] = []
+        with tqdm(
+            total=len(wanted), desc="ablating", unit="axis", disable=not progress, leave=False
+        ) as bar:
+            try:
+                for at in range(len(wanted)):
+                    with stoppable():
+                        column = [change(turn[:, at]) for turn in turns]
+                    columns.append(column)
+                    hold()
+                    bar.update()
+            except KeyboardInterrupt:
+                if not columns:
+                    raise
+                said = (
+                    f"It was interrupted after {len(columns)} of {len(wanted)} axes, which the "
+                    "effects are of."
                 )
-                changes.append(_mean_loss(subject, batches, measure, edit) - before)
-            rows.append(torch.tensor(changes, dtype=torch.float64))
-    found = torch.stack(rows)
+                warnings.warn(said, stacklevel=2)
+                wanted = wanted[: len(columns)]
+    found = torch.tensor(columns, dtype=torch.float64).T
     return Effects(
         site=place.name,
         loss=before,

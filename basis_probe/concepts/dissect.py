@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Generic, TypeVar
@@ -50,7 +51,7 @@ from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.dissection import Comparison, Dissection, SiteDissection
 from basis_probe.run.problems import dispensable, problem_of
-from basis_probe.run.read import FAILED, batches_of
+from basis_probe.run.read import FAILED, batches_of, count_of, progressing
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.watch import Groups, Placed, placed, require_groups
 from basis_probe.statistics.nulls import Null, Problem, Rotation
@@ -305,7 +306,13 @@ def gather(
             return conclude(Gathered(found, subject.description, described, notes, more))
 
         try:
-            for batch in _progressing(first, batches, progress):
+            passing = progressing(
+                itertools.chain([first], batches),
+                "running the model",
+                total=count_of(data),
+                progress=progress,
+            )
+            for batch in passing:
                 with stoppable():
                     if batch is not first:
                         labelled.read(raws.pop(0), batch)
@@ -593,18 +600,6 @@ def remembering(data: Iterable[Any], raws: list[object]) -> Iterable[Any]:
             yield raw
 
     return items()
-
-
-def _progressing(first: Batch, rest: Iterator[Batch], progress: bool) -> Iterator[Batch]:
-    from tqdm.auto import tqdm
-
-    with tqdm(desc="running the model", unit="batch", disable=not progress, leave=False) as bar:
-        batch: Batch | None = first
-        while batch is not None:
-            yield batch
-            bar.update()
-            with stoppable():
-                batch = next(rest, None)
 
 
 def _room(

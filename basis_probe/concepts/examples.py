@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from basis_probe.concepts.patches import Fields, fields
 from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.concepts.tokens import pieces
 from basis_probe.errors import DataError, SiteError
-from basis_probe.interrupts import stoppable
+from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import Catcher, catching
 from basis_probe.model.facts import Facts
@@ -32,7 +33,7 @@ from basis_probe.model.sites import asked
 from basis_probe.results.evidence import Tail
 from basis_probe.results.examples import Context, Examples, TopContexts
 from basis_probe.results.report import Report, SiteReport
-from basis_probe.run.read import batches_of
+from basis_probe.run.read import batches_of, count_of, progressing
 from basis_probe.run.stream import rows_last
 
 WIDTH = 12
@@ -100,6 +101,7 @@ def top_examples(
     tokenizer: Any = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    progress: bool = True,
 ) -> Examples:
     """The contexts that activate some axes most, and as many directions of a rotation.
 
@@ -107,6 +109,8 @@ def top_examples(
     tokens around them. Where axes are active on either side, both senses are kept, of rotated
     directions too. At the maps of an image network every context has the box of the image that it
     sees, and a small picture of that; `Context.crop` cuts it out of the images.
+
+    Ctrl-C after a batch gives the examples of the batches before it, with a warning that says so.
 
     Args:
         model: as for `probe`.
@@ -120,6 +124,7 @@ def top_examples(
             as their ids.
         seed: draws the axes and the rotation.
         device: as for `probe`.
+        progress: whether to show a progress bar.
 
     Raises:
         SiteError, DataError: as `probe`.
@@ -127,7 +132,7 @@ def top_examples(
     """
     instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     size, rotated = whole("size", size, least=1, most=10_000), whole("rotated", rotated)
-    seed = seed_of(seed)
+    seed, progress = seed_of(seed), bool(flag("progress", progress))
     if isinstance(axes, Iterable):
         axes = [whole("axes", axis) for axis in several("axes", axes, "numbers of axes")]
     else:
@@ -135,7 +140,8 @@ def top_examples(
     _require_tokenizer(tokenizer)
     subject = recognise(model, tokenizer if callable(tokenizer) else None)
     sources = None if concepts is None else Sources(concepts)
-    with prepared(subject.model, None if device is None else device_of(device)), torch.no_grad():
+    target = None if device is None else device_of(device)
+    with guarded(), prepared(subject.model, target), torch.no_grad():
         raws: list[object] = []
         batches = batches_of(remembering(data, raws), subject)
         first = next(batches, None)
@@ -150,13 +156,28 @@ def top_examples(
         kept = _Kept(size, turn, _reader(tokenizer or subject.own_tokenizer))
         kept.thumbnails = Thumbnails.of(first.inputs)
         kept.fields = fields(subject, [place.address], first)[0]
-        for batch in itertools.chain([first], batches):
-            raw = raws.pop(0)
-            labels = {} if sources is None else sources.of(raw, batch.inputs, batch.mask)
-            _read(subject, facts, batch, [(place, kept)], labels)
-        if sources is not None:
-            sources.finish()
-    return kept.examples(place.name, wanted)
+        passing = progressing(
+            itertools.chain([first], batches),
+            "collecting examples",
+            total=count_of(data),
+            progress=progress,
+        )
+        done = 0
+        try:
+            for batch in passing:
+                raw = raws.pop(0)
+                with stoppable():
+                    labels = {} if sources is None else sources.of(raw, batch.inputs, batch.mask)
+                _read(subject, facts, batch, [(place, kept)], labels)
+                done += 1
+            if sources is not None:
+                sources.finish()
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            said = f"It was interrupted after {done} batches, which the examples are of."
+            warnings.warn(said, stacklevel=2)
+        return kept.examples(place.name, wanted)
 
 
 def with_examples(
@@ -218,6 +239,7 @@ def with_examples(
             size=size,
             tokenizer=tokenizer,
             seed=seed,
+            count=count_of(data),
             progress=progress,
         )
 
@@ -232,11 +254,10 @@ def illustrated(
     size: int,
     tokenizer: Any = None,
     seed: int,
+    count: int | None,
     progress: bool,
 ) -> Report:
     """What `with_examples` returns, for a model in evaluation mode and batches of it."""
-    from tqdm.auto import tqdm
-
     instance("report", report, Report, "what `probe` returned")
     axes, size = whole("axes", axes, least=1), whole("size", size, least=1, most=10_000)
     first = next(batches, None)
@@ -259,13 +280,10 @@ def illustrated(
         kept[name].fields, kept[name].thumbnails = found, Thumbnails.of(first.inputs)
     seen = [0, 0]
     pairs = [(places[name], one) for name, one in kept.items()]
-    for batch in tqdm(
-        itertools.chain([first], batches),
-        desc="collecting examples",
-        unit="batch",
-        disable=not progress,
-        leave=False,
-    ):
+    passing = progressing(
+        itertools.chain([first], batches), "collecting examples", total=count, progress=progress
+    )
+    for batch in passing:
         _read(subject, facts, batch, pairs, {})
         seen = [seen[0] + 1, seen[1] + batch.size]
     sites = [
@@ -332,11 +350,13 @@ def _read(
     wanted = {address: functools.partial(hand, several) for address, several in catchers.items()}
     with catching(subject.model, wanted), stoppable():
         subject.call(batch)
-    for number, (_, kept) in enumerate(pairs):
-        if number in caught:
-            kept.take(caught[number], batch, labels)
-        else:
-            kept.seen += batch.size
+    with unstoppable():
+        for number, (_, kept) in enumerate(pairs):
+            if number in caught:
+                kept.take(caught[number], batch, labels)
+            else:
+                kept.seen += batch.size
+        hold()
 
 
 def _require_tokenizer(tokenizer: Any) -> None:

@@ -6,8 +6,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -22,6 +22,8 @@ from basis_probe.run.parts import UNCHECKED, Part, Partial, digest_of_batch
 from basis_probe.run.problems import dispensable, is_computed
 from basis_probe.run.stream import Stream
 from basis_probe.run.watch import Choices, Placed, Watched, require_same
+
+Taken = TypeVar("Taken")
 
 
 def batches_of(data: Iterable[Any], subject: Subject) -> Iterator[Batch]:
@@ -73,6 +75,32 @@ def numbered(
 def in_batches(data: Any) -> Any:
     """The data; a tensor, an array or a mapping stands for one batch."""
     return [data] if isinstance(data, Tensor | np.ndarray | Mapping) else data  # pyright: ignore[reportUnknownVariableType]
+
+
+def count_of(data: object) -> int | None:
+    """How many batches there are, where that is known without reading them."""
+    data = in_batches(data)
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except Exception:  # Streams may refuse to say, each in its own way; no run fails by that.
+        return None
+
+
+def progressing(
+    batches: Iterable[Taken], what: str, *, total: int | None, progress: bool
+) -> Iterator[Taken]:
+    """The batches, with a bar that says how many have passed; asking for one may be broken off."""
+    from tqdm.auto import tqdm
+
+    rest = iter(batches)
+    with tqdm(total=total, desc=what, unit="batch", disable=not progress, leave=False) as bar:
+        with stoppable():
+            batch = next(rest, None)
+        while batch is not None:
+            yield batch
+            bar.update()
+            with stoppable():
+                batch = next(rest, None)
 
 
 def first_of(numbered: Iterator[tuple[int, Batch | None]]) -> Batch:
@@ -185,9 +213,16 @@ class Reading:
         rest: Iterator[tuple[int, Batch | None]],
         finish: Callable[[], Report],
         *,
+        count: int | None,
         progress: bool,
     ) -> None:
         """Streams all batches; if the user interrupts it after one, the part is not whole.
+
+        Args:
+            rest: the batches after the first one, with their numbers.
+            finish: makes the report of what was gathered.
+            count: how many batches the data have, where that is known.
+            progress: whether to show a progress bar.
 
         Raises:
             StreamError: if the data or the model fail after a batch, or the process is told to end;
@@ -195,7 +230,15 @@ class Reading:
         """
         from tqdm.auto import tqdm
 
-        bar = tqdm(desc="running the model", unit="batch", disable=not progress, leave=False)
+        own = None if count is None else len(range(self.part.index, count, self.part.of))
+        bar = tqdm(
+            total=own,
+            initial=self.part.batches,
+            desc="running the model",
+            unit="batch",
+            disable=not progress,
+            leave=False,
+        )
         try:
             # The batch that the model was watched on has been taken from the data already.
             with stoppable():

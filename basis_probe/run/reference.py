@@ -25,7 +25,7 @@ from basis_probe.model.batches import Batch
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.sites import asked
 from basis_probe.results.report import Report
-from basis_probe.run.read import batches_of
+from basis_probe.run.read import batches_of, count_of
 from basis_probe.run.report import Session
 from basis_probe.run.stream import Plan, Seen, Stream
 from basis_probe.run.watch import Choices
@@ -225,7 +225,11 @@ def probe_beside(
             return beside.report(partial=partial, notes=(*notes, *more, *missing, why, said))
 
         bar = tqdm(
-            desc="running both models", unit="batch", disable=not choices.progress, leave=False
+            total=count_of(data),
+            desc="running both models",
+            unit="batch",
+            disable=not choices.progress,
+            leave=False,
         )
         batch: Batch | None = first
         try:
