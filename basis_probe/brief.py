@@ -35,6 +35,7 @@ def brief(kind: Kind) -> Kind:
     the fields, or what a method `_brief` of the class returns, as name -> value.
 
     Example:
+        >>> import numpy as np
         >>> @brief
         ... @dataclasses.dataclass(frozen=True)
         ... class Found:
@@ -61,7 +62,7 @@ def text(value: object) -> str:
     room = LINE - len(type(value).__name__)
     fields = _fields(value)
     for number, (name, entry) in enumerate(fields.items()):
-        part = f"{name}={described(entry)}"
+        part = f"{name}={described(entry, exact=False)}"
         room -= len(part) + 2
         if room < 40:
             parts.append(f"and {len(fields) - number} more fields")
@@ -83,11 +84,14 @@ def _cell(value: object) -> str:
         return html.escape(value if len(value) <= 4 * FIELD else f"{value[: 4 * FIELD]} …")
     several = cast("tuple[Any, ...]", value) if isinstance(value, list | tuple) else ()
     if not several or any(type(entry).__repr__ is not text for entry in several):
-        return html.escape(described(value, 4 * FIELD))
+        return html.escape(described(value, 4 * FIELD, exact=False))
     shown = [_fields(entry) for entry in several[:_ROWS]]
     heads = list(dict.fromkeys(name for entry in shown for name in entry))
     rows = [
-        [html.escape(described(entry[name])) if name in entry else "" for name in heads]
+        [
+            html.escape(described(entry[name], exact=False)) if name in entry else ""
+            for name in heads
+        ]
         for entry in shown
     ]
     more = len(several) - len(shown)
@@ -106,24 +110,32 @@ def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def described(value: object, limit: int = FIELD) -> str:
+def described(value: object, limit: int = FIELD, *, exact: bool = True) -> str:
     """A value in a few words.
 
+    Args:
+        value: anything.
+        limit: the most characters.
+        exact: whether numbers are shown with all their digits, as a message about an argument has
+            them; else with four.
+
     Example:
-        >>> described((1.0, 2.5, float("nan"))), described({"a": 1}), described(range(9000))
-        ('(1, 2.5, nan)', "{'a': 1}", '(0, 1, 2, 3, and 8,996 more)')
+        >>> described((2.0, 1.00001, float("nan"))), described({"a": 1}), described(range(9000))
+        ('(2.0, 1.00001, nan)', "{'a': 1}", '(0, 1, 2, 3, and 8,996 more)')
+        >>> described((2.0, 1.00001), exact=False)
+        '(2, 1)'
     """
-    shown = _described(value)
+    shown = _described(value, exact)
     if len(shown) <= limit:
         return shown
     return f"{shown[: limit - 2]} ..."
 
 
-def _described(value: object) -> str:
+def _described(value: object, exact: bool) -> str:
     if isinstance(value, bool | None | int):
         return repr(value)
     if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else str(value)
+        return f"{value:.4g}" if math.isfinite(value) and not exact else str(float(value))
     if isinstance(value, str):
         return repr(value)
     if isinstance(value, enum.Enum):
@@ -132,7 +144,8 @@ def _described(value: object) -> str:
         if _is_a(value, library, name):
             several = cast("Any", value)
             if several.ndim == 1 and len(several) <= _ENTRIES:
-                return f"{kind} ({', '.join(map(_described, several.tolist()))})"
+                shown = (_described(one, exact=False) for one in several.tolist())
+                return f"{kind} ({', '.join(shown)})"
             return f"{kind} {list(several.shape)}"
     if _is_a(value, "torch.nn", "Module"):
         size = sum(parameter.numel() for parameter in cast("Any", value).parameters())
@@ -140,10 +153,11 @@ def _described(value: object) -> str:
     if type(value).__repr__ is text:
         return f"{type(value).__name__}(...)"
     if isinstance(value, Mapping):
-        entries = (f"{key!r}: {described(entry, 40)}" for key, entry in value.items())
+        entries = (f"{key!r}: {described(entry, 40, exact=exact)}" for key, entry in value.items())
         return f"{{{_listed(entries, len(value))}}}"
     if isinstance(value, list | tuple | range):
-        return f"({_listed((described(entry, 40) for entry in value), len(value))})"
+        shown = (described(entry, 40, exact=exact) for entry in value)
+        return f"({_listed(shown, len(value))})"
     if callable(value) and hasattr(value, "__name__"):
         return str(value.__name__)
     shown = " ".join(repr(value).split())

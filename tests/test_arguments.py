@@ -159,7 +159,7 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
 
 def test_the_checks_say_what_is_needed() -> None:
     for call, words in (
-        (lambda: whole("n", 1.0), "n=1: give a whole number of at least 0"),
+        (lambda: whole("n", 1.0), "n=1.0: give a whole number of at least 0"),
         (lambda: whole("n", 0, least=1, else_=", or None"), "above zero, or None"),
         (lambda: whole("n", 9, most=8), "from 0 to 8"),
         (lambda: number("t", "1"), "t='1': give a number above 0"),

@@ -158,8 +158,7 @@ class Rebasin:
         """The loss along both lines.
 
         Args:
-            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
-                of both columns of a printed page.
+            figsize: as for `Report.plot`.
 
         Raises:
             ValueError: for any other size.

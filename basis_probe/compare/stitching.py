@@ -775,8 +775,7 @@ class StitchingCurve:
         """The penalty over places, one line for each group.
 
         Args:
-            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
-                of both columns of a printed page.
+            figsize: as for `Report.plot`.
 
         Raises:
             ValueError: for any other size.

@@ -41,8 +41,8 @@ def export_neuronpedia(
         site: of a report, with examples (`probe(examples=5)` or `with_examples`).
         folder: is made if it is not there.
         model_name: the model, as Neuronpedia calls it: letters, digits, - and _.
-        name: of the release; the sets of sources are this name with -axes and -rotated. Letters,
-            digits and -.
+        name: of the release, in letters, digits and -. The sets of sources are this name, that of
+            the site without the number of its layer, and "axes" or "rotated".
         creator_name: who made it, to show.
         creator_id: of a user that the instance of Neuronpedia has.
 
@@ -50,7 +50,8 @@ def export_neuronpedia(
         ValueError: for a site without examples, and names that Neuronpedia does not take.
         OSError: if the folder cannot be made or written in.
 
-    Source: the schema of github.com/hijohnnylin/neuronpedia (apps/webapp/prisma/schema.prisma).
+    Source: the schema of github.com/hijohnnylin/neuronpedia (apps/webapp/prisma/schema.prisma) and
+    its import (apps/webapp/app/api/admin/import, lib/db/import.ts).
 
     Example:
         >>> import tempfile, torch
@@ -60,7 +61,7 @@ def export_neuronpedia(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     made = export_neuronpedia(report["1"], folder, model_name="mlp")
         ...     [one.name for one in made]
-        ['0-basis-probe-axes', '0-basis-probe-rotated']
+        ['0-basis-probe-1-axes', '0-basis-probe-1-rotated']
     """
     instance("site", site, SiteReport, 'a site of a report, such as report["blocks.0.mlp"]')
     for argument, value, letters in (
@@ -87,7 +88,7 @@ def export_neuronpedia(
     release = {"name": name, "description": f"{model_name}, {site.kind}", **shown, **common}
     model = {
         "id": model_name, "displayName": model_name, "displayNameShort": model_name,
-        "layers": 0, "neuronsPerLayer": 0, "owner": "", **common,
+        "layers": 0, "neuronsPerLayer": 0, "owner": creator_name, **common,
     }  # fmt: skip
     made: list[pathlib.Path] = []
     for side, what, directions in (
@@ -98,7 +99,7 @@ def export_neuronpedia(
             [(str(place), top) for place, top in enumerate(site.examples.rotated)],
         ),
     ):
-        group = f"{name}-{side}"
+        group = "-".join(filter(None, (name, _place(site), side)))
         source = f"{layer}-{group}"
         key = {"modelId": model_name, "layer": source, "creatorId": creator_id}
         where = base / source
@@ -136,6 +137,14 @@ def export_neuronpedia(
     return made[0], made[1]
 
 
+def _place(site: SiteReport) -> str:
+    """The site without its layer, which the sites of all layers share, in letters, digits and -."""
+    parts = re.findall(r"[A-Za-z0-9]+", site.site)
+    if site.layer is not None and str(site.layer) in parts:
+        parts.remove(str(site.layer))
+    return "-".join(parts)[:60].strip("-")
+
+
 def _axes(site: SiteReport) -> list[tuple[str, TopContexts]]:
     """The axes with the numbers of their features; axes of the same number come once."""
     tops = () if site.examples is None else site.examples.axes
@@ -165,9 +174,20 @@ def _activation(key: Row, index: str, place: int, context: Context) -> Row:
     }
 
 
+def _line(row: Row) -> str:
+    r"""A row as one line of JSON in which the import finds nothing to replace.
+
+    It puts a space for every `\u0000`, which Postgres does not take, and would break a text that
+    holds these six characters: backslashes are written by their number, zero as what stands for
+    what cannot be shown.
+    """
+    said = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return said.replace("\\\\", "\\u005c").replace("\\u0000", "\\ufffd")
+
+
 def _write(folder: pathlib.Path, stem: str, rows: Iterable[Row]) -> None:
     """Writes rows as lines of JSON, packed where they are many; a file without rows is none."""
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+    lines = [_line(row) for row in rows]
     if not lines:
         return
     # Lone halves of a surrogate pair, which no database takes, become question marks.

@@ -202,8 +202,7 @@ class ReportComparison(Exact):
 
         Args:
             ax: matplotlib axes to draw on; None for a figure of its own, with keys.
-            figsize: of a figure of its own, (width, height) in inches, or "column" or "page" for
-                the width of one column or of both columns of a printed page.
+            figsize: of a figure of its own, as for `Report.plot`.
 
         Raises:
             ValueError: for any other size, or for a size beside `ax`.

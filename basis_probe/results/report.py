@@ -180,8 +180,7 @@ class SiteReport:
             kind: "null" for its value against its null, "axes" for its value on every axis.
             score: its name; None for the one that speaks for the site.
             ax: matplotlib axes to draw on; None for a figure of its own.
-            figsize: of a figure of its own, (width, height) in inches, or "column" or "page" for
-                the width of one column or of both columns of a printed page.
+            figsize: of a figure of its own, as for `Report.plot`.
 
         Raises:
             ValueError: for any other kind, or a score that the site does not have.

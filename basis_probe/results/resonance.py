@@ -46,8 +46,7 @@ class Resonance:
         """The curve, with the band of turned bases.
 
         Args:
-            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
-                of both columns of a printed page.
+            figsize: as for `Report.plot`.
 
         Raises:
             ValueError: for any other size.

@@ -200,8 +200,7 @@ class LayerMatrix:
         """A heat map with the similarities and their error bars written into it.
 
         Args:
-            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
-                of both columns of a printed page.
+            figsize: as for `Report.plot`.
 
         Raises:
             ValueError: for any other size.
@@ -299,8 +298,7 @@ class NetworkMatrix:
         """A heat map of the similarities with their error bars written into it.
 
         Args:
-            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
-                of both columns of a printed page.
+            figsize: as for `Report.plot`.
 
         Raises:
             ValueError: for any other size.
@@ -321,8 +319,7 @@ class NetworkMatrix:
         """The networks joined by average linkage: what is joined lower is nearer.
 
         Args:
-            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
-                of both columns of a printed page.
+            figsize: as for `Report.plot`.
 
         Raises:
             ValueError: for any other size.
@@ -346,8 +343,7 @@ class NetworkMatrix:
         """The embedding as points with names.
 
         Args:
-            figsize: (width, height) in inches, or "column" or "page" for the width of one column or
-                of both columns of a printed page.
+            figsize: as for `Report.plot`.
 
         Raises:
             ValueError: for any other size.
