@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Tests run in this many processes; `make test WORKERS=0` runs them in one.
 WORKERS ?= auto
+# Compiled files are kept between runs, also where Python is told not to: every worker and every process
+# that a test starts would compile the package and the tests anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test lint types fast-test slow-test battery docs wheel clean
@@ -29,7 +32,9 @@ demo: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks
 
-test: lint types fast-test
+# Types take one processor and the tests all that are left: side by side neither waits.
+test: lint
+	+@$(MAKE) --no-print-directory -j2 types fast-test
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -39,13 +44,13 @@ types: $(VENV)/.ready-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fast-test: $(VENV)/.ready-dev
-	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal
 
 slow-test: $(VENV)/.ready-dev
-	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m slow --durations=10
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m "slow and not battery" --durations=10
 
 battery: $(VENV)/.ready-dev
-	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m battery --durations=10
+	$(PYTEST) -q -n $(WORKERS) --dist worksteal -m battery --durations=10
 
 docs: $(VENV)/.ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -15,6 +15,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import annotations
 import jaxtyping
 import pytest
+import tiers
 import torch
 
 annotations.check_shapes()
@@ -98,6 +99,11 @@ class NothingIsSkipped:
             report.outcome = "failed"
             report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
         return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tiers.mark(items)
 
 
 def pytest_configure(config: pytest.Config) -> None:

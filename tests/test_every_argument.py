@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import pathlib
@@ -59,12 +60,13 @@ class _Letters:
         return ["abc"[place] for place in ids]
 
 
-def _site(model: nn.Module | None = None) -> bp.Report:
+@functools.cache
+def _site() -> bp.Report:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         null = bp.nulls.Rotation(19, 8)
         settings: dict[str, Any] = {"sites": "1", "certificates": False, "progress": False}
-        return bp.probe(model or _model(), [_rows()], null=null, **settings)
+        return bp.probe(_model(), [_rows()], null=null, **settings)
 
 
 def _one_of_both(first: Any, second: Any) -> Callable[[], dict[str, Any]]:
@@ -77,6 +79,7 @@ def _examples() -> bp.results.Examples:
     return bp.results.Examples("1", (top,), (top,))
 
 
+@functools.cache
 def _partial() -> bp.Partial:
     return bp.observe(_model(), [_rows()], sites="1", null=None, progress=False)
 

@@ -7,7 +7,6 @@ they happen.
 
 import dataclasses
 import functools
-import gc
 import operator
 import re
 import sys
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from basis_probe.model.ages import Ages
 from basis_probe.model.products import written_out
 from basis_probe.model.recurrent import recurrent_steps
 
@@ -379,17 +379,6 @@ def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     return input + weight * (end - input)
 
 
-def _kinds_of_tensors() -> set[type]:
-    """Every class of tensors that there is."""
-    found, waiting = set[type](), [Tensor]
-    while waiting:
-        kind = waiting.pop()
-        if kind not in found:
-            found.add(kind)
-            waiting.extend(kind.__subclasses__())
-    return found
-
-
 class _Recorder(Follower):
     """Records every function on tensors that runs inside the context."""
 
@@ -407,8 +396,7 @@ class _Recorder(Follower):
         self.entered: list[tuple[int, ...]] = []
         self.kinds = {path: type(module).__name__ for path, module in model.named_modules()}
         # A tensor that is none of these and that no recorded call made is of unknown origin.
-        kinds = _kinds_of_tensors()
-        self.older = {id(one): one for one in gc.get_objects() if type(one) in kinds}
+        self.ages = Ages()
         self.left: list[int] = []  # nodes whose numbers have left torch
         self.numbers: dict[float, int] = {}  # a number that was taken from a tensor -> its node
         self.lent: dict[int, Tensor] = {}  # where memory was handed on -> what lay there
@@ -607,7 +595,7 @@ class _Recorder(Follower):
             index = self.made.get(id(value))
             if index is None:
                 name = self.names.get(id(value))
-                known = name is not None or id(value) in self.older or self._is_weight(value)
+                known = name is not None or self.ages.is_older(value) or self._is_weight(value)
                 if known and not (self.lent and self._is_changed(value)):
                     return Fixed(value, name)
                 index = self._found(value)
@@ -688,7 +676,9 @@ class _Recorder(Follower):
         kind = self.kinds.get(path, "")
         for tensor in tensors_in(outputs):
             # What a module returns that runs out of sight, as a script does.
-            known = id(tensor) in self.made or id(tensor) in self.names or id(tensor) in self.older
+            known = (
+                id(tensor) in self.made or id(tensor) in self.names or self.ages.is_older(tensor)
+            )
             if not known and not _is_transformed(tensor) and not self._is_weight(tensor):
                 self._found(tensor)
         self.calls.append(ModuleCall(path, kind, call, self.entered.pop(), self._known(outputs)))
@@ -738,7 +728,7 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
     recorder = _Recorder(model)
     for tensor in tensors_in(inputs):
         recorder.add(tensor, "input", live=True)
-    with torch.no_grad(), followed(model, recorder), recorder:
+    with torch.no_grad(), followed(model, recorder), recorder.ages, recorder:
         returned = run()
     outputs = tuple(
         recorder.made[id(tensor)] for tensor in tensors_in(returned) if id(tensor) in recorder.made
