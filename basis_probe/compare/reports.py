@@ -206,7 +206,8 @@ def _differences(reports: Mapping[str, Report]) -> list[str]:
             said = "; ".join(f"{name}: {value}" for name, value in of.items())
             notes.append(f"The {what} differ ({said}).")
     settings = {key for run in runs.values() for key in run.settings}
-    for key in sorted(settings - {"sites"}):
+    # No number rests on examples.
+    for key in sorted(settings - {"sites", "examples"}):
         values = {name: run.settings.get(key, "not said") for name, run in runs.items()}
         if len(set(values.values())) > 1:
             said = "; ".join(f"{name}: {value}" for name, value in values.items())

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _WIDTH = 88
 
+_LISTED = 12
+"""So many sites that differ are named one by one; all of them stand in the table."""
+
 
 _COLUMNS = (
     "report site kind layer outcome privileged score effect effect_low effect_high difference "
@@ -109,9 +112,11 @@ def text(found: ReportComparison) -> str:
     head = f"basis_probe: {len(found.names)} reports: {', '.join(found.names)}"
     lines = textwrap.wrap(words.clean(head), _WIDTH, subsequent_indent="  ")
     lines += textwrap.wrap(answer(found), _WIDTH)
-    for row in found.changed:
+    for row in found.changed[:_LISTED]:
         said = f"{words.shorten(words.clean(row.site), 60)}: {outcomes(row)}"
         lines += textwrap.wrap(said, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    more = len(found.changed) - _LISTED
+    lines += [f"  and {words.several(more, 'more site')}, see to_dataframe()"] if more > 0 else []
     for note in found.notes:
         said = f"Note: {words.shorten(words.clean(note), 300)}"
         lines += textwrap.wrap(said, _WIDTH, subsequent_indent="  ")
@@ -159,7 +164,7 @@ def page(found: ReportComparison) -> str:
     return html.rendered("across.jinja", found=found, page=True, across=_TOLD)
 
 
-_TOLD = {"answer": answer, "change": change, "outcomes": outcomes}
+_TOLD = {"answer": answer, "change": change, "outcomes": outcomes, "LISTED": _LISTED}
 
 
 def save(found: ReportComparison, path: pathlib.Path) -> pathlib.Path:

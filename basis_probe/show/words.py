@@ -508,7 +508,8 @@ def answer(report: Report) -> tuple[Sentence, ...]:
     if present == {Outcome.UNDECIDED}:
         sentences.append(Sentence(None, "Nothing was decided."))
     elif Outcome.PRIVILEGED not in present:
-        sentences.append(Sentence(None, "No site can be read neuron by neuron."))
+        known = " that was decided" if Outcome.UNDECIDED in present else ""
+        sentences.append(Sentence(None, f"No site{known} can be read neuron by neuron."))
     for outcome, words in _SAYS.items():
         if outcome in present:
             where = _places(report, outcome)

@@ -163,6 +163,31 @@ def test_runs_that_differ_are_said_to() -> None:
     assert "Partial, for their data were interrupted: b." in notes
 
 
+def test_what_no_number_rests_on_is_not_said_to_differ() -> None:
+    report = fake_report()
+    settings = {**report.provenance.settings, "examples": "5 contexts of each of the 5 axes"}
+    run = dataclasses.replace(report.provenance, settings=settings)
+    other = dataclasses.replace(report, provenance=run)
+    assert "setting" not in " ".join(bp.compare_reports({"a": report, "b": other}).notes)
+
+
+def test_of_many_sites_that_differ_it_is_said_how_many_are_not_named() -> None:
+    report = wide_report(20)
+    other = dataclasses.replace(
+        report,
+        site_reports=tuple(
+            dataclasses.replace(
+                site, verdict=dataclasses.replace(site.verdict, outcome=bp.Outcome.UNDECIDED)
+            )
+            for site in report
+        ),
+    )
+    compared = bp.compare_reports({"a": report, "b": other})
+    missing = f"and {len(compared.changed) - 12} more sites"
+    assert len(compared.changed) > 12
+    assert missing in str(compared) and missing in compared._repr_html_()
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     report = fake_report()
     with pytest.raises(ValueError, match="1 reports were given, and at least 2 are compared"):

@@ -615,6 +615,9 @@ def test_the_advice_is_no_stronger_than_the_share_of_axes(
 def test_the_answer_says_when_nothing_is_readable() -> None:
     arbitrary = tuple(site for site in fake_report() if site.verdict.outcome is Outcome.ARBITRARY)
     assert words.answer(Report(arbitrary, provenance()))[0].text.startswith("No site can be read")
+    open_one = (*arbitrary, _undecided(Report(arbitrary[:1], provenance())).site_reports[0])
+    said = words.answer(Report(open_one, provenance()))[0].text
+    assert said == "No site that was decided can be read neuron by neuron."
     assert words.answer(REPORTS["undecided"])[0].text == "Nothing was decided."
     assert words.answer(REPORTS["no site"])[0].text == "The report holds no site."
 
