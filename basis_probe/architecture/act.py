@@ -29,6 +29,7 @@ from basis_probe.architecture.claims import NOTHING
 from basis_probe.architecture.commuting import is_plain
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.experts import Experts
+from basis_probe.architecture.heads import Gated
 from basis_probe.model.attention import Attention, Side
 from basis_probe.model.facts import (
     Facts,
@@ -168,6 +169,9 @@ class Action:
         values = derivation.heads.bent_values(index)
         if values is not None:
             return self._bent_values(values, element)
+        gated = derivation.heads.gated_values(index)
+        if gated is not None:
+            return self._gated_values(gated, element)
         if derivation.permuting(index):
             return self._family(index, element)
         if derivation.parts_of(index):
@@ -1004,6 +1008,32 @@ class Action:
         for reader in self.facts.streams[behind].readers:
             self._read(reader, element, behind)
 
+    def _gated_values(self, found: Gated, element: Element) -> dict[int, Element]:
+        """Values, their gate and their product: all in one order, the gate without scales."""
+        if not isinstance(element, BlockElement):
+            raise WeightError("the element does not act on each head by itself")
+        (attention,) = (
+            a for a in self.facts.attentions if a.vertex in self.facts.streams[found.values].members
+        )
+        moved = self._change_gated(found, element)
+        return {**moved, **self._order(attention, element.order, values=False)}
+
+    def _change_gated(self, found: Gated, element: BlockElement) -> dict[int, Element]:
+        """Into what writes values and their gate, and out of what reads their product."""
+        streams = self.facts.streams
+        size = self._size(min(streams[found.product].members))
+        whole = element.copied(size * element.copies // element.dim)
+        order = BlockElement(element.order, tuple(map(_unscaled, element.parts)), whole.copies)
+        for index, own in ((found.values, whole), (found.before, order)):
+            for writer in streams[index].writers:
+                self._write(writer, self._at(writer, own))
+            self._add(streams[index].members, own)
+        for reader in streams[found.product].readers:
+            self._read(reader, whole, found.product)
+        return {
+            found.values: element, found.before: order, found.gate: order, found.product: whole,
+        }  # fmt: skip
+
     def _queries(self, index: int, element: BlockElement) -> dict[int, Element]:
         """Queries take what is asked, keys its inverse transpose, or the other way round."""
         attention, side = self.derivation.heads.meetings[index][0]
@@ -1062,12 +1092,17 @@ class Action:
             stream = self.facts.stream_of[attention.vertex]
             parts = (Identity(self._width(stream) // count),) * count
             moved[stream] = BlockElement(order, parts)
+        beside: dict[int, Element] = {}
         for stream, element in moved.items():
             bent = self.derivation.heads.bent_values(stream)
-            if bent is None:
-                self._linear(stream, element)
-            else:
+            gated = self.derivation.heads.gated_values(stream)
+            if bent is not None:
                 self._change_bent(bent, element)
+            elif gated is not None and isinstance(element, BlockElement):
+                beside |= self._change_gated(gated, element)
+            else:
+                self._linear(stream, element)
+        moved |= beside
         for side in self._both(attention) if queries else ():
             if side.source in self.derivation.heads.normed and not (
                 self.facts.regions[side.source].within
@@ -1235,6 +1270,12 @@ def monomial(element: Element) -> tuple[Tensor, Tensor]:
     found = as_monomial(element)
     assert found is not None, "an element on axes was expected"
     return found
+
+
+def _unscaled(element: Element) -> Element:
+    """The order in which an element on axes puts them."""
+    columns, factors = monomial(element)
+    return MonomialElement(columns, torch.ones_like(factors))
 
 
 def _across(element: Element) -> Element:

@@ -268,6 +268,9 @@ class Derivation:
         values = self.heads.bent_values(index)
         if values is not None:
             return self.heads.bent_heads(values, dim)
+        gated = self.heads.gated_values(index)
+        if gated is not None:
+            return self.heads.gated_heads(index, gated, dim)
         family = self.family(index)
         if self.permuting(index):
             return self._axes(index, vertex, family, dim)

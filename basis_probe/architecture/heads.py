@@ -1,5 +1,6 @@
 """Queries, keys and values: what attention leaves free in its heads."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -29,6 +30,23 @@ from basis_probe.model.graph import Kind, Vertex
 
 # What passes rotary embedding and a norm without a gain: in the planes that turn, and beside them.
 _NORMED_PLANES = PlaneRotations, Orthogonal
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated:
+    """Values that a gate of their own multiplies behind attention, feature by feature.
+
+    Attributes:
+        values: their stream.
+        before: the stream of linear maps that the gate's function reads.
+        gate: the stream of the gate.
+        product: the stream of what linear maps read.
+    """
+
+    values: int
+    before: int
+    gate: int
+    product: int
 
 
 class Heads:
@@ -266,6 +284,75 @@ class Heads:
         order = self._order(attention) if count > 1 else "free"
         return Blocks(inner, count, copies, order), because, ALGEBRA
 
+    def gated_values(self, index: int) -> Gated | None:
+        """What a gate multiplies behind attention, where a stream holds a part of that."""
+        streams, stream_of = self.facts.streams, self.facts.stream_of
+        touching = (*streams[index].writers, *streams[index].readers)
+        behind = [r for v in touching for r in streams[stream_of[v]].readers]
+        for vertex in dict.fromkeys((*touching, *behind)):
+            if self.facts.regions.get(vertex, NOTHING).shape is not Shape.PRODUCT:
+                continue
+            sources = [stream_of[s] for s in self.facts.graph.vertices[vertex].carried]
+            if len(sources) != 2:
+                continue
+            for values, gate in (sources, sources[::-1]):
+                found = self._gated(values, gate, vertex)
+                if found is not None and index in dataclasses.astuple(found):
+                    return found
+        return None
+
+    def _gated(self, values: int, gate: int, product: int) -> Gated | None:
+        """The streams around the product of values and a gate; None if it is none."""
+        streams, stream_of = self.facts.streams, self.facts.stream_of
+        own, factor, made = streams[values], streams[gate], streams[stream_of[product]]
+        if not own.value_mixed or own.readers != (product,) or factor.readers != (product,):
+            return None
+        if made.writers != (product,) or made.value_mixed or len(factor.writers) != 1:
+            return None
+        (function,) = factor.writers
+        if self.facts.regions.get(function, NOTHING).shape is not Shape.ELEMENTWISE:
+            return None
+        before = stream_of[self.facts.graph.vertices[function].carried[0]]
+        if streams[before].readers != (function,) or streams[before].value_mixed:
+            return None
+        vertices = self.facts.graph.vertices
+        read = {vertices[reader].kind for reader in made.readers}
+        mapped = self._is_mapped(own) and self._is_mapped(streams[before])
+        if not mapped or not read <= {Kind.LINEAR, Kind.CONVOLUTION}:
+            return None
+        try:
+            if not isinstance(self.intertwiner(function).group, Permutation):
+                return None
+        except ValueError:
+            return None
+        return Gated(values, before, gate, stream_of[product])
+
+    def gated_heads(self, index: int, found: Gated, dim: int) -> tuple[Group, str, str]:
+        """Values that a gate multiplies behind attention, and the gate."""
+        streams = self.facts.streams
+        for member in dataclasses.astuple(found):
+            stream = streams[member]
+            self.require_understood(stream)
+            if self.is_fixed(stream) or stream.max_pooled:
+                raise NotUnderstood("the values, their gate or their product are given or pooled")
+        attention = self._attention(streams[found.values])
+        if attention is None:
+            raise NotUnderstood("several attentions read these values")
+        count, size = self._head_sizes(streams[found.values])
+        copies = dim // (count * size)
+        if count * size * copies != dim:
+            raise NotUnderstood(f"{dim} features do not divide into heads of {size}")
+        gates = index in (found.before, found.gate)
+        inner = Permutation(size) if gates else Monomial(size)
+        what = "change places" if gates else "change places and take any scale"
+        order = self._order(attention) if count > 1 else "free"
+        because = (
+            "behind attention a gate multiplies the values feature by feature: inside each of the "
+            f"{count} heads the features {what}, those of the "
+            f"{'values' if gates else 'gate'} with them{self._said_of_order(attention)}."
+        )
+        return Blocks(inner, count, copies, order), because, ALGEBRA
+
     def before_norm(self, stream: Stream, norms: list[int], dim: int) -> tuple[Group, str, str]:
         """Queries or keys before a norm of their own: what its gain leaves."""
         if len(norms) != 1 or set(stream.readers) != set(norms):
@@ -394,9 +481,9 @@ class Heads:
         values = self.facts.streams[number]
         if self._are_tied(attention, number):
             return "one projection writes values and keys or queries"
-        unbent = self.bent_values(number) is None
+        plain = self.bent_values(number) is None and self.gated_values(number) is None
         if self.norm_readers(values) or (
-            unbent and (self.permuting(number) or not self._is_mapped(values))
+            plain and (self.permuting(number) or not self._is_mapped(values))
         ):
             return "not only linear maps write and read the values"
         if any(self.facts.graph.vertices[member].by_head for member in values.members):
