@@ -30,6 +30,7 @@ from basis_probe.architecture.commuting import is_plain
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.experts import Experts
 from basis_probe.architecture.heads import Gated
+from basis_probe.architecture.routers import Router, experts_of
 from basis_probe.model.attention import Attention, Side
 from basis_probe.model.facts import (
     Facts,
@@ -157,6 +158,9 @@ class Action:
             return {index: element}
         if any(derivation.sets_side_by_side(writer) for writer in stream.writers):
             return self._side_by_side(index, element)
+        router = derivation.routers.of(index)
+        if router is not None:
+            return self._exchange(index, router, element)
         bent = derivation.heads.bend_of(index)
         if bent is not None:
             return self._alike(derivation.heads.bent[bent][0], element)
@@ -200,6 +204,29 @@ class Action:
         for source, part in zip(sources, parts, strict=True):
             moved |= self._move(self.facts.stream_of[source], part)
         return {**moved, index: element}
+
+    def _exchange(self, index: int, router: Router, element: Element) -> dict[int, Element]:
+        """Experts change places, with what the router says of them."""
+        columns, _ = monomial(element)
+        for writer in self.facts.streams[index].writers:
+            self._write(writer, element)
+        done = {key[0] for key in self._done}
+        held = {name for several in self.slots.names.values() for name in several}
+        names = [name for name in sorted(held) if name.startswith(router.owner)]
+        modules = experts_of(names, router.owner, router.count)
+        apart = done.union(*(members.values() for members in modules.values()))
+        shapes = {name: tuple(self.weights.shape(name)) for name in names if name not in apart}
+        stacks = {name for name, s in shapes.items() if len(s) > 2 and s[0] == router.count}
+        beside = {name.rpartition(".")[0] for name in stacks}
+        for name, shape in shapes.items():
+            whose = name in stacks or name.rpartition(".")[0] in beside or len(shape) == 1
+            if whose and shape[:1] == (router.count,):
+                self.weights.act(Slot(name), 0, element, None)
+        for members in modules.values():
+            values = {place: self.weights.get(Slot(name)) for place, name in members.items()}
+            for place, name in members.items():
+                self.weights.set(Slot(name), values[int(columns[place])])
+        return {index: element}
 
     def _turned(self, index: int, element: Element) -> dict[int, Element]:
         """All streams that norms without a gain join, by one turn."""

@@ -38,6 +38,7 @@ from basis_probe.architecture.claims import ALGEBRA, NOTHING, PAPER, RESIDUAL, N
 from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.heads import Heads
+from basis_probe.architecture.routers import Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import overlapping, read_by_number, ties_of
 from basis_probe.model.attention import Side
@@ -109,6 +110,7 @@ class Derivation:
             is_transposed=self._is_transposed,
             permuting=self.permuting,
         )
+        self.routers = Routers(facts)
         self.commuting = Commuting(
             facts,
             keeps_axes=self._is_link_on_axes,
@@ -129,7 +131,7 @@ class Derivation:
             dim *= size
         vertex = facts.vertex(site)
         if vertex is None or facts.layout(site) is None:
-            return _unknown(dim, "the features of this tensor could not be followed")
+            return _unknown(dim, self._not_followed(site.node))
         layout = facts.layout(site)
         if layout is not None and layout.repeat != 1:
             return _unknown(dim, "positions are flattened into its features")
@@ -154,6 +156,24 @@ class Derivation:
             return _unknown(dim, str(reason))
         because = because[0].upper() + because[1:]
         return Symmetry(group, group.privileged, because, reference)
+
+    def _not_followed(self, index: int) -> str:
+        """Where the features were last seen on the way to a node, and what came then."""
+        trace, known = self.facts.graph.trace, self.facts.graph.layouts
+        seen, waiting = set[int](), [index]
+        while waiting:
+            here = waiting.pop()
+            node = trace.node(here)
+            before = [i for i in node.inputs if trace.node(i).live and trace.node(i).floating]
+            if any(i in known for i in before) or not before:
+                made = trace.node(node.inputs[0]) if node.op == "output" else node
+                return (
+                    f"which axes of what {made.op}{_where(self.facts, made.index)} makes are "
+                    "features could not be told"
+                )
+            waiting += [i for i in before if i not in seen]
+            seen.update(before)
+        return "no operation on features made it"
 
     def _free(self, index: int, group: Group, because: str) -> tuple[Group, str]:
         """The claim, or the smaller one that weights computed from parameters allow.
@@ -246,6 +266,9 @@ class Derivation:
         self, index: int, vertex: Vertex, dim: int, shape: tuple[int, ...]
     ) -> tuple[Group, str, str]:
         stream = self.facts.streams[index]
+        router = self.routers.of(index)
+        if router is not None:
+            return router.group, router.said(router.owner.rstrip(".")), ALGEBRA
         if self._fixed(stream) and not self.permuting(index):
             return self._given(stream, dim)
         if any(self.sets_side_by_side(writer) for writer in stream.writers):
@@ -836,6 +859,12 @@ class Derivation:
     def _require_understood(self, stream: Stream) -> None:
         """Raises `NotUnderstood` with the first neighbour that no rule covers."""
         vertices, regions = self.facts.graph.vertices, self.facts.regions
+        lost = self.facts.graph.lost & stream.members
+        if lost:
+            raise NotUnderstood(
+                f"what becomes of {vertices[min(lost)].op}{_where(self.facts, min(lost))} could "
+                "not be followed"
+            )
         for index in (*stream.members, *stream.writers, *stream.readers):
             why = self.facts.given.get(index) or self._overlapping.get(index)
             if why is not None and index not in self.heads.inside:

@@ -121,8 +121,41 @@ class Prover(abc.ABC, Generic[W]):
                     changes[name] = largest_change(self.outputs, self._run()[0])
         return self._judged(error, moved, changes)
 
-    @abc.abstractmethod
     def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
+        """A certificate for each of many claims, or why there is none.
+
+        What changes which experts are at work is tried by itself, everything else together.
+
+        Args:
+            claims: the sites, and the group claimed for each.
+        """
+        routers = self.action.derivation.routers
+        found: dict[Claim, Certificate | Unproved] = {}
+        keys = [(self._stream(site), group) for site, group in claims]
+        together = [
+            claim
+            for key, claim in zip(keys, claims, strict=True)
+            if routers.of(key[0]) is None
+        ]
+        for claim, proof in zip(together, self._surveyed_together(together), strict=True):
+            found[self._stream(claim[0]), claim[1]] = proof
+        for key, claim in zip(keys, claims, strict=True):
+            if key not in found:
+                found[key] = self._alone(*claim)
+        return [found[key] for key in keys]
+
+    def _alone(self, site: Site, group: Group) -> Certificate | Unproved:
+        try:
+            return self.certify(site, group)
+        except Unproved as problem:
+            return problem
+        except Exception as problem:
+            return Unproved(f"the model does not run: {type(problem).__name__}: {problem}")
+
+    @abc.abstractmethod
+    def _surveyed_together(
+        self, claims: Sequence[tuple[Site, Group]]
+    ) -> list[Certificate | Unproved]:
         """A certificate for each of many claims, or why there is none, at the cost of few runs.
 
         Elements of all groups act at once, and if nothing moves that must not, all claims are

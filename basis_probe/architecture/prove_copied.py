@@ -88,7 +88,9 @@ class CopyProver(Prover[CopiedWeights]):
         double = exact and all(tensor.dtype is torch.float64 for tensor in first)
         self.tolerance = TOLERANCE if double else SINGLE
 
-    def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
+    def _surveyed_together(
+        self, claims: Sequence[tuple[Site, Group]]
+    ) -> list[Certificate | Unproved]:
         found: dict[Claim, Certificate | Unproved] = {}
         keys = [(self._stream(site), group) for site, group in claims]
         distinct = dict(zip(keys, claims, strict=True))
@@ -126,8 +128,10 @@ class CopyProver(Prover[CopiedWeights]):
         with self.restored():
             self.action.move(site, element)
             changed = self.weights.changed
+        used = {name for *_, name in self._uses()}
         for name in changed:
-            if name in self._owned:
+            # What was idle, as an expert that no row reached, shows nothing.
+            if name in self._owned or name not in used:
                 continue
             with self.restored():
                 self.weights.set(Slot(name), torch.full_like(self.weights.now(name), math.nan))

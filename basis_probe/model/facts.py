@@ -247,7 +247,9 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
                 return several
             return dataclasses.replace(region, learned=learned, within=within)
         if within:
-            return several
+            alike = all(graph.layouts[root].axes == layout.axes for root in roots)
+            if not alike or any(True for _ in vectors_of(graph, vertex)):
+                return several
         return _measure_two(function, draw, op)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if within:

@@ -115,6 +115,7 @@ class Graph:
         layouts: node -> where its features are.
         readers: vertex -> the vertices that read it, in order.
         returned: the vertices that the model returns.
+        lost: the vertices that outputs depend on by a way that is not in the graph.
     """
 
     trace: Trace
@@ -123,6 +124,7 @@ class Graph:
     layouts: dict[int, Layout]
     readers: dict[int, tuple[int, ...]]
     returned: frozenset[int]
+    lost: frozenset[int] = frozenset()
 
     def replay(
         self, target: int, values: dict[int, Tensor], fixed: dict[int, Tensor] | None = None
@@ -424,6 +426,8 @@ class _Builder:
         last = (*self.trace.outputs, *self.trace.asked)
         returned = [self.vertex(index) for index in last if self.known(index)]
         onpath = self._reaching(returned)
+        lost = self._lost(frozenset(onpath))
+        onpath |= self._reaching([*lost])
         readers: dict[int, list[int]] = {}
         for vertex in self.vertices.values():
             if vertex.node in onpath:
@@ -436,7 +440,28 @@ class _Builder:
             self.layouts,
             {index: tuple(dict.fromkeys(found)) for index, found in readers.items()},
             frozenset(returned),
+            lost,
         )
+
+    def _lost(self, onpath: frozenset[int]) -> frozenset[int]:
+        """The places that outputs depend on by a way that is not in the graph."""
+        found: set[int] = set()
+        used = set[int]()
+        waiting = [*self.trace.outputs, *self.trace.asked]
+        while waiting:
+            index = waiting.pop()
+            if index in used or not self.trace.node(index).live:
+                continue
+            used.add(index)
+            waiting.extend(self.trace.node(index).inputs)
+            vertex = self.vertices.get(index)
+            if vertex is None or index in onpath or not self.trace.node(index).floating:
+                continue
+            # What was only moved is on the path where it was before.
+            moved = vertex.kind in (Kind.CARRIER, Kind.PART) and not vertex.used
+            if not (moved and onpath.issuperset(vertex.carried)):
+                found.add(index)
+        return frozenset(found)
 
     def _reaching(self, targets: list[int]) -> set[int]:
         found: set[int] = set()
@@ -946,7 +971,8 @@ class _Builder:
             self.coupled.add(node.index)
         whole = [i for i in live if self._meets(i, node)]
         sets = {self.roots[i] for i in whole}
-        if node.op == "add" and any(is_blank(self.trace, v) for v in node.args) and len(whole) == 1:
+        full = [i for i in live if not is_blank(self.trace, Ref(i))]
+        if node.op == "add" and any(is_blank(self.trace, v) for v in node.args) and full == whole:
             self.put(node.index, Kind.CARRIER, (self.vertex(whole[0]),))
             return
         if node.op in ("mul", "div") and len(live) == 1 and self._scales_heads(node, live[0]):

@@ -91,7 +91,9 @@ class Slots:
 
 
 def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and batch statistic, by the module that holds it, as often as it is held.
+    """Every parameter, batch statistic and bias of a router, by the module that holds it.
+
+    Each is given as often as it is held.
 
     Modules bear the paths under which they are recorded, whatever the model calls its parameters.
     """
@@ -103,6 +105,10 @@ def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for leaf, buffer in module.named_buffers(recurse=False):
                 if leaf in ("running_mean", "running_var"):
                     yield stem + leaf, buffer
+        for leaf, buffer in module.named_buffers(recurse=False):
+            # Training moves it by a rule of its own, so that experts are chosen alike often.
+            if leaf.endswith("correction_bias"):
+                yield stem + leaf, buffer
 
 
 class Weights(abc.ABC):

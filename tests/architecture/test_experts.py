@@ -128,10 +128,60 @@ def test_neurons_of_experts_change_places(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_router_is_unknown_and_names_what_reads_it(kind: str) -> None:
-    found = bp.symmetries(mixture(kind), tokens(2, 5))["router"]
-    assert found.group == G.Unknown(COUNT)
-    assert "topk" in found.because
+@pytest.mark.parametrize("scored", ["softmax", "sigmoid"])
+def test_experts_change_places_with_the_numbers_of_their_router(kind: str, scored: str) -> None:
+    model, few, many = mixture(kind, scored), tokens(1, 3), tokens(9, 11)
+    found = bp.symmetries(model, few)["router"]
+    assert found.group == G.Permutation(COUNT), found
+    assert "experts" in found.because
+    assert found.certificate is not None and found.certificate.holds
+    order = torch.eye(COUNT, dtype=torch.float64)[torch.randperm(COUNT)]
+    twin = bp.reparametrize(model, "router", order, example_input=few)
+    # Here all experts are reached, also those that were idle.
+    require_same(model, twin, many)
+    assert not torch.equal(twin.router.weight, model.router.weight)
+    with pytest.raises(ValueError, match="cannot act"):
+        bp.reparametrize(model, "router", 2 * order, example_input=few)
+
+
+def test_experts_in_groups_change_places_inside_them_and_as_groups() -> None:
+    class Grouped(Mixture):
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.embed(tokens)
+            rows = self.norm(x).flatten(0, 1)
+            scores = self.router(rows).sigmoid()
+            best = scores.view(-1, 2, COUNT // 2).topk(2, -1)[0].sum(-1).argmax(-1)
+            mask = F.one_hot(best, 2).repeat_interleave(COUNT // 2, 1)
+            weights, chosen = scores.masked_fill(mask == 0, 0.0).topk(2, -1)
+            y = torch.zeros_like(rows)
+            for number in chosen.unique().tolist():
+                picked, place = torch.where(chosen == number)
+                y[picked] += self.expert(number, rows[picked]) * weights[picked, place, None]
+            return self.head(self.final(x + y.view_as(x)))
+
+    model, generator = Grouped("modules"), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    model = model.double().eval()
+    found = bp.symmetries(model, tokens(2, 5))["router"]
+    assert found.group == G.Blocks(G.Permutation(COUNT // 2), 2), found
+    assert found.certificate is not None and found.certificate.holds
+    element = found.group.sample(generator)
+    twin = bp.reparametrize(model, "router", element, example_input=tokens(2, 5))
+    require_same(model, twin, tokens(9, 11))
+
+
+def test_a_router_whose_experts_are_told_apart_is_not_claimed() -> None:
+    class Weighted(Mixture):
+        def expert(self, number: int, x: Tensor) -> Tensor:
+            return (number + 1) * super().expert(number, x)
+
+    model = Weighted("modules")
+    model.load_state_dict(mixture("modules").state_dict())
+    found = bp.symmetries(model.double().eval(), tokens(2, 5))["router"]
+    assert found.privileged is bp.Privileged.UNKNOWN
+    assert found.certificate is not None and not found.certificate.holds
 
 
 def test_a_stream_that_scales_its_own_rows_is_no_factor_from_elsewhere() -> None:
