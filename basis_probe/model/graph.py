@@ -445,23 +445,40 @@ class _Builder:
 
     def _lost(self, onpath: frozenset[int]) -> frozenset[int]:
         """The places that outputs depend on by a way that is not in the graph."""
-        found: set[int] = set()
-        used = set[int]()
+        needed = set[int]()
         waiting = [*self.trace.outputs, *self.trace.asked]
         while waiting:
             index = waiting.pop()
-            if index in used or not self.trace.node(index).live:
-                continue
-            used.add(index)
-            waiting.extend(self.trace.node(index).inputs)
-            vertex = self.vertices.get(index)
-            if vertex is None or index in onpath or not self.trace.node(index).floating:
-                continue
-            # What was only moved is on the path where it was before.
-            moved = vertex.kind in (Kind.CARRIER, Kind.PART) and not vertex.used
-            if not (moved and onpath.issuperset(vertex.carried)):
-                found.add(index)
-        return frozenset(found)
+            if index not in needed and self.trace.node(index).live:
+                needed.add(index)
+                waiting.extend(self.trace.node(index).inputs)
+        return frozenset(
+            index
+            for index in self.vertices
+            if index in needed
+            and index not in onpath
+            and self.trace.node(index).floating
+            and not self._is_passed_over(index, onpath, needed)
+        )
+
+    def _is_passed_over(self, index: int, onpath: frozenset[int], needed: set[int]) -> bool:
+        """True if what reads a place is in the graph as made of what the place is made of."""
+        base, waiting = set[int](), [index]
+        while waiting:
+            vertex = self.vertices[waiting.pop()]
+            for source in (*vertex.carried, *vertex.used):
+                (base.add if source in onpath else waiting.append)(source)
+        seen, waiting = set[int](), [index]
+        while waiting:
+            for reader in self.trace.readers.get(waiting.pop(), ()):
+                if reader in seen or reader not in needed or is_blank(self.trace, Ref(reader)):
+                    continue
+                seen.add(reader)
+                if reader not in onpath:
+                    waiting.append(reader)
+                elif not base.issubset((*self.vertices[reader].carried, *self.vertices[reader].used)):
+                    return False
+        return True
 
     def _reaching(self, targets: list[int]) -> set[int]:
         found: set[int] = set()
