@@ -133,9 +133,7 @@ class Prover(abc.ABC, Generic[W]):
         found: dict[Claim, Certificate | Unproved] = {}
         keys = [(self._stream(site), group) for site, group in claims]
         together = [
-            claim
-            for key, claim in zip(keys, claims, strict=True)
-            if routers.of(key[0]) is None
+            claim for key, claim in zip(keys, claims, strict=True) if routers.of(key[0]) is None
         ]
         for claim, proof in zip(together, self._surveyed_together(together), strict=True):
             found[self._stream(claim[0]), claim[1]] = proof

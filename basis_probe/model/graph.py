@@ -476,7 +476,9 @@ class _Builder:
                 seen.add(reader)
                 if reader not in onpath:
                     waiting.append(reader)
-                elif not base.issubset((*self.vertices[reader].carried, *self.vertices[reader].used)):
+                    continue
+                vertex = self.vertices[reader]
+                if not base.issubset((*vertex.carried, *vertex.used)):
                     return False
         return True
 
@@ -818,9 +820,13 @@ class _Builder:
     def _is_average(self, node: Node, first: int) -> bool:
         if node.op not in ("mean", "sum") or first not in self.layouts:
             return False
-        dims = _dims(node, self.trace.node(first).shape)
-        layout = self.layouts[first]
-        return dims is not None and 0 not in dims and not set(dims) & set(layout.axes)
+        shape, layout = self.trace.node(first).shape, self.layouts[first]
+        dims = _dims(node, shape)
+        # Experts may stand along the first axis, in front of rows and features.
+        first_too = node.op == "sum" and len(shape) > 2
+        return (
+            dims is not None and (0 not in dims or first_too) and not set(dims) & set(layout.axes)
+        )
 
     def _is_rowwise(self, node: Node, first: int) -> bool:
         if node.op not in _ROWWISE or first not in self.layouts:
