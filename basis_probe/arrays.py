@@ -53,10 +53,7 @@ class Rows:
         shapes = [shape_of(part) for part in parts]
         many = len(shapes[0]) - features
         if many not in (1, 2):
-            raise ValueError(
-                f"{name} has shape {shapes[0]}: give a matrix; positions and pixels are "
-                "samples, so flatten them into the first axis"
-            )
+            raise ValueError(_no_matrix(name, shapes[0]))
         odd = next((shape for shape in shapes if shape[1:] != shapes[0][1:]), None)
         if odd is not None:
             raise ValueError(
@@ -115,16 +112,24 @@ class Rows:
         require_finite(self.name, bad)
 
 
+def _no_matrix(name: str, shape: tuple[int, ...]) -> str:
+    """What is said of an array of another number of axes."""
+    how = "x.movedim(1, -1).flatten(0, -2) of maps [images, channels, height, width]"
+    said = "positions and pixels are samples, so flatten them into the first axis"
+    return f"{name} has shape {shape}: give a matrix; {said}{f', as {how}' * (len(shape) > 3)}"
+
+
 def _opened(name: str, part: Any) -> Any:
     """An array, if that is one or a file of one."""
     if isinstance(part, str | os.PathLike):
         path = pathlib.Path(part)
         if path.suffix != ".npy":
-            tensors = " (what torch.save wrote: torch.load it first)"
+            read = "torch.load" if path.suffix in (".pt", ".pth") else "numpy.load"
+            more = f"; {read} it first, and give an array of what it holds"
             raise ValueError(
                 f"{name} is the file {described(path.name)}: give one that ends in .npy; a "
                 ".safetensors file of several arrays is given in place of the whole mapping"
-                f"{tensors if path.suffix in ('.pt', '.pth') else ''}"
+                f"{more if path.suffix in ('.pt', '.pth', '.npz') else ''}"
             )
         if not path.is_file():
             raise FileNotFoundError(f"{name}: there is no file {path}")
@@ -224,9 +229,10 @@ def dense(name: str, values: Any) -> Tensor:
     _require_dense(name, values)
     tensor = torch.as_tensor(values).detach()
     if not tensor.is_floating_point():
+        how = "torch.view_as_real(x).flatten(-2)" if tensor.is_complex() else ".float()"
         raise TypeError(
             f"{name} holds {str(tensor.dtype).removeprefix('torch.')}: activations are "
-            "floating-point numbers; convert them, for example with .float()"
+            f"floating-point numbers; convert them, for example with {how}"
         )
     return tensor
 
@@ -255,10 +261,7 @@ def matrix(
     """
     tensor = dense(name, values)
     if tensor.ndim != 2:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}: give a matrix; positions and pixels are "
-            "samples, so flatten them into the first axis"
-        )
+        raise ValueError(_no_matrix(name, tuple(tensor.shape)))
     for axis, wanted in enumerate((rows, columns)):
         if wanted is not None and tensor.shape[axis] != wanted:
             raise ValueError(

@@ -212,6 +212,16 @@ def _differences(reports: Mapping[str, Report]) -> list[str]:
         if len(set(values.values())) > 1:
             said = "; ".join(f"{name}: {value}" for name, value in values.items())
             notes.append(f"The setting {key} differs ({said}).")
+    widths: dict[str, dict[str, int]] = {}
+    for name, report in reports.items():
+        for site in report:
+            widths.setdefault(site.site, {})[name] = site.dim
+    odd = {site: dims for site, dims in widths.items() if len(set(dims.values())) > 1}
+    if odd:
+        first, dims = next(iter(odd.items()))
+        said = ", ".join(f"{dim} in {name}" for name, dim in dims.items())
+        more = f", and at {len(odd) - 1} more" if len(odd) > 1 else ""
+        notes.append(f"The models are of different widths at {first} ({said}){more}.")
     partial = [name for name, report in reports.items() if report.partial]
     if partial:
         notes.append(f"Partial, for their data were interrupted: {', '.join(partial)}.")

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import math
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from basis_probe.algebra.groups import Privileged
 from basis_probe.brief import described
@@ -14,6 +14,8 @@ from basis_probe.results.report import Outcome
 from basis_probe.show import words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -44,6 +46,46 @@ Size = tuple[float, float] | str | None
 
 _NARROW = 5.0
 """Inches below which a figure is one column of a page."""
+
+
+Drawing = TypeVar("Drawing", bound="Callable[..., Figure]")
+
+# Names of sites are texts, not formulas.
+_TEXTS: dict[str, Any] = {"text.usetex": False, "text.parse_math": False}
+
+# A figure of its own is dark on white, whatever style is in use.
+_COLOURS: dict[str, Any] = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": INK,
+    "axes.facecolor": "white",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+
+
+def drawn(make: Drawing) -> Drawing:
+    """The function, whose figures can be read under any style and hold names of any letters."""
+
+    @functools.wraps(make)
+    def within(*given: Any, **settings: Any) -> Figure:
+        import matplotlib as mpl
+        from matplotlib.axes import Axes
+
+        lent = any(isinstance(value, Axes) for value in (*given, *settings.values()))
+        by_tex = bool(mpl.rcParams["text.usetex"])
+        look: dict[Any, Any] = _TEXTS if lent else _TEXTS | _COLOURS
+        with mpl.rc_context(look):
+            figure = make(*given, **settings)
+            if by_tex:
+                # Numbers along axes are made when they are drawn, and stay as they are then.
+                figure.draw_without_rendering()
+        return figure
+
+    return cast("Drawing", within)
 
 
 def width_of(axes: Axes | None, wide: float, size: Size) -> float:
@@ -134,5 +176,4 @@ def style(colour: str, side: str, *, size: float = 8.5) -> dict[str, Any]:
         "color": colour,
         "ha": side,
         "va": "center",
-        "parse_math": False,
     }

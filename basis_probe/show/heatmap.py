@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basis_probe.show.canvas import Size, figure_on
+from basis_probe.show.canvas import Size, drawn, figure_on
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ _LETTER = 0.075
 _INK, _PAPER = "#1b1f24", "#ffffff"
 
 
+@drawn
 def heat_map(
     values: np.ndarray,
     errors: np.ndarray,
@@ -56,6 +57,7 @@ def heat_map(
     return figure
 
 
+@drawn
 def dendrogram(
     distances: np.ndarray, names: Sequence[str], *, label: str, size: Size = None
 ) -> Figure:
@@ -81,6 +83,7 @@ def dendrogram(
     return figure
 
 
+@drawn
 def points(places: np.ndarray, names: Sequence[str], *, label: str, size: Size = None) -> Figure:
     """A figure of named points in a plane, made without touching the state of pyplot.
 
@@ -99,6 +102,7 @@ def points(places: np.ndarray, names: Sequence[str], *, label: str, size: Size =
     return figure
 
 
+@drawn
 def lines(
     series: Mapping[str, Sequence[tuple[str, float]]], *, label: str, size: Size = None
 ) -> Figure:

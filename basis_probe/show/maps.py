@@ -17,6 +17,7 @@ from basis_probe.show.canvas import (
     MARKERS,
     QUIET,
     Size,
+    drawn,
     figure_on,
     is_narrow,
     shown,
@@ -160,6 +161,7 @@ def of_comparison(found: ReportComparison) -> list[Panel]:
     ]
 
 
+@drawn
 def figure(panels: Sequence[Panel], axes: Axes | None, size: Size) -> Figure:
     """The panels one below the other; a new figure has keys.
 

@@ -18,6 +18,7 @@ from basis_probe.show.canvas import (
     QUIET,
     RULE,
     Size,
+    drawn,
     figure_on,
     is_narrow,
     show_itself,
@@ -36,6 +37,7 @@ _FIGURES = 1.9
 _LINEAR = 4.0  # effects between -4 and 4 are drawn to scale, those beyond it logarithmically
 
 
+@drawn
 def overview(report: Report) -> Figure:
     """A figure with two parts, made without touching the state of pyplot.
 
@@ -72,7 +74,6 @@ def overview(report: Report) -> Figure:
         fontsize=13,
         fontweight="bold",
         color=INK,
-        parse_math=False,
     )
     if report.partial:
         figure.text(
@@ -138,7 +139,7 @@ def all_kurtoses(report: Report, axes: Axes | None = None, size: Size = None) ->
         if site.per_sample is not None:
             told = words.number(site.per_sample.total)
             axes.text(right[place], place, f" {told}", **style(QUIET, "left", size=7.5))
-    axes.set_yticks(places, [shown(site.site, 40) for site in sites], parse_math=False)
+    axes.set_yticks(places, [shown(site.site, 40) for site in sites])
     axes.set_ylim(len(sites) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.axvline(0, color=RULE, linewidth=0.8)
@@ -159,7 +160,7 @@ def one_null(score: ScoreResult, axes: Axes | None = None, size: Size = None) ->
         axes.hist(values, bins=bins, color="#b3bcc6", label=f"{shown(score.null, 40)} null")
     if math.isfinite(score.observed):
         axes.axvline(score.observed, color=INK, linewidth=2, label="the axes")
-    axes.set_xlabel(shown(score.name, 60), parse_math=False)
+    axes.set_xlabel(shown(score.name, 60))
     effect = words.effect(score.effect).replace("-", "\u2212")
     axes.set_title(f"effect {effect}", fontsize=9, loc="left", color=QUIET)
     _plain(axes)
@@ -184,7 +185,7 @@ def every_axis(score: ScoreResult, axes: Axes | None = None, size: Size = None) 
         if which.any():
             axes.plot(places[which], values[which], ".", markersize=4, color=colour, label=name)
     axes.set_xlabel("axis")
-    axes.set_ylabel(shown(score.name, 60), parse_math=False)
+    axes.set_ylabel(shown(score.name, 60))
     _plain(axes)
     if chosen.any():
         axes.legend(frameon=False, fontsize=8)
@@ -197,6 +198,7 @@ def _plain(axes: Axes) -> None:
     axes.tick_params(labelsize=8, labelcolor=QUIET, color=RULE)
 
 
+@drawn
 def of_report(report: Report, kind: str, axes: Axes | None, size: Size) -> Figure:
     """The figure of that kind.
 
@@ -221,6 +223,7 @@ def _map_of(report: Report, axes: Axes | None, size: Size) -> Figure:
     return maps.figure([maps.of_report(report)], axes, size)
 
 
+@drawn
 def of_site(
     site: SiteReport, kind: str, score: str | None, axes: Axes | None, size: Size
 ) -> Figure:

@@ -163,6 +163,14 @@ def test_runs_that_differ_are_said_to() -> None:
     assert "Partial, for their data were interrupted: b." in notes
 
 
+def test_models_of_different_widths_are_said_to_be() -> None:
+    report = fake_report()
+    site = dataclasses.replace(report[NEURONS], dim=7, shape=(7,))
+    notes = bp.compare_reports({"a": report, "b": _replaced(report, site)}).notes
+    dim = report[NEURONS].dim
+    assert f"The models are of different widths at {NEURONS} ({dim} in a, 7 in b)." in notes
+
+
 def test_what_no_number_rests_on_is_not_said_to_differ() -> None:
     report = fake_report()
     settings = {**report.provenance.settings, "examples": "5 contexts of each of the 5 axes"}

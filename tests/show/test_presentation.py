@@ -1088,6 +1088,38 @@ def test_figures_have_the_size_that_a_page_asks_for(size: tuple[float, float] | 
         site.plot(ax=site.plot().axes[0], figsize="page")
 
 
+def test_figures_can_be_read_under_any_style(tmp_path: pathlib.Path) -> None:
+    import matplotlib as mpl
+    from matplotlib.colors import to_rgb
+    from matplotlib.text import Text
+
+    from basis_probe.show import heatmap
+
+    names = ["blocks.0.mlp_$x_", "r$\\frac{", "100 % & #1"]
+    report, errors = hostile_report(), np.full((3, 3), 0.1)
+    looks = {"text.usetex": True, "text.color": "white", "axes.labelcolor": "white"}
+    looks |= {"xtick.color": "white", "figure.facecolor": "black", "axes.facecolor": "black"}
+    with mpl.rc_context(looks):
+        figures = [
+            *(report.plot(kind) for kind in ("overview", "map", "nulls")),
+            *(report.site_reports[0].plot(kind) for kind in ("null", "axes")),
+            compare_reports({"a": report, "b": report}).plot(),
+            heatmap.heat_map(errors, errors, rows=names, columns=names, title=names[1]),
+            heatmap.dendrogram(np.ones((3, 3)) - np.eye(3), names, label=names[0]),
+            heatmap.points(np.eye(3)[:, :2], names, label=names[1]),
+            heatmap.lines({name: [("a$_", 0.1)] for name in names}, label=names[2]),
+        ]
+        for number, figure in enumerate(figures):
+            # By TeX it would fail where there is none, and on these names where there is one.
+            figure.savefig(tmp_path / f"{number}.png")
+    for number, figure in enumerate(figures):
+        assert to_rgb(figure.get_facecolor()[:3]) == (1, 1, 1)
+        for text in (text for text in figure.findobj(Text) if text.get_text()):
+            assert not text.get_usetex() and not ("$" in text.get_text() and text.get_parse_math())
+            # Only on a dark cell or mark is a text as bright as paper.
+            assert sum(to_rgb(text.get_color())) < 2 or text.get_text() in "PUEA?" or number == 6
+
+
 def test_a_map_of_many_layers_goes_on_below_at_the_width_of_a_page() -> None:
     report = wide_report(160, frames=9, dim=8)
     for size, least in (("column", 5.0), ("page", 5.0), (None, 8.0)):
