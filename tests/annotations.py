@@ -34,13 +34,13 @@ def start_counting() -> None:
 
 
 def _checked(*given: Any, **settings: Any) -> Any:
-    decorate = _jaxtyped(*given, **settings)
     if given:
-        return decorate
+        return _jaxtyped(*given, **settings)
 
     def decorated(found: Any) -> Any:
         if not _gives_shapes(found):
             return found
+        decorate = _jaxtyped(**settings)
         return decorate(found) if isinstance(found, type) else _at_first(found, decorate(found))
 
     return decorated

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from draws import seeded
 from torch import Tensor, nn
 
 import basis_probe as bp
+from basis_probe.algebra.elements import Element, MonomialElement
+from basis_probe.algebra.groups import Elementary, Miss, Traits, group_from_name
 from basis_probe.algebra.haar import haar
 from basis_probe.evidence.site import NULLS, chosen_null
 
@@ -114,20 +117,67 @@ GROUPS: dict[str, tuple[Outcome, Outcome]] = {
     "signed-permutation": (Outcome.PRIVILEGED, Outcome.UNUSED),
     "positive-monomial": (Outcome.PRIVILEGED, Outcome.UNUSED),
     "monomial": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "signs": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "signed-planes": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "quarter-turns": (Outcome.PRIVILEGED, Outcome.UNUSED),
     "trivial": (Outcome.PRIVILEGED, Outcome.UNUSED),
+    "line-rotations": (Outcome.EMERGENT, Outcome.ARBITRARY),
+    "plane-rotations": (Outcome.EMERGENT, Outcome.ARBITRARY),
     "planes": (Outcome.EMERGENT, Outcome.ARBITRARY),
     "unknown": (Outcome.UNDECIDED, Outcome.UNDECIDED),
 }
 
 
-@pytest.mark.parametrize(
-    "group",
-    [
-        # The others turn as one of these does.
-        name if place % 2 == 0 else pytest.param(name, marks=pytest.mark.slow)
-        for place, name in enumerate(GROUPS)
-    ],
-)
+def test_every_group_with_a_name_is_tried() -> None:
+    with pytest.raises(ValueError, match="all names") as refused:
+        bp.probe_activations(torch.zeros(9, 4), group="nothing")
+    named = str(refused.value).rpartition("all names: ")[2].split(", ")
+    assert sorted(named) == sorted(GROUPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds(Elementary):
+    """Axes that move round, as somebody may add them."""
+
+    name: ClassVar[str] = "rounds"
+
+    def _traits(self) -> Traits:
+        return Traits(bp.groups.Privileged.AXES, "C_n", False, False, "The axes move round.")
+
+    def _draw(self, generator: torch.Generator) -> Element:
+        by = int(torch.randint(self.dim, (), generator=generator))
+        return MonomialElement(torch.arange(self.dim).roll(by), torch.ones(self.dim).double())
+
+    def _miss(self, a: torch.Tensor, atol: float, rounding: float) -> Miss:
+        by = int(a[0].argmax())
+        off = (a - torch.eye(self.dim, dtype=a.dtype).roll(by, 1)).abs().max()
+        return Miss(float(off), f"it is not the shift by {by}")
+
+    def _read(self, a: torch.Tensor, atol: float) -> Element:
+        return MonomialElement(a.argmax(1), torch.ones(self.dim).double())
+
+
+KEEPING_AXES: tuple[bp.groups.Group, ...] = (
+    *(bp.groups.Blocks(group_from_name(name, 4), 4) for name in (
+        "trivial", "permutation", "signed-permutation", "monomial", "signs"
+    )),
+    bp.groups.DirectSum((bp.groups.Permutation(8), bp.groups.Trivial(8))),
+    Rounds(16),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("group", KEEPING_AXES, ids=repr)
+def test_a_group_that_keeps_axes_is_never_said_to_admit_rotations(group: bp.groups.Group) -> None:
+    x = _laplace()
+    for data, outcome in ((x, Outcome.PRIVILEGED), (x @ haar(16, seeded(7)), Outcome.UNUSED)):
+        site = bp.probe_activations(data, group=group, null=ROTATED)
+        assert site.verdict.outcome is outcome
+        assert site.orders == ()
+        assert site.verdict.sentence.startswith("The architecture fixes these axes")
+
+
+@pytest.mark.sample(default=5)
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_group_by_its_name(group: str) -> None:
     x = _laplace()
     on, off = GROUPS[group]

@@ -45,7 +45,9 @@ def encode(value: object) -> Any:
     if isinstance(value, np.ndarray):
         if value.ndim > 1:
             return [encode(row) for row in value]
-        return [encode(float(entry)) for entry in value.tolist()]
+        numbers = value.astype(np.float64)
+        finite = bool(np.isfinite(numbers).all())
+        return numbers.tolist() if finite else [encode(entry) for entry in numbers.tolist()]
     if isinstance(value, bool) or value is None or isinstance(value, int | str):
         return value
     if isinstance(value, float):

@@ -40,6 +40,7 @@ __all__ = [
     "NON_GAUSSIANITY",
     "SAMPLE_KURTOSIS",
     "Invariance",
+    "Reads",
     "Score",
     "Tail",
 ]

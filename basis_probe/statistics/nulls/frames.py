@@ -22,9 +22,8 @@ from basis_probe.algebra.groups import (
     GeneralLinear,
     Group,
     LineStabiliser,
-    OnAxes,
     Planes,
-    Trivial,
+    Privileged,
 )
 from basis_probe.arguments import whole
 from basis_probe.statistics.orders import Centred
@@ -72,9 +71,8 @@ def geometry_of(group: Group) -> Geometry:
     if isinstance(group, DirectSum):
         kinds = {geometry_of(part) for part in group.parts}
         return kinds.pop() if len(kinds) == 1 else Geometry.STANDARDISED
-    if isinstance(group, OnAxes | Trivial):
-        return Geometry.STANDARDISED
-    return Geometry.EUCLIDEAN
+    axes = group.privileged is Privileged.AXES
+    return Geometry.STANDARDISED if axes else Geometry.EUCLIDEAN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
