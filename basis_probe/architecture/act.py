@@ -277,11 +277,12 @@ class Action:
     ) -> None:
         """Into whatever writes to a stream, and out of whatever reads it."""
         stream = self.facts.streams[index]
-        for writer in stream.writers:
-            if not self._joins(writer):
-                self._write(writer, self._at(writer, element))
         # What no training changes stays as it is, which is what a stranger shows.
-        added = stream.members if make is None else stream.members - set(self.facts.given)
+        still = set[int]() if make is None else set(self.facts.given)
+        for writer in stream.writers:
+            if not self._joins(writer) and writer not in still:
+                self._write(writer, self._at(writer, element))
+        added = stream.members if make is None else stream.members - still
         self._add(added, element)
         for reader in stream.readers:
             if reader in self.derivation.heads.inside or self._joins(reader):
@@ -353,6 +354,7 @@ class Action:
             folded = Product((element, MonomialElement(torch.arange(len(gain)), gain)))
             for before in source.writers:
                 self._write(before, folded)
+            self._add(source.members, folded)
 
     def _read(self, reader: int, element: Element, index: int, *, strange: bool = False) -> None:
         """The function of a stream stays the same after the stream has become element times it."""

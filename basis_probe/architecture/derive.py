@@ -282,7 +282,7 @@ class Derivation:
         if normed:
             return self.heads.before_norm(stream, normed, dim)
         fixed = [member for member in sorted(stream.members) if member in self.facts.given]
-        if fixed and not self.permuting(index) and spans_all_axes(self.facts, fixed[0]):
+        if fixed and spans_all_axes(self.facts, fixed[0]):
             because = (
                 f"{self.facts.given[fixed[0]]}: it stays as it is, and its rows point along every "
                 "axis, so that no change of basis is left but of what a norm does not see."
@@ -1172,9 +1172,10 @@ class Derivation:
         """The smaller one of two groups, if the stream of the larger one can follow."""
         if group is None or its is None or group.dim != its.dim:
             return None
-        if self._stands_alone(index, group) and isinstance(its, OnAxes | Trivial):
+        followed = OnAxes | Trivial | Orthogonal | LineRotations | LineStabiliser
+        if self._stands_alone(index, group) and isinstance(its, followed):
             return its
-        if self._stands_alone(other, its) and isinstance(group, OnAxes | Trivial):
+        if self._stands_alone(other, its) and isinstance(group, followed):
             return group
         for turning, behind, source, norm in (
             (group, its, index, other),

@@ -434,6 +434,13 @@ def _in_place(
 def refuted(claim: Symmetry, proof: Certificate) -> Symmetry:
     """What is left of a claim whose certificate failed: nothing is known, and why."""
     group = Unknown(claim.group.dim)
+    if max(proof.max_error, proof.action_error) <= proof.tolerance:
+        because = (
+            f"{claim.group.name} was derived, and elements of it are absorbed; but a "
+            f"{proof.stranger} outside it moved the outputs by {proof.violation:.1e} only, too "
+            "little to tell: either more is absorbed, or what is here hardly reaches the outputs."
+        )
+        return Symmetry(group, group.privileged, because, claim.reference, proof)
     because = (
         f"{claim.group.name} was derived and is not true of this model: elements of it moved the "
         f"outputs by {proof.max_error:.1e} and missed the site by {proof.action_error:.1e} "

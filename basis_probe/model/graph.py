@@ -998,9 +998,13 @@ class _Builder:
         if node.op == "add" and any(is_blank(self.trace, v) for v in node.args) and full == whole:
             self.put(node.index, Kind.CARRIER, (self.vertex(whole[0]),))
             return
-        if node.op in ("mul", "div") and len(live) == 1 and self._scales_heads(node, live[0]):
-            self.put(node.index, Kind.CARRIER, (self.vertex(live[0]),), by_head=True)
-            return
+        if node.op in ("mul", "div") and len(live) == 1:
+            varying, layout = self._varying(node, live[0]), self.layouts.get(live[0])
+            if varying and layout is not None:
+                heads, rows = set(layout.axes[:-1]), not varying & set(layout.axes)
+                if rows or varying <= heads:
+                    self.put(node.index, Kind.CARRIER, (self.vertex(live[0]),), by_head=not rows)
+                    return
         roots = frozenset[int]().union(*(self.roots[i] for i in live))
         base = self._base(roots)
         if len(base) == 1 and len(roots) > 1:
@@ -1055,13 +1059,12 @@ class _Builder:
         self.put(node.index, Kind.CARRIER, (self.vertex(rows),), used, by_head=by_head)
         return True
 
-    def _scales_heads(self, node: Node, rows: int) -> bool:
-        """True for a product with constants, one for each head."""
-        layout = self.layouts.get(rows)
-        if layout is None or len(layout.axes) < 2 or self.trace.node(rows).shape != node.shape:
-            return False
+    def _varying(self, node: Node, rows: int) -> set[int]:
+        """Along which axes the constants vary by which features are multiplied or divided."""
+        if self.layouts.get(rows) is None or self.trace.node(rows).shape != node.shape:
+            return set()
         if node.op == "div" and self._ref(node, 0, "input") != rows:
-            return False
+            return set()
         for value in (*node.args, *node.kwargs.values()):
             shape: tuple[int, ...] | None = None
             if isinstance(value, Fixed):
@@ -1070,9 +1073,8 @@ class _Builder:
                 shape = self.trace.node(value.node).shape
             if shape is not None:
                 padded = (1,) * (len(node.shape) - len(shape)) + shape
-                varying = {axis for axis, size in enumerate(padded) if size > 1}
-                return bool(varying) and varying <= set(layout.axes[:-1])
-        return False
+                return {axis for axis, size in enumerate(padded) if size > 1}
+        return set()
 
     def _meets(self, index: int, node: Node) -> bool:
         """True if an operand has the same features as the result, at each position or at all."""

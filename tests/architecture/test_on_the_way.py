@@ -1,0 +1,149 @@
+"""What stands between features and what reads them: masks, empty states, tables, sums over experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe import groups as G
+
+D, WIDE, TOKENS, OUT = 8, 12, 20, 5
+
+
+class Net(nn.Module):
+    """A forward function with the parts that it uses, generic in every parameter."""
+
+    def __init__(self, run: Callable[[Net, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.run = run
+        self.embed, self.head = nn.Embedding(TOKENS, D), nn.Linear(D, OUT)
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.run(self, tokens)
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(TOKENS, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def require_absorbed(model: nn.Module, site: str, group: G.Group | None = None) -> None:
+    """The claim is proved, and a twin computes the same on other inputs; UNKNOWN does, too."""
+    found = bp.symmetries(model, tokens(2, 5))[site]
+    assert group is None or found.group == group, found.because
+    if found.privileged is bp.Privileged.UNKNOWN:
+        assert found.certificate is None, found.because
+        return
+    assert found.certificate is not None and found.certificate.holds, found.unproved
+    element = found.group.sample(torch.Generator().manual_seed(1))
+    twin = bp.reparametrize(model, site, element, example_input=tokens(2, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(twin(tokens(3, 7)), model(tokens(3, 7)), rtol=1e-8, atol=1e-8)
+
+
+def masked(s: Net, t: Tensor) -> Tensor:
+    """Rows that stand for nothing become zero, as in DeBERTa."""
+    return s.head(F.gelu(s.up(s.embed(t)) * torch.ones_like(t)[..., None].double()) @ s.down)
+
+
+def weighed(s: Net, t: Tensor) -> Tensor:
+    """Every position has a weight of its own, which nobody learns."""
+    h = s.embed(t) / torch.arange(1.0, t.shape[1] + 1)[:, None].double()
+    return s.head(s.down(F.gelu(s.up(h))))
+
+
+@pytest.mark.parametrize("run", [masked, weighed])
+def test_numbers_of_rows_leave_features_alone(run: Callable[[Net, Tensor], Tensor]) -> None:
+    down = torch.zeros(WIDE, D) if run is masked else nn.Linear(WIDE, D)
+    model = Net(run, up=nn.Linear(D, WIDE), down=down).double().eval()
+    require_absorbed(model, "embed", G.GeneralLinear(D))
+    require_absorbed(model, "up", G.Permutation(WIDE))
+
+
+def scanned(s: Net, t: Tensor) -> Tensor:
+    """Linear attention in chunks: what the state gives is added to what the chunk gives."""
+    h = s.norm(s.embed(t))
+    q, k, v, b = s.q(h), s.k(h), s.v(h), torch.sigmoid(s.b(h))
+    k, v = (x.view(*x.shape[:2], 2, 4).transpose(1, 2) for x in (k, v))
+    q = q.view(*q.shape[:2], 2, 4).transpose(1, 2)
+    v = v * b.transpose(1, 2)[..., None]
+    state = torch.zeros(t.shape[0], 2, 4, 4, dtype=q.dtype)
+    out = torch.zeros_like(v)
+    out[:, :, :] = q @ state + (q @ k.transpose(-1, -2)).tril() @ v
+    return s.head(s.embed(t) + s.o(out.transpose(1, 2).flatten(2)))
+
+
+def test_what_is_added_to_an_empty_state_is_followed() -> None:
+    parts = {name: nn.Linear(D, D) for name in ("q", "k", "v", "o")}
+    model = Net(scanned, norm=nn.RMSNorm(D), b=nn.Linear(D, 2), **parts).double().eval()
+    require_absorbed(model, "embed", G.Orthogonal(D))
+    for site in ("b", "q", "k", "v", "o:in"):
+        require_absorbed(model, site)
+
+
+class Sines(nn.Module):
+    """A table that nobody learns, read by numbers that are computed."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        table = torch.randn(rows, D, generator=torch.Generator().manual_seed(3))
+        self.register_buffer("table", table)
+
+    def forward(self, t: Tensor) -> Tensor:
+        places = (t >= 0).int().cumsum(1).view(-1)
+        assert isinstance(self.table, Tensor)
+        return self.table.index_select(0, places).view(*t.shape, -1)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_fixed_table_that_is_read_by_number_leaves_nothing(norm: type[nn.Module]) -> None:
+    def run(s: Net, t: Tensor) -> Tensor:
+        return s.head(s.norm(s.embed(t) + s.sines(t)))
+
+    model = Net(run, norm=norm(D), sines=Sines(D + 4)).double().eval()
+    require_absorbed(model, "embed", G.Trivial(D))
+
+
+def folded(s: Net, t: Tensor) -> Tensor:
+    """A gain behind a map to whose outputs rows of a table are added, as in MobileBERT."""
+    places = s.places(torch.arange(t.shape[1]))
+    h = (s.first(s.embed(t)) + places) * s.gain + s.shift
+    h = (h + s.down(torch.relu(s.up(h)))) * s.gain2 + s.shift2
+    return s.head(h)
+
+
+def test_a_gain_folds_into_all_that_is_added_before_it() -> None:
+    rows = {name: torch.zeros(D) for name in ("gain", "shift", "gain2", "shift2")}
+    maps = {"first": nn.Linear(D, D), "up": nn.Linear(D, WIDE), "down": nn.Linear(WIDE, D)}
+    model = Net(folded, places=nn.Embedding(9, D), **maps, **rows).double().eval()
+    found = bp.symmetries(model, tokens(2, 5))
+    wrong = [n for n, s in found.items() if s.certificate is not None and not s.certificate.holds]
+    assert not wrong
+    require_absorbed(model, "up:in", G.Monomial(D))
+    require_absorbed(model, "head:in", G.Monomial(D))
+
+
+def dense(s: Net, t: Tensor) -> Tensor:
+    """All experts work on all rows, one behind the other, and their results are summed."""
+    rows = s.norm(s.embed(t)).flatten(0, 1)
+    weights = s.router(rows).softmax(-1).T[..., None]
+    inner = torch.bmm(rows.expand(3, -1, -1) * weights, s.first)
+    made = torch.bmm(F.gelu(inner), s.second).sum(0)
+    return s.head(s.final(s.embed(t) + made.view(*t.shape, D)))
+
+
+def test_a_sum_over_experts_carries_features() -> None:
+    stacks = {"first": torch.zeros(3, D, WIDE), "second": torch.zeros(3, WIDE, D)}
+    norms = {"norm": nn.RMSNorm(D), "final": nn.RMSNorm(D)}
+    model = Net(dense, router=nn.Linear(D, 3), **stacks, **norms).double().eval()
+    require_absorbed(model, "embed")
