@@ -1002,7 +1002,8 @@ class Derivation:
         """True if queries or keys of an attention are in a stream, turned or not yet."""
         return any(
             side.source in stream.members or side.end in stream.members
-            for attention in self.facts.attentions
+            for whole in self.facts.attentions
+            for attention in whole.each
             for side in (attention.query, attention.key)
             if isinstance(side, Side)
         )

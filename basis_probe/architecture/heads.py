@@ -86,7 +86,7 @@ class Heads:
         self.normed: dict[int, tuple[Attention, Side]] = {}
         self.bent: dict[int, tuple[Attention, Side]] = {}
         inside: set[int] = set()
-        for attention in facts.attentions:
+        for attention in (part for whole in facts.attentions for part in whole.each):
             for side in (attention.query, attention.key):
                 if isinstance(side, Side):
                     inside |= side.inside | {attention.vertex}

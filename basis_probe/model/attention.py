@@ -6,14 +6,15 @@ meet keys is replayed on random values, and what it does to a head is read off.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from basis_probe.model.graph import Graph, Kind, Vertex, constant
+from basis_probe.model.graph import Graph, Kind, Layout, Vertex, constant
 from basis_probe.model.trace import Fixed, Node, Ref
 
 
@@ -24,11 +25,13 @@ class Turned:
     Attributes:
         first, last: the axes.
         pairing: "half" for planes (i, i + n/2) of these axes, "adjacent" for (2i, 2i + 1).
+        parted: True if planes (2i, 2i + 1) come out as (i, i + n/2).
     """
 
     first: int
     last: int
     pairing: Literal["half", "adjacent"]
+    parted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Attention:
         scores: the node that is the product of queries and keys, or mixes values at once.
         query, key: the two sides; in words, why one is not understood.
         apart: what differs between the heads by something that is no weight, or "".
+        parts: where heads of queries and keys are made of several parts, each written by itself,
+            the attention of each part, with the same values.
     """
 
     vertex: int
@@ -71,6 +76,12 @@ class Attention:
     query: Side | str
     key: Side | str
     apart: str
+    parts: tuple["Attention", ...] = ()
+
+    @property
+    def each(self) -> tuple["Attention", ...]:
+        """Its parts; itself where it has none."""
+        return self.parts or (self,)
 
     @property
     def understood(self) -> bool:
@@ -119,7 +130,16 @@ def _attention(
         _side(graph, found, argument, axis, norms, plain)
         for argument, axis in ((found.query, found.query_axis), (found.key, found.key_axis))
     ]
-    return Attention(vertex.node, found.node.index, sides[0], sides[1], apart)
+    parts: tuple[Attention, ...] = ()
+    if any(isinstance(side, str) for side in sides):
+        parts = tuple(
+            Attention(vertex.node, found.node.index, query, key, _IN_PARTS)
+            for query, key in _in_parts(graph, found, norms)
+        )
+    return Attention(vertex.node, found.node.index, sides[0], sides[1], apart, parts)
+
+
+_IN_PARTS = "heads are made of several parts, which would have to change places alike"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,21 +310,150 @@ def _ending(graph: Graph, node: Node, end: int, axis: int, norms: frozenset[int]
             for v in graph.vertices.values()
             if v.node in nodes and v.node > graph.same[source]
         ) | {node.index}
-        try:
-            plain = _plain(graph, source, end, axis, size)
-            if plain:
-                return Side(
-                    graph.same[source], graph.same[end], count // size, size, plain, None, inside
-                )
-            turned = _turned(graph, source, end, axis, size)
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-            continue
-        if turned is not None:
-            copies, planes = turned
-            return Side(
-                graph.same[source], graph.same[end], count // size, size, copies, planes, inside
-            )
+        side = _read_off(_Way(graph, source, end, axis, size), inside)
+        if side is not None:
+            return side
     return "what is done to queries or keys by position could not be read off"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Way:
+    """The way of queries, or of keys, to where they meet the others.
+
+    Attributes:
+        graph: the graph.
+        source, end: the nodes between which it lies.
+        axis: the axis of the end along which they meet.
+        size: how many axes of each head come this way.
+        first: the first of them.
+        others: the nodes that write the other axes, with zeros in the place of their values.
+    """
+
+    graph: Graph
+    source: int
+    end: int
+    axis: int
+    size: int
+    first: int = 0
+    others: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
+
+    def moved(self, given: Tensor) -> Tensor:
+        """What arrives of what is given."""
+        if self.end == self.source:
+            return given
+        made = self.graph.replay(self.end, {**self.others, self.source: given})
+        return made.narrow(self.axis, self.first, self.size)
+
+
+def _read_off(way: _Way, inside: frozenset[int]) -> Side | None:
+    """What happens on the way, if it is understood."""
+    graph, same = way.graph, way.graph.same
+    shape = graph.trace.node(way.source).shape
+    count = math.prod(shape[feature] for feature in graph.layouts[way.source].axes)
+    try:
+        copies, planes = _plain(way), None
+        if not copies:
+            turned = _turned(way)
+            if turned is None:
+                return None
+            copies, planes = turned
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+    source, end = same[way.source], same[way.end]
+    return Side(source, end, count // way.size, way.size, copies, planes, inside)
+
+
+def _in_parts(graph: Graph, meeting: _Meeting, norms: frozenset[int]) -> list[tuple[Side, Side]]:
+    """Queries and keys of heads of which each part is written by itself, part by part."""
+    both: list[dict[int, Side]] = []
+    for (place, name), axis in (
+        (meeting.query, meeting.query_axis),
+        (meeting.key, meeting.key_axis),
+    ):
+        node = meeting.node
+        value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+        if not isinstance(value, Ref) or value.node not in graph.same:
+            return []
+        both.append(_parted(graph, node, value.node, axis, norms))
+    queries, keys = both
+    alike = queries.keys() == keys.keys() and len(queries) > 1
+    sizes = all(queries[first].size == keys[first].size for first in queries) if alike else False
+    return [(queries[first], keys[first]) for first in sorted(queries)] if sizes else []
+
+
+def _parted(
+    graph: Graph, node: Node, end: int, axis: int, norms: frozenset[int]
+) -> dict[int, Side]:
+    """First axis of each part of the heads -> the queries, or keys, of that part; {} if unknown."""
+    axis %= len(graph.trace.node(end).shape)
+    nodes, roots = _written(graph, end, norms)
+    options = [[*dict.fromkeys(((root,), _parts_of(graph, root, nodes)))] for root in sorted(roots)]
+    for chosen in itertools.product(*(option[::-1] for option in options)):
+        cut = [index for several in chosen for index in several]
+        if any(index not in graph.layouts or index not in graph.same for index in cut):
+            continue
+        zeros = {
+            index: torch.zeros(graph.trace.node(index).shape, dtype=torch.float64)
+            for index in (*roots, *cut)
+        }
+        found: dict[int, Side] = {}
+        for source in cut:
+            try:
+                given = {**zeros, source: _random(graph.trace.node(source).shape, 3)}
+                made = graph.replay(end, given).movedim(axis, -1).flatten(0, -2)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+                break
+            reached = (made != 0).any(0).nonzero().flatten().tolist()
+            if not reached or reached != [*range(reached[0], reached[-1] + 1)]:
+                break
+            others = {index: value for index, value in zeros.items() if index != source}
+            way = _Way(graph, source, end, axis, len(reached), reached[0], others)
+            between = frozenset(
+                v.node for v in graph.vertices.values() if v.node in nodes and v.node > source
+            )
+            side = _read_off(way, between | {node.index, graph.same[end]})
+            if side is None or reached[0] in found:
+                break
+            found[reached[0]] = side
+        else:
+            if sum(side.size for side in found.values()) == graph.trace.node(end).shape[axis]:
+                return found
+    return {}
+
+
+def _written(graph: Graph, end: int, norms: frozenset[int]) -> tuple[set[int], set[int]]:
+    """The nodes behind what writes the features of a node, with these; and what writes them."""
+    nodes, roots = set[int](), set[int]()
+    waiting = [end]
+    while waiting:
+        index = waiting.pop()
+        if index in nodes:
+            continue
+        nodes.add(index)
+        vertex = graph.vertices.get(index)
+        if vertex is not None and (vertex.kind in _SOURCES or index in norms):
+            roots.add(index)
+        else:
+            waiting.extend(i for i in graph.trace.node(index).inputs if graph.trace.node(i).live)
+    return nodes, roots
+
+
+def _parts_of(graph: Graph, root: int, nodes: set[int]) -> tuple[int, ...]:
+    """The parts that a tensor is taken apart into, among some nodes."""
+    found, waiting, seen = set[int](), [root], set[int]()
+    while waiting:
+        for reader in graph.readers.get(waiting.pop(), ()):
+            if reader in seen or reader not in nodes:
+                continue
+            seen.add(reader)
+            kind = graph.vertices[reader].kind
+            if kind is Kind.PART:
+                found.add(reader)
+            elif kind is Kind.CARRIER:
+                waiting.append(reader)
+            else:
+                return (root,)
+    return tuple(sorted(found)) or (root,)
 
 
 _MOVING = (Kind.CARRIER, Kind.PART)
@@ -364,15 +513,12 @@ def _random(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _plain(graph: Graph, source: int, end: int, axis: int, size: int) -> int:
+def _plain(way: _Way) -> int:
     """How often each head is copied, if features are only moved, and rows multiplied by numbers."""
+    graph, source, axis, size, moved = way.graph, way.source, way.axis, way.size, way.moved
     shape = graph.trace.node(source).shape
     layout = graph.layouts[source]
     count = torch.Size(shape).numel()
-
-    def moved(given: Tensor) -> Tensor:
-        return graph.replay(end, {source: given}) if end != source else given
-
     scale = moved(torch.ones(shape, dtype=torch.float64))
     if bool((scale == 0).any()) or not torch.equal(scale.amax(axis), scale.amin(axis)):
         return 0
@@ -397,6 +543,9 @@ def _plain(graph: Graph, source: int, end: int, axis: int, size: int) -> int:
     return len(rows) // len(ordered)
 
 
+_Planes: TypeAlias = tuple[Tensor, Tensor]
+
+
 def _rows(x: Tensor, axes: tuple[int, ...], size: int) -> Tensor:
     """[position, head, axis of the head]."""
     last = x.movedim(axes, tuple(range(-len(axes), 0)))
@@ -404,23 +553,27 @@ def _rows(x: Tensor, axes: tuple[int, ...], size: int) -> Tensor:
     return last.reshape(positions, -1, size)
 
 
-def _turned(graph: Graph, source: int, end: int, axis: int, size: int) -> tuple[int, Turned] | None:
+def _turned(way: _Way) -> tuple[int, Turned] | None:
     """Copies, and the planes that turn with the position."""
+    graph, source, end, axis, size = way.graph, way.source, way.end, way.axis, way.size
     shape = graph.trace.node(source).shape
-    layouts = graph.layouts[source], graph.layouts.get(end)
-    if layouts[1] is None or layouts[1].axes[-1] != axis:
+    before, after = graph.layouts[source], graph.layouts.get(end)
+    sizes = graph.trace.node(end).shape
+    if after is None and len(sizes) == 4 and axis > 1:
+        # [batch, head, ., .], put together from parts: what is measured below shows if it is so.
+        after = Layout((1, axis))
+    if after is None or after.axes[-1] != axis:
         return None
-    behind = layouts[1].axes
+    behind = after.axes
     if len(behind) == 1:
         # A single head may have been copied.
-        sizes = graph.trace.node(end).shape
-        behind = (*(a for a in sorted(layouts[1].copies) if sizes[a] > 1), *behind)
+        behind = (*(a for a in sorted(after.copies) if sizes[a] > 1), *behind)
     pairs: list[tuple[Tensor, Tensor]] = []
     copies = 0
     for seed in (1, 2):
         given = _random(shape, seed)
-        taken = graph.replay(end, {source: given})
-        x = _rows(given, layouts[0].axes, size)
+        taken = way.moved(given)
+        x = _rows(given, before.axes, size)
         y = _rows(taken, behind, size)
         if len(x) != len(y) or y.shape[1] % x.shape[1]:
             return None
@@ -436,19 +589,21 @@ def _turned(graph: Graph, source: int, end: int, axis: int, size: int) -> tuple[
         return None
     width = last - first
     axes = torch.arange(first, last)
-    ways: tuple[tuple[Literal["half", "adjacent"], Tensor, Tensor], ...] = (
-        ("half", axes[: width // 2], axes[width // 2 :]),
-        ("adjacent", axes[::2], axes[1::2]),
+    halves, neighbours = (axes[: width // 2], axes[width // 2 :]), (axes[::2], axes[1::2])
+    ways: tuple[tuple[Literal["half", "adjacent"], bool, _Planes, _Planes], ...] = (
+        ("half", False, halves, halves),
+        ("adjacent", False, neighbours, neighbours),
+        ("adjacent", True, neighbours, halves),
     )
-    for pairing, one, other in ways:
+    for pairing, parted, (one, other), (new, beside) in ways:
         (x, y), (x2, y2) = pairs
         length = x[..., one].square() + x[..., other].square()
-        a = (x[..., one] * y[..., one] + x[..., other] * y[..., other]) / length
-        b = (x[..., one] * y[..., other] - x[..., other] * y[..., one]) / length
+        a = (x[..., one] * y[..., new] + x[..., other] * y[..., beside]) / length
+        b = (x[..., one] * y[..., beside] - x[..., other] * y[..., new]) / length
         errors = (
-            a * x2[..., one] - b * x2[..., other] - y2[..., one],
-            b * x2[..., one] + a * x2[..., other] - y2[..., other],
+            a * x2[..., one] - b * x2[..., other] - y2[..., new],
+            b * x2[..., one] + a * x2[..., other] - y2[..., beside],
         )
         if all(float(e.abs().max()) < 1e-9 * float(y2.abs().max()) for e in errors):
-            return copies, Turned(first, last, pairing)
+            return copies, Turned(first, last, pairing, parted)
     return None

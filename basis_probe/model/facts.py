@@ -610,7 +610,7 @@ def _with_unnamed(facts: Facts, *, all_named: bool) -> dict[str, Site]:
         among = forms[_uncarried(graph, end)]
         return next(filter(plain, (end, *among)), end)
 
-    for attention in facts.attentions:
+    for attention in (part for whole in facts.attentions for part in whole.each):
         value = _uncarried(graph, graph.vertices[attention.vertex].carried[0])
         sides = {"q": attention.query, "k": attention.key}
         ends = {name: side.source for name, side in sides.items() if isinstance(side, Side)}
@@ -621,7 +621,13 @@ def _with_unnamed(facts: Facts, *, all_named: bool) -> dict[str, Site]:
         if attention.vertex not in origins and not all_named:
             wanted.setdefault(shown(attention.vertex), "z")
     # Between where queries are written and where they meet keys nothing is a place of its own.
-    between = {i for a in facts.attentions for s in (a.query, a.key) for i in _inside(s)}
+    between = {
+        index
+        for whole in facts.attentions
+        for attention in (whole, *whole.parts)
+        for side in (attention.query, attention.key)
+        for index in _inside(side)
+    }
     hidden = {facts.stream_of[index] for index in (*wanted, *between) if index in graph.vertices}
     named |= hidden
     for index, vertex in () if all_named else graph.vertices.items():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.model.rows import (
+    BLANKING,
     GROUPED_PRODUCTS,
     PUTS,
     is_blank,
@@ -543,7 +544,7 @@ class _Builder:
         if picks_weights(self.trace, node, self.picked):
             self.picked.add(node.index)
             return
-        if node.op in ("mul", "div") and is_blank(self.trace, Ref(node.index)):
+        if node.op in BLANKING and is_blank(self.trace, Ref(node.index)):
             return
         if not live:
             return

@@ -51,7 +51,10 @@ def bias_of_blank(trace: Trace, node: Node) -> object | None:
 
 _SHOWS = frozenset("getitem view to expand transpose permute contiguous clone repeat".split())
 # How many of the arguments make a product zero.
-_FACTORS = {"mul": 2, "div": 1, "matmul": 2, "mm": 2}
+_FACTORS = {"mul": 2, "div": 1, "matmul": 2, "mm": 2, "bmm": 2}
+
+BLANKING = frozenset(_FACTORS)
+"""Calls whose result is zero where one of their factors is."""
 
 
 _PICKS = frozenset("getitem index_select view transpose permute to contiguous mT expand".split())

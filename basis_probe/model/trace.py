@@ -361,6 +361,11 @@ def _items_of(
     return (slice(None),) * axis + (item,)
 
 
+def _items(places: Any) -> tuple[Any, ...]:
+    """The entries of an index."""
+    return places if isinstance(places, tuple) else (places,)
+
+
 def _put(whole: Tensor, places: Any, values: Any) -> Tensor:
     """A copy of a tensor with other values at some places."""
     whole = whole.clone()
@@ -455,9 +460,28 @@ class _Recorder(Follower):
                 if id(shown) not in returned:
                     returned.add(id(shown))
                     before = self.made.get(id(shown))
+                    if before is not None and self._put_back(shown, before, inputs, made):
+                        continue
                     reads = sources if before is None else (before, *sources)
                     live = any(self.nodes[index].live for index in reads)
                     self.add(shown, "overwritten", inputs=reads, live=live)
+
+    def _put_back(
+        self, whole: Tensor, before: int, inputs: tuple[int, ...], made: list[Tensor]
+    ) -> bool:
+        """Gives a tensor a part of which a call has changed the node that says so, if it can."""
+        view = self.nodes[inputs[0]] if inputs and len(made) == 1 else None
+        if view is None or view.op != "getitem" or view.args[:1] != (Ref(before),):
+            return False
+        places, new = view.args[1], self.made[id(made[0])]
+        if not self.nodes[new].inplace or any(True for _ in tensors_in(places)):
+            return False
+        if any(isinstance(item, Ref | Fixed | list) for item in _items(places)):
+            return False
+        live = self.nodes[before].live or self.nodes[new].live
+        args = (Ref(before), places, Ref(new))
+        self.add(whole, "setitem", function=_put, args=args, inputs=(before, new), live=live)
+        return True
 
     def __torch_function__(
         self,
