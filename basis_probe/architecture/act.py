@@ -30,7 +30,7 @@ from basis_probe.architecture.commuting import is_plain
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.experts import Experts
 from basis_probe.architecture.heads import Gated
-from basis_probe.architecture.routers import Router, experts_of
+from basis_probe.architecture.routers import Router, experts_of, require_alike
 from basis_probe.model.attention import Attention, Side
 from basis_probe.model.facts import (
     Facts,
@@ -208,6 +208,7 @@ class Action:
     def _exchange(self, index: int, router: Router, element: Element) -> dict[int, Element]:
         """Experts change places, with what the router says of them."""
         columns, _ = monomial(element)
+        require_alike(self.weights.model, router)
         for writer in self.facts.streams[index].writers:
             self._write(writer, element)
         done = {key[0] for key in self._done}

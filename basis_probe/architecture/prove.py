@@ -61,6 +61,9 @@ Claim: TypeAlias = tuple[int, Group]
 """A stream, and the group that is claimed of it."""
 
 
+_SHIFTS = 16
+
+
 class Unproved(Exception):
     """Why no certificate could be made."""
 
@@ -101,10 +104,7 @@ class Prover(abc.ABC, Generic[W]):
         generator = self.generator()
         before = self._at(site, self._untouched((site,))[site])
         error = moved = 0.0
-        for number in range(1 if isinstance(group, Trivial) else elements):
-            # The first is uniform in the group, the others are cheap in every size.
-            uniform = number == 0 and group.dim <= _UNIFORM
-            element = group.draw(generator) if uniform else group.generic(generator)
+        for element in self._elements(site, group, elements, generator):
             with self.restored():
                 self.action.move(site, element)
                 outputs, caught = self._run((site,))
@@ -121,39 +121,8 @@ class Prover(abc.ABC, Generic[W]):
                     changes[name] = largest_change(self.outputs, self._run()[0])
         return self._judged(error, moved, changes)
 
-    def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
-        """A certificate for each of many claims, or why there is none.
-
-        What changes which experts are at work is tried by itself, everything else together.
-
-        Args:
-            claims: the sites, and the group claimed for each.
-        """
-        routers = self.action.derivation.routers
-        found: dict[Claim, Certificate | Unproved] = {}
-        keys = [(self._stream(site), group) for site, group in claims]
-        together = [
-            claim for key, claim in zip(keys, claims, strict=True) if routers.of(key[0]) is None
-        ]
-        for claim, proof in zip(together, self._surveyed_together(together), strict=True):
-            found[self._stream(claim[0]), claim[1]] = proof
-        for key, claim in zip(keys, claims, strict=True):
-            if key not in found:
-                found[key] = self._alone(*claim)
-        return [found[key] for key in keys]
-
-    def _alone(self, site: Site, group: Group) -> Certificate | Unproved:
-        try:
-            return self.certify(site, group)
-        except Unproved as problem:
-            return problem
-        except Exception as problem:
-            return Unproved(f"the model does not run: {type(problem).__name__}: {problem}")
-
     @abc.abstractmethod
-    def _surveyed_together(
-        self, claims: Sequence[tuple[Site, Group]]
-    ) -> list[Certificate | Unproved]:
+    def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
         """A certificate for each of many claims, or why there is none, at the cost of few runs.
 
         Elements of all groups act at once, and if nothing moves that must not, all claims are
@@ -179,6 +148,17 @@ class Prover(abc.ABC, Generic[W]):
     @abc.abstractmethod
     def _doubted(self, site: Site, element: Element) -> None:
         """Raises `Unproved` if a claim may seem false for a reason that is not the model's."""
+
+    def _elements(
+        self, site: Site, group: Group, count: int, generator: torch.Generator
+    ) -> Iterator[Element]:
+        """Elements of a group: the first is uniform, the others are cheap in every size."""
+        for number in range(1 if isinstance(group, Trivial) else count):
+            uniform = number == 0 and group.dim <= _UNIFORM
+            yield group.draw(generator) if uniform else group.generic(generator)
+        if self.action.derivation.routers.of(self._stream(site)) is not None:
+            # Every expert must do what every other one does.
+            yield from shifts(group)
 
     def _strangers(
         self, group: Group, generator: torch.Generator, changes: Mapping[str, float]
@@ -296,6 +276,17 @@ class Prover(abc.ABC, Generic[W]):
         assert layout is not None
         last = tensor.movedim(layout.axes, tuple(range(-len(layout.axes), 0)))
         return last.flatten(last.ndim - len(layout.axes)).flatten(0, -2)
+
+
+def shifts(group: Group) -> Iterator[Element]:
+    """Orders of experts in which each comes to the place of every other, or of sixteen others."""
+    groups = group.count if isinstance(group, Blocks) else 1
+    size = group.dim // groups
+    places = torch.arange(group.dim).reshape(groups, size)
+    for step in range(1, group.dim, max(1, group.dim // _SHIFTS)):
+        columns = places.roll((step // size, step % size), (0, 1)).flatten()
+        matrix = torch.eye(group.dim, dtype=torch.float64)[columns]
+        yield group.element(matrix)
 
 
 def _acting(group: Group, generator: torch.Generator) -> Element:

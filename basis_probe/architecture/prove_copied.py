@@ -88,9 +88,7 @@ class CopyProver(Prover[CopiedWeights]):
         double = exact and all(tensor.dtype is torch.float64 for tensor in first)
         self.tolerance = TOLERANCE if double else SINGLE
 
-    def _surveyed_together(
-        self, claims: Sequence[tuple[Site, Group]]
-    ) -> list[Certificate | Unproved]:
+    def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
         found: dict[Claim, Certificate | Unproved] = {}
         keys = [(self._stream(site), group) for site, group in claims]
         distinct = dict(zip(keys, claims, strict=True))

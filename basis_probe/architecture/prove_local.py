@@ -124,9 +124,7 @@ class LocalProver(Prover[DeferredWeights]):
 
     # --- many claims ------------------------------------------------------------------------------
 
-    def _surveyed_together(
-        self, claims: Sequence[tuple[Site, Group]]
-    ) -> list[Certificate | Unproved]:
+    def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
         keys = [(self._stream(site), group) for site, group in claims]
         distinct = dict(zip(keys, claims, strict=True))
         found = self._surveyed(distinct)
@@ -163,6 +161,14 @@ class LocalProver(Prover[DeferredWeights]):
             except Unproved as problem:
                 found[key] = problem
         return found
+
+    def _alone(self, site: Site, group: Group) -> Certificate | Unproved:
+        try:
+            return self.certify(site, group)
+        except Unproved as problem:
+            return problem
+        except Exception as problem:
+            return Unproved(f"the replay failed: {type(problem).__name__}: {problem}")
 
     def _unmovable(
         self, claims: Mapping[Claim, tuple[Site, Group]]

@@ -5,9 +5,12 @@ import functools
 import re
 from collections.abc import Iterable
 
+from torch import nn
+
 from basis_probe.algebra.groups import Blocks, Group, Permutation
 from basis_probe.model.facts import Facts, fixed_in
 from basis_probe.model.graph import Kind
+from basis_probe.model.weights import WeightError
 
 _CHOOSES = frozenset("topk argmax max sort argsort gumbel_softmax".split())
 _MEMBER = re.compile(r"(.*?)(\d+)(?=\.)")
@@ -151,7 +154,52 @@ def experts_of(names: Iterable[str], owner: str, count: int) -> dict[str, dict[i
                 rest = name[len(stem) + len(str(place)) :]
                 found.setdefault(f"{stem}#{rest}", {})[place] = name
                 break
-    return {key: members for key, members in found.items() if [*sorted(members)] == [*range(count)]}
+    whole = [*range(count)]
+    return {key: members for key, members in found.items() if sorted(members) == whole}
+
+
+def require_alike(model: nn.Module, router: Router) -> None:
+    """Raises `WeightError` if experts differ by more than the numbers in their parameters.
+
+    Args:
+        model: the model.
+        router: what chooses among them.
+    """
+    modules = {
+        f"{path}.": module
+        for path, module in model.named_modules()
+        if f"{path}.".startswith(router.owner)
+    }
+    for members in experts_of(modules, router.owner, router.count).values():
+        forms = {place: _form(modules[name]) for place, name in members.items()}
+        other = next((place for place in forms if forms[place] != forms[0]), None)
+        if other is not None:
+            raise WeightError(
+                f"experts {members[0].rstrip('.')} and {members[other].rstrip('.')} differ by more "
+                "than the numbers in their parameters"
+            )
+    for path, module in modules.items():
+        for leaf, buffer in module.named_buffers(recurse=False):
+            apart = buffer.ndim and len(buffer) == router.count and len(buffer.unique(dim=0)) > 1
+            if apart and not leaf.endswith("correction_bias"):
+                raise WeightError(
+                    f"the buffer {path}{leaf} tells experts apart, and is no parameter"
+                )
+
+
+def _form(module: nn.Module) -> list[tuple[object, ...]]:
+    """What a module is but for the numbers in its parameters."""
+    found: list[tuple[object, ...]] = []
+    for path, inner in module.named_modules():
+        plain = {
+            name: value
+            for name, value in vars(inner).items()
+            if isinstance(value, int | float | str | bool | tuple | type(None))
+        }
+        shapes = [(name, p.shape) for name, p in inner.named_parameters(recurse=False)]
+        buffers = [(name, b.tolist()) for name, b in inner.named_buffers(recurse=False)]
+        found.append((path, type(inner), sorted(plain.items()), shapes, buffers))
+    return found
 
 
 def _numbered(name: str) -> list[tuple[str, int]]:

@@ -188,7 +188,10 @@ def certify(
         _require_claim(name, symmetry)
         with _threads(subject):
             try:
-                prover = _prover(subject, batch, facts, derivation, seed)
+                if derivation.routers.of(facts.stream_of[_vertex(facts, place)]) is None:
+                    prover = _prover(subject, batch, facts, derivation, seed)
+                else:
+                    prover = CopyProver(subject.model, batch, facts, derivation, seed=seed)
                 proof = prover.certify(place, symmetry.group, elements=elements)
                 # What `symmetries` says of it is what is proved here.
                 smaller = None if proof.holds else _in_place(prover, place, symmetry, elements)
@@ -238,7 +241,6 @@ def reparametrize(
     with prepared(subject.model, None):
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
         facts = watched(subject, batch)
-        batch = _same(batch, facts)
         derivation = Derivation(facts)
         name, place = _one(site, facts, subject)
         symmetry = derivation.symmetry(place)
@@ -356,10 +358,13 @@ def proved(
         claims: name -> what was derived there.
         wanted: whether to prove; None to do so.
     """
+    routed = _routers(subject, batch, derivation, sites, claims, wanted=wanted is not False)
+    claims = {**claims, **routed}
     if wanted is False:
         return _without(claims, claims, "certificates were not asked for")
     names = [name for name, claim in claims.items() if not isinstance(claim.group, Unknown)]
     names = [name for name in names if derivation.facts.vertex(sites[name]) is not None]
+    names = [name for name in names if name not in routed]
     if not names:
         return dict(claims)
     facts, result = derivation.facts, dict(claims)
@@ -387,6 +392,55 @@ def proved(
                 smaller = _in_place(prover, sites[name], claim)
                 result[name] = refuted(claim, proof) if smaller is None else smaller[0]
     return {name: result[name] for name in claims}
+
+
+def _routers(
+    subject: Subject,
+    batch: Batch,
+    derivation: Derivation,
+    sites: Mapping[str, Site],
+    claims: Mapping[str, Symmetry],
+    *,
+    wanted: bool,
+) -> dict[str, Symmetry]:
+    """What is claimed of routers, which is claimed only where a copy of the model proves it.
+
+    That experts do alike is seen only where each works in the place of every other, on all rows
+    that were given.
+    """
+    facts = derivation.facts
+    found: dict[str, Symmetry] = {}
+    made: dict[tuple[int, str], Certificate | str] = {}
+    prover: CopyProver | None = None
+    for name, claim in claims.items():
+        vertex = facts.vertex(sites[name])
+        stream = -1 if vertex is None else facts.stream_of[vertex.node]
+        if isinstance(claim.group, Unknown) or derivation.routers.of(stream) is None:
+            continue
+        key = stream, repr(claim.group)
+        if not wanted:
+            made[key] = "certificates were not asked for"
+        elif not _is_small(subject):
+            made[key] = f"no model of more than {SMALL:,} parameters is copied for it"
+        elif key not in made:
+            try:
+                with _threads(subject):
+                    if prover is None:
+                        prover = CopyProver(subject.model, batch, facts, derivation)
+                    made[key] = prover.certify(sites[name], claim.group)
+            except Unproved as error:
+                made[key] = str(error)
+            except Exception as error:
+                made[key] = f"the copy failed: {type(error).__name__}: {error}"
+        proof = made[key]
+        if isinstance(proof, Certificate):
+            held = dataclasses.replace(claim, certificate=proof)
+            found[name] = held if proof.holds else refuted(claim, proof)
+        else:
+            group = Unknown(claim.group.dim)
+            because = f"{claim.because} This is claimed only where it is proved: {proof}."
+            found[name] = Symmetry(group, group.privileged, because, "none")
+    return found
 
 
 def _is_proof(found: Certificate | Unproved) -> bool:
@@ -499,6 +553,12 @@ def _one(name: str, facts: Facts, subject: Subject) -> tuple[str, Site]:
     if len(found) > 1:
         raise ValueError(f"{name!r} stands for {len(found)} sites: give the name of one")
     return next(iter(found.items()))
+
+
+def _vertex(facts: Facts, place: Site) -> int:
+    vertex = facts.vertex(place)
+    assert vertex is not None
+    return vertex.node
 
 
 def _require_claim(name: str, symmetry: Symmetry) -> None:

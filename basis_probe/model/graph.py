@@ -781,7 +781,7 @@ class _Builder:
         source, layout = self.trace.node(first), self.layouts.get(first)
         if node.op not in _REORDERS or layout is None or node.function is None:
             return None
-        if layout.repeat != 1 or self._ref(node, 0, "input") != first:
+        if layout.repeat != 1 or self._ref(node, 0, "input") != first or 0 in source.shape:
             return None
         sizes = [source.shape[axis] for axis in layout.axes]
         count = math.prod(sizes)

@@ -184,6 +184,59 @@ def test_a_router_whose_experts_are_told_apart_is_not_claimed() -> None:
     assert found.certificate is not None and not found.certificate.holds
 
 
+class Bent(nn.Module):
+    """An expert whose function is its own."""
+
+    def __init__(self, width: int, limit: float) -> None:
+        super().__init__()
+        self.first, self.second, self.limit = nn.Linear(D, width), nn.Linear(width, D), limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).clamp(0.0, self.limit))
+
+
+@pytest.mark.parametrize("experts", [[(9, 1e3)] * 3 + [(9, 1e9)], [(9, 1e3)] * 3 + [(5, 1e3)]])
+@pytest.mark.parametrize("asked", [True, False])
+def test_experts_that_differ_where_no_example_shows_it_do_not_change_places(
+    experts: list[tuple[int, float]], asked: bool
+) -> None:
+    class Few(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.router = nn.Embedding(20, D), nn.Linear(D, 4)
+            self.experts = nn.ModuleList(Bent(*form) for form in experts)
+            self.head = nn.Linear(D, 5)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.embed(tokens).flatten(0, 1)
+            p, chosen = self.router(h).softmax(-1).max(-1)
+            y = torch.zeros_like(h)
+            for number, expert in enumerate(self.experts):
+                y[chosen == number] += expert(h[chosen == number])
+            return self.head(h + p[:, None] * y)
+
+    torch.manual_seed(0)
+    model = Few().double().eval()
+    found = bp.symmetries(model, tokens(4, 9), certificates=asked)["router"]
+    assert found.privileged is bp.Privileged.UNKNOWN
+    assert "differ" in found.because if asked else "not asked for" in found.because
+    with pytest.raises(ValueError, match="differ by more than the numbers"):
+        order = torch.eye(4, dtype=torch.float64).roll(1, 0)
+        bp.reparametrize(model, "router", order, example_input=tokens(4, 9))
+
+
+def test_a_place_that_holds_fewer_rows_is_seen_on_all_rows_of_the_example() -> None:
+    class Crowded(Mixture):
+        def expert(self, number: int, x: Tensor) -> Tensor:
+            rows = torch.arange(len(x))[:, None] < (9 if number else 2)
+            return torch.where(rows, super().expert(number, x), 0.0)
+
+    model = Crowded("stack")
+    model.load_state_dict(mixture("stack").state_dict())
+    found = bp.symmetries(model.double().eval(), tokens(9, 3))["router"]
+    assert found.privileged is bp.Privileged.UNKNOWN
+
+
 def test_a_stream_that_scales_its_own_rows_is_no_factor_from_elsewhere() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What stands between features and what reads them: masks, empty states, tables, sums over experts."""
+"""What stands between features and what reads them: masks, empty states, tables, sums."""
 
 from __future__ import annotations
 
@@ -147,3 +147,20 @@ def test_a_sum_over_experts_carries_features() -> None:
     norms = {"norm": nn.RMSNorm(D), "final": nn.RMSNorm(D)}
     model = Net(dense, router=nn.Linear(D, 3), **stacks, **norms).double().eval()
     require_absorbed(model, "embed")
+
+
+def filled(s: Net, t: Tensor) -> Tensor:
+    """Features are written side by side into memory that is there, piece by piece."""
+    h = s.embed(t)
+    whole = h.new_empty(*t.shape, 2 * WIDE)
+    whole[..., :WIDE].copy_(s.up(h))
+    whole[..., WIDE:].copy_(s.up2(h))
+    return s.head(s.down(F.gelu(whole)))
+
+
+def test_what_is_filled_piece_by_piece_depends_on_every_piece() -> None:
+    maps = {"up": nn.Linear(D, WIDE), "up2": nn.Linear(D, WIDE), "down": nn.Linear(2 * WIDE, D)}
+    model = Net(filled, **maps).double().eval()
+    require_absorbed(model, "embed", G.GeneralLinear(D))
+    for site in ("up", "up2", "down:in", "down"):
+        require_absorbed(model, site)
