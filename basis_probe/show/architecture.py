@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import pandas
     from rich.table import Table
 
+_BLOCK = re.compile(r"(?<=[A-Za-z_]\.)\d+(?=\.[A-Za-z_])")
+"""The number of a block in the name of a module."""
+
 _NAMES = 4
 """So many names of one row are written out; the others are counted."""
 
@@ -78,17 +81,22 @@ class Row:
 def rows(found: Mapping[str, Symmetry]) -> tuple[Row, ...]:
     """The answers, each once, with all the sites that it holds for.
 
-    What is proved at some sites and not, or not in the same words, at others is not one answer.
+    What is proved at some sites and not, or not in the same words, at others is not one answer;
+    words that differ in the number of a block only are the same.
     """
     gathered: dict[tuple[Symmetry, bool | None], list[str]] = {}
     for name, symmetry in found.items():
         made = symmetry.certificate
-        claim = dataclasses.replace(symmetry, certificate=None)
+        because = _BLOCK.sub("*", symmetry.because)
+        claim = dataclasses.replace(symmetry, because=because, certificate=None)
         gathered.setdefault((claim, None if made is None else made.holds), []).append(name)
-    return tuple(
-        Row(tuple(names), _narrowest([found[name] for name in names]))
-        for names in gathered.values()
-    )
+    made: list[Row] = []
+    for (claim, _), names in gathered.items():
+        one = _narrowest([found[name] for name in names])
+        if len({found[name].because for name in names}) > 1:
+            one = dataclasses.replace(one, because=claim.because)
+        made.append(Row(tuple(names), one))
+    return tuple(made)
 
 
 def _narrowest(alike: Sequence[Symmetry]) -> Symmetry:

@@ -52,6 +52,19 @@ def test_every_site_is_in_one_row_and_rows_are_in_forward_order(found: bp.Symmet
     assert firsts == sorted(firsts)
 
 
+def test_what_differs_in_the_number_of_a_block_only_is_one_row() -> None:
+    names = [f"h.{index}.scale" for index in range(3)]
+    several = {name: _unknown(f"What sqrt in {name} makes is 0.25.") for name in names}
+    [row] = rows(several)
+    assert (
+        row.sites == tuple(names)
+        and row.symmetry.because == "What sqrt in h.*.scale makes is 0.25."
+    )
+    [alone] = rows({names[1]: several[names[1]]})
+    assert alone.symmetry.because == several[names[1]].because
+    assert len(rows({"a": _unknown("It is 0.25."), "b": _unknown("It is 0.5.")})) == 2
+
+
 def test_all_forms_say_the_same(found: bp.Symmetries) -> None:
     page, plain, shown = found._repr_html_(), str(found), _printed(found, 200)
     for row in rows(found):
