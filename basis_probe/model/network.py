@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.brief import described
+from basis_probe.errors import DataError
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
 from basis_probe.model.places import Address, Place, Site, module_sites
@@ -282,7 +283,7 @@ class _Padded:
     longest: int | None
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        rows = [list(self.tokenizer(text)["input_ids"])[: self.longest] for text in texts]
+        rows = [_ids(self.tokenizer(text))[: self.longest] for text in texts]
         width = max(1, *(len(row) for row in rows))
         pad = getattr(self.tokenizer, "pad_token_id", None) or 0
         ids = torch.full((len(rows), width), pad, dtype=torch.int64)
@@ -291,6 +292,24 @@ class _Padded:
             ids[place, : len(row)] = torch.tensor(row, dtype=torch.int64)
             mask[place, : len(row)] = 1
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def _ids(made: Any) -> list[int]:
+    """The ids of one text, of a tokenizer that may make a batch of it.
+
+    Raises:
+        DataError: for anything else.
+    """
+    ids = made["input_ids"] if isinstance(made, Mapping) else made
+    found: Any = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(found, list | tuple) and len(found) == 1 and isinstance(found[0], list | tuple):
+        found = found[0]
+    if isinstance(found, list | tuple) and all(type(entry) is int for entry in found):
+        return list(found)
+    raise DataError(
+        f"the tokenizer makes {described(made)} of one text: give one that returns its token ids, "
+        'as {"input_ids": [5, 2, 7]} or the list itself'
+    )
 
 
 def _fetching(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -90,13 +90,13 @@ def rows(found: Mapping[str, Symmetry]) -> tuple[Row, ...]:
         because = _BLOCK.sub("*", symmetry.because)
         claim = dataclasses.replace(symmetry, because=because, certificate=None)
         gathered.setdefault((claim, None if made is None else made.holds), []).append(name)
-    made: list[Row] = []
+    answers: list[Row] = []
     for (claim, _), names in gathered.items():
         one = _narrowest([found[name] for name in names])
         if len({found[name].because for name in names}) > 1:
             one = dataclasses.replace(one, because=claim.because)
-        made.append(Row(tuple(names), one))
-    return tuple(made)
+        answers.append(Row(tuple(names), one))
+    return tuple(answers)
 
 
 def _narrowest(alike: Sequence[Symmetry]) -> Symmetry:

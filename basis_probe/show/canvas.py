@@ -50,8 +50,7 @@ _NARROW = 5.0
 
 Drawing = TypeVar("Drawing", bound="Callable[..., Figure]")
 
-# Names of sites are texts, not formulas.
-_TEXTS: dict[str, Any] = {"text.usetex": False, "text.parse_math": False}
+_TEXTS: dict[str, Any] = {"text.usetex": False}
 
 # A figure of its own is dark on white, whatever style is in use.
 _COLOURS: dict[str, Any] = {
@@ -74,12 +73,19 @@ def drawn(make: Drawing) -> Drawing:
     def within(*given: Any, **settings: Any) -> Figure:
         import matplotlib as mpl
         from matplotlib.axes import Axes
+        from matplotlib.text import Text
 
-        lent = any(isinstance(value, Axes) for value in (*given, *settings.values()))
+        lent = [value for value in (*given, *settings.values()) if isinstance(value, Axes)]
+        theirs = {id(text) for axes in lent for text in axes.findobj(Text)}
         by_tex = bool(mpl.rcParams["text.usetex"])
         look: dict[Any, Any] = _TEXTS if lent else _TEXTS | _COLOURS
         with mpl.rc_context(look):
             figure = make(*given, **settings)
+            for drawn_on in lent or [figure]:
+                for text in drawn_on.findobj(Text):
+                    # Names of sites are texts, not formulas.
+                    if id(text) not in theirs:
+                        text.set_parse_math(False)
             if by_tex:
                 # Numbers along axes are made when they are drawn, and stay as they are then.
                 figure.draw_without_rendering()

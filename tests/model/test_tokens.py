@@ -175,3 +175,20 @@ def test_names_of_a_bridge_stand_for_places_of_a_hugging_face_model() -> None:
             )
     every = bp.probe(model, [data], **{**OPTIONS, "sites": "blocks.*.hook_resid_post"})
     assert every.sites == tuple(f"model.layers.{layer}" for layer in range(4))
+
+
+def test_a_tokenizer_may_make_a_batch_of_one_text_or_only_its_ids() -> None:
+    from basis_probe.model.network import _Padded
+
+    wanted = [[1, 2, 3], [4, 0, 0]]
+    texts = {"a": [1, 2, 3], "b": [4]}
+    for make in (
+        lambda text: {"input_ids": texts[text]},
+        lambda text: {"input_ids": [texts[text]]},
+        lambda text: {"input_ids": torch.tensor([texts[text]])},
+        lambda text: texts[text],
+    ):
+        assert _Padded(make, None)(["a", "b"])["input_ids"].tolist() == wanted
+    for wrong in ([[1, 2], [3]], ["a"], None, [1.5]):
+        with pytest.raises(bp.DataError, match="of one text: give one that returns its token ids"):
+            _Padded(lambda _, wrong=wrong: {"input_ids": wrong}, None)(["a"])

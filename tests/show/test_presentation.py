@@ -1114,6 +1114,12 @@ def test_figures_can_be_read_under_any_style(tmp_path: pathlib.Path) -> None:
             figure.savefig(tmp_path / f"{number}.png")
     for number, figure in enumerate(figures):
         assert to_rgb(figure.get_facecolor()[:3]) == (1, 1, 1)
+        for legend in figure.legends:
+            if legend.get_title().get_text().startswith("letter"):
+                # The letters are drawn, each of many points.
+                assert all(len(line.get_marker()) > 3 for line in legend.legend_handles)
+                paths = [line._marker.get_path() for line in legend.legend_handles]
+                assert all(len(path.vertices) > 8 for path in paths)
         for text in (text for text in figure.findobj(Text) if text.get_text()):
             assert not text.get_usetex() and not ("$" in text.get_text() and text.get_parse_math())
             # Only on a dark cell or mark is a text as bright as paper.
