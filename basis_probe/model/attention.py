@@ -183,6 +183,10 @@ def _meeting(graph: Graph, pattern: int) -> tuple[_Meeting | str, str]:
     for index in path:
         node = trace.node(index)
         operands = [*node.args, *node.kwargs.values()]
+        if node.op in ("stack", "cat"):
+            axis = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+            if isinstance(axis, int) and axis % len(node.shape) == len(node.shape) - 3:
+                apart = f"{node.op}, before which heads are treated one by one"
         if index != meeting.index and node.op in _MIXING:
             apart = f"{node.op}, which mixes the patterns of heads"
         if index == meeting.index:
@@ -249,7 +253,34 @@ def _by_head(graph: Graph, value: object, scores: tuple[int, ...]) -> bool:
         return True
     if len(shape) == 3 and len(scores) == 4 and shape[0] == scores[0] * scores[1]:
         known = known.unflatten(0, scores[:2])
-    return not torch.equal(known, known.narrow(-3, 0, 1).expand_as(known))
+    alike = torch.equal(known, known.narrow(-3, 0, 1).expand_as(known))
+    return not alike or _tells_heads_apart(graph, value, known.shape[-3])
+
+
+def _tells_heads_apart(graph: Graph, value: object, heads: int) -> bool:
+    """True if constants that are the same for all heads are made of some that are not.
+
+    So are windows of different lengths, all of which are longer than the example.
+    """
+    trace = graph.trace
+    seen, waiting = set[int](), [value]
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, Ref):
+            if here.node in seen:
+                continue
+            seen.add(here.node)
+            node = trace.node(here.node)
+            if node.op in ("stack", "cat") and heads in node.shape:
+                return True
+            waiting += _each((*node.args, *node.kwargs.values()))
+        known = constant(trace, here) if isinstance(here, Ref | Fixed) else None
+        if known is not None and any(
+            size == heads and not torch.equal(known, known.narrow(axis, 0, 1).expand_as(known))
+            for axis, size in enumerate(known.shape)
+        ):
+            return True
+    return False
 
 
 def _side(

@@ -173,3 +173,50 @@ def test_heads_change_places_under_the_gain_of_their_norm(shared: bool, rotary: 
             element = found[site].group.sample(torch.Generator().manual_seed(seed))
             twin = bp.reparametrize(model, site, element, example_input=x)
             torch.testing.assert_close(twin(rows(3, 7)), model(rows(3, 7)), rtol=1e-7, atol=1e-9)
+
+
+Scores = Callable[[Tensor], Tensor]
+
+
+def _distances(scores: Tensor) -> Tensor:
+    places = torch.arange(scores.shape[-1])
+    return (places[:, None] - places).abs()
+
+
+def _windows(scores: Tensor) -> Tensor:
+    windows = torch.tensor([100, 10])[:, None, None]
+    return scores.masked_fill(_distances(scores) >= windows, -1e9)
+
+
+def _stacked(scores: Tensor) -> Tensor:
+    far = _distances(scores)
+    return scores.masked_fill(~torch.stack([far < 100, far < 10]), -1e9)
+
+
+def _clipped(scores: Tensor) -> Tensor:
+    far = _distances(scores).double()
+    return scores - 0.1 * torch.stack([far.clamp(max=8.0), far])
+
+
+def _capped(scores: Tensor) -> Tensor:
+    return torch.stack([scores[:, 0].clamp(-1e4, 1e4), scores[:, 1]], 1)
+
+
+@pytest.mark.parametrize("bent", [_windows, _stacked, _clipped, _capped])
+def test_heads_that_differ_only_beyond_the_example_keep_their_places(bent: Scores) -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            parts = (m(x).unflatten(-1, (2, 4)).transpose(1, 2) for m in (self.q, self.k, self.v))
+            q, k, v = parts
+            z = bent(q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+            return self.o(z.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    found = bp.symmetries(Apart().double().eval(), torch.randn(2, 6, 8).double())
+    for site in ("q", "k", "v"):
+        group = found[site].group
+        assert isinstance(group, bp.groups.Blocks) and group.order == "kept", found[site]
