@@ -288,7 +288,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"measure": "knn", "dissimilarity": "correlation"}, 'belongs to measure="rsa"'),
     ({"measure": "knn", "neighbours": 120}, "neighbours=120 and 120 samples: give fewer"),
     ({"measure": "knn", "neighbours": 0}, "neighbours=0: give a whole number above zero"),
-    ({"measure": "cka", "kernel": "rbf", "width": 0.0}, "width=0: give a number above 0"),
+    ({"measure": "cka", "kernel": "rbf", "width": 0.0}, "width=0.0: give a number above 0"),
     (
         {"measure": "cka", "width": 0.3},
         "width=0.3 belongs to kernel='rbf', and 'cka' was asked for: leave it out",
@@ -301,7 +301,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"whitening": 0.5, "group": "permutation"}, "goes before turns and the group is permutation"),
     ({"measure": "partial", "group": "orthogonal"}, "single axes are matched, or left; give a gro"),
     ({"measure": "partial", "group": "signs"}, "single axes are matched, or left; give a group th"),
-    ({"measure": "partial", "share": 0.0}, "share=0: give a number above 0"),
+    ({"measure": "partial", "share": 0.0}, "share=0.0: give a number above 0"),
     ({"measure": "partial", "share": 1.2}, "share=1.2: give a number above 0 and at most 1"),
     ({"share": 0.2}, "share=0.2 belongs to measure='partial', and 'procrustes' was asked for"),
     ({"measure": "rsa", "correlation": "kendall"}, "correlation='kendall' is not known: give one"),

@@ -159,7 +159,7 @@ def test_neurons_in_bands_keep_how_much_variance_they_read() -> None:
         mean = alternatives.frame(generator).pre.mean(0)
         torch.testing.assert_close(mean, alternatives.frame(None).pre.mean(0))
     assert variance[1.2] < 0.5 * variance[None]
-    with pytest.raises(ValueError, match=r"bands=1: give a number above 1"):
+    with pytest.raises(ValueError, match=r"bands=1.0: give a number above 1"):
         bp.nulls.Counterfactual(bands=1.0)
 
 
