@@ -158,7 +158,7 @@ class Action:
             return {index: element}
         if any(derivation.sets_side_by_side(writer) for writer in stream.writers):
             return self._side_by_side(index, element)
-        router = derivation.routers.of(index)
+        router = derivation.router(index)
         if router is not None:
             return self._exchange(index, router, element)
         bent = derivation.heads.bend_of(index)

@@ -38,9 +38,9 @@ from basis_probe.architecture.claims import ALGEBRA, NOTHING, PAPER, RESIDUAL, N
 from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.heads import Heads
-from basis_probe.architecture.routers import Routers
+from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
-from basis_probe.architecture.ties import overlapping, read_by_number, ties_of
+from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
 from basis_probe.model.attention import Side
 from basis_probe.model.facts import (
     Facts,
@@ -110,7 +110,7 @@ class Derivation:
             is_transposed=self._is_transposed,
             permuting=self.permuting,
         )
-        self.routers = Routers(facts)
+        self._routers = Routers(facts)
         self.commuting = Commuting(
             facts,
             keeps_axes=self._is_link_on_axes,
@@ -145,7 +145,12 @@ class Derivation:
                 else "nothing that the model returns depends on it",
             )
         try:
-            group, because, reference = self._group(stream, vertex, dim, shape)
+            router = self.router(stream)
+            group, because, reference = (
+                self._group(stream, vertex, dim, shape)
+                if router is None
+                else (router.group, router.said(), ALGEBRA)
+            )
             if stream in self.pinned and not isinstance(group, Trivial):
                 raise NotUnderstood(self.pinned[stream])
             group, because = self._tied(stream, group, because)
@@ -156,6 +161,14 @@ class Derivation:
             return _unknown(dim, str(reason))
         because = because[0].upper() + because[1:]
         return Symmetry(group, group.privileged, because, reference)
+
+    def router(self, index: int) -> Router | None:
+        """The router whose numbers a stream holds, where nothing else is understood of them."""
+        found = self._routers.of(index)
+        if found is None:
+            return None
+        understood = self._group_at(min(self.facts.streams[index].writers)) is not None
+        return None if understood else found
 
     def _not_followed(self, index: int) -> str:
         """Where the features were last seen on the way to a node, and what came then."""
@@ -266,9 +279,6 @@ class Derivation:
         self, index: int, vertex: Vertex, dim: int, shape: tuple[int, ...]
     ) -> tuple[Group, str, str]:
         stream = self.facts.streams[index]
-        router = self.routers.of(index)
-        if router is not None:
-            return router.group, router.said(router.owner.rstrip(".")), ALGEBRA
         if self._fixed(stream) and not self.permuting(index):
             return self._given(stream, dim)
         if any(self.sets_side_by_side(writer) for writer in stream.writers):
@@ -330,6 +340,8 @@ class Derivation:
                 "change of basis is absorbed by their weights.",
                 PAPER,
             )
+        for norm in norms:
+            self._require_own_readers(norm)
         kinds = {self.facts.regions[norm].shape for norm in norms}
         gains = (
             "; the gains of the norms fold exactly into the linear maps that read them"
@@ -358,6 +370,19 @@ class Derivation:
             f"the rotations that fix the all-ones direction{gains}; {self._along(index, norms)}."
         )
         return LineRotations(dim), because, RESIDUAL
+
+    def _require_own_readers(self, norm: int) -> None:
+        """Raises `NotUnderstood` if a map that a gain folds into reads something else, too."""
+        behind = self.facts.stream_of[norm]
+        if is_plain(self.facts, norm) or not self._norm_is_folded(norm):
+            return
+        before = self.facts.stream_of[self.facts.graph.vertices[norm].carried[0]]
+        for tie in self.ties.get(behind, ()):
+            if tie.stream not in (behind, before) and not self.is_norm_output(tie.stream):
+                raise NotUnderstood(
+                    f"a map behind the norm{_where(self.facts, norm)} is used elsewhere too, where "
+                    "no gain can fold into it"
+                )
 
     def _along(self, index: int, norms: list[int]) -> str:
         """Why it is not free what is written along the all-ones direction."""
@@ -1141,7 +1166,7 @@ class Derivation:
                 own, other = self._group_at(tie.own), self._group_at(tie.other)
                 if own is not None and own == other:
                     continue
-                less = self._following(here, own, tie.stream, other)
+                less = self._following(here, own, tie, other)
                 if less is None or smaller not in (None, less) or self._beside(index):
                     raise NotUnderstood(
                         f"weights are used in several places ({_name(self.facts, tie.own)} and "
@@ -1168,16 +1193,24 @@ class Derivation:
         return [self.facts.stream_of[s] for s in self.facts.graph.vertices[writers[0]].carried]
 
     def _following(
-        self, index: int, group: Group | None, other: int, its: Group | None
+        self, index: int, group: Group | None, tie: Tie, its: Group | None
     ) -> Group | None:
         """The smaller one of two groups, if the stream of the larger one can follow."""
+        other = tie.stream
         if group is None or its is None or group.dim != its.dim:
             return None
-        followed = OnAxes | Trivial | Orthogonal | LineRotations | LineStabiliser
-        if self._stands_alone(index, group) and isinstance(its, followed):
-            return its
-        if self._stands_alone(other, its) and isinstance(group, followed):
-            return group
+        for one, alone, leads in ((index, group, its), (other, its, group)):
+            if self._stands_alone(one, alone):
+                if one == index and self.is_norm_output(other):
+                    # What a norm wrote moves first: the map that both are read by follows it.
+                    return None
+                if isinstance(leads, LineStabiliser) and tie.transposed:
+                    # What is written along the all-ones direction is read along it there.
+                    return LineRotations(leads.dim)
+                if isinstance(
+                    leads, OnAxes | Trivial | Orthogonal | LineRotations | LineStabiliser
+                ):
+                    return leads
         for turning, behind, source, norm in (
             (group, its, index, other),
             (its, group, other, index),

@@ -156,7 +156,7 @@ class Prover(abc.ABC, Generic[W]):
         for number in range(1 if isinstance(group, Trivial) else count):
             uniform = number == 0 and group.dim <= _UNIFORM
             yield group.draw(generator) if uniform else group.generic(generator)
-        if self.action.derivation.routers.of(self._stream(site)) is not None:
+        if self.action.derivation.router(self._stream(site)) is not None:
             # Every expert must do what every other one does.
             yield from shifts(group)
 

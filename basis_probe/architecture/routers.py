@@ -15,6 +15,7 @@ from basis_probe.model.weights import WeightError
 _CHOOSES = frozenset("topk argmax max sort argsort gumbel_softmax".split())
 _MEMBER = re.compile(r"(.*?)(\d+)(?=\.)")
 _LEVELS = 3
+_MAPS = (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.ATTENTION, Kind.EMBEDDING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,14 @@ class Router:
             return Permutation(self.count)
         return Blocks(Permutation(self.count // self.groups), self.groups)
 
-    def said(self, where: str) -> str:
+    def said(self) -> str:
         """Why it has its group."""
+        where = self.owner.rstrip(".") or "the model"
         inside = ""
         if self.groups > 1:
             inside = f" inside their {self.groups} groups, which change places as wholes"
         return (
-            f"its axes are the {self.count} experts of {where or 'the model'}, among which the "
+            f"its axes are the {self.count} experts of {where}, among which the "
             f"largest of these numbers choose: they change places with the experts{inside}."
         )
 
@@ -127,6 +129,10 @@ class Routers:
                 if reader in seen or not f"{node.module}.".startswith(owner):
                     continue
                 seen.add(reader)
+                vertex = self.facts.graph.vertices.get(reader)
+                if vertex is not None and vertex.kind in _MAPS:
+                    # Behind a map there are other numbers.
+                    continue
                 chosen = chosen or node.op in _CHOOSES
                 if node.floating and node.live:
                     waiting.append(reader)

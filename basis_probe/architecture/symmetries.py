@@ -188,7 +188,7 @@ def certify(
         _require_claim(name, symmetry)
         with _threads(subject):
             try:
-                if derivation.routers.of(facts.stream_of[_vertex(facts, place)]) is None:
+                if derivation.router(facts.stream_of[_vertex(facts, place)]) is None:
                     prover = _prover(subject, batch, facts, derivation, seed)
                 else:
                     prover = CopyProver(subject.model, batch, facts, derivation, seed=seed)
@@ -415,7 +415,7 @@ def _routers(
     for name, claim in claims.items():
         vertex = facts.vertex(sites[name])
         stream = -1 if vertex is None else facts.stream_of[vertex.node]
-        if isinstance(claim.group, Unknown) or derivation.routers.of(stream) is None:
+        if isinstance(claim.group, Unknown) or derivation.router(stream) is None:
             continue
         key = stream, repr(claim.group)
         if not wanted:

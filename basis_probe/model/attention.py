@@ -506,19 +506,7 @@ def _between(
     The second are in order, and end where more is done than to move or part features.
     """
     trace = graph.trace
-    nodes: set[int] = set()
-    roots: set[int] = set()
-    waiting = [end]
-    while waiting:
-        index = waiting.pop()
-        if index in nodes:
-            continue
-        nodes.add(index)
-        vertex = graph.vertices.get(index)
-        if vertex is not None and (vertex.kind in _SOURCES or index in norms):
-            roots.add(index)
-        else:
-            waiting.extend(i for i in trace.node(index).inputs if trace.node(i).live)
+    nodes, roots = _written(graph, end, norms)
     written = {index for index in roots if graph.vertices[index].kind is not Kind.INPUT}
     if len(written) != 1:
         return "queries or keys are made of more than one linear map's output"

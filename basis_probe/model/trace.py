@@ -474,7 +474,8 @@ class _Recorder(Follower):
         if view is None or view.op != "getitem" or view.args[:1] != (Ref(before),):
             return False
         places, new = view.args[1], self.made[id(made[0])]
-        if not self.nodes[new].inplace or any(True for _ in tensors_in(places)):
+        elsewhere = "out" in self.nodes[new].kwargs
+        if not self.nodes[new].inplace or elsewhere or any(True for _ in tensors_in(places)):
             return False
         if any(isinstance(item, Ref | Fixed | list) for item in _items(places)):
             return False

@@ -184,6 +184,25 @@ def test_a_router_whose_experts_are_told_apart_is_not_claimed() -> None:
     assert found.certificate is not None and not found.certificate.holds
 
 
+def test_a_width_that_is_the_number_of_layers_makes_no_router() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 6)
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            for layer in self.layers:
+                h = h + layer(h)
+            return self.last(h).topk(2, -1).values
+
+    torch.manual_seed(0)
+    found = bp.symmetries(Deep().double().eval(), torch.randn(3, 5).double())["first"]
+    assert found.group == G.GeneralLinear(4), found.because
+    assert found.certificate is not None and found.certificate.holds
+
+
 class Bent(nn.Module):
     """An expert whose function is its own."""
 

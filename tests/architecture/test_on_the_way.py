@@ -164,3 +164,51 @@ def test_what_is_filled_piece_by_piece_depends_on_every_piece() -> None:
     require_absorbed(model, "embed", G.GeneralLinear(D))
     for site in ("up", "up2", "down:in", "down"):
         require_absorbed(model, site)
+
+
+def elsewhere(s: Net, t: Tensor) -> Tensor:
+    """A part of a tensor is computed from another part of it, into which nothing is written."""
+    whole = s.up(s.embed(t))
+    torch.mul(whole[..., : WIDE // 2], 2.0, out=whole[..., WIDE // 2 :])
+    return s.head(s.down(F.gelu(whole)))
+
+
+def test_a_result_that_is_written_elsewhere_changes_no_part_that_it_was_computed_from() -> None:
+    maps = {"up": nn.Linear(D, WIDE), "down": nn.Linear(WIDE, D)}
+    model = Net(elsewhere, **maps).double().eval().requires_grad_(False)
+    found = bp.symmetries(model, tokens(2, 5))
+    assert not [
+        n for n, s in found.items() if s.certificate is not None and not s.certificate.holds
+    ]
+    for site in ("embed", "up", "down:in", "down"):
+        require_absorbed(model, site)
+
+
+def turned_back(s: Net, t: Tensor) -> Tensor:
+    """One matrix writes a stream that a norm reads, and reads, transposed, another stream."""
+    h = s.embed(t)
+    return s.head(s.norm(h @ s.matrix)) + s.head2(s.other(h) @ s.matrix.T)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_stream_that_follows_by_the_inverse_transpose(norm: type[nn.Module]) -> None:
+    maps = {"other": nn.Linear(D, D), "head2": nn.Linear(D, OUT)}
+    parts = {"norm": norm(D), **maps, "matrix": torch.zeros(D, D)}
+    model = Net(turned_back, **parts).double().eval()
+    group = G.Orthogonal(D) if norm is nn.RMSNorm else G.LineRotations(D)
+    require_absorbed(model, "other", group)
+    require_absorbed(model, "norm:in", group)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_a_gain_does_not_fold_into_a_map_that_reads_something_else(norm: type[nn.Module]) -> None:
+    def run(s: Net, t: Tensor) -> Tensor:
+        h = s.embed(t)
+        return s.head(s.norm(h)) + s.head(s.other(h))
+
+    model = Net(run, norm=norm(D), other=nn.Linear(D, D)).double().eval()
+    for asked in (True, False):
+        found = bp.symmetries(model, tokens(2, 5), certificates=asked)
+        for site in ("embed", "other"):
+            assert found[site].privileged is bp.Privileged.UNKNOWN
+            assert found[site].certificate is None, found[site].because
