@@ -247,13 +247,67 @@ def test_experts_that_differ_where_no_example_shows_it_do_not_change_places(
 def test_a_place_that_holds_fewer_rows_is_seen_on_all_rows_of_the_example() -> None:
     class Crowded(Mixture):
         def expert(self, number: int, x: Tensor) -> Tensor:
-            rows = torch.arange(len(x))[:, None] < (9 if number else 2)
+            rows = torch.arange(len(x))[:, None] < (99 if number else 5)
             return torch.where(rows, super().expert(number, x), 0.0)
 
     model = Crowded("stack")
     model.load_state_dict(mixture("stack").state_dict())
-    found = bp.symmetries(model.double().eval(), tokens(9, 3))["router"]
+    model = model.double().eval()
+    assert bp.symmetries(model, tokens(2, 4))["router"].group == G.Permutation(COUNT)
+    # So many rows that the place is full; the architecture is read off the first two examples.
+    found = bp.symmetries(model, torch.cat([tokens(2, 4), tokens(30, 4)]))["router"]
     assert found.privileged is bp.Privileged.UNKNOWN
+
+
+@pytest.mark.parametrize("special", range(2, COUNT))
+def test_an_idle_expert_that_is_another_function_is_found(special: int) -> None:
+    class Odd(Mixture):
+        def expert(self, number: int, x: Tensor) -> Tensor:
+            return super().expert(number, x.tanh() if number == special else x)
+
+    model = Odd("stack")
+    model.load_state_dict(mixture("stack").state_dict())
+    with torch.no_grad():
+        # The first two do all the work.
+        model.router.bias[:2] += 100.0
+    found = bp.symmetries(model.double().eval(), tokens(2, 5))["router"]
+    assert found.privileged is bp.Privileged.UNKNOWN
+
+
+def test_an_expert_without_rows_is_no_failure() -> None:
+    class All(Mixture):
+        def forward(self, tokens: Tensor) -> Tensor:
+            rows = self.norm(self.embed(tokens)).flatten(0, 1)
+            p, chosen = self.router(rows).softmax(-1).max(-1)
+            y = torch.zeros_like(rows)
+            for number in range(COUNT):
+                y[chosen == number] = self.expert(number, rows[chosen == number].view(-1, D))
+            return self.head(self.final(rows + p[:, None] * y))
+
+    model = All("modules")
+    model.load_state_dict(mixture("modules").state_dict())
+    with torch.no_grad():
+        model.router.bias[0] += 100.0
+    found = bp.symmetries(model.double().eval(), tokens(2, 5))
+    assert found["head"].group == G.Trivial(20)
+
+
+def test_a_stream_that_no_rule_covers_is_no_router_for_its_width() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 6)
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x).cumsum(-1)
+            for layer in self.layers:
+                h = h + layer(h)
+            return self.last(h).topk(2, -1).values
+
+    torch.manual_seed(0)
+    found = bp.symmetries(Deep().double().eval(), torch.randn(3, 5).double())["first"]
+    assert "experts" not in found.because and found.certificate is None
 
 
 def test_a_stream_that_scales_its_own_rows_is_no_factor_from_elsewhere() -> None:

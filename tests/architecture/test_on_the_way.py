@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe import groups as G
+from basis_probe.model import graph
+from basis_probe.model.graph import replay
+from basis_probe.model.trace import record
 
 D, WIDE, TOKENS, OUT = 8, 12, 20, 5
 
@@ -212,3 +216,40 @@ def test_a_gain_does_not_fold_into_a_map_that_reads_something_else(norm: type[nn
         for site in ("embed", "other"):
             assert found[site].privileged is bp.Privileged.UNKNOWN
             assert found[site].certificate is None, found[site].because
+
+
+@pytest.mark.parametrize("run", [filled, elsewhere])
+def test_a_record_returns_what_the_model_returns(run: Callable[[Net, Tensor], Tensor]) -> None:
+    down = nn.Linear((2 if run is filled else 1) * WIDE, D)
+    model = Net(run, up=nn.Linear(D, WIDE), up2=nn.Linear(D, WIDE), down=down)
+    model = model.double().eval().requires_grad_(False)
+    given = tokens(3, 7)
+    trace = record(model, lambda: model(given), given, 3)
+    other = tokens(3, 7).flip(0)
+    if run is elsewhere:
+        # It is not followed, and says so.
+        with pytest.raises(ValueError, match="is needed and was not given"):
+            replay(trace, trace.outputs[0], {0: other})
+        return
+    torch.testing.assert_close(replay(trace, trace.outputs[0], {0: other}), model(other))
+
+
+def test_what_the_graph_loses_is_not_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(s: Net, t: Tensor) -> Tensor:
+        h = s.norm(s.embed(t))
+        return s.head(F.gelu(s.up(h)) @ s.down + F.gelu(s.up2(h)) @ s.down)
+
+    maps = {"up": nn.Linear(D, WIDE), "up2": nn.Linear(D, WIDE)}
+    model = Net(run, norm=nn.RMSNorm(D), down=torch.zeros(WIDE, D), **maps).double().eval()
+    rule = graph._Builder._pointwise
+
+    def forgetful(self: Any, node: Any, live: list[int]) -> None:
+        # As if there were a rule by which a sum is its first addend.
+        rule(self, node, live[:1] if node.op == "add" and len(live) == 2 else live)
+
+    monkeypatch.setattr(graph._Builder, "_pointwise", forgetful)
+    found = bp.symmetries(model, tokens(2, 5), certificates=False)
+    # The map that is lost reads what the norm writes, which then is no stream of known readers.
+    for site in ("up2", "up2:in"):
+        assert found[site].privileged is not bp.Privileged.NONE, found[site].because
+    assert "could not be followed" in found["up2"].because
