@@ -42,6 +42,9 @@ from basis_probe.results.symmetry import (
 SMALL = 150_000_000
 """Models of at most this many parameters are copied where the record of them proves nothing."""
 
+TIMES = 8
+"""So often the examples are given to routers, whose experts may hold a number of rows."""
+
 _SMALL = 2_000_000
 """Below this many parameters a second thread costs more than it brings."""
 
@@ -191,7 +194,7 @@ def certify(
                 if derivation.router(facts.stream_of[_vertex(facts, place)]) is None:
                     prover = _prover(subject, batch, facts, derivation, seed)
                 else:
-                    prover = CopyProver(subject.model, batch, facts, derivation, seed=seed)
+                    prover = _on_many_rows(subject, batch, facts, derivation, seed)
                 proof = prover.certify(place, symmetry.group, elements=elements)
                 # What `symmetries` says of it is what is proved here.
                 smaller = None if proof.holds else _in_place(prover, place, symmetry, elements)
@@ -257,6 +260,8 @@ def reparametrize(
         _act(Action(derivation, slots, weights), place, acting)
     except WeightError as error:
         raise ValueError(f"{name} cannot be changed: {error}") from error
+    if derivation.router(facts.stream_of[_vertex(facts, place)]) is not None:
+        batch = batch.repeated(TIMES)
     allowed = _precision(facts, subject, batch)
     change = _change(subject, recognise(weights.model), batch)
     if not change <= allowed:
@@ -406,7 +411,7 @@ def _routers(
     """What is claimed of routers, which is claimed only where a copy of the model proves it.
 
     That experts do alike is seen only where each works in the place of every other, on all rows
-    that were given.
+    that were given, and on so many that those which hold a number of rows are full.
     """
     facts = derivation.facts
     found: dict[str, Symmetry] = {}
@@ -426,7 +431,7 @@ def _routers(
             try:
                 with _threads(subject):
                     if prover is None:
-                        prover = CopyProver(subject.model, batch, facts, derivation)
+                        prover = _on_many_rows(subject, batch, facts, derivation)
                     made[key] = prover.certify(sites[name], claim.group)
             except Unproved as error:
                 made[key] = str(error)
@@ -441,6 +446,16 @@ def _routers(
             because = f"{claim.because} This is claimed only where it is proved: {proof}."
             found[name] = Symmetry(group, group.privileged, because, "none")
     return found
+
+
+def _on_many_rows(
+    subject: Subject, batch: Batch, facts: Facts, derivation: Derivation, seed: int = 0
+) -> CopyProver:
+    """A copy that runs on the examples several times, as experts may hold a number of rows."""
+    try:
+        return CopyProver(subject.model, batch.repeated(TIMES), facts, derivation, seed=seed)
+    except Unproved:
+        return CopyProver(subject.model, batch, facts, derivation, seed=seed)
 
 
 def _is_proof(found: Certificate | Unproved) -> bool:

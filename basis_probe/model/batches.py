@@ -189,19 +189,28 @@ class Batch:
 
     def first(self, count: int) -> "Batch":
         """The first examples as a batch; all where it is not sure what belongs to which example."""
-        if count >= self.size or not self._is_divisible():
+        return self if count >= self.size else self._of_examples(lambda rows: rows[:count])
+
+    def repeated(self, times: int) -> "Batch":
+        """The examples several times; once where it is not sure what belongs to which example."""
+        return self._of_examples(lambda rows: rows.repeat(times, *[1] * (rows.ndim - 1)))
+
+    def _of_examples(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with other examples, [example, ...] of each tensor that has them."""
+        if not self._is_divisible():
             return self
         size = self.size
 
-        def cut(name: str, value: Any) -> Any:
+        def changed(name: str, value: Any) -> Any:
             if isinstance(value, Tensor):
                 whole = name in _WITHOUT_EXAMPLES or value.ndim == 0 or len(value) != size
-                return value if whole else value[:count]
+                return value if whole else change(value)
             if isinstance(value, np.ndarray):
-                return value[:count] if value.ndim and len(value) == size else value
-            return _rebuilt(value, lambda entry: cut(name, entry))
+                own = value.ndim and len(value) == size
+                return value[change(torch.arange(size)).numpy()] if own else value
+            return _rebuilt(value, lambda entry: changed(name, entry))
 
-        return self.changed(cut)
+        return self.changed(changed)
 
     def copied(self) -> "Batch":
         """The batch with tensors of its own, so that a model may write into them."""

@@ -781,7 +781,7 @@ class _Builder:
         source, layout = self.trace.node(first), self.layouts.get(first)
         if node.op not in _REORDERS or layout is None or node.function is None:
             return None
-        if layout.repeat != 1 or self._ref(node, 0, "input") != first or 0 in source.shape:
+        if layout.repeat != 1 or self._ref(node, 0, "input") != first:
             return None
         sizes = [source.shape[axis] for axis in layout.axes]
         count = math.prod(sizes)
@@ -793,6 +793,8 @@ class _Builder:
         try:
             made = replay(self.trace, node.index, {first: given})
         except (RuntimeError, ValueError, TypeError, LookupError):
+            return None
+        if not made.numel():
             return None
         still = torch.arange(count)
         for axis in range(made.ndim):
