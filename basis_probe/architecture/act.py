@@ -1058,6 +1058,7 @@ class Action:
             for writer in streams[index].writers:
                 self._write(writer, self._at(writer, own))
             self._add(streams[index].members, own)
+        self._add(streams[found.product].members, whole)
         for reader in streams[found.product].readers:
             self._read(reader, whole, found.product)
         return {

@@ -378,11 +378,22 @@ class Derivation:
             return
         before = self.facts.stream_of[self.facts.graph.vertices[norm].carried[0]]
         for tie in self.ties.get(behind, ()):
-            if tie.stream not in (behind, before) and not self.is_norm_output(tie.stream):
+            if tie.stream not in (behind, before) and not self._have_one_gain(norm, tie.stream):
                 raise NotUnderstood(
                     f"a map behind the norm{_where(self.facts, norm)} is used elsewhere too, where "
                     "no gain can fold into it"
                 )
+
+    def _have_one_gain(self, norm: int, other: int) -> bool:
+        """True if a norm writes another stream, too, or one with the same gain does."""
+        if not self.is_norm_output(other):
+            return False
+        graph = self.facts.graph
+        gains = (
+            {id(fixed.tensor) for _, fixed in vectors_of(graph, vertex)}
+            for vertex in (graph.vertices[norm], self.norm_of(other))
+        )
+        return next(gains) == next(gains)
 
     def _along(self, index: int, norms: list[int]) -> str:
         """Why it is not free what is written along the all-ones direction."""
@@ -586,6 +597,11 @@ class Derivation:
             return Trivial(dim), because, PAPER
         for link in self.family_links(family):
             region = self.facts.regions.get(link, NOTHING)
+            if region.shape.is_norm and region.within:
+                raise NotUnderstood(
+                    f"{region.op}{_where(self.facts, link)} norms each head by itself, and "
+                    "something besides linear maps reads what it writes"
+                )
             if region.shape is Shape.DIAGONAL and not region.learned:
                 raise NotUnderstood(
                     f"{region.op}{_where(self.facts, link)} acts on every feature with a "

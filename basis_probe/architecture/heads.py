@@ -117,10 +117,13 @@ class Heads:
         if len(self.meetings[index]) != 1:
             raise NotUnderstood("it is read by several attentions, or as queries and keys at once")
         attention, side = self.meetings[index][0]
-        for problem in (attention.why, self._side_problem(side)):
-            if problem:
-                raise NotUnderstood(problem)
+        if attention.why:
+            raise NotUnderstood(attention.why)
         assert isinstance(attention.query, Side) and isinstance(attention.key, Side)
+        # What queries take is taken out of keys, and the other way round.
+        for one in (side, attention.query, attention.key):
+            if problem := self._side_problem(one):
+                raise NotUnderstood(problem)
         if attention.query.turned != attention.key.turned or (
             attention.query.size != attention.key.size
         ):
@@ -452,6 +455,9 @@ class Heads:
             return "queries or keys are values too"
         if stream.returned or any(reader not in self.inside for reader in stream.readers):
             return "queries or keys are read by something besides the attention"
+        index = self.facts.stream_of[side.source]
+        if any(self.permuting(other) for other in self.tied_to(index) if other != index):
+            return "what writes queries or keys writes, or reads, what a nonlinearity touches, too"
         return ""
 
     def _order(self, attention: Attention) -> Literal["free", "kept"]:

@@ -236,6 +236,8 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
             vectors = [fixed for _, fixed in vectors_of(graph, vertex)]
             region = _measure_one(function, draw, op)
             learned = all(fixed.name is not None for fixed in vectors)
+            # What is computed of nothing is no weight.
+            learned = learned and bool(vectors or region.shape is not Shape.DIAGONAL)
             if region.shape is Shape.SHIFT and not (vectors and learned):
                 # The same number added to every feature bends each of them by itself.
                 alike = not vectors and region.bias is not None and len(region.bias.unique()) == 1

@@ -95,3 +95,62 @@ def test_what_is_read_elsewhere_too_is_not_claimed(by: str) -> None:
         proved = symmetry.certificate is not None and symmetry.certificate.holds
         assert symmetry.privileged is bp.Privileged.UNKNOWN or proved
         assert not isinstance(symmetry.group, G.Blocks)
+
+
+@pytest.mark.parametrize("shared", [HEADS, 2])
+def test_what_is_added_behind_the_gate_follows(shared: int) -> None:
+    class Added(Gated):
+        def __init__(self) -> None:
+            super().__init__(torch.sigmoid, shared)
+            self.shift = nn.Parameter(torch.linspace(-1.0, 1.0, HEADS * SIZE))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.embed(tokens)
+            q, k, v = (part(h).unflatten(-1, (-1, SIZE)) for part in (self.q, self.k, self.v))
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            times = HEADS // k.shape[1]
+            k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
+            z = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.head(h + self.o(z * self.g(h).sigmoid() + self.shift))
+
+    found = bp.symmetries(Added().double().eval(), example(2, 6))["v"]
+    if shared == HEADS:
+        assert found.group == G.Blocks(G.Monomial(SIZE), shared)
+    assert found.privileged is bp.Privileged.UNKNOWN or (
+        found.certificate is not None and found.certificate.holds
+    )
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_keys_that_gate_values_leave_queries_unclaimed(asked: bool) -> None:
+    class ByKeys(Gated):
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.embed(tokens)
+            q, k, v = (part(h).unflatten(-1, (-1, SIZE)) for part in (self.q, self.k, self.v))
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            z = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.head(h + self.o(z * self.k(h).sigmoid()))
+
+    model = ByKeys(torch.sigmoid).double().eval()
+    found = bp.symmetries(model, example(2, 6), certificates=asked)
+    for site in ("q", "k", "v"):
+        assert found[site].privileged is bp.Privileged.UNKNOWN, found[site]
+
+
+def test_a_norm_of_each_head_before_a_gate_is_not_claimed_head_by_head() -> None:
+    class Normed(Gated):
+        def __init__(self) -> None:
+            super().__init__(torch.sigmoid)
+            self.norm = nn.RMSNorm(SIZE)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            h = self.embed(tokens)
+            q, k, v = (part(h).unflatten(-1, (-1, SIZE)) for part in (self.q, self.k, self.v))
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            z = self.norm(F.scaled_dot_product_attention(q, k, v)).transpose(1, 2).flatten(2)
+            return self.head(h + self.o(z * self.g(h).sigmoid()))
+
+    # One gain serves all heads, so that their features would change places alike.
+    found = bp.symmetries(Normed().double().eval(), example(2, 6))
+    for site in ("v", "o:in", "g"):
+        assert found[site].privileged is bp.Privileged.UNKNOWN, found[site]

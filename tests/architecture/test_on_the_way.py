@@ -253,3 +253,29 @@ def test_what_the_graph_loses_is_not_claimed(monkeypatch: pytest.MonkeyPatch) ->
     for site in ("up2", "up2:in"):
         assert found[site].privileged is not bp.Privileged.NONE, found[site].because
     assert "could not be followed" in found["up2"].because
+
+
+def test_one_map_behind_two_norms_is_not_claimed() -> None:
+    def run(s: Net, t: Tensor) -> Tensor:
+        h = s.embed(t)
+        h = h + s.inner(s.norm(h))
+        return s.head(h + s.inner(s.other(h)))
+
+    norms = {"norm": nn.LayerNorm(D), "other": nn.LayerNorm(D)}
+    model = Net(run, inner=nn.Linear(D, D), **norms).double().eval()
+    found = bp.symmetries(model, tokens(2, 5), certificates=False)
+    assert found["embed"].privileged is bp.Privileged.UNKNOWN
+    # One norm in both places has one gain, which folds once.
+    model = Net(run, inner=nn.Linear(D, D), **dict.fromkeys(norms, nn.LayerNorm(D)))
+    require_absorbed(model.double().eval(), "embed")
+
+
+def test_a_constant_for_every_feature_that_is_computed_is_no_weight() -> None:
+    def run(s: Net, t: Tensor) -> Tensor:
+        h = s.embed(t)
+        return s.head(h * (torch.arange(D) % 2).double() + F.gelu(s.up(h)))
+
+    found = bp.symmetries(Net(run, up=nn.Linear(D, D)).double().eval(), tokens(2, 5))
+    for site in ("embed", "up"):
+        assert found[site].privileged is bp.Privileged.UNKNOWN
+        assert "no weight" in found[site].because and found[site].certificate is None
