@@ -374,7 +374,7 @@ class Derivation:
     def _require_own_readers(self, norm: int) -> None:
         """Raises `NotUnderstood` if a map that a gain folds into reads something else, too."""
         behind = self.facts.stream_of[norm]
-        if is_plain(self.facts, norm) or not self._norm_is_folded(norm):
+        if not self._norm_is_folded(norm):
             return
         before = self.facts.stream_of[self.facts.graph.vertices[norm].carried[0]]
         for tie in self.ties.get(behind, ()):

@@ -16,6 +16,7 @@ from basis_probe.algebra.groups import (
     Permutation,
     PlaneRotations,
     Planes,
+    PositiveMonomial,
     QuarterTurns,
     SignedPermutation,
     SignedPlanes,
@@ -276,9 +277,14 @@ class Heads:
         copies = dim // (count * size)
         if count * size * copies != dim:
             raise NotUnderstood(f"{dim} features do not divide into heads of {size}")
-        odd = self.is_odd(bend)
-        inner = SignedPermutation(size) if odd else Permutation(size)
-        what = "change places and sign" if odd else "change places"
+        inner: Group = Permutation(size)
+        what = "change places"
+        intertwiner = self.intertwiner(bend)
+        if isinstance(intertwiner.group, PositiveMonomial) and intertwiner.degree == 1:
+            inner = PositiveMonomial(size)
+            what = "change places and are multiplied by positive numbers"
+        elif self.is_odd(bend):
+            inner, what = SignedPermutation(size), "change places and sign"
         because = (
             f"{self.facts.regions[bend].op} bends the values feature by feature before attention "
             f"mixes positions: inside each of the {count} heads the features {what}"

@@ -110,6 +110,8 @@ def test_what_bends_queries_and_keys_leaves_what_commutes_with_it(
         (uneven, G.Permutation(SIZE)),
         (torch.cos, G.Permutation(SIZE)),
         (F.silu, G.Permutation(SIZE)),
+        (F.relu, G.PositiveMonomial(SIZE)),
+        (F.leaky_relu, G.PositiveMonomial(SIZE)),
     ],
 )
 @pytest.mark.parametrize("shared", [HEADS, 1])

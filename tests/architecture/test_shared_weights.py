@@ -246,6 +246,22 @@ def test_what_is_added_and_read_elsewhere_does_not_follow() -> None:
     assert found["v"].group.privileged.name == "NONE"
 
 
+@pytest.mark.parametrize("gained", [True, False])
+def test_a_map_behind_a_norm_that_reads_something_else_does_not_follow(gained: bool) -> None:
+    """What turns the normalised features would turn the other ones, too."""
+
+    def twice(s: Written, x: Tensor) -> Tensor:
+        normed = F.rms_norm(s.e(x), (D,), s.gain if gained else None)
+        return s.o(torch.tanh(s.m(normed)) + torch.tanh(s.m(torch.tanh(s.f(x)))))
+
+    maps = {"e": linear(9, D), "f": linear(9, D), "m": linear(D, D), "o": linear(D, 2)}
+    found = bp.symmetries(
+        moved(Written(twice, gain=nn.Parameter(1 + drawn(D)), **maps)), drawn(5, 9)
+    )
+    assert found["e"].group == G.Unknown(D)
+    assert "used elsewhere" in found["e"].because
+
+
 def test_features_that_choose_rows_of_a_table_are_read() -> None:
     def nearest(s: Written, x: Tensor) -> Tensor:
         h = s.e(x)
