@@ -52,11 +52,19 @@ _LONG = 40
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A site on a map."""
+    """A site on a map.
+
+    Attributes:
+        privileged: its shape.
+        effect: its colour.
+        outcome: its letter.
+        orders: the small letters below, of the orders by which it is emergent.
+    """
 
     privileged: Privileged
     effect: float
     outcome: Outcome
+    orders: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +110,7 @@ def of_report(report: Report) -> Panel:
             site.symmetry.privileged,
             math.nan if lead is None else lead.effect,
             site.verdict.outcome,
+            words.orders(site.verdict),
         )
         for site, lead in zip(report, speakers, strict=True)
     ]
@@ -185,7 +194,12 @@ def figure(panels: Sequence[Panel], axes: Axes | None, size: Size) -> Figure:
         _shrink(axes, close)
     if own:
         marks = [mark for panel in panels for mark in panel.marks.values()]
-        keys(drawn, {mark.privileged for mark in marks}, {mark.outcome for mark in marks})
+        keys(
+            drawn,
+            {mark.privileged for mark in marks},
+            {mark.outcome for mark in marks},
+            orders=any(mark.orders for mark in marks),
+        )
     return drawn
 
 
@@ -242,16 +256,14 @@ def _mark(axes: Axes, column: int, line: float, mark: Mark) -> None:
         linestyle="none",
         clip_on=False,
     )
-    axes.text(
-        column,
-        line,
-        words.LETTER[mark.outcome],
-        fontsize=8,
-        fontweight="bold",
-        color=drawing.ink(fill),
-        ha="center",
-        va="center_baseline",
-    )
+    look: dict[str, Any] = {
+        "fontweight": "bold", "color": drawing.ink(fill), "ha": "center", "va": "center_baseline",
+    }  # fmt: skip
+    low = 0.07 if mark.privileged is Privileged.LINE else 0.0
+    up = 0.13 - low if mark.orders else 0.0
+    axes.text(column, line - up, words.LETTER[mark.outcome], fontsize=8, **look)
+    if mark.orders:
+        axes.text(column, line + 0.14 + low, mark.orders, fontsize=5.5, **look)
 
 
 def _shrink(axes: Axes, factor: float) -> None:
@@ -275,10 +287,12 @@ def keys(
     reached: Collection[Outcome],
     *,
     on_map: bool = True,
+    orders: bool = False,
 ) -> None:
     """Puts the keys below a figure: the shapes and outcomes that are on it.
 
-    On a map letters say the outcome, and colours the effect; else colours say the outcome.
+    On a map letters say the outcome, small ones below with `orders` by which orders, and colours
+    the effect; else colours say the outcome.
     """
     from matplotlib.lines import Line2D
 
@@ -309,6 +323,8 @@ def keys(
         "handletextpad": 0.2, "columnspacing": 1.0, "alignment": "left",
     }  # fmt: skip
     told = f"{'letter' if on_map else 'colour'}: what follows"
+    if orders:
+        told += f"\nbelow it: by {words.keys_of_orders()}"
     for side, title, handles in (
         ("left", "shape: fixed by the architecture", shapes),
         ("right", told, outcomes),

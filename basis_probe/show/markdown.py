@@ -169,7 +169,7 @@ def _sites(report: Report) -> str:
                 words.DASH if lead is None else name(lead.name, 40),
                 words.DASH if lead is None else words.effect(lead.effect),
                 words.DASH if lead is None else words.p_value(lead.p_adjusted),
-                site.verdict.outcome.name.lower(),
+                text(words.outcome(site.verdict), 80),
             )
         )
     return table(heads, ("layer", "effect", "p, adjusted"), rows)

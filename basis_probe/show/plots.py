@@ -252,7 +252,7 @@ def _legend(axes: Axes, wide: float) -> None:
     titles = (
         (0.3, "shape: privileged by the architecture"),
         (0.62, "colour: effect, sd of the null"),
-        (1.02, "letter: what follows"),
+        (1.02, "letter: what follows; small ones: by"),
     )
     for line, title in titles:
         axes.text(-0.1, line, title, **style(QUIET, "right"))
@@ -295,6 +295,7 @@ def _legend(axes: Axes, wide: float) -> None:
         )
         axes.text(at + 0.17, 1.02, outcome.name.lower(), **style(INK, "left"))
         at += 1.12
+    axes.text(at, 1.02, words.keys_of_orders(), **style(QUIET, "left", size=7.5))
 
 
 # --- every site against its null ----------------------------------------------------------------

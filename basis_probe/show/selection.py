@@ -199,6 +199,11 @@ BAND = 34
 """So many columns of the map stand side by side; beyond that it goes on below."""
 
 
+def any_orders(report: Report) -> bool:
+    """True if axes are emergent by an order somewhere, so that a map explains its small letters."""
+    return any(site.verdict.orders for site in report.site_reports)
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Layers x kinds; the cells are indices into the report's sites.

@@ -10,6 +10,7 @@ import base64
 import html
 import re
 
+from basis_probe.algebra.groups import Privileged
 from basis_probe.results.report import Report, SiteReport
 from basis_probe.show import drawing, selection, words
 
@@ -77,6 +78,8 @@ def map_of(report: Report, grid: selection.Grid) -> str:
             "</g>",
         ]
     parts += _key(high - 36)
+    if selection.any_orders(report):
+        parts.append(_text(6, high - 7, f"below: by {words.keys_of_orders()}", "start", size=9))
     return _uri(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" '
         f'viewBox="0 0 {wide} {high}" font-family="system-ui,sans-serif">{"".join(parts)}</svg>'
@@ -109,10 +112,13 @@ def _site(site: SiteReport) -> str:
     lead = selection.speaker(site)
     step = None if lead is None else drawing.step(lead.effect)
     fill = "#ffffff" if step is None else drawing.LIGHT[step + 5]
-    letter = words.LETTER[site.verdict.outcome]
+    letter, orders = words.LETTER[site.verdict.outcome], words.orders(site.verdict)
+    low = 3 if site.symmetry.privileged is Privileged.LINE else 0
+    below = _text(16, 25 + low, orders, "middle", 9, drawing.ink(fill)) if orders else ""
     return (
         f'<path d="{drawing.SHAPES[site.symmetry.privileged]}" fill="{fill}" stroke="#5b6570"/>'
-        + _text(16, 21, letter, "middle", 14, drawing.ink(fill))
+        + _text(16, 17 + low if orders else 21, letter, "middle", 14, drawing.ink(fill))
+        + below
     )
 
 

@@ -151,7 +151,7 @@ def _table(report: Report, *, wide: bool) -> Table:
             *([Text(words.DASH if lead is None else _shown(lead.name, 40))] if wide else []),
             Text(words.DASH if lead is None else words.effect(lead.effect)),
             Text(words.DASH if lead is None else words.p_value(lead.p_adjusted)),
-            _outcome(site.verdict.outcome),
+            _outcome(site.verdict.outcome, site.verdict.orders if wide else ()),
         ]
         table.add_row(*cells)
     return table
@@ -200,10 +200,11 @@ def _privileged(site: SiteReport) -> str:
     return site.symmetry.privileged.name.lower()
 
 
-def _outcome(outcome: Outcome) -> Text:
+def _outcome(outcome: Outcome, orders: Sequence[str] = ()) -> Text:
     from rich.text import Text
 
-    return Text(outcome.name.lower(), _STYLES[outcome])
+    told = Text(outcome.name.lower(), _STYLES[outcome])
+    return told.append(f" {', '.join(orders)}", "dim") if orders else told
 
 
 def _shown(text: str, limit: int) -> str:

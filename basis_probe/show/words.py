@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from basis_probe.algebra.groups import Privileged
 from basis_probe.errors import clean as clean
 from basis_probe.results.evidence import ScoreResult, Tail
-from basis_probe.results.report import Outcome, Provenance, Report, SiteReport
+from basis_probe.results.report import Outcome, Provenance, Report, SiteReport, Verdict
 from basis_probe.results.symmetry import Certificate, Symmetry
 from basis_probe.show import selection
 
@@ -24,6 +24,9 @@ LETTER = {
     Outcome.UNDECIDED: "?",
 }
 """One letter for every outcome, for maps."""
+
+ORDERS = {"offset": "o", "scale": "s", "form": "f"}
+"""One small letter for every order of privilege, below that of the outcome."""
 
 NULLS = {
     "rotation": (
@@ -89,6 +92,37 @@ BIBTEX = """@inproceedings{godfrey2022symmetries,
   note      = {arXiv:2205.14258}
 }"""
 """The same for a bibliography."""
+
+
+def keys_of_orders() -> str:
+    """What the small letters of orders mean.
+
+    Example:
+        >>> keys_of_orders()
+        'o offset, s scale, f form'
+    """
+    return ", ".join(f"{letter} {order}" for order, letter in ORDERS.items())
+
+
+def outcome(verdict: Verdict) -> str:
+    """The outcome in small letters, with the orders that carry it.
+
+    Example:
+        >>> outcome(Verdict(Outcome.EMERGENT, "", ("scale", "form")))
+        'emergent (scale, form)'
+    """
+    told = f" ({', '.join(verdict.orders)})" if verdict.orders else ""
+    return verdict.outcome.name.lower() + told
+
+
+def orders(verdict: Verdict) -> str:
+    """The letters of the orders by which axes are emergent, the one that adds most first.
+
+    Example:
+        >>> orders(Verdict(Outcome.EMERGENT, "", ("scale", "form")))
+        'sf'
+    """
+    return "".join(ORDERS.get(order, "?") for order in verdict.orders)
 
 
 # --- names and texts ----------------------------------------------------------------------------

@@ -361,6 +361,35 @@ def test_orders_bases_and_path_are_shown_where_they_are() -> None:
     assert "Which basis" not in usual and "Three orders" not in usual
 
 
+@pytest.mark.parametrize("claimed", list(itertools.permutations(words.ORDERS, 2)))
+def test_maps_and_tables_say_by_which_orders_a_site_is_emergent(claimed: tuple[str, ...]) -> None:
+    report = fake_report()
+    [place] = [index for index, site in enumerate(report) if site.site == report.sites[1]]
+    emergent = dataclasses.replace(
+        report.site_reports[place],
+        verdict=Verdict(Outcome.EMERGENT, "By both.", orders=claimed),
+    )
+    sites = tuple(emergent if n == place else site for n, site in enumerate(report))
+    report = dataclasses.replace(report, site_reports=sites)
+    others = sum(bool(site.verdict.orders) for site in sites) - 1
+    letters = "".join(order[0] for order in claimed)
+    page = pages.page(report)
+    marks = re.findall(r'class="orders"[^>]*>(\w+)<', page)
+    assert marks.count(letters) == 1 and len(marks) == 1 + others
+    assert f"emergent by {', '.join(claimed)}. By architecture" in page
+    assert "Small letters" in page
+    figure = report.plot("map")
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert letters in texts
+    told = [text.get_text() for legend in figure.legends for text in [legend.get_title()]]
+    assert any("o offset, s scale, f form" in text for text in told)
+    assert f"| emergent ({', '.join(claimed)}) |" in markdown.markdown(report)
+    plain = dataclasses.replace(emergent, verdict=Verdict(Outcome.ARBITRARY, "By none."))
+    without = dataclasses.replace(report, site_reports=(plain,))
+    assert 'class="orders"' not in pages.page(without)
+    assert "Small letters" not in pages.page(without)
+
+
 def test_a_path_is_drawn_from_the_axes_to_the_turned_basis() -> None:
     path = with_companions().site_reports[0].path
     assert path is not None

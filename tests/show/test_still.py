@@ -72,6 +72,7 @@ def test_the_map_is_a_table_of_letters_and_an_image(report: Report) -> None:
     expected = [
         "".join(
             words.LETTER[report.site_reports[cell].verdict.outcome]
+            + words.orders(report.site_reports[cell].verdict)
             for cell in row.cells
             if cell is not None
         )
