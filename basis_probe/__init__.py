@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from basis_probe.concepts.export import export_basis as export_basis
     from basis_probe.concepts.neuronpedia import export_neuronpedia as export_neuronpedia
     from basis_probe.concepts.probes import sparse_probes as sparse_probes
+    from basis_probe.concepts.rigidity import stiffness as stiffness
     from basis_probe.concepts.selectivity import selectivity as selectivity
     from basis_probe.errors import DataError as DataError
     from basis_probe.errors import MisleadingNull as MisleadingNull
@@ -118,6 +119,7 @@ _HOMES = {
     "similarity": "compare.similarity",
     "sparse_probes": "concepts.probes",
     "spotlight_resonance": "evidence.resonance",
+    "stiffness": "concepts.rigidity",
     "stitch": "compare.stitching",
     "stitching_curve": "compare.stitching",
     "symmetries": "architecture.symmetries",
@@ -175,6 +177,7 @@ __all__ = [
     "similarity",
     "sparse_probes",
     "spotlight_resonance",
+    "stiffness",
     "stitch",
     "stitching_curve",
     "symmetries",

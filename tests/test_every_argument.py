@@ -129,6 +129,7 @@ BASE: dict[str, Callable[[], dict[str, Any]]] = {
     "similarity": lambda: {"x": _rows(), "y": _rows()},
     "sparse_probes": lambda: {"x": _rows(), "concepts": _labels(), "group": "orthogonal"},
     "spotlight_resonance": lambda: {"x": _rows()},
+    "stiffness": _of_data(site="1", progress=False),
     "stitch": lambda: {**_one_of_both(_model, _model)(), "site": "1"},
     "stitching_curve": lambda: {**_one_of_both(_model, _model)(), "sites": ["1"]},
     "symmetries": lambda: {"model": _model(), "example_input": _rows()},
@@ -211,6 +212,7 @@ COMMON: dict[str, Callable[[], tuple[Any, ...]]] = {
         "dim rotations calls shown count size batch_size longest iterations folds neighbours": (
             COUNTS
         ),
+        "turns": COUNTS,
         "points paths shuffles resamples retries epochs": (*NOT_COUNTS, None, {}),
         "max_samples planes": (0, *NOT_COUNTS, {}),
         "axes": (5.5, math.nan, object(), [], ["a"], [1.5], [-1], [10**25], [True], b""),

@@ -112,7 +112,7 @@ def catch(trace: Trace, reader: Node, argument: int) -> Address | None:
     None if both the function and what it reads are steps of one call, which nobody can see.
     """
     if reader.module.endswith(STEPS):
-        return _made(trace, argument)
+        return made(trace, argument)
     for call in trace.calls:
         if call.path == reader.module and call.call == reader.call and argument in call.inputs:
             return Address(Place.INPUT, call.path, call.call, call.inputs.index(argument))
@@ -122,7 +122,7 @@ def catch(trace: Trace, reader: Node, argument: int) -> Address | None:
     )
 
 
-def _made(trace: Trace, index: int) -> Address | None:
+def made(trace: Trace, index: int) -> Address | None:
     """Where a tensor can be caught as it is made."""
     for call in trace.calls:
         for kind, nodes in ((Place.OUTPUT, call.outputs), (Place.INPUT, call.inputs)):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from basis_probe.model.places import Address, Place
-from basis_probe.model.trace import Follower, followed, spelling, tensors_in
+from basis_probe.model.trace import Follower, Trace, followed, spelling, tensors_in
 
 Change = Callable[[Tensor], Tensor]
 
@@ -17,7 +17,9 @@ class NotReplaceable(ValueError):
 
 
 @contextmanager
-def replacing(model: nn.Module, address: Address, change: Change) -> Generator[None]:
+def replacing(
+    model: nn.Module, address: Address, change: Change, *, alone: bool = False
+) -> Generator[None]:
     """Within the context, one forward pass goes on with `change` of the tensor at an address.
 
     Everything that reads the tensor later reads what took its place. Hooks are removed at the end,
@@ -27,12 +29,16 @@ def replacing(model: nn.Module, address: Address, change: Change) -> Generator[N
         model: the model; it must be called once within the context.
         address: where the tensor is, at a module's end or what a function returns.
         change: what takes its place.
+        alone: True where a module that is given the tensor is known to be its only reader.
 
     Raises:
         NotReplaceable: if others may have read the tensor under another name.
     """
     if address.place is Place.OUTPUT:
         with _at_module(model, address, change):
+            yield
+    elif address.place is Place.INPUT and alone:
+        with _given_to(model, address, change):
             yield
     elif address.place is Place.FUNCTION:
         replacer = _Replacer(address, change)
@@ -59,6 +65,34 @@ def _at_module(model: nn.Module, address: Address, change: Change) -> Generator[
     with ExitStack() as stack:
         stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def _given_to(model: nn.Module, address: Address, change: Change) -> Generator[None]:
+    module = dict(model.named_modules())[address.path]
+    calls = 0
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        nonlocal calls
+        due = calls == address.call
+        calls += 1
+        if not due:
+            return None
+        keys, several = list(kwargs), (*args, *kwargs.values())
+        changed = _with(several, address.index, change)
+        return changed[: len(args)], dict(zip(keys, changed[len(args) :], strict=True))
+
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        yield
+
+
+def read_alone(trace: Trace, address: Address, node: int) -> bool:
+    """True if a module that is given a tensor is the only one that reads it."""
+    inside = f"{address.path}."
+    return address.place is Place.INPUT and all(
+        f"{reader.module}.".startswith(inside) for reader in trace.nodes if node in reader.inputs
+    )
 
 
 def _with(value: Any, index: int, change: Change) -> Any:
