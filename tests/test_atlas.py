@@ -1,0 +1,121 @@
+"""The atlas: its page is what its entries said, and what it claims holds in a short form too."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import pytest
+from atlas.entries import ENTRIES
+from atlas.entry import Entry, Missing, Notes, NotSo, Section, Settings, Verdict
+from atlas.page import anchor, page, sections
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+NONE = Settings(short=True, cache=pathlib.Path("nowhere"))
+
+
+def _entry(name: str = "one") -> Entry:
+    return Entry(name, "A title: of two words", "nothing.", lambda notes, settings: None)
+
+
+def test_the_page_is_what_the_entries_said() -> None:
+    said = sections(DOCS / "atlas", [*ENTRIES])
+    assert said, "run python -m examples.atlas --out docs"
+    assert (DOCS / "atlas.md").read_text(encoding="utf-8") == page(said)
+    assert not [one.name for one in said if one.short], "the page is made of the whole form"
+
+
+def test_every_figure_of_the_page_is_there_and_no_other() -> None:
+    shown = re.findall(r"!\[[^]]*\]\(atlas/([^)]+)\)", (DOCS / "atlas.md").read_text())
+    there = {path.name for path in (DOCS / "atlas").glob("*.png")}
+    assert set(shown) == there and len(shown) == len(there)
+
+
+def test_the_rows_of_the_readme_are_those_of_the_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    verdicts = "|".join(verdict.value for verdict in Verdict)
+    rows = [line for line in readme.splitlines() if re.search(rf"\| \*({verdicts})\* \|$", line)]
+    known = {row.line() for one in sections(DOCS / "atlas", [*ENTRIES]) for row in one.rows}
+    assert len(rows) == 4
+    assert [row for row in rows if row not in known] == []
+
+
+def test_what_is_said_comes_back_from_its_file(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = Notes(_entry(), tmp_path)
+    notes.say("Of   seven\n things.")
+    notes.table(["name", "value"], [["a", "1"], ["b", "2"]])
+    notes.row("A claim", "10", "3", Verdict.OTHER_ORDER)
+    notes.number("three", 3)
+    notes.save(short=True, about={"torch": "9"})
+    section = Section.load(tmp_path / "one.json")
+    assert section.parts == (
+        "Of seven things.",
+        "| name | value |\n|---|---:|\n| a | 1 |\n| b | 2 |",
+    )
+    made = page([section])
+    assert (
+        "| [A claim](#a-title-of-two-words) | 10 | 3 | *holds in another order* |" in made
+        and "## A title: of two words\n\nOf seven things." in made
+        and "Short form." in made
+    )
+    assert anchor("A title: of two words") == "a-title-of-two-words"
+    # Nothing comes on the page that was not printed.
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in section.parts) and section.rows[0].line() in printed
+    assert json.loads((tmp_path / "one.json").read_text())["numbers"] == {"three": 3.0}
+
+
+def test_a_sentence_that_is_not_so_stops_the_entry(tmp_path: pathlib.Path) -> None:
+    notes = Notes(_entry(), tmp_path)
+    notes.holds("one is below two", 1 < 2)
+    with pytest.raises(NotSo, match="one says 'two is below one', and in this run"):
+        notes.holds("two is below one", 2 < 1)
+
+
+def test_what_is_missing_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas import sources
+
+    settings = Settings(short=True, cache=tmp_path)
+    with pytest.raises(Missing, match=r"needs the package iglm 0\.1\.0: --fetch takes it, or pip"):
+        sources.package("iglm", "0.1.0", settings)
+    monkeypatch.setenv("BASIS_PROBE_ASSETS", str(tmp_path))
+    with pytest.raises(Missing, match="needs weights: there is none in BASIS_PROBE_ASSETS="):
+        sources.folder("weights")
+    monkeypatch.delenv("BASIS_PROBE_ASSETS")
+    with pytest.raises(Missing, match="needs weights: set BASIS_PROBE_ASSETS"):
+        sources.folder("weights")
+
+
+def test_what_was_made_is_kept(tmp_path: pathlib.Path) -> None:
+    import torch
+    from atlas import sources
+
+    settings = Settings(short=True, cache=tmp_path)
+    made = [
+        sources.kept(settings, "a", lambda value=value: torch.tensor(value)) for value in (1, 2)
+    ]
+    assert [int(value) for value in made] == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_an_entry_claims_holds_in_a_short_form(name: str, tmp_path: pathlib.Path) -> None:
+    entry = ENTRIES[name]
+    # The cache of whoever runs this, where packages were fetched; nothing is fetched here.
+    from atlas.__main__ import CACHE
+
+    notes = Notes(entry, tmp_path)
+    try:
+        # Every central claim is a `holds` of the entry, which raises where it is not so.
+        entry.run(notes, Settings(short=True, cache=CACHE / "basis_probe_atlas"))
+    except Missing as reason:
+        pytest.skip(str(reason))
+    assert notes.rows and notes.numbers
+    for row in notes.rows:
+        assert "nan" not in row.line()
