@@ -80,7 +80,7 @@ def test_what_is_missing_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
     from atlas import sources
 
     settings = Settings(short=True, cache=tmp_path)
-    with pytest.raises(Missing, match=r"needs the package iglm 0\.1\.0: --fetch takes it, or pip"):
+    with pytest.raises(Missing, match=r"needs the package iglm 0\.1\.0: --fetch takes it from"):
         sources.package("iglm", "0.1.0", settings)
     monkeypatch.setenv("BASIS_PROBE_ASSETS", str(tmp_path))
     with pytest.raises(Missing, match="needs weights: there is none in BASIS_PROBE_ASSETS="):

