@@ -478,11 +478,13 @@ def _reading(found: Found) -> str:
         return "coordinates can be read here, one by one"
     axes = _standing(found, best)
     if axes:
-        compared = 0 if best is None else int((~np.isnan(best.per_direction_p)).sum())
-        live = found.dim - found.n_dead
-        among = f"the {compared} {unit}s that were compared" if 0 < compared < live else ""
+        known = np.zeros(0) if best is None else ~np.isnan(best.per_direction_p)
+        compared, live = int(known.sum()), found.dim - found.n_dead
+        block = 0 < compared < live and bool(known[list(axes)].all())
+        among = f"the {compared} {unit}s that were compared" if block else f"{found.dim} {unit}s"
         return (
-            f"{len(axes)} of {among or f'{found.dim} {unit}s'} stand out by themselves "
+            f"{len(axes)} of {among} stand{'s' if len(axes) == 1 else ''} out by "
+            f"{'itself' if len(axes) == 1 else 'themselves'} "
             f"({_axes(axes)}): read "
             f"{'it' if len(axes) == 1 else 'those'}, not the others"
         )
@@ -531,8 +533,8 @@ def _some_alone(found: Found) -> str:
     if not 0 < compared < live:
         return ""
     return (
-        f" Only {compared} of the axes were compared, drawn at random: features on few of the "
-        f"{found.dim} may be missed."
+        f" Only {compared} of the {found.dim} axes, drawn at random, have alternatives of their "
+        "own: of the others a single one is found only where it stands out far."
     )
 
 
@@ -648,7 +650,11 @@ def _data_clause(found: Found, axes: str) -> str:
     if best.effect_without_top_axes < 2 <= best.effect:
         carried = "; at most three axes carry the finding"
     share = best.fraction_privileged
-    one_by_one = "" if math.isnan(share) else f"; {share:.0%} of the axes do so by themselves"
+    among = "the axes"
+    known = int((~np.isnan(best.per_direction_p)).sum())
+    if 0 < known < found.dim - found.n_dead:
+        among = f"the {known} axes that were compared one by one"
+    one_by_one = "" if math.isnan(share) else f"; {share:.0%} of {among} do so by themselves"
     return (
         f"the data stand out on {axes} against {against} ({_spoken(best.name)} "
         f"{_number(best.observed)} against {_number(best.null_mean)} ± "

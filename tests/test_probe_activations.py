@@ -425,7 +425,7 @@ def test_a_few_axes_that_carry_everything_are_said_to() -> None:
     assert score.per_direction_p[4] < 0.001
     assert score.fraction_privileged < 0.2
     assert score.effect_without_top_axes < 2
-    assert "1 of 32 coordinates stand out by themselves (axis 4)" in site.verdict.advice
+    assert "1 of 32 coordinates stands out by itself (axis 4)" in site.verdict.advice
     assert site.few is not None and site.few.axes == (4,)
     many = bp.probe_activations(_laplace(), group="orthogonal", null=ROTATED)
     assert many.scores["non_gaussianity"].fraction_privileged > 0.8

@@ -114,7 +114,7 @@ def test_axes_far_below_their_alternatives_are_said_to_be(privileged: Privileged
 def test_what_a_block_of_neurons_may_miss_is_said() -> None:
     block = dataclasses.replace(COUNTERFACTUAL, directions=3)
     quiet = _found(_score(0.3), privileged=Privileged.AXES, null=block)
-    said = "Only 3 of the axes were compared, drawn at random: features on few of the 8"
+    said = "Only 3 of the 8 axes, drawn at random, have alternatives of their own"
     assert said in _verdict(quiet).sentence
     whole = dataclasses.replace(quiet, null=dataclasses.replace(block, directions=8))
     dead = dataclasses.replace(quiet, n_dead=5)

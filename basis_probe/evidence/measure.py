@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.evidence.scored import scored, without_frames
 from basis_probe.results.evidence import ClosedFormRecord, FewAxes, NullRecord, ScoreResult
 from basis_probe.statistics import closed_forms
 from basis_probe.statistics.effective import distinct_rows, effective_samples
-from basis_probe.statistics.few_axes import few_axes
+from basis_probe.statistics.few_axes import FewTest, few_axes, few_of_many
 from basis_probe.statistics.floors import floor_of
 from basis_probe.statistics.moments import Moments
 from basis_probe.statistics.nulls import (
@@ -29,14 +29,6 @@ from basis_probe.statistics.nulls import (
     TurnedPreactivation,
     geometry_of,
 )
-from basis_probe.statistics.p_values import (
-    Tail,
-    benjamini_hochberg,
-    monte_carlo_p,
-    pooled_direction_p,
-    pooled_p,
-    tail_p,
-)
 from basis_probe.statistics.resampling import MIN_GROUPS
 from basis_probe.statistics.scores import (
     KURTOSIS,
@@ -45,12 +37,10 @@ from basis_probe.statistics.scores import (
     SAMPLE_HOYER,
     SAMPLE_KURTOSIS,
     Measured,
+    Reads,
     Score,
 )
-from basis_probe.statistics.spread import Spread, for_all_axes
-
-FALSE_DISCOVERY_RATE = 0.05
-TOP_AXES = 3
+from basis_probe.statistics.spread import Spread
 
 _FULL_WORK = 6e10
 """Multiplications and additions at one site up to which every axis is compared in full."""
@@ -105,6 +95,9 @@ def reads(problem: Problem) -> int:
         return getattr(problem.group, "inner", problem.group).dim
     return problem.x.shape[1]
 
+
+_ONE_LAW = (Geometry.RIDGE, Geometry.STANDARDISED, Geometry.WHITENED)
+"""Geometries in which all turned directions have one law, and so have the axes."""
 
 _OTHER_QUESTIONS = (CovariancePreserving, GaussianSurrogate, RandomWeights)
 """Nulls that untrained networks, or data without a preferred direction, differ from too."""
@@ -296,6 +289,7 @@ def _measure(
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
     rows: dict[str, list[Tensor]] = {score.name: [] for score in compared}
     everywhere: Measured | None = None
+    few: FewAxes | None = None
     spread = Spread(problem, compared)
     if isinstance(null, RandomWeights):
         first = Measured(Frame(problem.x, problem.before), unit_axes=unit_axes)
@@ -314,16 +308,17 @@ def _measure(
             whole = null.observed(problem)
             everywhere = Measured(whole, unit_axes=unit_axes)
             spread.see_everywhere(whole)
+    one_law = isinstance(null, Rotation) and geometry in _ONE_LAW
     results: dict[str, ScoreResult] = {}
     for score in used:
         closed = _closed_form(score, problem, null, geometry, seed)
         if score not in compared:
             if closed is not None and closed.std is not None and everywhere is not None:
                 values = everywhere.of(score).cpu()
-                results[score.name] = _without_frames(score, values, choice, closed, kept, dim)
+                results[score.name] = without_frames(score, values, choice, closed, kept, dim)
             continue
         directions = torch.stack(rows[score.name])
-        results[score.name] = _result(
+        results[score.name] = scored(
             score,
             directions,
             choice,
@@ -334,7 +329,7 @@ def _measure(
             axes=axes,
             values=None if everywhere is None else everywhere.of(score).cpu(),
             error=functools.partial(spread.error, score),
-            whole=geometry is Geometry.RIDGE,
+            one_law=one_law,
         )
     left_out = [score.name for score in used if score.name not in results]
     if left_out:
@@ -357,10 +352,12 @@ def _measure(
         distinct=distinct,
         effective=effective,
     )
-    few = None
-    if not (axes is not None and geometry is Geometry.RIDGE):
-        several = [torch.stack(rows[s.name]) for s in compared if results[s.name].decides]
-        few = _few(several, kept if axes is None else kept[axes])
+    deciding = [score for score in compared if results[score.name].decides]
+    frames = [torch.stack(rows[score.name]) for score in deciding]
+    if axes is None:
+        few = _few(few_axes(frames), kept)
+    elif everywhere is not None:
+        few = _few_of_many(problem, null, deciding, frames, everywhere, kept, seed, one_law=one_law)
     return Compared(record, results, notes, few)
 
 
@@ -387,14 +384,58 @@ def varying(problem: Problem, null: Null) -> tuple[Problem, Tensor]:
     return few, torch.nonzero(live.cpu()).flatten()
 
 
-def _few(scores: list[Tensor], places: Tensor) -> FewAxes | None:
+def _few_of_many(
+    problem: Problem,
+    null: Null,
+    scores: Sequence[Score],
+    frames: Sequence[Tensor],
+    everywhere: Measured,
+    kept: Tensor,
+    seed: int,
+    *,
+    one_law: bool,
+) -> FewAxes | None:
+    """Whether a few of all axes stand out where a block was compared.
+
+    By scores of what is before the nonlinearity: behind it every neuron has a law of its own, which
+    its bias makes.
+
+    Args:
+        problem: what is known of the site.
+        null: the null.
+        scores: those that decide.
+        frames: for each, the values of the block in every frame, the observed one first.
+        everywhere: the observed frame along all axes.
+        kept: which axes those are.
+        seed: seeds the alternatives of single axes.
+        one_law: whether all directions have one law.
+    """
+    read = [
+        (score, blocks[1:])
+        for score, blocks in zip(scores, frames, strict=True)
+        if not everywhere.bent or score.reads is Reads.PREACTIVATIONS
+    ]
+
+    def own(axes: Tensor) -> list[Tensor]:
+        alternatives = null.alternatives(problem, axes)
+        generator = torch.Generator().manual_seed(seed + 1)
+        drawn = [
+            Measured(alternatives.frame(generator), unit_axes=False) for _ in range(null.frames)
+        ]
+        return [torch.stack([frame.of(score).cpu() for frame in drawn]) for score, _ in read]
+
+    values = [everywhere.of(score).cpu() for score, _ in read]
+    found = few_of_many(values, [blocks for _, blocks in read], None if one_law else own)
+    return _few(found, kept)
+
+
+def _few(found: FewTest | None, places: Tensor) -> FewAxes | None:
     """Whether a few axes stand out, by the scores that decide.
 
     Args:
-        scores: the values of every direction of every frame, for each score.
+        found: the test.
         places: the axes that were compared.
     """
-    found = few_axes(scores)
     if found is None:
         return None
     return FewAxes(
@@ -519,218 +560,6 @@ def _applicable(
             continue
         used.append(score)
     return used, tuple(notes)
-
-
-def _result(
-    score: Score,
-    directions: Tensor,
-    choice: Choice,
-    *,
-    closed: ClosedFormRecord | None,
-    kept: Tensor,
-    dim: int,
-    streamed: float,
-    axes: Tensor | None,
-    values: Tensor | None,
-    error: Callable[..., float],
-    whole: bool,
-) -> ScoreResult:
-    if whole and values is not None and axes is not None:
-        return _of_all_axes(score, directions, choice, values, kept, dim, streamed, error)
-    decides = score.name in choice.deciding and choice.believable
-    tail, note = _tail(score, choice)
-    totals = directions.nanmean(1)
-    top = _without_top(directions)
-    observed, others = float(totals[0]), totals[1:]
-    mean, std = _mean_std(others)
-    effect = _effect(observed, mean, std)
-    approximated = tail_p(observed, others, tail=tail)
-    pools = choice.null.pools_directions
-    per_direction_p = pooled_direction_p(directions[0], directions[1:], pool=pools, tail=tail)
-    adjusted = benjamini_hochberg(per_direction_p)
-    known = ~torch.isnan(adjusted)
-    privileged = (adjusted[known] <= FALSE_DISCOVERY_RATE).double().mean() if known.any() else None
-    if values is not None and axes is not None:
-        several = f"on {len(axes)} of {len(values):,} axes, drawn at random"
-        note = "; ".join(filter(None, [note, several]))
-        if pools:
-            per_direction_p = pooled_p(values, directions[1:].flatten(), tail=tail)
-        else:
-            # An axis that was not compared has no alternatives of its own.
-            compared, per_direction_p = per_direction_p, torch.full_like(values, math.nan)
-            per_direction_p[axes] = compared
-    else:
-        values = directions[0]
-    shown = np.full(dim, np.nan)
-    shown[kept.numpy()] = values.numpy()
-    p_values = np.full(dim, np.nan)
-    p_values[kept.numpy()] = per_direction_p.numpy()
-    margin = 1.96 * error() / std if std > 0 and not math.isnan(effect) else math.nan
-    everywhere = for_all_axes(directions, values)
-    errors = (error(slope=everywhere.slope), everywhere.error, std / math.sqrt(len(others)))
-    return ScoreResult(
-        name=score.name,
-        observed=observed,
-        null_mean=mean,
-        null_std=std,
-        effect=effect,
-        p_value=monte_carlo_p(observed, others, tail=tail),
-        p_tail=approximated.value,
-        p_tail_method=approximated.method,
-        p_adjusted=math.nan,
-        tail=tail,
-        decides=decides,
-        null=choice.null.name,
-        null_values=others.numpy().copy(),
-        per_direction=shown,
-        per_direction_p=p_values,
-        fraction_privileged=math.nan if privileged is None else float(privileged),
-        effect_without_top_axes=_effect(float(top[0]), *_mean_std(top[1:])),
-        all_samples=streamed,
-        closed_form=closed,
-        note=note,
-        effect_interval=(effect - margin, effect + margin),
-        difference=everywhere.difference,
-        difference_error=math.hypot(*errors),
-    )
-
-
-_LEAST_P = 1e-6
-"""The normal law of a mean over blocks is not believed further out than this."""
-
-
-def _of_all_axes(
-    score: Score,
-    directions: Tensor,
-    choice: Choice,
-    values: Tensor,
-    kept: Tensor,
-    dim: int,
-    streamed: float,
-    error: Callable[..., float],
-) -> ScoreResult:
-    """The mean over all axes against blocks of turned directions.
-
-    The variance of a whole frame's mean is that of its directions one by one over their number,
-    and what directions of one frame share, both taken from the blocks.
-    """
-    blocks = directions[1:]
-    count, size = blocks.shape
-    observed, mean = float(values.nanmean()), float(blocks.nanmean())
-    single = float(blocks[~torch.isnan(blocks)].var())
-    between = float(blocks.nanmean(1).var())
-    shared = max((size * between - single) / (size - 1), 0.0)
-    variance = single / len(values) + shared + between * math.sqrt(2 / (count - 1))
-    std = math.sqrt(variance + between / count)
-    effect = _effect(observed, mean, std)
-    tail, note = _tail(score, choice)
-    far = abs(effect) if tail is Tail.TWO_SIDED else effect
-    sides = 2 if tail is Tail.TWO_SIDED else 1
-    p = min(1.0, max(sides * 0.5 * math.erfc(far / math.sqrt(2)), _LEAST_P))
-    per_direction_p = pooled_p(values, blocks.flatten(), tail=tail)
-    adjusted = benjamini_hochberg(per_direction_p)
-    known = adjusted[~torch.isnan(adjusted)]
-    share = float((known <= FALSE_DISCOVERY_RATE).double().mean()) if len(known) else math.nan
-    shown, p_values = np.full(dim, np.nan), np.full(dim, np.nan)
-    shown[kept.numpy()], p_values[kept.numpy()] = values.numpy(), per_direction_p.numpy()
-    margin = 1.96 * error(slope=0.0) / std if not math.isnan(effect) else math.nan
-    means = blocks.nanmean(1)
-    return ScoreResult(
-        name=score.name,
-        observed=observed,
-        null_mean=mean,
-        null_std=std,
-        effect=effect,
-        p_value=math.nan,
-        p_tail=math.nan if math.isnan(effect) else p,
-        p_tail_method=f"normal law, its variance from {count} blocks of {size} turned directions",
-        p_adjusted=math.nan,
-        tail=tail,
-        decides=score.name in choice.deciding and choice.believable,
-        null=choice.null.name,
-        # As whole frames would spread: blocks are fewer directions, and spread further.
-        null_values=(mean + (means - mean) * (std / float(means.std()))).numpy().copy(),
-        per_direction=shown,
-        per_direction_p=p_values,
-        fraction_privileged=share,
-        effect_without_top_axes=math.nan,
-        all_samples=streamed,
-        note="; ".join(filter(None, [note, f"all {len(values):,} axes, blocks of {size} turned"])),
-        effect_interval=(effect - margin, effect + margin),
-        difference=observed - mean,
-        difference_error=math.hypot(error(slope=0.0), math.sqrt(between / count)),
-    )
-
-
-def _tail(score: Score, choice: Choice) -> tuple[Tail, str]:
-    if choice.behind_nonlinearity and score is KURTOSIS and score.name in choice.deciding:
-        return Tail.UPPER, "behind a nonlinearity: heavy tails, one-sided"
-    return score.tail, ""
-
-
-def _without_frames(
-    score: Score,
-    values: Tensor,
-    choice: Choice,
-    closed: ClosedFormRecord,
-    kept: Tensor,
-    dim: int,
-) -> ScoreResult:
-    """A score of all axes together whose null is known without drawing a whole frame."""
-    observed, std = float(values.nanmean()), closed.std or math.nan
-    effect = _effect(observed, closed.mean, std)
-    tail, _ = _tail(score, choice)
-    sides = 2 if tail is Tail.TWO_SIDED else 1
-    far = abs(effect) if tail is Tail.TWO_SIDED else effect
-    p = min(1.0, sides * max(0.5 * math.erfc(far / math.sqrt(2)), 1e-300))
-    shown = np.full(dim, np.nan)
-    shown[kept.numpy()] = values.numpy()
-    return ScoreResult(
-        name=score.name,
-        observed=observed,
-        null_mean=closed.mean,
-        null_std=std,
-        effect=effect,
-        p_value=math.nan,
-        p_tail=math.nan if math.isnan(effect) else p,
-        p_tail_method="normal law with the null's exact mean and variance",
-        p_adjusted=math.nan,
-        tail=tail,
-        decides=False,
-        null=choice.null.name,
-        null_values=np.zeros(0),
-        per_direction=shown,
-        per_direction_p=np.full(dim, np.nan),
-        fraction_privileged=math.nan,
-        effect_without_top_axes=math.nan,
-        all_samples=math.nan,
-        closed_form=closed,
-        difference=observed - closed.mean,
-        note="no frame was drawn: the null's mean and variance are known",
-    )
-
-
-def _mean_std(values: Tensor) -> tuple[float, float]:
-    finite = values[~torch.isnan(values)]
-    if len(finite) < 2:
-        return math.nan, math.nan
-    return float(finite.mean()), float(finite.std())
-
-
-def _effect(observed: float, mean: float, std: float) -> float:
-    # A null that does not vary by more than rounding says nothing about the observed value.
-    if not std > 1e-12 * max(1.0, abs(mean)):
-        return math.nan
-    return (observed - mean) / std
-
-
-def _without_top(directions: Tensor) -> Tensor:
-    """The score of every frame without its highest three directions."""
-    if directions.shape[1] <= TOP_AXES:
-        return torch.full((len(directions),), math.nan, dtype=torch.float64)
-    filled = torch.where(torch.isnan(directions), -math.inf, directions)
-    order = filled.argsort(dim=1, descending=True)[:, TOP_AXES:]
-    return directions.gather(1, order).nanmean(1)
 
 
 def _closed_form(

@@ -278,10 +278,11 @@ class FewAxes(Exact):
     Attributes:
         axes: those beyond the largest direction of 95 % of the alternatives, the furthest first;
             where there is none, as many of the largest as stand out together.
-        observed: the largest standardised order statistic of the axes.
-        null_mean, null_std: over the alternatives.
+        observed: the largest standardised order statistic of the axes; of many axes, where
+            alternatives were drawn for a block of them, the score of the one furthest out.
+        null_mean, null_std: over the alternatives; of many axes, over single directions.
         p_value: counted among the alternatives.
-        p_tail: the same, below 1/(frames + 1) by an approximated tail.
+        p_tail: the same, smaller than counting allows by an approximated tail.
         p_adjusted: `p_tail` after Holm over all deciding tests of all sites.
         alone: how many of the axes stand out by themselves: all, or none where only several of the
             largest do so together.

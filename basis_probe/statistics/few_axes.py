@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +22,9 @@ class FewTest:
     """The largest axes against the largest directions of every alternative.
 
     Attributes:
-        observed: the largest standardised order statistic of the axes.
-        null_values: [frames], the same of every alternative.
+        observed: the largest standardised order statistic of the axes; where they were compared
+            with single directions, the score of the axis furthest out.
+        null_values: the same of every alternative, or of every direction.
         p_value: counted among the alternatives.
         p_tail: below 1/(frames + 1), where the alternatives' tail was approximated.
         axes: the axes beyond the largest direction of 95 % of the alternatives, the furthest first;
@@ -93,3 +96,98 @@ def few_axes(scores: list[Float[Tensor, "frames directions"]]) -> FewTest | None
         axes=order[: beyond or rank],
         alone=beyond,
     )
+
+
+_FURTHEST = 32
+"""So many axes, those of the largest scores, are looked at one by one."""
+_TOGETHER = (1, 2, 4, 8)
+
+Own = Callable[[Int[Tensor, " few"]], list[Float[Tensor, "frames few"]]]
+
+
+def few_of_many(
+    values: list[Float[Tensor, " axes"]],
+    blocks: list[Float[Tensor, "frames directions"]],
+    own: Own | None = None,
+) -> FewTest | None:
+    """Whether a few of many axes stand out, where alternatives were drawn for some of them only.
+
+    Every axis is compared with the directions of all alternatives together, which have one law
+    where an axis is as likely as any direction. The k-th smallest of n p-values is below t with
+    probability n t / k at most, however they depend on each other: the smallest n p / k over
+    k = 1, 2, 4, 8, times four, is a p-value. It needs tails far beyond what was drawn, which are
+    extrapolated (see `tail_p`).
+
+    Args:
+        values: for every score that decides, its value on every axis; NaN where it has none.
+        blocks: for each, the values of the directions of every alternative.
+        own: axes -> for every score, their own alternatives. Where the axes have a law each, such
+            as neurons of their own length and mean, an axis counts only if it stands out twice: as
+            it is, and in standard deviations of its own alternatives from their mean. None where
+            all have one law.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> blocks = torch.rand(99, 64, generator=generator).double()
+        >>> values = torch.rand(3000, generator=generator).double()
+        >>> values[[3, 2009]] = 5.0
+        >>> found = few_of_many([values], [blocks])
+        >>> sorted(found.axes.tolist()), found.alone, found.p_tail < 1e-3
+        ([3, 2009], 2, True)
+    """
+    count = max((int((~value.isnan()).sum()) for value in values), default=0)
+    if count < _SHARE:
+        return None
+    tails = torch.stack([_furthest(v, b.flatten()) for v, b in zip(values, blocks, strict=True)])
+    # Of several scores an axis has the smallest p, times their number.
+    joint = (len(values) * tails.amin(0)).clamp_max(1.0)
+    furthest = torch.nonzero(count * joint <= 1).flatten()
+    furthest = furthest[joint[furthest].argsort()][:_FURTHEST]
+    if own is not None and len(furthest):
+        for score, alone in enumerate(own(furthest)):
+            scaled = _scaled(blocks[score], blocks[score]).flatten()
+            far = _scaled(values[score][furthest][None], alone)[0]
+            for value, axis in zip(far.tolist(), furthest.tolist(), strict=True):
+                tails[score, axis] = max(float(tails[score, axis]), _tail(value, scaled))
+        kept = (len(values) * tails[:, furthest].amin(0)).clamp_max(1.0)
+        joint = torch.ones_like(joint).index_copy(0, furthest, kept)
+    ascending, order = joint.sort(stable=True)
+    ranks = [rank for rank in _TOGETHER if rank <= max(1, count // _SHARE)]
+    together = [count * float(ascending[rank - 1]) / rank for rank in ranks]
+    alone = int((count * ascending[:_FURTHEST] <= 1 - _QUANTILE).sum())
+    rank = ranks[min(range(len(ranks)), key=together.__getitem__)]
+    first = int(order[0])
+    score = int(tails[:, first].argmin())
+    observed, directions = float(values[score][first]), blocks[score].flatten()
+    directions = directions[~directions.isnan()]
+    counted = monte_carlo_p(observed, directions, tail=Tail.UPPER)
+    return FewTest(
+        observed=observed,
+        null_values=directions,
+        p_value=min(1.0, count * len(values) * counted),
+        p_tail=min(1.0, len(ranks) * min(together)),
+        axes=order[: alone or rank],
+        alone=alone,
+    )
+
+
+def _furthest(values: Tensor, directions: Tensor) -> Tensor:
+    """The p-value of every axis of the largest scores among single directions; one for others."""
+    p = torch.ones(len(values), dtype=torch.float64)
+    filled = torch.where(values.isnan(), torch.full_like(values, -torch.inf), values)
+    for axis in filled.topk(min(2 * _FURTHEST, len(values))).indices.tolist():
+        p[axis] = _tail(float(values[axis]), directions)
+    return p
+
+
+def _scaled(values: Tensor, alternatives: Tensor) -> Tensor:
+    """In standard deviations of the alternatives of every column from their mean."""
+    mean = alternatives.nanmean(0)
+    std = (alternatives - mean).square().nanmean(0).sqrt()
+    return (values - mean) / torch.where(std > 0, std, torch.full_like(std, math.nan))
+
+
+def _tail(value: float, directions: Tensor) -> float:
+    """The p-value of one axis; one where it has no value."""
+    p = tail_p(value, directions, tail=Tail.UPPER).value
+    return 1.0 if math.isnan(p) else p

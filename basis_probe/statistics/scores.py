@@ -129,10 +129,14 @@ class Measured:
         frame: the frame.
         unit_axes: True to divide every axis by its root mean square first, for scores that compare
             axes where the group rescales them.
+
+    Attributes:
+        bent: True where something is known from before a nonlinearity.
     """
 
     def __init__(self, frame: Frame, *, unit_axes: bool) -> None:
         self._post = _split(frame.post, frame, unit_axes)
+        self.bent = frame.pre is not None
         self._pre = self._post if frame.pre is None else _split(frame.pre, frame, unit_axes)
 
     def of(self, score: "Score") -> Float[Tensor, " dim"]:

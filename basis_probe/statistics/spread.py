@@ -84,6 +84,70 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeanOfAll:
+    """The mean of a score over all axes, against that of whole alternatives.
+
+    Attributes:
+        observed: over all axes.
+        null_mean, null_std: over alternatives of all axes.
+        slope: of the regression that made up for axes that were not compared, see `for_all_axes`;
+            zero where all directions have one law.
+        error: the standard error of `null_mean`, for the draw of axes and alternatives.
+    """
+
+    observed: float
+    null_mean: float
+    null_std: float
+    slope: float
+    error: float
+
+
+def mean_of_all(
+    directions: Float[Tensor, "frames compared"], values: Float[Tensor, " axes"], *, one_law: bool
+) -> MeanOfAll:
+    """The mean over all axes against blocks of alternatives.
+
+    The variance of a whole alternative's mean is that of its directions one by one over their
+    number, and what directions of one alternative share; both are taken from the blocks. What is
+    shared is rounded up by one standard error, so that effects err towards zero.
+
+    Args:
+        directions: the scores of the axes that were compared, first, and of their alternatives,
+            [1 + frames, compared].
+        values: the scores of all axes, [axes].
+        one_law: whether every axis has the same alternatives, as where a basis is turned; else the
+            alternatives of single axes, such as neurons, have laws of their own, and those of axes
+            that were not compared are inferred from their scores.
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> directions = torch.randn(100, 16, generator=generator, dtype=torch.float64)
+        >>> found = mean_of_all(directions, torch.full((400,), 0.5).double(), one_law=True)
+        >>> found.observed, abs(found.null_mean) < 0.1, 0.05 < found.null_std < 0.25
+        (0.5, True, True)
+    """
+    blocks = directions[1:]
+    count, size = blocks.shape
+    known = ~torch.isnan(blocks)
+    observed, number = float(values.nanmean()), int((~torch.isnan(values)).sum())
+    alike = blocks.nanmean() if one_law else blocks.nanmean(0)
+    single = float((blocks - alike)[known].square().sum() / max(1, int(known.sum()) - 1))
+    between = float(blocks.nanmean(1).var())
+    shared = max((size * between - single) / (size - 1), 0.0) if size > 1 else between
+    variance = single / max(1, number) + shared + between * math.sqrt(2 / (count - 1))
+    if one_law:
+        error = math.sqrt(between / count)
+        return MeanOfAll(
+            observed, float(blocks.nanmean()), math.sqrt(variance + error**2), 0.0, error
+        )
+    everywhere = for_all_axes(directions, values)
+    error = math.sqrt(everywhere.error**2 + between / count)
+    std = math.sqrt(variance + error**2)
+    return MeanOfAll(observed, observed - everywhere.difference, std, everywhere.slope, error)
+
+
+@dataclasses.dataclass(frozen=True)
 class AllAxes:
     """What the axes that were compared say of all.
 

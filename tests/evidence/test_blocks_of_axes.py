@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from draws import seeded
@@ -16,12 +17,14 @@ from basis_probe.algebra.groups import (
     Permutation,
     PositiveMonomial,
 )
+from basis_probe.algebra.haar import haar
 from basis_probe.evidence.measure import affordable, choose, measure
+from basis_probe.statistics.few_axes import few_of_many
 from basis_probe.statistics.nulls import Frame, Geometry, LinearLayer, Null, Problem, Rotation
 from basis_probe.statistics.resampling import LeftOut, jackknife_error
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
 from basis_probe.statistics.sparsity import column_negentropy
-from basis_probe.statistics.spread import Spread, for_all_axes
+from basis_probe.statistics.spread import Spread, for_all_axes, mean_of_all
 
 SAMPLES, DIM = 400, 24
 
@@ -199,7 +202,9 @@ def test_the_same_axes_are_compared_for_one_seed() -> None:
     one, again = (measure(problem, choice, [NON_GAUSSIANITY], seed=3).scores for _ in range(2))
     assert one == again
     other = measure(problem, choice, [NON_GAUSSIANITY], seed=4).scores
-    assert one[NON_GAUSSIANITY.name].observed != other[NON_GAUSSIANITY.name].observed
+    assert one[NON_GAUSSIANITY.name].null_mean != other[NON_GAUSSIANITY.name].null_mean
+    # The mean is over all axes, whichever are compared.
+    assert one[NON_GAUSSIANITY.name].observed == other[NON_GAUSSIANITY.name].observed
 
 
 def test_the_difference_of_a_block_is_that_of_all_axes_within_its_error() -> None:
@@ -266,6 +271,99 @@ def test_some_axes_stand_for_all_with_the_error_of_drawing_them(along: float) ->
     assert whole.error == 0 and whole.difference == pytest.approx(truth, rel=1e-12)
     few = for_all_axes(torch.stack([own[:2], others[:2]]), own)
     assert math.isnan(few.error)
+
+
+# --- few of many, and the mean of all -------------------------------------------------------------
+
+LAWS = {
+    "squares": lambda draws: draws.square(),
+    "lognormal": lambda draws: draws.exp(),
+    "bounded": lambda draws: draws.sigmoid(),
+    "heavier": lambda draws: draws.abs() ** 3,
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("copies", [1, 5])
+def test_no_few_of_many_axes_stand_out_where_all_have_one_law(law: str, copies: int) -> None:
+    """Also where axes come in copies, so that their largest values do not come alone."""
+    alarms = 0
+    for seed in range(40):
+        generator = seeded(seed)
+        values = LAWS[law](torch.randn(300, generator=generator).double()).repeat(copies)
+        blocks = LAWS[law](torch.randn(99, 16, generator=generator).double())
+        found = few_of_many([values, values.log1p()], [blocks, blocks.log1p()])
+        assert found is not None and 0 <= found.p_tail <= 1
+        alarms += found.p_tail <= 0.05
+    assert alarms <= 6  # of 40; more come by chance in one of 70 at a rate of 5 %
+
+
+@pytest.mark.parametrize("several", [1, 3, 9])
+def test_few_of_many_axes_are_named_wherever_they_are(several: int) -> None:
+    generator = seeded(several)
+    values = torch.randn(2000, generator=generator).double().square()
+    blocks = torch.randn(99, 16, generator=generator).double().square()
+    planted = torch.randperm(2000, generator=generator)[:several]
+    values[planted] = 60.0
+    found = few_of_many([values], [blocks])
+    assert found is not None and found.p_tail < 1e-4 and found.alone == several
+    assert sorted(found.axes.tolist()) == sorted(planted.tolist())
+    # An axis whose own alternatives reach as far does not count.
+    common = planted[:1]
+
+    def own(axes: Tensor) -> list[Tensor]:
+        drawn = torch.randn(99, len(axes), generator=generator).double().square()
+        return [drawn + 58 * (axes == common).double()]
+
+    left = few_of_many([values], [blocks], own)
+    assert left is not None and int(common) not in left.axes[: left.alone].tolist()
+    assert left.alone == several - 1 and (several == 1) == (left.p_tail > 0.05)
+    assert few_of_many([], []) is None
+    assert few_of_many([torch.full((9,), math.nan).double()], [blocks]) is None
+
+
+@pytest.mark.parametrize("one_law", [True, False])
+def test_the_mean_of_all_errs_by_no_more_than_is_said(one_law: bool) -> None:
+    """With what alternatives share, and, where laws differ, with axes that were not compared."""
+    off: list[float] = []
+    for seed in range(150):
+        generator = seeded(seed)
+        own = torch.zeros(400).double() if one_law else torch.randn(400, generator=generator).exp()
+        common = 0.2 * torch.randn(100, 1, generator=generator)
+        every = own + common + torch.randn(100, 400, generator=generator)
+        axes = torch.randperm(400, generator=generator)[:24]
+        found = mean_of_all(every[:, axes].double(), every[0].double(), one_law=one_law)
+        assert found.observed == pytest.approx(float(every[0].mean()), rel=1e-5)
+        off.append((found.observed - found.null_mean) / found.null_std)
+    assert abs(sum(off) / len(off)) < 0.3
+    assert 0.5 < float(torch.tensor(off).square().mean().sqrt()) < 1.1
+
+
+def test_neurons_outside_the_block_are_found_and_named() -> None:
+    rows, width, count = 1500, 24, 400
+    inputs, weight = _normal(rows, width), _normal(count, width, seed=1) / math.sqrt(width)
+    carried = [17, 203]
+    inputs[:, :2] = 3 * (_normal(rows, 2, seed=2) > 1.8).double() + 0.2 * inputs[:, :2]
+    weight[carried] = torch.eye(width, dtype=torch.float64)[:2]
+    turn = haar(width, seeded(3))
+    inputs, weight = inputs @ turn, weight @ turn
+    null = bp.nulls.Counterfactual(frames=99, samples=1024, directions=20)
+    for planted in (True, False):
+        if not planted:
+            weight[carried] = _normal(2, width, seed=4) / math.sqrt(width)
+        site = bp.probe_activations(
+            (inputs @ weight.T).relu(), group="positive-monomial", inputs=inputs, weight=weight,
+            nonlinearity="relu", null=null,
+        )  # fmt: skip
+        assert site.few is not None
+        assert (site.few.p_adjusted <= 0.05) is planted
+        if planted:
+            assert sorted(site.few.axes) == carried and site.few.alone == 2
+            assert site.verdict.outcome is bp.Outcome.PRIVILEGED
+            assert "2 of 400 neurons stand out by themselves" in site.verdict.advice
+        assert site.scores["negentropy"].observed == pytest.approx(
+            float(np.nanmean(site.scores["negentropy"].per_direction)), rel=1e-12
+        )
 
 
 # --- other examples -------------------------------------------------------------------------------
