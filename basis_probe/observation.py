@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from basis_probe.arguments import path, whole
+from basis_probe.arguments import function, path, whole
 from basis_probe.brief import described
 from basis_probe.errors import DataError, StreamError
 from basis_probe.evidence.site import Companions
 from basis_probe.interrupts import guarded, hold
+from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.results.report import Report
+from basis_probe.run.attributions import Attributions
+from basis_probe.run.gradients import Gradients, require_loss
 from basis_probe.run.parts import Part, Partial
 from basis_probe.run.read import (
     Again,
@@ -33,7 +36,7 @@ from basis_probe.run.read import (
 from basis_probe.run.report import Concluding, kept
 from basis_probe.run.watch import Choices, Effort, Groups, Watched
 from basis_probe.statistics.nulls import Null, RandomWeights
-from basis_probe.statistics.scores import Score
+from basis_probe.statistics.scores import ATTRIBUTION, Score
 
 if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
@@ -60,6 +63,7 @@ def probe(
     checkpoint: str | os.PathLike[str] | None = None,
     reference: nn.Module | None = None,
     tokenizer: Any = None,
+    loss: Loss | None = None,
 ) -> Report:
     """A verdict for every site: what the architecture allows, what the data show, what follows.
 
@@ -79,7 +83,7 @@ def probe(
             or a dict in place of the iterable is taken for one batch.
         sites: names or globs ("blocks.*.mlp.hook_post"); None for residual streams, attention
             outputs and neurons.
-        scores: names of scores, any of `bp.scores.ALL`; None for
+        scores: names of scores, any of `bp.scores.ALL` and `bp.scores.OWN`; None for
             `bp.scores.DEFAULT`.
         null: "rotation", "counterfactual" or a null as a value; None for the one each site calls
             for.
@@ -115,6 +119,10 @@ def probe(
             other network rather than any turned ones.
         tokenizer: what turns strings into tokens, and token ids into words for examples; None for
             the model's own (`model.tokenizer`), if it has one.
+        loss: for the score "attribution": (output, the batch as the data gave it) -> loss, or
+            whatever number is asked about, such as the difference of two logits. None for the loss
+            that the model returns; else the cross-entropy of the class that is the batch's second
+            element; else of the next token. It is differentiated once a batch, for all sites.
 
     Raises:
         SiteError: if a name stands for no site; the message lists the nearest.
@@ -146,7 +154,21 @@ def probe(
         progress=progress,
         companions=Companions.of(bases, paths),
         effort=effort,
+        runs=True,
     )
+    attributes = ATTRIBUTION in choices.own
+    if loss is not None:
+        function("loss", loss, "a function of (output, batch), or None")
+        if not attributes:
+            raise ValueError(
+                "loss is given and no score reads it: ask for scores=(*bp.scores.DEFAULT, "
+                '"attribution"), or leave it out'
+            )
+    if attributes and reference is not None:
+        raise ValueError(
+            "attribution and a reference are both asked for, and a pass that two networks share "
+            "is not differentiated: ask for one of them at a time"
+        )
     twins = choices.null if isinstance(choices.null, RandomWeights) else None
     require_batches(data)
     if twins is not None and iter(data) is data:
@@ -189,9 +211,17 @@ def probe(
         watching = Watched.of(subject, first_of(batches), choices)
         passes = passes_of(watching, choices, data, memory_budget)
         notes = (*notes, *announced(passes, memory_budget))
+        gradients = Gradients(subject, loss) if attributes else None
+        if gradients is not None:
+            require_loss(subject, watching.first, loss)
         # A budget holds the work of one site at a time.
-        at_once = None if memory_budget is None else 1
-        concluding = Concluding(watching, choices, {}, at_once=at_once)
+        concluding = Concluding(
+            watching,
+            choices,
+            {},
+            at_once=None if memory_budget is None else 1,
+            attributions=None if gradients is None else Attributions(watching, choices, gradients),
+        )
         total = 0
         for turn, names in enumerate(passes):
             if turn:
@@ -204,6 +234,7 @@ def probe(
                 checkpoint,
                 passing=True,
                 earlier=turn > 0,
+                gradients=gradients,
             )
 
             def finish(run: Reading = run) -> Report:

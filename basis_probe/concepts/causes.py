@@ -36,6 +36,7 @@ from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
+from basis_probe.model.losses import Loss, next_token
 from basis_probe.model.network import device_of, prepared, recognise
 from basis_probe.model.places import Place, Site
 from basis_probe.model.sites import asked
@@ -43,9 +44,6 @@ from basis_probe.model.trace import tensors_in
 from basis_probe.results.codec import Exact
 from basis_probe.results.dissection import Tally
 from basis_probe.run.read import batches_of
-
-Loss = Callable[[Any, Any], Tensor]
-"""From what the model returns and the batch as the data gave it to one loss."""
 
 
 class Held(enum.Enum):
@@ -145,7 +143,7 @@ def ablate(
     if loss is not None:
         function("loss", loss, "a function of (output, batch), or None")
     subject = recognise(model)
-    measure = _next_token if loss is None else _of_raw(loss)
+    measure = next_token if loss is None else _of_raw(loss)
     target = None if device is None else device_of(device)
     with guarded(), prepared(subject.model, target), torch.no_grad():
         reading = batches_of(data, subject)
@@ -248,23 +246,6 @@ def top_share(values: Float64[Tensor, " values"], share: float = 0.01) -> Float6
     if not float(total) > 0:
         return torch.zeros((), dtype=torch.float64)
     return values.sort(descending=True).values[:count].sum() / total
-
-
-def _next_token(output: Any, batch: Batch) -> Tensor:
-    logits = getattr(output, "logits", None)
-    if logits is None:
-        logits = next(iter(tensors_in(output)), None)
-    ids = batch.inputs
-    if logits is None or logits.ndim != 3 or ids.is_floating_point() or ids.ndim != 2:
-        raise DataError(
-            "no next-token loss can be computed from what the model returns: give loss=, a "
-            "function of (output, batch)"
-        )
-    told = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-    if batch.mask is None:
-        return -told.mean()
-    counts = batch.mask[:, 1:].to(told)
-    return -(told * counts).sum() / counts.sum().clamp(min=1)
 
 
 def _of_raw(loss: Loss) -> Callable[[Any, Batch], Tensor]:

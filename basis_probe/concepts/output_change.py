@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from basis_probe.concepts.causes import Loss
 from basis_probe.concepts.turned_neurons import Turned, run
 from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch
+from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject
 from basis_probe.model.trace import tensors_in
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
 from basis_probe.arguments import flag, function, instance, one_of, seed_of, whole
 from basis_probe.brief import brief
-from basis_probe.concepts.causes import Loss
 from basis_probe.concepts.output_change import Cost, Measure
 from basis_probe.concepts.turned_neurons import (
     POWERS,
@@ -37,6 +36,7 @@ from basis_probe.concepts.turned_neurons import (
 from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import Batch
+from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.model.sites import asked
 from basis_probe.results.codec import Exact
@@ -250,19 +250,9 @@ def _in_single(subject: Subject) -> tuple[Subject, Callable[[Batch], Batch]]:
     copied.own_tokenizer = subject.own_tokenizer
 
     def wide(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.float() if value.dtype in half else value
-        if isinstance(value, Mapping):
-            return {key: wide(entry) for key, entry in value.items()}
-        return type(value)(map(wide, value)) if type(value) in (tuple, list) else value
+        return value.float() if isinstance(value, Tensor) and value.dtype in half else value
 
-    def widened(batch: Batch) -> Batch:
-        changed = wide(batch.inputs)
-        return dataclasses.replace(
-            batch, args=wide(batch.args), kwargs=wide(batch.kwargs), inputs=changed
-        )
-
-    return copied, widened
+    return copied, lambda batch: batch.mapped(wide)
 
 
 def _concluded(place: Placed, turned: Turned, cost: Cost, notes: list[str]) -> Stiffness:

@@ -506,19 +506,23 @@ def taken(problem: Problem, samples: int) -> Problem:
     """The problem on its first rows only: they lie in the order of their random priorities."""
     if len(problem.x) <= samples:
         return problem
-    few = slice(0, samples)
+    return of_rows(problem, slice(0, samples))
+
+
+def of_rows(problem: Problem, rows: slice | Tensor) -> Problem:
+    """The problem on some of its rows."""
     layer = problem.layer
     if layer is not None:
         layer = dataclasses.replace(
-            layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
+            layer, inputs=layer.inputs[rows], held=tuple(held[rows] for held in layer.held)
         )
     return dataclasses.replace(
         problem,
-        x=problem.x[few],
-        halves=problem.halves[few],
-        pre=None if problem.pre is None else problem.pre[few],
+        x=problem.x[rows],
+        halves=problem.halves[rows],
+        pre=None if problem.pre is None else problem.pre[rows],
         layer=layer,
-        examples=None if problem.examples is None else problem.examples[few],
+        examples=None if problem.examples is None else problem.examples[rows],
     )
 
 

@@ -188,20 +188,42 @@ def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[S
     """
     if wanted is None:
         return tuple(known.DEFAULT.values())
-    found: list[Score] = []
-    choice = f"some of {', '.join(known.ALL)}"
-    for score in (
-        (wanted,) if isinstance(wanted, str | Score) else several("scores", wanted, choice)
-    ):
-        if isinstance(score, Score):
-            found.append(score)
-        elif isinstance(score, str) and score in known.ALL:
-            found.append(known.ALL[score])
-        else:
-            raise ValueError(
-                f"no score is called {described(score)}; there are {', '.join(known.ALL)}"
-            )
-    return tuple(found)
+    return tuple(map(_score_of, _several(wanted)))
+
+
+def _score_of(wanted: object) -> Score:
+    if isinstance(wanted, Score):
+        return wanted
+    if isinstance(wanted, str) and wanted in known.ALL:
+        return known.ALL[wanted]
+    if isinstance(wanted, str) and wanted in known.OWN:
+        raise ValueError(f"{wanted} needs the model and its data: ask bp.probe for it")
+    names = ", ".join((*known.ALL, *known.OWN))
+    raise ValueError(f"no score is called {described(wanted)}; there are {names}")
+
+
+def _several(wanted: Iterable[str | Score] | str | Score) -> tuple[object, ...]:
+    choice = f"some of {', '.join((*known.ALL, *known.OWN))}"
+    one = isinstance(wanted, str | Score)
+    return (wanted,) if one else tuple(several("scores", wanted, choice))
+
+
+def parted_scores(
+    wanted: Iterable[str | Score] | str | Score | None,
+) -> tuple[tuple[Score, ...], tuple[str, ...]]:
+    """The scores that are meant, and the names of those that have a null of their own.
+
+    Raises:
+        ValueError: for a name that no score bears, or no score at all.
+    """
+    if wanted is None:
+        return chosen_scores(None), ()
+    named = _several(wanted)
+    own = tuple(dict.fromkeys(s for s in named if isinstance(s, str) and s in known.OWN))
+    rest = tuple(score for score in named if not (isinstance(score, str) and score in own))
+    if own and not rest:
+        return (), own
+    return tuple(map(_score_of, rest)), own
 
 
 def chosen_null(wanted: str | Null | None) -> Null | None:

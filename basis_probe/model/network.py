@@ -418,6 +418,9 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
     with ExitStack() as stack:
         # Whatever breaks the work off, everything is put back.
         stack.enter_context(guarded())
+        if torch.is_inference_mode_enabled():
+            # Sums that are made in it could not be added to outside of it.
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(alone(model))
         stack.enter_context(random_kept())
         stack.enter_context(kept(model))

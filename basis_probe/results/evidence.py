@@ -92,6 +92,8 @@ class ScoreResult(Exact):
             compared. Where that was only some of them, what all alternatives score is estimated.
         difference_error: its standard error over other examples, other frames and, where only some
             of the axes were compared, other axes; NaN where one of these is not known.
+        untrained: what the same difference is in untrained twins of the model, where a score is
+            claimed only beyond theirs.
     """
 
     name: str
@@ -117,6 +119,7 @@ class ScoreResult(Exact):
     effect_interval: tuple[float, ...] = (math.nan, math.nan)
     difference: float = math.nan
     difference_error: float = math.nan
+    untrained: tuple[float, ...] = ()
 
 
 @brief

@@ -18,6 +18,7 @@ from basis_probe.interrupts import Ended, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.network import Subject
 from basis_probe.results.report import Report
+from basis_probe.run.gradients import Gradients
 from basis_probe.run.parts import UNCHECKED, Part, Partial, digest_of_batch
 from basis_probe.run.problems import dispensable, is_computed
 from basis_probe.run.stream import Stream
@@ -139,6 +140,7 @@ class Reading:
         passing: True if the checkpoint is of no use once there is a report. One that is found and
             was made to stay does stay.
         earlier: True if something was gathered in a pass before, which this one adds to.
+        gradients: what differentiates a loss by every row that is kept; None for no derivatives.
     """
 
     def __init__(
@@ -151,7 +153,9 @@ class Reading:
         identified: bool = False,
         passing: bool = False,
         earlier: bool = False,
+        gradients: Gradients | None = None,
     ) -> None:
+        self.gradients = gradients
         self.watching, self.choices, self.part = watching, choices, part
         self.notes: tuple[str, ...] = ()
         # A number of everything that was read, in whichever order.
@@ -291,6 +295,8 @@ class Reading:
         while True:
             spans = counting.spans(number, batch) if counting is not None and batch else None
             if number % of == index and batch is not None:
+                if self.gradients is not None and not self.earlier:
+                    self.gradients.hold(batch)
                 if number < reached:
                     own = digest_of_batch(batch)
                     digest = _digested(digest, number, own)
@@ -317,11 +323,13 @@ class Reading:
 
     def _see(self, number: int, batch: Batch, spans: Mapping[str, range] | None) -> None:
         """Adds what a batch shows."""
-        call = functools.partial(self.watching.subject.call, batch)
+        gradients = self.gradients
+        call: Callable[[], object] = functools.partial(self.watching.subject.call, batch)
+        call = call if gradients is None else gradients.run(batch)
         own = digest_of_batch(batch)
         digest = _digested(self.part.digest, number, own)
         model = self.watching.subject.model
-        add = self.stream.look(model, batch, call, spans=spans, number=number)
+        add = self.stream.look(model, batch, call, spans=spans, number=number, gradients=gradients)
         with unstoppable():
             add()
             self.part = dataclasses.replace(

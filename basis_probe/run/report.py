@@ -22,6 +22,7 @@ from basis_probe.model.batches import Batch
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
 from basis_probe.results.report import Outcome, Provenance, Report, SiteReport
+from basis_probe.run.attributions import Attributions
 from basis_probe.run.parts import Part, Partial, moved
 from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
 from basis_probe.run.read import FAILED, Again, Reading, batches_of
@@ -124,6 +125,7 @@ class Concluding:
         further: site -> scores that it gets besides those that were chosen.
         at_once: how many sites are compared side by side; None for as many as makes it fast.
         rerun: whether the model may be run again on the first batch.
+        attributions: the score of that name, where it was asked for.
     """
 
     def __init__(
@@ -135,7 +137,9 @@ class Concluding:
         *,
         at_once: int | None = None,
         rerun: bool = True,
+        attributions: Attributions | None = None,
     ) -> None:
+        self.attributions = attributions
         self.watching, self.choices, self.gathered = watching, choices, gathered
         self.further = further or {}
         self.at_once = at_once
@@ -156,6 +160,8 @@ class Concluding:
         if len(self.gathered) < len(watching.places):
             absent = [name for name in watching.places if name not in self.gathered]
             notes = (*notes, f"No data passed for {len(absent)} sites: {', '.join(absent)}.")
+        attributed = self._attributed(interrupted)
+        notes = (*notes, *self.notes)
         seen = sum(part.digest for part in partial.parts) % 2**64
         provenance = Provenance(
             model=watching.subject.description,
@@ -174,7 +180,7 @@ class Concluding:
             model_digest=_digest_of(watching.subject.model),
             data_digest=f"{seen:016x}" if seen else "",
         )
-        gathered = [self.gathered[name] for name in watching.places if name in self.gathered]
+        gathered = [attributed[name] for name in watching.places if name in attributed]
         sites = report(gathered)
         origins = self._origins(sites) if self.rerun and not interrupted else {}
         if origins:
@@ -188,6 +194,20 @@ class Concluding:
             interrupted or self.untwinned or bool(partial.missing),
             tuple(dict.fromkeys(note for note in notes if note)),
         )
+
+    def _attributed(self, interrupted: bool) -> Mapping[str, Evidence]:
+        """The evidence, with attributions beside untrained twins where they were asked for."""
+        attributions = self.attributions
+        if attributions is None:
+            return self.gathered
+        try:
+            with stoppable():
+                if not interrupted:
+                    self.notes = (*self.notes, *attributions.compare_with_twins())
+        except KeyboardInterrupt:
+            self.untwinned = True
+            self.notes = (*self.notes, "It was interrupted while untrained twins were run.")
+        return attributions.added(self.gathered)
 
     def _origins(self, sites: Sequence[SiteReport]) -> dict[str, Origin]:
         """What an untrained copy shows at embeddings that stand out, on the first batch."""
@@ -304,6 +324,8 @@ class Concluding:
 
     def _evidence(self, name: str, partial: Partial) -> Evidence:
         leader = self.watching.leaders[name]
+        if self.attributions is not None:
+            self.attributions.see(leader, partial.seen[leader])
         return gather(
             self._case(name, partial),
             (*self.choices.scores, *self.further.get(leader, ())),

@@ -21,6 +21,7 @@ from basis_probe.model.graph import Layout
 from basis_probe.model.linear_layer import Convolution
 from basis_probe.model.places import Address
 from basis_probe.model.positions import Placed, Rows, hash_batch
+from basis_probe.run.gradients import Gradients
 from basis_probe.statistics.batch_sums import BatchSums
 from basis_probe.statistics.moments import Moments, SampleKurtosis
 from basis_probe.statistics.sampling import (
@@ -210,6 +211,18 @@ class _Caught:
     rows: dict[str, Tensor]
     without: frozenset[str]
     unapplied: tuple[str, ...]
+    places: Tensor
+
+    def with_gradient(self, gradient: Tensor | None, plan: Plan) -> "_Caught":
+        """With the derivatives by its rows; NaN where there are none."""
+        if gradient is None:
+            shape = (len(self.priorities), plan.dim)
+            rows = torch.full(shape, torch.nan, device=self.places.device)
+        else:
+            flat = rows_last(gradient, plan.layout).reshape(-1, plan.dim)
+            rows = flat[self.places.to(flat.device)]
+            rows = rows if rows.dtype is torch.float64 else rows.float()
+        return dataclasses.replace(self, rows=self.rows | {"gradient": rows})
 
 
 class Observer:
@@ -312,6 +325,7 @@ class Observer:
             rows=kept,
             without=self.without,
             unapplied=ranks.unapplied,
+            places=counted[near],
         )
 
     def _gather(
@@ -631,15 +645,25 @@ class Stream:
         beside: Beside | None = None,
         spans: Mapping[str, range] | None = None,
         number: int | None = None,
+        gradients: Gradients | None = None,
     ) -> Callable[[], None]:
-        """What adds what a batch shows, once it is called; the arguments are those of `see`."""
+        """What adds what a batch shows, once it is called; the arguments are those of `see`.
+
+        Where `gradients` are given, `run` is theirs, and the derivatives by every row that is kept
+        are kept too.
+        """
         number = self.batches if number is None else number
         # Before the model runs, which may write into what it is given.
         with torch.inference_mode(False):
             ranks = self._ranks(batch, self.occurrences)
         rooms = {name: self._room(name, spans) for name in self.plans}
         observers = self._observers(batch, rooms, beside, ranks)
-        self._run(model, observers, run)
+        self._run(model, observers, run, gradients)
+        if gradients is not None:
+            for name, observer in observers.items():
+                if observer.caught is not None:
+                    own = gradients.at(self.plans[name].address)
+                    observer.caught = observer.caught.with_gradient(own, self.plans[name])
         if spans is not None:
             _require_spans(observers, spans, number)
         return functools.partial(self._add, observers, ranks, number)
@@ -736,13 +760,18 @@ class Stream:
         model: torch.nn.Module,
         observers: Mapping[str, Observer],
         run: Callable[[], object],
+        gradients: Gradients | None = None,
     ) -> None:
         catchers: dict[Address, list[Catcher]] = {}
         for name, observer in observers.items():
+            if gradients is not None:
+                address = self.plans[name].address
+                catchers.setdefault(address, []).append(gradients.catcher(address))
             for address, catcher in observer.catchers().items():
                 taken = functools.partial(self._forgive, name, catcher)
                 catchers.setdefault(address, []).append(taken if self.forgiving else catcher)
-        settled = self._settled
+        # A loss is made of what the model returns at its end.
+        settled = self._settled if gradients is None else None
         ends = settled is not None and settled.may_stop(model)
 
         def hand(each: list[Catcher], tensor: Tensor) -> None:

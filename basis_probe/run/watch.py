@@ -22,7 +22,7 @@ from basis_probe.arguments import flag, instance, one_of, seed_of, texts, whole
 from basis_probe.brief import described
 from basis_probe.errors import SiteError
 from basis_probe.evidence.measure import affordable
-from basis_probe.evidence.site import Companions, chosen_null, chosen_scores
+from basis_probe.evidence.site import Companions, chosen_null, chosen_scores, parted_scores
 from basis_probe.model.batches import Batch
 from basis_probe.model.facts import Facts
 from basis_probe.model.linear_layer import Layer, bend, layer
@@ -34,7 +34,7 @@ from basis_probe.results.symmetry import Symmetry
 from basis_probe.run.parts import DATA, beginning, differing
 from basis_probe.run.stream import Plan, Stream
 from basis_probe.statistics.nulls import Geometry, Null, Rotation, geometry_of
-from basis_probe.statistics.scores import Score
+from basis_probe.statistics.scores import ATTRIBUTION, Score
 
 Groups = Mapping[str, Group | str] | Group | str
 Effort = Literal["full", "quick"]
@@ -79,6 +79,7 @@ class Choices:
         quick: whether it is a quick look, of few samples and without proofs.
         asked: the sites in the user's words, where `sites` says what they came to.
         companions: what is computed besides the evidence.
+        own: names of scores that have a null of their own.
     """
 
     sites: str | tuple[str, ...] | None
@@ -93,6 +94,7 @@ class Choices:
     quick: bool = False
     asked: str = ""
     companions: Companions = dataclasses.field(default_factory=Companions)
+    own: tuple[str, ...] = ()
 
     @staticmethod
     def of(
@@ -107,13 +109,17 @@ class Choices:
         progress: bool,
         companions: Companions | None = None,
         effort: Effort = "full",
+        runs: bool = False,
     ) -> "Choices":
         """The choices, if they make sense.
+
+        Scores with a null of their own are known only where it `runs` the model itself.
 
         Raises:
             ValueError: for a score, null or number that makes none.
         """
-        used, wanted, seed = chosen_scores(scores), chosen_null(null), seed_of(seed)
+        used, own = parted_scores(scores) if runs else (chosen_scores(scores), ())
+        wanted, seed = chosen_null(null), seed_of(seed)
         if max_samples is not None:
             max_samples = whole("max_samples", max_samples, least=1, else_=", or None for all")
         if sites is not None:
@@ -142,6 +148,7 @@ class Choices:
             progress=progress,
             quick=quick,
             companions=companions or Companions(),
+            own=own,
         )
 
     @property
@@ -149,13 +156,14 @@ class Choices:
         """The choices in words."""
         return {
             "sites": self.asked or _said(self.sites),
-            "scores": ", ".join(score.name for score in self.scores),
+            "scores": ", ".join((*(score.name for score in self.scores), *self.own)),
             "null": "by site" if self.said is None else str(self.said),
             "groups": "derived" if self.groups is None else str(self.groups),
             "max_samples": "all" if self.max_samples is None else str(self.max_samples),
             "rows_for_nulls": str(self.capacity),
             "bases": ", ".join(basis.name for basis in self.companions.bases) or "none",
             **({"effort": "quick"} if self.quick else {}),
+            **({"gradients": "kept"} if ATTRIBUTION in self.own else {}),
         }
 
     @property

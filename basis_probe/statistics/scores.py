@@ -34,10 +34,12 @@ from basis_probe.statistics.resampling import LeftOut
 
 __all__ = [
     "ALL",
+    "ATTRIBUTION",
     "DEFAULT",
     "KURTOSIS",
     "NEGENTROPY",
     "NON_GAUSSIANITY",
+    "OWN",
     "SAMPLE_KURTOSIS",
     "Invariance",
     "Reads",
@@ -442,3 +444,10 @@ DEFAULT: dict[str, Score] = {
     score.name: score for score in (NON_GAUSSIANITY, NEGENTROPY, KURTOSIS, SAMPLE_KURTOSIS)
 }
 """Those that are computed where none is asked for: each costs time in every frame."""
+
+ATTRIBUTION = "attribution"
+OWN: dict[str, str] = {
+    ATTRIBUTION: "how few axes carry activation times the gradient of a loss: the Gini coefficient "
+    "across axes of its absolute values, averaged over samples",
+}
+"""Scores that have a null of their own and need more than activations: name -> what they are."""
