@@ -182,9 +182,9 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
 
 
 _UNTOLD = (
-    ", as behind a nonlinearity, and no turned axis has that: turning the activations credits the "
-    "axes for nothing, and no verdict rests on it; give the pre-activations and the nonlinearity, "
-    "or the layer's inputs and weight"
+    ", as behind a nonlinearity, and no turned axis is like that: turning the activations credits "
+    "the axes for nothing, and no verdict rests on it; give the pre-activations and the "
+    "nonlinearity, or the layer's inputs and weight"
 )
 
 
@@ -207,7 +207,7 @@ class Compared:
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
 
 
-_SHOWN = 49
+_SHOWN = 19
 FEWEST_AXES = 4
 """With fewer axes a kurtosis across them says nothing, and orders are not asked."""
 

@@ -1,4 +1,4 @@
-"""Whether axes have a floor, a ceiling or a dead zone, by the values that they take."""
+"""Whether axes were bent: by floors, ceilings and dead zones, or flatter than turned axes are."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ _TAIL, _EDGE = 0.10, 0.01
 _UNEVEN = 0.3
 _NOISE = 10.0
 _AXES = 256
+_TURNED, _PARTS, _FEWEST_ROWS = 64, 10, 8
+_FEWEST_AXES, _QUANTILE = 8, 0.95
+_FLAT, _ERRORS = 0.03, 4.0
+_EXCESS = 32 * math.sqrt(2)
+"""So scaled the bounded excess kurtosis is the excess kurtosis where that is small."""
 
 
 def floor_of(x: Float[Tensor, "samples dim"]) -> str:
@@ -22,8 +27,11 @@ def floor_of(x: Float[Tensor, "samples dim"]) -> str:
 
     Ties: one value, or two, is taken far more often than any other, as zero behind a ReLU or a
     shrinkage and both ends of a clamp. Piles: one tail, from the first to the tenth hundredth of
-    the samples, is far shorter than the other, as behind a GELU or softplus. The smallest and the
-    largest value alone say nothing: one far sample moves them.
+    the samples, is far shorter than the other, as behind a GELU or softplus. Leaning: most axes are
+    more lopsided than nearly all turned ones, as behind a maximum. Flatness: on average
+    the axes have less excess kurtosis than turned axes, in all parts of the samples, as behind a
+    tanh or a sigmoid, which flatten whatever they are given. The smallest and the largest value
+    alone say nothing: one far sample moves them.
 
     Args:
         x: activations, [samples, dim]; of more than 256 axes some are looked at.
@@ -47,7 +55,53 @@ def floor_of(x: Float[Tensor, "samples dim"]) -> str:
         return "most axes take one value far more often than any other"
     if float(_unevenness(ordered)) > _UNEVEN + _NOISE / math.sqrt(len(rows)):
         return "most axes pile up on one side"
+    return _bent(rows[:, live])
+
+
+def _bent(rows: Tensor) -> str:
+    """What the axes have beyond directions of a turned basis, both at unit variance."""
+    samples, dim = rows.shape
+    if samples < _PARTS * _FEWEST_ROWS or dim < 2:
+        return ""
+    rows = rows - rows.mean(0)
+    rows = rows / rows.std(0, correction=0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(dim, min(dim, _TURNED), generator=generator, dtype=torch.float64)
+    turned = rows @ torch.linalg.qr(drawn)[0].to(rows)
+    if dim >= _FEWEST_AXES and _lopsided(rows).median() > _lopsided(turned).quantile(_QUANTILE):
+        return "most axes lean to one side further than turned ones"
+    if _flatter(rows, turned, generator):
+        return "the axes are flatter than turned ones, as values that are squashed"
     return ""
+
+
+def _lopsided(rows: Tensor) -> Tensor:
+    """How far every column leans to one side: |E z exp(-z^2/2)|, which no far value rules."""
+    z = rows - rows.mean(0)
+    z = z / z.std(0, correction=0).clamp_min(1e-300)
+    return (z * (-z.square() / 2).exp()).mean(0).abs()
+
+
+def _flatter(rows: Tensor, turned: Tensor, generator: torch.Generator) -> bool:
+    """Whether the axes have less excess kurtosis than turned directions, on average.
+
+    The bounded excess kurtosis, proportional to E exp(-z^2/2) - sqrt(1/2), which no far value
+    rules; its error is that of ten parts of the samples.
+    """
+    samples = len(rows)
+    order = torch.randperm(samples, generator=generator).to(rows.device)
+    apart = torch.stack(
+        [_bounded(rows[part]) - _bounded(turned[part]) for part in order.tensor_split(_PARTS)]
+    )
+    error = float(apart.std()) / math.sqrt(_PARTS)
+    return float(apart.mean()) < -max(_FLAT, _ERRORS * error)
+
+
+def _bounded(rows: Tensor) -> Tensor:
+    """The mean over columns of their bounded excess kurtosis."""
+    centred = rows - rows.mean(0)
+    z = centred.square() / centred.square().mean(0).clamp_min(1e-300)
+    return _EXCESS * ((-z / 2).exp().mean() - math.sqrt(0.5))
 
 
 def _ties(ordered: Tensor) -> Tensor:

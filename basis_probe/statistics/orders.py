@@ -32,7 +32,7 @@ SMALL = 0.1
 """An order that differs from its null by less than this part of it is small, however sure."""
 
 _OFFSET_DRAWS = 9999
-_SCALE_DRAWS, _WIDE_SCALE_DRAWS, _WIDE = 1999, 999, 2048
+_SCALE_DRAWS, _WIDE_SCALE_DRAWS, _WIDE = 1999, 999, 512
 _LEADING = 32
 _BULK = 0.02
 _LEAST = 0.01
@@ -377,9 +377,9 @@ def turned_variances(
         drawn = torch.randn(several, dim, count, generator=generator)
         if line:
             drawn = drawn - drawn.mean(1, keepdim=True)
-        weights = _orthonormal(drawn).square().double()
-        turned = weights @ leading
-        left = ((dim - 1) / dim if line else 1.0) - weights.sum(2)
+        weights = _orthonormal(drawn).square()
+        turned = (weights @ leading.to(weights)).double()
+        left = ((dim - 1) / dim if line else 1.0) - weights.sum(2).double()
         if bulk > 0:
             left = left.clamp_min(0)
             noise = torch.randn(several, dim, generator=generator, dtype=torch.float64)
@@ -389,11 +389,17 @@ def turned_variances(
     return torch.cat(found)
 
 
+_PLAIN = 256
+"""From so many rows on, single precision makes columns orthonormal to seven digits."""
+
+
 def _orthonormal(drawn: Tensor) -> Tensor:
     """An orthonormal basis of the columns, uniform where they are Gaussian; up to signs."""
     if drawn.shape[2] > drawn.shape[1] // 4:
         return torch.linalg.qr(drawn.double())[0]
-    drawn = drawn.double() if drawn.shape[2] > 8 else drawn
+    # A few columns of many Gaussian numbers are nearly orthogonal as they are.
+    if drawn.shape[2] > 8 and drawn.shape[1] < _PLAIN:
+        drawn = drawn.double()
     lower = torch.linalg.cholesky(drawn.mT @ drawn)
     return torch.linalg.solve_triangular(lower, drawn.mT, upper=False).mT
 
