@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from . import modular_addition, residual_stream
+from . import compiled, modular_addition, optimisers, residual_stream
 
-ENTRIES = {module.ENTRY.name: module.ENTRY for module in (residual_stream, modular_addition)}
+ENTRIES = {
+    module.ENTRY.name: module.ENTRY
+    for module in (residual_stream, optimisers, modular_addition, compiled)
+}

@@ -21,6 +21,12 @@ class NotSo(Exception):
     """A sentence of the page that the numbers of this run contradict."""
 
 
+def span(values: Sequence[float], form: str) -> str:
+    """The least and the greatest in that form, or one of them where they read the same."""
+    least, most = format(min(values), form), format(max(values), form)
+    return least if least == most else f"{least} to {most}"
+
+
 class Verdict(enum.Enum):
     """What becomes of a claim under a null that holds its level."""
 
