@@ -62,8 +62,7 @@ def run_one(name: str, folder: pathlib.Path, settings: Settings) -> bool:
     spent = time.process_time() - started
     print(f"{entry.name}: {spent:.0f} CPU seconds\n", flush=True)
     about = {"torch": torch.__version__, "basis_probe": basis_probe.__version__}
-    minutes = "under one CPU minute" if spent < 60 else f"{spent / 60:.0f} CPU minutes"
-    notes.save(short=settings.short, about={**about, "in": minutes})
+    notes.save(short=settings.short, about=about)
     return True
 
 

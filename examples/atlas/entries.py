@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from . import compiled, modular_addition, optimisers, residual_stream
+from . import compiled, dissection, modular_addition, optimisers, other_statistics, residual_stream
 
 ENTRIES = {
     module.ENTRY.name: module.ENTRY
-    for module in (residual_stream, optimisers, modular_addition, compiled)
+    for module in (
+        residual_stream,
+        optimisers,
+        modular_addition,
+        dissection,
+        other_statistics,
+        compiled,
+    )
 }
