@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from . import compiled, dissection, modular_addition, optimisers, other_statistics, residual_stream
+from . import (
+    compiled,
+    dissection,
+    five_trainings,
+    modular_addition,
+    optimisers,
+    other_statistics,
+    residual_stream,
+)
 
 ENTRIES = {
     module.ENTRY.name: module.ENTRY
@@ -11,6 +19,7 @@ ENTRIES = {
         optimisers,
         modular_addition,
         dissection,
+        five_trainings,
         other_statistics,
         compiled,
     )
