@@ -119,6 +119,8 @@ class Notes:
 
     def row(self, claim: str, usual: str, ours: str, verdict: Verdict) -> None:
         """What comes into the table at the top of the page."""
+        if "|" in claim + usual + ours:
+            raise ValueError(f"a row of {self.entry.name} holds a bar, which ends a cell")
         self.rows.append(Row(claim, usual, ours, verdict))
         print(self.rows[-1].line(), flush=True)
 

@@ -159,7 +159,7 @@ def run(notes: Notes, settings: Settings) -> None:
         "Do trainings that differ in their seed alone find the same axes? [SpliceAI]"
         "(https://doi.org/10.1016/j.cell.2018.12.015) comes as five trainings of one dilated "
         "residual network (32 channels, 16 blocks, ReLU, BatchNorm), whose average is "
-        "its prediction; nobody chose them for agreeing. Their weights are read into a torch "
+        "its prediction. Their weights are read into a torch "
         f"module and shown {len(letters)} random sequences with planted exons, whose ends they "
         f"call with a median chance of {span(sure, '.2f')}. *Matched* is the mean |correlation| of "
         "channels before the second ReLU of a block, each paired with one of the other training by "
@@ -303,7 +303,7 @@ def _say_what_follows(notes: Notes, trainings: int) -> None:
     )
     notes.row(
         "Trainings from different seeds find the same channels",
-        f"matched |r| {span(own, '.2f')}; {span(shared, '.0%')} shared",
+        f"matched correlation {span(own, '.2f')}; {span(shared, '.0%')} shared",
         f"turned {span(null, '.2f')}, z {span(zs, '+.0f')}; without covariances "
         f"{span(white, '+.0f')}",
         Verdict.HOLDS if min(white) > 2 else Verdict.OTHER_ORDER,

@@ -98,7 +98,7 @@ def _probes(notes: Notes, settings: Settings) -> None:
 
 
 def _spotlight(notes: Notes, settings: Settings) -> None:
-    networks = settings.of(20, 6)
+    networks = settings.of(16, 5)
     called = {"turned": 0, "counterfactual": 0}
     planted = {"turned": 0, "counterfactual": 0}
     for seed in range(networks):
@@ -137,10 +137,10 @@ def _spotlight(notes: Notes, settings: Settings) -> None:
 def _layer(seed: int, *, sparse: bool) -> tuple[Tensor, Tensor]:
     """Inputs [samples, 8] and weights [8, 8] of a layer; with `sparse` a neuron reads a feature."""
     generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(2000, 8, generator=generator, dtype=torch.float64)
+    normal = torch.randn(1000, 8, generator=generator, dtype=torch.float64)
     if not sparse:
         return normal, torch.randn(8, 8, generator=generator, dtype=torch.float64)
-    features = normal * (torch.rand(2000, 8, generator=generator) < 0.15)
+    features = normal * (torch.rand(1000, 8, generator=generator) < 0.15)
     turn = bp.groups.Orthogonal(8).sample(generator)
     return features @ turn.T, turn.T.contiguous()
 
@@ -152,7 +152,7 @@ def _p_counterfactual(inputs: Tensor, weight: Tensor, seed: int) -> float:
     turns += [bp.groups.Orthogonal(8).sample(generator) for _ in range(FRAMES)]
     contrasts = [
         bp.spotlight_resonance(
-            (inputs @ turn @ weight.T).relu(), planes=28, angles=32, frames=1
+            (inputs @ turn @ weight.T).relu(), planes=28, angles=32, frames=19
         ).contrast
         for turn in turns
     ]
