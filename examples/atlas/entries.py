@@ -10,6 +10,7 @@ from . import (
     optimisers,
     other_statistics,
     residual_stream,
+    seed_paper,
 )
 
 ENTRIES = {
@@ -19,6 +20,7 @@ ENTRIES = {
         optimisers,
         modular_addition,
         dissection,
+        seed_paper,
         five_trainings,
         other_statistics,
         compiled,
