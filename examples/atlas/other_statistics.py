@@ -18,7 +18,7 @@ FRAMES = 19
 def run(notes: Notes, settings: Settings) -> None:
     """Three statistics, each against the null that is usual for it and against ours."""
     _probes(notes, settings)
-    _spotlight(notes, settings)
+    _spotlight(notes)
     _components(notes, settings)
 
 
@@ -97,8 +97,8 @@ def _probes(notes: Notes, settings: Settings) -> None:
 # --- spotlight resonance --------------------------------------------------------------------------
 
 
-def _spotlight(notes: Notes, settings: Settings) -> None:
-    networks = settings.of(16, 5)
+def _spotlight(notes: Notes) -> None:
+    networks = 16
     called = {"turned": 0, "counterfactual": 0}
     planted = {"turned": 0, "counterfactual": 0}
     for seed in range(networks):

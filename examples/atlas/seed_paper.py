@@ -129,15 +129,14 @@ def _stitched(notes: Notes, settings: Settings) -> None:
             ("untrained", "general-linear"),
         ):  # fmt: skip
             lost[front, group] = [
-                bp.stitch(
-                    fronts[front], two, site, data, group=group, held_out=test, epochs=1,
-                    progress=False,
-                ).penalty
+                _penalty(name, front, fronts[front], two, group, site, (data, test), settings)
                 for site in SITES[settings.of(0, 2) :]
-            ]  # fmt: skip
+            ]
         for (front, group), values in lost.items():
             key = "own" if group == OWN[name] else group
             notes.number(f"{name}/{front}/{key}", sum(values) / len(values))
+            notes.number(f"{name}/{front}/{key}/first", values[0])
+            notes.number(f"{name}/{front}/{key}/last", values[-1])
         cells = [", ".join(f"{100 * value:.0f}" for value in values) for values in lost.values()]
         rows.append([f"{name} ({OWN[name]}; accuracy {_accuracy(two, test):.0%})", *cells])
     notes.say(
@@ -147,7 +146,7 @@ def _stitched(notes: Notes, settings: Settings) -> None:
         "nonlinearity accounts for what differs between seeds, little accuracy is lost. Small "
         "convolutional networks (16, 24 and 32 channels) trained here on CIFAR-10 images, behind "
         "each of three nonlinearities. Points of accuracy lost on held-out images; beside it the "
-        "same with a front that was never trained, which shares no seed-independent features:"
+        "same with a front that was never trained, which shares nothing that is learned:"
     )
     notes.table(
         ["nonlinearity", "no layer", "own group", "orthogonal", "linear", "untrained, own group",
@@ -156,34 +155,75 @@ def _stitched(notes: Notes, settings: Settings) -> None:
     )  # fmt: skip
     number = notes.numbers
     shares: list[float] = []
-    excess: list[float] = []
+    last: list[tuple[float, float]] = []
     for name in names:
         none, own, linear = (
             number[f"{name}/other seed/{key}"] for key in ("trivial", "own", "general-linear")
         )
         notes.holds(f"{name}: its own group mends part of the difference", own < none)
         shares.append((none - own) / (none - linear))
-        excess.append(number[f"{name}/untrained/own"] - own)
-    notes.holds("an untrained front loses more in the same group", min(excess) > 0)
-    notes.say(
-        f"Of what a linear layer mends beyond no layer, the group of the nonlinearity mends "
-        f"{span(shares, '.0%')}. It is the alignment of learned features and not the freedom of "
-        f"the "
-        f"layer: an untrained front in the same group loses "
-        f"{span([100 * e for e in excess], '.0f')} "
-        "points more."
+        trained, empty = (number[f"{name}/{f}/own/last"] for f in ("other seed", "untrained"))
+        last.append((100 * trained, 100 * empty))
+    notes.holds(
+        "behind the last convolution an untrained front loses more in the same group",
+        all(other > own for own, other in last),
     )
+    said = (
+        f"Of what a linear layer mends beyond no layer, the group of the nonlinearity mends "
+        f"{span(shares, '.0%')}, as the paper has it. The untrained front says what that means. "
+        f"Behind the last convolution it loses {span([other for _, other in last], '.0f')} points "
+        f"in the same group where a trained one loses {span([own for own, _ in last], '.0f')}: "
+        "there the two seeds have learned features in common, up to the group."
+    )
+    if not settings.short:
+        early = [
+            (
+                100 * number[f"{name}/other seed/own/first"],
+                100 * number[f"{name}/untrained/own/first"],
+            )
+            for name in names
+        ]
+        notes.holds(
+            "behind the first convolution an untrained front loses no more",
+            all(other <= own for own, other in early),
+        )
+        said += (
+            f" Behind the first it loses {span([other for _, other in early], '.0f')} where a "
+            f"trained one loses {span([own for own, _ in early], '.0f')}: a small penalty early in "
+            "a network shows that the back can be fed, not that the fronts are alike."
+        )
+    notes.say(said)
     own = [100 * number[f"{name}/other seed/own"] for name in names]
     none = [100 * number[f"{name}/other seed/trivial"] for name in names]
-    empty = [100 * number[f"{name}/untrained/own"] for name in names]
     notes.row(
         "Stitching within the group of the nonlinearity costs little",
         f"{span(own, '.0f')} points lost; {span(none, '.0f')} without a layer",
-        f"{span(empty, '.0f')} with an untrained front; {span(shares, '.0%')} of what a linear "
-        f"layer "
-        "mends",
+        f"last layer {span([one for one, _ in last], '.0f')}, untrained front "
+        f"{span([other for _, other in last], '.0f')}; early layers no better than untrained",
         Verdict.HOLDS,
     )
+
+
+def _penalty(
+    name: str,
+    words: str,
+    front: nn.Module,
+    back: nn.Module,
+    group: str,
+    site: str,
+    data: tuple[Data, Data],
+    settings: Settings,
+) -> float:
+    """Accuracy lost on held-out images where the front is joined to the back by a layer."""
+
+    def join() -> Tensor:
+        stitched = bp.stitch(
+            front, back, site, data[0], group=group, held_out=data[1], epochs=1, progress=False
+        )
+        return torch.tensor(stitched.penalty, dtype=torch.float64)
+
+    key = f"seed_paper_{name}_{words}_{group}_{site}_{len(data[0])}".replace(" ", "_")
+    return float(sources.kept(settings, key, join))
 
 
 ENTRY = Entry(
