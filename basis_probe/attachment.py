@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from basis_probe.arguments import whole
 from basis_probe.brief import brief
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded
@@ -23,7 +24,9 @@ from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.calls import batch_of_call, example_of_call
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.state import beside, kept, none_running
+from basis_probe.results.history import History
 from basis_probe.results.report import Report
+from basis_probe.run.looks import Looking
 from basis_probe.run.report import Session
 from basis_probe.run.watch import Choices, Groups
 from basis_probe.statistics.nulls import Null
@@ -51,6 +54,7 @@ def attach(
     progress: bool = False,
     certificates: bool | None = None,
     example_input: Any = None,
+    every: int | None = None,
 ) -> Attachment:
     """A context in which every forward pass of the model is collected from, whoever makes it.
 
@@ -77,6 +81,11 @@ def attach(
         example_input: one batch, as for `probe`, on which the model is watched before the block
             starts. None: a copy with the same weights is watched on what the first forward pass
             is called with; hooks of the user's do not see that.
+        every: look at one forward pass in so many, the first one among them, while the block
+            runs: `history` then holds for every site the scores of that batch alone, with the
+            weights of that moment, and an e-value that may be watched and stopped at will. A look
+            is a pass of its own in evaluation mode, because dropout marks axes, and compares at
+            most 1,024 samples with 99 alternatives. None for no looks.
 
     Raises:
         TypeError: if it is no torch module, or one that runs as a script.
@@ -102,7 +111,9 @@ def attach(
         certificates=certificates,
         progress=progress,
     )
-    return Attachment(recognise(model), choices, example_input)
+    if every is not None:
+        every = whole("every", every, least=1, else_=": how many passes lie between looks, or None")
+    return Attachment(recognise(model), choices, example_input, every)
 
 
 @brief
@@ -113,9 +124,14 @@ class Attachment:
         subject: the model.
         choices: what the user asked for.
         example: a batch on which the model is watched before the block, or None.
+        every: how many passes lie between looks; None for none.
     """
 
-    def __init__(self, subject: Subject, choices: Choices, example: Any) -> None:
+    def __init__(
+        self, subject: Subject, choices: Choices, example: Any, every: int | None = None
+    ) -> None:
+        self._looking = None if every is None else Looking(every)
+        self._unlooked: tuple[int, str] = (0, "")
         self.live = False
         self._subject, self._choices, self._example = subject, choices, example
         self._session: Session | None = None
@@ -131,6 +147,11 @@ class Attachment:
     def passes(self) -> int:
         """The number of forward passes collected from so far."""
         return 0 if self._session is None else self._session.stream.batches
+
+    @property
+    def history(self) -> History:
+        """The looks so far, also while the block runs; without any if `every` was not given."""
+        return History((), 0) if self._looking is None else self._looking.history
 
     def _brief(self) -> Mapping[str, object]:
         return {"model": self._subject.model, "passes": self.passes, "live": self.live}
@@ -202,6 +223,8 @@ class Attachment:
                 f"{self._unread[0]} forward passes could not be read and are not counted: "
                 f"{self._unread[1]}"
             )
+        if self._unlooked[0]:
+            notes.append(f"{self._unlooked[0]} looks failed: {self._unlooked[1]}")
         if self._slow:
             notes.append(
                 "torch leaves the fast path of nn.TransformerEncoder while a model is watched "
@@ -259,7 +282,8 @@ class Attachment:
         """What `forward` returns for the arguments, seen on the way."""
         session = self._session
         here = threading.get_ident()
-        if session is None or self._thread == here or session.stream.full:
+        ended = session is not None and session.stream.full and self._looking is None
+        if session is None or self._thread == here or ended:
             self._beside += session is None and self._trouble is None
             return forward(*args, **kwargs)
         with self._door:
@@ -304,6 +328,7 @@ class Attachment:
                     failed.append(error)
                     raise
 
+        self._look(session, batch)
         try:
             session.stream.see(self._subject.model, batch, run)
         except BaseException as error:
@@ -316,6 +341,25 @@ class Attachment:
         self._training += training
         self._slow += not training and not gradients and self._has_fast_path
         return returned[0]
+
+    def _look(self, session: Session, batch: Batch) -> None:
+        """Looks at the model on a batch before the user's pass, as if there had been no look."""
+        looking, step = self._looking, session.stream.batches
+        if looking is None or not looking.is_due(step):
+            return
+        try:
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                _at_rest(),
+                prepared(self._subject.model, None),
+                _unhooked(self._subject),
+            ):
+                looking.look(session, batch, step)
+        except Exception as error:
+            # What goes wrong in it is no matter of the user's run.
+            often, said = self._unlooked
+            self._unlooked = often + 1, said or f"{type(error).__name__}: {error}"
 
     def _note(self, error: Exception) -> None:
         often, said = self._unread

@@ -25,7 +25,7 @@ def _labelled(x: Tensor, generator: torch.Generator, classes: int = 5) -> list[A
     return list(zip(x.split(100), y.split(100), strict=True))
 
 
-def _features(count: int, width: int, generator: torch.Generator) -> Tensor:
+def features(count: int, width: int, generator: torch.Generator) -> Tensor:
     """Sparse features in a random basis, as real inputs have structure of their own."""
     present = torch.rand(count, width, generator=generator) < 0.15
     sparse = present * torch.rand(count, width, generator=generator)
@@ -41,7 +41,7 @@ def untrained(bend: Callable[[], nn.Module]) -> Callable[[int], Made]:
             torch.manual_seed(seed)
             model = nn.Sequential(nn.Linear(16, 32), bend(), nn.Linear(32, 24), bend())
             model.append(nn.Linear(24, 5))
-        return model, _labelled(_features(600, 16, generator), generator), "1"
+        return model, _labelled(features(600, 16, generator), generator), "1"
 
     return make
 
@@ -52,11 +52,12 @@ class Stream(nn.Module):
     def __init__(self, width: int = 16) -> None:
         super().__init__()
         self.read, self.block = nn.Linear(width, width), nn.Linear(width, width)
+        self.write = nn.Linear(width, width)
         self.norm, self.out = nn.RMSNorm(width), nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.read(x)
-        x = x + torch.relu(self.block(self.norm(x)))
+        x = x + self.write(torch.relu(self.block(self.norm(x))))
         return self.out(self.norm(x))
 
 
@@ -69,7 +70,7 @@ def turned_stream(seed: int) -> Made:
     with torch.no_grad():
         model.read.weight.copy_(haar(16, generator))
         model.block.weight.copy_(torch.randn(16, 16, generator=generator))
-    return model, _labelled(_features(600, 16, generator), generator), "read"
+    return model, _labelled(features(600, 16, generator), generator), "read"
 
 
 def planted_stream(seed: int) -> Made:

@@ -213,6 +213,7 @@ COMMON: dict[str, Callable[[], tuple[Any, ...]]] = {
             COUNTS
         ),
         "turns": COUNTS,
+        "every": (0, *NOT_COUNTS, {}),
         "points paths shuffles resamples retries epochs": (*NOT_COUNTS, None, {}),
         "max_samples planes": (0, *NOT_COUNTS, {}),
         "axes": (5.5, math.nan, object(), [], ["a"], [1.5], [-1], [10**25], [True], b""),

@@ -19,6 +19,9 @@ from basis_probe.results.evidence import Tail as Tail
 from basis_probe.results.examples import Context as Context
 from basis_probe.results.examples import Examples as Examples
 from basis_probe.results.examples import TopContexts as TopContexts
+from basis_probe.results.history import Glance as Glance
+from basis_probe.results.history import History as History
+from basis_probe.results.history import Look as Look
 from basis_probe.results.report import Outcome as Outcome
 from basis_probe.results.report import Provenance as Provenance
 from basis_probe.results.report import Report as Report
@@ -47,9 +50,12 @@ __all__ = [
     "Examples",
     "FewAxes",
     "FormBound",
+    "Glance",
+    "History",
     "KurtosisSplit",
     "LayerMatrices",
     "LayerMatrix",
+    "Look",
     "NetworkMatrix",
     "NullRecord",
     "OrderRecord",

@@ -243,7 +243,7 @@ class Concluding:
         stream.see(subject.model, first, functools.partial(subject.call, first))
         gathered = [
             gather(
-                _case(name, place, stream.seen[name], 1, subject.dtype),
+                case_of(name, place, stream.seen[name], 1, subject.dtype),
                 choices.scores,
                 choices.null,
                 seed=choices.seed,
@@ -320,7 +320,7 @@ class Concluding:
     def _case(self, name: str, partial: Partial) -> Case:
         place = (self._places or self.watching.places)[name]
         seen = partial.seen[self.watching.leaders[name]]
-        return _case(name, place, seen, partial.batches, self.watching.subject.dtype)
+        return case_of(name, place, seen, partial.batches, self.watching.subject.dtype)
 
     def _evidence(self, name: str, partial: Partial) -> Evidence:
         leader = self.watching.leaders[name]
@@ -466,7 +466,8 @@ def untrained_twins(
 _INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
 
 
-def _case(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
+def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
+    """What is known of a site before its axes are compared with anything."""
     notes = list(place.notes)
     trouble = ""
     if seen.missed:
