@@ -100,8 +100,10 @@ def probe(
         certificates: whether to prove what is claimed of the architecture, in float64 and without a
             copy of the model; None to do so unless `effort` is "quick".
         bases: other bases to compare the axes of every site with: names ("pca", "ica", "varimax"
-            ...), candidates or matrices [directions, dim]; None for none. Each site's best one is
-            returned, judged on samples that it was not fitted on.
+            ...), candidates, matrices [directions, dim], or paths: the folder of a SAELens
+            autoencoder, a .safetensors file with its decoder, a .npy matrix; None for none. Each
+            site's best one is returned, judged on samples that it was not fitted on, and a table of
+            all where directions were given.
         paths: to how many turned bases the deciding score is followed at every site, 0 for none.
         examples: how many contexts to show of each of the five axes that stand out most at every
             site, and of as many rotated directions, as `with_examples` does; the data pass through

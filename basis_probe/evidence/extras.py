@@ -3,7 +3,9 @@
 None of it decides whether the axes stand out; it says what makes them, and where to look instead.
 """
 
+import dataclasses
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,9 +43,10 @@ def chosen_bases(
     if wanted is None:
         return ()
     from basis_probe.statistics.bases import ALL, Candidate, Given
+    from basis_probe.statistics.dictionaries import is_file_like, read_dictionary
 
-    one = isinstance(wanted, str | Candidate | np.ndarray | Tensor)
-    names = f"names ({', '.join(ALL)}), candidates or matrices [directions, dim]"
+    one = isinstance(wanted, str | os.PathLike | Candidate | np.ndarray | Tensor)
+    names = f"names ({', '.join(ALL)}), paths, candidates or matrices [directions, dim]"
     given = (wanted,) if one else several("bases", wanted, names)
     found: list[Candidate] = []
     for basis in given:
@@ -53,25 +56,68 @@ def chosen_bases(
             found.append(Given(basis))
         elif isinstance(basis, str) and basis in ALL:
             found.append(ALL[basis])
+        elif isinstance(basis, str | os.PathLike) and is_file_like(basis):  # pyright: ignore[reportUnknownArgumentType]
+            found.append(read_dictionary(basis))  # pyright: ignore[reportUnknownArgumentType]
         else:
             raise ValueError(
                 f"no basis is called {described(basis)}; there are {', '.join(ALL)}, or "
-                "give directions as a matrix [directions, dim]"
+                "give the path of a dictionary, or directions as a matrix [directions, dim]"
             )
     # The axes take part unasked.
-    return tuple(candidate for candidate in found if candidate.name != "standard")
+    return tuple(candidate for candidate in _named_apart(found) if candidate.name != "standard")
+
+
+def _named_apart(found: "list[Candidate]") -> "list[Candidate]":
+    """Given directions that bear one name get numbers behind it."""
+    from basis_probe.statistics.bases import Given
+
+    counts: dict[str, int] = {}
+    named: list[Candidate] = []
+    for candidate in found:
+        counts[candidate.name] = count = counts.get(candidate.name, 0) + 1
+        if count > 1 and isinstance(candidate, Given):
+            candidate = dataclasses.replace(candidate, label=f"{candidate.label} {count}")
+        named.append(candidate)
+    return named
 
 
 def ranked(
-    problem: Problem, candidates: "Sequence[Candidate]", *, seed: int
-) -> BasisRanking | str | None:
-    """The axes and other bases under one score, or why they could not be compared; None for none.
+    problem: Problem, candidates: "Sequence[Candidate]", scores: Sequence[Score], *, seed: int
+) -> tuple[BasisRanking | None, tuple[str, ...]]:
+    """The axes and other bases side by side, and what a reader must know; None for none.
 
-    Behind a nonlinearity the tensor before it is compared: turned activations are no fair company
-    for one-sided ones.
+    They are ranked by one score in the geometry of the site: behind a nonlinearity the tensor
+    before it is compared, because turned activations are no fair company for one-sided ones.
+    Dictionaries are made for activations as they are, and ranked where those are compared. Where
+    directions were given, a table has every score of all of them, of the activations as they are.
     """
     if not candidates:
-        return None
+        return None, ()
+    from basis_probe.evidence.dictionaries import table
+    from basis_probe.statistics.bases import Given
+    from basis_probe.statistics.dictionaries import Dictionary
+
+    given = any(isinstance(one, Given) for one in candidates)
+    lines, notes = table(problem, candidates, scores, seed=seed) if given else ((), ())
+    rows, geometry, reads = _rows(taken(problem, ROWS))
+    plain = geometry in (Geometry.EUCLIDEAN, Geometry.LINE) and reads == ACTIVATIONS
+    fits = [
+        one
+        for one in candidates
+        if not isinstance(one, Dictionary) or (plain and one.directions.shape[1] == rows.shape[1])
+    ]
+    if any(isinstance(one, Dictionary) for one in candidates) and not plain:
+        notes = (*notes, "Dictionaries are not ranked here: what is ranked is not the activations.")
+    found = _ranked(problem, fits, seed=seed)
+    if isinstance(found, str):
+        return None, (*notes, found)
+    return dataclasses.replace(found, table=lines), notes
+
+
+def _ranked(
+    problem: Problem, candidates: "Sequence[Candidate]", *, seed: int
+) -> BasisRanking | str:
+    """The axes and other bases under one score, or why they could not be compared."""
     from basis_probe.statistics.bases import compare_bases
 
     rows, geometry, reads = _rows(taken(problem, ROWS))

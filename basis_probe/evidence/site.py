@@ -294,10 +294,9 @@ def gather(
             if asks_orders(compared, choice.null):
                 apart = orders(compared, found.scores, seed=seed)
             bounded = bound(compared, choice.null, distinct=found.record.distinct, seed=seed)
-        ranking = ranked(problem, companions.bases, seed=seed)
+        ranking, said_of_bases = ranked(problem, companions.bases, scores, seed=seed)
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
-    if isinstance(ranking, str):
-        notes = (*notes, ranking)
+    notes = (*notes, *said_of_bases)
     return Evidence(
         case=dataclasses.replace(
             case, notes=case.notes + notes, trouble=_too_narrow(problem, choice.null)
@@ -308,7 +307,7 @@ def gather(
         orders=apart,
         few=found.few,
         bound=bounded,
-        bases=None if isinstance(ranking, str) else ranking,
+        bases=ranking,
         path=way,
     )
 

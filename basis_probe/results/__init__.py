@@ -5,6 +5,7 @@ from basis_probe.results.dissection import Comparison as Comparison
 from basis_probe.results.dissection import Dissection as Dissection
 from basis_probe.results.dissection import SiteDissection as SiteDissection
 from basis_probe.results.evidence import BasisRanking as BasisRanking
+from basis_probe.results.evidence import BasisRow as BasisRow
 from basis_probe.results.evidence import BasisStanding as BasisStanding
 from basis_probe.results.evidence import ClosedFormRecord as ClosedFormRecord
 from basis_probe.results.evidence import FewAxes as FewAxes
@@ -40,6 +41,7 @@ from basis_probe.results.symmetry import Symmetry as Symmetry
 
 __all__ = [
     "BasisRanking",
+    "BasisRow",
     "BasisStanding",
     "Certificate",
     "Chance",

@@ -2,12 +2,16 @@
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from basis_probe.brief import brief
 from basis_probe.results.codec import Exact
 from basis_probe.statistics.p_values import Tail as Tail
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @brief
@@ -149,6 +153,32 @@ class BasisStanding(Exact):
 
 @brief
 @dataclasses.dataclass(frozen=True, eq=False)
+class BasisRow(Exact):
+    """One score of one basis, of the activations as they are.
+
+    Attributes:
+        basis: its name; "axes" and "rotations" among them.
+        kind: "directions", along which activations are read, or "codes", which the encoder of a
+            dictionary makes of them.
+        score: the score; "active" is how many codes of a sample are not zero.
+        value: its mean over directions.
+        low, high: 95 % interval over other examples, by the jackknife; of rotations their range.
+        directions: how many were judged.
+        note: what a reader must know, or an empty string.
+    """
+
+    basis: str
+    kind: str
+    score: str
+    value: float
+    low: float
+    high: float
+    directions: int
+    note: str = ""
+
+
+@brief
+@dataclasses.dataclass(frozen=True, eq=False)
 class BasisRanking(Exact):
     """Which basis, then? The axes and other bases of the same space, under one score.
 
@@ -163,6 +193,7 @@ class BasisRanking(Exact):
         null_mean, null_std: of the score over random rotations, on the same held-out samples.
         frames: how many rotations.
         fitted_on, judged_on: numbers of samples.
+        table: every score of the axes, rotations and all bases, of the activations as they are.
     """
 
     score: str
@@ -176,6 +207,14 @@ class BasisRanking(Exact):
     frames: int
     fitted_on: int
     judged_on: int
+    table: tuple[BasisRow, ...] = ()
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """`table` as a pandas DataFrame, one row for every basis, kind and score."""
+        import pandas
+
+        names = [field.name for field in dataclasses.fields(BasisRow)]
+        return pandas.DataFrame([vars(row) for row in self.table], columns=names)
 
     @property
     def axes(self) -> BasisStanding:
