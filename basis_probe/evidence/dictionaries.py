@@ -54,8 +54,8 @@ def table(
         if directions is not None and directions.shape[1] != dim:
             # A dictionary belongs to one width, and several sites may have been asked for.
             notes.append(
-                f"{candidate.name} was left out here: its directions have "
-                f"{directions.shape[1]} entries, and the site has {dim} axes."
+                f"{candidate.name} has directions of {directions.shape[1]} entries, and the site "
+                f"{dim} axes, so it was left out here."
             )
             continue
         try:

@@ -53,7 +53,8 @@ def chosen_bases(
         if isinstance(basis, Candidate):
             found.append(basis)
         elif isinstance(basis, np.ndarray | Tensor):
-            found.append(Given(basis))
+            half = isinstance(basis, Tensor) and basis.dtype in (torch.bfloat16, torch.float16)
+            found.append(Given(basis.float() if half else basis))  # pyright: ignore
         elif isinstance(basis, str) and basis in ALL:
             found.append(ALL[basis])
         elif isinstance(basis, str | os.PathLike) and is_file_like(basis):  # pyright: ignore[reportUnknownArgumentType]
@@ -104,10 +105,14 @@ def ranked(
     fits = [
         one
         for one in candidates
-        if not isinstance(one, Dictionary) or (plain and one.directions.shape[1] == rows.shape[1])
+        if not isinstance(one, Given)
+        or (one.directions.shape[1] == rows.shape[1] and (plain or not isinstance(one, Dictionary)))
     ]
     if any(isinstance(one, Dictionary) for one in candidates) and not plain:
         notes = (*notes, "Dictionaries are not ranked here: what is ranked is not the activations.")
+    wide = (one for one in candidates if isinstance(one, Given))
+    if len(candidates) == sum(one.directions.shape[1] != problem.x.shape[1] for one in wide):
+        return None, notes
     found = _ranked(problem, fits, seed=seed)
     if isinstance(found, str):
         return None, (*notes, found)

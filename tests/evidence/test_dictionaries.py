@@ -129,7 +129,7 @@ def test_a_dictionary_of_another_width_is_left_out_where_it_does_not_fit(
     path = tmp_path / "wide.npy"
     np.save(path, np.random.default_rng(0).normal(size=(12, 5)))
     site = probed([str(path), "pca"])
-    assert any("have 5 entries, and the site has 8 axes" in note for note in site.notes)
+    assert any("has directions of 5 entries, and the site 8 axes" in note for note in site.notes)
     assert site.bases is not None
     assert {row.basis for row in site.bases.table} == {"axes", "rotations", "pca"}
 
