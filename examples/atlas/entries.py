@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    attribution,
     compiled,
     dissection,
     five_trainings,
@@ -24,5 +25,6 @@ ENTRIES = {
         five_trainings,
         other_statistics,
         compiled,
+        attribution,
     )
 }

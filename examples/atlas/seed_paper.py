@@ -170,7 +170,7 @@ def _stitched(notes: Notes, settings: Settings) -> None:
     )
     said = (
         f"Of what a linear layer mends beyond no layer, the group of the nonlinearity mends "
-        f"{span(shares, '.0%')}, as the paper has it. The untrained front says what that means. "
+        f"{span(shares, '.0%')}. The untrained front says what that means. "
         f"Behind the last convolution it loses {span([other for _, other in last], '.0f')} points "
         f"in the same group where a trained one loses {span([own for own, _ in last], '.0f')}: "
         "there the two seeds have learned features in common, up to the group."
