@@ -96,6 +96,7 @@ def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
             few=found.few,
             per_sample=None if evidence.orders is None else evidence.orders.per_sample,
             outliers=found.outliers,
+            routed=evidence.case.routed,
         )
         for evidence, found in zip(gathered, founds, strict=True)
     )

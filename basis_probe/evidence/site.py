@@ -23,6 +23,7 @@ from basis_probe.results.evidence import (
     FormBound,
     NullRecord,
     PathRecord,
+    Routed,
     ScoreResult,
 )
 from basis_probe.results.symmetry import Symmetry
@@ -95,6 +96,7 @@ class Case:
         all_samples: the scores over all samples streamed.
         trouble: why nothing can be decided, or an empty string.
         notes: what a reader must know.
+        routed: which expert of a mixture it is of; None elsewhere.
     """
 
     site: str
@@ -108,6 +110,7 @@ class Case:
     all_samples: Mapping[str, float]
     trouble: str = ""
     notes: tuple[str, ...] = ()
+    routed: Routed | None = None
 
     @property
     def dim(self) -> int:

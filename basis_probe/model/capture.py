@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basis_probe.model.experts import Expert, Routing
 from basis_probe.model.places import Address, Place
 from basis_probe.model.trace import Follower, as_product, followed, in_steps, spelling, tensors_in
 
@@ -29,12 +30,16 @@ def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Generator[N
 
     Args:
         model: the model; it must be called once within the context.
-        wanted: address -> what to do with the tensor there.
+        wanted: address -> what to do with the tensor there. At an expert these are the rows that
+            reached it, of which `experts.origin_of` says where they come from.
     """
     at_modules: dict[str, dict[Address, Catcher]] = {}
     at_functions: dict[tuple[str, int, str, int], dict[Address, Catcher]] = {}
+    at_experts: dict[Expert, Catcher] = {}
     for address, catcher in wanted.items():
-        if address.place in (Place.OUTPUT, Place.INPUT):
+        if isinstance(address, Expert):
+            at_experts[address] = catcher
+        elif address.place in (Place.OUTPUT, Place.INPUT):
             at_modules.setdefault(address.path, {})[address] = catcher
         else:
             key = (address.path, address.call, address.op, address.ordinal)
@@ -48,6 +53,8 @@ def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Generator[N
         if at_functions:
             stack.enter_context(followed(model, watcher))
             stack.enter_context(watcher)
+        if at_experts:
+            stack.enter_context(Routing(model, at_experts).following())
         yield
 
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.pairs import PairFactors, pair_factors
+from basis_probe.model import experts
 from basis_probe.model.attention import Attention, Side, attentions
 from basis_probe.model.axes import Axes
+from basis_probe.model.experts import Expert
 from basis_probe.model.graph import (
     Graph,
     Kind,
@@ -162,6 +164,27 @@ class Facts:
         """Which rows of a site belong to which example and position."""
         shape, layout = self._recorded_shape(site), self.layout(site)
         return Rows.of(self.axes, site.node, (len(shape) - 1,) if layout is None else layout.axes)
+
+    def routed_rows(self, site: Site) -> Rows | None:
+        """Which rows of what is given out to experts belong to which example and position."""
+        address = site.address
+        if not isinstance(address, Expert) or not address.root:
+            return None
+        given = experts.input_of(self.graph.trace, address.root)
+        if given is None:
+            return None
+        trace = self.graph.trace if self.recorded is None else self.recorded
+        return Rows.of(self.axes, given, (len(trace.node(given).shape) - 1,))
+
+    @functools.cached_property
+    def pooled(self) -> dict[int, str]:
+        """Vertex of neurons of several experts, whose rows are mixed -> the stack that reads them.
+
+        So is everything between the stack that writes them and the one that reads them.
+        """
+        same = self.graph.same
+        between = experts.between(self.graph.trace)
+        return {same[node]: name for node, name in between.items() if node in same}
 
     def vertex(self, site: Site) -> Vertex | None:
         """The vertex of a site, or None if the site's tensor has no understood features."""
@@ -569,7 +592,32 @@ def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) ->
     )
     found = attentions(graph, norms, plain)
     facts = Facts(graph, sites, streams, stream_of, regions, found, _given(graph), recorded)
-    return dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
+    facts = dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
+    return dataclasses.replace(facts, sites=_with_experts(facts))
+
+
+def _with_experts(facts: Facts) -> dict[str, Site]:
+    """The sites, with the neurons of every expert of a stack."""
+    trace, graph = facts.graph.trace, facts.graph
+    found = experts.stacks(trace)
+
+    def is_neurons(index: int) -> bool:
+        vertex = graph.same.get(index)
+        region = None if vertex is None else facts.regions.get(vertex)
+        return region is not None and region.shape in _NEURONS and index in graph.layouts
+
+    def is_told(index: int) -> bool:
+        shape = (facts.recorded or trace).node(index).shape
+        rows = Rows.of(facts.axes, index, (len(shape) - 1,))
+        runs = [run for axis in rows.axes for run in axis]
+        return any(origin.source in rows.examples for run in runs for origin in run)
+
+    more = experts.sites(found, trace, is_neurons, is_told) if found else []
+    named = [*facts.sites.values(), *(site for site in more if site.name not in facts.sites)]
+    return {site.name: site for site in sorted(named, key=lambda site: site.node)}
+
+
+_NEURONS = (Shape.ELEMENTWISE, Shape.COUPLED, Shape.PAIRED, Shape.PRODUCT)
 
 
 def _is_gainless(graph: Graph, vertex: int, region: Region) -> bool:

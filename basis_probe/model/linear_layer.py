@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from basis_probe.model.experts import Expert, bias_of, use_of
 from basis_probe.model.facts import Facts, Shape, constant, constants_of, keeps_statistics, matrix
 from basis_probe.model.graph import Graph, Kind, Vertex
 from basis_probe.model.places import Address, Site, catch
@@ -68,6 +69,8 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     vertex = facts.vertex(site)
     if vertex is None:
         return "the features of the site are not understood"
+    expert = site.address if isinstance(site.address, Expert) else None
+    own: dict[int, Tensor] = {}
     linears: list[int] = []
     pres: list[int] = []
     held: list[int] = []
@@ -83,7 +86,12 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
             linears.append(here.node)
             continue
-        passes = here.kind is Kind.PART or _is_rowwise_norm(facts, here) or _is_bias(graph, here)
+        passes = (
+            here.kind is Kind.PART
+            or _parts_features(facts, here)
+            or _is_rowwise_norm(facts, here)
+            or _is_bias(graph, here)
+        )
         if here.kind is Kind.REGION:
             shape = facts.regions[here.node].shape
             if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
@@ -96,6 +104,14 @@ def layer(facts: Facts, site: Site) -> Layer | str:
             passes = graph.vertices[below].kind is Kind.LINEAR or _splits_positions(
                 facts, graph.vertices[below]
             )
+        if expert is not None and here.kind is Kind.SUM:
+            # Every row gets the bias of its expert.
+            found = _with_bias(facts, here, expert)
+            if found is not None:
+                linears.append(found[0])
+                own[found[0]] = found[1]
+                entries[found[0]] = here.node
+                continue
         if here.kind is Kind.SUM and pres and not held and len(here.carried) == 2:
             # A residual connection below a nonlinearity: what it carries is held as it is.
             branches = [_linears_below(facts, index) for index in here.carried]
@@ -127,7 +143,11 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     biases: list[Tensor | None] = []
     convolution: Convolution | None = None
     for index in linears:
-        found = _weight(trace, trace.node(index))
+        found = (
+            _weight(trace, trace.node(index))
+            if expert is None
+            else _weight_of(trace, trace.node(index), expert, own.get(index))
+        )
         if isinstance(found, str):
             return found
         weight, bias, windows = found
@@ -141,6 +161,9 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     gain, bias, centred, normalised = _peel(facts, source)
     argument = next(i for i in first.inputs if graph.same.get(i) == source)
     address = catch(trace, first, argument)
+    if expert is not None:
+        use = use_of(trace, first)
+        address = None if use is None else expert.at(use.name)
     if address is None:
         return "what the layer reads is a step inside one call, and cannot be caught"
 
@@ -177,6 +200,22 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         bias=bias,
         centred=centred,
         normalised=normalised,
+    )
+
+
+_PARTS = ("chunk", "split", "tensor_split")
+
+
+def _parts_features(facts: Facts, vertex: Vertex) -> bool:
+    """True for a call that parts the last axis, of features, into several tensors."""
+    if vertex.kind is not Kind.CARRIER or vertex.op not in _PARTS:
+        return False
+    layouts, trace = facts.graph.layouts, facts.graph.trace
+    before, after = (trace.node(index).shape for index in (vertex.carried[0], vertex.node))
+    return (
+        layouts[vertex.carried[0]].axes == (len(before) - 1,)
+        and before[:-1] == after[:-1]
+        and before[-1] > after[-1]
     )
 
 
@@ -311,6 +350,33 @@ def _weight(trace: Trace, node: Node) -> tuple[Tensor, Tensor | None, Convolutio
     if weight is None:
         return f"the weight of {node.op} is computed as the model runs"
     return weight, bias, None
+
+
+def _weight_of(
+    trace: Trace, node: Node, expert: Expert, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None, None] | str:
+    """The weight and bias of one expert, of a call that reads those of one or of all of them."""
+    use = use_of(trace, node)
+    if use is None or use.count != expert.count:
+        return f"the weight of {node.op} is none of a stack of experts"
+    given = node.kwargs.get("bias", node.args[2] if node.op == "linear" and node.args[2:] else None)
+    if given is not None:
+        found = bias_of(trace, given)
+        if found is None or found[0] != expert.count:
+            return f"the bias of {node.op} is none of a stack of experts"
+        bias = found[1](expert.index)
+    return use.matrix(expert.index), bias, None
+
+
+def _with_bias(facts: Facts, total: Vertex, expert: Expert) -> tuple[int, Tensor] | None:
+    """The linear map in a sum, and the expert's own bias that is added to it."""
+    trace = facts.graph.trace
+    maps = [one for one in total.carried if facts.graph.vertices[one].kind is Kind.LINEAR]
+    added = [bias_of(trace, value) for value in trace.node(total.node).args]
+    own = [found for found in added if found is not None and found[0] == expert.count]
+    if len(maps) != 1 or len(own) != 1 or len(trace.node(total.node).inputs) != 2:
+        return None
+    return maps[0], own[0][1](expert.index)
 
 
 def _peel(facts: Facts, source: int) -> tuple[Tensor | None, Tensor | None, bool, bool]:

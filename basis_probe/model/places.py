@@ -15,6 +15,7 @@ class Place(enum.Enum):
     INPUT = "what a module is given"
     FUNCTION = "what a function returns"
     ARGUMENT = "what a function is given"
+    EXPERT = "what the matrix of one expert is given"
 
 
 @dataclasses.dataclass(frozen=True)

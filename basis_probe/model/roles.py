@@ -42,9 +42,9 @@ def role(facts: Facts, site: Site) -> Role:
         before = facts.graph.vertices[vertex.node].kind is Kind.LINEAR
         mixed = not before and layout is not None and _behind_attention(facts, vertex)
         return Role("attention output z" if mixed else "attention values", number)
-    if region is not None and region.shape is Shape.PRODUCT:
+    if region is not None and region.shape in (Shape.PRODUCT, Shape.PAIRED):
         return Role("neurons (gated product)", number)
-    if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED, Shape.PAIRED):
+    if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
         return Role(f"neurons behind {region.op}", number)
     if region is not None and region.shape.is_norm and not stream.sums:
         return Role("output of a norm", number)

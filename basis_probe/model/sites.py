@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterable, Mapping
 
 from basis_probe.errors import SiteError, nearest
+from basis_probe.model.experts import Expert
 from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Kind
 from basis_probe.model.places import Site
 from basis_probe.model.roles import Role, role
+from basis_probe.model.rows import PUTS
 from basis_probe.results.aliases import of_bridge
 
 _NEURONS = ("neurons behind", "neurons (gated product)")
@@ -91,21 +93,46 @@ def sensible(facts: Facts, names: Mapping[str, Site], usual: tuple[str, ...]) ->
         last = [name for name in names if re.fullmatch(r"blocks\.\d+\.hook_resid_post", name)]
         chosen |= {name: names[name] for name in last[-1:]}
         if chosen:
+            chosen |= some_experts(names)
             return {name: site for name, site in names.items() if name in chosen}
     best: dict[int, str] = {}
     for name, site in names.items():
         vertex = facts.graph.same.get(site.node)
-        if vertex is None or not _readable(facts, site, role(facts, site)):
+        if vertex is None or vertex in facts.pooled or isinstance(site.address, Expert):
+            continue
+        if not _readable(facts, site, role(facts, site)):
             continue
         if vertex not in best or _rank(name) < _rank(best[vertex]):
             best[vertex] = name
-    if not best:
+    routed = some_experts(names)
+    if not best and not routed:
         raise SiteError(
             "no residual stream, attention output or neurons were recognised in this model; name "
             f"the sites, for example {', '.join([*names][:5]) or 'none: nothing ran'}"
         )
-    kept = set(best.values())
+    kept = {*best.values(), *routed}
     return {name: site for name, site in names.items() if name in kept}
+
+
+MOST_EXPERTS = 256
+"""So many experts' neurons are probed at most where nobody names them."""
+
+
+def some_experts(names: Mapping[str, Site]) -> dict[str, Site]:
+    """The neurons of experts, of every stack as many as let all of them be few enough.
+
+    Where they are too many, the experts of each stack are taken at equal distances.
+    """
+    stacks: dict[str, list[str]] = {}
+    for name, site in names.items():
+        if isinstance(site.address, Expert):
+            stacks.setdefault(site.address.path, []).append(name)
+    room = max(1, MOST_EXPERTS // max(1, len(stacks)))
+    chosen: dict[str, Site] = {}
+    for several in stacks.values():
+        step = max(1, -(-len(several) // room))
+        chosen |= {name: names[name] for name in several[::step]}
+    return chosen
 
 
 def _rank(name: str) -> tuple[bool, int]:
@@ -126,7 +153,11 @@ def _readable(facts: Facts, site: Site, found: Role) -> bool:
             if facts.graph.vertices[reader].kind is Kind.REGION
             and len(facts.graph.vertices[reader].carried) == 2
         ]
-        return len(products) < len(stream.readers) or not stream.readers
+        # What only chooses rows, or weighs them, is no layer of neurons but a router.
+        kinds = {facts.graph.vertices[reader].kind for reader in stream.readers}
+        chooses = bool(kinds) and kinds <= {Kind.OTHER, Kind.CARRIER}
+        return not chooses and (len(products) < len(stream.readers) or not stream.readers)
     if found.kind == "residual stream":
-        return vertex.kind in (Kind.SUM, Kind.EMBEDDING)
+        # Rows that are put together one expert after the other are none until all are there.
+        return vertex.kind in (Kind.SUM, Kind.EMBEDDING) and vertex.op not in PUTS
     return found.kind == "attention output z"

@@ -293,6 +293,27 @@ class KurtosisSplit(Exact):
 
 
 @brief
+@dataclasses.dataclass(frozen=True)
+class Routed(Exact):
+    """Which expert of a mixture a site is of, and how much it is given.
+
+    Attributes:
+        expert: its number, from 0.
+        count: how many experts there are beside each other, itself included.
+        given: how many samples were given out to all of them, each to as many experts as the router
+            chooses; 0 where that is not known.
+    """
+
+    expert: int
+    count: int
+    given: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.expert < self.count or self.given < 0:
+            raise ValueError(f"expert {self.expert} of {self.count}, given {self.given} samples")
+
+
+@brief
 @dataclasses.dataclass(frozen=True, eq=False)
 class OutlierAxes(Exact):
     """The axes whose variance no turned axis reaches, found one after another.

@@ -29,6 +29,7 @@ from basis_probe.results.evidence import (
     OrderRecord,
     OutlierAxes,
     PathRecord,
+    Routed,
     ScoreResult,
 )
 from basis_probe.results.examples import Examples
@@ -113,6 +114,7 @@ class SiteReport:
         outliers: the axes of outlying variance; None where there are none.
         examples: what activates the axes that stand out most, and as many rotated directions; None
             where that was not asked for.
+        routed: which expert of a mixture it is of; None elsewhere.
     """
 
     site: str
@@ -135,6 +137,7 @@ class SiteReport:
     few: FewAxes | None = None
     per_sample: KurtosisSplit | None = None
     outliers: OutlierAxes | None = None
+    routed: Routed | None = None
 
     @property
     def axes(self) -> "pandas.DataFrame":

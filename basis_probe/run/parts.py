@@ -245,6 +245,7 @@ class Partial:
                 "proof": _reservoir(seen.proof, f"{number}/proof", tensors),
                 "bad": seen.bad,
                 "missed": seen.missed,
+                "given": seen.given,
             }
         words = {
             "sites": sites,
@@ -270,6 +271,7 @@ class Partial:
                 kept=_kept(site["kept"], tensors, f"{number}/kept/"),
                 bad=tuple((batch, count) for batch, count in site["bad"]),
                 missed=site["missed"],
+                given=site.get("given", 0),
                 proof=_kept(site["proof"], tensors, f"{number}/proof/"),
             )
             for number, (name, site) in enumerate(words["sites"].items())
@@ -355,7 +357,7 @@ def _require_sound(partial: Partial) -> None:
         for field in (moments.mean, moments.m2, moments.m3, moments.m4, kurtosis.share):
             if field.shape != (dim,) or field.dtype != torch.float64:
                 raise ValueError(f"the sums of site {name}")
-        if min(moments.count, kurtosis.count, kurtosis.zeros, seen.missed) < 0:
+        if min(moments.count, kurtosis.count, kurtosis.zeros, seen.missed, seen.given) < 0:
             raise ValueError(f"the counts of site {name}")
         for kept in (seen.kept, seen.proof):
             rows = len(kept.priorities)

@@ -19,8 +19,10 @@ from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, Origin, gather, is_small
 from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
+from basis_probe.model.experts import Expert
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
+from basis_probe.results.evidence import Routed
 from basis_probe.results.report import Outcome, Provenance, Report, SiteReport
 from basis_probe.run.attributions import Attributions
 from basis_probe.run.parts import Part, Partial, moved
@@ -469,8 +471,11 @@ _INTERRUPTED = "the run was interrupted before these axes were compared with alt
 def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
     """What is known of a site before its axes are compared with anything."""
     notes = list(place.notes)
-    trouble = ""
-    if seen.missed:
+    trouble = place.trouble
+    if isinstance(place.site.address, Expert):
+        if not seen.moments.count:
+            trouble = "no row of the data reached this expert."
+    elif seen.missed:
         notes.append(f"The site did not run in {seen.missed} of {batches} batches.")
     if seen.bad:
         number, count = seen.bad[0]
@@ -498,7 +503,16 @@ def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dty
         all_samples=_all_samples(place, seen),
         trouble=trouble,
         notes=tuple(notes),
+        routed=_routed(place, seen),
     )
+
+
+def _routed(place: Placed, seen: Seen) -> Routed | None:
+    """Which expert a site is of."""
+    address = place.site.address
+    if not isinstance(address, Expert):
+        return None
+    return Routed(address.index, address.count, seen.given)
 
 
 def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from basis_probe.interrupts import stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import Catcher, Enough, Settled, catching
+from basis_probe.model.experts import Origin, origin_of
 from basis_probe.model.graph import Layout
 from basis_probe.model.linear_layer import Convolution
 from basis_probe.model.places import Address
@@ -68,6 +69,7 @@ class Plan:
         across: whether features are compared with each other in every sample.
         capacity: how many rows are kept of it; None for as many as the stream keeps at most.
         rows: which of its rows belong to which example and position; None if that is not known.
+        routed: the same of what is given out to experts, where the site is one expert's.
     """
 
     address: Address
@@ -83,6 +85,7 @@ class Plan:
     across: bool = True
     capacity: int | None = None
     rows: Rows | None = None
+    routed: Rows | None = None
 
     def room(self, most: int) -> int:
         """How many rows are kept of it in a stream that keeps so many at most."""
@@ -103,6 +106,7 @@ class Seen:
         proof: where "x" was dispensable, a few rows that have it nevertheless.
         bad: (number of the batch, NaN or infinite values in it) for every batch that had some.
         missed: batches in which the site did not run.
+        given: how many rows were given out to experts, where the site is one expert's.
     """
 
     moments: Moments
@@ -110,6 +114,7 @@ class Seen:
     kept: Reservoir
     bad: tuple[tuple[int, int], ...] = ()
     missed: int = 0
+    given: int = 0
     proof: Reservoir = dataclasses.field(default_factory=lambda: Reservoir.empty(_PROOF_ROWS))
 
     @staticmethod
@@ -124,6 +129,7 @@ class Seen:
             self.kept + other.kept,
             tuple(sorted(self.bad + other.bad)),
             self.missed + other.missed,
+            self.given + other.given,
             self.proof + other.proof,
         )
 
@@ -302,7 +308,12 @@ class Observer:
                 f"the site had {plan.dim} features in the first batch and has {x.shape[-1]} now"
             )
         flat = x.reshape(-1, plan.dim)
-        ranks = self.ranks.of(x.shape[:-1], plan.rows)
+        origin = origin_of(tensor) if plan.routed is not None else None
+        ranks = (
+            self.ranks.of(x.shape[:-1], plan.rows)
+            if origin is None
+            else routed(self.ranks.of(origin.lead, plan.routed), origin)
+        )
         counted, priority = ranks.counted, ranks.priority
         if self.room is not None:
             counted, priority = counted[: self.room], priority[: self.room]
@@ -312,10 +323,15 @@ class Observer:
             first = self.ranks.examples[:_TRIAL_EXAMPLES]
             few = counted[torch.isin(ranks.owner[counted], first)]
             step = max(1, len(few) // _TRIAL_ROWS)
-            trial = self._gather(flat, tensor, few[::step], None)
+            trial = self._gather(flat, tensor, few[::step], ranks.owner)
             self.without = self.tries({name: values.cpu() for name, values in trial.items()})
         near = _smallest(priority, self.capacity, self.threshold)
-        kept = self._gather(flat, tensor, counted[near], x.shape[:-1])
+        kept = self._gather(flat, tensor, counted[near], ranks.owner)
+        if self.beside is not None:
+            chosen, lead = counted[near], x.shape[:-1]
+            if origin is not None:
+                chosen, lead = origin.rows.cpu()[chosen], torch.Size(origin.lead)
+            kept |= {name: rows[chosen] for name, rows in self.beside(lead).items()}
         self.waiting = {}
         self.caught = _Caught(
             sums=BatchSums.of(rows, across=plan.across, centred=plan.centred),
@@ -329,13 +345,11 @@ class Observer:
         )
 
     def _gather(
-        self, flat: Tensor, site: Tensor, chosen: Tensor, lead: torch.Size | None
+        self, flat: Tensor, site: Tensor, chosen: Tensor, owner: Tensor
     ) -> dict[str, Tensor]:
         """What belongs to the chosen rows, on their device."""
         here = chosen.to(flat.device)
-        kept: dict[str, Tensor] = {}
-        if lead is not None:
-            kept["example"] = self.ranks.of(lead, self.plan.rows).owner[chosen]
+        kept = {"example": owner[chosen]}
         if "x" not in self.without:
             kept["x"] = flat[here]
         elif self.proves:
@@ -346,8 +360,6 @@ class Observer:
             if name in self.waiting:
                 values = rows_last(self.waiting[name], self.plan.layout)
                 kept[name] = values.reshape(-1, self.plan.dim)[here.to(values.device)]
-        if self.beside is not None and lead is not None:
-            kept |= {name: rows[chosen] for name, rows in self.beside(lead).items()}
         return kept
 
     def _windows(self, inputs: Tensor, site: Tensor, chosen: Tensor) -> Tensor:
@@ -420,6 +432,7 @@ class Ranks:
             else numbered_apart(self.examples, occurrences.before(self.examples))
         )
         self._found: dict[tuple[tuple[int, ...], Rows | None], Ranked] = {}
+        self._given: dict[Rows, int] = {}
 
     @property
     def size(self) -> int:
@@ -443,6 +456,15 @@ class Ranks:
                 found = self._by_example(placed)
             self._found[key] = dataclasses.replace(found, unapplied=unapplied)
         return self._found[key]
+
+    def given(self, rows: Rows | None) -> int:
+        """How many rows that count the batch gives out to experts; 0 where that is not known."""
+        if rows is None:
+            return 0
+        if rows not in self._given:
+            lead = rows.sizes(self.batch)
+            self._given[rows] = 0 if lead is None else len(self.of(lead, rows).counted)
+        return self._given[rows]
 
     def _by_example(self, placed: Placed) -> Ranked:
         example = placed.example
@@ -474,6 +496,16 @@ class Ranks:
         return _ranked(counts, rank, self.examples.sum()[None, None].expand_as(counts))
 
 
+def routed(ranked: Ranked, origin: Origin) -> Ranked:
+    """The rows that reached an expert, ranked as those that they are among all that were given."""
+    rows = origin.rows.cpu()
+    place = torch.full((len(ranked.owner),), -1)
+    place[ranked.counted] = torch.arange(len(ranked.counted))
+    own = place[rows]
+    counted = torch.nonzero(own >= 0).flatten()
+    return Ranked(counted, ranked.priority[own[counted]], ranked.owner[rows], ranked.unapplied)
+
+
 def _ranked(counts: Tensor, rank: Tensor, owners: Tensor) -> Ranked:
     return Ranked(torch.nonzero(counts.flatten()).flatten(), rank[counts], owners.flatten())
 
@@ -494,7 +526,7 @@ class _Sums:
         self.kurtosis = SampleKurtosis.empty(plan.dim)
         self.kept, self.proof = Keeper(capacity), Keeper(_PROOF_ROWS)
         self.bad: tuple[tuple[int, int], ...] = ()
-        self.missed = 0
+        self.missed = self.given = 0
         self.tried = False
         self.without: frozenset[str] = frozenset()
         self.unapplied: dict[str, int] = {}
@@ -525,7 +557,7 @@ class _Sums:
     def restore(self, seen: Seen) -> None:
         """Goes on from what was seen before."""
         self.moments, self.kurtosis = seen.moments, seen.kurtosis
-        self.bad, self.missed = seen.bad, seen.missed
+        self.bad, self.missed, self.given = seen.bad, seen.missed, seen.given
         self.kept.restore(seen.kept)
         self.proof.restore(seen.proof)
         if seen.kept.rows:
@@ -540,6 +572,7 @@ class _Sums:
             self.kept.release() if release else self.kept.value(),
             self.bad,
             self.missed,
+            self.given,
             self.proof.value(),
         )
 
@@ -672,6 +705,7 @@ class Stream:
         with unstoppable():
             for name, observer in observers.items():
                 sums = self.sums[name]
+                sums.given += ranks.given(self.plans[name].routed)
                 if observer.caught is None:
                     sums.missed += 1
                     continue

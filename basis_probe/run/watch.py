@@ -24,6 +24,7 @@ from basis_probe.errors import SiteError
 from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import Companions, chosen_null, chosen_scores, parted_scores
 from basis_probe.model.batches import Batch
+from basis_probe.model.experts import Expert
 from basis_probe.model.facts import Facts
 from basis_probe.model.linear_layer import Layer, bend, layer
 from basis_probe.model.network import Subject, fingerprint
@@ -45,7 +46,11 @@ QUICK = 1024
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Placed:
-    """A site with everything that does not depend on the data beyond the first batch."""
+    """A site with everything that does not depend on the data beyond the first batch.
+
+    Attributes:
+        trouble: why nothing can be compared there; empty if it can.
+    """
 
     site: Site
     role: Role
@@ -56,6 +61,7 @@ class Placed:
     geometry: Geometry
     bend: Callable[[Tensor], Tensor] | None
     notes: tuple[str, ...]
+    trouble: str = ""
 
     @property
     def dim(self) -> int:
@@ -220,6 +226,7 @@ class Watched:
                     other
                     for other, plan in plans.items()
                     if places[other].site.node == place.site.node
+                    and not isinstance(place.site.address, Expert)
                     and plan == dataclasses.replace(place.plan, address=plan.address)
                 ),
                 name,
@@ -338,8 +345,9 @@ def placed(
         shape = facts.shape(site)
         symmetry = _overridden(derivation.symmetry(site), given.get(name), math.prod(shape))
         found = layer(facts, site)
-        bent = bend(facts, site)
+        bent = None if isinstance(site.address, Expert) else bend(facts, site)
         notes = _calls(facts, site)
+        trouble = _trouble(facts, site, found)
         known = None if isinstance(found, str) else found
         if known is not None and known.address == site.address:
             known = None
@@ -357,7 +365,7 @@ def placed(
             symmetry=symmetry,
             plan=Plan(
                 address=site.address,
-                layout=facts.layout(site),
+                layout=None if isinstance(site.address, Expert) else facts.layout(site),
                 dim=math.prod(shape),
                 inputs=None if known is None else known.address,
                 width=0 if known is None else known.width,
@@ -367,14 +375,31 @@ def placed(
                 held=() if known is None else known.held,
                 centred=geometry_of(symmetry.group) is Geometry.LINE,
                 across=compares_axes(symmetry.group),
-                rows=facts.rows(site),
+                rows=None if isinstance(site.address, Expert) else facts.rows(site),
+                routed=facts.routed_rows(site),
             ),
             layer=known,
             geometry=_input_geometry(derivation, known),
             bend=None if bent is None else bent[1],
             notes=notes,
+            trouble=trouble,
         )
     return places
+
+
+def _trouble(facts: Facts, site: Site, found: Layer | str) -> str:
+    """Why nothing can be compared at a site of experts; empty where something can."""
+    if isinstance(site.address, Expert):
+        if isinstance(found, str):
+            return f"the expert's neurons could not be told from what it reads: {found}."
+        return ""
+    vertex = facts.vertex(site)
+    stack = None if vertex is None else facts.pooled.get(vertex.node)
+    if stack is None:
+        return ""
+    own = [s.name for s in facts.sites.values() if s.address.path == stack]
+    where = f"; each expert has a site of its own, such as {own[0]}" if own else ""
+    return f"rows of several experts are mixed here, as if they were of one layer{where}."
 
 
 def _calls(facts: Facts, site: Site) -> tuple[str, ...]:
