@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,7 +21,9 @@ class Enough(BaseException):
 
 
 @contextmanager
-def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Generator[None]:
+def catching(
+    model: nn.Module, wanted: Mapping[Address, Catcher], roots: Collection[str] = ()
+) -> Generator[None]:
     """Within the context, one forward pass hands every tensor at a wanted address to its catcher.
 
     Catchers run where the tensor is made: they see it before any later in-place operation, and
@@ -32,6 +34,8 @@ def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Generator[N
         model: the model; it must be called once within the context.
         wanted: address -> what to do with the tensor there. At an expert these are the rows that
             reached it, of which `experts.origin_of` says where they come from.
+        roots: modules that give the rows of their input out; of what is caught in them
+            `experts.origin_of` says the same.
     """
     at_modules: dict[str, dict[Address, Catcher]] = {}
     at_functions: dict[tuple[str, int, str, int], dict[Address, Catcher]] = {}
@@ -53,8 +57,8 @@ def catching(model: nn.Module, wanted: Mapping[Address, Catcher]) -> Generator[N
         if at_functions:
             stack.enter_context(followed(model, watcher))
             stack.enter_context(watcher)
-        if at_experts:
-            stack.enter_context(Routing(model, at_experts).following())
+        if at_experts or roots:
+            stack.enter_context(Routing(model, at_experts, roots).following())
         yield
 
 

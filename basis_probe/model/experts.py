@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -162,7 +162,10 @@ def _is_picked(trace: Trace, index: int) -> bool:
         node = trace.node(here)
         if node.op in ("getitem", "index_select", *_GROUPED):
             given = [trace.node(i) for i in node.inputs]
-            if any(other.live and not other.floating for other in given):
+            source = node.args[0] if node.args else None
+            # A table of vectors of which rows are taken is an embedding.
+            table = isinstance(source, Fixed) and source.tensor.ndim < 3
+            if not table and any(other.live and not other.floating for other in given):
                 return True
         if steps < _STEPS:
             ahead = [i for i in node.inputs if i not in seen]
@@ -185,6 +188,8 @@ def sites(
     trace: Trace,
     is_neurons: Callable[[int], bool],
     is_told: Callable[[int], bool],
+    *,
+    as_bridge: bool = False,
 ) -> list[Site]:
     """A site for what every expert's second matrix reads.
 
@@ -193,6 +198,7 @@ def sites(
         trace: the record.
         is_neurons: True for a tensor that a nonlinearity wrote.
         is_told: True for a tensor whose rows are known to be examples and positions.
+        as_bridge: True for names such as those that a TransformerBridge gives to neurons.
     """
     first: dict[str, Use] = {}
     for use in uses.values():
@@ -201,14 +207,23 @@ def sites(
     found: list[Site] = []
     for use in first.values():
         writer = _writer(trace, uses, use)
-        root = "" if writer is None else _root(trace, writer, is_told)
+        root = "" if writer is None else root_of(trace, writer.node, writer.given, is_told)
         own = "" if writer is None else writer.name
         for expert in range(use.count):
             address = Expert(
                 Place.EXPERT, use.name, 0, expert, count=use.count, writer=own, root=root
             )
             found.append(Site(_named(use.name, expert), address, use.given))
-    return found
+    if not as_bridge:
+        return found
+    bridged = [dataclasses.replace(site, name=_as_bridge(site.name)) for site in found]
+    return bridged if len({site.name for site in bridged}) == len(found) else found
+
+
+def _as_bridge(name: str) -> str:
+    """The neurons of an expert as the neurons of a block are called."""
+    found = re.search(r"(?:layers|layer|h|blocks)\.(\d+)\..*?(\d+)(?:\.\w+)?:in$", name)
+    return name if found is None else f"blocks.{found[1]}.mlp.experts.{found[2]}.hook_post"
 
 
 def _named(parameter: str, expert: int) -> str:
@@ -256,23 +271,54 @@ def between(trace: Trace) -> dict[int, str]:
     return found
 
 
-def _root(trace: Trace, writer: Use, is_told: Callable[[int], bool]) -> str:
-    """The innermost module around a stack whose input's rows are known, and are given out."""
-    before, waiting = set[int](), [writer.given]
+def member_of(trace: Trace, path: str) -> tuple[int, int] | None:
+    """The number of the expert that a module is in, and how many there are; None for no expert.
+
+    Experts are modules of a list with weights of the same names, to which rows are given out.
+    """
+    parts = path.split(".")
+    for place in range(len(parts) - 1, 0, -1):
+        if not parts[place].isdigit():
+            continue
+        stem = ".".join(parts[:place]) + "."
+        inside: dict[int, set[str]] = {}
+        for names in trace.owners.values():
+            for name in names:
+                number, _, leaf = name.removeprefix(stem).partition(".")
+                if name.startswith(stem) and number.isdigit():
+                    inside.setdefault(int(number), set()).add(leaf)
+        own = int(parts[place])
+        alike = own in inside and all(leaves == inside[own] for leaves in inside.values())
+        given = input_of(trace, f"{stem}{own}")
+        routed = given is not None and _is_picked(trace, given)
+        return (own, len(inside)) if alike and routed and 1 <= own + 1 <= len(inside) > 1 else None
+    return None
+
+
+def root_of(trace: Trace, node: int, given: int, is_told: Callable[[int], bool]) -> str:
+    """The innermost running module whose input's rows are known, and are given out to experts.
+
+    Args:
+        trace: the record.
+        node: a call inside an expert.
+        given: a tensor whose rows were given out to it.
+        is_told: True for a tensor whose rows are known to be examples and positions.
+    """
+    before, waiting = set[int](), [given]
     while waiting:
         here = waiting.pop()
         if here not in before:
             before.add(here)
             waiting.extend(trace.node(here).inputs)
-    path = writer.name
-    while "." in path:
-        path = path.rpartition(".")[0]
+    path = trace.node(node).module
+    while path:
         for call in trace.calls:
             if call.path != path or call.call:
                 continue
             given = next((i for i in call.inputs if i >= 0 and trace.node(i).floating), -1)
             if given in before and len(trace.node(given).shape) > 1 and is_told(given):
                 return path
+        path = path.rpartition(".")[0]
     return ""
 
 
@@ -314,7 +360,8 @@ _MOVES = frozenset(
     "squeeze permute transpose movedim swapaxes split chunk unbind narrow select tile "
     "broadcast_to".split()
 )
-_KEEPS = frozenset("to clone contiguous detach mul div add sub dropout rms_norm layer_norm".split())
+_MIXES = frozenset("sum mean cumsum flip roll sort topk scaled_dot_product_attention".split())
+"""Calls that may leave the sizes of all axes but the last, and not the rows in their places."""
 
 
 class Routing(TorchFunctionMode):
@@ -323,9 +370,15 @@ class Routing(TorchFunctionMode):
     Args:
         model: the model; it must run once while this is entered.
         wanted: expert -> what to do with the rows that its matrix is given.
+        roots: further modules whose input's rows are followed.
     """
 
-    def __init__(self, model: nn.Module, wanted: Mapping[Expert, Callable[[Tensor], None]]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        wanted: Mapping[Expert, Callable[[Tensor], None]],
+        roots: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.model, self.wanted = model, wanted
         self.by_name: dict[str, dict[int, Expert]] = {}
@@ -333,12 +386,12 @@ class Routing(TorchFunctionMode):
             self.by_name.setdefault(address.path, {})[address.index] = address
             if address.writer:
                 self.by_name.setdefault(address.writer, {})
-        self.roots = {address.root for address in wanted if address.root}
+        self.roots = {address.root for address in wanted if address.root} | set(roots)
         self.held: dict[int, list[tuple[int, int, str, int]]] = {}
         for name in self.by_name:
             stack = model.get_parameter(name)
             counts = {a.count for a in wanted if name in (a.path, a.writer)}
-            start, size = stack.storage_offset(), stack.numel()
+            start, size = int(stack.storage_offset()), stack.numel()
             self.held.setdefault(stack.untyped_storage().data_ptr(), []).append(
                 (start, size, name, counts.pop())
             )
@@ -378,11 +431,11 @@ class Routing(TorchFunctionMode):
         kwargs = kwargs or {}
         name = spelling(func)
         if name in _PRODUCTS:
-            with torch._C.DisableTorchFunction():
+            with _unseen():
                 self._use(name, args, kwargs)
         out = func(*args, **kwargs)
-        if name in _MOVES or name in _KEEPS:
-            with torch._C.DisableTorchFunction():
+        if name is not None:
+            with _unseen():
                 self._follow(name, func, args, kwargs, out)
         return out
 
@@ -394,13 +447,14 @@ class Routing(TorchFunctionMode):
         kwargs: dict[str, Any],
         out: Any,
     ) -> None:
-        places = range(2 if name in _KEEPS else 1)
-        at = next((k for k in places if k < len(args) and _is_known(args[k])), None)
+        at = next((k for k in range(min(2, len(args))) if _is_known(args[k])), None)
         if at is None:
             return
         source, origin = args[at], _ORIGINS[args[at]]
-        if name in _KEEPS:
-            if isinstance(out, Tensor) and out.shape[:-1] == source.shape[:-1]:
+        if name not in _MOVES or at:
+            # Whatever does the same to every row leaves it where it is.
+            same = isinstance(out, Tensor) and out.shape[:-1] == source.shape[:-1]
+            if same and name not in _MIXES:
                 _ORIGINS[out] = origin
             return
         shadow = origin.rows[..., None].expand(source.shape)
@@ -440,11 +494,8 @@ class Routing(TorchFunctionMode):
     def _hand(
         self, address: Expert, rows: Tensor, origin: Origin | None, kept: Tensor | None
     ) -> None:
-        if kept is not None:
-            rows = rows[kept]
-        else:
-            # An object of its own: what is known of it is not known of what it shows.
-            rows = rows.view(rows.shape)
+        # An object of its own: what is known of it is not known of what it shows.
+        rows = rows.view(rows.shape) if kept is None else rows[kept]
         if not len(rows):
             return
         if origin is not None:
@@ -492,6 +543,11 @@ class Routing(TorchFunctionMode):
             for expert, rows in enumerate(given.flatten(1, -2)):
                 part = None if origin is None else Origin(origin.rows[expert], origin.lead)
                 yield expert, rows, part
+
+
+def _unseen() -> AbstractContextManager[None]:
+    """A context in which nobody who follows the model sees what is computed."""
+    return torch._C.DisableTorchFunction()  # pyright: ignore
 
 
 def _is_known(value: object) -> bool:

@@ -165,16 +165,34 @@ class Facts:
         shape, layout = self._recorded_shape(site), self.layout(site)
         return Rows.of(self.axes, site.node, (len(shape) - 1,) if layout is None else layout.axes)
 
-    def routed_rows(self, site: Site) -> Rows | None:
-        """Which rows of what is given out to experts belong to which example and position."""
-        address = site.address
-        if not isinstance(address, Expert) or not address.root:
-            return None
-        given = experts.input_of(self.graph.trace, address.root)
-        if given is None:
-            return None
+    def routed(self, site: Site) -> tuple[str, Rows] | None:
+        """The module whose input's rows are given out to experts, and which rows these are.
+
+        None where a site's own rows are known, or nothing around it tells.
+        """
+        address, trace = site.address, self.graph.trace
+        root = address.root if isinstance(address, Expert) else ""
+        if not isinstance(address, Expert) and self.expert(site) and not self.is_told(site.node):
+            root = experts.root_of(trace, site.node, site.node, self.is_told)
+        given = experts.input_of(trace, root) if root else None
+        return None if given is None else (root, self._rows_of(given))
+
+    def expert(self, site: Site) -> tuple[int, int] | None:
+        """Which expert's neurons a site is of, and of how many; None where it is of none."""
+        if isinstance(site.address, Expert):
+            return site.address.index, site.address.count
+        found = experts.member_of(self.graph.trace, site.address.path)
+        return found if found is not None and not self.is_told(site.node) else None
+
+    def is_told(self, node: int) -> bool:
+        """True if it is known which rows of a tensor are of which example."""
+        rows = self._rows_of(node)
+        runs = [run for axis in rows.axes for run in axis]
+        return any(origin.source in rows.examples for run in runs for origin in run)
+
+    def _rows_of(self, node: int) -> Rows:
         trace = self.graph.trace if self.recorded is None else self.recorded
-        return Rows.of(self.axes, given, (len(trace.node(given).shape) - 1,))
+        return Rows.of(self.axes, node, (len(trace.node(node).shape) - 1,))
 
     @functools.cached_property
     def pooled(self) -> dict[int, str]:
@@ -593,26 +611,22 @@ def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) ->
     found = attentions(graph, norms, plain)
     facts = Facts(graph, sites, streams, stream_of, regions, found, _given(graph), recorded)
     facts = dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
-    return dataclasses.replace(facts, sites=_with_experts(facts))
+    return dataclasses.replace(facts, sites=_with_experts(facts, as_bridge=all_named))
 
 
-def _with_experts(facts: Facts) -> dict[str, Site]:
+def _with_experts(facts: Facts, *, as_bridge: bool) -> dict[str, Site]:
     """The sites, with the neurons of every expert of a stack."""
     trace, graph = facts.graph.trace, facts.graph
     found = experts.stacks(trace)
+    if not found:
+        return facts.sites
 
     def is_neurons(index: int) -> bool:
         vertex = graph.same.get(index)
         region = None if vertex is None else facts.regions.get(vertex)
         return region is not None and region.shape in _NEURONS and index in graph.layouts
 
-    def is_told(index: int) -> bool:
-        shape = (facts.recorded or trace).node(index).shape
-        rows = Rows.of(facts.axes, index, (len(shape) - 1,))
-        runs = [run for axis in rows.axes for run in axis]
-        return any(origin.source in rows.examples for run in runs for origin in run)
-
-    more = experts.sites(found, trace, is_neurons, is_told) if found else []
+    more = experts.sites(found, trace, is_neurons, facts.is_told, as_bridge=as_bridge)
     named = [*facts.sites.values(), *(site for site in more if site.name not in facts.sites)]
     return {site.name: site for site in sorted(named, key=lambda site: site.node)}
 

@@ -27,6 +27,10 @@ _EXAMPLES = 2
 """The model is watched on this many examples: sites, layouts and functions do not need more."""
 
 
+_FOR_EXPERTS = 16
+"""On so many where some of the modules of a list did not run on those."""
+
+
 _CPU = torch.device("cpu")
 
 
@@ -126,11 +130,23 @@ class Subject(abc.ABC):
         """
         few = batch.first(_EXAMPLES)
         try:
-            return self._record(few)
+            trace = self._record(few)
         except Exception:
             if few is batch:
                 raise
             return self._record(batch)
+        more = batch.first(_FOR_EXPERTS)
+        return self._record(more) if more.size > few.size and self._has_idle(trace) else trace
+
+    def _has_idle(self, trace: Trace) -> bool:
+        """True if of modules in a list some ran and others did not, as experts without rows."""
+        ran = {call.path for call in trace.calls}
+        for path, module in self.model.named_modules():
+            if isinstance(module, nn.ModuleList | nn.ModuleDict) and len(module) > 1:
+                inside = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
+                if 0 < len(ran.intersection(inside)) < len(inside):
+                    return True
+        return False
 
     def _record(self, batch: Batch) -> Trace:
         own = batch.copied()

@@ -30,6 +30,13 @@ def layer_number(name: str) -> int | None:
 
 def role(facts: Facts, site: Site) -> Role:
     """What a site is, from what was measured around it."""
+    found = _role(facts, site)
+    if not found.kind.startswith("neurons") or facts.expert(site) is None:
+        return found
+    return dataclasses.replace(found, kind=f"experts' {found.kind}")
+
+
+def _role(facts: Facts, site: Site) -> Role:
     number = layer_number(site.name)
     vertex = facts.vertex(site)
     if vertex is None:

@@ -13,7 +13,8 @@ from basis_probe.model.roles import Role, role
 from basis_probe.model.rows import PUTS
 from basis_probe.results.aliases import of_bridge
 
-_NEURONS = ("neurons behind", "neurons (gated product)")
+_BEHIND = ("neurons behind", "neurons (gated product)")
+_NEURONS = (*_BEHIND, *(f"experts' {kind}" for kind in _BEHIND))
 
 
 def asked(
@@ -93,7 +94,14 @@ def sensible(facts: Facts, names: Mapping[str, Site], usual: tuple[str, ...]) ->
         last = [name for name in names if re.fullmatch(r"blocks\.\d+\.hook_resid_post", name)]
         chosen |= {name: names[name] for name in last[-1:]}
         if chosen:
-            chosen |= some_experts(names)
+            routed = some_experts(names)
+            # Where experts have sites of their own, the block's "hook_post" is what it writes.
+            stream = {
+                name
+                for name, site in chosen.items()
+                if routed and name.endswith("mlp.hook_post") and not _is_bent(facts, site)
+            }
+            chosen = {name: site for name, site in chosen.items() if name not in stream} | routed
             return {name: site for name, site in names.items() if name in chosen}
     best: dict[int, str] = {}
     for name, site in names.items():
@@ -112,6 +120,10 @@ def sensible(facts: Facts, names: Mapping[str, Site], usual: tuple[str, ...]) ->
         )
     kept = {*best.values(), *routed}
     return {name: site for name, site in names.items() if name in kept}
+
+
+def _is_bent(facts: Facts, site: Site) -> bool:
+    return role(facts, site).kind.startswith(_NEURONS)
 
 
 MOST_EXPERTS = 256

@@ -24,7 +24,14 @@ def of_bridge(pattern: str, names: Iterable[str]) -> list[str]:
         ['model.layers.0']
     """
     found = re.fullmatch(r"blocks\.(\d+|\*)\.(.+)", pattern)
-    if found is None or found[2] not in _BRIDGE:
+    if found is None:
         return []
     layer = r"\d+" if found[1] == "*" else found[1]
+    expert = re.fullmatch(r"mlp\.experts\.(\d+|\*)\.hook_post", found[2])
+    if expert is not None:
+        one = r"\d+" if expert[1] == "*" else expert[1]
+        neurons = re.compile(_LAYER.format(layer) + rf"\..*\.{one}(?:\.[^.]+)?:in")
+        return [name for name in names if "experts." in name and neurons.fullmatch(name)]
+    if found[2] not in _BRIDGE:
+        return []
     return [name for name in names if re.fullmatch(_BRIDGE[found[2]].format(layer), name)]

@@ -353,6 +353,18 @@ class Report:
 
         return summary(self)
 
+    def experts(self) -> "pandas.DataFrame":
+        """One row for every probed expert of a mixture of experts, as a pandas DataFrame.
+
+        `site`, `layer`, the number of the `expert` among those of its block, `n_samples` that
+        reached it, their `share` of the samples that were given out (they sum to the number of
+        experts that each sample is given to; NaN where it is not known), and the `outcome`,
+        `effect` and `p_adjusted` of what speaks for it. Empty for models without such experts.
+        """
+        from basis_probe.show.tables import experts
+
+        return experts(self)
+
     def neurons(self, *outcomes: Outcome) -> "pandas.DataFrame":
         """One row for every axis that stands out by itself, as a pandas DataFrame.
 

@@ -19,7 +19,6 @@ from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, Origin, gather, is_small
 from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
-from basis_probe.model.experts import Expert
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
 from basis_probe.results.evidence import Routed
@@ -472,7 +471,7 @@ def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dty
     """What is known of a site before its axes are compared with anything."""
     notes = list(place.notes)
     trouble = place.trouble
-    if isinstance(place.site.address, Expert):
+    if place.expert is not None:
         if not seen.moments.count:
             trouble = "no row of the data reached this expert."
     elif seen.missed:
@@ -509,10 +508,7 @@ def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dty
 
 def _routed(place: Placed, seen: Seen) -> Routed | None:
     """Which expert a site is of."""
-    address = place.site.address
-    if not isinstance(address, Expert):
-        return None
-    return Routed(address.index, address.count, seen.given)
+    return None if place.expert is None else Routed(*place.expert, seen.given)
 
 
 def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:

@@ -70,6 +70,7 @@ class Plan:
         capacity: how many rows are kept of it; None for as many as the stream keeps at most.
         rows: which of its rows belong to which example and position; None if that is not known.
         routed: the same of what is given out to experts, where the site is one expert's.
+        root: the module that gives it out.
     """
 
     address: Address
@@ -86,6 +87,7 @@ class Plan:
     capacity: int | None = None
     rows: Rows | None = None
     routed: Rows | None = None
+    root: str = ""
 
     def room(self, most: int) -> int:
         """How many rows are kept of it in a stream that keeps so many at most."""
@@ -819,8 +821,9 @@ class Stream:
             with stoppable():
                 run()
 
+        roots = {observer.plan.root for observer in observers.values()} - {""}
         wanted = {address: functools.partial(hand, each) for address, each in catchers.items()}
-        with torch.no_grad(), catching(model, wanted):
+        with torch.no_grad(), catching(model, wanted, roots):
             if settled is None:
                 passes()
             else:

@@ -50,6 +50,7 @@ class Placed:
 
     Attributes:
         trouble: why nothing can be compared there; empty if it can.
+        expert: which expert's neurons they are, and of how many; None elsewhere.
     """
 
     site: Site
@@ -62,6 +63,7 @@ class Placed:
     bend: Callable[[Tensor], Tensor] | None
     notes: tuple[str, ...]
     trouble: str = ""
+    expert: tuple[int, int] | None = None
 
     @property
     def dim(self) -> int:
@@ -185,6 +187,7 @@ class Watched:
     Attributes:
         leaders: site -> the site whose numbers it shares, because both show one tensor.
         plans: what is caught at every leader.
+        left_out: how many experts have sites that nobody asked for by name, and were too many.
     """
 
     subject: Subject
@@ -193,6 +196,7 @@ class Watched:
     places: dict[str, Placed]
     leaders: dict[str, str]
     plans: dict[str, Plan]
+    left_out: int = 0
 
     @staticmethod
     def of(subject: Subject, first: Batch, choices: Choices) -> "Watched":
@@ -233,7 +237,9 @@ class Watched:
             )
             if leaders[name] == name:
                 plans[name] = place.plan
-        return Watched(subject, first, derivation, places, leaders, plans)
+        routed = [n for n, s in facts.sites.items() if isinstance(s.address, Expert)]
+        left_out = 0 if choices.sites is not None else len(set(routed) - places.keys())
+        return Watched(subject, first, derivation, places, leaders, plans, left_out)
 
     @property
     def few(self) -> Batch:
@@ -242,12 +248,19 @@ class Watched:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know of how the batches were read."""
-        return tuple(
+        """What a reader must know of how the batches were read, and of what was left out."""
+        unread = [
             f"{name} looks like it says what is padding, and it is not known how, so padding is "
             "counted: give attention_mask, 1 where a position counts."
             for name in self.first.unread
-        )
+        ]
+        if self.left_out:
+            routed = sum(isinstance(p.site.address, Expert) for p in self.places.values())
+            unread.append(
+                f"{routed} of {routed + self.left_out} experts were probed, at equal distances in "
+                "every block: name others in sites=, such as '*experts*', to have them."
+            )
+        return tuple(unread)
 
     def later(self, stream: Stream) -> tuple[str, ...]:
         """What a reader must know of sites whose rows could be told in the first batch only."""
@@ -347,7 +360,7 @@ def placed(
         found = layer(facts, site)
         bent = None if isinstance(site.address, Expert) else bend(facts, site)
         notes = _calls(facts, site)
-        trouble = _trouble(facts, site, found)
+        trouble, routed = _trouble(facts, site, found), facts.routed(site)
         known = None if isinstance(found, str) else found
         if known is not None and known.address == site.address:
             known = None
@@ -376,13 +389,15 @@ def placed(
                 centred=geometry_of(symmetry.group) is Geometry.LINE,
                 across=compares_axes(symmetry.group),
                 rows=None if isinstance(site.address, Expert) else facts.rows(site),
-                routed=facts.routed_rows(site),
+                routed=None if routed is None else routed[1],
+                root="" if routed is None else routed[0],
             ),
             layer=known,
             geometry=_input_geometry(derivation, known),
             bend=None if bent is None else bent[1],
             notes=notes,
             trouble=trouble,
+            expert=facts.expert(site),
         )
     return places
 

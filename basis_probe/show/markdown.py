@@ -41,7 +41,10 @@ def markdown(report: Report) -> str:
         *_bullets(report.notes, "Notes"),
     ]
     if len(report):
-        parts += ["## All sites", _sites(report), "## Site by site"]
+        parts += ["## All sites", _sites(report)]
+        if any(site.routed for site in report):
+            parts += ["## Experts", _experts(report)]
+        parts += ["## Site by site"]
         for site in report.site_reports:
             parts += _site(site)
     parts += ["## How this was computed", *_method(report), "## How to cite", *_citation(report)]
@@ -173,6 +176,27 @@ def _sites(report: Report) -> str:
             )
         )
     return table(heads, ("layer", "effect", "p, adjusted"), rows)
+
+
+def _experts(report: Report) -> str:
+    rows: list[tuple[str, ...]] = []
+    for site in report.site_reports:
+        if site.routed is None:
+            continue
+        given, lead = site.routed.given, selection.speaker(site)
+        rows.append(
+            (
+                words.DASH if site.layer is None else str(site.layer),
+                str(site.routed.expert),
+                words.count(site.n_samples),
+                words.fraction(site.n_samples / given) if given else words.DASH,
+                words.DASH if lead is None else words.effect(lead.effect),
+                words.DASH if lead is None else words.p_value(lead.p_adjusted),
+                text(words.outcome(site.verdict), 80),
+            )
+        )
+    heads = ("layer", "expert", "samples", "share", "effect", "p, adjusted", "outcome")
+    return table(heads, heads[:-1], rows)
 
 
 def _site(site: SiteReport) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -14,11 +14,12 @@ from basis_probe.results.evidence import (
     BasisRanking,
     BasisStanding,
     OrderRecord,
+    Routed,
     ScoreResult,
     Tail,
 )
 from basis_probe.results.examples import TopContexts
-from basis_probe.results.report import Report, SiteReport
+from basis_probe.results.report import Outcome, Report, SiteReport
 
 
 def leading(site: SiteReport) -> ScoreResult | None:
@@ -247,9 +248,64 @@ class Placed(Protocol):
         ...
 
 
+MOST_EXPERTS = 4
+"""Of more experts beside each other a map shows the one that stands out most."""
+
+
+def expert_of(site: Placed) -> Routed | None:
+    """Which expert of a mixture a site is of."""
+    return getattr(site, "routed", None)
+
+
+def beside(site: Placed) -> tuple[str, int | None, str]:
+    """What the experts of one block have in common."""
+    return site.kind, site.layer, experts_pattern(site, site.site)
+
+
+def experts_pattern(site: Placed, name: str) -> str:
+    """The name of an expert's site, or a pattern of it, with the expert left open."""
+    routed = expert_of(site)
+    if routed is None:
+        return name
+    head, found, tail = name.rpartition(f".{routed.expert}.")
+    if not found:
+        head, found, tail = name.rpartition(f".{routed.expert}:")
+    return f"{head}.*{found[-1]}{tail}" if found else name
+
+
+def _spoken_for(report: Sequence[Placed]) -> set[int]:
+    """The sites of experts that another expert of their block stands for on a map."""
+    alike: dict[tuple[str, int | None, str], list[int]] = {}
+    for index, site in enumerate(report):
+        if expert_of(site) is not None:
+            alike.setdefault(beside(site), []).append(index)
+    hidden: set[int] = set()
+    for several in alike.values():
+        if len(several) > MOST_EXPERTS:
+            first = max(several, key=lambda index: (_prominence(report[index]), -index))
+            hidden.update(index for index in several if index != first)
+    return hidden
+
+
+def _prominence(site: Placed) -> tuple[int, float]:
+    """How much a site stands out: beyond chance, not so, or not known; and by how much."""
+    if not isinstance(site, SiteReport):
+        return 0, 0.0
+    lead = speaker(site)
+    effect = 0.0 if lead is None or math.isnan(lead.effect) else abs(lead.effect)
+    outcome = site.verdict.outcome
+    if outcome in (Outcome.PRIVILEGED, Outcome.EMERGENT):
+        return 2, effect
+    return int(outcome is not Outcome.UNDECIDED), effect
+
+
 def grid(placed: Iterable[Placed]) -> Grid:
-    """The places of all sites on a map, every site exactly once."""
+    """The places of all sites on a map, every site exactly once.
+
+    Of more than four experts beside each other the one that stands out most is there for all.
+    """
     report = tuple(placed)
+    hidden = _spoken_for(report)
     numbered = sorted({site.layer for site in report if site.layer is not None})
     by_layer = bool(numbered)
     layered = [index for index, site in enumerate(report) if site.layer is not None]
@@ -264,10 +320,16 @@ def grid(placed: Iterable[Placed]) -> Grid:
     # kind -> pattern -> lines of the map, each from column to site.
     kinds: dict[str, dict[str, list[dict[int, int]]]] = {}
     column_of = {layer: column + len(before) for column, layer in enumerate(numbered)}
+    spoken = {beside(report[index]) for index in hidden}
     for index, site in enumerate(report):
-        lines = kinds.setdefault(site.kind, {}).setdefault(
-            pattern_of(site) if by_layer else "", [{}]
-        )
+        if index in hidden:
+            continue
+        pattern = pattern_of(site) if by_layer else ""
+        kind = site.kind
+        if expert_of(site) is not None and beside(site) in spoken:
+            pattern = experts_pattern(site, pattern)
+            kind = "experts: of all the one furthest out"
+        lines = kinds.setdefault(kind, {}).setdefault(pattern, [{}])
         if not by_layer:
             lines[0][len(lines[0])] = index
             continue
@@ -293,7 +355,8 @@ def grid(placed: Iterable[Placed]) -> Grid:
     for kind, pattern, line in drawn:
         cells = tuple(line.get(column) for column in range(len(columns)))
         if len(line) == 1:
-            pattern = report[next(iter(line.values()))].site
+            only = report[next(iter(line.values()))]
+            pattern = experts_pattern(only, only.site) if beside(only) in spoken else only.site
         first = not rows or rows[-1].kind != kind
         rows.append(Row(kind, pattern, cells, first))
     return Grid(columns, tuple(rows), by_layer)

@@ -153,6 +153,35 @@ def summary(report: Report) -> pandas.DataFrame:
     return frame.set_axis(pandas.Index([words.clean(site.site) for site in report], name="site"))
 
 
+def experts(report: Report) -> pandas.DataFrame:
+    """One row for every expert of every mixture; the columns are those of `Report.experts`."""
+    import pandas
+
+    rows: list[dict[str, Any]] = []
+    for site in report:
+        if site.routed is None:
+            continue
+        lead = selection.speaker(site)
+        given = site.routed.given
+        rows.append(
+            {
+                "site": words.clean(site.site),
+                "layer": site.layer,
+                "expert": site.routed.expert,
+                "n_samples": site.n_samples,
+                "share": site.n_samples / given if given else math.nan,
+                "outcome": site.verdict.outcome.name,
+                "effect": math.nan if lead is None else lead.effect,
+                "p_adjusted": math.nan if lead is None else lead.p_adjusted,
+            }
+        )
+    kinds = {
+        "site": "object", "layer": "Int64", "expert": "int64", "n_samples": "int64",
+        "share": "float64", "outcome": "object", "effect": "float64", "p_adjusted": "float64",
+    }  # fmt: skip
+    return pandas.DataFrame(rows, columns=[*kinds]).astype(kinds)
+
+
 def axes(site: SiteReport) -> pandas.DataFrame:
     """One row for every axis of a site, under its number.
 

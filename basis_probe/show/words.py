@@ -443,6 +443,8 @@ def _place(kind: str, of_kind: Sequence[SiteReport], outcome: Outcome) -> str:
     if not others:
         several_without = len(here) > 1 and not numbered
         return text + layered + (f" ({several(len(here), 'site')})" if several_without else "")
+    if all(site.routed is not None for site in of_kind):
+        return f"{text}{layered}: {len(here)} of {len(here) + len(others)} experts"
     if len(others) <= 2 < len(here):
         return f"{text}{layered} except {_listed([_named(site.site) for site in others])}"
     return f"{text} at {sites(here)}"
@@ -453,20 +455,33 @@ _NAMED = 4
 
 
 def sites(several: Sequence[SiteReport]) -> str:
-    """The names of sites; those that differ by their layer only are one name."""
+    """The names of sites; those that differ by their layer or their expert only are one name."""
     alike: dict[str, list[SiteReport]] = {}
     for site in several:
-        alike.setdefault(selection.pattern_of(site) or site.site, []).append(site)
+        pattern = selection.pattern_of(site) or site.site
+        if site.routed is not None:
+            pattern = selection.experts_pattern(site, pattern)
+        alike.setdefault(pattern, []).append(site)
     parts = [
-        _named(of[0].site)
-        if len(of) == 1
-        else f"{_named(pattern)} of {layers(site.layer for site in of if site.layer is not None)}"
+        _named(of[0].site) if len(of) == 1 else _named(pattern) + _experts(of) + _of_layers(of)
         for pattern, of in alike.items()
     ]
     if len(parts) > _NAMED:
         more = len(parts) - _NAMED + 1
         parts = [*parts[: _NAMED - 1], f"{more} others like them"]
     return _listed(parts)
+
+
+def _experts(alike: Sequence[SiteReport]) -> str:
+    """How many of them are experts; empty for other sites."""
+    if any(site.routed is None for site in alike):
+        return ""
+    return f" ({several(len(alike), 'expert')})"
+
+
+def _of_layers(alike: Sequence[SiteReport]) -> str:
+    numbered = [site.layer for site in alike if site.layer is not None]
+    return f" of {layers(numbered)}" if numbered else ""
 
 
 def _named(name: str) -> str:
