@@ -178,9 +178,10 @@ _STEPS = 4
 
 
 def _are_near(name: str, module: str) -> bool:
-    """True if a module is in the block that holds a stack, or beside its owner."""
-    block = name.split(".")[:-2]
-    return bool(block) and module.split(".")[: len(block)] == block
+    """True if a module is the owner of a stack, in it, or beside it."""
+    path, names = module.split("."), name.split(".")
+    owner, block = names[:-1], names[:-2]
+    return path[: len(owner)] == owner or (bool(block) and path[: len(block)] == block)
 
 
 def sites(
@@ -289,10 +290,29 @@ def member_of(trace: Trace, path: str) -> tuple[int, int] | None:
                     inside.setdefault(int(number), set()).add(leaf)
         own = int(parts[place])
         alike = own in inside and all(leaves == inside[own] for leaves in inside.values())
-        given = input_of(trace, f"{stem}{own}")
-        routed = given is not None and _is_picked(trace, given)
-        return (own, len(inside)) if alike and routed and 1 <= own + 1 <= len(inside) > 1 else None
+        if not alike or not own < len(inside) > 1:
+            continue
+        given = {number: input_of(trace, f"{stem}{number}") for number in inside}
+        routed = given[own]
+        if routed is None or not _is_picked(trace, routed):
+            continue
+        # Modules of a sequence read what others of it made.
+        made = {i for call in trace.calls if call.path == f"{stem}{own}" for i in call.outputs}
+        others = [i for number, i in given.items() if i is not None and number != own]
+        if not any(made & _above(trace, i, routed) for i in others):
+            return own, len(inside)
     return None
+
+
+def _above(trace: Trace, index: int, first: int) -> set[int]:
+    """What a tensor was made of, and itself, back to a tensor that was made before."""
+    above, waiting = set[int](), [index]
+    while waiting:
+        here = waiting.pop()
+        if here >= first and here not in above:
+            above.add(here)
+            waiting.extend(trace.node(here).inputs)
+    return above
 
 
 def root_of(trace: Trace, node: int, given: int, is_told: Callable[[int], bool]) -> str:

@@ -46,13 +46,14 @@ def asked(
         # Of several names of one place the one that says what makes it comes first.
         found.sort(key=lambda name: name.endswith(":in"))
         chosen |= {name: names[name] for name in found}
-    places: set[int] = set()
+    places: set[object] = set()
     unique: dict[str, Site] = {}
     # A place that was asked for by its name is not repeated under another one by a glob.
     for name, site in sorted(chosen.items(), key=lambda entry: entry[0] not in wanted):
-        if name in wanted or site.node not in places:
+        place = site.address if isinstance(site.address, Expert) else site.node
+        if name in wanted or place not in places:
             unique[name] = site
-            places.add(site.node)
+            places.add(place)
     return {name: site for name, site in names.items() if name in unique}
 
 

@@ -293,7 +293,7 @@ class Watched:
 def _unapplied(facts: Facts, place: Placed, batch: Batch) -> tuple[str, ...]:
     """The masks that could not be laid on the rows of a site when the model was watched."""
     rows, shape = place.plan.rows, facts.graph.trace.node(place.site.node).shape
-    if rows is None:
+    if rows is None or place.plan.routed is not None:
         return ()
     axes = (len(shape) - 1,) if place.plan.layout is None else place.plan.layout.axes
     lead = tuple(size for axis, size in enumerate(shape) if axis not in axes)

@@ -1,0 +1,337 @@
+"""Experts of a mixture as sites: their rows, their numbers, and that mixing shows nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import basis_probe as bp
+from basis_probe.model.capture import catching
+from basis_probe.model.experts import origin_of
+from basis_probe.results.report import Outcome, Report
+from basis_probe.run.watch import Choices, Watched
+from basis_probe.show import selection
+from basis_probe.statistics.nulls import Counterfactual
+
+WIDTH, HIDDEN, EXPERTS, CHOSEN, TOKENS = 12, 20, 6, 2, 3000
+
+
+def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Block(nn.Module):
+    """Experts of one hidden layer, of which each token goes to two; how they are run is to be said.
+
+    Every way computes the same function of the same weights.
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.router = nn.Linear(WIDTH, EXPERTS, bias=False)
+        up, down = drawn(EXPERTS, HIDDEN, WIDTH, seed=1), drawn(EXPERTS, WIDTH, HIDDEN, seed=2)
+        bias = drawn(EXPERTS, HIDDEN, seed=3, scale=0.3)
+        with torch.no_grad():
+            self.router.weight.copy_(drawn(EXPERTS, WIDTH, seed=4))
+        if way == "modules":
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, WIDTH, False))
+                for _ in range(EXPERTS)
+            )
+            with torch.no_grad():
+                for expert, one in enumerate(self.experts):
+                    for name, value in (("0.weight", up), ("0.bias", bias), ("2.weight", down)):
+                        one.get_parameter(name).copy_(value[expert])
+        else:
+            turned = way in ("dense", "sorted")
+            self.up = nn.Parameter(up.mT.contiguous() if turned else up)
+            self.down = nn.Parameter(down.mT.contiguous() if turned else down)
+            self.bias = nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, x = x.shape, x.reshape(-1, WIDTH)
+        weight, chosen = self.router(x).softmax(-1).topk(CHOSEN, -1)
+        made = getattr(self, f"by_{self.way}")(x, weight, chosen)
+        return made.view(shape)
+
+    def by_loop(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        made = torch.zeros_like(x)
+        for expert in chosen.unique():
+            row, place = torch.where(chosen == expert)
+            pre = F.linear(x[row], self.up[expert], self.bias[expert])
+            out = F.linear(F.gelu(pre), self.down[expert])
+            made.index_add_(0, row, out * weight[row, place, None])
+        return made
+
+    def by_loop_with_sums(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        made = torch.zeros_like(x)
+        for expert in range(EXPERTS):
+            row, place = torch.where(chosen == expert)
+            pre = x[row] @ self.up[expert].T + self.bias[expert]
+            made.index_add_(0, row, F.gelu(pre) @ self.down[expert].T * weight[row, place, None])
+        return made
+
+    def by_modules(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        made = torch.zeros_like(x)
+        for expert, one in enumerate(self.experts):
+            row, place = torch.where(chosen == expert)
+            if len(row):
+                made.index_add_(0, row, one(x[row]) * weight[row, place, None])
+        return made
+
+    def by_dense(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        """Every expert computes all rows, those of others as zeros."""
+        scores = torch.zeros(len(x), EXPERTS).scatter(1, chosen, 1.0)
+        given = x.repeat(EXPERTS, 1) * scores.T.reshape(-1, 1)
+        pre = torch.bmm(given.view(EXPERTS, -1, WIDTH), self.up) + self.bias[:, None]
+        out = torch.bmm(F.gelu(pre), self.down)
+        shares = torch.zeros(len(x), EXPERTS).scatter(1, chosen, weight)
+        return (out * shares.T[..., None]).sum(0)
+
+    def by_sorted(self, x: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
+        """Rows in the order of their experts, in one grouped product."""
+        order = chosen.flatten().argsort(stable=True)
+        ends = torch.bincount(chosen.flatten(), minlength=EXPERTS).cumsum(0).int()
+        given = x[order // CHOSEN]
+        pre = torch._grouped_mm(given, self.up, offs=ends) + self.bias[chosen.flatten()[order]]
+        out = torch._grouped_mm(F.gelu(pre), self.down, offs=ends)
+        made = torch.zeros_like(x)
+        return made.index_add(0, order // CHOSEN, out * weight.flatten()[order][:, None])
+
+
+class Model(nn.Module):
+    """Token ids, an embedding, a mixture of experts, logits."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.embed, self.block, self.head = (
+            nn.Embedding(TOKENS, WIDTH),
+            Block(way),
+            nn.Linear(12, 5),
+        )
+        with torch.no_grad():
+            self.embed.weight.copy_(drawn(TOKENS, WIDTH, seed=5))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        h = self.embed(input_ids)
+        return self.head(h + self.block(F.rms_norm(h, (WIDTH,))))
+
+
+WAYS = ["loop", "loop_with_sums", "modules", "sorted", "dense"]
+
+
+def tokens(rows: int, length: int, seed: int = 6) -> Tensor:
+    return torch.randint(TOKENS, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(model: Model, ids: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Expert -> the places of the tokens that reach it, and its neurons on them."""
+    reference = Model("loop")
+    block = reference.block
+    x = F.rms_norm(model.embed(ids), (WIDTH,)).reshape(-1, WIDTH)
+    chosen = block.router(x).topk(CHOSEN, -1).indices
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for expert in range(EXPERTS):
+        row = torch.where(chosen == expert)[0]
+        found[expert] = row, F.gelu(F.linear(x[row], block.up[expert], block.bias[expert]))
+    return found
+
+
+def experts_of(watching: Watched) -> dict[int, str]:
+    return {
+        place.expert[0]: name for name, place in watching.places.items() if place.expert is not None
+    }
+
+
+def watched(model: nn.Module, ids: Tensor) -> Watched:
+    from basis_probe.model.batches import batch_of
+    from basis_probe.model.network import recognise
+
+    choices = Choices.of(
+        sites=None, scores=None, null=None, groups=None, seed=0, max_samples=None,
+        certificates=False, progress=False,
+    )  # fmt: skip
+    batch = batch_of(ids, number=0, tokenizer=None, device=torch.device("cpu"))
+    return Watched.of(recognise(model), batch, choices)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_expert_is_seen_on_the_rows_that_reach_it(way: str) -> None:
+    model, ids = Model(way).eval(), tokens(8, 5)
+    watching = watched(model, ids)
+    names = experts_of(watching)
+    assert sorted(names) == [*range(EXPERTS)]
+    caught: dict[int, tuple[Tensor, Any]] = {}
+
+    def keep(expert: int) -> Callable[[Tensor], None]:
+        def catch(rows: Tensor) -> None:
+            caught[expert] = rows.clone(), origin_of(rows)
+
+        return catch
+
+    places = {expert: watching.places[name] for expert, name in names.items()}
+    wanted = {place.site.address: keep(expert) for expert, place in places.items()}
+    roots = {place.plan.root for place in places.values()}
+    other = tokens(7, 4, seed=8)
+    with torch.no_grad(), catching(model, wanted, roots):
+        model(other)
+    for expert, (row, neurons) in by_hand(model, other).items():
+        if not len(row):
+            assert expert not in caught or not len(caught[expert][0])
+            continue
+        rows, origin = caught[expert]
+        assert origin is not None and origin.lead == (7, 4)
+        assert torch.equal(origin.rows.sort().values, row)
+        order = origin.rows.argsort()
+        assert torch.allclose(rows[order], neurons, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, Report]:
+    ids = tokens(60, 7)
+    return {way: neurons_of(way, [ids]) for way in WAYS}
+
+
+def neurons_of(way: str, data: Any) -> Report:
+    sites = "block.experts.?.1" if way == "modules" else "block.?.down:in"
+    return probed(Model(way).eval(), data, sites=sites, null=Counterfactual(frames=39))
+
+
+def probed(model: nn.Module, data: Any, **more: Any) -> Report:
+    return bp.probe(model, data, progress=False, certificates=False, **more)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_running_experts_gives_the_same_numbers(
+    reports: dict[str, Report], way: str
+) -> None:
+    first, other = reports["loop"].experts(), reports[way].experts()
+    assert [*other.n_samples] == [*first.n_samples]
+    assert np.allclose(other.effect, first.effect, atol=0.02)
+    assert [*other.outcome] == [*first.outcome]
+    assert math.isclose(float(other.share.sum()), CHOSEN)
+    # Untrained neurons do not stand out.
+    assert not {"PRIVILEGED", "EMERGENT"}.intersection(other.outcome)
+
+
+@pytest.mark.parametrize("way", ["modules", "sorted"])
+def test_batch_size_changes_nothing_at_experts(reports: dict[str, Report], way: str) -> None:
+    ids = tokens(60, 7)
+    other = neurons_of(way, [*ids.split(9)]).experts()
+    assert [*other.n_samples] == [*reports[way].experts().n_samples]
+    assert np.allclose(other.effect, reports[way].experts().effect, atol=0.02)
+    assert np.allclose(other.share, reports[way].experts().share)
+
+
+@pytest.mark.parametrize("way", ["modules", "sorted", "dense"])
+def test_padding_does_not_count_at_experts(way: str) -> None:
+    model, ids = Model(way).eval(), tokens(40, 7)
+    mask = torch.ones_like(ids)
+    mask[::2, 4:] = 0
+    sites = "block.experts.?.*" if way == "modules" else "block.?.down:in"
+    found = probed(
+        model, [{"input_ids": ids, "attention_mask": mask}], sites=sites, scores=["kurtosis"]
+    )
+    kept = {int(place) for place in torch.nonzero(mask.flatten())}
+    right = {e: sum(int(r) in kept for r in row) for e, (row, _) in by_hand(model, ids).items()}
+    told = found.experts().groupby("expert").n_samples
+    assert dict(told.max()) == dict(told.min()) == right
+
+
+def test_mixed_rows_of_experts_are_not_compared() -> None:
+    found = probed(Model("sorted").eval(), [tokens(60, 7)], sites="block.gelu()")
+    (site,) = found
+    assert site.verdict.outcome is Outcome.UNDECIDED
+    assert "several experts are mixed" in site.verdict.sentence
+    assert "block.0.down:in" in site.verdict.sentence
+
+
+@pytest.mark.parametrize("way", ["modules", "loop", "sorted"])
+def test_an_expert_that_nothing_reaches_says_so(way: str) -> None:
+    model = Model(way).eval()
+    with torch.no_grad():
+        # The first feature of a norm's output times a large number of one sign.
+        model.block.router.weight[4] = 0.0
+        model.block.router.weight[:4].add_(0.0)
+    ids = tokens(60, 7)
+    reached = {
+        expert for expert, (row, _) in by_hand(model, ids).items() if len(row) and expert != 4
+    }
+    assert len(reached) == EXPERTS - 1
+    with torch.no_grad():
+        model.embed.weight[:, 0] = 40.0
+        model.block.router.weight[4, 0] = -1000.0
+    found = probed(model, [ids], scores=["kurtosis"])
+    lost = [site for site in found if site.routed is not None and site.routed.expert == 4]
+    if way == "modules":
+        # A module that never runs has no sites; that it exists is seen in the others' count.
+        assert not lost and all(s.routed.count == EXPERTS for s in found if s.routed)
+    else:
+        assert lost[0].n_samples == 0
+        assert "no row of the data reached" in lost[0].verdict.sentence
+
+
+def test_a_feature_that_is_planted_in_one_expert_is_found_there_alone() -> None:
+    """Two neurons of expert 2 fire for one token each; all others have random directions."""
+    model = Model("sorted").eval()
+    ids = tokens(400, 7)
+    row, _ = by_hand(model, ids)[2]
+    x = F.rms_norm(model.embed(torch.arange(TOKENS)), (WIDTH,))
+    common = ids.flatten()[row].bincount(minlength=TOKENS).argsort(descending=True)[:8]
+    with torch.no_grad():
+        for neuron in range(HIDDEN):
+            own = x[common[neuron % len(common)]]
+            model.block.up[2, :, neuron] = 2.0 * own / own.norm()
+            model.block.bias[2, neuron] = -0.8 * 2.0 * own.norm()
+    told = probed(model, [ids], sites="block.?.down:in").experts()
+    outcomes = dict(zip(told.expert, told.outcome, strict=True))
+    assert outcomes.pop(2) == "PRIVILEGED"
+    assert "PRIVILEGED" not in outcomes.values()
+
+
+def test_the_table_and_the_map_of_experts(reports: dict[str, Report], tmp_path: Any) -> None:
+    report = reports["sorted"]
+    path = tmp_path / "report.json"
+    report.save(path)
+    again = Report.load(path)
+    assert [site.routed for site in again] == [site.routed for site in report]
+    report.save(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Table of the experts" in page
+    report.save(tmp_path / "report.md")
+    assert "## Experts" in (tmp_path / "report.md").read_text()
+    # One place on the map for all experts of a block, and it is of the one furthest out.
+    grid = selection.grid(report)
+    shown = [cell for row in grid.rows for cell in row.cells if cell is not None]
+    experts = [place for place in shown if report.site_reports[place].routed is not None]
+    assert len(experts) == 1
+    decided = report.experts().query("outcome != 'UNDECIDED'")
+    best = decided.effect.abs().max() if len(decided) else report.experts().effect.abs().max()
+    speaker = selection.speaker(report.site_reports[experts[0]])
+    assert speaker is not None and math.isclose(abs(speaker.effect), best)
+    assert not report.experts().empty
+    assert (
+        probed(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), [drawn(99, 4)])
+        .experts()
+        .empty
+    )
+
+
+def test_of_very_many_experts_some_are_probed_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("basis_probe.model.sites.MOST_EXPERTS", 3)
+    found = probed(Model("sorted").eval(), [tokens(20, 7)])
+    assert [site.routed.expert for site in found if site.routed] == [0, 2, 4]
+    assert any("3 of 6 experts were probed" in note for note in found.notes)
+    everything = probed(Model("sorted").eval(), [tokens(20, 7)], sites=["block.*.down:in"])
+    assert len(everything) == EXPERTS
+    assert not any("experts were probed" in note for note in everything.notes)
