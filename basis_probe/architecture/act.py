@@ -27,6 +27,7 @@ from basis_probe.algebra.elements import (
 from basis_probe.algebra.groups import monomial_parts
 from basis_probe.architecture.claims import NOTHING
 from basis_probe.architecture.commuting import is_plain
+from basis_probe.architecture.composites import Composite
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.experts import Experts
 from basis_probe.architecture.heads import Gated
@@ -185,6 +186,9 @@ class Action:
             return self._turned(index, element)
         if joined == "affine":
             return self._folded(index, element)
+        composite = derivation.composites.of(index)
+        if composite is not None:
+            return self._part_by_part(index, composite, element)
         if derivation.is_norm_output(index):
             return self._norm_output(index, element)
         if stream.value_mixed:
@@ -203,6 +207,15 @@ class Action:
         moved: dict[int, Element] = {}
         for source, part in zip(sources, parts, strict=True):
             moved |= self._move(self.facts.stream_of[source], part)
+        return {**moved, index: element}
+
+    def _part_by_part(
+        self, index: int, composite: Composite, element: Element
+    ) -> dict[int, Element]:
+        """Each part of what maps write by its own part of the element."""
+        moved: dict[int, Element] = {}
+        for stream, part in zip(composite.streams, _own_parts(composite, element), strict=True):
+            moved |= self._move(stream, part)
         return {**moved, index: element}
 
     def _exchange(self, index: int, router: Router, element: Element) -> dict[int, Element]:
@@ -1347,3 +1360,26 @@ def _resized(element: MonomialElement, side: Side, other: Side) -> MonomialEleme
     ratio = side.heads / other.heads
     chosen = tuple(heads[int(head * ratio)] for head in range(other.heads))
     return MonomialElement(*monomial(SumElement(chosen)))
+
+
+def _own_parts(composite: Composite, element: Element) -> list[Element]:
+    """The element of each part of what falls into parts."""
+    count = len(composite.streams)
+    if not composite.heads:
+        if isinstance(element, SumElement) and len(element.parts) == count:
+            return [*element.parts]
+    elif isinstance(element, BlockElement) and torch.equal(
+        element.order, torch.arange(len(element.order))
+    ):
+        inner = [head for head in element.parts if isinstance(head, SumElement)]
+        if len(inner) == len(element.parts) and all(len(head.parts) == count for head in inner):
+            several = [tuple(head.parts[place] for head in inner) for place in range(count)]
+            still = [all(isinstance(part, Identity) for part in own) for own in several]
+            if all(stays or free for stays, free in zip(still, composite.free, strict=True)):
+                return [
+                    Identity(len(own) * own[0].dim * element.copies)
+                    if stays
+                    else BlockElement(element.order, own, element.copies)
+                    for own, stays in zip(several, still, strict=True)
+                ]
+    raise WeightError("the element does not act on each of the parts by itself")

@@ -36,6 +36,7 @@ from basis_probe.algebra.groups import (
 from basis_probe.algebra.intertwiner import Intertwiner, measured
 from basis_probe.architecture.claims import ALGEBRA, NOTHING, PAPER, RESIDUAL, NotUnderstood
 from basis_probe.architecture.commuting import Commuting, is_plain
+from basis_probe.architecture.composites import Composites
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.routers import Router, Routers
@@ -111,6 +112,13 @@ class Derivation:
             permuting=self.permuting,
         )
         self._routers = Routers(facts)
+        self.composites = Composites(
+            facts,
+            group_at=self._group_at,
+            companions=self._companions,
+            is_link=self.is_link,
+            is_free=lambda reader: self._is_free_part(facts.graph.vertices[reader]),
+        )
         self.commuting = Commuting(
             facts,
             keeps_axes=self._is_link_on_axes,
@@ -311,6 +319,9 @@ class Derivation:
             return self._in_one_order(index, vertex)
         if self.commuting.joined(index):
             return self._joined_group(index, dim)
+        composite = self.composites.of(index)
+        if composite is not None:
+            return composite.group, composite.said(), ALGEBRA
         self._require_understood(stream)
         if self.is_norm_output(index):
             return self._norm_output(index, dim)
@@ -1048,6 +1059,25 @@ class Derivation:
             for side in (attention.query, attention.key)
             if isinstance(side, Side)
         )
+
+    def _companions(self, index: int) -> frozenset[int]:
+        """The streams that change where a stream does, and itself."""
+        stream_of = self.facts.stream_of
+        found = {index, *self.tied_to(index)}
+        if self.permuting(index):
+            found |= self.family(index)
+        if self.commuting.joined(index):
+            found |= set(self.commuting.streams(index))
+        met = [attention for attention, _ in self.heads.meetings.get(index, ())]
+        readers = self.facts.streams[index].readers
+        met += [self.heads.normed[reader][0] for reader in readers if reader in self.heads.normed]
+        for attention in met:
+            for side in (attention.query, attention.key):
+                if isinstance(side, Side):
+                    normed = side.source in self.heads.normed
+                    before = self.facts.graph.vertices[side.source].carried if normed else ()
+                    found |= {stream_of[vertex] for vertex in (side.source, *before)}
+        return frozenset(found)
 
     def _is_free_part(self, part: Vertex) -> bool:
         """True if a part of a wider tensor is written by linear maps as if it stood alone."""

@@ -88,6 +88,19 @@ def test_each_part_of_a_head_has_the_group_of_what_it_meets(
         "k": [free, G.Blocks(planes, 1, order="kept")],
         "v": [G.Blocks(G.GeneralLinear(VALUE), HEADS, order="kept")],
     }
+    whole = {
+        "q": G.Blocks(
+            G.DirectSum((G.GeneralLinear(PLAIN), G.Trivial(TURNED))), HEADS, order="kept"
+        ),
+        "down": G.DirectSum((G.Orthogonal(LATENT), G.Blocks(planes, 1, order="kept"))),
+        "up": G.Blocks(
+            G.DirectSum((G.GeneralLinear(PLAIN), G.GeneralLinear(VALUE))), HEADS, order="kept"
+        ),
+    }
+    for name, group in whole.items():
+        assert found[name].group == group, found[name].because
+        proof = found[name].certificate
+        assert proof is not None and proof.holds
     for kind, groups in wanted.items():
         names = [name for name in found if name.split(":")[0] == kind and ":in" not in name]
         seen = {name: found[name] for name in names if found[name].group in groups}

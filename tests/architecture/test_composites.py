@@ -1,0 +1,94 @@
+"""What one map writes and others read part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from written import Written, drawn, moved
+
+import basis_probe as bp
+from basis_probe import groups as G
+
+A, B, C = 3, 4, 5
+Forward = Callable[[Written, Tensor], Tensor]
+
+
+def read_apart(s: Written, x: Tensor) -> Tensor:
+    one, two, three = s.e(x).split([A, B, C], -1)
+    return s.a(one) + s.b(F.rms_norm(two, (B,))) + s.c(torch.tanh(three))
+
+
+def read_in_heads(s: Written, x: Tensor) -> Tensor:
+    """Two heads, each with queries, keys and values of its own, and a gate for their sum."""
+    q, k, v = s.e(x).unflatten(-1, (2, -1)).transpose(1, 2).split([A, A, B], -1)
+    z = (q @ k.mT).softmax(-1) @ v
+    return s.a(z.transpose(1, 2).flatten(2))
+
+
+def read_twice(s: Written, x: Tensor) -> Tensor:
+    one, two = s.e(x).split([A, A], -1)
+    return s.a(one) + s.a(two)
+
+
+def read_over(s: Written, x: Tensor) -> Tensor:
+    h = s.e(x)
+    return s.a(h[..., :A]) + s.b(h[..., A - 1 :])
+
+
+def left_out(s: Written, x: Tensor) -> Tensor:
+    h = s.e(x)
+    return s.a(h[..., :A]) + s.b(h[..., A + 1 :])
+
+
+def returned(s: Written, x: Tensor) -> tuple[Tensor, Tensor]:
+    h = s.e(x)
+    return s.a(h[..., :A]) + s.b(h[..., A:]), h
+
+
+CASES: list[tuple[Forward, dict[str, int], G.Group | None]] = [
+    (
+        read_apart,
+        {"e": A + B + C, "a": A, "b": B, "c": C},
+        G.DirectSum((G.GeneralLinear(A), G.Orthogonal(B), G.SignedPermutation(C))),
+    ),
+    # Keys take the inverse transpose of what queries take: they are no product of two groups.
+    (read_in_heads, {"e": 2 * (2 * A + B), "a": 2 * B}, None),
+    # One map reads both parts: what one does the other must do.
+    (read_twice, {"e": 2 * A, "a": A}, None),
+    (read_over, {"e": A + B, "a": A, "b": B + 1}, None),
+    (returned, {"e": A + B, "a": A, "b": B}, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("forward", "sizes", "group"), CASES, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_parts_that_are_read_by_themselves_change_by_themselves(
+    forward: Forward, sizes: dict[str, int], group: G.Group | None
+) -> None:
+    maps = {n: nn.Linear(9, size) if n == "e" else nn.Linear(size, 2) for n, size in sizes.items()}
+    model = moved(Written(forward, **maps))
+    found = bp.symmetries(model, drawn(4, 6, 9))["e"]
+    if group is None:
+        assert found.group.privileged in (bp.Privileged.UNKNOWN, bp.Privileged.AXES)
+        return
+    assert found.group == group, found.because
+    assert found.certificate is not None and found.certificate.holds
+    element = group.sample(torch.Generator().manual_seed(1))
+    twin = bp.reparametrize(model, "e", element, example_input=drawn(4, 6, 9))
+    torch.testing.assert_close(twin(drawn(7, 3, 9)), model(drawn(7, 3, 9)))
+
+
+def test_a_part_that_nobody_reads_leaves_the_others_as_they_are() -> None:
+    """Not all of it is read: it is not claimed that what is read is all there is."""
+    maps: dict[str, nn.Module] = {
+        "e": nn.Linear(9, A + B),
+        "a": nn.Linear(A, 2),
+        "b": nn.Linear(B - 1, 2),
+    }
+    found = bp.symmetries(moved(Written(left_out, **maps)), drawn(4, 6, 9), certificates=False)
+    assert found["e"].group == G.Unknown(A + B)
