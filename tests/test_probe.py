@@ -828,7 +828,7 @@ def test_a_model_that_fails_leaves_nothing_behind(
 
 @pytest.mark.parametrize(
     ("error", "stage"),
-    [(Broken, "gather"), (KeyboardInterrupt, "gather"), (KeyboardInterrupt, "_case")],
+    [(Broken, "gather"), (KeyboardInterrupt, "gather"), (KeyboardInterrupt, "case_of")],
 )
 def test_trouble_while_axes_are_compared_leaves_nothing_behind(
     kind: Kind, error: type[BaseException], stage: str, monkeypatch: pytest.MonkeyPatch
