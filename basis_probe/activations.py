@@ -39,6 +39,7 @@ from basis_probe.statistics.nulls import (
     Null,
     Problem,
     RandomWeights,
+    SparseWiring,
     geometry_of,
 )
 from basis_probe.statistics.scores import Score
@@ -421,6 +422,10 @@ def _case(
         raise ValueError(
             "the counterfactual null needs inputs and weight, or pre and nonlinearity; x alone "
             "allows the rotation null"
+        )
+    if isinstance(wanted, SparseWiring) and inputs is None:
+        raise ValueError(
+            "the sparse-wiring null needs inputs and weight; x alone allows the rotation null"
         )
     if isinstance(wanted, RandomWeights):
         raise ValueError(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from basis_probe.activations import probe_activations
 from basis_probe.algebra.haar import haar_fixing
+from basis_probe.calibration import sparse
 from basis_probe.calibration.draw import Draw
 from basis_probe.calibration.streams import (
     fixed_sinusoids,
@@ -342,6 +343,7 @@ _BEHIND = "neurons, untrained layer"
 _FALLBACK = "neurons, only the pre-activations known"
 _NETWORK = "neurons, second layer of an untrained network"
 _NEURONS = "neurons"
+_SPARSE = "neurons that read few inputs"
 _STREAM = "residual stream, untrained language model"
 OWN_AXES = "residual stream, initialisation with axes of its own"
 """Sites of untrained networks whose weights are not drawn from rotation-invariant laws."""
@@ -394,6 +396,16 @@ TRIALS: tuple[Trial, ...] = (
     Trial("ReLU on clusters", False, _NETWORK, _layer(_clusters, "relu", depth=2)),
     Trial("GELU on clusters", False, _NETWORK, _layer(_clusters, "gelu", depth=2)),
     Trial("SwiGLU on clusters", False, _NETWORK, _swiglu(_clusters, depth=2)),
+    *(
+        Trial(
+            f"{density:.0%} of the weights, {law}".replace("%", " %"),
+            False,
+            _SPARSE,
+            sparse.untrained(_offset, density, law),
+        )
+        for law in ("mask", "pruned", "inputs")
+        for density in (0.01, 0.05, 0.2, 0.5)
+    ),
     Trial("GPT-2 shape", False, _STREAM, stream("gpt2")),
     Trial("GPT-2 shape, tied", False, _STREAM, stream("gpt2", tied=True)),
     Trial("Llama shape", False, _STREAM, stream("llama")),
@@ -443,5 +455,14 @@ TRIALS: tuple[Trial, ...] = (
     Trial("ReLU, weak: 20 % Laplace", True, _NEURONS, _on_neurons(_weak, "relu")),
     Trial("GELU, weak: 20 % Laplace", True, _NEURONS, _on_neurons(_weak, "gelu")),
     Trial("ReLU, sinusoids", True, _NEURONS, _on_neurons(_sinusoid, "relu")),
+    *(
+        Trial(
+            f"{density:.0%} of the weights, Laplace".replace("%", " %"),
+            True,
+            _SPARSE,
+            sparse.planted(_laplace, density),
+        )
+        for density in (0.05, 0.2, 0.5)
+    ),
 )
 """The null battery, then the planted one."""

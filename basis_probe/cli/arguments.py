@@ -14,6 +14,7 @@ NULL_NAMES = (
     "rotation",
     "counterfactual",
     "counterfactual-in-bands",
+    "sparse-wiring",
     "turned-preactivation",
     "covariance-preserving",
     "gaussian-surrogate",

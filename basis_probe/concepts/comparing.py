@@ -19,7 +19,14 @@ from basis_probe.interrupts import hold, stoppable
 from basis_probe.results.dissection import Comparison, ConceptFinding, DirectionFinding, Tally
 from basis_probe.results.evidence import NullRecord
 from basis_probe.statistics.moments import Moments
-from basis_probe.statistics.nulls import Alternatives, Counterfactual, Null, Problem, Rotation
+from basis_probe.statistics.nulls import (
+    Alternatives,
+    Counterfactual,
+    Null,
+    Problem,
+    Rotation,
+    SparseWiring,
+)
 from basis_probe.statistics.nulls.rotations import TurnedAxes
 from basis_probe.statistics.p_values import Tail, monte_carlo_p, pooled_p
 
@@ -195,7 +202,7 @@ def axes_beside(null: Null, problem: Problem) -> tuple[Tensor, Tensor, Alternati
         null = TurnedAxes(null.frames, null.samples, null.directions, null.geometry)
         if plain and len(kept) < dim:
             problem = dataclasses.replace(problem, x=axes, pre=None, nonlinearity=None, layer=None)
-    elif isinstance(null, Counterfactual) and problem.layer is not None:
+    elif isinstance(null, Counterfactual | SparseWiring) and problem.layer is not None:
         # What comes before the nonlinearity is not looked at.
         problem = dataclasses.replace(problem, layer=dataclasses.replace(problem.layer, pre=None))
     return axes, kept, null.alternatives(problem), len(x)
@@ -231,7 +238,7 @@ def _geometry(problem: Problem, choice: Choice) -> str:
         if geometry in (Geometry.WHITENED, Geometry.RIDGE):
             geometry = Geometry.EUCLIDEAN
         return geometry.name.lower()
-    if isinstance(choice.null, Counterfactual) and problem.layer is not None:
+    if isinstance(choice.null, Counterfactual | SparseWiring) and problem.layer is not None:
         return problem.layer.geometry.name.lower()
     return Geometry.STANDARDISED.name.lower()
 

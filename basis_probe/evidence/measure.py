@@ -26,9 +26,11 @@ from basis_probe.statistics.nulls import (
     Problem,
     RandomWeights,
     Rotation,
+    SparseWiring,
     TurnedPreactivation,
     geometry_of,
 )
+from basis_probe.statistics.nulls.wiring import geometry_of_inputs, is_sparse, zeros
 from basis_probe.statistics.resampling import MIN_GROUPS
 from basis_probe.statistics.scores import (
     KURTOSIS,
@@ -151,6 +153,15 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
             because += f"; it holds fixed {wanted.holds_fixed}: no verdict rests on it"
         return Choice(wanted, because, deciding, bent, believable=not misleads)
     size = affordable(reads(problem), problem.x.shape[1])
+    if layer is not None and (bent or axes) and is_sparse(layer.weights):
+        return Choice(
+            size.of(SparseWiring()),
+            f"{zeros(layer.weights)[0]:.0%} of the weights that make these neurons are exactly "
+            "zero, so they are compared with neurons that read as many other inputs through the "
+            "same weights",
+            both if bent else one,
+            bent,
+        )
     if bent and layer is not None:
         return Choice(
             size.of(Counterfactual()),
@@ -449,21 +460,26 @@ def _few(found: FewTest | None, places: Tensor) -> FewAxes | None:
     )
 
 
-_SPARSE = 0.5
-
-
 def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
     """What must be said where most weights of the layer are exactly zero."""
-    if problem.layer is None or not isinstance(null, Counterfactual):
+    layer = problem.layer
+    if isinstance(null, SparseWiring) and layer is not None:
+        rescaled = layer.geometry is not Geometry.EUCLIDEAN
+        if not rescaled or geometry_of_inputs(layer) is not Geometry.EUCLIDEAN:
+            return ()
+        return (
+            "Most inputs of these neurons have too few weights for their scale to be told, so that "
+            "the comparison would change if those inputs were rescaled, though the network would "
+            "compute the same.",
+        )
+    if layer is None or not isinstance(null, Counterfactual):
         return ()
-    weights = torch.cat([weight.flatten() for weight in problem.layer.weights])
-    zero = float((weights == 0).double().mean())
-    if zero < _SPARSE:
+    if not is_sparse(layer.weights):
         return ()
     return (
-        f"{zero:.0%} of the weights that make these neurons are exactly zero. Neurons that read "
-        "few inputs differ from the alternatives, which read all of them, before any training: "
-        'compare with null="random-weights", whose networks are wired alike.',
+        f"{zeros(layer.weights)[0]:.0%} of the weights that make these neurons are exactly "
+        "zero. Neurons that read few inputs differ from the alternatives, which read all of them, "
+        'before any training: compare with null="sparse-wiring", the one chosen unasked.',
     )
 
 
@@ -544,6 +560,8 @@ def _block(null: Null, dim: int, seed: int) -> Tensor | None:
 def _geometry(null: Null, problem: Problem) -> Geometry:
     if isinstance(null, Rotation):
         return null.geometry or geometry_of(problem.group)
+    if isinstance(null, SparseWiring) and problem.layer is not None:
+        return geometry_of_inputs(problem.layer)
     if isinstance(null, Counterfactual) and problem.layer is not None:
         return problem.layer.geometry
     return Geometry.STANDARDISED

@@ -36,8 +36,10 @@ from basis_probe.statistics.nulls import (
     Problem,
     RandomWeights,
     Rotation,
+    SparseWiring,
 )
 from basis_probe.statistics.nulls import TurnedPreactivation as Turned
+from basis_probe.statistics.nulls.wiring import FEWEST_INPUTS, rewirable
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, Score
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ NULLS: dict[str, Null] = {
     "rotation": Rotation(),
     "counterfactual": Counterfactual(),
     "counterfactual-in-bands": Counterfactual(bands=2.0),
+    "sparse-wiring": SparseWiring(),
     "turned-preactivation": Turned(),
     "covariance-preserving": CovariancePreserving(),
     "gaussian-surrogate": GaussianSurrogate(),
@@ -340,6 +343,11 @@ def _threads_for(problem: Problem) -> Generator[None]:
 
 
 def _choice(problem: Problem, wanted: Null | None) -> Choice | str:
+    if isinstance(wanted, SparseWiring) and problem.layer is None:
+        return (
+            "the sparse-wiring null was asked for, and the input of the linear map in front of "
+            "this site is not known"
+        )
     if isinstance(wanted, Counterfactual) and problem.layer is None:
         if problem.pre is None:
             return (
@@ -353,9 +361,16 @@ def _choice(problem: Problem, wanted: Null | None) -> Choice | str:
 def _too_narrow(problem: Problem, null: Null) -> str:
     """Why neurons have no alternatives, or an empty string."""
     layer = problem.layer
-    if not isinstance(null, Counterfactual) or layer is None or layer.inputs.shape[1] > 1:
+    if layer is None:
         return ""
     what = "channel" if layer.inputs.shape[2] > 1 else "feature"
+    if isinstance(null, SparseWiring) and rewirable(layer) < FEWEST_INPUTS:
+        return (
+            f"the layer has {rewirable(layer)} input {what}s that vary, and neurons can be wired "
+            f"to others in too few ways: that takes at least {FEWEST_INPUTS}."
+        )
+    if not isinstance(null, Counterfactual) or layer.inputs.shape[1] > 1:
+        return ""
     return (
         f"these neurons read one input {what}, so there is no other direction for them to point "
         "to and nothing to turn."

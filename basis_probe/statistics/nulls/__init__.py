@@ -14,6 +14,7 @@ from basis_probe.statistics.nulls.others import CovariancePreserving as Covarian
 from basis_probe.statistics.nulls.others import GaussianSurrogate as GaussianSurrogate
 from basis_probe.statistics.nulls.others import RandomWeights as RandomWeights
 from basis_probe.statistics.nulls.rotations import Rotation as Rotation
+from basis_probe.statistics.nulls.wiring import SparseWiring as SparseWiring
 
 __all__ = [
     "Counterfactual",
@@ -23,6 +24,7 @@ __all__ = [
     "Null",
     "RandomWeights",
     "Rotation",
+    "SparseWiring",
     "TurnedPreactivation",
 ]
 

@@ -1,12 +1,14 @@
 """The same layer, its neurons pointing elsewhere in the input; or pre-activations, turned."""
 
+import abc
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
 from einops import rearrange
+from jaxtyping import Float64
 from torch import Tensor
 
 from basis_probe.algebra.haar import Turned
@@ -73,62 +75,47 @@ class Counterfactual(Null):
         return _TurnedInput(problem.layer, self.bands, axes)
 
 
-class _TurnedInput(Alternatives):
-    """W (Q x): turning the weights costs less than turning every window of the input."""
+class ReadElsewhere(Alternatives):
+    """A layer whose weights read its input elsewhere in every frame, all else as it is.
 
-    def __init__(self, layer: LinearLayer, bands: float | None, axes: Tensor | None) -> None:
+    Args:
+        layer: the layer.
+        axes: which of its outputs are computed; None for all.
+    """
+
+    def __init__(self, layer: LinearLayer, axes: Tensor | None) -> None:
         self.layer, self.axes = layer, axes
         self.reach = Reach.ALL if axes is None else _reach(layer, axes)
-        inputs = layer.inputs
-        samples, width, positions = inputs.shape
-
-        def columns(some: slice) -> Tensor:
-            rows = rearrange(inputs[:, some], "sample width position -> (sample position) width")
-            return rows.double().cpu()
-
-        blocks = column_blocks(samples * positions, width)
-        mean = torch.cat([columns(some).mean(0) for some in blocks])
+        samples, width, positions = layer.inputs.shape
         weights = [weight.double() for weight in layer.weights]
         if axes is not None and self.reach is not Reach.ALL:
             weights = [weight.index_select(0, axes.to(weight.device)) for weight in weights]
         self.shapes = [weight.shape for weight in weights]
-        vectors = torch.cat(
+        self.vectors = torch.cat(
             [rearrange(w, "out width position -> (out position) width") for w in weights]
         ).cpu()
-        fixed = [mean, torch.ones_like(mean)][: 1 + layer.centred]
-        # Coordinates of the input's space in which turns are rotations: x there is `to(x)`, and a
-        # neuron's direction w is `of(w)`, with `back` as the inverse of `of`.
-        self.back: Callable[[Tensor], Tensor] = lambda w: w
-        if layer.geometry is Geometry.BALANCED:
-            scale = (1 / _column_lengths(layer.weights)).cpu()
-            vectors, fixed = vectors * scale, [vector / scale for vector in fixed]
-            self.back = lambda w: w / scale
-        elif layer.geometry is Geometry.POLAR:
-            gram = sum(torch.einsum("ocp,odp->cd", w.double(), w.double()) for w in layer.weights)
-            values, directions = torch.linalg.eigh(torch.as_tensor(gram).cpu())
-            read = values > values.max() * 1e-10
-            # Only what the weights read is turned: the rest does not reach any neuron.
-            to = values[read].sqrt()[:, None] * directions[:, read].T
-            vectors = vectors @ (directions[:, read] / values[read].sqrt())
-            fixed = [to @ vector for vector in fixed]
-            self.back = lambda w: w @ to
-        elif layer.geometry is not Geometry.EUCLIDEAN:
-            raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
-        if bands is None:
-            self.turning = Turned(vectors, torch.stack(fixed))
-        else:
-            to = self.back(torch.eye(vectors.shape[1], dtype=torch.float64))
-            rows = columns(slice(None)) @ to.T
-            self.turning = _TurnedInBands(vectors, torch.stack(fixed), rows, bands)
-        self.flat = inputs.reshape(samples, width * positions)
+        self.flat = layer.inputs.reshape(samples, width * positions)
         self.observed = torch.cat([weight.reshape(-1, width * positions) for weight in weights])
+
+    @abc.abstractmethod
+    def drawn(self, generator: torch.Generator) -> Float64[Tensor, "row width"]:
+        """What is read in place of `vectors`, a row for every output and position of its window."""
+
+    def blocks(self) -> Iterator[Float64[Tensor, "place width"]]:
+        """The inputs, some features at a time, a row for every sample and position."""
+        samples, width, positions = self.layer.inputs.shape
+        for some in column_blocks(samples * positions, width):
+            rows = rearrange(
+                self.layer.inputs[:, some], "sample width position -> (sample position) width"
+            )
+            yield rows.double().cpu()
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         layer = self.layer
         if generator is None:
             rows = self.observed
         else:
-            drawn = self.back(self.turning.draw(generator))
+            drawn = self.drawn(generator)
             sizes = [shape[0] * shape[2] for shape in self.shapes]
             rows = torch.cat(
                 [
@@ -168,6 +155,43 @@ class _TurnedInput(Alternatives):
 
     def _width(self) -> int:
         return len(self.layer.weights[0])
+
+
+class _TurnedInput(ReadElsewhere):
+    """W (Q x): turning the weights costs less than turning every window of the input."""
+
+    def __init__(self, layer: LinearLayer, bands: float | None, axes: Tensor | None) -> None:
+        super().__init__(layer, axes)
+        mean = torch.cat([rows.mean(0) for rows in self.blocks()])
+        vectors = self.vectors
+        fixed = [mean, torch.ones_like(mean)][: 1 + layer.centred]
+        # Coordinates of the input's space in which turns are rotations: x there is `to(x)`, and a
+        # neuron's direction w is `of(w)`, with `back` as the inverse of `of`.
+        self.back: Callable[[Tensor], Tensor] = lambda w: w
+        if layer.geometry is Geometry.BALANCED:
+            scale = (1 / _column_lengths(layer.weights)).cpu()
+            vectors, fixed = vectors * scale, [vector / scale for vector in fixed]
+            self.back = lambda w: w / scale
+        elif layer.geometry is Geometry.POLAR:
+            gram = sum(torch.einsum("ocp,odp->cd", w.double(), w.double()) for w in layer.weights)
+            values, directions = torch.linalg.eigh(torch.as_tensor(gram).cpu())
+            read = values > values.max() * 1e-10
+            # Only what the weights read is turned: the rest does not reach any neuron.
+            to = values[read].sqrt()[:, None] * directions[:, read].T
+            vectors = vectors @ (directions[:, read] / values[read].sqrt())
+            fixed = [to @ vector for vector in fixed]
+            self.back = lambda w: w @ to
+        elif layer.geometry is not Geometry.EUCLIDEAN:
+            raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
+        if bands is None:
+            self.turning = Turned(vectors, torch.stack(fixed))
+        else:
+            to = self.back(torch.eye(vectors.shape[1], dtype=torch.float64))
+            rows = torch.cat(list(self.blocks()), 1) @ to.T
+            self.turning = _TurnedInBands(vectors, torch.stack(fixed), rows, bands)
+
+    def drawn(self, generator: torch.Generator) -> Tensor:
+        return self.back(self.turning.draw(generator))
 
 
 class Reach(enum.Enum):
