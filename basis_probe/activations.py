@@ -25,6 +25,7 @@ from basis_probe.evidence.site import (
     chosen_null,
     chosen_scores,
     gather,
+    listed_scores,
 )
 from basis_probe.model.roles import layer_number
 from basis_probe.results.report import Provenance, Report, SiteReport
@@ -140,8 +141,8 @@ def probe_activations(
         mask: [batch, position], not zero where a position counts; None if all do. Padding is not
             seen in the numbers themselves, so give it where there is any.
         null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
-        scores: names of scores, any of `bp.scores.ALL`; None for
-            `bp.scores.DEFAULT`.
+        scores: names of scores, any of `bp.scores.ALL`, and "quantisation", which brings a null of
+            its own; None for `bp.scores.DEFAULT`.
         bases: other bases to compare the axes with: names ("pca", "ica", "varimax" ...), candidates
             or matrices [directions, dim]; None for none. The best one is returned.
         paths: to how many turned bases the deciding score is followed, 0 for none.
@@ -162,8 +163,12 @@ def probe_activations(
         >>> bp.probe_activations(several, group="orthogonal").sites
         ('one', 'other')
     """
+    scores = listed_scores(scores)
     settings = _Settings(
-        chosen_scores(scores), chosen_null(null), seed_of(seed), Companions.of(bases, paths)
+        chosen_scores(scores),
+        chosen_null(null),
+        seed_of(seed),
+        Companions.of(bases, paths, scores),
     )
     if hasattr(x, "to_numpy"):
         # A table of pandas or polars: its columns are the axes.
@@ -352,7 +357,9 @@ def _several(
         level=LEVEL,
         settings={
             "sites": ", ".join(rows),
-            "scores": ", ".join(score.name for score in settings.scores),
+            "scores": ", ".join(
+                score.name for score in (*settings.scores, *settings.companions.own)
+            ),
             "null": "by site" if settings.null is None else repr(settings.null),
             "groups": "not given" if groups is None else str(groups),
         },

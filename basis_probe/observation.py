@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from basis_probe.arguments import function, path, whole
 from basis_probe.brief import described
 from basis_probe.errors import DataError, StreamError
-from basis_probe.evidence.site import Companions
+from basis_probe.evidence.site import Companions, listed_scores
 from basis_probe.interrupts import guarded, hold
 from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, device_of, prepared, recognise
@@ -145,6 +145,7 @@ def probe(
         >>> report.sites, report["1"].symmetry.group
         (('1',), PositiveMonomial(dim=16))
     """
+    scores = listed_scores(scores)
     choices = Choices.of(
         sites=sites,
         scores=scores,
@@ -154,7 +155,7 @@ def probe(
         max_samples=max_samples,
         certificates=certificates,
         progress=progress,
-        companions=Companions.of(bases, paths),
+        companions=Companions.of(bases, paths, scores),
         effort=effort,
         runs=True,
     )

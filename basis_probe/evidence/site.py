@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from basis_probe.evidence.bounds import bound
 from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
 from basis_probe.evidence.measure import Choice, asks_orders, choose, measure, taken
 from basis_probe.evidence.orders import Orders, orders
+from basis_probe.evidence.own import OwnScore, Place
+from basis_probe.evidence.quantisation import QUANTISATION
+from basis_probe.model.around import Around
 from basis_probe.results.evidence import (
     BasisRanking,
     FewAxes,
@@ -100,6 +103,7 @@ class Case:
         trouble: why nothing can be decided, or an empty string.
         notes: what a reader must know.
         routed: which expert of a mixture it is of; None elsewhere.
+        around: gives the weights around the site.
     """
 
     site: str
@@ -114,6 +118,7 @@ class Case:
     trouble: str = ""
     notes: tuple[str, ...] = ()
     routed: Routed | None = None
+    around: Callable[[], Around] = Around
 
     @property
     def dim(self) -> int:
@@ -162,23 +167,27 @@ class Companions:
     Attributes:
         bases: other bases to compare the axes with.
         paths: how many turned bases to follow the deciding score to.
+        own: scores with a null of their own.
     """
 
     bases: "tuple[Candidate, ...]" = ()
     paths: int = 0
+    own: tuple[OwnScore, ...] = ()
 
     @staticmethod
     def of(
         bases: "Iterable[str | Candidate | np.ndarray | torch.Tensor] | str | Candidate | None",
         paths: int,
+        scores: "Scores",
     ) -> "Companions":
-        """What was asked for.
+        """What was asked for; of the scores those with a null of their own.
 
         Raises:
             ValueError: for a basis that has no such name, or a negative number of paths.
         """
         many = ": how many turned bases to go to, or 0 for none"
-        return Companions(chosen_bases(bases), whole("paths", paths, most=10_000, else_=many))
+        count = whole("paths", paths, most=10_000, else_=many)
+        return Companions(chosen_bases(bases), count, chosen_own(scores))
 
     @property
     def rows(self) -> int:
@@ -186,15 +195,52 @@ class Companions:
         return ROWS if self.bases else 0
 
 
-def chosen_scores(wanted: Iterable[str | Score] | str | Score | None) -> tuple[Score, ...]:
+AT_SITES: dict[str, OwnScore] = {score.name: score for score in (QUANTISATION,)}
+"""Those of the scores with a null of their own that need no more than a site."""
+
+_NAMES = ", ".join([*known.ALL, *known.OWN])
+
+
+Scores = Iterable[str | Score] | str | Score | None
+"""Scores as users ask for them."""
+
+
+def listed_scores(wanted: Scores) -> tuple[Any, ...] | None:
+    """The names and values that were asked for, read once; None for none.
+
+    Raises:
+        ValueError: for what is no list of scores, or an empty one.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, str | Score):
+        return (wanted,)
+    return several("scores", wanted, f"some of {_NAMES}")
+
+
+def chosen_own(wanted: Scores) -> tuple[OwnScore, ...]:
+    """Those of the scores that are meant which have a null of their own.
+
+    Raises:
+        ValueError: as `listed_scores`.
+    """
+    names = [score for score in listed_scores(wanted) or () if isinstance(score, str)]
+    return tuple(AT_SITES[name] for name in dict.fromkeys(names) if name in AT_SITES)
+
+
+def chosen_scores(wanted: Scores) -> tuple[Score, ...]:
     """The scores that are meant: names, values, or None for the default ones.
+
+    Those with a null of their own are left out; `chosen_own` has them.
 
     Raises:
         ValueError: for a name that no score bears, or no score at all.
     """
-    if wanted is None:
+    asked = listed_scores(wanted)
+    if asked is None:
         return tuple(known.DEFAULT.values())
-    return tuple(map(_score_of, _several(wanted)))
+    at_sites = [score for score in asked if isinstance(score, str) and score in AT_SITES]
+    return tuple(_score_of(score) for score in asked if score not in at_sites)
 
 
 def _score_of(wanted: object) -> Score:
@@ -204,32 +250,23 @@ def _score_of(wanted: object) -> Score:
         return known.ALL[wanted]
     if isinstance(wanted, str) and wanted in known.OWN:
         raise ValueError(f"{wanted} needs the model and its data: ask bp.probe for it")
-    names = ", ".join((*known.ALL, *known.OWN))
-    raise ValueError(f"no score is called {described(wanted)}; there are {names}")
+    raise ValueError(f"no score is called {described(wanted)}; there are {_NAMES}")
 
 
-def _several(wanted: Iterable[str | Score] | str | Score) -> tuple[object, ...]:
-    choice = f"some of {', '.join((*known.ALL, *known.OWN))}"
-    one = isinstance(wanted, str | Score)
-    return (wanted,) if one else tuple(several("scores", wanted, choice))
+def parted_scores(wanted: Scores) -> tuple[tuple[Score, ...], tuple[str, ...]]:
+    """The scores that are meant, and the names of those for which the model itself is needed.
 
-
-def parted_scores(
-    wanted: Iterable[str | Score] | str | Score | None,
-) -> tuple[tuple[Score, ...], tuple[str, ...]]:
-    """The scores that are meant, and the names of those that have a null of their own.
+    Scores with a null of their own that need no more than a site are left out.
 
     Raises:
         ValueError: for a name that no score bears, or no score at all.
     """
-    if wanted is None:
+    asked = listed_scores(wanted)
+    if asked is None:
         return chosen_scores(None), ()
-    named = _several(wanted)
-    own = tuple(dict.fromkeys(s for s in named if isinstance(s, str) and s in known.OWN))
-    rest = tuple(score for score in named if not (isinstance(score, str) and score in own))
-    if own and not rest:
-        return (), own
-    return tuple(map(_score_of, rest)), own
+    own = [s for s in asked if isinstance(s, str) and s in known.OWN and s not in AT_SITES]
+    rest = [score for score in asked if not (isinstance(score, str) and score in own)]
+    return chosen_scores(rest) if rest else (), tuple(dict.fromkeys(own))
 
 
 def chosen_null(wanted: str | Null | None) -> Null | None:
@@ -302,13 +339,21 @@ def gather(
             bounded = bound(compared, choice.null, distinct=found.record.distinct, seed=seed)
         ranking, said_of_bases = ranked(problem, companions.bases, scores, seed=seed)
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
+        own: dict[str, ScoreResult] = {}
+        for score in companions.own:
+            around = case.around() if score.reads_weights else Around()
+            made = score.measure(Place(problem, choice, around, seed))
+            if isinstance(made, str):
+                notes = (*notes, f"{score.name}: {made}.")
+            else:
+                own[score.name] = made
     notes = (*notes, *said_of_bases)
     return Evidence(
         case=dataclasses.replace(
             case, notes=case.notes + notes, trouble=_too_narrow(problem, choice.null)
         ),
         null=found.record,
-        scores=found.scores,
+        scores={**found.scores, **own},
         beside=beside,
         orders=apart,
         few=found.few,

@@ -503,6 +503,7 @@ def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dty
         trouble=trouble,
         notes=tuple(notes),
         routed=_routed(place, seen),
+        around=place.around,
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
 import math
@@ -22,7 +23,14 @@ from basis_probe.arguments import flag, instance, one_of, seed_of, texts, whole
 from basis_probe.brief import described
 from basis_probe.errors import SiteError
 from basis_probe.evidence.measure import affordable
-from basis_probe.evidence.site import Companions, chosen_null, chosen_scores, parted_scores
+from basis_probe.evidence.site import (
+    Companions,
+    chosen_null,
+    chosen_scores,
+    listed_scores,
+    parted_scores,
+)
+from basis_probe.model.around import Around, around
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import Facts
@@ -64,6 +72,7 @@ class Placed:
     notes: tuple[str, ...]
     trouble: str = ""
     expert: tuple[int, int] | None = None
+    around: Callable[[], Around] = Around
 
     @property
     def dim(self) -> int:
@@ -126,6 +135,7 @@ class Choices:
         Raises:
             ValueError: for a score, null or number that makes none.
         """
+        scores = listed_scores(scores)
         used, own = parted_scores(scores) if runs else (chosen_scores(scores), ())
         wanted, seed = chosen_null(null), seed_of(seed)
         if max_samples is not None:
@@ -155,7 +165,7 @@ class Choices:
             certificates=certificates,
             progress=progress,
             quick=quick,
-            companions=companions or Companions(),
+            companions=companions or Companions.of(None, 0, scores),
             own=own,
         )
 
@@ -164,7 +174,9 @@ class Choices:
         """The choices in words."""
         return {
             "sites": self.asked or _said(self.sites),
-            "scores": ", ".join((*(score.name for score in self.scores), *self.own)),
+            "scores": ", ".join(
+                (*(s.name for s in (*self.scores, *self.companions.own)), *self.own)
+            ),
             "null": "by site" if self.said is None else str(self.said),
             "groups": "derived" if self.groups is None else str(self.groups),
             "max_samples": "all" if self.max_samples is None else str(self.max_samples),
@@ -398,6 +410,7 @@ def placed(
             notes=notes,
             trouble=trouble,
             expert=facts.expert(site),
+            around=functools.partial(around, facts, site, () if known is None else known.weights),
         )
     return places
 

@@ -390,7 +390,7 @@ def hadamard_rotation(
     pair = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64) * math.sqrt(0.5)
     while odd % 2 == 0:
         odd, transform = odd // 2, torch.kron(transform, pair)
-    transform = torch.kron(transform, _cosines(odd))
+    transform = torch.kron(transform, cosines(odd))
     turn = torch.eye(dim, dtype=torch.float64)
     for _ in range(rounds):
         signs = 2.0 * torch.randint(0, 2, (dim, 1), generator=generator).double() - 1
@@ -398,7 +398,7 @@ def hadamard_rotation(
     return turn
 
 
-def _cosines(size: int) -> Tensor:
+def cosines(size: int) -> Tensor:
     """The orthonormal cosine transform of type II."""
     place = torch.arange(size, dtype=torch.float64)
     matrix = math.sqrt(2 / size) * torch.cos(math.pi / size * place[:, None] * (place + 0.5))
@@ -429,9 +429,7 @@ class Matching:
         return float(self.cosines.abs().mean())
 
 
-def matched_cosines(
-    first: Float[Tensor, "one dim"], second: Float[Tensor, "other dim"]
-) -> Matching:
+def matchedcosines(first: Float[Tensor, "one dim"], second: Float[Tensor, "other dim"]) -> Matching:
     """The directions of two bases paired off, each used once, by the Hungarian method.
 
     Two random bases in n dimensions have a mean |cosine| of about sqrt(2 log(n)/n), not 0: that
@@ -448,7 +446,7 @@ def matched_cosines(
 
     Example:
         >>> axes = torch.eye(3)
-        >>> matched_cosines(axes[[2, 0, 1]] * torch.tensor([[1.0], [-1.0], [1.0]]), axes).columns
+        >>> matchedcosines(axes[[2, 0, 1]] * torch.tensor([[1.0], [-1.0], [1.0]]), axes).columns
         tensor([2, 0, 1])
     """
     from scipy.optimize import linear_sum_assignment
@@ -597,7 +595,7 @@ def compare_bases(
             per_direction=of_basis.cpu(),
             effect=(value - mean) / std if std > tiny else math.nan,
             ceiling=ceiling_effect(value, best, null_mean=mean, null_std=std),
-            to_axes=matched_cosines(basis.directions, bases[0].directions),
+            to_axes=matchedcosines(basis.directions, bases[0].directions),
         )
         for basis, value, of_basis in zip(bases, values, per_direction, strict=True)
     ]

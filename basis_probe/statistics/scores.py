@@ -449,5 +449,6 @@ ATTRIBUTION = "attribution"
 OWN: dict[str, str] = {
     ATTRIBUTION: "how few axes carry activation times the gradient of a loss: the Gini coefficient "
     "across axes of its absolute values, averaged over samples",
+    "quantisation": "what rounding a sample to 4 bits costs on the axes, as a share of its energy",
 }
-"""Scores that have a null of their own and need more than activations: name -> what they are."""
+"""Scores that have a null of their own: name -> what they are."""
