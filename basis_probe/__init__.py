@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from basis_probe.errors import SiteError as SiteError
     from basis_probe.errors import StreamError as StreamError
     from basis_probe.evidence.resonance import spotlight_resonance as spotlight_resonance
+    from basis_probe.evidence.weights import weights_privilege as weights_privilege
     from basis_probe.observation import observe as observe
     from basis_probe.observation import probe as probe
     from basis_probe.results.evidence import ScoreResult as ScoreResult
@@ -124,6 +125,7 @@ _HOMES = {
     "stitching_curve": "compare.stitching",
     "symmetries": "architecture.symmetries",
     "top_examples": "concepts.examples",
+    "weights_privilege": "evidence.weights",
     "with_examples": "concepts.examples",
 }
 
@@ -182,6 +184,7 @@ __all__ = [
     "stitching_curve",
     "symmetries",
     "top_examples",
+    "weights_privilege",
     "with_examples",
 ]
 

@@ -141,8 +141,8 @@ def probe_activations(
         mask: [batch, position], not zero where a position counts; None if all do. Padding is not
             seen in the numbers themselves, so give it where there is any.
         null: "rotation", "counterfactual" or a null as a value; None for the one that fits.
-        scores: names of scores, any of `bp.scores.ALL`, and "quantisation", which brings a null of
-            its own; None for `bp.scores.DEFAULT`.
+        scores: names of scores, any of `bp.scores.ALL`, and "quantisation" and "weights", which
+            bring nulls of their own; None for `bp.scores.DEFAULT`.
         bases: other bases to compare the axes with: names ("pca", "ica", "varimax" ...), candidates
             or matrices [directions, dim]; None for none. The best one is returned.
         paths: to how many turned bases the deciding score is followed, 0 for none.

@@ -19,6 +19,7 @@ from basis_probe.evidence.measure import Choice, asks_orders, choose, measure, t
 from basis_probe.evidence.orders import Orders, orders
 from basis_probe.evidence.own import OwnScore, Place
 from basis_probe.evidence.quantisation import QUANTISATION
+from basis_probe.evidence.weights import WEIGHTS
 from basis_probe.model.around import Around
 from basis_probe.results.evidence import (
     BasisRanking,
@@ -195,7 +196,7 @@ class Companions:
         return ROWS if self.bases else 0
 
 
-AT_SITES: dict[str, OwnScore] = {score.name: score for score in (QUANTISATION,)}
+AT_SITES: dict[str, OwnScore] = {score.name: score for score in (QUANTISATION, WEIGHTS)}
 """Those of the scores with a null of their own that need no more than a site."""
 
 _NAMES = ", ".join([*known.ALL, *known.OWN])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from basis_probe.model.facts import Facts, Shape, matrix
 from basis_probe.model.graph import Kind, Vertex
+from basis_probe.model.linear_layer import Layer
 from basis_probe.model.places import Site
 
 _LINEAR = (Kind.LINEAR, Kind.CONVOLUTION)
@@ -31,14 +32,13 @@ class Around:
     centred: bool = False
 
 
-def around(facts: Facts, site: Site, writing: tuple[Tensor, ...]) -> Around:
+def around(facts: Facts, site: Site, made_by: Layer | None) -> Around:
     """The maps around a site.
 
     Args:
         facts: what the model computes.
         site: where.
-        writing: the weights that make it behind a nonlinearity, [dim, inputs, ...]; empty where
-            they are not known.
+        made_by: the layer that makes it, where it is one linear map away from its input.
     """
     vertex = facts.vertex(site)
     if vertex is None:
@@ -46,7 +46,7 @@ def around(facts: Facts, site: Site, writing: tuple[Tensor, ...]) -> Around:
     dim = 1
     for size in facts.shape(site):
         dim *= size
-    made = [weight.flatten(1) for weight in writing]
+    made = [] if made_by is None else [_gained(weight, made_by) for weight in made_by.weights]
     if not made:
         carried = [facts.graph.vertices[index] for index in vertex.carried]
         sources = [vertex] if vertex.kind in _LINEAR else carried * (vertex.kind is Kind.SUM)
@@ -84,6 +84,14 @@ def _readers(
             elif region.shape is Shape.DIAGONAL and norm is not None and region.gain is not None:
                 gain = region.gain if norm[0] is None else norm[0] * region.gain
                 yield from _readers(facts, reader, (gain, norm[1]))
+
+
+def _gained(weight: Tensor, layer: Layer) -> Tensor:
+    """[outputs, inputs]: with the gain of the norm in front folded in."""
+    weight = weight.detach().to(torch.float64)
+    if layer.gain is not None and weight.ndim == 2 and weight.shape[1] == len(layer.gain):
+        weight = weight * layer.gain.to(weight)
+    return weight.flatten(1)
 
 
 def _weight(facts: Facts, vertex: Vertex) -> Tensor | None:

@@ -38,6 +38,8 @@ from basis_probe.results.similarity import Similarity as Similarity
 from basis_probe.results.symmetry import Certificate as Certificate
 from basis_probe.results.symmetry import Symmetries as Symmetries
 from basis_probe.results.symmetry import Symmetry as Symmetry
+from basis_probe.results.weights import WeightScore as WeightScore
+from basis_probe.results.weights import WeightsPrivilege as WeightsPrivilege
 
 __all__ = [
     "BasisRanking",
@@ -78,6 +80,8 @@ __all__ = [
     "Tail",
     "TopContexts",
     "Verdict",
+    "WeightScore",
+    "WeightsPrivilege",
 ]
 
 

@@ -411,6 +411,7 @@ def placed(
             trouble=trouble,
             expert=facts.expert(site),
             around=functools.partial(around, facts, site, () if known is None else known.weights),
+            around=functools.partial(around, facts, site, known),
         )
     return places
 

@@ -449,6 +449,7 @@ ATTRIBUTION = "attribution"
 OWN: dict[str, str] = {
     ATTRIBUTION: "how few axes carry activation times the gradient of a loss: the Gini coefficient "
     "across axes of its absolute values, averaged over samples",
+    "weights": "how what an axis reads is related to what it writes, by the weights around it",
     "quantisation": "what rounding a sample to 4 bits costs on the axes, as a share of its energy",
 }
 """Scores that have a null of their own: name -> what they are."""

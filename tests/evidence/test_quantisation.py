@@ -193,7 +193,7 @@ def _around(model: nn.Module, x: Tensor, name: str):
 
     subject = recognise(model.eval())
     facts = Derivation(watched(subject, batch_of(x, number=0, tokenizer=None, device="cpu"))).facts
-    return around(facts, facts.sites[name], ())
+    return around(facts, facts.sites[name], None)
 
 
 def test_the_weights_around_a_hidden_layer() -> None:
