@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from basis_probe.architecture.symmetries import symmetries as symmetries
     from basis_probe.attachment import Attachment as Attachment
     from basis_probe.attachment import attach as attach
+    from basis_probe.compare.axes import compare_axes as compare_axes
     from basis_probe.compare.matrices import compare_layers as compare_layers
     from basis_probe.compare.matrices import compare_networks as compare_networks
     from basis_probe.compare.rebasin import rebasin as rebasin
@@ -98,6 +99,7 @@ _HOMES = {
     "ablate": "concepts.causes",
     "attach": "attachment",
     "certify": "architecture.symmetries",
+    "compare_axes": "compare.axes",
     "compare_layers": "compare.matrices",
     "compare_networks": "compare.matrices",
     "compare_reports": "compare.reports",
@@ -152,6 +154,7 @@ __all__ = [
     "bases",
     "certify",
     "compare",
+    "compare_axes",
     "compare_layers",
     "compare_networks",
     "compare_reports",

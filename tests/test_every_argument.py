@@ -96,6 +96,7 @@ BASE: dict[str, Callable[[], dict[str, Any]]] = {
     "ablate": _of_data(site="1"),
     "attach": lambda: {"model": _model()},
     "certify": lambda: {"model": _model(), "site": "1", "example_input": _rows()},
+    "compare_axes": lambda: {"models": [_model(), _model()], "data": _Data(), "sites": "1"},
     "compare_layers": lambda: {"model": _model(), "other": _model(), "data": _Data()},
     "compare_networks": lambda: {
         "networks": {"a": _model(), "b": _model()}, "data": _Data(), "sites": "1",
@@ -160,7 +161,7 @@ BASE: dict[str, Callable[[], dict[str, Any]]] = {
         f"nulls.{name}": dict
         for name in (
             "Counterfactual", "CovariancePreserving", "GaussianSurrogate", "RandomWeights",
-            "Rotation", "TurnedPreactivation",
+            "Rotation", "SparseWiring", "TurnedPreactivation",
         )
     },
 }  # fmt: skip
@@ -225,6 +226,7 @@ COMMON: dict[str, Callable[[], tuple[Any, ...]]] = {
         "device": (5.5, [], LONG, "cuda:" + "1" * 25, True, 10**25, object()),
         "group": GROUPS,
         "model model_a model_b": MODELS,
+        "models": (None, 5, "x", [], [5, 5], nn.Linear, object(), {}, {"a": 5, "b": 6}),
         "model_or_folder": (None, 5, "", "x", "a\0b", b"x", [], nn.Linear, object(), LONG),
         "how split resolution layout scales batch_norm method pairing order estimator": CHOICES,
         "normalization": CHOICES,

@@ -69,7 +69,8 @@ def stored(source: nn.Module | str | os.PathLike[str]) -> Stored:
             "nn.Module, a folder with .safetensors files, or one such file"
         )
     path = pathlib.Path(source)
-    if "\0" in str(path) or not path.exists():
+    # What is no name of a file exists as little.
+    if "\0" in str(path) or not os.path.exists(path):
         raise DataError(
             f"there is no file or folder {str(path)[:200]!r}: give the folder that a model was "
             "saved to; of a model of the hub the folder that huggingface_hub.snapshot_download "

@@ -1,5 +1,7 @@
 """Every frozen finding, in its file form; each shows itself when asked to."""
 
+from basis_probe.results.axes import AxesComparison as AxesComparison
+from basis_probe.results.axes import AxesShared as AxesShared
 from basis_probe.results.comparison import ReportComparison as ReportComparison
 from basis_probe.results.dissection import Comparison as Comparison
 from basis_probe.results.dissection import Dissection as Dissection
@@ -42,6 +44,8 @@ from basis_probe.results.weights import WeightScore as WeightScore
 from basis_probe.results.weights import WeightsPrivilege as WeightsPrivilege
 
 __all__ = [
+    "AxesComparison",
+    "AxesShared",
     "BasisRanking",
     "BasisRow",
     "BasisStanding",
