@@ -15,6 +15,7 @@ the neurons stand out less. In wider spaces sums of many weights are Gaussian en
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -125,6 +126,9 @@ def compare(weights: NeuronWeights, *, seed: int, frames: int = _FRAMES) -> dict
             null: tuple(_total(name, frame[name]) for frame in several)
             for null, several in nulls.items()
         }
+        # Exchanged weights may be those of hardly any neuron.
+        known = {null: v for null, v in drawn.items() if all(map(math.isfinite, v))}
+        drawn = known or drawn
         nearest = max(
             drawn, key=lambda null: (_reached(total, drawn[null]), -_far(total, drawn[null]))
         )
@@ -142,7 +146,7 @@ def _values(measured: list[_Measure], turn: Tensor | None) -> dict[str, Tensor]:
 
 
 def _total(name: str, values: Tensor) -> float:
-    return float(values.std() if name == "norms" else values.nanmean())
+    return float(values[~values.isnan()].std() if name == "norms" else values.nanmean())
 
 
 def _reached(observed: float, others: tuple[float, ...]) -> int:
@@ -213,8 +217,9 @@ def _relations(reading: list[Tensor], writing: Tensor, *, shared: bool) -> _Meas
                 products.extend(one @ other.T for one, other in pairs)
             forms = [((turn @ matrix) * turn).sum(1) for matrix in products]
         count = len(reading)
-        lengths = [form.clamp(min=1e-300) for form in forms[:count]]
-        written, between = forms[count].clamp(min=1e-300), forms[count + 1 :]
+        # What reads or writes nothing has neither a length nor a direction.
+        sizes = [torch.where(form > 0, form, torch.nan) for form in forms[: count + 1]]
+        lengths, written, between = sizes[:count], sizes[count], forms[count + 1 :]
         found = {"norms": (lengths[-1] * written).log() / 2}
         if shared:
             squares = [

@@ -283,6 +283,18 @@ def test_neurons_that_are_dead_or_not_numbers_are_left_out() -> None:
     assert list(empty.to_dataframe().columns)
 
 
+def test_exchanged_weights_that_make_no_neuron_count_for_nothing() -> None:
+    generator = seeded(0)
+    reading, writing = (
+        torch.eye(16, dtype=torch.float64).repeat(2, 1)[torch.randperm(32, generator=generator)]
+        for _ in range(2)
+    )
+    found = compare(NeuronWeights((reading,), writing, shared=True), seed=0, frames=9)
+    for name, turned in found.items():
+        assert all(math.isfinite(value) for value in turned.others), name
+        assert max(map(abs, turned.others)) < 50
+
+
 class _Transposed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
