@@ -410,7 +410,6 @@ def placed(
             notes=notes,
             trouble=trouble,
             expert=facts.expert(site),
-            around=functools.partial(around, facts, site, () if known is None else known.weights),
             around=functools.partial(around, facts, site, known),
         )
     return places
