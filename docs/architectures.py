@@ -141,9 +141,9 @@ RECTIFIED = {
 }  # fmt: skip
 
 EXPERTS = (
-    "neurons of single experts have no sites, so that the scales between the two factors of a "
-    "product are not claimed expert by expert; the router's softmax does not see what is added to "
-    "all of its logits."
+    "the neurons of all experts of a block are claimed to change alike, so that the scales between "
+    "the two factors of a product are not claimed expert by expert; the router's softmax does not "
+    "see what is added to all of its logits."
 )
 
 FOLLOWED = (

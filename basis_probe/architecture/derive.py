@@ -43,6 +43,7 @@ from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
 from basis_probe.model.attention import Side
+from basis_probe.model.experts import Expert
 from basis_probe.model.facts import (
     Facts,
     Shape,
@@ -168,6 +169,8 @@ class Derivation:
         except NotUnderstood as reason:
             return _unknown(dim, str(reason))
         because = because[0].upper() + because[1:]
+        if isinstance(site.address, Expert):
+            because += " The proof changes all experts of the block alike."
         return Symmetry(group, group.privileged, because, reference)
 
     def router(self, index: int) -> Router | None:
