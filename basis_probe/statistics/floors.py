@@ -16,7 +16,7 @@ _UNEVEN = 0.3
 _NOISE = 10.0
 _AXES = 256
 _TURNED, _PARTS, _FEWEST_ROWS = 64, 10, 8
-_FEWEST_AXES, _QUANTILE = 8, 0.95
+_FEWEST_AXES, _QUANTILE, _SURE = 8, 0.95, 3.0
 _FLAT, _ERRORS = 0.03, 4.0
 _EXCESS = 32 * math.sqrt(2)
 """So scaled the bounded excess kurtosis is the excess kurtosis where that is small."""
@@ -68,18 +68,30 @@ def _bent(rows: Tensor) -> str:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(dim, min(dim, _TURNED), generator=generator, dtype=torch.float64)
     turned = rows @ torch.linalg.qr(drawn)[0].to(rows)
-    if dim >= _FEWEST_AXES and _lopsided(rows).median() > _lopsided(turned).quantile(_QUANTILE):
+    further = _lean(rows).abs().median() > _lean(turned).abs().quantile(_QUANTILE)
+    if dim >= _FEWEST_AXES and bool(further) and _agreement(rows, generator) > _SURE:
         return "most axes lean to one side further than turned ones"
     if _flatter(rows, turned, generator):
         return "the axes are flatter than turned ones, as values that are squashed"
     return ""
 
 
-def _lopsided(rows: Tensor) -> Tensor:
-    """How far every column leans to one side: |E z exp(-z^2/2)|, which no far value rules."""
+def _lean(rows: Tensor) -> Tensor:
+    """How far every column leans to one side: E z exp(-z^2/2), which no far value rules."""
     z = rows - rows.mean(0)
     z = z / z.std(0, correction=0).clamp_min(1e-300)
-    return (z * (-z.square() / 2).exp()).mean(0).abs()
+    return (z * (-z.square() / 2).exp()).mean(0)
+
+
+def _agreement(rows: Tensor, generator: torch.Generator) -> float:
+    """The mean product of what columns lean on two halves of the rows, in standard errors.
+
+    Heavy tails make more of an axis' lean by chance than of a turned one's, to either side.
+    """
+    order = torch.randperm(len(rows), generator=generator).to(rows.device)
+    one, other = (_lean(rows[part]) for part in order.tensor_split(2))
+    both = one * other
+    return float(both.mean() / both.std().clamp_min(1e-300)) * math.sqrt(len(both))
 
 
 def _flatter(rows: Tensor, turned: Tensor, generator: torch.Generator) -> bool:

@@ -179,11 +179,14 @@ def test_neurons_that_were_wired_to_few_inputs_are_no_finding_against_twins_wire
     assert torch.equal(bp.reinitialised(model)[0].weight == 0, zero)
     x = [_laplace(1500, 64).float()]
     settings = {"sites": ["1"], "certificates": False, "progress": False}
-    turned = bp.probe(model, x, **settings)["1"]
+    turned = bp.probe(model, x, null="counterfactual", **settings)["1"]
     assert turned.verdict.outcome is bp.Outcome.PRIVILEGED
     assert any("95% of the weights" in note for note in turned.notes)
     alike = bp.probe(model, x, null=bp.nulls.RandomWeights(frames=19), **settings)["1"]
     assert abs(alike.scores["non_gaussianity"].effect) < 4
+    chosen = bp.probe(model, x, **settings)["1"]
+    assert chosen.null is not None and chosen.null.name == "sparse-wiring"
+    assert chosen.verdict.outcome is bp.Outcome.UNUSED
 
 
 def test_shared_tensors_stay_shared() -> None:
