@@ -17,9 +17,6 @@ from basis_probe.evidence.bounds import bound
 from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
 from basis_probe.evidence.measure import Choice, asks_orders, choose, measure, taken
 from basis_probe.evidence.orders import Orders, orders
-from basis_probe.evidence.own import OwnScore, Place
-from basis_probe.evidence.quantisation import QUANTISATION
-from basis_probe.evidence.weights import WEIGHTS
 from basis_probe.model.around import Around
 from basis_probe.results.evidence import (
     BasisRanking,
@@ -49,6 +46,7 @@ from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, Score
 if TYPE_CHECKING:
     import numpy as np
 
+    from basis_probe.evidence.own import OwnScore
     from basis_probe.statistics.bases import Candidate
 
 BESIDE = Rotation(frames=49, samples=1024)
@@ -173,7 +171,7 @@ class Companions:
 
     bases: "tuple[Candidate, ...]" = ()
     paths: int = 0
-    own: tuple[OwnScore, ...] = ()
+    own: "tuple[OwnScore, ...]" = ()
 
     @staticmethod
     def of(
@@ -196,8 +194,17 @@ class Companions:
         return ROWS if self.bases else 0
 
 
-AT_SITES: dict[str, OwnScore] = {score.name: score for score in (QUANTISATION, WEIGHTS)}
+AT_SITES = ("quantisation", "weights")
 """Those of the scores with a null of their own that need no more than a site."""
+
+
+def at_site(name: str) -> "OwnScore":
+    """A score with a null of its own; loaded when it is asked for."""
+    from basis_probe.evidence.quantisation import QUANTISATION
+    from basis_probe.evidence.weights import WEIGHTS
+
+    return {score.name: score for score in (QUANTISATION, WEIGHTS)}[name]
+
 
 _NAMES = ", ".join([*known.ALL, *known.OWN])
 
@@ -219,14 +226,14 @@ def listed_scores(wanted: Scores) -> tuple[Any, ...] | None:
     return several("scores", wanted, f"some of {_NAMES}")
 
 
-def chosen_own(wanted: Scores) -> tuple[OwnScore, ...]:
+def chosen_own(wanted: Scores) -> "tuple[OwnScore, ...]":
     """Those of the scores that are meant which have a null of their own.
 
     Raises:
         ValueError: as `listed_scores`.
     """
     names = [score for score in listed_scores(wanted) or () if isinstance(score, str)]
-    return tuple(AT_SITES[name] for name in dict.fromkeys(names) if name in AT_SITES)
+    return tuple(at_site(name) for name in dict.fromkeys(names) if name in AT_SITES)
 
 
 def chosen_scores(wanted: Scores) -> tuple[Score, ...]:
@@ -342,6 +349,8 @@ def gather(
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
         own: dict[str, ScoreResult] = {}
         for score in companions.own:
+            from basis_probe.evidence.own import Place
+
             around = case.around() if score.reads_weights else Around()
             made = score.measure(Place(problem, choice, around, seed))
             if isinstance(made, str):
