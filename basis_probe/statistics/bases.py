@@ -429,7 +429,9 @@ class Matching:
         return float(self.cosines.abs().mean())
 
 
-def matchedcosines(first: Float[Tensor, "one dim"], second: Float[Tensor, "other dim"]) -> Matching:
+def matched_cosines(
+    first: Float[Tensor, "one dim"], second: Float[Tensor, "other dim"]
+) -> Matching:
     """The directions of two bases paired off, each used once, by the Hungarian method.
 
     Two random bases in n dimensions have a mean |cosine| of about sqrt(2 log(n)/n), not 0: that
@@ -446,7 +448,7 @@ def matchedcosines(first: Float[Tensor, "one dim"], second: Float[Tensor, "other
 
     Example:
         >>> axes = torch.eye(3)
-        >>> matchedcosines(axes[[2, 0, 1]] * torch.tensor([[1.0], [-1.0], [1.0]]), axes).columns
+        >>> matched_cosines(axes[[2, 0, 1]] * torch.tensor([[1.0], [-1.0], [1.0]]), axes).columns
         tensor([2, 0, 1])
     """
     from scipy.optimize import linear_sum_assignment
@@ -595,7 +597,7 @@ def compare_bases(
             per_direction=of_basis.cpu(),
             effect=(value - mean) / std if std > tiny else math.nan,
             ceiling=ceiling_effect(value, best, null_mean=mean, null_std=std),
-            to_axes=matchedcosines(basis.directions, bases[0].directions),
+            to_axes=matched_cosines(basis.directions, bases[0].directions),
         )
         for basis, value, of_basis in zip(bases, values, per_direction, strict=True)
     ]
