@@ -118,4 +118,4 @@ def test_what_an_entry_claims_holds_in_a_short_form(name: str, tmp_path: pathlib
         pytest.skip(str(reason))
     assert notes.rows and notes.numbers
     for row in notes.rows:
-        assert not re.search(r"\bnan\b", row.line)()
+        assert not re.search(r"\bnan\b", row.line())
