@@ -102,9 +102,16 @@ def test_what_was_made_is_kept(tmp_path: pathlib.Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
+FETCHED = {"compiled", "dissection", "five_trainings", "residual_stream"}
+"""Entries that read packages which whoever runs them fetches."""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.battery if n in FETCHED else ()) for n in ENTRIES],
+)
 def test_what_an_entry_claims_holds_in_a_short_form(name: str, tmp_path: pathlib.Path) -> None:
     entry = ENTRIES[name]
     # The cache of whoever runs this, where packages were fetched; nothing is fetched here.
