@@ -660,7 +660,10 @@ class Derivation:
         families = {self.family(part) for part in parts}
         if len(families) > 1 or not all(self.permuting(part) for part in parts):
             return ()
-        origins = self.origins(parts[0], families.pop())
+        family = families.pop()
+        if any(min(self.facts.streams[member].members) not in graph.layouts for member in family):
+            return ()
+        origins = self.origins(parts[0], family)
         still = torch.arange(len(found[0][0]))
         return parts if all(torch.equal(origins[part], still) for part in parts) else ()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from basis_probe.model.places import Address, Place, Site
+from basis_probe.model.products import letters
 from basis_probe.model.trace import Fixed, Node, Ref, Trace, spelling, tensors_in
 
 
@@ -46,6 +48,8 @@ class Use:
         name: the parameter.
         count: how many experts it holds.
         matrix: the weight [outputs, inputs] of an expert.
+        own: the expert, where the program says it by a number; None where all are meant, and -1
+            where the input decides.
     """
 
     node: int
@@ -53,6 +57,7 @@ class Use:
     name: str
     count: int
     matrix: Callable[[int], Tensor]
+    own: int | None = None
 
 
 _GROUPED = ("_grouped_mm", "grouped_mm", "grouped_mm_fallback")
@@ -77,7 +82,26 @@ def use_of(trace: Trace, node: Node) -> Use | None:
         return own if node.op == "linear" else own.mT
 
     assert fixed.name is not None
-    return Use(node.index, given.node, fixed.name, count, matrix)
+    return Use(node.index, given.node, fixed.name, count, matrix, _own(trace, weight))
+
+
+def _own(trace: Trace, value: object) -> int | None:
+    """The expert that a weight is taken of; None for all of them, -1 where the input decides."""
+    while isinstance(value, Ref):
+        node = trace.node(value.node)
+        if _takes_one(node):
+            given = (
+                node.args[-1] if node.op == "getitem" else node.kwargs.get("index", node.args[-1])
+            )
+            first = given[0] if isinstance(given, tuple) else given
+            return first if isinstance(first, int) else -1
+        value = node.args[0]
+    return None
+
+
+def times(trace: Trace) -> Counter[tuple[str, int | None]]:
+    """How often a pass multiplies with an expert's matrix: (stack, expert, or None for all)."""
+    return Counter((use.name, use.own) for use in stacks(trace).values() if use.own != -1)
 
 
 def bias_of(trace: Trace, value: object) -> tuple[int, Callable[[int], Tensor]] | None:
@@ -112,7 +136,7 @@ def _stacked(
     def one(expert: int) -> Tensor:
         made = fixed.tensor.detach()
         for step in steps:
-            if made.ndim == axes + 1 and step.op in _PICKS:
+            if made.ndim == axes + 1 and (_takes_one(step) or _only_adds_axes(step)):
                 counts.append(len(made))
                 made = made[expert]
             elif any(isinstance(a, Ref) for a in (*step.args[1:], *step.kwargs.values())):
@@ -133,6 +157,26 @@ def _stacked(
     if len(shape) != axes or not counts or counts[0] < 2:
         return None
     return fixed, counts[0], one
+
+
+def _takes_one(step: Node) -> bool:
+    """True for a call that takes one entry of a tensor's first axis, and all of what is in it."""
+    if step.op in ("select", "index_select"):
+        dim = step.kwargs.get("dim", step.args[1] if len(step.args) > 1 else None)
+        return isinstance(dim, int) and dim == 0
+    if step.op != "getitem":
+        return False
+    given = step.args[1]
+    first, *others = given if isinstance(given, tuple) and given else (given,)
+    return isinstance(first, int | Ref) and all(o is Ellipsis or o == slice(None) for o in others)
+
+
+def _only_adds_axes(step: Node) -> bool:
+    """True for a call such as `x[:, None]`, after which the entries are what they were."""
+    items = step.args[1] if step.op == "getitem" else None
+    if not isinstance(items, tuple) or not items or items[0] != slice(None):
+        return False
+    return all(item is None or item is Ellipsis or item == slice(None) for item in items)
 
 
 def stacks(trace: Trace) -> dict[int, Use]:
@@ -249,46 +293,64 @@ def _writer(trace: Trace, uses: Mapping[int, Use], use: Use) -> Use | None:
     return None
 
 
-def between(trace: Trace) -> dict[int, str]:
+def between(trace: Trace, is_neurons: Callable[[int], bool]) -> dict[int, str]:
     """Tensor between an expert's two matrices -> the stack that holds the second one.
 
-    What a first matrix wrote is among them.
+    What a first matrix wrote is among them; what leads from one block of experts to the next is
+    not.
+
+    Args:
+        trace: the record.
+        is_neurons: True for a tensor that a nonlinearity wrote.
     """
     uses = stacks(trace)
     found: dict[int, str] = {}
     for use in uses.values():
+        writer = _writer(trace, uses, use) if is_neurons(use.given) else None
+        if writer is None or not _of_one_block(writer.name, use.name):
+            continue
         above, waiting = set[int](), [use.given]
         while waiting:
             here = waiting.pop()
             if here not in above:
                 above.add(here)
                 waiting.extend(() if here in uses else trace.node(here).inputs)
-        below = {index for index in above if index in uses}
+        below = {index for index in above if index in uses and uses[index].name == writer.name}
         for index in sorted(above):
             if below.intersection(trace.node(index).inputs):
                 below.add(index)
-        # Without a nonlinearity in between it is no layer of neurons, but the next block.
         found |= {index: use.name for index in below}
     return found
+
+
+def _of_one_block(first: str, second: str) -> bool:
+    """True if two parameters are of one module, or of modules that stand beside one another."""
+    one, two = first.split("."), second.split(".")
+    beside = len(one) > 2 and one[:-2] == two[:-2] and not one[-2].isdigit()
+    return one[:-1] == two[:-1] or beside
 
 
 def member_of(trace: Trace, path: str) -> tuple[int, int] | None:
     """The number of the expert that a module is in, and how many there are; None for no expert.
 
-    Experts are modules of a list with weights of the same names, to which rows are given out.
+    Experts are modules of a list, or under names that are numbered from 0, with weights of the
+    same names, to which rows are given out.
     """
     parts = path.split(".")
-    for place in range(len(parts) - 1, 0, -1):
-        if not parts[place].isdigit():
+    for place in range(len(parts) - 1, -1, -1):
+        numbered = re.fullmatch(r"(.*?)(\d+)", parts[place])
+        if numbered is None or (not place and not numbered[1]):
             continue
-        stem = ".".join(parts[:place]) + "."
+        stem = "".join(f"{part}." for part in parts[:place]) + numbered[1]
         inside: dict[int, set[str]] = {}
         for names in trace.owners.values():
             for name in names:
                 number, _, leaf = name.removeprefix(stem).partition(".")
                 if name.startswith(stem) and number.isdigit():
                     inside.setdefault(int(number), set()).add(leaf)
-        own = int(parts[place])
+        own = int(numbered[2])
+        if numbered[1] and {*inside} != {*range(len(inside))}:
+            continue
         alike = own in inside and all(leaves == inside[own] for leaves in inside.values())
         if not alike or not own < len(inside) > 1:
             continue
@@ -299,9 +361,23 @@ def member_of(trace: Trace, path: str) -> tuple[int, int] | None:
         # Modules of a sequence read what others of it made.
         made = {i for call in trace.calls if call.path == f"{stem}{own}" for i in call.outputs}
         others = [i for number, i in given.items() if i is not None and number != own]
+        if numbered[1] and _reads_others(trace, stem, own, routed):
+            continue
         if not any(made & _above(trace, i, routed) for i in others):
             return own, len(inside)
     return None
+
+
+def _reads_others(trace: Trace, stem: str, own: int, given: int) -> bool:
+    """True if what a module is given was made by another one of the same name and other number."""
+    made = {
+        i
+        for call in trace.calls
+        if call.path.startswith(stem) and call.path.removeprefix(stem).isdigit()
+        if call.path != f"{stem}{own}"
+        for i in call.outputs
+    }
+    return bool(made) and bool(made & _above(trace, given, min(made)))
 
 
 def _above(trace: Trace, index: int, first: int) -> set[int]:
@@ -450,7 +526,7 @@ class Routing(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = spelling(func)
-        if name in _PRODUCTS:
+        if name in _PRODUCTS or name == "einsum":
             with _unseen():
                 self._use(name, args, kwargs)
         out = func(*args, **kwargs)
@@ -489,7 +565,7 @@ class Routing(TorchFunctionMode):
                 _ORIGINS[tensor] = Origin(rows[..., 0].contiguous(), origin.lead)
 
     def _use(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given, weight = _factors(args, kwargs)
+        given, weight = self._of_einsum(args) if op == "einsum" else _factors(args, kwargs)
         if not isinstance(given, Tensor) or not isinstance(weight, Tensor):
             return
         found = self._stack(weight)
@@ -501,7 +577,7 @@ class Routing(TorchFunctionMode):
             writer = name if address is None or not address.writer else address.writer
             if writer == name:
                 kept = None
-                if op == "bmm":
+                if own is None and op not in _GROUPED:
                     # Experts that compute all rows are given zeros in place of those of others.
                     kept = torch.nonzero((rows != 0).any(-1)).flatten()
                 self.reached.setdefault((name, expert), (origin, kept))
@@ -510,6 +586,31 @@ class Routing(TorchFunctionMode):
                 continue
             self.done.add((name, expert))
             self._hand(address, rows, origin, kept)
+
+    def _of_einsum(self, args: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """The rows and the weight of an einsum with a stack, or with a matrix out of one.
+
+        The rows have the axis of experts first, where there is one, and the summed axis last.
+        """
+        factors = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+        if not isinstance(args[0], str) or len(factors) != 2:
+            return None, None
+        rows, weight = factors
+        first, second, out = letters(args[0], rows.ndim, weight.ndim)
+        if self._stack(weight) is None:
+            rows, weight, first, second = weight, rows, second, first
+        summed = [x for x in first if x in second and x not in out]
+        shared = [x for x in first if x in second and x in out]
+        if self._stack(weight) is None or len(summed) != 1 or shared != [*second[: len(shared)]]:
+            return None, None
+        if len(shared) != weight.ndim - 2 or len(shared) > 1:
+            return None, None
+        order = [*shared, *(x for x in first if x not in summed + shared), *summed]
+        places = [first.index(x) for x in order]
+        turned, origin = rows.permute(places), _ORIGINS.get(rows)
+        if origin is not None and places[-1] == rows.ndim - 1:
+            _ORIGINS[turned] = Origin(origin.rows.permute(places[:-1]), origin.lead)
+        return turned, weight
 
     def _hand(
         self, address: Expert, rows: Tensor, origin: Origin | None, kept: Tensor | None

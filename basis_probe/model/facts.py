@@ -184,6 +184,12 @@ class Facts:
         found = experts.member_of(self.graph.trace, site.address.path)
         return found if found is not None and not self.is_told(site.node) else None
 
+    def is_neurons(self, node: int) -> bool:
+        """True for a tensor that a nonlinearity wrote."""
+        vertex = self.graph.same.get(node)
+        region = None if vertex is None else self.regions.get(vertex)
+        return region is not None and region.shape in _NEURONS and node in self.graph.layouts
+
     def is_told(self, node: int) -> bool:
         """True if it is known which rows of a tensor are of which example."""
         rows = self._rows_of(node)
@@ -201,7 +207,7 @@ class Facts:
         So is everything between the stack that writes them and the one that reads them.
         """
         same = self.graph.same
-        between = experts.between(self.graph.trace)
+        between = experts.between(self.graph.trace, self.is_neurons)
         return {same[node]: name for node, name in between.items() if node in same}
 
     def vertex(self, site: Site) -> Vertex | None:
@@ -616,17 +622,11 @@ def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) ->
 
 def _with_experts(facts: Facts, *, as_bridge: bool) -> dict[str, Site]:
     """The sites, with the neurons of every expert of a stack."""
-    trace, graph = facts.graph.trace, facts.graph
+    trace = facts.graph.trace
     found = experts.stacks(trace)
     if not found:
         return facts.sites
-
-    def is_neurons(index: int) -> bool:
-        vertex = graph.same.get(index)
-        region = None if vertex is None else facts.regions.get(vertex)
-        return region is not None and region.shape in _NEURONS and index in graph.layouts
-
-    more = experts.sites(found, trace, is_neurons, facts.is_told, as_bridge=as_bridge)
+    more = experts.sites(found, trace, facts.is_neurons, facts.is_told, as_bridge=as_bridge)
     named = [*facts.sites.values(), *(site for site in more if site.name not in facts.sites)]
     return {site.name: site for site in sorted(named, key=lambda site: site.node)}
 

@@ -39,7 +39,7 @@ def _einsum(equation: Any, *operands: Any) -> Steps | None:
     if len(operands) != 2 or not all(isinstance(one, Tensor) for one in operands):
         return None
     one, two = operands
-    first, second, out = _letters(equation, one.ndim, two.ndim)
+    first, second, out = letters(equation, one.ndim, two.ndim)
     if isinstance(one, nn.Parameter) and not isinstance(two, nn.Parameter):
         one, two, first, second = two, one, second, first
     elif not isinstance(two, nn.Parameter):
@@ -105,7 +105,7 @@ def _ordered(tensor: Tensor, letters: str, wanted: Sequence[str]) -> Tensor:
     return tensor if order == sorted(order) else tensor.permute(order)
 
 
-def _letters(equation: str, one: int, two: int) -> tuple[str, str, str]:
+def letters(equation: str, one: int, two: int) -> tuple[str, str, str]:
     """The letters of two factors and of the result, with letters for an ellipsis.
 
     Raises:

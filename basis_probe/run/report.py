@@ -19,6 +19,7 @@ from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, Origin, gather, is_small
 from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
+from basis_probe.model.experts import Expert
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
 from basis_probe.results.evidence import Routed
@@ -321,7 +322,12 @@ class Concluding:
     def _case(self, name: str, partial: Partial) -> Case:
         place = (self._places or self.watching.places)[name]
         seen = partial.seen[self.watching.leaders[name]]
-        return case_of(name, place, seen, partial.batches, self.watching.subject.dtype)
+        case = case_of(name, place, seen, partial.batches, self.watching.subject.dtype)
+        stack = isinstance(place.site.address, Expert) and place.site.address.path
+        beside = (n for n, p in self.watching.places.items() if p.site.address.path == stack)
+        if stack and not any(partial.seen[self.watching.leaders[n]].moments.count for n in beside):
+            case = dataclasses.replace(case, trouble=_SILENT)
+        return case
 
     def _evidence(self, name: str, partial: Partial) -> Evidence:
         leader = self.watching.leaders[name]
@@ -464,6 +470,10 @@ def untrained_twins(
     return found, tuple(notes)
 
 
+_SILENT = (
+    "no row of the data was seen at any probed expert of the block: either none reached these, or "
+    "the model hands rows to them in a way that is not followed."
+)
 _INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
 
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, cast
 
@@ -32,7 +33,7 @@ from basis_probe.evidence.site import (
 )
 from basis_probe.model.around import Around, around
 from basis_probe.model.batches import Batch
-from basis_probe.model.experts import Expert
+from basis_probe.model.experts import Expert, times
 from basis_probe.model.facts import Facts
 from basis_probe.model.linear_layer import Layer, bend, layer
 from basis_probe.model.network import Subject, fingerprint
@@ -366,12 +367,14 @@ def placed(
     facts = derivation.facts
     places: dict[str, Placed] = {}
     given = overrides(groups, chosen)
+    routes = any(isinstance(site.address, Expert) for site in chosen.values())
+    repeats = times(facts.graph.trace) if routes else Counter[tuple[str, int | None]]()
     for name, site in chosen.items():
         shape = facts.shape(site)
         symmetry = _overridden(derivation.symmetry(site), given.get(name), math.prod(shape))
         found = layer(facts, site)
         bent = None if isinstance(site.address, Expert) else bend(facts, site)
-        notes = _calls(facts, site)
+        notes = (*_calls(facts, site), *_again(site, repeats))
         trouble, routed = _trouble(facts, site, found), facts.routed(site)
         known = None if isinstance(found, str) else found
         if known is not None and known.address == site.address:
@@ -441,6 +444,20 @@ def _calls(facts: Facts, site: Site) -> tuple[str, ...]:
     return (
         f"{address.path} runs {count} times in a pass, and this is what it does the first time; "
         "its other calls are sites of their own.",
+    )
+
+
+def _again(site: Site, repeats: Counter[tuple[str, int | None]]) -> tuple[str, ...]:
+    """What a reader must know of an expert in a stack that works several times in a pass."""
+    address = site.address
+    if not isinstance(address, Expert):
+        return ()
+    count = max(repeats[address.path, own] for own in (address.index, None))
+    if count < 2:
+        return ()
+    return (
+        f"A pass multiplies with this expert's matrix {count} times, and only the rows of the "
+        "first time are seen here.",
     )
 
 

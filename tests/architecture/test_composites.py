@@ -92,3 +92,16 @@ def test_a_part_that_nobody_reads_leaves_the_others_as_they_are() -> None:
     }
     found = bp.symmetries(moved(Written(left_out, **maps)), drawn(4, 6, 9), certificates=False)
     assert found["e"].group == G.Unknown(A + B)
+
+
+def test_parts_that_meet_what_has_no_features_are_left_alone() -> None:
+    """The halves of a mixer's first map meet the states of a scan over time."""
+    from transformers import JambaConfig, JambaForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 40}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "mamba_d_state": 4}
+    config = JambaConfig(**sizes, **heads, mamba_dt_rank=4, num_experts=1, num_experts_per_tok=1)
+    model = JambaForCausalLM(config).eval()
+    ids = torch.randint(40, (2, 7), generator=torch.Generator().manual_seed(1))
+    found = bp.symmetries(model, ids, certificates=False)
+    assert found["model.layers.0.mamba.in_proj"].group.privileged is bp.Privileged.UNKNOWN

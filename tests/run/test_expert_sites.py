@@ -335,3 +335,122 @@ def test_of_very_many_experts_some_are_probed_and_it_is_said(
     everything = probed(Model("sorted").eval(), [tokens(20, 7)], sites=["block.*.down:in"])
     assert len(everything) == EXPERTS
     assert not any("experts were probed" in note for note in everything.notes)
+
+
+class Several(nn.Module):
+    """Mixtures one after another, in a stream of features."""
+
+    def __init__(self, way: str, blocks: int) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(TOKENS, WIDTH), nn.Linear(WIDTH, 5)
+        self.blocks = nn.ModuleList(Block(way) for _ in range(blocks))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.embed(input_ids)
+        for block in self.blocks:
+            h = h + block(F.rms_norm(h, (WIDTH,)))
+        return self.head(h)
+
+
+@pytest.mark.parametrize("way", ["loop", "sorted"])
+def test_what_leads_from_one_mixture_to_the_next_mixes_no_experts(way: str) -> None:
+    model = Several(way, 2).eval()
+    found = probed(model, [tokens(20, 7)], scores=["kurtosis"])
+    streams = [site for site in found if site.dim == WIDTH and site.routed is None]
+    # Before, between and behind them.
+    assert len({tuple(site.scores["kurtosis"].per_direction) for site in streams}) == 3
+    assert not any("several experts" in site.verdict.sentence for site in streams)
+
+
+class Written(nn.Module):
+    """Experts whose rows are given out in some way of a user's own."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        reference = Block("modules")
+        self.way, self.router = way, reference.router
+        firsts = [reference.get_submodule(f"experts.{e}.0") for e in range(EXPERTS)]
+        lasts = [reference.get_submodule(f"experts.{e}.2") for e in range(EXPERTS)]
+        if way in ("names", "attributes"):
+            both = zip(firsts, lasts, strict=True)
+            pairs = {f"expert_{e}": nn.Sequential(a, nn.GELU(), b) for e, (a, b) in enumerate(both)}
+            if way == "names":
+                self.experts = nn.ModuleDict(pairs)
+            else:
+                for name, pair in pairs.items():
+                    self.add_module(name, pair)
+            return
+        up = torch.stack([one.get_parameter("weight").detach() for one in firsts])
+        down = torch.stack([one.get_parameter("weight").detach() for one in lasts])
+        self.bias = nn.Parameter(
+            torch.stack([one.get_parameter("bias").detach() for one in firsts])
+        )
+        if way == "last_axis":
+            up, down = up.movedim(0, 2).contiguous(), down.movedim(0, 2).contiguous()
+        self.up, self.down = nn.Parameter(up), nn.Parameter(down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape, x = x.shape, x.reshape(-1, WIDTH)
+        weight, chosen = self.router(x).softmax(-1).topk(CHOSEN, -1)
+        if self.way == "einsum":
+            taken = F.one_hot(chosen, EXPERTS).sum(1).to(x)
+            given = torch.einsum("ne,nd->end", taken, x)
+            pre = torch.einsum("end,ehd->enh", given, self.up) + self.bias[:, None]
+            out = torch.einsum("enh,edh->end", F.gelu(pre), self.down)
+            share = torch.zeros_like(taken).scatter(1, chosen, weight)
+            return torch.einsum("end,ne->nd", out, share).view(shape)
+        made = torch.zeros_like(x)
+        rounds = range(CHOSEN) if self.way == "rounds" else [slice(None)]
+        for column in rounds:
+            for expert in range(EXPERTS):
+                hit = chosen[:, column] == expert
+                row = torch.where(hit if hit.ndim == 1 else hit.any(1))[0]
+                share = (weight * (chosen == expert)).sum(1)[row, None]
+                made = made.index_add(0, row, self.one(expert, x[row]) * share)
+        return made.view(shape)
+
+    def one(self, expert: int, x: Tensor) -> Tensor:
+        if self.way in ("names", "attributes"):
+            inside = "experts." if self.way == "names" else ""
+            return self.get_submodule(f"{inside}expert_{expert}")(x)
+        if self.way == "last_axis":
+            up, down = self.up[:, :, expert], self.down[:, :, expert]
+        else:
+            up, down = self.up[expert], self.down[expert]
+        return F.linear(F.gelu(F.linear(x, up, self.bias[expert])), down)
+
+
+def written(way: str) -> Model:
+    model = Model("loop").eval()
+    model.block = Written(way)  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+@pytest.mark.parametrize("way", ["names", "attributes", "einsum"])
+def test_experts_under_other_names_and_in_other_products_are_seen_on_their_rows(way: str) -> None:
+    ids = tokens(40, 7)
+    found = probed(written(way), [ids], scores=["kurtosis"])
+    told = {site.routed.expert: site for site in found if site.routed is not None}
+    assert sorted(told) == [*range(EXPERTS)]
+    for expert, (row, neurons) in by_hand(Model("loop"), ids).items():
+        assert told[expert].n_samples == len(row)
+        centred = neurons.double() - neurons.double().mean(0)
+        right = (centred**4).mean(0) / (centred**2).mean(0) ** 2
+        shown = told[expert].scores.get("kurtosis")
+        assert shown is None or np.allclose(shown.per_direction, right.detach(), atol=1e-3)
+
+
+def test_a_stack_whose_experts_are_not_its_first_axis_makes_no_experts_up() -> None:
+    found = probed(written("last_axis"), [tokens(40, 7)], scores=["kurtosis"])
+    assert found.experts().empty
+    counts = {len(row) for row, _ in by_hand(Model("loop"), tokens(40, 7)).values()}
+    assert {site.n_samples for site in found if site.dim == HIDDEN} == counts
+
+
+def test_an_expert_that_works_more_than_once_in_a_pass_says_so() -> None:
+    for way, often in (("rounds", True), ("plain", False)):
+        found = probed(written(way), [tokens(40, 7)], scores=["kurtosis"])
+        told = [site for site in found if site.routed is not None]
+        assert len(told) == EXPERTS
+        noted = [any("2 times" in note for note in site.notes) for site in told]
+        assert all(noted) if often else not any(noted)
