@@ -130,7 +130,7 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     linears.sort()
     if len(pres) > 1:
         return "several nonlinearities lie between the site and its linear maps"
-    sources = {graph.vertices[index].used[0] for index in linears}
+    sources = {_picked_once(facts, graph.vertices[index].used[0]) for index in linears}
     if len(sources) != 1:
         return "the linear maps in front of the site read different inputs"
     source = sources.pop()
@@ -159,7 +159,11 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         weights.append(weight)
         biases.append(bias)
     gain, bias, centred, normalised = _peel(facts, source)
-    argument = next(i for i in first.inputs if graph.same.get(i) == source)
+    argument = next(
+        i
+        for i in first.inputs
+        if (read := graph.same.get(i)) is not None and _picked_once(facts, read) == source
+    )
     address = catch(trace, first, argument)
     if expert is not None:
         use = use_of(trace, first)
@@ -366,6 +370,21 @@ def _weight_of(
             return f"the bias of {node.op} is none of a stack of experts"
         bias = found[1](expert.index)
     return use.matrix(expert.index), bias, None
+
+
+def _picked_once(facts: Facts, source: int) -> int:
+    """The first vertex of the same rows, picked out of one tensor by the same numbers."""
+    trace, vertex = facts.graph.trace, facts.graph.vertices[source]
+    node = trace.node(source)
+    if vertex.kind is not Kind.CARRIER or node.op not in ("getitem", "index_select"):
+        return source
+    return next(
+        index
+        for index, other in facts.graph.vertices.items()
+        if (other.kind, other.carried) == (vertex.kind, vertex.carried)
+        and (trace.node(index).op, trace.node(index).args) == (node.op, node.args)
+        and trace.node(index).kwargs == node.kwargs
+    )
 
 
 def _with_bias(facts: Facts, total: Vertex, expert: Expert) -> tuple[int, Tensor] | None:

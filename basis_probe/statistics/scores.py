@@ -446,6 +446,8 @@ DEFAULT: dict[str, Score] = {
 """Those that are computed where none is asked for: each costs time in every frame."""
 
 ATTRIBUTION = "attribution"
+"""The name of the score that asks how few axes carry the loss."""
+
 OWN: dict[str, str] = {
     ATTRIBUTION: "how few axes carry activation times the gradient of a loss: the Gini coefficient "
     "across axes of its absolute values, averaged over samples",

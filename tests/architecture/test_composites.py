@@ -72,10 +72,12 @@ def test_parts_that_are_read_by_themselves_change_by_themselves(
 ) -> None:
     maps = {n: nn.Linear(9, size) if n == "e" else nn.Linear(size, 2) for n, size in sizes.items()}
     model = moved(Written(forward, **maps))
-    found = bp.symmetries(model, drawn(4, 6, 9))["e"]
     if group is None:
-        assert found.group.privileged in (bp.Privileged.UNKNOWN, bp.Privileged.AXES)
+        # What is not true must not be derived, not only fail its proof.
+        found = bp.symmetries(model, drawn(4, 6, 9), certificates=False)["e"]
+        assert found.group == G.Unknown(sizes["e"]) or isinstance(found.group, G.Trivial)
         return
+    found = bp.symmetries(model, drawn(4, 6, 9))["e"]
     assert found.group == group, found.because
     assert found.certificate is not None and found.certificate.holds
     element = group.sample(torch.Generator().manual_seed(1))

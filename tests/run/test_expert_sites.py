@@ -246,6 +246,51 @@ def test_padding_does_not_count_at_experts(way: str) -> None:
     assert dict(told.max()) == dict(told.min()) == right
 
 
+def test_no_place_of_several_experts_is_probed_unasked() -> None:
+    for way in WAYS:
+        found = probed(Model(way).eval(), [tokens(20, 7)], scores=["kurtosis"])
+        assert not [site.site for site in found if "neurons" in site.kind and site.routed is None]
+
+
+class Halves(nn.Module):
+    """Two stacks that read rows which each picks by itself, or rows that are two tokens wide."""
+
+    def __init__(self, *, pairs: bool) -> None:
+        super().__init__()
+        self.pairs, width = pairs, WIDTH * (1 + pairs)
+        self.embed, self.head = nn.Embedding(TOKENS, WIDTH), nn.Linear(WIDTH, 5)
+        self.router = nn.Linear(width, EXPERTS)
+        self.gate = nn.Parameter(drawn(EXPERTS, width, HIDDEN, seed=1))
+        self.up = nn.Parameter(drawn(EXPERTS, width, HIDDEN, seed=2))
+        self.down = nn.Parameter(drawn(EXPERTS, HIDDEN, width, seed=3))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.embed(input_ids)
+        x = h.reshape(-1, self.gate.shape[1])
+        chosen, made = self.router(x).argmax(-1), torch.zeros_like(x)
+        for expert in range(EXPERTS):
+            row = torch.where(chosen == expert)[0]
+            own = F.silu(x[row] @ self.gate[expert]) * (x[row] @ self.up[expert])
+            made.index_add_(0, row, own @ self.down[expert])
+        return self.head(h + made.view(h.shape))
+
+
+def test_rows_that_are_picked_twice_are_one_input() -> None:
+    found = probed(Halves(pairs=False).eval(), [tokens(200, 6)], sites="*.down:in")
+    assert len(found) == EXPERTS
+    for site in found:
+        assert site.null is not None and site.null.name == "counterfactual", site.verdict.sentence
+
+
+def test_rows_of_two_tokens_belong_to_no_single_one() -> None:
+    """Their number is known; which example each is of is not said where it is not known."""
+    model, ids = Halves(pairs=True).eval(), tokens(200, 6)
+    found = probed(model, [ids], sites="*.down:in", scores=["kurtosis"])
+    x = model.embed(ids).reshape(-1, 2 * WIDTH)
+    right = model.router(x).argmax(-1).bincount(minlength=EXPERTS).tolist()
+    assert [site.n_samples for site in found] == right
+
+
 def test_mixed_rows_of_experts_are_not_compared() -> None:
     found = probed(Model("sorted").eval(), [tokens(60, 7)], sites="block.gelu()")
     (site,) = found
