@@ -18,8 +18,8 @@ from basis_probe.interrupts import guarded, hold
 from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.results.report import Report
-from basis_probe.run.attributions import Attributions
-from basis_probe.run.gradients import Gradients, require_loss
+from basis_probe.run.attributions import Attributions, gradients_of
+from basis_probe.run.gradients import require_loss
 from basis_probe.run.parts import Part, Partial
 from basis_probe.run.read import (
     Again,
@@ -36,7 +36,7 @@ from basis_probe.run.read import (
 from basis_probe.run.report import Concluding, kept
 from basis_probe.run.watch import Choices, Effort, Groups, Watched
 from basis_probe.statistics.nulls import Null, RandomWeights
-from basis_probe.statistics.scores import ATTRIBUTION, Score
+from basis_probe.statistics.scores import ATTRIBUTIONS, Score
 
 if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
@@ -86,7 +86,7 @@ def probe(
         scores: names of scores, any of `bp.scores.ALL` and `bp.scores.OWN`; None for
             `bp.scores.DEFAULT`.
         null: "rotation", "counterfactual" or a null as a value; None for the one each site calls
-            for.
+            for. Attributions are compared with it too.
         groups: groups that override the derived ones: one for all sites, or name or glob -> group
             or its name.
         seed: seeds the sample of rows and the alternatives.
@@ -121,10 +121,11 @@ def probe(
             other network rather than any turned ones.
         tokenizer: what turns strings into tokens, and token ids into words for examples; None for
             the model's own (`model.tokenizer`), if it has one.
-        loss: for the score "attribution": (output, the batch as the data gave it) -> loss, or
-            whatever number is asked about, such as the difference of two logits. None for the loss
-            that the model returns; else the cross-entropy of the class that is the batch's second
-            element; else of the next token. It is differentiated once a batch, for all sites.
+        loss: for the scores "attribution" and "integrated_attribution": (output, the batch as the
+            data gave it) -> loss, or whatever number is asked about, such as the difference of two
+            logits. None for the loss that the model returns; else the cross-entropy of the class
+            that is the batch's second element; else of the next token. It is differentiated once a
+            batch for all sites; of "integrated_attribution" five times more for each of them.
 
     Raises:
         SiteError: if a name stands for no site; the message lists the nearest.
@@ -159,7 +160,12 @@ def probe(
         effort=effort,
         runs=True,
     )
-    attributes = ATTRIBUTION in choices.own
+    attributes = [name for name in choices.own if name in ATTRIBUTIONS]
+    if len(attributes) > 1:
+        raise ValueError(
+            f"{' and '.join(attributes)} are both asked for, and one derivative is kept of every "
+            "sample: ask for one of them at a time"
+        )
     if loss is not None:
         function("loss", loss, "a function of (output, batch), or None")
         if not attributes:
@@ -214,7 +220,7 @@ def probe(
         watching = Watched.of(subject, first_of(batches), choices)
         passes = passes_of(watching, choices, data, memory_budget)
         notes = (*notes, *announced(passes, memory_budget))
-        gradients = Gradients(subject, loss) if attributes else None
+        gradients = gradients_of(watching, choices, loss)
         if gradients is not None:
             require_loss(subject, watching.first, loss)
         # A budget holds the work of one site at a time.

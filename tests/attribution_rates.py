@@ -1,6 +1,6 @@
 """How often attribution is called concentrated where nothing is on the neurons, and where it is.
 
-By hand: python tests/attribution_rates.py [KIND ...] [--seeds 200]
+By hand: python tests/attribution_rates.py [KIND ...] [--seeds 200] [--score integrated_attribution]
 """
 
 from __future__ import annotations
@@ -110,29 +110,30 @@ KINDS: dict[str, Callable[[int], Made]] = {
 }
 
 
-def p_of(made: Made, seed: int) -> bp.ScoreResult:
+def p_of(made: Made, seed: int, score: str = "attribution") -> bp.ScoreResult:
     """The score of one network."""
     model, data, site = made
     report = bp.probe(
         model,
         data,
         sites=site,
-        scores="attribution",
+        scores=score,
         certificates=False,
         progress=False,
         seed=seed,
     )
-    return report[site].scores["attribution"]
+    return report[site].scores[score]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", default=[*KINDS], metavar="KIND")
     parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--score", choices=bp.scores.ATTRIBUTIONS, default="attribution")
     given = parser.parse_args()
     for kind in given.kinds:
         start = time.process_time()
-        found = [p_of(KINDS[kind](seed), seed) for seed in range(given.seeds)]
+        found = [p_of(KINDS[kind](seed), seed, given.score) for seed in range(given.seeds)]
         at = sum(score.p_value <= 0.05 for score in found)
         alone = sum(
             (1 + (score.null_values >= score.observed).sum()) / (1 + len(score.null_values)) <= 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -73,6 +74,66 @@ def test_losses_batches_and_frozen_weights_give_one_number() -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_integrated_gradients_are_those_on_the_way_from_zeros() -> None:
+    model = network().eval()
+    x, y = labelled()
+    h = F.relu(model[0](x)).detach()
+    way = torch.zeros_like(h)
+    for step in range(200):
+        leaf = (h * (step + 0.5) / 200).requires_grad_()
+        way += torch.autograd.grad(F.cross_entropy(model[3](leaf), y), leaf)[0] / 200
+
+    def loss(h: Tensor) -> float:
+        return F.cross_entropy(model[3](h), y).item()
+
+    # What the axes have is all that the loss changes by.
+    assert float((h * way).sum()) == pytest.approx(loss(h) - loss(0 * h), rel=1e-4)
+    asked = ASKED | {"scores": "integrated_attribution"}
+    found = bp.probe(model, batches(), **asked)["1"].scores["integrated_attribution"]
+    want = concentration(h, way)
+    assert found.observed == pytest.approx(want.gini, rel=1e-4)
+    order = np.argsort(found.per_direction)
+    assert np.allclose(found.per_direction[order], np.sort(want.per_axis.numpy()), rtol=1e-3)
+    assert len(found.untrained) == 6 and "integrated attribution" in found.note
+    with pytest.raises(ValueError, match="one of them at a time"):
+        bp.probe(model, batches(), **ASKED | {"scores": bp.scores.ATTRIBUTIONS})
+
+
+@pytest.mark.parametrize("name", bp.scores.ATTRIBUTIONS)
+def test_the_group_of_neurons_changes_nothing(name: str) -> None:
+    model = network().eval()
+    moved = network().eval()
+    order = torch.randperm(12, generator=seeded(4))
+    scale = torch.rand(12, generator=seeded(5)) * 3 + 0.1
+    with torch.no_grad():
+        moved[0].weight.copy_(scale[:, None] * model[0].weight[order])
+        moved[0].bias.copy_(scale * model[0].bias[order])
+        moved[3].weight.copy_(model[3].weight[:, order] / scale)
+    one, other = (
+        bp.probe(m, batches(), **ASKED | {"scores": name})["1"].scores[name] for m in (model, moved)
+    )
+    assert other.observed == pytest.approx(one.observed, rel=1e-5)
+    assert other.effect == pytest.approx(one.effect, abs=0.8)
+    assert np.allclose(other.per_direction, one.per_direction[order], rtol=1e-4)
+
+
+def test_a_null_that_is_asked_for_is_the_one_compared_with() -> None:
+    def asked(null: Any) -> bp.SiteReport:
+        with pytest.warns(bp.MisleadingNull) if null == "rotation" else contextlib.nullcontext():
+            return bp.probe(network(), batches(), null=null, **ASKED)["1"]
+
+    own = asked(None).scores["attribution"]
+    few = asked(bp.nulls.Counterfactual(frames=29)).scores["attribution"]
+    assert (len(own.null_values), len(few.null_values)) == (99, 29)
+    assert np.array_equal(own.null_values[:29], few.null_values)
+    turned = asked("rotation").scores["attribution"]
+    assert turned.null == "rotation" and math.isnan(turned.p_adjusted)
+    assert turned.observed == own.observed and "Nothing is claimed: the rotation" in turned.note
+    without = asked("gaussian-surrogate")
+    assert not without.scores
+    assert any("belong to no gradient" in note for note in without.notes)
+
+
 class Tokens(nn.Module):
     """A small language model whose neurons write into a stream without an axis of its own."""
 
@@ -124,6 +185,16 @@ def test_what_has_no_gradient_is_left_out_and_says_so() -> None:
     assert any("Attribution was left out: 0 of 240" in note for note in report["relu()"].notes)
     with pytest.raises(bp.DataError, match="give loss="):
         bp.probe(network(), [labelled()[0]], **ASKED)
+    x, y = labelled()
+    with pytest.raises(bp.DataError, match="has the class 4, and the model returns scores of 4"):
+        bp.probe(network(), [(x, y + 1)], **ASKED)
+    with torch.inference_mode():
+        made = network()
+    with pytest.raises(bp.DataError, match="was made in torch"):
+        bp.probe(made, batches(), **ASKED)
+    x[7, 0] = math.nan
+    site = bp.probe(network(), [(x, y)], **ASKED)["1"]
+    assert any("left out: activations are NaN or infinite in batch 0" in n for n in site.notes)
     with pytest.raises(bp.DataError, match="returns a tensor of one number"):
         bp.probe(network(), batches(), loss=lambda o, b: 1.0, **ASKED)  # pyright: ignore
     with pytest.raises(ValueError, match="no score reads it"):

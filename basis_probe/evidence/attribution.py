@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basis_probe.evidence.measure import choose, of_rows
+from basis_probe.evidence.measure import of_rows
+from basis_probe.evidence.site import choice_of
 from basis_probe.results.evidence import ScoreResult
 from basis_probe.statistics.attribution import (
     Attributed,
@@ -23,7 +24,15 @@ from basis_probe.statistics.attribution import (
     TurnedAlike,
     concentration,
 )
-from basis_probe.statistics.nulls import Problem, Rotation, geometry_of
+from basis_probe.statistics.nulls import (
+    CovariancePreserving,
+    GaussianSurrogate,
+    Null,
+    Problem,
+    RandomWeights,
+    Rotation,
+    geometry_of,
+)
 from basis_probe.statistics.p_values import (
     Tail,
     benjamini_hochberg,
@@ -31,7 +40,7 @@ from basis_probe.statistics.p_values import (
     pooled_direction_p,
     tail_p,
 )
-from basis_probe.statistics.scores import ATTRIBUTION
+from basis_probe.statistics.scores import INTEGRATED
 
 ROWS = 1024
 """Attributions are compared on so many samples."""
@@ -53,12 +62,14 @@ class Carried:
         others: in every alternative.
         neurons: True if the alternatives are neurons before a refitted map.
         null: what they are.
+        misleads: why nothing may be claimed from them; empty where something may.
     """
 
     observed: Concentration
     others: tuple[Concentration, ...]
     neurons: bool
     null: str
+    misleads: str = ""
 
     @property
     def difference(self) -> float:
@@ -66,12 +77,24 @@ class Carried:
         return self.observed.gini - float(np.mean([other.gini for other in self.others]))
 
 
-def carried(problem: Problem, gradient: Tensor, *, seed: int, twin: bool = False) -> Carried | str:
+_WITHOUT = (CovariancePreserving, GaussianSurrogate, RandomWeights)
+"""Nulls whose rows belong to no gradient of the model's."""
+
+
+def carried(
+    problem: Problem,
+    gradient: Tensor,
+    *,
+    wanted: Null | None = None,
+    seed: int,
+    twin: bool = False,
+) -> Carried | str:
     """How few axes carry the attribution of a site, or why that is not known.
 
     Args:
         problem: what is known of the site.
         gradient: the derivatives of the loss by its rows, [samples, dim]; NaN where there are none.
+        wanted: the null asked for; None for the one that the site calls for.
         seed: seeds the alternatives.
         twin: True for as many alternatives as it takes to know their mean.
     """
@@ -83,8 +106,16 @@ def carried(problem: Problem, gradient: Tensor, *, seed: int, twin: bool = False
             "are not zero"
         )
     few, gradient = of_rows(problem, places), gradient[places]
-    choice = choose(few)
+    if isinstance(wanted, _WITHOUT):
+        return (
+            f"rows of the {wanted.name} null belong to no gradient of the model; ask for rotation, "
+            "counterfactual, sparse-wiring or turned-preactivation, or for none"
+        )
+    choice = choice_of(few, wanted)
+    if isinstance(choice, str):
+        return choice
     frames = _frames(few, isinstance(choice.null, Rotation))
+    frames = frames if wanted is None else min(frames, wanted.frames)
     made: Attributed
     if isinstance(choice.null, Rotation):
         geometry = geometry_of(few.group)
@@ -98,7 +129,8 @@ def carried(problem: Problem, gradient: Tensor, *, seed: int, twin: bool = False
     if not observed.samples:
         return "activation times gradient is zero at every sample"
     others = tuple(concentration(*made.frame(generator)) for _ in range(count))
-    return Carried(observed, others, isinstance(made, Refitted), name)
+    misleads = "" if choice.believable else choice.because
+    return Carried(observed, others, isinstance(made, Refitted), name, misleads)
 
 
 def _frames(problem: Problem, turned: bool) -> int:
@@ -136,10 +168,11 @@ class Twins:
         return float(scipy.stats.t.sf(t, count - 1))
 
 
-def result(found: Carried, twins: Twins | None, dim: int) -> ScoreResult:
+def result(name: str, found: Carried, twins: Twins | None, dim: int) -> ScoreResult:
     """The score of a site; of neurons its p-value is the larger one, beyond both.
 
     Args:
+        name: of the score.
         found: how few axes carry its attribution.
         twins: what untrained twins show; None where there are none.
         dim: of the site.
@@ -163,7 +196,7 @@ def result(found: Carried, twins: Twins | None, dim: int) -> ScoreResult:
     known = per_axis[~torch.isnan(per_axis)]
     share = float((benjamini_hochberg(known) <= 0.05).double().mean()) if len(known) else math.nan
     return ScoreResult(
-        name=ATTRIBUTION,
+        name=name,
         observed=own.gini,
         null_mean=mean,
         null_std=std,
@@ -181,23 +214,26 @@ def result(found: Carried, twins: Twins | None, dim: int) -> ScoreResult:
         fraction_privileged=share,
         effect_without_top_axes=math.nan,
         all_samples=math.nan,
-        note=_sentence(found, twins, dim),
+        note=_sentence(name, found, twins, dim),
         difference=own.gini - mean,
         untrained=() if twins is None else twins.untrained,
     )
 
 
-def _sentence(found: Carried, twins: Twins | None, dim: int) -> str:
+def _sentence(name: str, found: Carried, twins: Twins | None, dim: int) -> str:
     own, others = found.observed, found.others
     shares = _mean([other.share for other in others])
     several = _mean([other.share_on_average for other in others])
     where = "where neurons point elsewhere" if found.neurons else "in turned bases"
+    what = "integrated attribution" if name == INTEGRATED else "attribution"
     said = (
-        f"Nine tenths of a sample's attribution lie on {own.share:.1%} of the {dim} axes, on "
+        f"Nine tenths of a sample's {what} lie on {own.share:.1%} of the {dim} axes, on "
         f"{shares:.1%} {where}; of all samples together on {own.share_on_average:.1%} and "
         f"{several:.1%}; participation {own.participation:.1%} and "
         f"{_mean([other.participation for other in others]):.1%}"
     )
+    if found.misleads:
+        return f"{said}. Nothing is claimed: {found.misleads}"
     if not found.neurons:
         return said
     if twins is None or math.isnan(twins.p_value):

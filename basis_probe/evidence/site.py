@@ -320,7 +320,7 @@ def gather(
         return Evidence(case)
     if len(problem.x) < 8:
         return Evidence(case)
-    choice = _choice(problem, wanted)
+    choice = choice_of(problem, wanted)
     if isinstance(wanted, RandomWeights) and len(twins) < 2:
         choice = "no untrained twin of the model stayed finite here, or the run was cut short"
     if isinstance(choice, str):
@@ -397,7 +397,8 @@ def _threads_for(problem: Problem) -> Generator[None]:
             torch.set_num_threads(before)
 
 
-def _choice(problem: Problem, wanted: Null | None) -> Choice | str:
+def choice_of(problem: Problem, wanted: Null | None) -> Choice | str:
+    """The null of a site, the one asked for or its own; or why the one asked for cannot be had."""
     if isinstance(wanted, SparseWiring) and problem.layer is None:
         return (
             "the sparse-wiring null was asked for, and the input of the linear map in front of "

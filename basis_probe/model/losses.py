@@ -53,9 +53,19 @@ def _labels(output: Any, batch: Batch) -> tuple[Tensor, Tensor] | None:
     told = getattr(output, "logits", output)
     labels = raw[1]
     whole = not labels.is_floating_point() and labels.dtype is not torch.bool
-    # A copy: what was made in inference mode cannot take part in derivatives.
     fits = isinstance(told, Tensor) and told.ndim == 2 and labels.shape == told.shape[:1]
-    return (told, labels.to(told.device).long().clone()) if whole and fits else None
+    if not whole or not fits:
+        return None
+    # A copy: what was made in inference mode cannot take part in derivatives.
+    own = labels.to(told.device).long().clone()
+    wrong = own[((own < 0) & (own != -100)) | (own >= told.shape[1])]
+    if len(wrong):
+        raise DataError(
+            f"a batch has the class {int(wrong[0])}, and the model returns scores of "
+            f"{told.shape[1]}: give classes from 0 to {told.shape[1] - 1} (-100 for none), or "
+            "loss=, a function of (output, batch)"
+        )
+    return told, own
 
 
 def next_token(output: Any, batch: Batch) -> Tensor:
@@ -75,9 +85,11 @@ def next_token(output: Any, batch: Batch) -> Tensor:
         or ids.ndim != 2
         or logits.shape[:2] != ids.shape
     ):
+        what = "nothing that holds a tensor" if logits is None else f"a tensor {[*logits.shape]}"
         raise DataError(
-            "no next-token loss can be computed from what the model returns: give loss=, a "
-            "function of (output, batch)"
+            f"the model returns {what} and no loss, and no next-token loss can be computed from "
+            "that: let the second element of every batch, a tuple, be the numbers of its classes, "
+            "or give loss=, a function of (output, batch)"
         )
     told = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     if batch.mask is None:

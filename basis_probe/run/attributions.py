@@ -12,14 +12,16 @@ from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError
 from basis_probe.evidence.attribution import ROWS, TWINS, Carried, Twins, carried, result
 from basis_probe.evidence.site import Evidence
+from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, prepared, recognise
-from basis_probe.run.gradients import Gradients
+from basis_probe.run.gradients import Gradients, PathGradients
 from basis_probe.run.problems import problem_of
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.twins import drawn_anew, reinitialised, settle
 from basis_probe.run.watch import Choices, Placed, Watched, placed
+from basis_probe.statistics.nulls import Null
 from basis_probe.statistics.p_values import holm
-from basis_probe.statistics.scores import ATTRIBUTION
+from basis_probe.statistics.scores import ATTRIBUTIONS, INTEGRATED
 
 LEVEL = 0.05
 
@@ -35,6 +37,7 @@ class Attributions:
 
     def __init__(self, watching: Watched, choices: Choices, gradients: Gradients) -> None:
         self.watching, self.choices, self.gradients = watching, choices, gradients
+        (self.name,) = (name for name in choices.own if name in ATTRIBUTIONS)
         self.found: dict[str, Carried] = {}
         self.troubles: dict[str, str] = {}
         self._twins: dict[str, Twins] = {}
@@ -42,7 +45,7 @@ class Attributions:
     def see(self, name: str, seen: Seen) -> None:
         """Compares the axes of a site, whose rows were kept."""
         place = self.watching.places[name]
-        found = _of(place, seen, self.watching.subject.dtype, self.choices.seed, twin=False)
+        found = self._of(place, seen, self.watching.subject.dtype, twin=False)
         if isinstance(found, str):
             more = f" ({self.gradients.trouble})" if self.gradients.trouble else ""
             self.troubles[name] = f"Attribution was left out: {found}{more}."
@@ -53,19 +56,26 @@ class Attributions:
         """The evidence of all sites with their scores, adjusted for the number of sites."""
         leaders = self.watching.leaders
         results = {
-            name: result(self.found[leaders[name]], self._twins.get(leaders[name]), one.case.dim)
+            name: result(
+                self.name, self.found[leaders[name]], self._twins.get(leaders[name]), one.case.dim
+            )
             for name, one in gathered.items()
             if leaders[name] in self.found
         }
-        adjusted = holm(torch.tensor([r.p_tail for r in results.values()], dtype=torch.float64))
+        claims = [
+            math.nan if self.found[leaders[name]].misleads else score.p_tail
+            for name, score in results.items()
+        ]
+        adjusted = holm(torch.tensor(claims, dtype=torch.float64))
         made = dict(gathered)
         for (name, score), p in zip(results.items(), adjusted.tolist(), strict=True):
-            claimed = "" if math.isnan(p) else _claim(p, score.null == "rotation")
+            found = self.found[leaders[name]]
+            claimed = "" if math.isnan(p) or found.misleads else _claim(p, not found.neurons)
             score = dataclasses.replace(
                 score, p_adjusted=p, note=f"{score.note}. {claimed}".strip()
             )
             made[name] = dataclasses.replace(
-                made[name], scores={**made[name].scores, ATTRIBUTION: score}
+                made[name], scores={**made[name].scores, self.name: score}
             )
         for name, one in gathered.items():
             if leaders[name] in self.troubles:
@@ -87,7 +97,9 @@ class Attributions:
 
     def _compared(self, names: Sequence[str]) -> tuple[str, ...]:
         model = self.watching.subject.model
-        own = self._differences(self.watching.subject, self.watching.places, names)
+        own = self._differences(
+            self.watching.subject, self.watching.derivation, self.watching.places, names
+        )
         untrained: dict[str, list[float]] = {name: [] for name in names}
         for index in range(TWINS):
             try:
@@ -113,32 +125,56 @@ class Attributions:
             sites = {n: s for n, s in derivation.facts.sites.items() if n in names}
             groups = {name: self.watching.places[name].symmetry.group for name in sites}
             places = placed(derivation, sites, groups)
-            return self._differences(subject, places, list(places))
+            return self._differences(subject, derivation, places, list(places))
 
     def _differences(
-        self, subject: Subject, places: Mapping[str, Placed], names: Iterable[str]
+        self,
+        subject: Subject,
+        derivation: Derivation,
+        places: Mapping[str, Placed],
+        names: Iterable[str],
     ) -> dict[str, float]:
         """By how much neurons exceed their alternatives on the first batches."""
         plans = {name: places[name].plan for name in names}
         stream = Stream(plans, seed=self.choices.seed, capacity=ROWS, most=None)
-        gradients = Gradients(subject, self.gradients.loss)
+        sites = [places[name].site for name in plans]
+        gradients = self.gradients.beside(subject, derivation.facts.graph.trace, sites)
         for batch in self.gradients.held:
             stream.look(subject.model, batch, gradients.run(batch), gradients=gradients)()
         found: dict[str, float] = {}
         for name in plans:
-            one = _of(places[name], stream.seen[name], subject.dtype, self.choices.seed, twin=True)
+            one = self._of(places[name], stream.seen[name], subject.dtype, twin=True)
             found[name] = one.difference if isinstance(one, Carried) and one.neurons else math.nan
         return found
 
+    def _of(self, place: Placed, seen: Seen, dtype: torch.dtype, *, twin: bool) -> Carried | str:
+        """How few axes carry the attribution of a site, or why that is not known."""
+        if seen.bad:
+            return f"activations are NaN or infinite in batch {seen.bad[0][0]}"
+        if not len(seen.kept.priorities):
+            return "there are no activations"
+        if "gradient" not in seen.kept.rows:
+            return "no derivatives of a loss were kept"
+        problem, _ = problem_of(place, seen, dtype)
+        wanted: Null | None = self.choices.null
+        gradient = seen.kept.rows["gradient"]
+        return carried(problem, gradient, wanted=wanted, seed=self.choices.seed, twin=twin)
 
-def _of(place: Placed, seen: Seen, dtype: torch.dtype, seed: int, *, twin: bool) -> Carried | str:
-    """How few axes carry the attribution of a site, or why that is not known."""
-    if seen.bad or not len(seen.kept.priorities):
-        return "there are no finite activations"
-    if "gradient" not in seen.kept.rows:
-        return "no derivatives of a loss were kept"
-    problem, _ = problem_of(place, seen, dtype)
-    return carried(problem, seen.kept.rows["gradient"], seed=seed, twin=twin)
+
+def gradients_of(watching: Watched, choices: Choices, loss: Loss | None) -> Gradients | None:
+    """What differentiates a loss for the score that was asked for; None where none was.
+
+    Raises:
+        ValueError: if several were.
+    """
+    wanted = [name for name in choices.own if name in ATTRIBUTIONS]
+    if not wanted:
+        return None
+    if wanted == [INTEGRATED]:
+        trace = watching.derivation.facts.graph.trace
+        sites = [place.site for place in watching.places.values()]
+        return PathGradients(watching.subject, loss, trace, sites)
+    return Gradients(watching.subject, loss)
 
 
 def _untrained(model: nn.Module, seed: int) -> nn.Module:

@@ -44,7 +44,7 @@ from basis_probe.results.symmetry import Symmetry
 from basis_probe.run.parts import DATA, beginning, differing
 from basis_probe.run.stream import Plan, Stream
 from basis_probe.statistics.nulls import Geometry, Null, Rotation, geometry_of
-from basis_probe.statistics.scores import ATTRIBUTION, Score
+from basis_probe.statistics.scores import ATTRIBUTION, INTEGRATED, Score
 
 Groups = Mapping[str, Group | str] | Group | str
 Effort = Literal["full", "quick"]
@@ -185,6 +185,7 @@ class Choices:
             "bases": ", ".join(basis.name for basis in self.companions.bases) or "none",
             **({"effort": "quick"} if self.quick else {}),
             **({"gradients": "kept"} if ATTRIBUTION in self.own else {}),
+            **({"gradients": "integrated"} if INTEGRATED in self.own else {}),
         }
 
     @property

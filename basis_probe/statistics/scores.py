@@ -35,7 +35,9 @@ from basis_probe.statistics.resampling import LeftOut
 __all__ = [
     "ALL",
     "ATTRIBUTION",
+    "ATTRIBUTIONS",
     "DEFAULT",
+    "INTEGRATED",
     "KURTOSIS",
     "NEGENTROPY",
     "NON_GAUSSIANITY",
@@ -448,9 +450,17 @@ DEFAULT: dict[str, Score] = {
 ATTRIBUTION = "attribution"
 """The name of the score that asks how few axes carry the loss."""
 
+INTEGRATED = "integrated_attribution"
+"""The name of the same with gradients averaged on the way from a site of zeros."""
+
+ATTRIBUTIONS = (ATTRIBUTION, INTEGRATED)
+"""The names of those for which a loss is differentiated."""
+
 OWN: dict[str, str] = {
     ATTRIBUTION: "how few axes carry activation times the gradient of a loss: the Gini coefficient "
     "across axes of its absolute values, averaged over samples",
+    INTEGRATED: "the same of integrated gradients: the gradient is averaged on the way from a site "
+    "of zeros to what it holds, and several more passes are made for every site",
     "weights": "how what an axis reads is related to what it writes, by the weights around it",
     "quantisation": "what rounding a sample to 4 bits costs on the axes, as a share of its energy",
 }
