@@ -129,10 +129,12 @@ class Stiffness(Exact):
     def __str__(self) -> str:
         if not self.cost.any():
             return clean(f"{self.site}: turning the axes costs nothing; {self.compensation}")
+        error = "" if math.isnan(self.slope_error) else f" ± {self.slope_error:.2g}"
+        known = not math.isnan(self.relative)
+        share = f", {self.relative:.2f} of what removing the site costs" if known else ""
         return clean(
-            f"{self.site}: stiffness {self.slope:.3g} ± {self.slope_error:.2g} a radian, "
-            f"{self.relative:.2f} of what removing the site costs; a random rotation costs "
-            f"{self.cost[-1]:.3g}, removing it {self.removed:.3g} ({self.measure})"
+            f"{self.site}: stiffness {self.slope:.3g}{error} a radian{share}; a random rotation "
+            f"costs {self.cost[-1]:.3g}, removing it {self.removed:.3g} ({self.measure})"
         )
 
 

@@ -21,6 +21,7 @@ from basis_probe.model.neurons import (
     neurons,
     vocabulary,
 )
+from basis_probe.model.stacked_neurons import of_few_experts, stacked_neurons
 from basis_probe.model.stored import Stored, stored
 from basis_probe.results.evidence import ScoreResult
 from basis_probe.results.weights import WeightScore, WeightsPrivilege
@@ -38,6 +39,8 @@ from basis_probe.statistics.p_values import Tail, holm, monte_carlo_p, tail_p
 NAME = "weights"
 _CANDIDATES = 4
 """So many times as many neurons are looked at, because some may be dead."""
+_EXPERTS = 8
+"""So many experts of a block are looked at."""
 _TOKENS = 256
 """Among so many tokens, drawn at random, neurons are looked at."""
 
@@ -56,8 +59,9 @@ def weights_privilege(
     the residual stream is turned.
 
     Layers are found by the names of their weights, which are those of many families of models, or
-    as matrices that stand behind each other in one module; matrices of attention, convolutions and
-    experts in one tensor of three axes are left out. Weights are read one at a time.
+    as matrices that stand behind each other in one module; matrices of attention and convolutions
+    are left out. Every expert of a mixture is a layer, in a tensor of its own or in one of all
+    experts; of more than eight in a block eight are compared. Weights are read one at a time.
 
     Args:
         model_or_folder: a model; a folder with .safetensors (an index and shards too) or
@@ -77,19 +81,22 @@ def weights_privilege(
     seed = seed_of(seed)
     source = stored(model_or_folder)
     model = model_or_folder if isinstance(model_or_folder, nn.Module) else None
-    layers = neurons(source, model)
+    place = {name: index for index, name in enumerate(source.shapes)}
+    found = (*neurons(source, model), *stacked_neurons(source))
+    found = sorted(found, key=lambda layer: place[layer.writing.name])
+    layers, said = of_few_experts(found, _EXPERTS)
+    notes = [*said, *_left_out(source)]
     if not layers:
         some = ", ".join([name for name, s in source.shapes.items() if len(s) == 2][:4]) or "none"
         raise DataError(
             f"no layer of neurons was recognised by the names of its weights (matrices: {some}): "
             "that takes two linear maps of one module behind each other, or names such as "
-            "gate_proj, up_proj and down_proj, and neither convolutions nor tensors of several "
-            'experts; give scores=("weights", ...) to probe, which finds the maps around every '
-            "site as the model runs"
+            "gate_proj, up_proj and down_proj, and no convolutions; give "
+            'scores=("weights", ...) to probe, which finds the maps around every site as the model '
+            "runs"
         )
     ends: dict[int, Vocabulary] = {}
     rows: list[WeightScore] = []
-    notes: list[str] = []
     for layer in layers:
         for width in (layer.inputs, layer.outputs):
             if width not in ends:
@@ -106,6 +113,14 @@ def weights_privilege(
         ),
         tuple(notes),
     )
+
+
+def _left_out(source: Stored) -> list[str]:
+    """What a reader must know of weights that are looked at nowhere."""
+    count = sum(len(shape) in (4, 5) for shape in source.shapes.values())
+    if not count:
+        return []
+    return [f"{count} convolutions were left out: by weights alone they are not compared."]
 
 
 def _of_layer(
@@ -161,7 +176,8 @@ def _row(layer: Neurons, name: str, found: Turned, count: int) -> WeightScore:
 def _along(source: Stored, matrix: Matrix, neurons: Tensor, *, reads: bool) -> Tensor:
     """[neuron, inputs or outputs]: what some neurons read or write by a matrix."""
     axis = 0 if reads is not matrix.transposed else 1
-    some = source.along(matrix.name, axis, neurons + matrix.start * reads)
+    places = matrix.start + matrix.step * neurons if reads else neurons
+    some = source.along(matrix.name, axis, places, part=matrix.expert)
     return some if axis == 0 else some.T
 
 

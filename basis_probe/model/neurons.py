@@ -24,13 +24,16 @@ class Matrix:
     Attributes:
         name: the weight.
         transposed: True if it is stored as [inputs, outputs].
-        start, count: which of its outputs.
+        start, count, step: which of its outputs.
+        expert: which matrix of a stack [expert, ...] it is; None where it is no stack.
     """
 
     name: str
     transposed: bool
     start: int
     count: int
+    step: int = 1
+    expert: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +176,7 @@ def _neurons(
         # Blocks of torch have the norm in front or behind, and the names are the same.
         norm=None
         if paths[0].endswith("linear1")
-        else _norm(stored, prefix, _inputs(first, transposed)),
+        else norm_of(stored, prefix, _inputs(first, transposed)),
         inputs=_inputs(first, transposed),
         outputs=_outputs(last, transposed),
     )
@@ -210,9 +213,18 @@ def _bias(name: str) -> str:
     return ".".join(filter(None, [head, leaf.replace("W_", "b_")]))
 
 
-def _norm(stored: Stored, prefix: str, width: int) -> tuple[str, str | None] | None:
-    """The norm that the block around some neurons has in front of them."""
-    block = prefix.rstrip(".")
+_EXPERTS = re.compile(r"\.(?:\w*experts?|mlp\.experts\.mlp)(?:\.\d+)?$")
+
+
+def norm_of(stored: Stored, prefix: str, width: int) -> tuple[str, str | None] | None:
+    """The norm that the block around some neurons has in front of them: its weight and its bias.
+
+    Args:
+        stored: the weights.
+        prefix: what the names of the neurons' weights begin with.
+        width: of what they read.
+    """
+    block = _EXPERTS.sub("", prefix.rstrip("."))
     blocks = [block, _parent(block).rstrip(".")]
     for home in dict.fromkeys(blocks):
         start = f"{home}." if home else ""

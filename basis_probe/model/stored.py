@@ -34,9 +34,18 @@ class Stored(abc.ABC):
         """One weight, whole."""
         return self._raw(name).float().cpu()
 
-    def along(self, name: str, axis: int, places: Tensor) -> Float32[Tensor, "row column"]:
-        """Some rows (axis 0) or columns (axis 1) of a matrix; no other copy of it is made."""
-        whole = self._raw(name)
+    def along(
+        self, name: str, axis: int, places: Tensor, *, part: int | None = None
+    ) -> Float32[Tensor, "row column"]:
+        """Some rows (axis 0) or columns (axis 1) of a matrix; no other copy of it is made.
+
+        Args:
+            name: the weight.
+            axis: 0 or 1.
+            places: which rows or columns.
+            part: which matrix of a stack, of which no more is read where the file allows it.
+        """
+        whole = self._raw(name) if part is None else self._part(name, part)
         if whole.dtype.itemsize == 1:
             # Numbers of one byte are not indexed.
             whole = whole.float()
@@ -45,6 +54,10 @@ class Stored(abc.ABC):
     @abc.abstractmethod
     def _raw(self, name: str) -> Tensor:
         """One weight as it is stored."""
+
+    @abc.abstractmethod
+    def _part(self, name: str, part: int) -> Tensor:
+        """One matrix of a stack, as it is stored."""
 
     @abc.abstractmethod
     def rows(self, name: str, places: list[int]) -> Float32[Tensor, "row column"]:
@@ -106,6 +119,9 @@ class _OfModule(Stored):
     def _raw(self, name: str) -> Tensor:
         return self._tensors[name]
 
+    def _part(self, name: str, part: int) -> Tensor:
+        return self._tensors[name][part]
+
     def rows(self, name: str, places: list[int]) -> Tensor:
         whole = self._tensors[name]
         return whole[torch.tensor(places, device=whole.device)].float().cpu()
@@ -136,6 +152,10 @@ class _OfFiles(Stored):
     def _raw(self, name: str) -> Tensor:
         opened, own = self._where[name]
         return opened[own] if isinstance(opened, dict) else opened.get_tensor(own)
+
+    def _part(self, name: str, part: int) -> Tensor:
+        opened, own = self._where[name]
+        return opened[own][part] if isinstance(opened, dict) else opened.get_slice(own)[part]
 
     def rows(self, name: str, places: list[int]) -> Tensor:
         opened, own = self._where[name]

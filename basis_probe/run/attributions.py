@@ -12,6 +12,7 @@ from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError
 from basis_probe.evidence.attribution import ROWS, TWINS, Carried, Twins, carried, result
 from basis_probe.evidence.site import Evidence
+from basis_probe.model.experts import Expert
 from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.run.gradients import Gradients, PathGradients
@@ -149,6 +150,8 @@ class Attributions:
 
     def _of(self, place: Placed, seen: Seen, dtype: torch.dtype, *, twin: bool) -> Carried | str:
         """How few axes carry the attribution of a site, or why that is not known."""
+        if isinstance(place.site.address, Expert):
+            return "derivatives are not followed to the rows of one expert"
         if seen.bad:
             return f"activations are NaN or infinite in batch {seen.bad[0][0]}"
         if not len(seen.kept.priorities):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe.algebra.haar import haar
 from basis_probe.model.neurons import neurons
+from basis_probe.model.stacked_neurons import of_few_experts, stacked_neurons
 from basis_probe.model.stored import stored
 from basis_probe.statistics.neuron_weights import NeuronWeights, compare, live
 
@@ -305,6 +306,75 @@ class _Fused(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.gate_up_proj, self.down_proj = nn.Linear(8, 64), nn.Linear(32, 8)
+
+
+class _Experts(nn.Module):
+    """All experts of a block in one tensor, gate and product in it too."""
+
+    def __init__(self, experts: int, *, transposed: bool) -> None:
+        super().__init__()
+        first, last = torch.randn(experts, 64, 8), torch.randn(experts, 8, 32)
+        if transposed:
+            first, last = first.mT.contiguous(), last.mT.contiguous()
+        self.gate_up_proj, self.down_proj = nn.Parameter(first), nn.Parameter(last)
+
+    def apart(self, *, transposed: bool) -> nn.ModuleList:
+        """The same experts as modules."""
+        several = nn.ModuleList()
+        for first, last in zip(self.gate_up_proj, self.down_proj, strict=True):
+            one = _Gated(8, 32)
+            first, last = (first.T, last.T) if transposed else (first, last)
+            one.gate_proj.weight.data.copy_(first[:32])
+            one.up_proj.weight.data.copy_(first[32:])
+            one.down_proj.weight.data.copy_(last)
+            several.append(one)
+        return several
+
+
+def _block(experts: nn.Module) -> nn.ModuleDict:
+    mlp = nn.ModuleDict({"experts": experts})
+    norm = nn.RMSNorm(8)
+    nn.init.uniform_(norm.weight, 0.5, 2, generator=seeded(1))
+    return nn.ModuleDict({"0": nn.ModuleDict({"mlp": mlp, "post_attention_layernorm": norm})})
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_stack_of_experts_says_what_they_say_as_modules(
+    tmp_path: pathlib.Path, *, transposed: bool
+) -> None:
+    torch.manual_seed(0)
+    stack = _Experts(3, transposed=transposed)
+    with torch.no_grad():
+        # Planted in the second one, with signs of their own.
+        first, last = stack.gate_up_proj[1], stack.down_proj[1]
+        first, last = (first.T, last.T) if transposed else (first, last)
+        signs = 2.0 * torch.randint(2, (32, 1), generator=seeded(1)) - 1
+        last += 3 * (signs * first[32:]).T
+    one = bp.weights_privilege(_block(stack))
+    apart = bp.weights_privilege(_block(stack.apart(transposed=transposed)))
+    assert one.sites == tuple(f"0.mlp.experts.{index}.down_proj:in" for index in range(3))
+    assert [(r.site, r.score, r.effect) for r in one] == [
+        (r.site, r.score, pytest.approx(r.effect, rel=1e-4)) for r in apart
+    ]
+    assert [one[site]["cosine"].p_adjusted <= 0.05 for site in one.sites] == [False, True, False]
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(_block(stack).state_dict(), file)
+    assert [row.effect for row in bp.weights_privilege(file)] == [row.effect for row in one]
+
+
+def test_of_many_experts_some_are_compared_and_convolutions_are_named() -> None:
+    stack = _Experts(20, transposed=False)
+    for experts in (stack, stack.apart(transposed=False)):
+        source = stored(_block(experts))
+        found, notes = of_few_experts((*neurons(source), *stacked_neurons(source)), 8)
+        assert [layer.site for layer in found[::7]] == [
+            f"0.mlp.experts.{index}.down_proj:in" for index in (0, 17)
+        ]
+        assert len(found) == 8 and "8 of 20 experts were compared" in notes[0]
+        assert of_few_experts(found, 8) == (found, ())
+    block = _block(_Experts(2, transposed=False))
+    block["conv"] = nn.Conv2d(3, 4, 2)
+    assert "1 convolutions were left out" in bp.weights_privilege(block).notes[0]
 
 
 @pytest.mark.parametrize(
