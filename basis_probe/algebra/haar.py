@@ -11,8 +11,13 @@ Notices of the AMS 54 (2007), section 4.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
+
+from basis_probe.algebra.remembered import remembered
+
+_TALL = 4
+"""Gaussian columns so many times longer than they are many are far from dependent."""
 
 
 def haar(dim: int, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
@@ -152,10 +157,40 @@ class Turned:
             return self._kept.clone()
         dim, rank = self._span.shape
         require_cpu(generator)
+        if dim >= _TALL * (rank + self._free):
+            return self._among_many(generator)
+        kind = ("columns", dim, self._free)
         # Normals of single precision are drawn five times faster; the frame is exact all the same.
-        drawn = torch.randn(dim, self._free, generator=generator).double()
-        frame = _positive_qr(torch.cat([self._span, drawn], dim=1))[:, rank:]
+        if rank:
+            made = remembered(generator, kind, lambda: (_normal(dim, self._free, generator),))
+            frame = _positive_qr(torch.cat([self._span, made[0].double()], dim=1))[:, rank:]
+        else:
+            (frame,) = remembered(
+                generator,
+                (*kind, "orthonormal"),
+                lambda: (_positive_qr(_normal(dim, self._free, generator).double()),),
+            )
         return torch.addmm(self._kept, self._inside, frame.T)
+
+    def _among_many(self, generator: torch.Generator) -> Tensor:
+        """The vectors turned, where they are few of many dimensions.
+
+        With G the normals across what is fixed and U the Cholesky factor of their Gram matrix, the
+        frame is G U^-1. It is not made: of U, small as it is, the inverse acts on the vectors.
+        """
+        dim, span = len(self._span), self._span
+        drawn, gram = remembered(
+            generator,
+            ("columns and products", dim, self._free),
+            lambda: _with_products(_normal(dim, self._free, generator)),
+        )
+        columns = drawn.double()
+        along = span.T @ columns
+        upper = torch.linalg.cholesky(gram - along.T @ along, upper=True)
+        # inside U^-T, from the right.
+        weights = torch.linalg.solve_triangular(upper.T, self._inside, upper=False, left=False)
+        turned = torch.addmm(self._kept, weights, columns.T)
+        return turned.sub_((weights @ along.T) @ span.T)
 
 
 def turned_axes(
@@ -175,8 +210,12 @@ def turned_axes(
         True
     """
     require_cpu(generator)
-    drawn = [torch.randn(dim, dim, generator=generator) for _ in range(count)]
-    return _positive_qr(torch.stack(drawn).double()).mT
+
+    def make() -> tuple[Tensor]:
+        drawn = [_normal(dim, dim, generator) for _ in range(count)]
+        return (_positive_qr(torch.stack(drawn).double()).mT.contiguous(),)
+
+    return remembered(generator, ("turns", count, dim), make)[0]
 
 
 def require_cpu(generator: torch.Generator) -> None:
@@ -197,12 +236,21 @@ def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tenso
     return torch.randn(dim, count, generator=generator, dtype=torch.float64)
 
 
+def _normal(dim: int, count: int, generator: torch.Generator) -> Float32[Tensor, "dim direction"]:
+    return torch.randn(dim, count, generator=generator)
+
+
+def _with_products(columns: Tensor) -> tuple[Tensor, Tensor]:
+    exact = columns.double()
+    return columns, exact.T @ exact
+
+
 def _positive_qr(
     columns: Float64[Tensor, "*stack dim direction"],
 ) -> Float64[Tensor, "*stack dim direction"]:
     """The orthogonal factor of the QR decomposition whose R has a positive diagonal."""
     rows, count = columns.shape[-2:]
-    if rows >= 4 * count:
+    if rows >= _TALL * count:
         # Tall Gaussian columns are so far from dependent that the Cholesky factor of their Gram
         # matrix, which has a positive diagonal, is as exact and three times faster.
         upper = torch.linalg.cholesky(columns.mT @ columns, upper=True)

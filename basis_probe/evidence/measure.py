@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -309,11 +310,11 @@ def _measure(
     else:
         alternatives = null.alternatives(problem, axes)
         generator = torch.Generator().manual_seed(seed)
-        for index in range(null.frames + 1):
-            frame = alternatives.frame(None if index == 0 else generator)
+        drawn = alternatives.drawn_together(generator, null.frames)
+        for frame in itertools.chain([alternatives.frame(None)], drawn):
             measured = Measured(frame, unit_axes=unit_axes)
             for score in compared:
-                rows[score.name].append(measured.of(score).cpu())
+                rows[score.name].extend(measured.each(score).cpu())
             spread.see(frame)
         if axes is not None:
             whole = null.observed(problem)
@@ -430,10 +431,12 @@ def _few_of_many(
     def own(axes: Tensor) -> list[Tensor]:
         alternatives = null.alternatives(problem, axes)
         generator = torch.Generator().manual_seed(seed + 1)
-        drawn = [
-            Measured(alternatives.frame(generator), unit_axes=False) for _ in range(null.frames)
-        ]
-        return [torch.stack([frame.of(score).cpu() for frame in drawn]) for score, _ in read]
+        drawn: list[list[Tensor]] = [[] for _ in read]
+        for frame in alternatives.drawn_together(generator, null.frames):
+            measured = Measured(frame, unit_axes=False)
+            for values, (score, _) in zip(drawn, read, strict=True):
+                values.append(measured.each(score).cpu())
+        return [torch.cat(values) for values in drawn]
 
     values = [everywhere.of(score).cpu() for score, _ in read]
     found = few_of_many(values, [blocks for _, blocks in read], None if one_law else own)

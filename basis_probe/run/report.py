@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basis_probe.algebra.remembered import remembering
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError, StreamError
@@ -285,13 +286,16 @@ class Concluding:
         small = [name for name in apart if is_small(*_extent(partial.seen[leaders[name]]))]
         large = [name for name in apart if name not in small]
         interrupted = False
-        with tqdm(
-            total=len(apart),
-            desc="comparing axes with alternatives",
-            unit="site",
-            disable=not self.choices.progress,
-            leave=False,
-        ) as bar:
+        with (
+            remembering(),
+            tqdm(
+                total=len(apart),
+                desc="comparing axes with alternatives",
+                unit="site",
+                disable=not self.choices.progress,
+                leave=False,
+            ) as bar,
+        ):
             for names, workers in ((small, self._workers()), (large, 1)):
                 jobs = [functools.partial(self._evidence, name, partial) for name in names]
                 if not interrupted:

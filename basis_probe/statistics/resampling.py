@@ -5,15 +5,21 @@ Rows of one sequence or image are not independent, so examples are left out whol
 
 import functools
 import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from basis_probe.statistics.single_precision import Columns
 from basis_probe.statistics.sparsity import negentropy_of
 
 MIN_GROUPS = 5
 """With fewer groups of examples no error is stated."""
+
+
+_LEFT = 0.05
+"""Where less than this part of the variance is left without a group, sums are in float64."""
 
 
 class LeftOut:
@@ -54,43 +60,96 @@ class LeftOut:
 
 
 class _GroupSums:
-    """Rows in units of all of them, and how to sum functions of them without each group."""
+    """Rows in units of all of them, and how to sum functions of them without each group.
+
+    What was computed in single precision is summed in it, the groups of a block of rows apart.
+    """
 
     def __init__(self, x: Tensor, groups: Tensor, count: int) -> None:
+        self.count = count
+        self.groups = groups.to(x.device)
+        sizes = torch.bincount(self.groups, minlength=count).double()
+        self.left = (len(x) - sizes)[:, None]
+        self._single = Columns(x) if x.dtype is torch.float32 else None
+        if self._single is not None:
+            self.varies = self._single.even.varies
+            return
         exact = x.double()
         d = exact - exact.mean(0)
         std = d.square().mean(0).sqrt()
         self.varies = std > 1e-12 * exact.abs().amax(0).clamp_min(1e-300)
         self.z = d / torch.where(self.varies, std, 1.0)
-        self.place, self.count = groups.to(d.device), count
-        sizes = torch.bincount(self.place, minlength=count).to(d)
-        self.left = (len(d) - sizes)[:, None]
 
-    def mean(self, values: Tensor) -> Tensor:
-        """The mean over rows without each group, [groups, dim]."""
-        sums = values.new_zeros(self.count, values.shape[1]).index_add_(0, self.place, values)
-        return (sums.sum(0) - sums) / self.left
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Standardised rows and their groups, some at a time."""
+        if self._single is None:
+            yield self.z, self.groups
+            return
+        start = 0
+        for z in self._single.standardised():
+            yield z, self.groups[start : start + len(z)]
+            start += len(z)
+
+    def means(self, functions: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        """The means over rows of functions of the values, without each group, [groups, dim]."""
+        found: list[Tensor] = []
+        for z, groups in self._blocks():
+            for place, values in enumerate(functions(z)):
+                sums = values.new_zeros(self.count, z.shape[1]).index_add_(0, groups, values)
+                if place == len(found):
+                    found.append(torch.zeros_like(sums, dtype=torch.float64))
+                found[place] += sums
+        return [(sums.sum(0) - sums) / self.left for sums in found]
+
+    @functools.cached_property
+    def powers(self) -> list[Tensor]:
+        """The means of the first four powers."""
+
+        def functions(z: Tensor) -> tuple[Tensor, ...]:
+            square = z * z
+            return z, square, square * z, square * square
+
+        return self.means(functions)
+
+    @functools.cached_property
+    def _exact(self) -> "tuple[Tensor, _GroupSums] | None":
+        """The columns of which a group has nearly all the variance, and their sums in float64.
+
+        Without it what is left is far from the mean of all, in units of its own deviation.
+        """
+        m1, m2 = self.powers[:2]
+        few = (m2 - m1.square() < _LEFT).any(0) & self.varies
+        if self._single is None or not bool(few.any()):
+            return None
+        return few, _GroupSums(self._single.x[:, few].double(), self.groups, self.count)
 
     def kurtosis(self) -> Tensor:
-        z = self.z
-        square = z * z
-        m1, m2, m3, m4 = map(self.mean, (z, square, square * z, square * square))
+        m1, m2, m3, m4 = self.powers
         second = m2 - m1**2
         fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-        return torch.where(self.varies & (second > 0), fourth / second.square(), math.nan)
+        found = torch.where(self.varies & (second > 0), fourth / second.square(), math.nan)
+        if self._exact is not None:
+            found[:, self._exact[0]] = self._exact[1].kurtosis()
+        return found
 
     def negentropy(self) -> Tensor:
-        z = self.z
-        square = z * z
-        e = (-0.5 * square).exp()
-        odd, even = z * e, square * e
-        m1, m2, f2, f1, g2, g3 = map(self.mean, (z, square, e, odd, even, even * z))
+        def functions(z: Tensor) -> tuple[Tensor, ...]:
+            square = z * z
+            e = (-0.5 * square).exp_()
+            even = square * e
+            return e, z * e, even, even * z
+
+        m1, m2 = self.powers[:2]
+        f2, f1, g2, g3 = self.means(functions)
         std = (m2 - m1**2).clamp_min(1e-12).sqrt()
         scale, shift = 1 / std - 1, -m1 / std
         # f(z') of the newly standardised z' = z + scale z + shift, with f' and z f' in closed form.
         first = f1 + scale * (f1 - g3) + shift * (f2 - g2)
         second = f2 - scale * g2 - shift * f1
-        return torch.where(self.varies, negentropy_of(first, second), math.nan)
+        found = torch.where(self.varies, negentropy_of(first, second), math.nan)
+        if self._exact is not None:
+            found[:, self._exact[0]] = self._exact[1].negentropy()
+        return found
 
 
 def jackknife_error(values: Float[Tensor, " groups"]) -> float:

@@ -12,6 +12,7 @@ axes ("population" sparseness), and are credited to axes.
 import dataclasses
 import enum
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from basis_probe.brief import brief
-from basis_probe.statistics import sparsity
+from basis_probe.statistics import single_precision, sparsity
 from basis_probe.statistics.moments import (
     ColumnMoments,
     EvenMoments,
@@ -31,6 +32,7 @@ from basis_probe.statistics.moments import (
 from basis_probe.statistics.nulls import Frame
 from basis_probe.statistics.p_values import Tail
 from basis_probe.statistics.resampling import LeftOut
+from basis_probe.statistics.single_precision import Columns
 
 __all__ = [
     "ALL",
@@ -85,6 +87,7 @@ class Rows:
         x: [samples, dim].
         unit_axes: True where scores that compare axes divide each by its root mean square first.
         chosen: which rows of the frame these are; None for all.
+        bent: True where these are the activations, and what was before them is known too.
     """
 
     def __init__(
@@ -93,13 +96,29 @@ class Rows:
         *,
         unit_axes: bool = False,
         chosen: Tensor | None = None,
+        bent: bool = False,
     ) -> None:
-        self.x, self.unit_axes, self.chosen = x, unit_axes, chosen
+        self.x, self.unit_axes, self.chosen, self._bent = x, unit_axes, chosen, bent
+
+    @functools.cached_property
+    def _single(self) -> Columns | None:
+        """The columns in single precision, in which they were computed; None for others."""
+        if self.x.dtype is not torch.float32 or not len(self.x):
+            return None
+        return Columns(self.x, bumps=not self._bent)
 
     @functools.cached_property
     def even(self) -> EvenMoments:
         """Mean, variance and fourth moment of every axis over the rows."""
-        return even_moments(self.x)
+        return even_moments(self.x) if self._single is None else self._single.even
+
+    @property
+    def negentropy(self) -> Float[Tensor, " dim"]:
+        """Negentropy of every axis over the rows."""
+        if self._single is None:
+            return sparsity.column_negentropy(self.x, self.even)
+        found = sparsity.negentropy_of(*self._single.bumps)
+        return torch.where(self.even.varies, found, math.nan)
 
     @property
     def kurtosis(self) -> Float[Tensor, " dim"]:
@@ -119,6 +138,8 @@ class Rows:
     @functools.cached_property
     def shares(self) -> Float[Tensor, " dim"]:
         """Every axis' share of the kurtosis of the rows across axes."""
+        if self.x.dtype is torch.float32:
+            return single_precision.shares(self.x, units=self.units)
         return row_shares(self.x, units=self.units)
 
     def credited(self, measure: Callable[[Tensor], Tensor]) -> Float[Tensor, " dim"]:
@@ -139,8 +160,9 @@ class Measured:
     """
 
     def __init__(self, frame: Frame, *, unit_axes: bool) -> None:
-        self._post = _split(frame.post, frame, unit_axes)
+        self._frame, self._unit_axes = frame, unit_axes
         self.bent = frame.pre is not None
+        self._post = _split(frame.post, frame, unit_axes, bent=self.bent)
         self._pre = self._post if frame.pre is None else _split(frame.pre, frame, unit_axes)
 
     def of(self, score: "Score") -> Float[Tensor, " dim"]:
@@ -149,12 +171,28 @@ class Measured:
         values = [score.per_direction(part) for part in rows]
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
+    def each(self, score: "Score") -> Float[Tensor, "frames dim"]:
+        """The score of every direction of each frame that lies in this one, [frames, dim]."""
+        if self._frame.count == 1:
+            return self.of(score)[None]
+        if score in (KURTOSIS, NON_GAUSSIANITY, NEGENTROPY):
+            # Of a column alone, whatever stands beside it.
+            return self.of(score).unflatten(0, (self._frame.count, -1))
+        return torch.stack([one.of(score) for one in self._apart])
 
-def _split(x: Tensor, frame: Frame, unit_axes: bool) -> list[Rows]:
+    @functools.cached_property
+    def _apart(self) -> "list[Measured]":
+        several = range(self._frame.count)
+        return [Measured(self._frame.one(n), unit_axes=self._unit_axes) for n in several]
+
+
+def _split(x: Tensor, frame: Frame, unit_axes: bool, *, bent: bool = False) -> list[Rows]:
     if frame.parts is None:
-        return [Rows(x, unit_axes=unit_axes)]
+        return [Rows(x, unit_axes=unit_axes, bent=bent)]
     return [
-        Rows(x[rows], unit_axes=unit_axes, chosen=rows) for rows in frame.parts if bool(rows.any())
+        Rows(x[rows], unit_axes=unit_axes, chosen=rows, bent=bent)
+        for rows in frame.parts
+        if bool(rows.any())
     ]
 
 
@@ -216,7 +254,7 @@ NON_GAUSSIANITY = Score(
 """How far the fourth moment of every axis is from a Gaussian's, in either direction."""
 NEGENTROPY = Score(
     name="negentropy",
-    per_direction=lambda rows: sparsity.column_negentropy(rows.x, rows.even),
+    per_direction=lambda rows: rows.negentropy,
     reads=Reads.PREACTIVATIONS,
     tail=Tail.UPPER,
     formula="36/(8 sqrt 3 - 9) (E z e^(-z^2/2))^2 + 24/(16 sqrt 3 - 27) (E e^(-z^2/2) - "

@@ -40,19 +40,25 @@ class Spread:
         """Takes one more frame into account, the observed one first."""
         if self.groups is None or self.frames > _SPREAD_FRAMES:
             return
-        self.frames += 1
-        for name, values in self._means(frame).items():
-            self.values[name].append(values)
+        some = frame.first(_SPREAD_FRAMES + 1 - self.frames)
+        self.frames += some.count
+        for name, values in self._means(some).items():
+            self.values[name].extend(values)
 
     def see_everywhere(self, frame: Frame) -> None:
         """Takes the axes of the observed frame into account, where the others have but a few."""
         if self.groups is not None:
             # Hundreds of axes err as thousands do: by what they share.
             step = -(-frame.post.shape[1] // _AXES)
-            self.everywhere = self._means(frame, step)
+            means = self._means(frame, step)
+            self.everywhere = {name: values[0] for name, values in means.items()}
 
     def _means(self, frame: Frame, step: int = 1) -> dict[str, Tensor]:
-        """The mean of every score over every step-th axis, without each group in turn."""
+        """The mean of every score over every step-th axis, without each group in turn.
+
+        Returns:
+            [frames, groups] for every score: of each frame that lies in this one.
+        """
         assert self.groups is not None
         found: dict[Reads, LeftOut] = {}
         means: dict[str, Tensor] = {}
@@ -62,7 +68,9 @@ class Spread:
                 x = frame.pre if pre and frame.pre is not None else frame.post
                 found[score.reads] = LeftOut(x[:, ::step], self.groups, frame.parts)
             if score.left_out is not None:
-                means[score.name] = score.left_out(found[score.reads]).nanmean(1).cpu()
+                values = score.left_out(found[score.reads])
+                each = values.unflatten(1, (frame.count, -1)).nanmean(2)
+                means[score.name] = each.T.cpu()
         return means
 
     def error(self, score: Score, *, slope: float = 1.0) -> float:

@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -30,6 +30,8 @@ from basis_probe.statistics.orders import Centred
 
 _AT_ONCE = 2**22
 """So many values are brought to double precision at a time."""
+_TOGETHER = 2**19
+"""Frames of fewer values are measured several at a time: calls cost more than what they compute."""
 
 
 class Geometry(enum.Enum):
@@ -165,11 +167,37 @@ class Frame:
         pre: [samples, dim] before the nonlinearity, where the null makes them.
         parts: row sets whose statistics are computed apart and averaged (the two halves of a
             cross-fit); None for all rows together.
+        count: how many frames lie side by side in it, each as many columns as the next.
     """
 
     post: Float[Tensor, "samples dim"]
     pre: Float[Tensor, "samples dim"] | None = None
     parts: tuple[Tensor, Tensor] | None = None
+    count: int = 1
+
+    def one(self, index: int) -> "Frame":
+        """One of those that lie side by side."""
+        width = self.post.shape[1] // self.count
+        some = slice(index * width, (index + 1) * width)
+        pre = None if self.pre is None else self.pre[:, some]
+        return Frame(self.post[:, some], pre, self.parts)
+
+    def first(self, count: int) -> "Frame":
+        """The first of those that lie side by side, or all if there are no more."""
+        if count >= self.count:
+            return self
+        width = count * (self.post.shape[1] // self.count)
+        pre = None if self.pre is None else self.pre[:, :width]
+        return Frame(self.post[:, :width], pre, self.parts, count)
+
+    @staticmethod
+    def side_by_side(frames: "Sequence[Frame]") -> "Frame":
+        """Several frames of one width and one set of rows as one."""
+        if len(frames) == 1:
+            return frames[0]
+        pre = [frame.pre for frame in frames if frame.pre is not None]
+        post = torch.cat([frame.post for frame in frames], 1)
+        return Frame(post, torch.cat(pre, 1) if pre else None, frames[0].parts, len(frames))
 
 
 class Alternatives(abc.ABC):
@@ -178,6 +206,15 @@ class Alternatives(abc.ABC):
     @abc.abstractmethod
     def frame(self, generator: torch.Generator | None) -> Frame:
         """The observed frame for None, else a frame drawn with the generator."""
+
+    def drawn_together(self, generator: torch.Generator, count: int) -> Iterator[Frame]:
+        """As many frames as are asked for, drawn one after the other, some of them side by side."""
+        while count:
+            frames = [self.frame(generator)]
+            together = min(count, max(1, _TOGETHER // max(1, frames[0].post.numel())))
+            frames += [self.frame(generator) for _ in range(together - 1)]
+            yield Frame.side_by_side(frames)
+            count -= together
 
 
 @dataclasses.dataclass(frozen=True)

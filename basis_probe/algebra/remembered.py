@@ -1,0 +1,87 @@
+"""What is drawn again and again with one seed, kept while a model is compared site by site.
+
+Sites of one width are compared with the same turns. Within `remembering` what a draw made is kept
+with the state of its generator before and after, so that the next site has the same numbers for
+nothing, and all that is drawn later is what it would have been.
+"""
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator
+
+import torch
+from torch import Tensor
+
+_ALL = 2**27
+"""Bytes that are kept at most; what was used longest ago goes."""
+_ONE = 2**20
+"""Bytes of one draw above which it is not kept: of so large ones few would fit."""
+
+_lock = threading.Lock()
+_depth = 0
+_size = 0
+_kept: "OrderedDict[tuple[object, bytes], tuple[tuple[Tensor, ...], Tensor]]" = OrderedDict()
+
+
+@contextlib.contextmanager
+def remembering() -> Generator[None]:
+    """Within the context draws are kept, in every thread; behind it nothing is."""
+    global _depth, _size
+    with _lock:
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if not _depth:
+                _kept.clear()
+                _size = 0
+
+
+def remembered(
+    generator: torch.Generator, kind: object, make: Callable[[], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """What `make` draws with the generator, which is then as if it had been drawn.
+
+    Args:
+        generator: on the CPU.
+        kind: what determines it besides the state of the generator.
+        make: draws it; the tensors are not to be changed.
+
+    Example:
+        >>> one, other = (torch.Generator().manual_seed(0) for _ in range(2))
+        >>> with remembering():
+        ...     a = remembered(one, 3, lambda: (torch.randn(3, generator=one),))
+        ...     b = remembered(other, 3, lambda: (torch.randn(3, generator=other),))
+        >>> a[0] is b[0], torch.equal(one.get_state(), other.get_state())
+        (True, True)
+    """
+    global _size
+    if not _depth:
+        return make()
+    key = (kind, generator.get_state().numpy().tobytes())
+    with _lock:
+        found = _kept.get(key)
+        if found is not None:
+            _kept.move_to_end(key)
+    if found is not None:
+        generator.set_state(found[1])
+        return found[0]
+    made = make()
+    size = _bytes(made)
+    if size <= _ONE:
+        with _lock:
+            if _depth and key not in _kept:
+                _kept[key] = made, generator.get_state()
+                _size += size
+            while _size > _ALL:
+                _, (oldest, _) = _kept.popitem(last=False)
+                _size -= _bytes(oldest)
+    return made
+
+
+def _bytes(tensors: tuple[Tensor, ...]) -> int:
+    """So many bytes, with about as much as the states of a generator take."""
+    return 2**13 + sum(tensor.numel() * tensor.element_size() for tensor in tensors)

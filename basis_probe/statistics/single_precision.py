@@ -1,0 +1,167 @@
+"""Sums over rows in single precision: what a frame of a null needs, in less than half the time.
+
+Functions of values are computed in float32 and added up over a block of rows; blocks are added in
+float64. Values are taken about the mean and in units of the deviation first, and the mean is known
+to more digits than float32 has, so that no offset and no scale costs digits: moments agree with
+those in float64 to about 1e-6 of their size. What is left to float64 are columns and rows whose
+squares leave the range of float32, and columns whose spread is near the rounding of their values.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from basis_probe.statistics.moments import EvenMoments, even_moments, row_shares
+
+_BLOCK = 2**16
+"""So many values at a time stay in a processor's cache through all that is done to them."""
+_BLOCK_ACCELERATOR = 2**24
+
+_SMALLEST, _LARGEST = 1e-24, 1e24
+"""Variances of columns whose squares are in the range of float32, far from its ends."""
+_SMALLEST_ENERGY, _LARGEST_ENERGY = 1e-18, 1e18
+_STEADY = 1e-10
+"""A column whose variance is less than this part of its squared mean is left to float64."""
+_FAR = 30.0
+"""Of a first guess that misses the mean by more deviations than this, another one is made."""
+
+
+def blocks(x: Tensor) -> Iterator[Tensor]:
+    """Consecutive rows, few enough at a time that what is made of them stays in a cache."""
+    values = _BLOCK if x.device.type == "cpu" else _BLOCK_ACCELERATOR
+    return iter(x.split(max(1, values // max(1, x.shape[1]))))
+
+
+class Columns:
+    """The columns of rows in single precision, and what is averaged over the rows.
+
+    Args:
+        x: [samples, dim], at least one row; not changed.
+        bumps: whether `bumps` will be asked for: one pass computes all.
+
+    Attributes:
+        mean, variance: of every column, in float64, [dim].
+
+    Example:
+        >>> columns = Columns(torch.tensor([[0.0, 5.0], [2.0, 5.0], [0.0, 5.0], [6.0, 5.0]]))
+        >>> columns.even.kurtosis
+        tensor([2., nan], dtype=torch.float64)
+    """
+
+    def __init__(self, x: Float32[Tensor, "samples dim"], *, bumps: bool = False) -> None:
+        self.x, self._bumps = x.detach(), bumps
+        near = next(blocks(self.x)).mean(0)
+        for _ in range(2):
+            first, second = self._zeros(), self._zeros()
+            for block in blocks(self.x):
+                value = block - near
+                first += value.sum(0)
+                second += value.square_().sum(0)
+            left = first / len(x)
+            self.mean = near.double() + left
+            self.variance = (second / len(x)).sub_(left.square()).clamp_min_(0.0)
+            if not bool((left.square() > _FAR * self.variance).any()):
+                break
+            near = self.mean.float()
+        spread = self.variance > _STEADY * self.mean.square()
+        known = spread & (self.variance > _SMALLEST) & (self.variance < _LARGEST)
+        # Most of these are zero throughout, and that is seen.
+        self._odd = ~known & ((self.variance != 0) | (self.mean != 0))
+        self._any = bool(self._odd.any())
+        if self._any:
+            self._exact = even_moments(self.x[:, self._odd])
+            self.mean[self._odd] = self._exact.mean
+            self.variance[self._odd] = self._exact.variance
+
+    def standardised(self) -> Iterator[Float32[Tensor, "block dim"]]:
+        """The rows at mean 0 and variance 1, a block at a time; columns that never vary are 0.
+
+        Values are those of every call once they are used: they may be changed.
+        """
+        near = self.mean.float()
+        scale = self.variance.rsqrt().nan_to_num_(0.0, 0.0, 0.0)
+        rest = ((self.mean - near.double()) * scale).float()
+        factor = scale.float()
+        odd = self._odd
+        for block in blocks(self.x):
+            value = (block - near).mul_(factor).sub_(rest)
+            if self._any:
+                # In single precision these have no digits to lose.
+                exact = (block[:, odd].double() - self.mean[odd]) * scale[odd]
+                value[:, odd] = exact.float()
+            yield value
+
+    @property
+    def even(self) -> EvenMoments:
+        """Mean, variance and fourth moment of every column."""
+        return self._passed[0]
+
+    @property
+    def bumps(self) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
+        """E z exp(-z^2/2) and E exp(-z^2/2) of every standardised column."""
+        if not self._bumps:
+            self._bumps = True
+            self.__dict__.pop("_passed", None)
+        return self._passed[1:]
+
+    @functools.cached_property
+    def _passed(self) -> tuple[EvenMoments, Tensor, Tensor]:
+        fourth, odd, even = (self._zeros() for _ in range(3))
+        for z in self.standardised():
+            square = z.square()
+            fourth += torch.linalg.vecdot(square, square, dim=0)
+            if self._bumps:
+                bump = square.mul_(-0.5).exp_()
+                even += bump.sum(0)
+                odd += bump.mul_(z).sum(0)
+        count = len(self.x)
+        fourth = self.variance.square() * (fourth / count)
+        if self._any:
+            fourth[self._odd] = self._exact.fourth
+        return EvenMoments(self.mean, self.variance, fourth), odd / count, even / count
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.x.shape[1], dtype=torch.float64, device=self.x.device)
+
+
+def shares(
+    x: Float32[Tensor, "samples dim"], *, units: Float[Tensor, " dim"] | None = None
+) -> Float[Tensor, " dim"]:
+    """Every axis' share of the kurtosis across axes, as `row_shares`, in single precision.
+
+    Args:
+        x: [samples, dim], not changed.
+        units: every axis is divided by its own first, [dim]; None for none.
+
+    Example:
+        >>> shares(torch.tensor([[1.0, 0.0], [1.0, -1.0], [0.0, 0.0]]))
+        tensor([2.5000, 0.5000], dtype=torch.float64)
+    """
+    dim = x.shape[1]
+    total = torch.zeros(dim, dtype=torch.float64, device=x.device)
+    count = 0
+    left: list[Tensor] = []
+    factor = None if units is None else units.reciprocal().to(x)
+    for block in blocks(x.detach()):
+        square = block.square() if factor is None else (block * factor).square_()
+        energy = square.sum(1, keepdim=True)
+        known = (energy > _SMALLEST_ENERGY) & (energy < _LARGEST_ENERGY)
+        if not bool(known.all()):
+            some = known.squeeze(1)
+            left.append(block[~some])
+            square, energy = square[some], energy[some]
+        total += square.div_(energy).square_().sum(0)
+        count += len(square)
+    if left:
+        rest = torch.cat(left)
+        rest = rest[(rest != 0).any(1)]
+        if len(rest):
+            total += row_shares(rest, units=units).to(total) * (len(rest) / dim**2)
+            count += len(rest)
+    return total * (dim**2 / count) if count else torch.full_like(total, math.nan)

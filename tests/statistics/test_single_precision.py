@@ -1,0 +1,170 @@
+"""Sums in single precision agree with those in double, whatever the columns and rows are like."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from basis_probe.algebra.groups import Orthogonal
+from basis_probe.statistics.moments import column_moments, row_shares
+from basis_probe.statistics.nulls import Frame, Problem, Rotation
+from basis_probe.statistics.resampling import LeftOut
+from basis_probe.statistics.scores import ALL, Measured
+from basis_probe.statistics.single_precision import Columns, shares
+
+SAMPLES, DIM = 1500, 7
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _drawn(samples: int = SAMPLES, dim: int = DIM) -> Tensor:
+    return torch.randn(samples, dim, generator=_generator(), dtype=torch.float64)
+
+
+def _drifting() -> Tensor:
+    return _drawn() + torch.linspace(-40, 40, SAMPLES, dtype=torch.float64)[:, None]
+
+
+def _one_far_row() -> Tensor:
+    x = _drawn()
+    x[0] = 1e6
+    return x
+
+
+def _with_constants() -> Tensor:
+    x = _drawn()
+    x[:, 1], x[:, 4] = 0.0, 0.1
+    x[3, 5] = math.nan
+    x[:, 5] = x[:, 5].nan_to_num(0.0)
+    return x
+
+
+def _hardly_varying() -> Tensor:
+    x = torch.full((SAMPLES, DIM), 1 / 3, dtype=torch.float64)
+    x[::7] *= 1 + 2e-7
+    return x
+
+
+KINDS = {
+    "Gaussian": lambda: _drawn(),
+    "cubes": lambda: _drawn() ** 3,
+    "offset by a thousand deviations": lambda: _drawn() + 1000,
+    "offset by a million deviations": lambda: _drawn() + 1e6,
+    "drifting": _drifting,
+    "one far row": _one_far_row,
+    "constants": _with_constants,
+    "hardly varying": _hardly_varying,
+    "tiny": lambda: _drawn() * 1e-21,
+    "huge": lambda: _drawn() * 1e19,
+    "of many sizes": lambda: _drawn() * torch.logspace(-30, 30, DIM, dtype=torch.float64),
+    "rows of many sizes": lambda: _drawn() * torch.logspace(-30, 15, SAMPLES).double()[:, None],
+    "rectified": lambda: _drawn().clamp_min(0.0),
+    "few rows": lambda: _drawn(3),
+    "many columns": lambda: _drawn(40, 4000),
+}
+
+
+@pytest.fixture(params=KINDS)
+def x(request: pytest.FixtureRequest) -> Tensor:
+    return KINDS[request.param]().float()
+
+
+def _agree(
+    found: Tensor, wanted: Tensor, *, of: Tensor | float = 1.0, within: float = 3e-6
+) -> None:
+    assert torch.equal(found.isnan(), wanted.isnan())
+    miss = ((found - wanted).abs() / (wanted.abs() + of)).nan_to_num(0.0)
+    assert float(miss.max()) < within
+
+
+def test_moments_and_negentropy_are_those_in_double(x: Tensor) -> None:
+    found, wanted = Columns(x), column_moments(x)
+    even, bumps = found.even, found.bumps
+    assert torch.equal(even.varies, wanted.varies)
+    _agree(even.kurtosis, wanted.kurtosis)
+    _agree(even.variance, wanted.variance, of=0.0)
+    _agree(even.mean, wanted.mean, of=wanted.variance.sqrt())
+    assert all(one.dtype is torch.float64 for one in (even.kurtosis, even.mean, *bumps))
+    again = Columns(x, bumps=True)
+    assert torch.equal(again.even.kurtosis.nan_to_num(), even.kurtosis.nan_to_num())
+    assert all(map(torch.equal, again.bumps, bumps))
+    z = (x.double() - wanted.mean) / wanted.variance.sqrt()
+    bump = (-z.square() / 2).exp()
+    live = wanted.varies
+    _agree(bumps[0][live], (z * bump).mean(0)[live])
+    _agree(bumps[1][live], bump.mean(0)[live])
+
+
+def test_shares_are_those_in_double(x: Tensor) -> None:
+    _agree(shares(x), row_shares(x), of=0.0)
+    units = torch.logspace(-2, 2, x.shape[1], dtype=torch.float64)
+    _agree(shares(x, units=units), row_shares(x, units=units), of=0.0)
+
+
+def test_rows_of_zeros_have_no_shares() -> None:
+    assert shares(torch.zeros(5, 3)).isnan().all()
+    x = _drawn(50, 4).float()
+    _agree(shares(torch.cat([x, torch.zeros(9, 4)])), row_shares(x))
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("few rows", "hardly varying")])
+@pytest.mark.parametrize("parted", [False, True])
+def test_values_without_a_group_are_those_in_double(kind: str, parted: bool) -> None:
+    x = KINDS[kind]().float()
+    groups = torch.arange(len(x)) % 10
+    parts = (torch.arange(len(x)) < len(x) // 2, torch.arange(len(x)) >= len(x) // 2)
+    found = LeftOut(x, groups, parts if parted else None)
+    wanted = LeftOut(x.double(), groups, parts if parted else None)
+    live = ~wanted.kurtosis.isnan()
+    _agree(found.kurtosis[live], wanted.kurtosis[live], within=2e-5)
+    _agree(found.negentropy[live], wanted.negentropy[live], of=0.1, within=2e-5)
+
+
+def test_kurtosis_without_a_group_is_that_of_the_rows_left() -> None:
+    x, groups = (_drawn() ** 3 + 2).float(), torch.arange(SAMPLES) % 7
+    found = LeftOut(x, groups)
+    for group in range(7):
+        left = x[groups != group]
+        _agree(found.kurtosis[group], column_moments(left).kurtosis, within=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bent", [False, True])
+@pytest.mark.parametrize("parted", [False, True])
+def test_frames_side_by_side_have_the_scores_of_each(
+    dtype: torch.dtype, bent: bool, parted: bool
+) -> None:
+    generator = _generator(1)
+    frames = [torch.randn(120, 6, generator=generator, dtype=dtype) ** 3 for _ in range(4)]
+    parts = (torch.arange(120) % 2 == 0, torch.arange(120) % 2 == 1) if parted else None
+    alone = [Frame(x.relu() if bent else x, x if bent else None, parts) for x in frames]
+    together = Frame.side_by_side(alone)
+    assert together.count == 4
+    for score in ALL.values():
+        found = Measured(together, unit_axes=True).each(score)
+        wanted = [Measured(frame, unit_axes=True).of(score) for frame in alone]
+        assert found.shape == (4, 6)
+        assert torch.allclose(found, torch.stack(wanted), rtol=2e-6, atol=1e-7, equal_nan=True)
+    few = Measured(together.first(2), unit_axes=True)
+    for score in ALL.values():
+        wanted = Measured(together, unit_axes=True).each(score)[:2]
+        assert torch.allclose(few.each(score), wanted, rtol=2e-6, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize(("samples", "count"), [(30, 5), (4096, 7), (60000, 3)])
+def test_frames_drawn_together_are_those_drawn_one_by_one(samples: int, count: int) -> None:
+    x = torch.randn(samples, 20, generator=_generator())
+    problem = Problem(x, Orthogonal(20), torch.arange(samples) % 2)
+    alternatives = Rotation().alternatives(problem)
+    one, other = _generator(3), _generator(3)
+    several = list(alternatives.drawn_together(one, count))
+    assert sum(frame.count for frame in several) == count
+    apart = [frame.one(n) for frame in several for n in range(frame.count)]
+    for found in apart:
+        assert torch.equal(found.post, alternatives.frame(other).post)
+    assert torch.equal(one.get_state(), other.get_state())
+    assert list(itertools.islice(alternatives.drawn_together(one, 0), 1)) == []
