@@ -22,7 +22,7 @@ from basis_probe.model.replace import read_alone, replacing
 from basis_probe.run.problems import problem_of
 from basis_probe.run.stream import Stream, rows_last
 from basis_probe.run.watch import Placed
-from basis_probe.statistics.nulls import Problem, outputs
+from basis_probe.statistics.nulls import Problem
 from basis_probe.statistics.path import fractional_power
 
 POWERS = (0.0, 1 / 36, 1 / 18, 1 / 9, 2 / 9, 4 / 9, 2 / 3, 1.0)
@@ -71,7 +71,7 @@ def neurons_of(place: Placed, derivation: Derivation) -> Neurons | str:
     return Neurons(
         tuple(found),
         lambda z: post(tuple(z)),
-        lambda p: None if p.layer is None else list(outputs(p.layer)),
+        lambda p: None if p.layer is None else list(p.layer.outputs),
     )
 
 

@@ -11,7 +11,7 @@ from basis_probe.evidence.site import halves_of
 from basis_probe.model.linear_layer import Layer
 from basis_probe.run.stream import Seen
 from basis_probe.run.watch import Placed
-from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem, outputs
+from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem
 
 # So many values are brought to double precision at a time.
 _AT_ONCE = 2**22
@@ -39,7 +39,7 @@ def problem_of(
     if place.layer is not None and "inputs" in rows:
         linear = linear_layer(place.layer, rows, place.geometry, dtype)
     if linear is not None and "x" not in rows:
-        x = linear.post(outputs(linear)).to(working)
+        x = linear.post(linear.outputs).to(working)
     else:
         x = rows["x"].to(working)
         if linear is not None:
@@ -55,7 +55,7 @@ def problem_of(
     if place.bend is not None and "pre" in rows:
         before = rows["pre"].to(working)
     elif pre and place.bend is not None and linear is not None and linear.pre is not None:
-        before = linear.pre(outputs(linear)).to(working)
+        before = linear.pre(linear.outputs).to(working)
     if before is not None and not bool(torch.isfinite(before).all()):
         before = None
         if linear is None:
@@ -117,7 +117,7 @@ def missed_by(linear: LinearLayer, x: Tensor) -> float:
             linear, inputs=linear.inputs[some], held=tuple(held[some] for held in linear.held)
         )
         try:
-            made = linear.post(outputs(part)).double()
+            made = linear.post(part.outputs).double()
         except (ValueError, RuntimeError, IndexError):
             # What lies between reads more than the rows of the layer, as a graph's edges do.
             return math.inf

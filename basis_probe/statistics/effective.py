@@ -79,15 +79,16 @@ def effective_samples(
         >>> round(effective_samples(torch.eye(5)), 6), round(effective_samples(torch.ones(5, 3)), 6)
         (5.0, 1.0)
     """
-    rows = x.detach().to(float64_device(x)).to(torch.float64)
-    rows = rows[rows.abs().amax(1) > 0]
-    samples = len(rows)
+    rows = x.detach().to(float64_device(x))
+    some = (rows != 0).any(1).nonzero().squeeze(1)
+    samples = len(some)
     if samples == 0:
         raise ValueError(f"none of {len(x)} samples is other than zero: leave this site out")
     if samples > pairs:
         if generator is None:
             raise ValueError(f"{samples} samples are more than pairs={pairs}: give a generator")
-        rows = rows[torch.randperm(samples, generator=generator)[:pairs].to(rows.device)]
+        some = some[torch.randperm(samples, generator=generator)[:pairs].to(rows.device)]
+    rows = rows[some].to(torch.float64)
     unit = rows / rows.norm(dim=1, keepdim=True)
     fourth = float((unit @ unit.T).square().square().sum())
     count = len(unit)

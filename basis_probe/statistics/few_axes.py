@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basis_probe.statistics.p_values import Tail, monte_carlo_p, tail_p
+from basis_probe.statistics.p_values import Tail, UpperTail, monte_carlo_p, tail_p
 
 _RANKS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _SHARE = 4
@@ -145,7 +145,7 @@ def few_of_many(
     furthest = furthest[joint[furthest].argsort()][:_FURTHEST]
     if own is not None and len(furthest):
         for score, alone in enumerate(own(furthest)):
-            scaled = _scaled(blocks[score], blocks[score]).flatten()
+            scaled = UpperTail(_scaled(blocks[score], blocks[score]).flatten())
             far = _scaled(values[score][furthest][None], alone)[0]
             for value, axis in zip(far.tolist(), furthest.tolist(), strict=True):
                 tails[score, axis] = max(float(tails[score, axis]), _tail(value, scaled))
@@ -175,8 +175,9 @@ def _furthest(values: Tensor, directions: Tensor) -> Tensor:
     """The p-value of every axis of the largest scores among single directions; one for others."""
     p = torch.ones(len(values), dtype=torch.float64)
     filled = torch.where(values.isnan(), torch.full_like(values, -torch.inf), values)
+    tail = UpperTail(directions)
     for axis in filled.topk(min(2 * _FURTHEST, len(values))).indices.tolist():
-        p[axis] = _tail(float(values[axis]), directions)
+        p[axis] = _tail(float(values[axis]), tail)
     return p
 
 
@@ -187,7 +188,7 @@ def _scaled(values: Tensor, alternatives: Tensor) -> Tensor:
     return (values - mean) / torch.where(std > 0, std, torch.full_like(std, math.nan))
 
 
-def _tail(value: float, directions: Tensor) -> float:
+def _tail(value: float, tail: UpperTail) -> float:
     """The p-value of one axis; one where it has no value."""
-    p = tail_p(value, directions, tail=Tail.UPPER).value
+    p = tail.p(value).value
     return 1.0 if math.isnan(p) else p

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import math
 
 import torch
@@ -167,11 +168,10 @@ def tail_p(observed: float, null: Float[Tensor, " frames"], *, tail: Tail) -> Ta
     """
     if math.isnan(observed):
         return TailP(math.nan, "undefined: the observed value is NaN")
-    values = _null_values(null)
-    upper = _upper_tail_p(observed, values)
+    upper = UpperTail(null).p(observed)
     if tail is Tail.UPPER:
         return upper
-    lower = _upper_tail_p(-observed, -values)
+    lower = UpperTail(-null).p(-observed)
     nearer = upper if upper.value <= lower.value else lower
     return TailP(min(1.0, 2 * nearer.value), nearer.method)
 
@@ -272,31 +272,57 @@ def _standardise(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return scaled_own, torch.where(outside, math.nan, (others - mean) / std), unchanged
 
 
-def _upper_tail_p(observed: float, values: Tensor) -> TailP:
-    total = values.shape[0]
-    counted = TailP(_counted_p(observed, values), f"counted among {total} null values")
-    enough = (1 + _ENOUGH_EXCEEDANCES) / (total + 1)
-    if counted.value >= enough or total < _FEWEST_NULL_VALUES:
-        return counted
+class UpperTail:
+    """The upper tail of a null, prepared once for any number of observed values.
 
-    top = max(min(total // _TOP_FRACTION, _TOP_VALUES), total // 10)
-    largest = values.topk(top + 1, sorted=True).values.flip(0)
-    threshold = (largest[0].item() + largest[1].item()) / 2
-    excess = largest[1:] - threshold
-    mean = excess.mean().item()
-    if not mean > _tie(values):
-        return counted
-    # Probability-weighted moments a_r = E[y (1 - F)^r] give shape = 2 - a_0 / (a_0 - 2 a_1).
-    weight = torch.arange(top - 1, -1, -1, dtype=torch.float64, device=values.device) / (top - 1)
-    curvature = mean - 2 * (weight * excess).mean().item()
-    shape = 2 - mean / curvature if curvature > 0 else _SHAPE_FLOOR
-    shape = min(max(shape, _SHAPE_FLOOR), _SHAPE_CEILING)
-    scale = mean * (1 - shape)
-    beyond = math.log1p(shape * (observed - threshold) / scale) / shape
-    p = min(top / total * math.exp(-beyond), enough)
-    return TailP(
-        max(p, _SMALLEST_P), f"generalised Pareto tail of the top {top} of {total} null values"
-    )
+    Args:
+        null: the statistic in K random bases, [frames]; NaN values are left out.
+
+    Example:
+        >>> tail = UpperTail(torch.randn(199, generator=torch.Generator().manual_seed(0)))
+        >>> tail.p(8.0).value < 1e-4, tail.p(0.0).method
+        (True, 'counted among 199 null values')
+    """
+
+    def __init__(self, null: Float[Tensor, " frames"]) -> None:
+        self._values = _null_values(null)
+        self._tie = _tie(self._values)
+
+    def p(self, observed: float) -> TailP:
+        """The p-value of one observed value, as `tail_p` describes it; NaN gives NaN."""
+        if math.isnan(observed):
+            return TailP(math.nan, "undefined: the observed value is NaN")
+        values = self._values
+        total = len(values)
+        reached = (1 + int((values >= observed - self._tie).sum())) / (total + 1)
+        counted = TailP(reached, f"counted among {total} null values")
+        enough = (1 + _ENOUGH_EXCEEDANCES) / (total + 1)
+        if counted.value >= enough or total < _FEWEST_NULL_VALUES or self._fitted is None:
+            return counted
+        top, threshold, shape, scale = self._fitted
+        beyond = math.log1p(shape * (observed - threshold) / scale) / shape
+        p = min(top / total * math.exp(-beyond), enough)
+        return TailP(
+            max(p, _SMALLEST_P), f"generalised Pareto tail of the top {top} of {total} null values"
+        )
+
+    @functools.cached_property
+    def _fitted(self) -> tuple[int, float, float, float] | None:
+        """How many of the largest values, their threshold, and shape and scale of their law."""
+        values = self._values
+        top = max(min(len(values) // _TOP_FRACTION, _TOP_VALUES), len(values) // 10)
+        largest = values.topk(top + 1, sorted=True).values.flip(0)
+        threshold = (largest[0].item() + largest[1].item()) / 2
+        excess = largest[1:] - threshold
+        mean = excess.mean().item()
+        if not mean > self._tie:
+            return None
+        # Probability-weighted moments a_r = E[y (1 - F)^r] give shape = 2 - a_0 / (a_0 - 2 a_1).
+        weight = torch.arange(top - 1, -1, -1, dtype=torch.float64, device=values.device)
+        curvature = mean - 2 * (weight / (top - 1) * excess).mean().item()
+        shape = 2 - mean / curvature if curvature > 0 else _SHAPE_FLOOR
+        shape = min(max(shape, _SHAPE_FLOOR), _SHAPE_CEILING)
+        return top, threshold, shape, mean * (1 - shape)
 
 
 def _counted_p(observed: float, values: Tensor) -> float:

@@ -33,6 +33,7 @@ from basis_probe.statistics.nulls import (
     Problem,
     Rotation,
     TurnedPreactivation,
+    frames,
     geometry_of,
 )
 from basis_probe.statistics.nulls.rotations import _WhitenedHeads
@@ -575,3 +576,29 @@ def test_neurons_that_read_one_source_each_are_found() -> None:
         return Counterfactual().alternatives(dataclasses.replace(problem, layer=layer))
 
     assert _rejected(planted, 20) >= 0.95
+
+
+@pytest.mark.parametrize("kept", [0, 2**24], ids=["computed each time", "kept"])
+def test_outputs_may_be_changed_and_are_the_same_again(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "_KEPT", kept)
+    generator = torch.Generator().manual_seed(0)
+    inputs, held = (torch.randn(9, 4, generator=generator) for _ in range(2))
+    weights = [torch.randn(4, 4, 1, generator=generator) for _ in range(2)]
+    bias = torch.randn(4, generator=generator)
+    layer = LinearLayer(
+        inputs=inputs[:, :, None],
+        weights=tuple(weights),
+        biases=(bias, None),
+        pre=None,
+        post=lambda out: out[0].relu_() * out[1].mul_(2) + out[2],
+        geometry=Geometry.EUCLIDEAN,
+        centred=False,
+        held=(held,),
+    )
+    first, second = inputs @ weights[0][..., 0].T + bias, inputs @ weights[1][..., 0].T
+    wanted = first.relu() * (2 * second) + held
+    for _ in range(3):
+        assert torch.allclose(layer.post(layer.outputs), wanted, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(layer.outputs[0], first, rtol=1e-5, atol=1e-6)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from basis_probe.statistics.p_values import (
     Tail,
+    UpperTail,
     benjamini_hochberg,
     holm,
     monte_carlo_p,
@@ -288,3 +289,33 @@ def test_a_direction_that_no_frame_changes_says_nothing() -> None:
     found = pooled_direction_p(frames[0], frames[1:], pool=False, tail=Tail.UPPER)
     assert found[1] == 1.0
     assert found.isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("count", [20, 98, 99, 199, 6000])
+@pytest.mark.parametrize("law", ["normal", "lognormal", "few values", "one value", "with NaN"])
+def test_a_tail_that_is_prepared_once_gives_the_p_values_of_each(count: int, law: str) -> None:
+    null = torch.randn(count, generator=torch.Generator().manual_seed(0)).double()
+    null = {
+        "normal": null,
+        "lognormal": null.exp(),
+        "few values": null.round(),
+        "one value": torch.ones_like(null),
+        "with NaN": torch.where(torch.arange(count) % 5 == 0, math.nan, null),
+    }[law]
+    prepared = UpperTail(null)
+    far = [math.nan, -50.0, -1.0, 0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 50.0, 1e9]
+    found = [prepared.p(value) for value in far]
+    # Asked in another order, nothing changes; and it is what one value at a time has.
+    assert [prepared.p(value) for value in reversed(far[1:])] == found[:0:-1]
+    assert found[1:] == [tail_p(value, null, tail=Tail.UPPER) for value in far[1:]]
+    values = [one.value for one in found]
+    assert math.isnan(values[0])
+    assert values[1:] == sorted(values[1:], reverse=True)
+    known = null[~null.isnan()]
+    for value, one in zip(far[1:], found[1:], strict=True):
+        reached = int((known >= value).sum())
+        if one.method.startswith("counted"):
+            assert one.value == (1 + reached) / (len(known) + 1)
+        else:
+            assert reached < 10
+            assert one.value <= 11 / (len(known) + 1)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from basis_probe.algebra.groups import (
@@ -30,6 +30,8 @@ from basis_probe.statistics.orders import Centred
 
 _AT_ONCE = 2**22
 """So many values are brought to double precision at a time."""
+_KEPT = 2**24
+"""So many outputs of a layer are kept, 64 MiB."""
 _TOGETHER = 2**19
 """Frames of fewer values are measured several at a time: calls cost more than what they compute."""
 
@@ -106,6 +108,53 @@ class LinearLayer:
     centred: bool
     held: tuple[Float[Tensor, "samples outputs"], ...] = ()
 
+    def _outputs(self) -> tuple[Tensor, ...]:
+        flat = self.inputs.reshape(len(self.inputs), -1)
+        made: list[Tensor] = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            out = flat @ weight.reshape(len(weight), -1).T
+            made.append(out if bias is None else out.add_(bias))
+        return tuple(made)
+
+    @functools.cached_property
+    def _kept_outputs(self) -> tuple[Tensor, ...]:
+        return self._outputs()
+
+    @property
+    def outputs(self) -> tuple[Float[Tensor, "samples outputs"], ...]:
+        """What the linear maps make of the input, and what is added to that; they may be changed.
+
+        They are computed once, unless they are large.
+        """
+        if len(self.inputs) * sum(map(len, self.weights)) > _KEPT:
+            return (*self._outputs(), *self.held)
+        return (*(out.clone() for out in self._kept_outputs), *self.held)
+
+    @functools.cached_property
+    def column_lengths(self) -> Float64[Tensor, " inputs"]:
+        """The length of every input's column once rows and columns are balanced.
+
+        Dividing column c by the c-th of these, and the rows by numbers of their own, gives every
+        row and every column of the weights the same length: the fixed point of dividing by row and
+        column lengths in turn (Sinkhorn and Knopp 1967, of the squared weights). It moves along
+        when inputs are rescaled and does not change when outputs are.
+        """
+        power = torch.cat([w.double().square().sum(2) for w in self.weights])
+        power = power[power.sum(1) > 0]
+        columns = torch.ones(power.shape[1], dtype=torch.float64, device=power.device)
+        if not len(power):
+            return columns
+        for _ in range(200):
+            # A mean of quotients, as a product.
+            rows = power @ columns.reciprocal() / len(columns)
+            new = power.T @ rows.reciprocal() / len(power)
+            new = torch.where(new > 0, new, torch.ones_like(new))
+            done = float((new / columns).log().abs().max()) < 1e-10
+            columns = new
+            if done:
+                break
+        return columns.sqrt()
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
@@ -138,7 +187,7 @@ class Problem:
     def before(self) -> Float[Tensor, "samples dim"] | None:
         """What is before the nonlinearity, from the layer where that is known; None without."""
         if self.layer is not None and self.layer.pre is not None:
-            return self.layer.pre(outputs(self.layer))
+            return self.layer.pre(self.layer.outputs)
         return self.pre
 
 
@@ -146,16 +195,6 @@ def column_blocks(rows: int, columns: int) -> Iterator[slice]:
     """Some of the columns at a time, so that few of the values are held in double precision."""
     at_once = max(1, _AT_ONCE // max(1, rows))
     return (slice(start, start + at_once) for start in range(0, columns, at_once))
-
-
-def outputs(layer: LinearLayer) -> tuple[Tensor, ...]:
-    """What the layer's linear maps make of its input, and what is added to that."""
-    flat = layer.inputs.reshape(len(layer.inputs), -1)
-    made: list[Tensor] = []
-    for weight, bias in zip(layer.weights, layer.biases, strict=True):
-        out = flat @ weight.reshape(len(weight), -1).T
-        made.append(out if bias is None else out.add_(bias))
-    return (*made, *layer.held)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

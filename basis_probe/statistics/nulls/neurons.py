@@ -21,7 +21,6 @@ from basis_probe.statistics.nulls.frames import (
     Null,
     Problem,
     column_blocks,
-    outputs,
 )
 
 
@@ -87,9 +86,10 @@ class ReadElsewhere(Alternatives):
         self.layer, self.axes = layer, axes
         self.reach = Reach.ALL if axes is None else _reach(layer, axes)
         samples, width, positions = layer.inputs.shape
-        weights = [weight.double() for weight in layer.weights]
+        weights = layer.weights
         if axes is not None and self.reach is not Reach.ALL:
             weights = [weight.index_select(0, axes.to(weight.device)) for weight in weights]
+        weights = [weight.double() for weight in weights]
         self.shapes = [weight.shape for weight in weights]
         self.vectors = torch.cat(
             [rearrange(w, "out width position -> (out position) width") for w in weights]
@@ -169,7 +169,7 @@ class _TurnedInput(ReadElsewhere):
         # neuron's direction w is `of(w)`, with `back` as the inverse of `of`.
         self.back: Callable[[Tensor], Tensor] = lambda w: w
         if layer.geometry is Geometry.BALANCED:
-            scale = (1 / _column_lengths(layer.weights)).cpu()
+            scale = (1 / layer.column_lengths).cpu()
             vectors, fixed = vectors * scale, [vector / scale for vector in fixed]
             self.back = lambda w: w / scale
         elif layer.geometry is Geometry.POLAR:
@@ -205,11 +205,9 @@ class Reach(enum.Enum):
 def _reach(layer: LinearLayer, axes: Tensor) -> Reach:
     """The least that gives the same numbers on some of the layer's own samples."""
     few = slice(0, 32)
-    given = outputs(
-        dataclasses.replace(
-            layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
-        )
-    )
+    given = dataclasses.replace(
+        layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
+    ).outputs
     width = given[0].shape[1]
     functions = [layer.post] if layer.pre is None else [layer.post, layer.pre]
     wanted = [function(given) for function in functions]
@@ -286,30 +284,6 @@ class _TurnedInBands:
         for basis, turning in self.bands:
             turned += turning.draw(generator) @ basis.T
         return turned
-
-
-def _column_lengths(weights: tuple[Tensor, ...]) -> Tensor:
-    """The length of every input's column once rows and columns are balanced against each other.
-
-    Dividing column c by the c-th of these, and the rows by numbers of their own, gives every row
-    and every column of the weights the same length: the fixed point of dividing by row and column
-    lengths in turn (Sinkhorn and Knopp 1967, of the squared weights). It moves along when inputs
-    are rescaled and does not change when outputs are.
-    """
-    power = torch.cat([w.double().square().sum(2) for w in weights])
-    power = power[power.sum(1) > 0]
-    columns = torch.ones(power.shape[1], dtype=torch.float64, device=power.device)
-    if not len(power):
-        return columns
-    for _ in range(200):
-        rows = (power / columns).mean(1, keepdim=True)
-        new = (power / rows).mean(0)
-        new = torch.where(new > 0, new, torch.ones_like(new))
-        done = float((new / columns).log().abs().max()) < 1e-10
-        columns = new
-        if done:
-            break
-    return columns.sqrt()
 
 
 @dataclasses.dataclass(frozen=True)
