@@ -87,10 +87,8 @@ def scored(
             per_direction_p[axes] = compared
     else:
         values = directions[0]
-    shown = np.full(dim, np.nan)
-    shown[kept.numpy()] = values.numpy()
-    p_values = np.full(dim, np.nan)
-    p_values[kept.numpy()] = per_direction_p.numpy()
+    shown = _on_axes(values, kept, dim, decides=decides)
+    p_values = _on_axes(per_direction_p, kept, dim, decides=decides)
     margin = 1.96 * error() / std if std > 0 and not math.isnan(effect) else math.nan
     everywhere = for_all_axes(directions, values)
     errors = (error(slope=everywhere.slope), everywhere.error, std / math.sqrt(len(others)))
@@ -157,8 +155,8 @@ def _of_all_axes(
     adjusted = benjamini_hochberg(known)
     adjusted = adjusted[~torch.isnan(adjusted)]
     share = float((adjusted <= FALSE_DISCOVERY_RATE).double().mean()) if len(adjusted) else math.nan
-    shown, p_values = np.full(dim, np.nan), np.full(dim, np.nan)
-    shown[kept.numpy()], p_values[kept.numpy()] = values.numpy(), own.numpy()
+    decides = score.name in choice.deciding and choice.believable
+    shown, p_values = (_on_axes(found, kept, dim, decides=decides) for found in (values, own))
     others = error(slope=found.slope)
     margin = 1.96 * others / std if not math.isnan(effect) else math.nan
     means = directions[1:].nanmean(1)
@@ -174,7 +172,7 @@ def _of_all_axes(
         p_tail_method=f"normal law, its variance from {count} blocks of {size} alternatives",
         p_adjusted=math.nan,
         tail=tail,
-        decides=score.name in choice.deciding and choice.believable,
+        decides=decides,
         null=choice.null.name,
         # As whole frames would spread: blocks are fewer directions, and spread further.
         null_values=(mean + (means - means.mean()) * (std / spread if spread > 0 else 1.0))
@@ -213,8 +211,7 @@ def without_frames(
     sides = 2 if tail is Tail.TWO_SIDED else 1
     far = abs(effect) if tail is Tail.TWO_SIDED else effect
     p = min(1.0, sides * max(0.5 * math.erfc(far / math.sqrt(2)), 1e-300))
-    shown = np.full(dim, np.nan)
-    shown[kept.numpy()] = values.numpy()
+    shown = _on_axes(values, kept, dim, decides=False)
     return ScoreResult(
         name=score.name,
         observed=observed,
@@ -238,6 +235,16 @@ def without_frames(
         difference=observed - closed.mean,
         note="no frame was drawn: the null's mean and variance are known",
     )
+
+
+def _on_axes(values: Tensor, kept: Tensor, dim: int, *, decides: bool) -> np.ndarray:
+    """[dim]: NaN on axes that were left out, and to seven digits where nothing is decided.
+
+    They are most of what a report holds, and no more digits of them are known.
+    """
+    found = np.full(dim, np.nan)
+    found[kept.numpy()] = (values if decides else values.float().double()).numpy()
+    return found
 
 
 def _mean_std(values: Tensor) -> tuple[float, float]:

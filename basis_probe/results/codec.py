@@ -2,9 +2,15 @@
 
 What can be written is what annotations can name: dataclasses, enums, groups, arrays, mappings and
 tuples of these. A field that a file lacks has its default, so that older files stay readable.
+
+Arrays of many numbers are `{"float64": text, "shape": [8192]}`, the text being the base64 of the
+numbers, little-endian: `numpy.frombuffer(base64.b64decode(text), "<f8")`. Under "float32" are those
+that lose nothing there; where " zlib" follows, what was decoded is to be decompressed.
 """
 
 import ast
+import base64
+import binascii
 import dataclasses
 import enum
 import functools
@@ -12,6 +18,7 @@ import inspect
 import math
 import types
 import typing
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,9 +50,11 @@ def encode(value: object) -> Any:
         [1.5, 'nan', None]
     """
     if isinstance(value, np.ndarray):
+        numbers = value.astype(np.float64)
+        if numbers.size >= _MANY:
+            return _packed(numbers)
         if value.ndim > 1:
             return [encode(row) for row in value]
-        numbers = value.astype(np.float64)
         finite = bool(np.isfinite(numbers).all())
         return numbers.tolist() if finite else [encode(entry) for entry in numbers.tolist()]
     if isinstance(value, bool) or value is None or isinstance(value, int | str):
@@ -66,6 +75,26 @@ def encode(value: object) -> Any:
             field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)
         }
     raise TypeError(f"a report cannot hold {type(value).__name__}")
+
+
+_MANY = 256
+"""Arrays of so many numbers are written as base64."""
+_SAMPLE, _WORTH = 4096, 0.6
+"""Bytes of which it is tried whether compressing brings them below that share."""
+_KINDS = {"float32": "<f4", "float64": "<f8"}
+
+
+def _packed(numbers: np.ndarray) -> dict[str, Any]:
+    """Numbers as base64: as many bytes as they need, and fewer where they repeat."""
+    # Equal arrays have one text: there is one NaN, and one zero.
+    plain = np.where(np.isnan(numbers), np.nan, numbers + 0.0)
+    with np.errstate(over="ignore"):
+        small = plain.astype("<f4")
+    name = "float32" if np.array_equal(small.astype("<f8"), plain, equal_nan=True) else "float64"
+    data = (small if name == "float32" else plain.astype("<f8")).tobytes()
+    if len(zlib.compress(data[:_SAMPLE], 1)) < _WORTH * len(data[:_SAMPLE]):
+        name, data = f"{name} zlib", zlib.compress(data, 6)
+    return {name: base64.b64encode(data).decode("ascii"), "shape": [*numbers.shape]}
 
 
 class Damaged(ValueError):
@@ -193,7 +222,41 @@ def _named(value: object) -> Mapping[str, Any]:
     return typing.cast("dict[str, Any]", value)
 
 
+_LARGEST = 2**28
+"""Bytes of an array at most."""
+
+
+def _unpacked(value: Mapping[str, Any]) -> np.ndarray:
+    name = next((key for key in value if key != "shape"), "")
+    kind, *how = name.split(" ")
+    shape = value.get("shape")
+    if (
+        len(value) != 2
+        or kind not in _KINDS
+        or how not in ([], ["zlib"])
+        or not isinstance(shape, list)
+    ):
+        raise Damaged("it holds no numbers")
+    sizes = [size for size in typing.cast("list[object]", shape) if type(size) is int]
+    count = math.prod(sizes)
+    fits = 0 < len(sizes) == len(shape) <= 4 and min(sizes) >= 0 and max(sizes) < _LARGEST
+    if not fits or count > _LARGEST // 8:
+        raise Damaged("its shape is none")
+    text, wanted = value[name], count * np.dtype(_KINDS[kind]).itemsize
+    try:
+        data = base64.b64decode(text, validate=True)
+        if how:
+            data = zlib.decompressobj().decompress(data, wanted + 1)
+    except (TypeError, ValueError, binascii.Error, zlib.error) as error:
+        raise Damaged(f"its numbers cannot be read ({str(error)[:80]})") from None
+    if len(data) != wanted:
+        raise Damaged(f"it holds other than {count} numbers")
+    return np.frombuffer(data, _KINDS[kind]).astype(np.float64).reshape(sizes)
+
+
 def _array(value: object) -> np.ndarray:
+    if isinstance(value, dict):
+        return _unpacked(typing.cast("dict[str, Any]", value))
     entries = _listed(value)
     if entries and isinstance(entries[0], list):
         rows = [_array(row) for row in entries]

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from basis_probe.results.codec import decode
+
 VOLATILE = {"versions", "model_digest", "data_digest"}
 """What differs between machines: other processors draw other last bits."""
 
@@ -23,8 +25,15 @@ LONG = 8
 def plain(value: Any) -> Any:
     """The value in numbers, texts, lists and dicts; what is private or a network is left out."""
     if hasattr(value, "to_json"):
-        return _short(json.loads(value.to_json()))
+        return _short(json.loads(value.to_json(), object_hook=_listed))
     return _short(_open(value))
+
+
+def _listed(value: dict[str, Any]) -> Any:
+    """An array that was written as base64, as a list; anything else as it is."""
+    if "shape" in value and any(key.startswith("float") for key in value):
+        return _open(decode(np.ndarray, value))
+    return value
 
 
 def _open(value: Any) -> Any:
