@@ -305,7 +305,7 @@ def gather(
     twins: Sequence[Mapping[str, torch.Tensor]] = (),
     companions: Companions = Companions(),
 ) -> Evidence:
-    """The evidence of one site.
+    """The evidence of one site; its case no longer holds the samples.
 
     Args:
         case: what is known of it.
@@ -315,6 +315,20 @@ def gather(
         twins: the scores of the untrained twins' axes, where the null is made of them.
         companions: what is computed besides.
     """
+    found = _gathered(case, scores, wanted, seed=seed, twins=twins, companions=companions)
+    # Rows and what was computed of them are large, and nobody reads them again.
+    return dataclasses.replace(found, case=dataclasses.replace(found.case, problem=None))
+
+
+def _gathered(
+    case: Case,
+    scores: Sequence[Score],
+    wanted: Null | None,
+    *,
+    seed: int,
+    twins: Sequence[Mapping[str, torch.Tensor]],
+    companions: Companions,
+) -> Evidence:
     problem = case.problem
     if case.trouble or problem is None or case.n_dead == case.dim:
         return Evidence(case)
