@@ -27,6 +27,7 @@ from basis_probe.model.state import beside, kept, none_running
 from basis_probe.results.history import History
 from basis_probe.results.report import Report
 from basis_probe.run.looks import Looking
+from basis_probe.run.optimizers import OptimizerMoments
 from basis_probe.run.report import Session
 from basis_probe.run.watch import Choices, Groups
 from basis_probe.statistics.nulls import Null
@@ -55,6 +56,7 @@ def attach(
     certificates: bool | None = None,
     example_input: Any = None,
     every: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Attachment:
     """A context in which every forward pass of the model is collected from, whoever makes it.
 
@@ -86,10 +88,15 @@ def attach(
             weights of that moment, and an e-value that may be watched and stopped at will. A look
             is a pass of its own in evaluation mode, because dropout marks axes, and compares at
             most 1,024 samples with 99 alternatives. None for no looks.
+        optimizer: what trains the model: looks then have one more score, "optimizer", where the
+            group of a site holds rotations: how uneven the second moments of the gradients of the
+            weights around it are on its axes, against turned axes. They are kept from the first
+            step in the block on, as Adam keeps them. None to leave it out.
 
     Raises:
         TypeError: if it is no torch module, or one that runs as a script.
-        ValueError: for a score, null, group or number that makes no sense.
+        ValueError: for a score, null, group or number that makes no sense; for an optimizer that
+            trains nothing of the model, or is given without `every`.
 
     Example:
         >>> import torch, basis_probe as bp
@@ -113,7 +120,10 @@ def attach(
     )
     if every is not None:
         every = whole("every", every, least=1, else_=": how many passes lie between looks, or None")
-    return Attachment(recognise(model), choices, example_input, every)
+    moments = None if optimizer is None else OptimizerMoments(optimizer, model)
+    if moments is not None and every is None:
+        raise ValueError("an optimizer is given, and nothing looks at it: give every=, too")
+    return Attachment(recognise(model), choices, example_input, every, moments)
 
 
 @brief
@@ -125,12 +135,19 @@ class Attachment:
         choices: what the user asked for.
         example: a batch on which the model is watched before the block, or None.
         every: how many passes lie between looks; None for none.
+        moments: what an optimiser is given; None where none is read.
     """
 
     def __init__(
-        self, subject: Subject, choices: Choices, example: Any, every: int | None = None
+        self,
+        subject: Subject,
+        choices: Choices,
+        example: Any,
+        every: int | None = None,
+        moments: OptimizerMoments | None = None,
     ) -> None:
-        self._looking = None if every is None else Looking(every)
+        self._looking = None if every is None else Looking(every, moments)
+        self._moments = moments
         self._unlooked: tuple[int, str] = (0, "")
         self.live = False
         self._subject, self._choices, self._example = subject, choices, example
@@ -171,11 +188,15 @@ class Attachment:
         self.live = True
         # Not setattr: some models hand on what is set on them.
         model.__dict__["forward"] = _Forward(self, model)
+        if self._moments is not None:
+            self._moments.begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.live = False
         self._interrupted = kind is not None
+        if self._moments is not None:
+            self._moments.end()
         _clear(self._subject.model)
 
     def report(self) -> Report:
@@ -223,6 +244,8 @@ class Attachment:
                 f"{self._unread[0]} forward passes could not be read and are not counted: "
                 f"{self._unread[1]}"
             )
+        if self._moments is not None and self._moments.trouble:
+            notes.append(f"The optimizer could not be read: {self._moments.trouble}.")
         if self._unlooked[0]:
             notes.append(f"{self._unlooked[0]} looks failed: {self._unlooked[1]}")
         if self._slow:
@@ -383,6 +406,8 @@ class Attachment:
             _unhooked(self._subject),
         ):
             self._session = _opened(self._subject, example, self._choices)
+            if self._moments is not None:
+                self._moments.place(self._session.watching)
 
 
 _ATTEMPTS = 3

@@ -69,7 +69,11 @@ def turned_stream(seed: int) -> Made:
         model = Stream()
     with torch.no_grad():
         model.read.weight.copy_(haar(16, generator))
-        model.block.weight.copy_(torch.randn(16, 16, generator=generator))
+        # Uniform weights would know the axes.
+        for layer in (model.block, model.write, model.out):
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / 4)
+        for bias in (model.read.bias, model.write.bias):
+            bias.zero_()
     return model, _labelled(features(600, 16, generator), generator), "read"
 
 

@@ -20,6 +20,7 @@ from basis_probe.algebra.groups import (
 from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.results.evidence import (
     BasisRanking,
+    BasisRow,
     BasisStanding,
     ClosedFormRecord,
     NullRecord,
@@ -557,6 +558,11 @@ def with_companions(text: str = "") -> Report:
         score="kurtosis" + text, standings=standings, best="ica", directions=np.eye(4),
         geometry="euclidean", reads="the activations", null_mean=1.0, null_std=0.06, frames=99,
         fitted_on=600, judged_on=600,
+        table=(
+            BasisRow("axes", "directions", "kurtosis" + text, 3.25, 3.125, 3.375, 4),
+            BasisRow("sae" + text, "directions", "kurtosis" + text, 6.5, 6.25, 6.75, 40, text),
+            BasisRow("sae" + text, "codes", "active", 7.75, nan, nan, 40, "2 zero" + text),
+        ),
     )  # fmt: skip
     powers = tuple(float(power) for power in np.linspace(0, 1, 5))
     values = 2.0 - np.linspace(0, 1, 5) + 0.05 * generator.standard_normal((6, 5))

@@ -9,6 +9,7 @@ from basis_probe.evidence.measure import affordable, choose, reads
 from basis_probe.evidence.site import Evidence, gather
 from basis_probe.model.batches import Batch
 from basis_probe.results.history import Glance, History, Look
+from basis_probe.run.optimizers import NAME, OptimizerMoments
 from basis_probe.run.report import Session, case_of
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.watch import QUICK, Choices
@@ -24,10 +25,11 @@ class Looking:
 
     Args:
         every: how many forward passes lie between looks.
+        moments: what an optimiser is given; None where none is read.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, every: int, moments: OptimizerMoments | None = None) -> None:
+        self.every, self.moments = every, moments
         self.looks: list[Look] = []
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -64,7 +66,9 @@ class Looking:
             leader: _evidence(session, leader, seen[leader], step)
             for leader in session.watching.plans
         }
-        own = {leader: _e_value(one) for leader, one in found.items()}
+        moments, seed = self.moments, session.choices.seed
+        steps = {leader: moments and moments.glance(leader, seed + step) for leader in found}
+        own = {leader: _e_value(one, steps[leader]) for leader, one in found.items()}
         for leader, value in own.items():
             if not math.isnan(value):
                 before = self._sums.get(leader, 0.0)
@@ -77,9 +81,9 @@ class Looking:
                     site=name,
                     n_samples=one.case.n_samples,
                     null="" if one.null is None else one.null.name,
-                    scores=_glances(one),
+                    scores=_glances(one, steps[leader]),
                     e_value=self._sums.get(leader, math.nan),
-                    note=_note(one),
+                    note=_note(one) or (moments.said_of(leader, session.places) if moments else ""),
                 )
             )
 
@@ -102,17 +106,18 @@ def _quick(problem: Problem) -> Null:
     return dataclasses.replace(null, frames=_FRAMES, samples=QUICK, directions=directions)
 
 
-def _e_value(found: Evidence) -> float:
+def _e_value(found: Evidence, step: Glance | None) -> float:
     """The e-value of one look, where the axes can be compared with exact alternatives."""
+    tests = [] if step is None else [step.p_value]
     if found.null is None or found.null.approximate:
-        return math.nan
-    tests = [score.p_tail for score in found.scores.values() if score.decides]
+        return mean_e([max(p, 1e-300) for p in tests])
+    tests += [score.p_tail for score in found.scores.values() if score.decides]
     if found.orders is not None:
         tests += [r.p_value for r in found.orders.records if r.order != "form"]
     return mean_e([max(p, 1e-300) for p in tests])
 
 
-def _glances(found: Evidence) -> Mapping[str, Glance]:
+def _glances(found: Evidence, step: Glance | None) -> Mapping[str, Glance]:
     glances = {
         name: Glance(s.observed, s.null_mean, s.null_std, s.effect, s.p_tail)
         for name, s in found.scores.items()
@@ -120,7 +125,7 @@ def _glances(found: Evidence) -> Mapping[str, Glance]:
     for r in () if found.orders is None else found.orders.records:
         if r.order != "form":
             glances[r.order] = Glance(r.observed, r.null_mean, r.null_std, r.effect, r.p_value)
-    return glances
+    return glances if step is None else {**glances, NAME: step}
 
 
 def _note(found: Evidence) -> str:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from basis_probe.results.evidence import BasisRanking, ScoreResult
+from basis_probe.results.evidence import BasisRanking, BasisRow, ScoreResult
 from basis_probe.results.report import Outcome, Report, SiteReport
 from basis_probe.show import contexts, selection, words
 
@@ -244,6 +244,8 @@ def _site(site: SiteReport) -> list[str]:
             )
     if site.bases is not None:
         parts += [_found_on(site.bases), _bases(site.bases)]
+        if site.bases.table:
+            parts += [_SCORES_OF_BASES, _scores_of_bases(site.bases)]
     if site.beside:
         said = (
             "Beside it: the raw rotation of the activations, in which an axis of outlying variance "
@@ -351,6 +353,34 @@ def _bases(ranking: BasisRanking) -> str:
         for standing in selection.ranked(ranking)
     ]
     return table(heads, heads[1:], rows)
+
+
+_SCORES_OF_BASES = (
+    "Every basis on the activations as they are, means over directions with 95 % intervals over "
+    "other examples, of rotations their range:"
+)
+
+
+def _scores_of_bases(ranking: BasisRanking) -> str:
+    lines, scores = selection.basis_lines(ranking)
+    rows = [
+        (
+            " ".join(text(part, 200) for part in (line.basis, line.kind)),
+            *(_with_interval(line.scores.get(score)) for score in scores),
+            words.count(line.directions),
+        )
+        for line in lines
+    ]
+    heads = ("basis", *(text(score, 40) for score in scores), "directions")
+    return table(heads, heads[1:], rows)
+
+
+def _with_interval(row: BasisRow | None) -> str:
+    if row is None:
+        return words.DASH
+    if math.isnan(row.low):
+        return words.number(row.value)
+    return f"{words.number(row.value)} ({words.number(row.low)} to {words.number(row.high)})"
 
 
 def _examples(site: SiteReport, found: Examples) -> str:

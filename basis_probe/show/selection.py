@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from basis_probe.results.evidence import (
     BasisRanking,
+    BasisRow,
     BasisStanding,
     OrderRecord,
     Routed,
@@ -113,6 +114,35 @@ def ranked(ranking: BasisRanking) -> tuple[BasisStanding, ...]:
         return unknown, 0.0 if unknown else -abs(standing.effect)
 
     return tuple(sorted(ranking.standings, key=key))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BasisLine:
+    """One basis with all its scores.
+
+    Attributes:
+        basis, kind, directions, note: as of its rows.
+        scores: name -> its row.
+    """
+
+    basis: str
+    kind: str
+    directions: int
+    note: str
+    scores: Mapping[str, BasisRow]
+
+
+def basis_lines(ranking: BasisRanking) -> tuple[tuple[BasisLine, ...], tuple[str, ...]]:
+    """A line for every basis and kind of its table, and the scores that any of them has."""
+    found: dict[tuple[str, str], dict[str, BasisRow]] = {}
+    for row in ranking.table:
+        found.setdefault((row.basis, row.kind), {})[row.score] = row
+    lines = [
+        BasisLine(basis, kind, first.directions, first.note, scores)
+        for (basis, kind), scores in found.items()
+        for first in [next(iter(scores.values()))]
+    ]
+    return tuple(lines), tuple(dict.fromkeys(row.score for row in ranking.table))
 
 
 def failed_certificates(report: Report) -> tuple[SiteReport, ...]:

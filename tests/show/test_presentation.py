@@ -356,6 +356,15 @@ def test_orders_bases_and_path_are_shown_where_they_are() -> None:
     for order in site.orders:
         assert markdown.text(order.sentence) in written
     assert written.index("| ica |") < written.index("| standard |")
+    assert "of rotations their range" in text and "of rotations their range" in written
+    for shown in ("3.12 to 3.38", "6.25 to 6.75", "codes", "7.75", "2 zero"):
+        assert shown in text
+    assert f"| sae directions | 6.50 (6.25 to 6.75) | {words.DASH} | 40 |" in written
+    assert f"| sae codes | {words.DASH} | 7.75 | 40 |" in written
+    bare = dataclasses.replace(site, bases=dataclasses.replace(site.bases, table=()))
+    bare = dataclasses.replace(report, site_reports=(bare,))
+    for said in (markdown.markdown(bare), _Page(pages.page(bare)).text):
+        assert "of rotations their range" not in said
     usual = _Page(pages.page(fake_report())).text
     assert "Which basis" not in markdown.markdown(fake_report())
     assert "Which basis" not in usual and "Three orders" not in usual
