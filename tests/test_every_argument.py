@@ -322,6 +322,7 @@ OWN: dict[str, Callable[[], tuple[Any, ...]] | object] = {
     "compare_layers.group": lambda: (5, [5], 1.5, True, object(), b"orthogonal"),
     # It is read when the model runs.
     "attach.example_input": ELSEWHERE,
+    "attach.optimizer": (0, "x", True, [], nn.Linear),
     "compare_networks.sites": lambda: (5, 1.5, [5], object(), {"a": 5, "b": 5}, None),
     "top_examples.concepts": lambda: (5, "x", [], [5], True),
     "top_examples.size": COMMON["size"],
