@@ -5,7 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from test_structure import PACKAGE
+from torch import nn
+
+import basis_probe as bp
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +50,58 @@ def test_a_first_look_is_measured_by_stages() -> None:
     sites, forward, *stages, probe, ratio, _ = (float(cell.replace(",", "")) for cell in cells)
     assert sites == 17 and 0 < forward < probe and ratio > 1
     assert sum(stages) <= probe + 0.3
+
+
+def test_what_is_measured_on_an_accelerator_runs_on_a_cpu_in_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from benchmarks import gpu, whole
+
+    def tiny(tokens: int) -> whole.Made:
+        ids = torch.randint(0, 200, (4, 64), generator=torch.Generator().manual_seed(0))
+        return gpu.llama("tiny", torch.device("cpu")).float(), [ids, ids.flip(1)]
+
+    monkeypatch.setitem(whole.MODELS, "demo", ("tiny", tiny))
+    asked = gpu.Asked(torch.device("cpu"), small=True)
+    parts = [name for name in gpu.PARTS if "GPT" not in name and "stories" not in name]
+    found = gpu.measured(asked, minutes=3, only=[name for name in parts if "layer" not in name])
+    assert [*found] == [name for name in parts if "layer" not in name]
+    assert not [values for values in found.values() if isinstance(values, str)]
+    proofs = found["7 B, certificates"]
+    assert proofs["claims proved"] == proofs["sites"] > 20 and not proofs["claims refuted"]
+    alike = found["demo, CPU and device"]
+    assert alike["as promised"] and alike["sites"] > 8
+    assert alike["float32: largest difference of effects"] == 0
+    assert alike["bfloat16: outcomes that differ"] == []
+    assert all(line.count("|") == 4 for line in gpu.table(found).splitlines())
+
+
+def test_what_there_is_no_time_for_is_left_out_and_what_fails_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from benchmarks import gpu
+
+    asked = gpu.Asked(torch.device("cpu"), small=False)
+    assert set(gpu.measured(asked, minutes=0).values()) == {"left out: no time"}
+
+    def fails(asked: gpu.Asked) -> dict[str, object]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(gpu, "PARTS", {"one": (0.0, fails), "two": (0.0, lambda asked: {"x": 1})})
+    found = gpu.measured(asked, minutes=1)
+    assert found["one"] == "failed: RuntimeError: out of memory" and found["two"]["x"] == 1
+    assert "| one | failed: RuntimeError: out of memory | |" in gpu.table(found)
+
+
+def test_effects_that_differ_are_seen() -> None:
+    from benchmarks import gpu
+
+    def report(seed: int) -> bp.Report:
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        x = torch.randn(300, 8, generator=torch.Generator().manual_seed(seed))
+        return bp.probe(model, [x], seed=0, progress=False)
+
+    torch.manual_seed(0)
+    one = report(0)
+    assert gpu.largest_gap(one, one) == 0
+    assert gpu.largest_gap(one, report(1)) > gpu.ALIKE
