@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,10 @@ class Derivation:
         self._relations: dict[frozenset[int], Relations] = {}
         self._labels: dict[frozenset[int], dict[int, Tensor]] = {}
         self._adding: dict[int, bool] = {}
+        self._folded: dict[int, bool] = {}
+        self._permuting: dict[int, bool] = {}
+        self._said: dict[tuple[str, int], str] = {}
+        self._linear: dict[tuple[int, int], tuple[Group, str, str]] = {}
         self._parts_known: dict[int, tuple[int, ...]] = {}
         self.computed = computed_weights(facts)
         self._reached: dict[tuple[int, bool, str], bool] = {}
@@ -289,6 +293,8 @@ class Derivation:
     def _group(
         self, index: int, vertex: Vertex, dim: int, shape: tuple[int, ...]
     ) -> tuple[Group, str, str]:
+        if (index, dim) in self._linear:
+            return self._linear[index, dim]
         stream = self.facts.streams[index]
         if self._fixed(stream) and not self.permuting(index):
             return self._given(stream, dim)
@@ -336,6 +342,13 @@ class Derivation:
         self._require_own_scale(stream)
         if stream.value_mixed:
             return self.heads.values(stream, dim, shape)
+        # All that led here is the same for every site of the stream.
+        self._linear[index, dim] = found = self._between_linear_maps(index, dim)
+        return found
+
+    def _between_linear_maps(self, index: int, dim: int) -> tuple[Group, str, str]:
+        """The group of what linear maps alone write and read, norms aside."""
+        stream = self.facts.streams[index]
         self._require_no_gain_behind(stream)
         norms = self._norm_readers(stream)
         if any(self.facts.regions[norm].within for norm in norms):
@@ -387,6 +400,21 @@ class Derivation:
 
     def _require_own_readers(self, norm: int) -> None:
         """Raises `NotUnderstood` if a map that a gain folds into reads something else, too."""
+        self._once("readers", norm, lambda: self._check_own_readers(norm))
+
+    def _once(self, what: str, index: int, check: Callable[[], None]) -> None:
+        """Makes a check that many sites of one stream need, and raises again what it raised."""
+        key = (what, index)
+        if key not in self._said:
+            try:
+                check()
+                self._said[key] = ""
+            except NotUnderstood as reason:
+                self._said[key] = str(reason)
+        if self._said[key]:
+            raise NotUnderstood(self._said[key])
+
+    def _check_own_readers(self, norm: int) -> None:
         behind = self.facts.stream_of[norm]
         if not self._norm_is_folded(norm):
             return
@@ -799,6 +827,11 @@ class Derivation:
 
     def _norm_is_folded(self, norm: int) -> bool:
         """True if only linear maps read the norm's output, so that its gain folds into them."""
+        if norm not in self._folded:
+            self._folded[norm] = self._folds(norm)
+        return self._folded[norm]
+
+    def _folds(self, norm: int) -> bool:
         stream = self.facts.streams[self.facts.stream_of[norm]]
         if stream.returned or len(stream.writers) != 1 or stream.max_pooled:
             return False
@@ -916,6 +949,10 @@ class Derivation:
 
     def _require_understood(self, stream: Stream) -> None:
         """Raises `NotUnderstood` with the first neighbour that no rule covers."""
+        index = self.facts.stream_of[min(stream.members)]
+        self._once("neighbours", index, lambda: self._check_neighbours(stream))
+
+    def _check_neighbours(self, stream: Stream) -> None:
         vertices, regions = self.facts.graph.vertices, self.facts.regions
         lost = self.facts.graph.lost & stream.members
         if lost:
@@ -1444,10 +1481,11 @@ class Derivation:
 
     def permuting(self, index: int) -> bool:
         """True if a function of single features touches the stream."""
-        stream = self.facts.streams[index]
-        return stream.max_pooled or any(
-            self.is_link(vertex) for vertex in (*stream.writers, *stream.readers)
-        )
+        if index not in self._permuting:
+            stream = self.facts.streams[index]
+            touching = (*stream.writers, *stream.readers)
+            self._permuting[index] = stream.max_pooled or any(map(self.is_link, touching))
+        return self._permuting[index]
 
     def family(self, index: int) -> frozenset[int]:
         if index not in self._families:

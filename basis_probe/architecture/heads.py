@@ -101,6 +101,7 @@ class Heads:
                     for bend in self.bends(side):
                         self.bent[bend] = (attention, side)
         self.inside = frozenset(inside)
+        self._gated_known: dict[int, Gated | None] = {}
 
     def attention_before(self, index: int) -> Attention | None:
         """The attention whose queries or keys a stream holds, or will hold behind a norm."""
@@ -295,6 +296,11 @@ class Heads:
 
     def gated_values(self, index: int) -> Gated | None:
         """What a gate multiplies behind attention, where a stream holds a part of that."""
+        if index not in self._gated_known:
+            self._gated_known[index] = self._gated_values(index)
+        return self._gated_known[index]
+
+    def _gated_values(self, index: int) -> Gated | None:
         streams, stream_of = self.facts.streams, self.facts.stream_of
         touching = (*streams[index].writers, *streams[index].readers)
         behind = [r for v in touching for r in streams[stream_of[v]].readers]
