@@ -171,6 +171,22 @@ def test_the_next_token_is_the_usual_loss_and_padding_has_no_say() -> None:
     assert bp.Report.from_json(one.to_json()) == one
 
 
+def test_models_that_remember_what_they_computed_have_twins() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = network(), (None, None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = (self.body[0](x), None)
+            return self.body(x)
+
+    model = Remembering()
+    found = bp.probe(model, batches(), **ASKED)["body.1"].scores["attribution"]
+    own = bp.probe(network(), batches(), **ASKED)["1"].scores["attribution"]
+    assert found.untrained == own.untrained and model.last == (None, None)
+
+
 def test_what_has_no_gradient_is_left_out_and_says_so() -> None:
     class Cut(nn.Module):
         def __init__(self) -> None:

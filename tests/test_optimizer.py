@@ -141,6 +141,28 @@ def test_training_goes_on_as_it_would_and_what_is_not_read_is_said() -> None:
     assert "holds no rotations" in notes["tanh()"] and notes["last:in"] == ""
 
 
+def test_an_optimizer_that_is_wrapped_is_read() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.optimizer.zero_grad(set_to_none)
+
+        def step(self, closure: object = None) -> None:  # pyright: ignore
+            self.optimizer.step()
+
+    plain, wrapped = block(), block()
+    looks = [
+        trained(model, optimizer, steps=3).history.looks[-1].scores["optimizer"]
+        for model, optimizer in (
+            (plain, torch.optim.SGD(plain.parameters(), 0.1)),
+            (wrapped, Wrapper(torch.optim.SGD(wrapped.parameters(), 0.1))),
+        )
+    ]
+    assert looks[0] == looks[1]
+
+
 def test_an_optimizer_of_something_else_is_refused() -> None:
     model = block()
     with pytest.raises(ValueError, match="none of the model's parameters"):

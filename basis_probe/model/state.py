@@ -218,13 +218,26 @@ def beside(model: nn.Module) -> nn.Module:
         id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())
     }
     for module in model.modules():
-        held = vars(module)
-        for name, value in held.items():
-            if "tokenizer" in name:
-                memo[id(value)] = value
+        memo |= {id(value): value for name, value in vars(module).items() if "tokenizer" in name}
+    return copied(model, memo)
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of a model, in which what it remembers of a pass is there by its value.
+
+    Args:
+        model: the model.
+        memo: id -> what takes the place of an object in the copy.
+
+    Raises:
+        Exception: whatever an object raises that cannot be copied.
+    """
+    memo = {} if memo is None else memo
+    for module in model.modules():
+        for value in vars(module).values():
             for tensor in tensors_in(value):
                 if id(tensor) not in memo and tensor.grad_fn is not None:
-                    # What is computed cannot be copied, and what is remembered of it is its value.
+                    # What is computed cannot be copied as it is.
                     memo[id(tensor)] = tensor.detach().clone()
     return copy.deepcopy(model, memo)
 

@@ -51,9 +51,13 @@ class OptimizerMoments:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        self.optimizer = instance(
-            "optimizer", optimizer, torch.optim.Optimizer, "the torch optimiser of the model"
-        )
+        wanted = "the torch optimiser of the model"
+        self.optimizer = instance("optimizer", optimizer, torch.optim.Optimizer, wanted)
+        while isinstance(
+            inner := getattr(self.optimizer, "optimizer", None), torch.optim.Optimizer
+        ):
+            # Trainers wrap one, and what they wrap makes the steps.
+            self.optimizer = inner
         known = {id(parameter) for parameter in model.parameters()}
         if not any(id(parameter) in known for parameter, _ in self._trained()):
             raise ValueError(
@@ -162,5 +166,5 @@ def _along(gradient: Tensor, one: Touching) -> Tensor:
     """[rows, dim]: a gradient with the axes of the site along its columns."""
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
-    wide = gradient.float() if gradient.device.type == "mps" else gradient.double()
+    wide = gradient.double() if gradient.device.type == "cpu" else gradient.float()
     return wide if one.axis == 1 else wide.T

@@ -5,7 +5,6 @@ make them so. What a measure says of the twin is what it says of nothing.
 """
 
 import collections
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from basis_probe.arguments import instance, seed_of
+from basis_probe.model.state import copied
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -42,7 +42,7 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """
     instance("model", model, nn.Module, "a torch.nn.Module")
     seed = seed_of(seed)
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
@@ -79,7 +79,7 @@ def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | None:
     """
     if any(p.is_meta or not p.is_floating_point() for p in model.parameters()):
         return None
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     ruled = [m for m in twin.modules() if callable(getattr(m, "_init_weights", None))]
     alike = {id(parameter) for module in ruled for parameter in module.parameters()}
     owners = collections.Counter(

@@ -105,6 +105,22 @@ def test_the_true_directions_stand_out_and_random_ones_do_not(tmp_path: pathlib.
     assert any("made for here" in note for note in site.notes)
 
 
+def test_a_dictionary_that_is_turned_along_has_the_same_scores() -> None:
+    x, directions = planted()
+    turn = haar(DIM, seeded(3))
+    tables: list[dict[tuple[str, str], bp.results.BasisRow]] = []
+    for rows, basis in ((x, directions), (x @ turn.T, directions @ turn.T)):
+        site = bp.probe_activations(rows, group="orthogonal", bases=basis)
+        assert site.bases is not None
+        tables.append({(row.basis, row.score): row for row in site.bases.table})
+    one, other = tables
+    for score in ("non_gaussianity", "negentropy", "kurtosis"):
+        for part in ("value", "low", "high"):
+            expected = pytest.approx(getattr(one["given", score], part), rel=1e-9)
+            assert getattr(other["given", score], part) == expected
+        assert other["axes", score].value != pytest.approx(one["axes", score].value, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_intervals_hold_the_truth() -> None:
     # A direction's kurtosis over many more rows, against the interval from a few.
