@@ -102,7 +102,7 @@ def test_what_was_made_is_kept(tmp_path: pathlib.Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
-FETCHED = {"compiled", "dissection", "five_trainings", "residual_stream"}
+FETCHED = {"compiled", "dissection", "five_trainings", "quantisation", "residual_stream"}
 """Entries that read packages which whoever runs them fetches."""
 
 

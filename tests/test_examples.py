@@ -35,7 +35,7 @@ SHORT = {
     "raw_activations": {"SAMPLES = 4000": "SAMPLES = 600"},
     "rotation": {"TEXTS = 64": "TEXTS = 12"},
     "network_dissection": {"IMAGES = 400": "IMAGES = 48", "STEPS = 300": "STEPS = 150"},
-    "adam_and_sgd": {"STEPS = 1200": "STEPS = 2", "EVERY = 400": "EVERY = 2", "= 600": "= 20"},
+    "adam_and_sgd": {"STEPS = 400": "STEPS = 2", "EVERY = 200": "EVERY = 2", "= 3000": "= 300"},
 }
 
 
@@ -72,7 +72,7 @@ def test_a_longer_example_runs_in_a_short_form(
         assert "certificate holds: True" in said
     if name == "adam_and_sgd":
         assert (tmp_path / "adam_and_sgd.png").stat().st_size > 5_000
-        assert said.count("step     2") == 3
+        assert said.count("step    2: offset") == 3
 
 
 def test_every_example_is_listed_and_run() -> None:

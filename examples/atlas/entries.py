@@ -10,6 +10,7 @@ from . import (
     modular_addition,
     optimisers,
     other_statistics,
+    quantisation,
     residual_stream,
     seed_paper,
 )
@@ -26,5 +27,6 @@ ENTRIES = {
         other_statistics,
         compiled,
         attribution,
+        quantisation,
     )
 }

@@ -161,3 +161,70 @@ def efficientnet(weights: pathlib.Path) -> nn.Module:
     stored = torch.load(weights, weights_only=True)
     network.load_state_dict({name: stored[name] for name in network.state_dict()})
     return FromCaffe(network).eval()
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions added to what came in, every other pixel and padded with zeros."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.missing = stride, outputs - inputs
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        around = x[:, :, :: self.stride, :: self.stride]
+        edge = self.missing // 2
+        return F.relu(inner + F.pad(around, [0, 0, 0, 0, edge, self.missing - edge]))
+
+
+class CifarResNet(nn.Module):
+    """Three stages of 16, 32 and 64 channels, (depth - 2) / 6 blocks each."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        count, inputs = (depth - 2) // 6, 16
+        for place, outputs in enumerate((16, 32, 64), start=1):
+            stage = nn.Sequential()
+            for _ in range(count):
+                stride = 2 if inputs != outputs else 1
+                stage.append(ResidualBlock(inputs, outputs, stride))
+                inputs = outputs
+            self.add_module(f"layer{place}", stage)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.linear(out.mean((2, 3)))
+
+
+def resnet(folder: pathlib.Path, depth: int) -> nn.Module:
+    """The published weights of ResNet20 or ResNet32 for CIFAR-10."""
+    from safetensors.torch import load_file
+
+    network = CifarResNet(depth)
+    # Counts of batches are not stored.
+    network.load_state_dict(load_file(folder / f"resnet{depth}.safetensors"), strict=False)
+    return network.eval()
+
+
+def untrained_resnet(depth: int, images: Tensor, *, seed: int) -> nn.Module:
+    """The same shape, never trained, whose batch normalisation has seen the images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = CifarResNet(depth)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.BatchNorm2d):
+                # The average over all batches seen, not a moving one.
+                module.momentum = None
+    network.train()
+    with torch.no_grad():
+        network(images)
+    return network.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import basis_probe as bp
 from basis_probe import demo
 
 from . import sources
-from .entry import Entry, Notes, Settings, Verdict
+from .entry import Entry, Notes, Settings, Verdict, span
 
 WIDTH = 64
 HEADS = 4
@@ -146,8 +146,8 @@ if hasattr(torch.optim, "Muon"):
 
 def run(notes: Notes, settings: Settings) -> None:
     """Trains every network, and follows offset, scale and form over steps."""
-    words = _text(settings)
-    steps, seeds = settings.of(400, 200), settings.of(2, 1)
+    words = text(settings.of(3000, 800))
+    steps, seeds = settings.of(400, 200), settings.of(5, 1)
     every = steps // settings.of(2, 1)
     trainings = TRAININGS if not settings.short else [TRAININGS[0], TRAININGS[3]]
     notes.say(
@@ -178,37 +178,50 @@ def run(notes: Notes, settings: Settings) -> None:
 
 
 _CAPTION = (
-    "How far the axes stand out by scale, over steps; one line for every seed, grey where z is "
-    "within two."
+    "How far the axes stand out, order by order, over steps: z, mean over the three places, and "
+    "its 95 % interval over seeds. Grey: within two."
 )
 
 
-def _text(settings: Settings) -> Tensor:
+def text(count: int) -> Tensor:
+    """Texts of the demo as tokens, [rows, length], cut anywhere."""
     _, tokenizer = demo.load_hf()
-    texts = demo.texts(settings.of(3000, 800), seed=3)
-    flat = [token for text in texts for token in tokenizer(text)["input_ids"]]
+    flat = [token for one in demo.texts(count, seed=3) for token in tokenizer(one)["input_ids"]]
     return torch.tensor(flat[: len(flat) // LENGTH * LENGTH]).view(-1, LENGTH)
+
+
+HELD_OUT = 256
+"""So many rows of a text are not trained on."""
+
+
+def trained(
+    training: Training, seed: int, words: Tensor, steps: int, every: int
+) -> Iterator[tuple[int, Decoder]]:
+    """A network as it is trained: before the first step, and after every so many."""
+    model = Decoder(int(words.max()) + 1, gains=training.gains, seed=seed)
+    optimiser = training.optimiser(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    rows = words[:-HELD_OUT]
+    for step in range(steps + 1):
+        if step % every == 0:
+            yield step, model
+        batch = rows[torch.randint(0, len(rows), (32,), generator=generator)]
+        for parameter in model.parameters():
+            parameter.grad = None
+        _loss(model, batch).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
 
 
 def _followed(
     training: Training, seed: int, words: Tensor, steps: int, every: int
 ) -> dict[str, Any]:
     """Step -> loss, and z and claims of the orders at every place."""
-    model = Decoder(int(words.max()) + 1, gains=training.gains, seed=seed)
-    optimiser = training.optimiser(model, seed)
-    generator = torch.Generator().manual_seed(seed)
-    held_out, trained = words[-256:], words[:-256]
-    found: dict[str, Any] = {}
-    for step in range(steps + 1):
-        if step % every == 0:
-            found[str(step)] = _look(model, held_out)
-        batch = trained[torch.randint(0, len(trained), (32,), generator=generator)]
-        for parameter in model.parameters():
-            parameter.grad = None
-        _loss(model, batch).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-    return found
+    held_out = words[-HELD_OUT:]
+    return {
+        str(step): _look(model, held_out)
+        for step, model in trained(training, seed, words, steps, every)
+    }
 
 
 def _loss(model: Decoder, batch: Tensor) -> Tensor:
@@ -235,24 +248,41 @@ def _table(notes: Notes, followed: dict[str, list[Any]], steps: int) -> None:
     for name, runs in followed.items():
         last = [found[str(steps)] for found in runs]
         places = len(SITES) * len(runs)
-        cells = []
+        cells: list[str] = []
         for at, order in enumerate(ORDERS):
             count = sum(claims[at] for one in last for claims in one["claimed"])
             notes.number(f"{name}/{order}", count)
-            zs = [z[at] for one in last for z in one["z"] if not math.isnan(z[at])]
-            span = f"z {min(zs):+.1f} to {max(zs):+.1f}" if zs else "not asked"
-            cells.append(f"{count} of {places}; {span}")
+            middle, wide = _over_seeds(runs, str(steps), at)
+            notes.number(f"{name}/{order} z", middle)
+            notes.number(f"{name}/{order} z low", middle - wide)
+            cells.append(f"{count} of {places}; z {middle:+.1f}" + _within(wide))
         kurtosis = [value for one in last for value in one["kurtosis"]]
         notes.number(f"{name}/kurtosis", max(kurtosis))
-        rows.append(
-            [
-                name,
-                ", ".join(f"{one['loss']:.2f}" for one in last),
-                *cells,
-                f"{min(kurtosis):.1f} to {max(kurtosis):.1f}",
-            ]
-        )
+        losses = [one["loss"] for one in last]
+        rows.append([name, span(losses, ".2f"), *cells, span(kurtosis, ".1f")])
     notes.table(["optimiser", "loss", *(f"{o} claimed" for o in ORDERS), "kurtosis"], rows)
+
+
+def _within(wide: float) -> str:
+    return "" if math.isnan(wide) else f" ± {wide:.1f}"
+
+
+def _over_seeds(runs: list[Any], step: str, order: int) -> tuple[float, float]:
+    """The mean z over places, averaged over seeds, and half of its 95 % interval over seeds.
+
+    Student's t over seeds: places of one network are not independent. NaN for one seed.
+    """
+    means: list[float] = []
+    for found in runs:
+        zs = [z[order] for z in found[step]["z"] if not math.isnan(z[order])]
+        means.append(sum(zs) / len(zs) if zs else 0.0)
+    middle = sum(means) / len(means)
+    if len(means) < 2:
+        return middle, math.nan
+    spread = math.sqrt(sum((one - middle) ** 2 for one in means) / (len(means) - 1))
+    # 97.5 % points of Student's t for 1, 2, ... degrees of freedom.
+    point = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)[len(means) - 2]
+    return middle, point * spread / math.sqrt(len(means))
 
 
 def _say_what_follows(notes: Notes, followed: dict[str, list[Any]], steps: int) -> None:
@@ -307,19 +337,23 @@ def _reading(notes: Notes, count: dict[str, float], tests: int) -> str:
 
 
 def _figure(followed: dict[str, list[Any]]) -> Figure:
-    figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axes, place in zip(figure.subplots(1, 3, sharey=True), range(3), strict=True):
+    figure = Figure(figsize=(9.5, 3), layout="constrained")
+    for at, axes in enumerate(figure.subplots(1, len(ORDERS), sharey=True)):
         for colour, (name, runs) in enumerate(followed.items()):
-            for seed, found in enumerate(runs):
-                steps = [int(step) for step in found]
-                zs = [one["z"][place][1] for one in found.values()]
-                shown = [math.copysign(math.log1p(abs(z)), z) for z in zs]
-                label = name if seed == 0 else None
-                axes.plot(steps, shown, "o-", color=f"C{colour}", label=label, lw=1, ms=3)
-        axes.axhspan(-math.log1p(2), math.log1p(2), color="0.92", zorder=0)
-        axes.set_title(("in front of block 0", "in front of block 1", "behind block 1")[place])
+            steps = list(runs[0])
+            shown = [_over_seeds(runs, step, at) for step in steps]
+            # Side by side, so that intervals can be told apart.
+            places = [int(step) + 8 * (colour - len(followed) / 2) for step in steps]
+            middles, widths = zip(*shown, strict=True)
+            axes.errorbar(
+                places, middles, widths, fmt="o-", color=f"C{colour}", label=name, lw=1, ms=3,
+                elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+        axes.axhspan(-2, 2, color="0.93", zorder=0)
+        axes.set_title(ORDERS[at], fontsize=10)
+        axes.set_xticks([int(step) for step in followed[next(iter(followed))][0]])
         axes.set_xlabel("step")
-    figure.axes[0].set_ylabel("scale: sign(z) log(1 + |z|)")
+    figure.axes[0].set_ylabel("z, mean over places")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure

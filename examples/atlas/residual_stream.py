@@ -46,10 +46,10 @@ def run(notes: Notes, settings: Settings) -> None:
     rows: list[list[str]] = []
     splits: dict[str, list[Any]] = {}
     clamped: dict[str, list[float]] = {}
-    for stream in _streams(notes, settings):
+    for stream in streams(notes, settings):
         original, turned = _measured(stream)
         splits[stream.name] = [site.per_sample for site in original]
-        estimates = [_estimates(model, stream.batches) for model in (stream.model, _twin(stream))]
+        estimates = [_estimates(model, stream.batches) for model in (stream.model, twin(stream))]
         clamped[stream.name] = [value for pair in estimates for value in pair]
         rows.append(_row(stream, original, turned))
         _remember(notes, stream, original, turned, estimates)
@@ -71,7 +71,7 @@ _CAPTION = (
 )
 
 
-def _streams(notes: Notes, settings: Settings) -> list[Stream]:
+def streams(notes: Notes, settings: Settings) -> list[Stream]:
     count = settings.of(96, 12)
     texts = demo.texts(count)
     model, tokenizer = demo.load_hf()
@@ -114,7 +114,7 @@ def _of_antibodies(which: str, name: str, settings: Settings) -> Stream:
 _TWINS: dict[str, nn.Module] = {}
 
 
-def _twin(stream: Stream) -> nn.Module:
+def twin(stream: Stream) -> nn.Module:
     """The same function, its stream turned."""
     if stream.name not in _TWINS:
         place, example = stream.sites[0], stream.batches[0]
@@ -122,8 +122,8 @@ def _twin(stream: Stream) -> nn.Module:
         turn = group.sample(torch.Generator().manual_seed(1))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="embeddings that", category=UserWarning)
-            twin = bp.reparametrize(stream.model, place, turn, example_input=example)
-        _TWINS[stream.name] = twin
+            made = bp.reparametrize(stream.model, place, turn, example_input=example)
+        _TWINS[stream.name] = made
     return _TWINS[stream.name]
 
 
@@ -131,7 +131,7 @@ def _measured(stream: Stream) -> tuple[bp.Report, bp.Report]:
     one, two = (
         # What is claimed of the original is proved; the twin was made by what is claimed.
         bp.probe(m, stream.batches, sites=stream.sites, progress=False, certificates=proved)
-        for m, proved in ((stream.model, True), (_twin(stream), False))
+        for m, proved in ((stream.model, True), (twin(stream), False))
     )
     return one, two
 
@@ -236,16 +236,16 @@ def _say_what_follows(notes: Notes, names: Sequence[str]) -> None:
     )
 
 
-def _hidden(model: nn.Module, batches: Sequence[Any]) -> list[Tensor]:
+def hidden(model: nn.Module, batches: Sequence[Any]) -> list[Tensor]:
     """[tokens, dim] in front of every block, padding left out."""
     found: list[list[Tensor]] = []
     for batch in batches:
         given = batch if isinstance(batch, dict) else {"input_ids": batch}
         with torch.no_grad():
-            hidden = model(**given, output_hidden_states=True).hidden_states[:-1]
+            layers = model(**given, output_hidden_states=True).hidden_states[:-1]
         mask = given.get("attention_mask")
-        kept = torch.ones(hidden[0].shape[:2]).bool() if mask is None else mask.bool()
-        found.append([stream[kept].double() for stream in hidden])
+        kept = torch.ones(layers[0].shape[:2]).bool() if mask is None else mask.bool()
+        found.append([stream[kept].double() for stream in layers])
     return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
 
@@ -261,7 +261,7 @@ def excess(tokens: Tensor) -> Tensor:
 
 def _estimates(model: nn.Module, batches: Sequence[Any]) -> tuple[float, float]:
     """Outlier-Safe Pre-Training's excess kurtosis, with its clamp at 0 and without."""
-    every = torch.cat([excess(tokens) for tokens in _hidden(model, batches)])
+    every = torch.cat([excess(tokens) for tokens in hidden(model, batches)])
     return float(every.clamp_min(0).mean()), float(every.mean())
 
 
@@ -315,7 +315,7 @@ def _post_norm(notes: Notes, settings: Settings) -> None:
     sites = [f"encoder.layer.{layer}:in" for layer in range(6)]
     found = bp.symmetries(model, batches[0])
     privileged = sum(found[site].privileged is bp.Privileged.AXES for site in sites)
-    values = [_kurtosis(tokens) for tokens in _hidden(model, batches)]
+    values = [_kurtosis(tokens) for tokens in hidden(model, batches)]
     notes.number("minilm/axes", privileged)
     notes.holds("MiniLM's architecture fixes its axes at every place", privileged == len(sites))
     notes.holds("its tokens have a kurtosis above 3 all the same", min(values) > 3.1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 
-from . import sources
+from . import likeness, sources
 from .entry import Entry, Notes, Settings, Verdict, span
 
 Data = list[tuple[Tensor, Tensor]]
@@ -51,6 +51,7 @@ def run(notes: Notes, settings: Settings) -> None:
         Verdict.HOLDS,
     )
     _stitched(notes, settings)
+    likeness.run(notes, settings)
 
 
 def _images(settings: Settings) -> tuple[Data, Data]:
@@ -228,7 +229,8 @@ def _penalty(
 
 ENTRY = Entry(
     name="seed_paper",
-    title="Groups and stitching",
-    needs="CIFAR-10 test images (BASIS_PROBE_ASSETS); it trains its networks.",
+    title="Groups, stitching and likeness",
+    needs="CIFAR-10 test images, ResNet20 and ResNet32 (BASIS_PROBE_ASSETS); it trains the small "
+    "networks.",
     run=run,
 )
