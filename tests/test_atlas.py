@@ -102,6 +102,73 @@ def test_what_was_made_is_kept(tmp_path: pathlib.Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_layers_of_the_same_depth_are_found_where_they_are_the_most_alike() -> None:
+    import torch
+    from atlas import likeness
+
+    depths = torch.arange(19)[:, None] / 18, torch.arange(31) / 30
+    matrix = -(depths[0] - depths[1]).abs()
+    assert likeness.depth_missed(matrix) <= 0.5 / 30 and likeness.in_right_stage(matrix) == 19
+    assert likeness.in_right_stage(-matrix) == 0
+    # A layer drawn at random, and one of the right stage, by hand.
+    every, staged = [], []
+    for i in range(19):
+        others = [j for j in range(31) if max(j - 1, 0) // 10 == max(i - 1, 0) // 6]
+        every.append(sum(abs(i / 18 - j / 30) for j in range(31)) / 31)
+        staged.append(sum(abs(i / 18 - j / 30) for j in others) / len(others))
+    assert likeness.by_chance((19, 31)) == pytest.approx(sum(every) / 19, abs=1e-6)
+    assert likeness.by_chance((19, 31), in_stage=True) == pytest.approx(sum(staged) / 19, abs=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_the_interval_over_seeds_is_that_of_student(seeds: int) -> None:
+    import numpy as np
+    import scipy.stats
+    from atlas import optimisers
+
+    zs = np.random.default_rng(seeds).normal(1.0, 2.0, (seeds, 3, 3))
+    runs = [{"9": {"z": one.tolist()}} for one in zs]
+    means = zs[:, :, 1].mean(1)
+    low, high = scipy.stats.t.interval(0.95, seeds - 1, means.mean(), scipy.stats.sem(means))
+    middle, wide = optimisers.over_seeds(runs, "9", 1)
+    assert middle == pytest.approx(means.mean())
+    assert wide == pytest.approx((high - low) / 2, rel=1e-3)
+
+
+def test_rounding_touches_the_part_that_is_asked_for_and_vanishes_with_many_bits() -> None:
+    import torch
+    from atlas import rounded_networks as networks
+
+    from basis_probe import demo
+
+    model, tokenizer = demo.load_hf()
+    batch = dict(tokenizer(demo.texts(2), return_tensors="pt", padding=True))
+    whole = networks.loss(model, [batch])
+    for part in networks.PARTS:
+        assert networks.loss(networks.quantised(model, 16, part), [batch]) == pytest.approx(
+            whole, abs=1e-3
+        )
+        rounded = networks.quantised(model, 4, part)
+        changed = {
+            name.split(".")[-2]
+            for (name, one), other in zip(
+                model.named_parameters(), rounded.parameters(), strict=True
+            )
+            if not torch.equal(one, other)
+        }
+        read, write = set(networks.READ[:5]), {"o_proj", "down_proj"}
+        assert (
+            changed
+            == {
+                "what is read": set(),
+                "weights that read": read,
+                "weights that write": write,
+                "all three": read | write,
+            }[part]
+        )
+        assert networks.loss(rounded, [batch]) != whole
+
+
 FETCHED = {"compiled", "dissection", "five_trainings", "quantisation", "residual_stream"}
 """Entries that read packages which whoever runs them fetches."""
 

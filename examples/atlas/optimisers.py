@@ -183,6 +183,9 @@ _CAPTION = (
 )
 
 
+_INTERVAL = "averaged over seeds, with its 95 % interval (Student's t over seeds)"
+
+
 def text(count: int) -> Tensor:
     """Texts of the demo as tokens, [rows, length], cut anywhere."""
     _, tokenizer = demo.load_hf()
@@ -252,9 +255,10 @@ def _table(notes: Notes, followed: dict[str, list[Any]], steps: int) -> None:
         for at, order in enumerate(ORDERS):
             count = sum(claims[at] for one in last for claims in one["claimed"])
             notes.number(f"{name}/{order}", count)
-            middle, wide = _over_seeds(runs, str(steps), at)
+            middle, wide = over_seeds(runs, str(steps), at)
             notes.number(f"{name}/{order} z", middle)
-            notes.number(f"{name}/{order} z low", middle - wide)
+            if not math.isnan(wide):
+                notes.number(f"{name}/{order} z low", middle - wide)
             cells.append(f"{count} of {places}; z {middle:+.1f}" + _within(wide))
         kurtosis = [value for one in last for value in one["kurtosis"]]
         notes.number(f"{name}/kurtosis", max(kurtosis))
@@ -267,7 +271,7 @@ def _within(wide: float) -> str:
     return "" if math.isnan(wide) else f" ± {wide:.1f}"
 
 
-def _over_seeds(runs: list[Any], step: str, order: int) -> tuple[float, float]:
+def over_seeds(runs: list[Any], step: str, order: int) -> tuple[float, float]:
     """The mean z over places, averaged over seeds, and half of its 95 % interval over seeds.
 
     Student's t over seeds: places of one network are not independent. NaN for one seed.
@@ -275,8 +279,9 @@ def _over_seeds(runs: list[Any], step: str, order: int) -> tuple[float, float]:
     means: list[float] = []
     for found in runs:
         zs = [z[order] for z in found[step]["z"] if not math.isnan(z[order])]
-        means.append(sum(zs) / len(zs) if zs else 0.0)
-    middle = sum(means) / len(means)
+        if zs:
+            means.append(sum(zs) / len(zs))
+    middle = sum(means) / len(means) if means else math.nan
     if len(means) < 2:
         return middle, math.nan
     spread = math.sqrt(sum((one - middle) ** 2 for one in means) / (len(means) - 1))
@@ -297,9 +302,13 @@ def _say_what_follows(notes: Notes, followed: dict[str, list[Any]], steps: int) 
     notes.holds("before training next to nothing stands out", early <= 0.05 * tests)
     notes.holds("under Adam scale stands out somewhere", number[f"{adam}/scale"] >= 1)
     notes.holds("under SGD next to nothing does", count[sgd] <= max(1, 0.1 * 3 * places))
+    if len(followed[adam]) > 1:
+        notes.holds("over seeds scale stands out under Adam", number[f"{adam}/scale z low"] > 0)
+        notes.holds("and not under SGD", number[f"{sgd}/scale z low"] < 0)
     told = {name: f"{value:.0f} of {3 * places}" for name, value in count.items()}
     rest = "; ".join(f"{name}: {value}" for name, value in told.items())
     notes.say(
+        f"z is the mean over places, {_INTERVAL if len(followed[adam]) > 1 else 'of one seed'}. "
         f"Tests that are claimed at the end, of all orders at all places: {rest}. Before training "
         f"it is {early} of {tests}. " + _reading(notes, count, 3 * places)
     )
@@ -341,7 +350,7 @@ def _figure(followed: dict[str, list[Any]]) -> Figure:
     for at, axes in enumerate(figure.subplots(1, len(ORDERS), sharey=True)):
         for colour, (name, runs) in enumerate(followed.items()):
             steps = list(runs[0])
-            shown = [_over_seeds(runs, step, at) for step in steps]
+            shown = [over_seeds(runs, step, at) for step in steps]
             # Side by side, so that intervals can be told apart.
             places = [int(step) + 8 * (colour - len(followed) / 2) for step in steps]
             middles, widths = zip(*shown, strict=True)

@@ -108,40 +108,50 @@ def _rows(stream: Stream, settings: Settings, *, line: bool) -> list[Tensor]:
     return every
 
 
-def _costs(notes: Notes, stream: Stream, settings: Settings) -> list[str]:
-    line, key = on_line(stream), _key(stream)
+def _measured(stream: Stream, settings: Settings) -> dict[str, list[dict[str, float]]]:
+    """For every block: costs, those of Gaussian tokens, and z and p of the score."""
+    line, generator = on_line(stream), torch.Generator().manual_seed(0)
     costs: list[dict[str, float]] = []
     drawn: list[dict[str, float]] = []
-    generator = torch.Generator().manual_seed(0)
     for rows in _rows(stream, settings, line=line):
         costs.append(_several(rows, line=line))
         drawn.append(_several(_gaussian(rows, generator), line=line))
-    mean = {name: sum(one[name] for one in costs) / len(costs) for name in costs[0]}
-    excess, same = (
-        sum(one["4/axes"] - one["4/Haar"] for one in several) for several in (costs, drawn)
-    )
-    own, turned = (
-        [site.scores["quantisation"] for site in bp.probe(
+    scores: list[list[dict[str, float]]] = []
+    for model in (stream.model, twin(stream)):
+        report = bp.probe(
             model, stream.batches, sites=stream.sites, scores=("quantisation",),
             certificates=False, progress=False,
-        )]
-        for model in (stream.model, twin(stream))
-    )  # fmt: skip
+        )  # fmt: skip
+        found = [site.scores["quantisation"] for site in report]
+        scores.append([{"z": one.effect, "p": one.p_value} for one in found])
+    return {"costs": costs, "gaussian": drawn, "own": scores[0], "twin": scores[1]}
+
+
+def _costs(notes: Notes, stream: Stream, settings: Settings) -> list[str]:
+    key = _key(stream)
+    name = f"quantisation_costs_{key}_{len(stream.batches)}_{settings.short}".replace(" ", "_")
+    found = sources.kept(settings, name, lambda: _measured(stream, settings))
+    costs, own, turned = found["costs"], found["own"], found["twin"]
+    mean = {name: sum(one[name] for one in costs) / len(costs) for name in costs[0]}
+    excess, same = (
+        sum(one["4/axes"] - one["4/Haar"] for one in several)
+        for several in (costs, found["gaussian"])
+    )
     for place, one in enumerate(costs):
         notes.number(f"{key}/{place}/axes", one["4/axes"])
         notes.number(f"{key}/{place}/Haar", one["4/Haar"])
     for name, value in mean.items():
         notes.number(f"{key}/{name}", value)
     notes.number(f"{key}/places", len(own))
-    notes.number(f"{key}/claimed", sum(one.p_value <= 0.05 and one.effect > 0 for one in own))
-    notes.number(f"{key}/twin", sum(one.p_value <= 0.05 for one in turned))
+    notes.number(f"{key}/claimed", sum(one["p"] <= 0.05 and one["z"] > 0 for one in own))
+    notes.number(f"{key}/twin", sum(one["p"] <= 0.05 for one in turned))
     notes.number(f"{key}/gaussian", same / excess)
     notes.number(f"{key}/excess", excess)
     return [
         stream.name,
         *(f"{mean[name]:.2%}" for name in ("4/axes", "4/Haar", "4/Hadamard")),
         *(f"{mean[name]:.4%}" for name in ("8/axes", "8/Haar")),
-        ", ".join(f"{one.effect:+.0f}" for one in own),
+        ", ".join(f"{one['z']:+.0f}" for one in own),
         f"{notes.numbers[f'{key}/claimed']:.0f} of {len(own)}",
         f"{notes.numbers[f'{key}/twin']:.0f} of {len(turned)}",
         f"{same / excess:.0%}",
@@ -257,11 +267,11 @@ def _reading(notes: Notes, found: Sequence[Stream], losses: dict[str, Losses]) -
         f"decoders 4 bits add less in every turned basis ({best}: {read[best][0]:.3f} on the "
         f"axes, at most {read[best][1]:.3f} turned). As a whole {len(better[PARTS[3]])} of "
         f"{len(losses)} are better. (8 bits change the loss by {eight:.3f} at most.) Two reasons "
-        "can be measured why axes are better than their energy. *Gains.* A norm's gain is small "
-        "where its axis is large (their logarithms correlate by "
-        f"{span([*gains.values()], '+.2f')}, median over a decoder's norms), which smooths axes "
-        "before they are rounded; to turn the "
-        f"stream the gains must be folded away. In {worst} folding alone takes the whole from "
+        "can be measured why axes are better than their energy. *Gains.* In front of an MLP a "
+        "norm's gain is small where its axis is large (their logarithms correlate by "
+        f"{span([*gains.values()], '+.2f')}, median over a decoder's blocks), which smooths axes "
+        "before they are rounded; to turn the stream the gains must be folded away. In "
+        f"{worst} folding alone takes the whole from "
         f"{parts['axes'][0]:.3f} to {parts['axes, folded'][0]:.3f}, and turning brings it to "
         f"{span(parts['turned'], '.3f')}. *Rows.* A matrix that writes into the stream has a row, "
         "and a step, for every axis: outlier axes pay for themselves. What the MLP of block 0 of "

@@ -120,10 +120,10 @@ def caught(model: nn.Module, name: str, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def gains(stream: Stream) -> float:
-    """The correlation of log gain and log size of an axis in front of it, median over norms."""
+    """The correlation of log gain and log size of an axis, median over norms before an MLP."""
     found: list[Tensor] = []
     for name, module in stream.model.named_modules():
-        if not name.endswith(("input_layernorm", "post_attention_layernorm", "ln_1", "ln_2")):
+        if not name.endswith(("post_attention_layernorm", "ln_2")):
             continue
         gain: Any = module.weight
         into, _ = caught(stream.model, name, stream.batches[0])
