@@ -263,6 +263,7 @@ def _table(notes: Notes, followed: dict[str, list[Any]], steps: int) -> None:
         kurtosis = [value for one in last for value in one["kurtosis"]]
         notes.number(f"{name}/kurtosis", max(kurtosis))
         losses = [one["loss"] for one in last]
+        notes.number(f"{name}/loss", sum(losses) / len(losses))
         rows.append([name, span(losses, ".2f"), *cells, span(kurtosis, ".1f")])
     notes.table(["optimiser", "loss", *(f"{o} claimed" for o in ORDERS), "kurtosis"], rows)
 
@@ -308,7 +309,9 @@ def _say_what_follows(notes: Notes, followed: dict[str, list[Any]], steps: int) 
     told = {name: f"{value:.0f} of {3 * places}" for name, value in count.items()}
     rest = "; ".join(f"{name}: {value}" for name, value in told.items())
     notes.say(
-        f"z is the mean over places, {_INTERVAL if len(followed[adam]) > 1 else 'of one seed'}. "
+        f"z is the mean over places, {_INTERVAL if len(followed[adam]) > 1 else 'of one seed'}: "
+        f"under Adam {_told(number, adam, 'scale')} by scale and {_told(number, adam, 'form')} by "
+        f"form, under SGD {_told(number, sgd, 'scale')} and {_told(number, sgd, 'form')}. "
         f"Tests that are claimed at the end, of all orders at all places: {rest}. Before training "
         f"it is {early} of {tests}. " + _reading(notes, count, 3 * places)
     )
@@ -319,14 +322,27 @@ def _say_what_follows(notes: Notes, followed: dict[str, list[Any]], steps: int) 
         f"scale at {number[f'{adam}/scale']:.0f} of {places} places, form at "
         f"{number[f'{adam}/form']:.0f}; SGD {number[f'{sgd}/scale']:.0f} and "
         f"{number[f'{sgd}/form']:.0f}",
-        Verdict.OTHER_ORDER if number[f"{adam}/scale"] > number[f"{adam}/form"] else Verdict.HOLDS,
+        Verdict.HOLDS if _of_form(number, len(followed[adam])) else Verdict.OTHER_ORDER,
     )
+
+
+def _told(number: dict[str, float], name: str, order: str) -> str:
+    middle = number[f"{name}/{order} z"]
+    return f"{middle:+.1f}" + _within(middle - number.get(f"{name}/{order} z low", math.nan))
+
+
+def _of_form(number: dict[str, float], seeds: int) -> bool:
+    """Whether form, too, stands out under Adam: over seeds, or as often as scale for one."""
+    if seeds > 1:
+        return number["Adam/form z low"] > 0
+    return number["Adam/form"] >= number["Adam/scale"]
 
 
 def _reading(notes: Notes, count: dict[str, float], tests: int) -> str:
     """What the other trainings say, where they were run."""
     if "Adam, turned" not in count:
         return ""
+    number = notes.numbers
     notes.holds("Adam in a turned basis marks nothing", count["Adam, turned"] <= 0.1 * tests)
     gains = count["SGD, learned gains"]
     notes.holds("SGD with learned gains marks axes", gains >= 0.2 * tests)
@@ -337,7 +353,14 @@ def _reading(notes: Notes, count: dict[str, float], tests: int) -> str:
         "have a gain for every axis, which folds into the maps behind it and so leaves the group "
         f"as it is, plain SGD marks axes too ({gains:.0f} of {tests}), because the gains "
         "are trained axis by axis. Adam's effect depends on its rate: at a third of it, after as "
-        f"many steps, {slow:.0f} of {tests} tests are claimed."
+        f"many steps, {slow:.0f} of {tests} tests are claimed, and the loss is "
+        f"{number['Adam, a third of the rate/loss']:.2f} on average where the higher rate has "
+        f"{number['Adam/loss']:.2f}: here axes are marked by steps that are too large to train "
+        "best."
+    )
+    notes.holds(
+        "the rate that marks axes trains worse",
+        number["Adam, a third of the rate/loss"] < number["Adam/loss"],
     )
     if "Muon" in count:
         notes.holds("Muon marks nothing", count["Muon"] <= 0.1 * tests)
