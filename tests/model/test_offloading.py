@@ -80,3 +80,53 @@ def test_gathering_is_refused(tmp_path: pathlib.Path) -> None:
     _to_disk(model, tmp_path)
     with pytest.raises(ValueError, match="leave device=None"):
         bp.probe(model, _data(), device=torch.device("cpu"), progress=False)
+
+
+def _mapped_file(tensor: torch.Tensor) -> str:
+    """The file that the memory of a tensor is mapped from; empty if there is none."""
+    place = tensor.data_ptr()
+    for line in pathlib.Path("/proc/self/maps").read_text().splitlines():
+        span, *_, path = line.split(maxsplit=5) if line.count(" ") >= 5 else (line, "")
+        start, _, end = span.split()[0].partition("-")
+        if int(start, 16) <= place < int(end, 16):
+            return path.strip()
+    return ""
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/maps").exists(), reason="maps are Linux's")
+def test_weights_that_are_mapped_from_shards_are_proved_where_they_lie(
+    tmp_path: pathlib.Path,
+) -> None:
+    from accelerate import init_empty_weights
+    from safetensors.torch import load_file, save_file
+
+    here = FAMILY.make(0)
+    numbers = {name: value.contiguous() for name, value in here.state_dict().items()}
+    names = [*numbers]
+    for number in range(3):
+        save_file(
+            {name: numbers[name] for name in names[number::3]}, tmp_path / f"{number}.safetensors"
+        )
+    files = sorted(tmp_path.glob("*.safetensors"))
+    before = [file.read_bytes() for file in files]
+    with init_empty_weights(include_buffers=False):
+        there = FAMILY.make(0)
+    for file in files:
+        there.load_state_dict(load_file(file), strict=False, assign=True)
+    parameters = dict(there.eval().named_parameters())
+    assert not [name for name, parameter in parameters.items() if parameter.is_meta]
+    assert all(
+        _mapped_file(parameter).startswith(str(tmp_path)) for parameter in parameters.values()
+    )
+    found, expected = (bp.symmetries(model, FAMILY.example(0)) for model in (there, here))
+    assert [*found] == [*expected]
+    for name, claim in expected.items():
+        wanted, proof = claim.certificate, found[name].certificate
+        assert wanted is not None and proof is not None and proof.holds
+        assert (found[name].group, proof.stranger) == (claim.group, wanted.stranger)
+        assert proof.violation == pytest.approx(wanted.violation, rel=1e-6, nan_ok=True)
+    # Nothing was written to them, and nothing took their place.
+    assert all(
+        _mapped_file(parameter).startswith(str(tmp_path)) for parameter in parameters.values()
+    )
+    assert [file.read_bytes() for file in files] == before
