@@ -28,8 +28,9 @@ _SMALLEST, _LARGEST = 1e-24, 1e24
 _SMALLEST_ENERGY, _LARGEST_ENERGY = 1e-18, 1e18
 _STEADY = 1e-10
 """A column whose variance is less than this part of its squared mean is left to float64."""
-_FAR = 30.0
-"""Of a first guess that misses the mean by more deviations than this, another one is made."""
+_NEAR = 16.0
+"""A column whose squared mean is more than so many variances loses digits to it."""
+_HALF = math.sqrt(0.5)
 
 
 def blocks(x: Tensor) -> Iterator[Tensor]:
@@ -56,19 +57,11 @@ class Columns:
 
     def __init__(self, x: Float32[Tensor, "samples dim"], *, bumps: bool = False) -> None:
         self.x, self._bumps = x.detach(), bumps
-        near = next(blocks(self.x)).mean(0)
-        for _ in range(2):
-            first, second = self._zeros(), self._zeros()
-            for block in blocks(self.x):
-                value = block - near
-                first += value.sum(0)
-                second += value.square_().sum(0)
-            left = first / len(x)
-            self.mean = near.double() + left
-            self.variance = (second / len(x)).sub_(left.square()).clamp_min_(0.0)
-            if not bool((left.square() > _FAR * self.variance).any()):
-                break
-            near = self.mean.float()
+        self._sum()
+        if bool((self.mean.square() > _NEAR * self.variance).any()):
+            self._sum_about(next(blocks(self.x)).mean(0))
+            if bool((self._left.square() > _NEAR * self.variance).any()):
+                self._sum_about(self.mean.float())
         spread = self.variance > _STEADY * self.mean.square()
         known = spread & (self.variance > _SMALLEST) & (self.variance < _LARGEST)
         # Most of these are zero throughout, and that is seen.
@@ -79,15 +72,41 @@ class Columns:
             self.mean[self._odd] = self._exact.mean
             self.variance[self._odd] = self._exact.variance
 
-    def standardised(self) -> Iterator[Float32[Tensor, "block dim"]]:
-        """The rows at mean 0 and variance 1, a block at a time; columns that never vary are 0.
+    def _sum(self) -> None:
+        first, second = self._zeros(), self._zeros()
+        for block in blocks(self.x):
+            first += block.sum(0)
+            second += torch.linalg.vecdot(block, block, dim=0)
+        self._set(0.0, first, second)
+
+    def _sum_about(self, near: Tensor) -> None:
+        first, second = self._zeros(), self._zeros()
+        for block in blocks(self.x):
+            value = block - near
+            first += value.sum(0)
+            second += value.square_().sum(0)
+        self._set(near.double(), first, second)
+
+    def _set(self, near: Tensor | float, first: Tensor, second: Tensor) -> None:
+        self._left = first / len(self.x)
+        self.mean = self._left + near
+        self.variance = (second / len(self.x)).sub_(self._left.square()).clamp_min_(0.0)
+
+    def standardised(self, size: float = 1.0) -> Iterator[Float32[Tensor, "block dim"]]:
+        """The rows at mean 0 and variance size^2, a block at a time; what never varies is 0.
 
         Values are those of every call once they are used: they may be changed.
         """
-        near = self.mean.float()
-        scale = self.variance.rsqrt().nan_to_num_(0.0, 0.0, 0.0)
-        rest = ((self.mean - near.double()) * scale).float()
+        scale = self.variance.rsqrt().nan_to_num_(0.0, 0.0, 0.0).mul_(size)
         factor = scale.float()
+        if not self._any and not bool((self.mean.square() > _NEAR * self.variance).any()):
+            shift = -(self.mean * scale).float()
+            for block in blocks(self.x):
+                yield torch.addcmul(shift, block, factor)
+            return
+        # An offset goes first, in full: it is the sum of two numbers of single precision.
+        near = self.mean.float()
+        rest = ((self.mean - near.double()) * scale).float()
         odd = self._odd
         for block in blocks(self.x):
             value = (block - near).mul_(factor).sub_(rest)
@@ -113,18 +132,20 @@ class Columns:
     @functools.cached_property
     def _passed(self) -> tuple[EvenMoments, Tensor, Tensor]:
         fourth, odd, even = (self._zeros() for _ in range(3))
-        for z in self.standardised():
-            square = z.square()
+        nothing = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
+        # Of variance 1/2, so that the bump is exp(-w^2).
+        for w in self.standardised(_HALF):
+            square = torch.addcmul(nothing, w, w, value=-1)
             fourth += torch.linalg.vecdot(square, square, dim=0)
             if self._bumps:
-                bump = square.mul_(-0.5).exp_()
+                bump = square.exp_()
                 even += bump.sum(0)
-                odd += bump.mul_(z).sum(0)
+                odd += torch.linalg.vecdot(bump, w, dim=0)
         count = len(self.x)
-        fourth = self.variance.square() * (fourth / count)
+        fourth = self.variance.square() * (4 * fourth / count)
         if self._any:
             fourth[self._odd] = self._exact.fourth
-        return EvenMoments(self.mean, self.variance, fourth), odd / count, even / count
+        return EvenMoments(self.mean, self.variance, fourth), odd / (count * _HALF), even / count
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.x.shape[1], dtype=torch.float64, device=self.x.device)

@@ -15,7 +15,6 @@ from basis_probe.statistics.scores import Reads, Score
 _GROUPS = 20
 _SPREAD_FRAMES = 24
 _AXES = 512
-"""Of more axes some are looked at."""
 
 
 class Spread:
@@ -43,13 +42,15 @@ class Spread:
             return
         some = frame.first(_SPREAD_FRAMES + 1 - self.frames)
         self.frames += some.count
-        for name, values in self._means(some, _step(some)).items():
+        for name, values in self._means(some).items():
             self.values[name].extend(values)
 
     def see_everywhere(self, frame: Frame) -> None:
         """Takes the axes of the observed frame into account, where the others have but a few."""
         if self.groups is not None:
-            means = self._means(frame, _step(frame))
+            # Hundreds of axes err as thousands do: by what they share.
+            step = -(-frame.post.shape[1] // _AXES)
+            means = self._means(frame, step)
             self.everywhere = {name: values[0] for name, values in means.items()}
 
     def _means(self, frame: Frame, step: int = 1) -> dict[str, Tensor]:
@@ -88,11 +89,6 @@ class Spread:
         if score.name in self.everywhere:
             observed = slope * observed + (1 - slope) * self.everywhere[score.name]
         return jackknife_error(observed - several[1:].mean(0))
-
-
-def _step(frame: Frame) -> int:
-    """Every how manieth axis is looked at: hundreds err as thousands do, by what they share."""
-    return 1 if frame.count > 1 else -(-frame.post.shape[1] // _AXES)
 
 
 @dataclasses.dataclass(frozen=True)

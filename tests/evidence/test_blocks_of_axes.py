@@ -441,3 +441,17 @@ def test_all_axes_against_blocks_hold_the_level_where_directions_share_their_err
     # Exactly exchangeable: standard normal but for what the block's own error adds.
     assert max(map(abs, effects)) < 3.5
     assert sum(effect**2 for effect in effects) / len(effects) < 2.5
+
+
+def test_all_axes_that_are_compared_count_in_the_error_however_many_they_are() -> None:
+    # What turned axes share with the axes, such as their variance in all, cancels over all of them.
+    x = _normal(90, 600) * torch.logspace(-1, 1, 600)
+    problem = _problem(Orthogonal(600), x, examples=torch.arange(90))
+    spread = Spread(problem, [KURTOSIS])
+    frames = [x, *(x @ haar(600, seeded(seed)) for seed in range(3))]
+    for frame in frames:
+        spread.see(Frame(frame))
+    groups = torch.arange(90) % 20
+    means = [LeftOut(frame, groups).kurtosis.mean(1) for frame in frames]
+    wanted = jackknife_error(means[0] - torch.stack(means[1:]).mean(0))
+    assert spread.error(KURTOSIS) == pytest.approx(wanted, rel=1e-9)
