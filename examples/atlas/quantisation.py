@@ -344,19 +344,19 @@ def _neurons(notes: Notes, settings: Settings) -> None:
     tokens = sources.story_tokens(settings.of(24, 8))
     layers = (0, 2, 4)[: settings.of(3, 1)]
     sites = [f"model.layers.{layer}.mlp.down_proj" for layer in layers]
-    asked: dict[str, Any] = {"certificates": False, "progress": False}
     report = bp.probe(
         model, tokens.split(8), sites=[f"{site}:in" for site in sites],
-        scores=("quantisation",), **asked,
+        scores=("quantisation",), certificates=False, progress=False,
     )  # fmt: skip
-    costs = [_several(caught(model, site, tokens)[0][:1500], line=False, times=3) for site in sites]
+    rows = [caught(model, site, tokens)[0][:1500] for site in sites]
+    raw, turned = _axes_and_turned(rows)
+    _, turned_sized = _axes_and_turned([one / one.square().mean(0).sqrt() for one in rows])
     scores = [site.scores["quantisation"] for site in report]
-    raw, turned = ([one[f"4/{name}"] for one in costs] for name in ("axes", "Haar"))
     own, elsewhere = [one.observed for one in scores], [one.null_mean for one in scores]
     beyond = sum(one.p_value <= 0.05 and one.effect > 0 for one in scores)
     shares = [
         (other - base) / (one - base)
-        for one, other, base in zip(own, elsewhere, turned, strict=True)
+        for one, other, base in zip(own, elsewhere, turned_sized, strict=True)
     ]
     notes.number("neurons/beyond", beyond)
     notes.holds(
@@ -365,17 +365,26 @@ def _neurons(notes: Notes, settings: Settings) -> None:
     )
     notes.holds(
         "and so do neurons that point elsewhere",
-        all(one > 1.2 * other for one, other in zip(elsewhere, turned, strict=True)),
+        all(one > 1.2 * other for one, other in zip(elsewhere, turned_sized, strict=True)),
     )
+
+    def listed(values: Sequence[float], form: str = ".1%") -> str:
+        return ", ".join(format(value, form) for value in values)
+
     notes.say(
         "*Neurons* are turned as well before they are rounded, with a transform at run time. On "
-        f"the neurons of stories260k 4 bits cost {span(raw, '.1%')} of the energy (layers "
-        f"{', '.join(map(str, layers))}), turned {span(turned, '.1%')}. In units of their size it "
-        f"is {span(own, '.1%')}, and of neurons that point elsewhere behind the same gate "
-        f"{span(elsewhere, '.1%')}: {span(shares, '.0%')} of what turning would spare is the "
-        f"gate's and not training's, the rest is beyond it at p ≤ 0.05 in {beyond} of "
-        f"{len(scores)} layers."
+        f"the neurons of stories260k (layers {listed(layers, 'd')}) 4 bits cost {listed(raw)} of "
+        f"the energy, turned {listed(turned)}. In units of their size it is {listed(own)}, turned "
+        f"{listed(turned_sized)}, and of neurons that point elsewhere behind the same gate "
+        f"{listed(elsewhere)}: {listed(shares, '.0%')} of what turning spares is the gate's and "
+        f"not training's. The rest is beyond chance (p ≤ 0.05) in {beyond} of {len(scores)} layers."
     )
+
+
+def _axes_and_turned(several: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """The costs of 4 bits on the axes and on Haar turns, of each."""
+    costs = [_several(rows, line=False, times=3) for rows in several]
+    return [one["4/axes"] for one in costs], [one["4/Haar"] for one in costs]
 
 
 def _post_norm(notes: Notes, settings: Settings) -> None:
@@ -390,17 +399,14 @@ def _post_norm(notes: Notes, settings: Settings) -> None:
         dict(tokenizer(texts[start : start + 12], return_tensors="pt", padding=True))
         for start in range(0, len(texts), 12)
     ]
-    costs = [
-        _several(rows[: settings.of(1000, 300)], line=False, times=3)
-        for rows in hidden(model, batches)
-    ]
-    axes, turned = ([one[f"4/{name}"] for one in costs] for name in ("axes", "Haar"))
+    rows = [layer[: settings.of(1000, 300)] for layer in hidden(model, batches)]
+    axes, turned = _axes_and_turned(rows)
     notes.holds("MiniLM's axes cost more than turned ones", min(axes) > max(turned))
     notes.say(
         f"*Where nothing can be turned.* In MiniLM 4 bits cost {span(axes, '.1%')} of the energy "
         f"in front of a layer, and would cost {span(turned, '.1%')} turned: but its norms keep the "
-        "axes of the stream where they are (first section), so that no turn of the weights takes "
-        "the outliers away, whatever is gained."
+        "axes of the stream where they are (first section), so that no turn of the weights alone "
+        "takes the outliers away."
     )
 
 
