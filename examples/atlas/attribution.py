@@ -193,7 +193,7 @@ FORMS = (("is", "are"), ("was", "were"))
 def _agreement(notes: Notes, settings: Settings) -> None:
     """The logit of the right form less that of the wrong one, in the demo's own grammar."""
     model, tokenizer = demo.load_hf()
-    texts = demo.texts(settings.of(96, 24), seed=5)
+    texts = demo.texts(96, seed=5)
     batches = [
         dict(tokenizer(texts[start : start + 12], return_tensors="pt", padding=True))
         for start in range(0, len(texts), 12)
@@ -203,10 +203,11 @@ def _agreement(notes: Notes, settings: Settings) -> None:
         first, second = tokenizer.convert_tokens_to_ids([one, several])
         other[first], other[second] = second, first
     layers = (0, 1, 2, 3)[: settings.of(4, 1)]
+    few = batches[: settings.of(len(batches), 2)]
     asked = Question(
-        "agreement", model, batches, layers, lambda out, batch: _margins(out, batch, other).sum()
+        "agreement", model, few, layers, lambda out, batch: _margins(out, batch, other).sum()
     )
-    loss = Question("demo", model, batches, layers, _next_token)
+    loss = Question("demo", model, few, layers, _next_token)
     with torch.no_grad():
         margins = torch.cat([_margins(model(**batch), batch, other) for batch in batches])
     notes.number("agreement/right", float((margins > 0).double().mean()))
