@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import math
 import sys
 import time
 
@@ -18,7 +19,10 @@ from attribution_rates import features
 from torch import Tensor
 
 import basis_probe as bp
+from basis_probe.evidence.dictionaries import table
 from basis_probe.statistics.dictionaries import Dictionary
+from basis_probe.statistics.nulls import Problem
+from basis_probe.statistics.scores import Rows
 
 DIM, DIRECTIONS = 16, 48
 ROWS, MANY = 1600, 20_000
@@ -42,33 +46,43 @@ def dictionary(x: Tensor, label: str, generator: torch.Generator, steps: int = 6
     )
 
 
-def rows_of(x: Tensor, several: list[Dictionary], seed: int) -> dict[tuple[str, str, str], object]:
-    """The table of a data set: (basis, kind, score) -> row."""
-    site = bp.probe_activations(x, group="orthogonal", bases=several, seed=seed)
-    assert site.bases is not None
-    return {(row.basis, row.kind, row.score): row for row in site.bases.table}
-
-
 def rates(sets: int) -> dict[tuple[str, str], tuple[int, int]]:
     """(kind, score) -> how many intervals miss the truth, of both dictionaries; are disjoint."""
     missed: collections.Counter[tuple[str, str]] = collections.Counter()
     apart: collections.Counter[tuple[str, str]] = collections.Counter()
+    scores = [*bp.scores.DEFAULT.values()]
     for seed in range(sets):
         generator = torch.Generator().manual_seed(seed)
-        whole = features(ROWS + MANY, DIM, generator)
+        whole = features(ROWS + MANY, DIM, generator).double()
         x, other = whole[:ROWS], whole[ROWS:]
-        both = [dictionary(x, label, generator) for label in ("one", "two")]
-        found = rows_of(x, both, seed)
-        truth = rows_of(other, both, seed)
-        for (basis, kind, score), row in found.items():
-            if basis not in ("one", "two"):
-                continue
-            value = truth[basis, kind, score].value  # pyright: ignore
-            missed[kind, score] += not row.low <= value <= row.high  # pyright: ignore
-            if basis == "one":
-                two = found["two", kind, score]
-                apart[kind, score] += row.low > two.high or two.low > row.high  # pyright: ignore
-    return {key: (missed[key], apart[key]) for key in {**missed, **apart}}
+        both = [dictionary(x.float(), label, generator) for label in ("one", "two")]
+        halves = torch.arange(ROWS) % 2
+        problem = Problem(x, bp.groups.Orthogonal(DIM), halves)
+        lines = table(problem, both, scores, seed=seed)[0]
+        found = {(row.basis, row.kind, row.score): row for row in lines}
+        for one in both:
+            for (kind, score), value in truth(one, other).items():
+                row = found[one.name, kind, score]
+                if not math.isnan(row.low):
+                    missed[kind, score] += not row.low <= value <= row.high
+        for kind, score in {*missed}:
+            one, two = (found[label, kind, score] for label in ("one", "two"))
+            apart[kind, score] += one.low > two.high or two.low > one.high
+    return {key: (missed[key], apart[key]) for key in missed}
+
+
+def truth(one: Dictionary, x: Tensor) -> dict[tuple[str, str], float]:
+    """Every score of a dictionary over many rows."""
+    assert one.encode is not None
+    codes = one.encode(x)
+    several = {"directions": Rows(x @ torch.as_tensor(one.directions).T), "codes": Rows(codes)}
+    found = {
+        (kind, score.name): float(score.per_direction(rows).nanmean())
+        for kind, rows in several.items()
+        for score in bp.scores.DEFAULT.values()
+        if not score.across_axes
+    }
+    return found | {("codes", "active"): float((codes > 0).double().sum(1).mean())}
 
 
 def main() -> None:

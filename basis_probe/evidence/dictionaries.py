@@ -1,5 +1,6 @@
 """A dictionary beside the axes and rotations: the same scores for all, with intervals."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -97,7 +98,11 @@ def _coded(
     note = "; ".join(
         filter(None, [f"{silent} codes are never active here" if silent else "", said])
     )
-    found = _rows(dictionary.name, "codes", codes[:, which], scores, groups, note)
+    found = [
+        # Rare events make these scores, and what these samples do not show is in no interval.
+        dataclasses.replace(row, low=math.nan, high=math.nan)
+        for row in _rows(dictionary.name, "codes", codes[:, which], scores, groups, note)
+    ]
     value, low, high = _interval(lambda kept: float(active[kept].sum(1).mean()), groups)
     count = codes.shape[1]
     return [*found, BasisRow(dictionary.name, "codes", "active", value, low, high, count, note)]

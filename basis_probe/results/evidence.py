@@ -163,6 +163,8 @@ class BasisRow(Exact):
         score: the score; "active" is how many codes of a sample are not zero.
         value: its mean over directions.
         low, high: 95 % interval over other examples, by the jackknife; of rotations their range.
+            NaN for scores of codes, which rare events make: of those alone these samples say
+            too little. It does not hold how much dictionaries differ that are trained alike.
         directions: how many were judged.
         note: what a reader must know, or an empty string.
     """

@@ -357,7 +357,7 @@ def _bases(ranking: BasisRanking) -> str:
 
 _SCORES_OF_BASES = (
     "Every basis on the activations as they are, means over directions with 95 % intervals over "
-    "other examples, of rotations their range:"
+    "other examples, of rotations their range; scores of codes, which rare events make, have none:"
 )
 
 
