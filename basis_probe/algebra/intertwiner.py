@@ -169,7 +169,7 @@ def measured(
     """
     nothing = Unknown(dim)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        function = _function(nonlinearity, dim)
+        function = _in_range(_function(nonlinearity, dim))
         try:
             _require_row_by_row(function)
             if _mixes(function):
@@ -286,6 +286,35 @@ def _function(nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: i
                     "one nonlinearity from another: give it in float32 or float64"
                 )
             return dataclasses.replace(function, dtype=dtype)
+    return function
+
+
+_STRETCHES = tuple(4.0**-power for power in range(1, 7))
+
+
+def _in_range(function: _Function) -> _Function:
+    """f(s t) for a small s where f(t) itself grows too large for its type within |t| <= 50.
+
+    As exp(-16 t) does. Both have the same group, whatever s is.
+    """
+    t = torch.linspace(-_FINITE_WITHIN, _FINITE_WITHIN, 201, dtype=torch.float64)
+    rows = t[:, None].expand(-1, function.dim)
+    if not bool(function(rows[::200].contiguous()).isinf().any()):
+        return function
+    y = function(rows.contiguous())
+    size = y.abs().amax(dim=1)
+    if bool(y.isnan().any()):
+        return function
+    for side in (size[100:], size[:101].flip(0)):
+        # It grows beyond all bounds towards one end, and comes back from nowhere.
+        first = int(side.isinf().long().argmax()) if bool(side.isinf().any()) else len(side)
+        if first == 0 or not bool(side[first:].isinf().all()):
+            return function
+        if first < len(side) and float(side[first - 1]) < _OVERFLOW:
+            return function
+    for s in _STRETCHES:
+        if bool(function(s * rows[::25]).isfinite().all()):
+            return dataclasses.replace(function, call=lambda x, s=s: function.call(s * x))
     return function
 
 
@@ -677,7 +706,8 @@ def _function_per_channel(
     name, dim, scale = function.name, function.dim, float(sizes.near[-1])
     first, last, negative, zero, positive = table[-5:]
     gain = (last - first) / 2e8
-    if _close(function, table, t[:, None] * gain + zero, sizes, zero):
+    linear = bool(gain.isfinite().all())
+    if linear and _close(function, table, t[:, None] * gain + zero, sizes, zero):
         if bool((gain.abs() <= function.rounding * scale).any()):
             raise _NotUnderstood(
                 f"{name} is constant on some channels: nothing passes through them"
@@ -715,7 +745,41 @@ def _function_per_channel(
             "the slopes of the channels are permuted along with the channels",
             1.0,
         )
-    raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
+    if not moving:
+        raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=name))
+    return _all_channels(function)
+
+
+def _all_channels(function: _Function) -> Intertwiner:
+    """The group of a f whose channels differ by weights that change places with them.
+
+    A factor passes through all channels if it passes through their sum with generic weights.
+    """
+    dim = function.dim
+    generator = torch.Generator().manual_seed(0)
+    weights = 0.5 + torch.rand(dim, generator=generator, dtype=torch.float64)
+    weights = (weights / weights.sum())[:, None]
+
+    def call(x: Tensor) -> Tensor:
+        return function(x.expand(-1, dim).contiguous()) @ weights
+
+    summed = dataclasses.replace(function, call=call, dim=1, given=torch.float64)
+    found = _one_function(summed)
+    wider = [
+        next((make(dim) for make in _ON_AXES.values() if make(1) == one), None)
+        for one in (found.group, found.image)
+    ]
+    if wider[0] is None or wider[1] is None:
+        raise _NotUnderstood(_DIFFERENT_CHANNELS.format(name=function.name))
+    return dataclasses.replace(
+        found,
+        group=wider[0],
+        image=wider[1],
+        because=f"{found.because}, of all {dim} channels, which differ by their weights",
+        note="; ".join(
+            filter(None, (found.note, "the weights of the channels are permuted along with them"))
+        ),
+    )
 
 
 def _kinds(values: Tensor, tolerance: float) -> list[tuple[int, int]] | None:

@@ -37,7 +37,10 @@ class Composite:
     def free(self) -> tuple[bool, ...]:
         """For each part whether it changes inside of each head by itself."""
         return tuple(
-            isinstance(group, Blocks) and group.copies == self.copies for group in self.groups
+            isinstance(group, Blocks)
+            and group.copies == self.copies
+            and (group.count == 1 or not group.alike)
+            for group in self.groups
         )
 
     @property

@@ -282,9 +282,11 @@ class Derivation:
             layout = self.facts.graph.layouts[vertex]
             dim = node.shape[layout.axes[-1]]
             # The same steps with the same numbers are one function: it is measured once.
-            key = (dim, signature(self.facts.graph, self.facts.graph.vertices[vertex]))
+            graph, place = self.facts.graph, self.facts.graph.vertices[vertex]
+            key = (dim, signature(graph, place))
             if key[1] is None or key not in self._measured:
-                self._measured[key] = measured(region.function, dim, moving=True)
+                weighted = region.learned and any(True for _ in vectors_of(graph, place))
+                self._measured[key] = measured(region.function, dim, moving=weighted)
             self._intertwiners[vertex] = self._measured[key]
         return self._intertwiners[vertex]
 

@@ -228,11 +228,10 @@ class Facts:
 # --- measuring regions --------------------------------------------------------------------------
 
 
-def _spread(x: Tensor, layout: Layout | None, ndim: int) -> Tensor:
+def _spread(x: Tensor, layout: Layout, ndim: int) -> Tensor:
     """[samples, dim] values laid out as the region expects them."""
-    if layout is not None and layout.channels:
-        return x.reshape(*x.shape, *([1] * (ndim - 2)))
-    return x.reshape(x.shape[0], *([1] * (ndim - 2)), x.shape[1]) if ndim > 2 else x
+    axis = max(1, layout.axes[-1])
+    return x.reshape(len(x), *([1] * (axis - 1)), x.shape[1], *([1] * (ndim - axis - 1)))
 
 
 def evaluate(
@@ -252,7 +251,22 @@ def evaluate(
     layout, ndim = graph.layouts[vertex.node], len(graph.trace.node(vertex.node).shape)
     flat = [value.reshape(-1, value.shape[-1]) for value in values]
     laid = {root: _spread(f, layout, ndim) for root, f in zip(vertex.carried, flat, strict=True)}
-    return graph.replay(vertex.node, laid, fixed).reshape(values[0].shape)
+    made = graph.replay(vertex.node, laid, fixed)
+    if len(layout.axes) == 1 and made.numel() > flat[0].numel():
+        made = _combined(made, layout.axes[0])
+    return made.reshape(values[0].shape)
+
+
+def _combined(made: Tensor, axis: int) -> Tensor:
+    """A generic mean over positions, [samples, dim], where constants differ between these.
+
+    What a change of basis does to every position it does to this, and the other way round.
+    """
+    rows = made.movedim(axis, -1)
+    rows = rows.reshape(len(made), -1, rows.shape[-1])
+    generator = torch.Generator().manual_seed(0)
+    weights = 0.5 + torch.rand(rows.shape[1], generator=generator, dtype=torch.float64)
+    return torch.einsum("p,npd->nd", (weights / weights.sum()).to(rows), rows)
 
 
 def _measure(graph: Graph, vertex: Vertex) -> Region:

@@ -658,9 +658,12 @@ class _Builder:
             self.vertex(node.index)
 
     def _is_whole(self, index: int) -> bool:
-        """True if a node is as large as something that it is made of."""
-        shape = self.trace.node(index).shape
-        return any(self.trace.node(root).shape == shape for root in self.roots[index])
+        """True if a node is as large as something that it is made of, or has all its features."""
+        node = self.trace.node(index)
+        return any(
+            self.trace.node(root).shape == node.shape or self._meets(root, node)
+            for root in self.roots[index]
+        )
 
     def _take_over(self, node: Node, source: int) -> None:
         """A node whose features are those of another."""
@@ -989,8 +992,42 @@ class _Builder:
             and len(self.trace.node(value).shape) - 2 not in layout.axes
         ):
             self.put(node.index, Kind.ATTENTION, (self.vertex(value),), (self.vertex(pattern),))
+        elif self._sums_positions(node, live):
+            rows, weights = live
+            self.put(node.index, Kind.CARRIER, (self.vertex(rows),), (self.vertex(weights),))
         else:
             self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
+
+    def _sums_positions(self, node: Node, live: list[int]) -> bool:
+        """True for features times a matrix behind them that sums over positions, alike for all.
+
+        As where a state [channels, states] is read by a vector over its states.
+        """
+        if node.op not in ("matmul", "bmm") or len(live) != 2:
+            return False
+        if [self._ref(node, 0, "input"), self._ref(node, 1, "other")] != live:
+            return False
+        rows, weights = live
+        shape, layout = self.trace.node(rows).shape, self.layouts.get(rows)
+        alike = len(self.trace.node(weights).shape) == len(shape) == len(node.shape)
+        return alike and layout is not None and layout.axes == (len(shape) - 2,)
+
+    def _widened(self, node: Node, live: list[int]) -> Layout | None:
+        """Where features are that meet others, or constants, along new axes of positions.
+
+        Of two tensors that widen one another, the one whose features come first keeps them.
+        """
+        found: list[Layout] = []
+        for index in live:
+            layout, shape = self.layouts.get(index), self._aligned(index, node)
+            if layout is None or len(layout.axes) != 1 or layout.repeat != 1:
+                continue
+            shift = len(node.shape) - len(self.trace.node(index).shape)
+            moved = layout.moved(lambda axis, shift=shift: axis + shift)
+            (axis,) = moved.axes
+            if shape[axis] == node.shape[axis] > 1:
+                found.append(dataclasses.replace(moved, channels=axis < len(node.shape) - 1))
+        return min(found, key=lambda layout: layout.axes) if found else None
 
     def _pointwise(self, node: Node, live: list[int]) -> None:
         if node.op in _ROWWISE or self.coupled & set(live):
@@ -1046,12 +1083,12 @@ class _Builder:
         if layout is None or len(live) != 2 or self._ref(node, 0, "input") not in live:
             return False
         rows, weights = live
-        if self.trace.node(rows).shape != node.shape:
+        if not self._meets(rows, node):
             rows, weights = weights, rows
         if node.op == "div" and self._ref(node, 0, "input") != rows:
             return False
         shape = self._aligned(weights, node)
-        if self.trace.node(rows).shape != node.shape or self.layouts.get(rows) != layout:
+        if not self._meets(rows, node):
             return False
         if shape[layout.axes[-1]] != 1 or node.shape[layout.axes[-1]] == 1:
             return False
@@ -1083,8 +1120,8 @@ class _Builder:
         """True if an operand has the same features as the result, at each position or at all."""
         layout, own = self.layouts.get(node.index), self.layouts.get(index)
         shape = self.trace.node(index).shape
-        if not shape or not node.shape:
-            return False  # A single number has no features.
+        if not shape or len(shape) > len(node.shape):
+            return False  # A single number has no features, and what sums them has others.
         if layout is None or own is None:
             return layout is own and shape == node.shape
         shift = len(node.shape) - len(shape)
@@ -1194,9 +1231,9 @@ class _Builder:
             before = self.trace.node(value).shape
             summed = len(before) - 2
             kept = found.axes[-1] == len(before) - 1 and summed not in found.axes
-            if not kept or len(before) > len(shape):
-                return None
-            return _served(before, shape, found)
+            if kept and len(before) <= len(shape):
+                return _served(before, shape, found)
+            return self.layouts[self.same[live[0]]] if self._sums_positions(node, live) else None
         source = next((i for i in live if i in self.layouts), None)
         if source is None:
             return None
@@ -1256,7 +1293,7 @@ class _Builder:
             return Layout(moved, layout.channels and moved[-1] < len(shape) - 1, layout.repeat)
         if op in _POINTWISE:
             full = [i for i in live if self.trace.node(i).shape == shape and i in self.layouts]
-            return self.layouts[full[0]] if full else None
+            return self.layouts[full[0]] if full else self._widened(node, live)
         if len(shape) == len(before):
             return layout
         return None

@@ -293,6 +293,69 @@ def test_slopes_that_are_no_weights_stay_where_they_are(sizes: tuple[int, ...]) 
     assert found.contains(last)
 
 
+class Weighted(nn.Module):
+    """A function with a weight for every channel."""
+
+    def __init__(self, bend: Callable[[Tensor, Tensor], Tensor], weights: Tensor) -> None:
+        super().__init__()
+        self.weights, self.bend = nn.Parameter(weights), bend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bend(self.weights.to(x), x)
+
+
+WEIGHTED: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], type[Group]]] = {
+    "exp": (lambda a, x: torch.exp(a * x), Permutation),
+    "exp, steep": (lambda a, x: torch.exp(-30 * a * x), Permutation),
+    "snake": (lambda a, x: x + (a * x).sin().square() / a, Permutation),
+    "tanh": (lambda a, x: (a * x).tanh(), SignedPermutation),
+    "cosh": (lambda a, x: (a * x).cosh(), SignedPermutation),
+    "squares": (lambda a, x: a * x * x, Monomial),
+    "hinges at 0": (lambda a, x: torch.where(x > 0, x * x, a * x * x), PositiveMonomial),
+    "hinges elsewhere": (lambda a, x: torch.relu(x - a), Permutation),
+    # Not all channels let the same pass.
+    "odd and even": (lambda a, x: torch.where(a > 1, x.tanh(), (a * x).cosh()), Permutation),
+    "powers": (lambda a, x: torch.where(a > 1, x**3, x), SignedPermutation),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_of_channels_change_places_with_them(name: str) -> None:
+    bend, kind = WEIGHTED[name]
+    weights = torch.tensor([0.5, 1.3, 0.9, 2.1, 0.7])
+    found = intertwiner_group(Weighted(bend, weights), 5)
+    assert found.group == kind(5), found.because
+    assert "weights of the channels are permuted along with them" in found.note
+    # The same numbers, which no weight holds, stay where they are.
+    fixed = intertwiner_group(lambda x: bend(weights.to(x), x), 5)
+    assert fixed.group == Unknown(5)
+    # By hand: the function with its weights in another order does to a moved x what it did to x.
+    a = found.sample(seeded(3))
+    order = a.abs().argmax(dim=1)
+    x = 0.1 * inputs(5)
+    before, after = bend(weights.double(), x)[:, order], bend(weights[order].double(), x @ a.T)
+    largest = before.abs().argmax(dim=0), torch.arange(5)
+    factors = (after[largest] / before[largest]).nan_to_num(1.0)
+    torch.testing.assert_close(after, before * factors, rtol=1e-7, atol=1e-12)
+
+
+def test_a_function_that_grows_too_large_is_measured_where_it_is_finite() -> None:
+    for rate in (5, 16, -40, 300):
+        assert intertwiner_group(lambda x, rate=rate: torch.exp(rate * x), 3).group == Permutation(
+            3
+        )
+    for even_or_odd in (lambda x: torch.sinh(40 * x), lambda x: torch.exp(x * x)):
+        assert intertwiner_group(even_or_odd, 3).group == SignedPermutation(3)
+    # What is infinite elsewhere is no such function.
+    for function in (
+        lambda x: 1 / (x - 30),
+        lambda x: torch.where(x > 30, torch.inf, x),
+        lambda x: torch.where(x < 0, torch.inf, x),
+        lambda x: torch.where((x > 30) & (x < 40), torch.inf, torch.exp(16 * x)),
+    ):
+        assert intertwiner_group(function, 3).group == Unknown(3)
+
+
 def test_slopes_that_come_again_are_not_guessed_at() -> None:
     slopes = torch.tensor([0.5, 0.0, 0.5])
     found = intertwiner_group(lambda x: torch.where(x > 0, x, slopes.to(x) * x), 3)

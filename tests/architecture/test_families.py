@@ -196,8 +196,7 @@ TRUTH: dict[str, Truth] = {
         unknown={"stream": EXPERTS, "z": "keys and values are written into parts of one tensor"},
     ),
     "Mamba": truth(
-        "backbone.layers.0", ROUND, ("mixer.out_proj:in", bp.groups.Permutation(2 * D)), None,
-        {"post": "no rule covers a scan over positions"},
+        "backbone.layers.0", ROUND, ("mixer.out_proj:in", bp.groups.Permutation(2 * D)), None
     ),
     "BERT": bert("bert.encoder.layer.0"),
     "RoBERTa": bert("roberta.encoder.layer.0"),
