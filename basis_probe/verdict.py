@@ -26,6 +26,7 @@ from basis_probe.results.symmetry import Symmetry
 from basis_probe.statistics.nulls import Geometry
 from basis_probe.statistics.orders import FORM, OFFSET, SCALE
 from basis_probe.statistics.p_values import holm
+from basis_probe.statistics.scores import DECISIVE, KURTOSIS
 
 LEVEL = 0.05
 FEWEST_ALTERNATIVES = 10
@@ -254,6 +255,11 @@ def decide(found: Found) -> Verdict:
             f" the covariance of {what} needs at least {found.needed}; give data that repeat less."
         )
     if not deciding and not found.orders:
+        if found.scores and not {*DECISIVE, KURTOSIS.name} & found.scores.keys():
+            return _undecided(
+                "Undecided: none of the scores that were asked for decides; ask for "
+                "non_gaussianity and negentropy besides."
+            )
         return _undecided(f"Undecided: {null.because}.")
     known = [order for order in found.orders if not math.isnan(order.effect)]
     claimed = sorted(

@@ -145,6 +145,7 @@ def test_probe_activations_refuses_what_no_activations_are(which: int) -> None:
     _refused(lambda: bp.probe_activations(x, group="orthogonal"), "x ", "activations")
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_and_torch_are_numbers() -> None:
     data = [torch.randn(300, 8, generator=torch.Generator().manual_seed(0))]
 

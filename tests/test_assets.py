@@ -21,6 +21,7 @@ def test_small_cnns_reach_their_accuracy_on_all_images(nonlinearity: str, accura
     )
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("depth", [20, 32])
 def test_resnets_reach_their_accuracy_on_a_few_images(depth: int) -> None:
     images, classes = assets.cifar(300, colours=assets.RESNET_COLOURS)
@@ -39,6 +40,7 @@ def test_resnets_reach_their_accuracy_on_all_images(depth: int, accuracy: float)
 SEEN_AS = {"aeroplane": (404, 895, 908), "cow": (345, 346, 347)}
 
 
+@pytest.mark.slow
 def test_squeezenet_names_what_the_masks_show() -> None:
     network, (images, masks) = assets.squeezenet(), assets.msrc(150)
     assert images.shape == (150, 3, 227, 227)
@@ -111,6 +113,7 @@ def test_minilm_knows_what_is_said_twice() -> None:
     assert similarity[0, 2] < 0.3
 
 
+@pytest.mark.slow
 def test_a_fresh_network_is_the_seed_s_and_nothing_else_is_drawn() -> None:
     before = torch.random.get_rng_state()
     one, same, other = (assets.small_cnn("relu", seed=seed)[0].weight for seed in (1, 1, 2))

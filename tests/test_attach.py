@@ -74,6 +74,7 @@ def llama() -> Any:
 # --- it sees what is run --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_the_users_gives_the_report_that_a_probe_gives() -> None:
     model, data = _net().eval(), _data()
     with bp.attach(model, seed=3, null=FEW) as probe:
@@ -100,6 +101,7 @@ def test_a_padding_mask_drops_padding(llama: Any) -> None:
     assert probe.report()["model.layers.0"].n_samples == 2 * int(mask.sum())
 
 
+@pytest.mark.slow
 def test_generation_with_a_cache(llama: Any) -> None:
     prompt = torch.randint(2, 49, (2, 5), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(prompt)
@@ -142,6 +144,7 @@ def test_equal_tokens_at_different_steps_are_different_samples(llama: Any) -> No
     assert kept(probe) == 1
 
 
+@pytest.mark.slow
 def test_strings_given_to_a_model_of_transformerlens(bridge: Any) -> None:
     texts = ["the cat sleeps", "a dog"]
     lengths = [bridge.to_tokens(text).shape[1] for text in texts]
@@ -153,6 +156,7 @@ def test_strings_given_to_a_model_of_transformerlens(bridge: Any) -> None:
     assert probe.report()[site].n_samples == 2 * lengths[0] + lengths[1]
 
 
+@pytest.mark.slow
 def test_run_with_hooks_and_run_with_cache(bridge: Any) -> None:
     tokens = bridge.to_tokens(demo.texts(4, seed=0)[0])
     site = "blocks.1.hook_resid_pre"
@@ -315,6 +319,7 @@ def test_copies_of_the_model_are_models_of_their_own() -> None:
 # --- several at once ------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("first_to_leave", [0, 1])
 def test_two_at_once(first_to_leave: int) -> None:
     model, data = _net().eval(), _data()
@@ -338,6 +343,7 @@ def test_two_at_once(first_to_leave: int) -> None:
     assert probes[1 - first_to_leave].passes == 5
 
 
+@pytest.mark.slow
 def test_a_part_of_a_model_and_the_whole() -> None:
     model, data = nn.Sequential(_net(), nn.Linear(3, 2)).eval(), _data()
     part = model[0]
@@ -355,6 +361,7 @@ def test_a_part_of_a_model_and_the_whole() -> None:
         inner.report()
 
 
+@pytest.mark.slow
 def test_a_report_inside_the_block_and_more_after_it() -> None:
     model, data = _net().eval(), _data()
     with bp.attach(model, sites="1", null=FEW) as probe:

@@ -37,6 +37,7 @@ def batches(size: int = 60) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
+@pytest.mark.slow
 def test_observed_is_activation_times_gradient() -> None:
     model = network().train()
     x, y = labelled()
@@ -52,6 +53,7 @@ def test_observed_is_activation_times_gradient() -> None:
     assert model.training and all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_losses_batches_and_frozen_weights_give_one_number() -> None:
     seen: list[Any] = []
 
@@ -148,6 +150,7 @@ class Tokens(nn.Module):
         return self.out(self.norm(x))
 
 
+@pytest.mark.slow
 def test_the_next_token_is_the_usual_loss_and_padding_has_no_say() -> None:
     with assets.seeded(0):
         model = Tokens()
@@ -221,6 +224,7 @@ def test_what_has_no_gradient_is_left_out_and_says_so() -> None:
         bp.probe(network(), batches(), reference=network(1), **ASKED)
 
 
+@pytest.mark.slow
 def test_features_on_neurons_and_on_axes_are_found() -> None:
     for kind in ("planted neurons", "planted stream"):
         found = p_of(KINDS[kind](1), 1)

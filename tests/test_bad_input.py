@@ -63,6 +63,7 @@ class Odd(nn.Module):
 # --- sites ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_name_that_matches_nothing_is_answered_with_the_nearest(bridge: Any) -> None:
     with pytest.raises(bp.SiteError) as caught:
         _probe(bridge, demo.texts(2, 0), sites="blocks.0.hook_resid_prre")
@@ -180,6 +181,7 @@ def test_numbers_of_another_type_than_the_weights_are_named(given: str, needed: 
         _probe(_mlp(), [_draw(4, 5)])
 
 
+@pytest.mark.slow
 def test_a_mask_must_fit_its_input(bridge: Any) -> None:
     ids = torch.ones(2, 5, dtype=torch.int64)
     with pytest.raises(bp.DataError) as caught:
@@ -263,6 +265,7 @@ def test_a_width_that_changes_on_the_way_is_refused() -> None:
 # --- too little, or not finite --------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("count", [1, 7, 8, 199])
 def test_too_few_samples_decide_nothing_and_the_number_needed_is_said(count: int) -> None:
     report = _probe(_mlp(), [_draw(count, 6)], sites=["0", "1"])
@@ -317,6 +320,7 @@ def test_values_that_are_not_finite_are_counted_and_the_other_sites_reported() -
     assert "12 values of 0 are NaN or infinite in batch 0" in report["0"].verdict.sentence
 
 
+@pytest.mark.slow
 def test_a_pre_activation_that_is_not_finite_does_not_end_the_run() -> None:
     model = _mlp()
     with torch.no_grad():
@@ -436,6 +440,7 @@ class _Split:
         return 4
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_probed_in_float64(dtype: torch.dtype) -> None:
     x = _draw(400, 6)
@@ -636,6 +641,7 @@ def test_a_single_axis_has_nothing_to_stand_out_against() -> None:
     assert "have the same score, so there is nothing to stand out against" in site.verdict.sentence
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     ("width", "said"),
     [

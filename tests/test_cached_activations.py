@@ -34,6 +34,7 @@ def _numbers(site: bp.SiteReport) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_sequences_are_rows_whose_examples_are_known() -> None:
     x = _sequences()
     options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
@@ -52,6 +53,7 @@ def test_a_table_is_taken_by_its_columns() -> None:
     assert _numbers(found) == _numbers(bp.probe_activations(x, **options))
 
 
+@pytest.mark.slow
 def test_padding_is_left_out_whatever_it_holds() -> None:
     x, mask = _sequences(), torch.ones(40, 10)
     mask[::2, 7:] = 0
@@ -67,6 +69,7 @@ def test_padding_is_left_out_whatever_it_holds() -> None:
         bp.probe_activations(x, **options)
 
 
+@pytest.mark.slow
 def test_the_layer_in_front_is_flattened_and_masked_alike() -> None:
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(40, 10, 5, generator=generator, dtype=torch.float64)
@@ -91,6 +94,7 @@ def test_the_layer_in_front_is_flattened_and_masked_alike() -> None:
     assert pre.null is not None and pre.null.name == "turned pre-activation"
 
 
+@pytest.mark.slow
 def test_several_sites_make_a_report_that_saves(tmp_path: pathlib.Path) -> None:
     sites = {
         "blocks.0.x": _sequences(1),
@@ -114,6 +118,7 @@ def test_several_sites_make_a_report_that_saves(tmp_path: pathlib.Path) -> None:
     assert report.provenance.seed == 5 and report.provenance.settings["null"].startswith("Rotation")
 
 
+@pytest.mark.slow
 def test_a_cache_of_a_bridge_leaves_out_what_has_no_features() -> None:
     from basis_probe import demo
 
@@ -194,6 +199,7 @@ def _alike(one: bp.SiteReport, other: bp.SiteReport) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_not_more_than_a_block_is_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     x = _sequences().flatten(0, 1).numpy()
     options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
@@ -215,6 +221,7 @@ def test_not_more_than_a_block_is_read_at_a_time(monkeypatch: pytest.MonkeyPatch
     assert 0 < recorded.largest <= 90
 
 
+@pytest.mark.slow
 def test_parts_and_files_are_the_array_that_they_make(tmp_path: pathlib.Path) -> None:
     x = _sequences().flatten(0, 1)
     options: dict[str, Any] = {"group": "orthogonal", "null": NULL}
@@ -228,6 +235,7 @@ def test_parts_and_files_are_the_array_that_they_make(tmp_path: pathlib.Path) ->
     assert _alike(bp.probe_activations(parts, **options), bp.probe_activations(x, **options))
 
 
+@pytest.mark.slow
 def test_files_of_safetensors_are_shards_of_several_sites(tmp_path: pathlib.Path) -> None:
     from safetensors.torch import save_file
 

@@ -22,6 +22,7 @@ def _blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
 def test_the_code_of_a_page_runs(
     page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
@@ -172,6 +173,7 @@ def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(
         )
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_rooms_is_that_of_the_imports() -> None:
     spec = importlib.util.spec_from_file_location("rooms", DOCS / "rooms.py")
     assert spec is not None and spec.loader is not None

@@ -422,6 +422,7 @@ def _name(value: Any) -> str:
         return type(value).__name__
 
 
+@pytest.mark.sample(default=5)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", BASE)
 def test_what_makes_no_sense_is_refused(name: str, tmp_path: pathlib.Path) -> None:

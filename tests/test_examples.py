@@ -49,6 +49,7 @@ def _run(name: str) -> None:
     exec(compile(source, f"{name}.py", "exec"), {"__name__": "__main__"})
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", ["raw_activations", "torch_cnn"])
 def test_an_example_runs_in_a_short_form(
     name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

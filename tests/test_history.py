@@ -36,6 +36,7 @@ def trained(model: nn.Module, every: int | None) -> tuple[list[Tensor], bp.Attac
     return [p.detach().clone() for p in model.parameters()], probe
 
 
+@pytest.mark.slow
 def test_training_is_what_it_is_without_looks() -> None:
     alone, plain = trained(network(), None)
     beside, probe = trained(network(), 3)
@@ -45,6 +46,7 @@ def test_training_is_what_it_is_without_looks() -> None:
     assert probe.passes == plain.passes == 5
 
 
+@pytest.mark.slow
 def test_a_look_is_a_quick_probe_of_that_moment() -> None:
     model, data = network().train(), batches(3)
     with bp.attach(model, every=2, seed=5) as probe:
@@ -65,6 +67,7 @@ def test_a_look_is_a_quick_probe_of_that_moment() -> None:
             again[0].weight.mul_(1.5).add_(0.1)
 
 
+@pytest.mark.slow
 def test_what_adds_up_never_falls_and_has_its_forms() -> None:
     _, probe = trained(network(), 2)
     history = probe.history
@@ -83,11 +86,13 @@ def test_what_adds_up_never_falls_and_has_its_forms() -> None:
         history.plot("what")
 
 
+@pytest.mark.slow
 def test_offset_and_scale_speak_where_the_group_holds_rotations() -> None:
     history = watched("frozen stream", 0, 2)
     assert {"offset", "scale", "non_gaussianity"} <= {*history.looks[0].scores}
 
 
+@pytest.mark.slow
 def test_a_look_that_says_nothing_adds_nothing() -> None:
     model = network()
     with bp.attach(model, every=1) as probe, torch.inference_mode():
@@ -99,6 +104,7 @@ def test_a_look_that_says_nothing_adds_nothing() -> None:
     assert last.e_value - first.e_value < 1000 * weight(4)
 
 
+@pytest.mark.slow
 def test_blocks_go_on_and_attachments_count_for_themselves() -> None:
     model, data = network(), batches(3)
     one, other = bp.attach(model, every=2), bp.attach(model, every=3)

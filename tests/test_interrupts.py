@@ -98,6 +98,7 @@ class _Resource:
         self.ended = True
 
 
+@pytest.mark.slow
 def test_what_is_set_up_is_set_up_and_put_back_before_a_signal_is_heard() -> None:
     resource = _Resource()
     with pytest.raises(KeyboardInterrupt), guarded():

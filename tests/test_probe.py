@@ -146,6 +146,7 @@ ALIASES = {
 }
 
 
+@pytest.mark.slow
 def test_a_place_has_one_set_of_numbers_under_both_of_its_names(gpt: Any) -> None:
     data = [_tokens(12, 20)]
     known, canonical = list(ALIASES), list(ALIASES.values())
@@ -160,6 +161,7 @@ def test_a_place_has_one_set_of_numbers_under_both_of_its_names(gpt: Any) -> Non
     assert dataclasses.replace(both[canonical[0]], site=known[0]) == both[known[0]]
 
 
+@pytest.mark.slow
 def test_globs_stand_for_every_name_that_they_match(gpt: Any) -> None:
     data = [_tokens(12, 20)]
     found = _probe(gpt, data, sites="blocks.*.mlp.hook_post")
@@ -171,6 +173,7 @@ def test_globs_stand_for_every_name_that_they_match(gpt: Any) -> None:
     assert sorted(attention) == [f"blocks.1.attn.hook_{letter}" for letter in "kqvz"]
 
 
+@pytest.mark.slow
 def test_a_glob_counts_every_place_once_under_its_best_name() -> None:
     model, data = Residual().eval(), [_draw(300, 6)]
     found = _probe(model, data, sites="*")
@@ -200,6 +203,7 @@ def test_by_default_the_sites_are_those_that_people_read(gpt: Any, llama: Any) -
     assert report["blocks.0.mlp.hook_post"].shape == (24,)
 
 
+@pytest.mark.slow
 def test_the_architecture_speaks_through_the_report(gpt: Any, llama: Any) -> None:
     groups = {}
     for name, model in (("gpt", gpt), ("llama", llama)):
@@ -213,6 +217,7 @@ def test_the_architecture_speaks_through_the_report(gpt: Any, llama: Any) -> Non
         assert groups[model, "attn.hook_z"] is kinds.BLOCKS
 
 
+@pytest.mark.slow
 def test_plain_modules_have_their_functional_nonlinearities_as_sites() -> None:
     model, x = Residual().eval(), _draw(400, 6)
     report = _probe(model, [x], sites="*")
@@ -232,6 +237,7 @@ def test_plain_modules_have_their_functional_nonlinearities_as_sites() -> None:
         ), name
 
 
+@pytest.mark.slow
 def test_channels_are_features_and_pixels_are_samples() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -256,6 +262,7 @@ def test_channels_are_features_and_pixels_are_samples() -> None:
     assert site.null.name == "counterfactual"
 
 
+@pytest.mark.slow
 def test_heads_are_kept_apart_in_a_hugging_face_model_and_its_bridge_says_the_same(
     bridge: Any, hugging_face: tuple[Any, Any]
 ) -> None:
@@ -432,6 +439,7 @@ def test_the_mask_of_an_encoder_counts_under_its_own_name() -> None:
         _probe(_Encoder(), [{"input": ids, "one_zero_attention_mask": mask[:, :7]}], sites="up")
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_real_tokens(gpt: Any) -> None:
     rows = _sentences()
     report = _probe(gpt, [_padded(rows, "right")])
@@ -461,6 +469,7 @@ def test_statistics_are_those_of_the_real_tokens(gpt: Any) -> None:
     assert abs(wrong - right) > 1e-2
 
 
+@pytest.mark.slow
 def test_strings_are_padded_and_their_padding_dropped(bridge: Any) -> None:
     texts = demo.texts(3, 3)
     together = _probe(bridge, [texts], sites="blocks.[03].hook_resid_pre")
@@ -521,6 +530,7 @@ def _of_one_tensor() -> bp.SiteReport:
     return _probe(_mlp(), [_draw(400, 6)], sites="1")["1"]
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_batch_gives_the_same_numbers(form: str) -> None:
     report = _probe(_mlp(), FORMS[form](_draw(400, 6)), sites="1")
@@ -528,6 +538,7 @@ def test_every_form_of_batch_gives_the_same_numbers(form: str) -> None:
     _alike(report["1"], _of_one_tensor(), within=1e-6)
 
 
+@pytest.mark.slow
 def test_read_only_arrays_that_run_backwards_are_batches_too() -> None:
     x = np.ascontiguousarray(_draw(300, 6).numpy()[::-1])
     frozen = x.copy()
@@ -537,6 +548,7 @@ def test_read_only_arrays_that_run_backwards_are_batches_too() -> None:
         _alike(_probe(_mlp(), [array])["1"], expected, within=1e-6)
 
 
+@pytest.mark.slow
 def test_strings_beside_labels_are_a_batch(bridge: Any) -> None:
     texts = demo.texts(4, 3)
     loader = [(tuple(texts), torch.arange(4))]
@@ -585,6 +597,7 @@ def test_the_data_pass_through_once_for_all_sites() -> None:
     assert (report.provenance.n_batches, report.provenance.n_examples) == (5, 300)
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("most", [1, 50, 230, 300, 301])
 def test_no_more_samples_are_counted_than_asked_for(most: int) -> None:
     x = _draw(300, 6)
@@ -610,6 +623,7 @@ def test_data_without_end_are_read_only_as_far_as_needed() -> None:
     assert drawn == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_positions_are_counted_one_by_one_up_to_the_limit(gpt: Any) -> None:
     rows = _sentences()
     report = _probe(gpt, [_padded(rows, "left")], max_samples=51, sites="blocks.0.*")
@@ -650,6 +664,7 @@ def test_the_record_says_what_determined_the_numbers() -> None:
     assert report["1"].symmetry.because == "The group was given, not derived."
 
 
+@pytest.mark.slow
 def test_groups_can_be_given_site_by_site() -> None:
     data = [_draw(300, 6)]
     sites = ["0", "1", "2"]
@@ -774,6 +789,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     )
 
 
+@pytest.mark.sample(default=1)
 def test_success_leaves_nothing_behind(kind: Kind) -> None:
     with _left_as_it_was(kind.model):
         _probe(kind.model, [kind.make(number) for number in range(2)], sites=kind.sites)
@@ -781,6 +797,7 @@ def test_success_leaves_nothing_behind(kind: Kind) -> None:
         bp.symmetries(kind.model, kind.make(0))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_loader_that_fails_leaves_nothing_behind(
@@ -808,6 +825,7 @@ def test_a_loader_that_fails_leaves_nothing_behind(
         assert report.provenance.n_batches == at
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_a_model_that_fails_leaves_nothing_behind(
@@ -826,6 +844,7 @@ def test_a_model_that_fails_leaves_nothing_behind(
     handle.remove()
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     ("error", "stage"),
     [(Broken, "gather"), (KeyboardInterrupt, "gather"), (KeyboardInterrupt, "case_of")],
@@ -938,6 +957,7 @@ def test_a_model_in_evaluation_mode_is_said_nothing_about() -> None:
     assert _probe(_mlp(), [_draw(300, 6)]).notes == ()
 
 
+@pytest.mark.slow
 def test_a_model_of_nnsight_is_the_module_inside_it() -> None:
     class Envoy:
         """What nnsight wraps around a module: no module itself."""
@@ -954,6 +974,7 @@ def test_a_model_of_nnsight_is_the_module_inside_it() -> None:
     assert report == bp.probe(model, data, progress=False)
 
 
+@pytest.mark.slow
 def test_a_quick_look_is_one_of_few_samples_without_proofs() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))

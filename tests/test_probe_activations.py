@@ -53,6 +53,7 @@ def _outcome(x: Tensor, group: Any = "orthogonal", **settings: Any) -> bp.Outcom
 # --- linear sites ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("seed", range(3))
 def test_sources_on_the_axes_are_found_and_hidden_by_a_rotation(seed: int) -> None:
     x = _laplace(seed=seed)
@@ -71,6 +72,7 @@ def test_flat_sources_stand_out_too() -> None:
     assert site.scores["kurtosis"].observed == pytest.approx(1.8, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_default_null_finds_them_as_well() -> None:
     site = bp.probe_activations(_laplace(), group="orthogonal")
     assert site.verdict.outcome is Outcome.EMERGENT
@@ -166,6 +168,7 @@ KEEPING_AXES: tuple[bp.groups.Group, ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("group", KEEPING_AXES, ids=repr)
 def test_a_group_that_keeps_axes_is_never_said_to_admit_rotations(group: bp.groups.Group) -> None:
     x = _laplace()
@@ -176,7 +179,7 @@ def test_a_group_that_keeps_axes_is_never_said_to_admit_rotations(group: bp.grou
         assert site.verdict.sentence.startswith("The architecture fixes these axes")
 
 
-@pytest.mark.sample(default=5)
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_by_its_name(group: str) -> None:
     x = _laplace()
@@ -194,6 +197,7 @@ def test_every_group_by_its_name(group: str) -> None:
     assert _outcome(hidden, group) is off
 
 
+@pytest.mark.slow
 def test_groups_as_values() -> None:
     x = _laplace()
     heads = bp.groups.Blocks(bp.groups.GeneralLinear(4), count=4)
@@ -204,6 +208,7 @@ def test_groups_as_values() -> None:
     assert _outcome(x, both) is Outcome.PRIVILEGED
 
 
+@pytest.mark.slow
 def test_without_a_group_nothing_is_said_about_the_architecture() -> None:
     site = bp.probe_activations(_laplace(), null=ROTATED)
     assert site.verdict.outcome is Outcome.UNDECIDED
@@ -238,6 +243,7 @@ BENDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", BENDS)
 @pytest.mark.parametrize("on_axes", [True, False])
 def test_features_on_neurons_are_told_from_features_off_them(name: str, on_axes: bool) -> None:
@@ -265,6 +271,7 @@ def test_features_on_neurons_are_told_from_features_off_them(name: str, on_axes:
         assert "by an approximate null" in turned.verdict.sentence
 
 
+@pytest.mark.slow
 def test_the_null_is_chosen_by_what_is_known() -> None:
     inputs, weight, bias, pre = _layer(on_axes=True)
     inputs, pre = inputs[:400], pre[:400]
@@ -289,6 +296,7 @@ def test_the_null_is_chosen_by_what_is_known() -> None:
     assert (site.null.name, site.beside) == ("counterfactual", {})
 
 
+@pytest.mark.slow
 def test_asking_for_the_counterfactual_null_takes_the_best_that_is_known() -> None:
     inputs, weight, bias, pre = _layer(on_axes=True)
     x = pre.relu()
@@ -304,6 +312,7 @@ def test_asking_for_the_counterfactual_null_takes_the_best_that_is_known() -> No
     assert (exact.null.name, turned.null.name) == ("counterfactual", "turned pre-activation")
 
 
+@pytest.mark.slow
 def test_one_sided_activations_alone_decide_nothing() -> None:
     *_, pre = _layer(on_axes=False)
     site = bp.probe_activations(pre.relu(), group="positive-monomial", null=None)
@@ -325,6 +334,7 @@ def test_one_sided_activations_alone_decide_nothing() -> None:
     )
 
 
+@pytest.mark.slow
 def test_dense_gaussian_layers_are_not_called_special() -> None:
     found: list[Outcome] = []
     for seed in range(10):
@@ -342,6 +352,7 @@ def test_dense_gaussian_layers_are_not_called_special() -> None:
 # --- the form of the answer -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_numpy_and_torch_and_every_precision_say_the_same() -> None:
     x = _laplace().float().double()
     frozen = x.numpy().copy()
@@ -399,6 +410,7 @@ def test_numbers_are_those_of_their_definitions() -> None:
     assert site.scores["sample_kurtosis"].observed == pytest.approx(float(across), rel=1e-12)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("group", ["orthogonal", "line-stabiliser"])
 def test_the_sampled_null_agrees_with_the_closed_form(group: str) -> None:
     site = bp.probe_activations(
@@ -415,6 +427,7 @@ def test_the_sampled_null_agrees_with_the_closed_form(group: str) -> None:
     assert score.null_std == pytest.approx(score.closed_form.std, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_few_axes_that_carry_everything_are_said_to() -> None:
     x = _gaussian(2000, 32)
     x[:, 4] = x[:, 4] ** 5 / math.sqrt(945)
@@ -441,6 +454,7 @@ def test_the_report_of_a_matrix_can_be_saved_like_any_other() -> None:
     assert bp.Report.from_json(report.to_json()) == report
 
 
+@pytest.mark.slow
 def test_every_score_may_be_asked_for_and_bears_its_own_closed_form() -> None:
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
     found = bp.probe_activations(
@@ -456,6 +470,7 @@ def test_every_score_may_be_asked_for_and_bears_its_own_closed_form() -> None:
             assert form.std == pytest.approx(found[name].null_std, rel=0.25)
 
 
+@pytest.mark.slow
 def test_one_rogue_dimension_is_privileged_by_scale_and_offset_and_by_nothing_when_turned() -> None:
     turned: list[Outcome] = []
     for seed in range(6):

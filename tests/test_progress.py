@@ -115,6 +115,7 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("name", BARS)
 def test_a_bar_says_how_far_there_is_to_go(
     name: str, bars: list[Any], capsys: pytest.CaptureFixture[str]

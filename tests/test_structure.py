@@ -282,6 +282,7 @@ FORBIDDEN = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_sources_speak_of_their_subject_only() -> None:
     texts = [*SOURCES, *(path for path in PACKAGE.rglob("*.jinja"))]
     found = [
@@ -306,6 +307,7 @@ HEAVY = (
 )
 
 
+@pytest.mark.slow
 def test_large_libraries_are_imported_where_they_are_used() -> None:
     for path in SOURCES:
         for node in _runs_at_import(ast.parse(path.read_text(encoding="utf-8"))):
@@ -324,6 +326,7 @@ def _in_fresh_python(code: str) -> str:
     return run.stdout
 
 
+@pytest.mark.slow
 def test_importing_brings_in_torch_and_little_else() -> None:
     # tqdm is not asked about: torch may bring it along.
     asked = tuple(name for name in HEAVY if name != "tqdm")
@@ -357,6 +360,7 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
 IMPORT_BUDGET = 0.3
 
 
+@pytest.mark.slow
 def test_importing_costs_little_over_torch(tmp_path: pathlib.Path) -> None:
     # Of compiled files, as they are once installed; processor time of the import alone, so that a
     # busy machine does not count against it.
@@ -372,6 +376,7 @@ def test_importing_costs_little_over_torch(tmp_path: pathlib.Path) -> None:
     assert seconds <= IMPORT_BUDGET, f"import basis_probe takes {seconds:.2f} s over import torch"
 
 
+@pytest.mark.slow
 def test_importing_has_no_consequences() -> None:
     code = """
 import os, warnings, logging, torch

@@ -79,6 +79,7 @@ def pytest_configure(config):
 """
 
 
+@pytest.mark.slow
 def test_the_runs_of_the_makefile_are_the_three_and_run_all(tmp_path: pathlib.Path) -> None:
     (tmp_path / "test_it.py").write_text(SUITE)
     (tmp_path / "conftest.py").write_text(CONFTEST.format(folder=str(TESTS)))

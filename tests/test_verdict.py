@@ -371,6 +371,7 @@ def test_few_alternatives_are_enough_where_there_are_few_tests() -> None:
     assert _verdict(double).outcome is Outcome.UNDECIDED
 
 
+@pytest.mark.slow
 def test_the_number_of_alternatives_is_no_reason_in_a_real_run() -> None:
     uniform = torch.rand(600, 8, generator=torch.Generator().manual_seed(0)) - 0.5
     x = -uniform.sign() * (1 - 2 * uniform.abs()).clamp_min(1e-9).log()

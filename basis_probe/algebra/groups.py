@@ -13,6 +13,7 @@ import enum
 import html
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Literal, final
 
@@ -113,6 +114,11 @@ class Group(abc.ABC):
 
     name: ClassVar[str]
     dim: int
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
 
     @property
     def privileged(self) -> Privileged:

@@ -34,9 +34,8 @@ from basis_probe.statistics.nulls import (
 from basis_probe.statistics.nulls.wiring import geometry_of_inputs, is_sparse, zeros
 from basis_probe.statistics.resampling import MIN_GROUPS
 from basis_probe.statistics.scores import (
+    DECISIVE,
     KURTOSIS,
-    NEGENTROPY,
-    NON_GAUSSIANITY,
     SAMPLE_HOYER,
     SAMPLE_KURTOSIS,
     Measured,
@@ -132,8 +131,7 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
         problem.pre is not None and problem.nonlinearity is not None
     )
     # In either direction: by the fourth moment, and by bounded functions that no far value rules.
-    one = frozenset({NON_GAUSSIANITY.name, NEGENTROPY.name})
-    both = one | {KURTOSIS.name}
+    one, both = DECISIVE, DECISIVE | {KURTOSIS.name}
     axes = problem.group.privileged is Privileged.AXES
     unknown = problem.group.privileged is Privileged.UNKNOWN
     floor = "" if bent or layer is not None or not (axes or unknown) else floor_of(problem.x)

@@ -248,7 +248,13 @@ def chosen_scores(wanted: Scores) -> tuple[Score, ...]:
     if asked is None:
         return tuple(known.DEFAULT.values())
     at_sites = [score for score in asked if isinstance(score, str) and score in AT_SITES]
-    return tuple(_score_of(score) for score in asked if score not in at_sites)
+    found = tuple(_score_of(score) for score in asked if score not in at_sites)
+    for score in found:
+        if any(other.name == score.name and other is not score for other in found):
+            raise ValueError(
+                f"two scores are called {described(score.name)}: give one another name"
+            )
+    return found
 
 
 def _score_of(wanted: object) -> Score:

@@ -89,6 +89,8 @@ def _own(trace: Trace, value: object) -> int | None:
     """The expert that a weight is taken of; None for all of them, -1 where the input decides."""
     while isinstance(value, Ref):
         node = trace.node(value.node)
+        if _unbound(trace, node) is not None:
+            return node.args[0]
         if _takes_one(node):
             given = (
                 node.args[-1] if node.op == "getitem" else node.kwargs.get("index", node.args[-1])
@@ -124,10 +126,11 @@ def _stacked(
     steps: list[Node] = []
     while isinstance(value, Ref):
         node = trace.node(value.node)
-        if node.op not in _FORMS | _PICKS or node.function is None:
+        whole = _unbound(trace, node)
+        if whole is None and (node.op not in _FORMS | _PICKS or node.function is None):
             return None
         steps.append(node)
-        value = node.args[0]
+        value = node.args[0] if whole is None else whole
     if not isinstance(value, Fixed) or value.name is None:
         return None
     steps.reverse()
@@ -136,7 +139,8 @@ def _stacked(
     def one(expert: int) -> Tensor:
         made = fixed.tensor.detach()
         for step in steps:
-            if made.ndim == axes + 1 and (_takes_one(step) or _only_adds_axes(step)):
+            one_of = _takes_one(step) or step.op == "output" or _only_adds_axes(step)
+            if made.ndim == axes + 1 and one_of:
                 counts.append(len(made))
                 made = made[expert]
             elif any(isinstance(a, Ref) for a in (*step.args[1:], *step.kwargs.values())):
@@ -157,6 +161,15 @@ def _stacked(
     if len(shape) != axes or not counts or counts[0] < 2:
         return None
     return fixed, counts[0], one
+
+
+def _unbound(trace: Trace, step: Node) -> object:
+    """What a tensor is an entry of, where a stack was taken apart along its first axis."""
+    source = trace.node(step.inputs[0]) if step.op == "output" and step.inputs else None
+    if source is None or source.op != "unbind":
+        return None
+    dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
+    return source.args[0] if dim == 0 else None
 
 
 def _takes_one(step: Node) -> bool:

@@ -185,8 +185,11 @@ class Facts:
         return found if found is not None and not self.is_told(site.node) else None
 
     def is_neurons(self, node: int) -> bool:
-        """True for a tensor that a nonlinearity wrote."""
+        """True for a tensor that a nonlinearity wrote, or rows of one."""
         vertex = self.graph.same.get(node)
+        while vertex is not None and self.graph.vertices[vertex].kind is Kind.CARRIER:
+            carried = self.graph.vertices[vertex].carried
+            vertex = carried[0] if len(carried) == 1 else None
         region = None if vertex is None else self.regions.get(vertex)
         return region is not None and region.shape in _NEURONS and node in self.graph.layouts
 

@@ -188,7 +188,7 @@ class _Apart:
             self._keep(node, merged, args=(node.args[0], _items(node, merged)))
         elif node.op in _ALONE and len(node.shape) == ndim:
             self._keep(node, merged)
-        elif node.op in _POINTWISE and len(node.shape) == ndim:
+        elif node.op in _ONE_BY_ONE and len(node.shape) == ndim:
             self._keep(node, merged, function=self._spread(node, merged, node.function))
         else:
             raise _NotTaken
@@ -272,7 +272,7 @@ _ALONE = frozenset(
     "to contiguous clone detach dropout alias positive neg exp tanh sigmoid relu gelu silu sqrt "
     "rsqrt abs nan_to_num".split()
 )
-_POINTWISE = frozenset(
+_ONE_BY_ONE = frozenset(
     "add sub rsub mul div rdiv where masked_fill minimum maximum clamp pow eq ne lt gt".split()
 )
 

@@ -272,7 +272,7 @@ _GROUP_LENGTH, _GROUP_SIZE = 20_000, 2**31
 
 def _group(text: object) -> Group:
     """The group whose repr is `text`, without evaluating anything."""
-    wrong = Damaged(f"{described(text)} is no group")
+    wrong = Damaged(f"{described(text)} is no group that this installation has")
     if not isinstance(text, str) or len(text) > _GROUP_LENGTH:
         raise wrong
 

@@ -38,6 +38,7 @@ __all__ = [
     "ALL",
     "ATTRIBUTION",
     "ATTRIBUTIONS",
+    "DECISIVE",
     "DEFAULT",
     "INTEGRATED",
     "KURTOSIS",
@@ -169,6 +170,12 @@ class Measured:
         """The score of every direction of the frame, [dim]."""
         rows = self._pre if score.reads is Reads.PREACTIVATIONS else self._post
         values = [score.per_direction(part) for part in rows]
+        if any(one.shape != (part.x.shape[1],) for one, part in zip(values, rows, strict=True)):
+            raise ValueError(
+                f"per_direction of the score {score.name!r} gave the shape "
+                f"{tuple(values[0].shape)} for {rows[0].x.shape[1]} directions: give one number "
+                "for each of them"
+            )
         return values[0] if len(values) == 1 else torch.stack(values).mean(0)
 
     def each(self, score: "Score") -> Float[Tensor, "frames dim"]:
@@ -484,6 +491,9 @@ DEFAULT: dict[str, Score] = {
     score.name: score for score in (NON_GAUSSIANITY, NEGENTROPY, KURTOSIS, SAMPLE_KURTOSIS)
 }
 """Those that are computed where none is asked for: each costs time in every frame."""
+
+DECISIVE = frozenset({NON_GAUSSIANITY.name, NEGENTROPY.name})
+"""The names of those that verdicts rest on; behind a nonlinearity the kurtosis is one, too."""
 
 ATTRIBUTION = "attribution"
 """The name of the score that asks how few axes carry the loss."""

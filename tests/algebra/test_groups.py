@@ -88,6 +88,7 @@ EVERYWHERE = pytest.mark.parametrize("group", ALL, ids=repr)
 # --- the laws -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=21)
 @EVERYWHERE
 def test_samples_products_inverses_and_the_identity_are_elements(group: Group) -> None:
     generator = seeded(1)
@@ -188,6 +189,7 @@ def test_half_a_tolerance_is_near_enough_and_a_thousandfold_is_not(group: Group)
 # --- what the attributes say ----------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=20)
 @EVERYWHERE
 def test_rescales_and_rotates_are_true_of_the_elements(group: Group) -> None:
     """Asked by trying: every scale of an axis or a plane, every turn of two or three axes."""
@@ -469,6 +471,7 @@ def test_a_draw_is_the_sample_in_its_own_form(group: Group) -> None:
     assert group.contains(drawn) and group.excess(drawn) == 0
 
 
+@pytest.mark.sample(default=18)
 @EVERYWHERE
 def test_generic_elements_are_elements(group: Group) -> None:
     generator = seeded(21)
@@ -643,6 +646,7 @@ def _same_chance(counts: Tensor, expected: float) -> bool:
     return bool(((counts - total * expected).abs() < 4.5 * deviation).all())
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     ("group", "size"),
     [
@@ -801,3 +805,11 @@ def test_only_axes_of_one_size_share_an_order(parts: tuple[Group, ...]) -> None:
         DirectSum(parts, order="shared")
     with pytest.raises(ValueError, match=r"'each' .* or 'shared'"):
         DirectSum(parts, order="both")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_group_of_ones_own_has_a_name_if_it_gives_none() -> None:
+    class PairedAxes(Permutation):
+        pass
+
+    assert PairedAxes.name == "paired-axes"
+    assert "paired-axes" in PairedAxes(4)._repr_html_()

@@ -101,6 +101,7 @@ def test_fixing_fixes_what_it_was_given(name: str) -> None:
     assert bool((moved.norm(dim=1) <= 1e-12 * vectors.norm(dim=1)).all())
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", FIXED)
 def test_fixing_is_uniform_across_the_fixed_vectors(name: str) -> None:
     vectors = FIXED[name].double()
@@ -170,6 +171,7 @@ def test_turned_vectors_keep_what_is_fixed_and_their_angles(count: int, held: in
     assert not torch.allclose(turned, vectors)
 
 
+@pytest.mark.slow
 def test_turned_vectors_have_the_law_of_whole_turns() -> None:
     generator = torch.Generator().manual_seed(4)
     vectors = torch.randn(2, 5, generator=generator, dtype=torch.float64)

@@ -158,6 +158,7 @@ def _dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters()), torch.float64)
 
 
+@pytest.mark.sample(default=20)
 @pytest.mark.parametrize("dim", [1, 5])
 @pytest.mark.parametrize(("function", "before", "behind", "entries"), ROWS)
 def test_the_table(
@@ -198,6 +199,7 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.sample(default=23)
 @pytest.mark.parametrize(("function", "before", "behind", "entries"), ROWS)
 def test_what_is_outside_the_group_has_no_b(
     function: Function,
@@ -413,6 +415,7 @@ def _wave(x: Tensor) -> Tensor:
     return (2 * torch.pi * x.abs().clamp_min(1e-300).log2()).sin()
 
 
+@pytest.mark.sample(default=10)
 @pytest.mark.parametrize(("what", "function", "expected"), DECEIVING)
 def test_a_group_is_never_too_large(
     what: str, function: Callable[[Tensor], Tensor], expected: type[Group]

@@ -411,6 +411,7 @@ EXAMPLES = {"argnames": "examples", "argvalues": SEVERAL}
 KINDS = {"argnames": "kind", "argvalues": list(ELEMENTWISE)}
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(**EXAMPLES)
 @pytest.mark.parametrize(**KINDS)
 def test_the_group_is_what_the_construction_says(kind: str, examples: int) -> None:
@@ -423,6 +424,7 @@ POWERS_OF_TEN = st.floats(-6, 6).map(lambda p: 10.0**p)
 SIZES = POWERS_OF_TEN.flatmap(lambda a: st.sampled_from([a, -a]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(**EXAMPLES)
 def test_units_do_not_matter(examples: int) -> None:
     """a f(b t) has the group of f, for a and b from a millionth to a million."""
@@ -500,6 +502,7 @@ KNOWN: dict[str, tuple[Function, str]] = {
 }
 
 
+@pytest.mark.sample(default=38)
 @pytest.mark.parametrize("where", ["inputs", "outputs", "outputs in their type", "both"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dim", [3, 300])
@@ -816,6 +819,7 @@ MORE_OR_OTHERS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+@pytest.mark.sample(default=7)
 @pytest.mark.parametrize("dim", [2, 3, 4, 9])
 @pytest.mark.parametrize("name", list(ONLY_PERMUTATIONS))
 def test_mixed_features_that_let_permutations_pass(name: str, dim: int) -> None:
@@ -837,6 +841,7 @@ ALIKE_FOR_TWO = (
 )
 
 
+@pytest.mark.sample(default=13)
 @pytest.mark.parametrize("dim", [2, 3, 4, 9])
 @pytest.mark.parametrize("name", list(MORE_OR_OTHERS))
 def test_mixed_features_of_which_nothing_is_claimed(name: str, dim: int) -> None:

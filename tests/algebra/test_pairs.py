@@ -53,6 +53,7 @@ KNOWN: dict[str, tuple[Function, Callable[[float, float], float | None]]] = {
 TRIED = [c * s for c, s in itertools.product((1.0, 2.0, 0.5, 7.0), (1, -1))]
 
 
+@pytest.mark.sample(default=25)
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("dim", [2, 7])
 def test_factors_pass_exactly_where_algebra_says_so(name: str, dim: int) -> None:

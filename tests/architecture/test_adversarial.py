@@ -517,6 +517,7 @@ def test_weights_that_cannot_move_freely_bind_the_group(name: str, side: str) ->
     check(model, EXAMPLE, is_reached)
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("name", ONTO)
 @pytest.mark.parametrize("side", ["writer", "reader"])
 def test_weights_that_reach_every_value_bind_nothing(name: str, side: str) -> None:
@@ -609,6 +610,7 @@ def test_code_that_chooses_by_features_is_named() -> None:
     assert "chooses what to do by features" in found.because
 
 
+@pytest.mark.sample(default=7)
 @pytest.mark.parametrize("name", half_by_default([*SEEN, *GATED]))
 def test_functions_that_bend_where_the_example_is_not_free_nothing(name: str) -> None:
     model = Model(SEEN.get(name) or GATED[name], gate=name in GATED).double().eval()

@@ -90,6 +90,7 @@ KINDS: list[tuple[Function, int, int, G.Group]] = [
 ]
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize(("bend", "rotary", "shared", "inner"), KINDS)
 def test_what_bends_queries_and_keys_leaves_what_commutes_with_it(
     bend: Function, rotary: int, shared: int, inner: G.Group
@@ -102,6 +103,7 @@ def test_what_bends_queries_and_keys_leaves_what_commutes_with_it(
     assert found["v"].group == G.Blocks(G.GeneralLinear(SIZE), shared)
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize(
     ("values", "inner"),
     [

@@ -123,6 +123,7 @@ def require_proof(symmetry: bp.Symmetry) -> None:
         assert made.violation > 1000 * max(made.max_error, 1e-9)
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims_are_proved_on_generic_weights(name: str) -> None:
     make, x, expected = CLAIMS[name]
@@ -324,6 +325,7 @@ TWINS: dict[str, tuple[Callable[[], nn.Module], Tensor, str, int]] = {
 }
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_computes_the_same_with_other_activations(name: str) -> None:
     make, x, site, axis = TWINS[name]
@@ -344,6 +346,7 @@ def test_a_twin_computes_the_same_with_other_activations(name: str) -> None:
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "BERT"])
 @pytest.mark.parametrize("bridged", [False, True])
@@ -378,6 +381,7 @@ def require_all(found: dict[str, bp.Symmetry]) -> None:
         require_proof(symmetry)
 
 
+@pytest.mark.slow
 def test_every_claim_about_small_trained_networks_is_proved() -> None:
     images, _ = assets.cifar(2, colours=assets.RESNET_COLOURS)
     require_all(bp.symmetries(assets.small_cnn("relu"), images))
@@ -398,6 +402,7 @@ def test_every_claim_about_larger_trained_networks_is_proved() -> None:
     require_all(bp.symmetries(assets.minilm(), dict(words)))
 
 
+@pytest.mark.slow
 def test_a_language_model_whose_residual_stream_is_turned_computes_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -246,6 +246,7 @@ def test_a_norm_in_two_places_is_one(apart: bool) -> None:
         assert proved in (derived, G.Unknown(8))
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_stream_keeps_what_its_norms_let_pass(name: str) -> None:
     make, shape, right = NETWORKS[name]
@@ -261,6 +262,7 @@ def test_a_stream_keeps_what_its_norms_let_pass(name: str) -> None:
             assert torch.allclose(twin(other), model(other), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.sample(default=8)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_claim_is_proved(name: str) -> None:
     make, shape, _ = NETWORKS[name]

@@ -102,6 +102,7 @@ def test_the_row_of_a_table_that_stands_for_padding_counts_like_the_others() -> 
     assert found.largest_stray < 1e-9
 
 
+@pytest.mark.slow
 def test_gpt2_is_complete() -> None:
     found = bp.symmetries(generic(tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2))), TOKENS).completeness
     assert found.complete, found
@@ -147,6 +148,7 @@ class NormedTable(nn.Module):
         return self.out(last(h))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("direct", [False, True])
 def test_a_table_follows_a_turn_of_what_its_norm_writes(bias: bool, direct: bool) -> None:
@@ -156,6 +158,7 @@ def test_a_table_follows_a_turn_of_what_its_norm_writes(bias: bool, direct: bool
     assert found.largest_stray < 1e-9
 
 
+@pytest.mark.slow
 def test_a_scale_that_only_an_epsilon_sees_is_near() -> None:
     sharp, blunt = (
         bp.symmetries(

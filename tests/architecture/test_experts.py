@@ -93,6 +93,7 @@ def require_same(model: nn.Module, twin: nn.Module, x: Tensor) -> None:
 KINDS = ("modules", "stack", "transposed", "all")
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scored", ["softmax", "sigmoid"])
 def test_a_stream_turns_with_all_experts_also_those_that_no_row_reached(
@@ -108,6 +109,7 @@ def test_a_stream_turns_with_all_experts_also_those_that_no_row_reached(
     require_same(model, twin, many)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_neurons_of_experts_change_places(kind: str) -> None:
     model, x = mixture(kind), tokens(2, 5)
@@ -127,6 +129,7 @@ def test_neurons_of_experts_change_places(kind: str) -> None:
         assert 1 <= len(reached) < COUNT
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scored", ["softmax", "sigmoid"])
 def test_experts_change_places_with_the_numbers_of_their_router(kind: str, scored: str) -> None:
@@ -258,6 +261,7 @@ def test_a_place_that_holds_fewer_rows_is_found_beyond_the_example() -> None:
     assert found.privileged is bp.Privileged.UNKNOWN
 
 
+@pytest.mark.slow
 def test_a_budget_that_experts_spend_in_order_is_found_beyond_the_example() -> None:
     class Budget(Mixture):
         def forward(self, tokens: Tensor) -> Tensor:
@@ -281,6 +285,7 @@ def test_a_budget_that_experts_spend_in_order_is_found_beyond_the_example() -> N
         bp.reparametrize(model, "router", order, example_input=tokens(2, 5))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("special", range(2, COUNT))
 def test_an_idle_expert_that_is_another_function_is_found(special: int) -> None:
     class Odd(Mixture):
@@ -296,6 +301,7 @@ def test_an_idle_expert_that_is_another_function_is_found(special: int) -> None:
     assert found.privileged is bp.Privileged.UNKNOWN
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("turned", [False, True])
 def test_an_expert_without_rows_is_no_failure(turned: bool) -> None:
     class All(Mixture):

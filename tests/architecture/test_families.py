@@ -355,6 +355,7 @@ def named(chosen: Iterable[Family], seldom: frozenset[str] = frozenset()) -> lis
     ]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("family", named(HUGGING_FACE, SELDOM))
 def test_families_have_the_groups_that_theory_gives_them(family: Family) -> None:
     model, expected = family.make(0), TRUTH[family.name]
@@ -377,6 +378,7 @@ def test_families_have_the_groups_that_theory_gives_them(family: Family) -> None
     assert not model.training
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "family", named((family for family in HUGGING_FACE if family.bridge), SELDOM | BRIDGED_SELDOM)
@@ -403,6 +405,7 @@ def test_inside_a_bridge_families_compute_the_same_and_have_the_same_groups(
     assert hooks(model) == before
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", named(NATIVE))
 def test_native_shapes_have_the_groups_that_theory_gives_them(family: Family) -> None:
@@ -421,6 +424,7 @@ def test_every_family_has_its_truth_and_every_truth_its_family() -> None:
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
 
 
+@pytest.mark.sample(default=9)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", named(FAMILIES, SELDOM))
 def test_families_are_generic_and_drawn_from_their_seed_alone(family: Family) -> None:

@@ -69,6 +69,7 @@ EACH = [
 ]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", EACH)
 def test_weights_of_a_restricted_form_are_not_turned(name: str) -> None:
     found = bp.symmetries(between(BOUND[name]), X)["0"]
@@ -80,6 +81,7 @@ def test_weights_of_a_restricted_form_are_not_turned(name: str) -> None:
         assert "is computed from parameters" in found.because
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("bend", [nn.ReLU, nn.GELU])
 def test_rows_of_one_length_change_places_and_no_size(bend: type[nn.Module]) -> None:
     model = between(lambda v: F.normalize(v, dim=1), bend())
@@ -107,6 +109,7 @@ def test_masks_normalised_and_orthogonal_weights_as_torch_makes_them() -> None:
     assert unknown or found.group == bp.groups.Orthogonal(8)
 
 
+@pytest.mark.slow
 def test_large_weights_that_are_free_for_a_plain_reason_are_free() -> None:
     class Merged(nn.Module):
         def __init__(self) -> None:

@@ -57,6 +57,7 @@ def example(*shape: int) -> Tensor:
     return torch.randint(TOKENS, shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("function", [torch.sigmoid, F.silu])
 @pytest.mark.parametrize("shared", [HEADS, 2, 1])
 @pytest.mark.parametrize("fused", [False, True])

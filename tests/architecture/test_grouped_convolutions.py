@@ -101,6 +101,7 @@ PARTED = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("name", PARTED)
 def test_channels_keep_to_their_part_wherever_it_goes(name: str) -> None:
     between, groups, before, behind = PARTED[name]

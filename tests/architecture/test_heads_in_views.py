@@ -168,6 +168,7 @@ def _named(value: object) -> str:
     return getattr(value, "__name__", "")
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize(("attend", "shared"), EVERY, ids=_named)
 def test_heads_are_the_same_however_they_are_written(attend: Attend, shared: int) -> None:
     found = bp.symmetries(Decoder(attend, shared).eval(), example())

@@ -74,6 +74,7 @@ MAPS: dict[str, tuple[Callable[..., Tensor], dict[str, nn.Parameter]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize("name", MAPS)
 def test_a_linear_map_is_one_however_it_is_written(name: str) -> None:
     forward, parts = MAPS[name]
@@ -85,6 +86,7 @@ def test_a_linear_map_is_one_however_it_is_written(name: str) -> None:
     require(settled(model), rows(4, 6), right, rows(7, 6, seed=2))
 
 
+@pytest.mark.slow
 def test_neurons_have_the_same_null_however_their_layer_is_written() -> None:
     matrix, x = rows(D, 12, seed=3), rows(200, 6)
 
@@ -145,6 +147,7 @@ TABLES: dict[str, tuple[Callable[..., Tensor], dict[str, nn.Parameter | nn.Modul
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_table_is_an_embedding_however_it_is_read(name: str, twice: bool) -> None:
@@ -230,6 +233,7 @@ def by_rows(s: nn.Module, h: Tensor) -> Tensor:
     return h + torch.einsum("df,bqf->bqd", s.wo.flatten(0, 1).T, z.permute(0, 2, 1, 3).flatten(2))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("forward", [by_heads, by_results, by_rows])
 def test_attention_is_what_it_is_however_it_is_written(forward: Callable[..., Tensor]) -> None:
     model = Written(
@@ -265,6 +269,7 @@ CUTS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", CUTS)
 def test_parts_of_one_projection_are_sites(name: str) -> None:
     model = settled(

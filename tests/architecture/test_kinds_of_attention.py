@@ -92,6 +92,7 @@ def rows(*shape: int) -> Tensor:
     return torch.randn(*shape, 5, generator=torch.Generator().manual_seed(1)).double()
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("name", KINDS)
 def test_queries_keys_and_values_have_what_their_attention_leaves(name: str) -> None:
     model, x, group = settled(name), rows(2, 4), KINDS[name][2]
@@ -154,6 +155,7 @@ class UnderGains(nn.Module):
         return self.out(self.f(h + self.o(z.transpose(1, 2).flatten(2))))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("rotary", [True, False])
 def test_heads_change_places_under_the_gain_of_their_norm(shared: bool, rotary: bool) -> None:

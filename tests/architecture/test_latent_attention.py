@@ -74,6 +74,7 @@ def example(*shape: int) -> Tensor:
     return torch.randint(TOKENS, shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("filled", [False, True])
 @pytest.mark.parametrize(("adjacent", "parted"), [(False, False), (True, False), (True, True)])
 def test_each_part_of_a_head_has_the_group_of_what_it_meets(

@@ -80,6 +80,7 @@ def _parameters() -> list[Any]:
     ]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("family", _parameters())
 def test_record_and_copy_agree(family: Family) -> None:
     require_same(*proofs(family.make(0), family.example(1)))

@@ -363,6 +363,7 @@ STYLES: dict[str, tuple[Callable[[], nn.Module], Callable[..., nn.Module], dict[
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("style", STYLES)
 def test_a_style_has_the_groups_of_its_published_twin(style: str) -> None:
     published, make, own = STYLES[style]
@@ -379,6 +380,7 @@ def test_a_style_has_the_groups_of_its_published_twin(style: str) -> None:
             assert claim.certificate is not None and claim.certificate.holds, (part, layer)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("style", STYLES)
 def test_elements_at_its_places_are_absorbed_on_other_inputs(style: str) -> None:
     published, make, own = STYLES[style]

@@ -109,6 +109,7 @@ def require_acts(model: nn.Module, site: str, x: Tensor, *others: Tensor) -> Non
         torch.testing.assert_close(twin(other), model(other), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_state_of_a_layer_has_signed_axes(kind: str, name: str) -> None:
@@ -120,6 +121,7 @@ def test_the_state_of_a_layer_has_signed_axes(kind: str, name: str) -> None:
     require_acts(model, "o:in", x, rows(5, 3, 4, seed=4))
 
 
+@pytest.mark.slow
 def test_a_rectified_state_rescales_and_a_projected_one_is_free() -> None:
     x = rows(3, 2, 4)
     relu = settled(Layers("RNN", nonlinearity="relu"))
@@ -130,6 +132,7 @@ def test_a_rectified_state_rescales_and_a_projected_one_is_free() -> None:
     require_acts(projected, "r", x, rows(6, 1, 4))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_state_of_a_cell_has_signed_axes(kind: str) -> None:
     model, x = settled(Cells(kind)), rows(3, 2, 4)
@@ -137,6 +140,7 @@ def test_the_state_of_a_cell_has_signed_axes(kind: str) -> None:
     require_acts(model, "o:in", x, rows(3, 5, 4, seed=4))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_first_state_that_is_given_keeps_its_axes(kind: str) -> None:
     x, h = rows(3, 2, 4), rows(1, 2, STATE, seed=7)

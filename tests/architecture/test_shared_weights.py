@@ -75,6 +75,7 @@ BOUND = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=5)
 @pytest.mark.parametrize("name", BOUND)
 def test_what_one_vector_acts_on_changes_together(name: str) -> None:
     model, x, site, group = BOUND[name]
@@ -141,6 +142,7 @@ def test_a_table_that_cannot_be_untied_keeps_what_its_transpose_does(
         assert twin.table.weight is not model.table.weight
 
 
+@pytest.mark.slow
 def test_numbers_that_stand_in_several_places_do_not_move_alone() -> None:
     places = (torch.arange(D)[:, None] - torch.arange(D)) % D
     ring = Written(

@@ -154,6 +154,7 @@ def require_one_order(model: nn.Module, parts: tuple[G.Group, ...]) -> None:
     torch.testing.assert_close(twin(other), model(other), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize("bend", BENT)
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_gate_and_what_it_multiplies_share_an_order(bend: str, cut: str) -> None:

@@ -610,6 +610,7 @@ def derived(case: Case) -> tuple[nn.Module, dict[str, bp.Symmetry]]:
     return _FOUND[case.model]
 
 
+@pytest.mark.sample(default=9)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_the_weights_absorb_the_group_of_a_site_and_nothing_outside_it(case: Case) -> None:
     model, found = derived(case)
@@ -989,6 +990,7 @@ def often(names: dict[str, object]) -> list[object]:
     ]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", often(BRIDGES))
 @pytest.mark.filterwarnings("ignore")
 def test_bridges_have_the_groups_of_their_architecture(name: str) -> None:
@@ -1076,6 +1078,7 @@ HUGGING_FACE = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", often(HUGGING_FACE))
 @pytest.mark.filterwarnings("ignore")
 def test_hugging_face_models_have_the_groups_of_their_architecture(name: str) -> None:

@@ -45,6 +45,7 @@ def _symmetries(part: nn.Module, call: Callable[..., Tensor]) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize(
     "settings", [{}, {"bias": False}, {"add_bias_kv": True}, {"add_zero_attn": True}]
 )
@@ -62,6 +63,7 @@ def test_attention_leaves_what_it_reads_and_writes_free(
         assert found[name].certificate.holds, name
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning")
 @pytest.mark.parametrize("first", [True, False])
 def test_streams_and_neurons_of_encoders_and_decoders(first: bool) -> None:
@@ -94,6 +96,7 @@ def test_streams_and_neurons_of_encoders_and_decoders(first: bool) -> None:
             assert claim.certificate.holds, name
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_torch_to_the_last_bit() -> None:
     part = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     model, x = _generic(Around(part, lambda m, x, y: m(x))), torch.randn(3, 5, 8)

@@ -98,6 +98,7 @@ WRITTEN = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=8)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_stream_has_what_its_readers_leave(name: str) -> None:
     forward, parts, group = WRITTEN[name]
@@ -158,6 +159,7 @@ MET = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", MET)
 def test_queries_and_keys_have_what_positions_and_norms_leave(name: str) -> None:
     before, norm, inner, alike = MET[name]
@@ -208,6 +210,7 @@ MIXED = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(("kind", "copies"), MIXED)
 def test_values_have_what_reads_them_behind_attention(kind: str, copies: int) -> None:
     model = moved(Behind(kind, copies))

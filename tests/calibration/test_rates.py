@@ -54,6 +54,7 @@ def test_counts_add_to_those_of_all_data_sets() -> None:
         one + Tally("site", "b", False, 4, 100)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(tmp_path: pathlib.Path) -> None:
     whole, record = tmp_path / "whole.jsonl", tmp_path / "record.jsonl"
     list(calibrate(datasets=6, trials=FEW, record=whole, **SMALL))
@@ -92,6 +93,7 @@ EACH = [
 ]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("trial", EACH)
 def test_every_trial_gives_a_report_and_the_same_again(trial: Trial) -> None:
     one, again = (trial.report(Draw(8, 400, 19, 200, seed=3)) for _ in range(2))
@@ -120,6 +122,7 @@ def test_tables_show_rates_with_intervals() -> None:
     assert "All together, of 20 data sets: found 95.0% [76.4%, 99.1%]." in text
 
 
+@pytest.mark.slow
 def test_the_command_shows_and_writes(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +223,7 @@ def test_initialisations_with_axes_are_a_table_of_their_own() -> None:
     assert "scale: claimed" in text
 
 
+@pytest.mark.slow
 def test_untrained_streams_are_made_without_touching_the_random_state() -> None:
     trial = next(t for t in TRIALS if t.name == "Llama shape, turned rogue variance")
     before = torch.get_rng_state()

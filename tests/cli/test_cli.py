@@ -59,6 +59,7 @@ def bridge() -> Any:
 # --- what it does ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demo_writes_its_report(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_demo_writes_its_report(
     assert captured.err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
 def test_a_report_on_a_folder_and_a_text(
     text: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
@@ -110,6 +112,7 @@ def test_a_report_on_a_folder_and_a_text(
     assert str(demo.MODEL_DIR.parent) not in report.provenance.model
 
 
+@pytest.mark.slow
 def test_a_quick_look_sees_fewer_samples_and_proves_nothing(
     text: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +148,7 @@ def test_texts_are_cut_into_examples_that_begin_as_texts_do(
     assert {len(batch) for batch in batches[:-1]} == {4}
 
 
+@pytest.mark.slow
 def test_a_text_is_read_as_far_as_it_is_used(
     bridge: Any, text: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -215,6 +219,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_run(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "link.json"]
 
 
+@pytest.mark.slow
 def test_symmetries_are_listed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +243,7 @@ def test_symmetries_are_listed(
     assert "permutation" in joined
 
 
+@pytest.mark.slow
 def test_a_saved_report_is_shown_and_written_again(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,6 +381,7 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str], text: pa
     assert "device='meta' holds no numbers" in _refused(capsys, "demo", "--device", "meta")
 
 
+@pytest.mark.slow
 def test_sites_that_are_not_there(
     bridge: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -483,6 +490,7 @@ def test_the_words_of_this_process_are_the_default(
 # --- for whom it speaks ---------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("before", [True, False])
 def test_json_for_a_program(
     before: bool, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
@@ -600,6 +608,7 @@ def unusable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     }[request.param]
 
 
+@pytest.mark.sample(default=1)
 def test_without_a_usable_transformerlens_the_demo_probes_the_model_itself(
     unusable: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -640,6 +649,7 @@ def test_without_a_usable_transformerlens_names_are_refused_and_the_doctor_says_
         assert "transformer-lens: 3.9.0, too old, needed: <5,>=4" in said
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("words", [["show", "{report}"], ["show", "{report}", "--json"]])
 def test_a_pipe_that_is_closed_early_is_no_error(words: list[str], tmp_path: pathlib.Path) -> None:
     report = wide_report(600, frames=9, dim=8).save(tmp_path / "r.json")
@@ -715,6 +725,7 @@ def test_bash_completes_commands_options_and_files(
     assert completed("basis-probe", "show", "sav") == ["saved.json"]
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_a_module() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "basis_probe", "show", "nowhere.json"],

@@ -75,6 +75,7 @@ def test_files_of_one_name_are_told_apart_by_their_folder(
     assert names == [str(path.with_suffix("")) for path in (saved[0], twin)]
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -106,6 +107,7 @@ def test_a_saved_report_is_loaded_as_it_was(saved: tuple[pathlib.Path, ...]) -> 
         bp.Report.load("nowhere.json")
 
 
+@pytest.mark.slow
 def test_several_models_are_probed_and_compared(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,6 +54,7 @@ def test_kernels_of_batches_are_added_up() -> None:
     assert found.similarity[1, 1] == pytest.approx(total.cka, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_and_its_twin_match_layer_by_layer() -> None:
     a = network(0)
     twin = a
@@ -100,6 +101,7 @@ def test_one_batch_has_no_error_bars_and_says_so() -> None:
     assert np.isnan(found.std_error).all() and "no error bars" in found.notes[0]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("folds", [1, 3])
 @pytest.mark.parametrize("batches", [1, 4])
 def test_what_is_fitted_is_held_out_by_example(batches: int, folds: int) -> None:

@@ -238,6 +238,7 @@ def test_a_measure_is_the_same_in_every_basis_of_its_group(
         assert exact.similarity == pytest.approx(1, abs=1e-7) and exact.distance < 1e-3
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("signs", [False, True])
 @pytest.mark.parametrize("dims", [(7, 7), (6, 9)])
 def test_partial_matching_finds_the_axes_that_two_networks_share(
@@ -330,6 +331,7 @@ SOME_BY_DEFAULT = [
 ]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("how", SOME_BY_DEFAULT, ids=str)
 def test_chance_says_what_unrelated_data_reach(how: dict[str, Any]) -> None:
     x, y = pair(9)
@@ -440,6 +442,7 @@ def test_parts_of_the_data_and_the_whole_come_from_the_same_sums() -> None:
         assert parts.std_error == pytest.approx(values.std(ddof=1) / math.sqrt(5), abs=1e-9)
 
 
+@pytest.mark.sample(default=8)
 @pytest.mark.parametrize(
     "measure", ["procrustes", "cca", "regression", "svcca", "pwcca", "partial"]
 )

@@ -32,6 +32,7 @@ MEASURES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sample(default=10)
 @pytest.mark.parametrize("how", MEASURES, ids=str)
 @pytest.mark.parametrize("folds", [1, 3])
 def test_saved_layers_are_compared_pair_by_pair(how: dict[str, Any], folds: int) -> None:
@@ -86,6 +87,7 @@ def test_a_cache_is_read_as_it_is(tmp_path: pathlib.Path) -> None:
     assert found.n_examples == 8
 
 
+@pytest.mark.slow
 def test_several_measures_come_from_one_pass() -> None:
     a, b, reads = mlp(0), mlp(1), 0
 
@@ -111,6 +113,7 @@ def test_several_measures_come_from_one_pass() -> None:
     assert len(found.to_dataframe()) == 6 * 4
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize(
     "how", [how for how in MEASURES if how["measure"] not in ("regression", "pwcca")], ids=str
 )

@@ -29,6 +29,7 @@ def test_planted_orders_are_found_and_undone() -> None:
     assert found.barriers[1] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("bend", [nn.ReLU, nn.LeakyReLU, lambda: nn.LeakyReLU(-1.0)])
 def test_planted_orders_and_scales_are_found_and_undone(bend: Any) -> None:
     """Scales that differ by a factor of hundreds hide which axes belong together."""
@@ -91,6 +92,7 @@ def _normalised(seed: int, dtype: torch.dtype) -> nn.Sequential:
     return model.eval()
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("scales", ["kept", "matched"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gains_that_are_all_one_count_where_signs_reach_them(dtype: Any, scales: Any) -> None:

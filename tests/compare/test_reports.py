@@ -80,6 +80,7 @@ def test_a_saved_comparison_is_loaded_and_told_apart_from_a_report(tmp_path: pat
         ReportComparison.load(tmp_path / "c.html")
 
 
+@pytest.mark.slow
 def test_many_sites_are_a_map_of_each_report() -> None:
     report = wide_report(80, frames=9, dim=8)
     few, many = (
@@ -211,6 +212,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         bp.compare_reports({"a": report, "b": report})["blocks.0.mlp.hook_pots"]
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize(
     "ending", [".html", ".json", ".csv", ".md", ".tex", ".pdf", ".svg", ".png"]
 )

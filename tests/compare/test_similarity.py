@@ -80,6 +80,7 @@ def distance(x: Tensor, y: Tensor, group: Group, **options: object) -> float:
 # --- laws -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=8)
 @pytest.mark.parametrize("name", GROUPS)
 def test_the_distance_is_zero_on_the_orbit_and_the_element_is_found(name: str) -> None:
     group = GROUPS[name]
@@ -101,6 +102,7 @@ def test_the_distance_is_zero_on_the_orbit_and_the_element_is_found(name: str) -
             assert torch.allclose(alignment.element.matrix(), element.matrix(), atol=1e-8)
 
 
+@pytest.mark.sample(default=7)
 @pytest.mark.parametrize("name", LARGER)
 def test_the_distance_is_positive_off_the_orbit(name: str) -> None:
     x = data(1)

@@ -27,6 +27,7 @@ TWINS: dict[str, tuple[Callable[[], nn.Module], str, str, Callable[[], Tensor]]]
 }
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_is_joined_without_a_seam(name: str) -> None:
     build, site, kind, inputs = TWINS[name]
@@ -90,6 +91,7 @@ GROUPS = (
 )
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize("options", GROUPS, ids=str)
 def test_only_the_layer_is_trained_and_it_stays_in_its_group(options: dict[str, object]) -> None:
     a, b = mlp(0).train(), mlp(1).eval()

@@ -233,6 +233,7 @@ class Changing(nn.Sequential):
         super().__init__(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 2, 3))
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_activates_its_axes() -> None:
     ids = _ids().repeat(2, 1)
     model = Reader().eval()
@@ -271,6 +272,7 @@ def test_a_report_shows_what_activates_its_axes() -> None:
             assert context.tokens == tuple(f" {'abcdefghijkl'[int(i)]}" for i in ids.tokens)
 
 
+@pytest.mark.slow
 def test_places_of_images_are_named_and_read_before_they_change() -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(40, 1, 9, 9, generator=generator)
@@ -292,6 +294,7 @@ def test_places_of_images_are_named_and_read_before_they_change() -> None:
         assert top.scores == {}
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_on_the_second_pass_loses_nothing() -> None:
     model, ids = Reader().eval(), _ids().repeat(2, 1)
     with pytest.raises(bp.DataError, match="examples=2 reads the data a second time"):
@@ -347,6 +350,7 @@ def test_pictures_are_small_and_only_of_images() -> None:
     ).unique().tolist() == [0]
 
 
+@pytest.mark.slow
 def test_a_page_shows_what_places_of_maps_see() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU())

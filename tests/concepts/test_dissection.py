@@ -32,6 +32,7 @@ def _planted(samples: int = 4000, dim: int = 12, seed: int = 0) -> tuple[Tensor,
     return noise + 2.0 * labels, {f"concept {i}": labels[:, i] for i in range(dim)}
 
 
+@pytest.mark.slow
 def test_planted_concepts_are_found_with_their_analytic_scores() -> None:
     x, labels = _planted(10_000)
     found = bp.dissect_activations(
@@ -88,6 +89,7 @@ GROUPS = (
 )
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
 @pytest.mark.parametrize("split", bp.concepts.Split)
 def test_axes_score_what_they_score_whatever_they_are_compared_with(
@@ -121,6 +123,7 @@ def test_axes_score_what_they_score_whatever_they_are_compared_with(
             assert abs(one.score - expected) < 1e-9, (comparison.measure, one)
 
 
+@pytest.mark.slow
 def test_axes_score_the_same_beside_every_null() -> None:
     generator = torch.Generator().manual_seed(4)
     inputs = torch.randn(400, 6, generator=generator, dtype=torch.float64)
@@ -162,6 +165,7 @@ def test_turned_alternatives_hold_the_axes_themselves() -> None:
         torch.testing.assert_close(spread[0], spread[1], rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_arbitrary_axes_stand_out_no_more_often_than_chance() -> None:
     # Directions of very unequal variance, and axes that are one rotation among all.
     generator = torch.Generator().manual_seed(11)
@@ -226,6 +230,7 @@ def _network_dissection(
     return {key: both[key] / (on.get(key, 0) + true[key] - both[key]) for key in both}
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("again", [(), (2, 8, 15)])
 @pytest.mark.parametrize("size", [(9, 9), (7, 11)])
 def test_the_published_rule_cuts_cells_and_counts_images_of_the_category(
@@ -259,6 +264,7 @@ def test_the_published_rule_cuts_cells_and_counts_images_of_the_category(
     assert found.n_examples == 20
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_site_are_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of maps all images are kept: activations and what the layer read, each of them once."""
     generator = torch.Generator().manual_seed(0)
@@ -300,6 +306,7 @@ def test_categories_are_of_concepts_that_there_are() -> None:
         bp.dissect_activations(x, labels, measures="iou", categories={"concept 1": "colour"})
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("measure", bp.concepts.Measure)
 def test_without_resamples_there_are_no_intervals_and_all_else_is_the_same(measure: Any) -> None:
     x, labels = _planted(400, 3)
@@ -445,6 +452,7 @@ def _token_labels(ids: Tensor) -> dict[str, Tensor]:
     return {"even": ids % 2 == 0, "low": ids < 6, "first": torch.arange(12).expand(ids.shape) < 3}
 
 
+@pytest.mark.slow
 def test_the_batches_and_their_order_change_nothing() -> None:
     ids = _ids()
     options: dict[str, Any] = {

@@ -124,6 +124,7 @@ def test_an_answer_without_end_is_cut_short(serve: Any, monkeypatch: pytest.Monk
         Endpoint(serve(flood).url, "m", timeout=10).chat("?")
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize(
     "body", [b"", b"[", b"[" * 50_000, b"null", b'{"choices": {}}', b"\xff\x00", b"HTTP/1.1 200"]
 )

@@ -35,6 +35,7 @@ def _grammar(count: int, names: list[str]) -> tuple[Any, list[dict[str, Any]], d
     return model, batches, concepts
 
 
+@pytest.mark.slow
 def test_neurons_of_the_shipped_decoder_detect_concepts_of_its_grammar() -> None:
     names = ["name", "pronoun", "plural noun", "digit", "question"]
     model, batches, concepts = _grammar(60, names)

@@ -92,6 +92,7 @@ def _try(count: int) -> None:
     assert early < count
 
 
+@pytest.mark.slow
 def test_a_dissection_that_is_stopped_keeps_its_pass() -> None:
     _try(2)
 

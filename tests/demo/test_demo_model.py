@@ -94,6 +94,7 @@ def test_generated_text_has_no_unknown_word(
     assert tokenizer("Xylophone")["input_ids"] == [1, tokenizer.unk_token_id]
 
 
+@pytest.mark.slow
 def test_held_out_loss_is_the_recorded_one(hugging_face) -> None:
     model, tokenizer = hugging_face
     record = json.loads((demo.MODEL_DIR / "training.json").read_text())
@@ -234,6 +235,7 @@ def test_a_path_that_is_no_folder_is_said_so(tmp_path: Path) -> None:
         from_directory(demo.MODEL_DIR / "config.json")
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("damage", ["weights", "architecture"])
 def test_files_that_cannot_be_read_are_said_so(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "damaged"

@@ -29,6 +29,7 @@ def documents() -> list[grammar.Document]:
 # What comes with the package
 
 
+@pytest.mark.slow
 def test_the_documents_of_the_package_are_those_of_the_grammar() -> None:
     shipped = demo.labelled(write.NUMBER)
     for document, written in zip(shipped, grammar.documents(write.NUMBER, write.SEED), strict=True):
@@ -38,6 +39,7 @@ def test_the_documents_of_the_package_are_those_of_the_grammar() -> None:
     assert demo.texts(5) == [document.text for document in shipped[:5]]
 
 
+@pytest.mark.slow
 def test_the_file_is_small_and_can_be_written_again() -> None:
     assert write.FILE.stat().st_size <= 300_000
     assert json.loads(gzip.decompress(write.shipped())) == json.loads(

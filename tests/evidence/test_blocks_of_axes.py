@@ -172,6 +172,7 @@ def _replaced(layer: LinearLayer, inputs: Tensor) -> LinearLayer:
     return dataclasses.replace(layer, inputs=inputs[:, :, None])
 
 
+@pytest.mark.slow
 def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
     assert affordable(64, 172).directions is None
     wide = affordable(768, 3072)
@@ -207,6 +208,7 @@ def test_the_same_axes_are_compared_for_one_seed() -> None:
     assert one[NON_GAUSSIANITY.name].observed == other[NON_GAUSSIANITY.name].observed
 
 
+@pytest.mark.slow
 def test_the_difference_of_a_block_is_that_of_all_axes_within_its_error() -> None:
     weight = _normal(48, 12) * torch.linspace(0.5, 2, 48, dtype=torch.float64)[:, None]
     bias = torch.linspace(-1, 1, 48, dtype=torch.float64)
@@ -283,6 +285,7 @@ LAWS = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("copies", [1, 5])
 def test_no_few_of_many_axes_stand_out_where_all_have_one_law(law: str, copies: int) -> None:
@@ -339,6 +342,7 @@ def test_the_mean_of_all_errs_by_no_more_than_is_said(one_law: bool) -> None:
     assert 0.5 < float(torch.tensor(off).square().mean().sqrt()) < 1.1
 
 
+@pytest.mark.slow
 def test_neurons_outside_the_block_are_found_and_named() -> None:
     rows, width, count = 1500, 24, 400
     inputs, weight = _normal(rows, width), _normal(count, width, seed=1) / math.sqrt(width)
@@ -398,6 +402,7 @@ def test_errors_by_leaving_out_cover_what_they_should() -> None:
     assert math.isnan(jackknife_error(torch.zeros(3)))
 
 
+@pytest.mark.slow
 def test_rows_of_one_example_are_left_out_together() -> None:
     """Copies of every row add nothing: the interval must not shrink as if they did."""
     x = _normal(307, 12) ** 3
@@ -429,6 +434,7 @@ def test_scores_across_axes_of_a_block_are_left_out_where_no_formula_is_known() 
     assert any(note.startswith("sample_kurtosis: left out") for note in site.notes)
 
 
+@pytest.mark.slow
 def test_all_axes_against_blocks_hold_the_level_where_directions_share_their_errors() -> None:
     """Samples of unequal length move all directions of one data set together."""
     null = bp.nulls.Rotation(99, 400, directions=16)

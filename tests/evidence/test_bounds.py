@@ -42,6 +42,7 @@ def _probed(made: dict[str, Any], **how: Any) -> bp.SiteReport:
     return bp.probe_activations(made.pop("activations"), **made, **how)
 
 
+@pytest.mark.slow
 def test_neurons_that_do_not_stand_out_have_a_bound_before_their_nonlinearity() -> None:
     held = stated = 0
     for seed in range(4):
@@ -55,6 +56,7 @@ def test_neurons_that_do_not_stand_out_have_a_bound_before_their_nonlinearity() 
     assert _probed(_layer(_sources(0.9, 1), 1)).verdict.bound is None
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     "group", ["orthogonal", "general-linear", "line-stabiliser", "permutation"]
 )
@@ -71,6 +73,7 @@ def test_every_geometry_has_a_bound_with_the_unit_left_out(group: str) -> None:
     assert "95 % confidence the axes' excess kurtosis (root" in verdict.sentence
 
 
+@pytest.mark.slow
 def test_another_basis_that_stands_out_is_said_beside_the_bound() -> None:
     hidden = _sources(1.0, 7) ** 3
     hidden = hidden / hidden.std(0) @ haar(DIM, seeded(2))
@@ -80,6 +83,7 @@ def test_another_basis_that_stands_out_is_said_beside_the_bound() -> None:
     assert "Directions that stand out were found" in verdict.sentence
 
 
+@pytest.mark.slow
 def test_outlying_axes_are_compared_from_site_to_site() -> None:
     def rows(axes: list[int], seed: int) -> Tensor:
         x = torch.randn(600, 30, generator=seeded(seed), dtype=torch.float64)

@@ -81,6 +81,7 @@ def test_codes_are_those_of_the_formula(kind: str, tmp_path: pathlib.Path) -> No
     assert torch.allclose(found.encode(x).float(), want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_true_directions_stand_out_and_random_ones_do_not(tmp_path: pathlib.Path) -> None:
     x, turn = planted()
     true = bp.export_basis(turn.T, tmp_path / "true", hook_name="here", model_name="m")
@@ -142,6 +143,7 @@ def test_intervals_hold_the_truth() -> None:
     assert inside >= 34
 
 
+@pytest.mark.slow
 def test_a_dictionary_of_another_width_is_left_out_where_it_does_not_fit(
     tmp_path: pathlib.Path,
 ) -> None:

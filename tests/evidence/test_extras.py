@@ -50,6 +50,7 @@ def test_a_basis_that_is_the_axes_is_called_so() -> None:
     assert said in site.verdict.sentence
 
 
+@pytest.mark.slow
 def test_where_nothing_stands_out_it_is_said() -> None:
     x = torch.randn(6000, 8, generator=seeded(), dtype=torch.float64)
     site = bp.probe_activations(x, group="orthogonal", bases=["ica", "varimax"], null=FEW)
@@ -58,6 +59,7 @@ def test_where_nothing_stands_out_it_is_said() -> None:
     assert site.bases.directions.size == 0
 
 
+@pytest.mark.slow
 def test_directions_that_are_at_hand_are_bases_too() -> None:
     secret = torch.linalg.qr(torch.randn(8, 8, generator=seeded(2), dtype=torch.float64)).Q
     x = _laplace(4000, 8) @ secret
@@ -102,6 +104,7 @@ def test_reports_with_bases_orders_and_paths_survive_the_file() -> None:
 # --- three orders ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_orders_are_told_apart() -> None:
     normal = torch.randn(4000, 16, generator=seeded(5), dtype=torch.float64)
     cases = {
@@ -120,6 +123,7 @@ def test_orders_are_told_apart() -> None:
             assert found[other].sentence
 
 
+@pytest.mark.slow
 def test_orders_are_not_told_where_the_group_changes_them() -> None:
     x = _laplace(900, 6)
     for group in ("permutation", "general-linear"):
@@ -167,6 +171,7 @@ def test_running_averages_are_settled_on_the_data() -> None:
     assert not model[1].training and model[1].momentum == 0.1
 
 
+@pytest.mark.slow
 def test_neurons_that_were_wired_to_few_inputs_are_no_finding_against_twins_wired_alike() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
     with torch.no_grad():
@@ -201,6 +206,7 @@ def test_shared_tensors_stay_shared() -> None:
     assert twin.unembed.weight is twin.embed.weight
 
 
+@pytest.mark.slow
 def test_training_is_seen_against_random_weights_and_the_same_for_every_batch_size() -> None:
     model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 3))
     with torch.no_grad():

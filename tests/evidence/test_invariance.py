@@ -129,6 +129,7 @@ CASES: dict[str, tuple[nn.Module, Tensor, list[str]]] = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("case", CASES)
 def test_batches_may_have_any_size_and_any_order(case: str) -> None:
     model, x, sites = CASES[case]
@@ -141,6 +142,7 @@ def test_batches_may_have_any_size_and_any_order(case: str) -> None:
             _same(report[name], whole[name], within=2e-4)
 
 
+@pytest.mark.slow
 def test_what_comes_first_makes_no_difference_to_the_architecture() -> None:
     # The model is watched on the first examples, so these must not decide.
     model, x, sites = CASES["vision"]
@@ -153,6 +155,7 @@ def test_what_comes_first_makes_no_difference_to_the_architecture() -> None:
         _same(one[name], other[name], within=2e-4)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("case", CASES)
 def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(case: str) -> None:
     model, x, sites = CASES[case]
@@ -168,6 +171,7 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(case: str) ->
             assert found.all_samples == other.all_samples or np.isnan(found.all_samples)
 
 
+@pytest.mark.slow
 def test_a_seed_does_not_depend_on_what_else_is_probed() -> None:
     model, x, sites = CASES["vision"]
     together = _probe(model, x.split(32), sites=sites)
@@ -183,6 +187,7 @@ def test_the_global_random_state_decides_nothing() -> None:
         assert _probe(model, x, sites=sites) == one
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("case", CASES)
 def test_single_and_double_precision_agree(case: str) -> None:
     model, x, sites = CASES[case]
@@ -214,6 +219,7 @@ DIM = 8
 EXACT = ["permutation", "signed-permutation", "positive-monomial", "monomial", "trivial"]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", EXACT)
 def test_a_group_that_keeps_axes_moves_no_number(name: str) -> None:
     x = _sparse(600, DIM) * torch.logspace(-1, 1, DIM, dtype=torch.float64)
@@ -242,6 +248,7 @@ ACTING: dict[str, bp.groups.Group] = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", ACTING)
 def test_the_null_does_not_move_when_the_group_acts(name: str) -> None:
     group = ACTING[name]
@@ -259,6 +266,7 @@ def test_the_null_does_not_move_when_the_group_acts(name: str) -> None:
         assert here.std() == pytest.approx(there.std(), rel=0.35), score
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("name", ["orthogonal", "general-linear", "line-stabiliser"])
 def test_data_without_special_axes_stay_so_when_the_group_acts(name: str) -> None:
     x = _draw(600, DIM)
@@ -283,6 +291,7 @@ def _neurons(model: nn.Sequential, element: Tensor) -> nn.Sequential:
     return changed
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("seed", range(3))
 def test_neurons_may_be_permuted_and_rescaled(seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
@@ -336,6 +345,7 @@ def _rotated(model: Stream, turn: Tensor) -> Stream:
     return changed
 
 
+@pytest.mark.slow
 def test_a_residual_stream_may_be_turned() -> None:
     model = _made(Stream, dtype=torch.float64)
     assert isinstance(model, Stream)
@@ -367,6 +377,7 @@ def test_a_residual_stream_may_be_turned() -> None:
             assert here.closed_form.mean == pytest.approx(there.closed_form.mean, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_positive_scales_between_relu_layers_leave_the_second_layer_alone() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

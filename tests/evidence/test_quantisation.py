@@ -76,6 +76,7 @@ def _found(x: Tensor, group: str = "orthogonal", **more: object):
     return bp.probe_activations(x, group=group, scores=SCORES, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_one_large_axis_is_what_rounding_pays_for() -> None:
     x = _normal(600, 32)
     x[:, 5] *= 12
@@ -92,6 +93,7 @@ def test_one_large_axis_is_what_rounding_pays_for() -> None:
     assert math.isclose(turned.null_mean, found.null_mean, rel_tol=0.05)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     "group", ["orthogonal", "line-stabiliser", "general-linear", "permutation"]
 )
@@ -112,6 +114,7 @@ def _several(x: Tensor, group: str):
     return bp.probe_activations({"x": x}, group=group, scores=SCORES)["x"].scores["quantisation"]
 
 
+@pytest.mark.slow
 def test_axes_that_may_be_rescaled_are_taken_in_units_of_their_size() -> None:
     x = _normal(600, 10).relu()
     scale = torch.logspace(-2, 2, 10, dtype=torch.float64)
@@ -120,6 +123,7 @@ def test_axes_that_may_be_rescaled_are_taken_in_units_of_their_size() -> None:
     assert math.isclose(one["quantisation"].p_value, other["quantisation"].p_value)
 
 
+@pytest.mark.slow
 def test_neurons_are_compared_with_neurons() -> None:
     weight, inputs = _normal(16, 12, seed=2), _normal(500, 12)
     report = _found(

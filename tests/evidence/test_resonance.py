@@ -46,6 +46,7 @@ def test_variance_and_offsets_move_it_and_standardising_takes_them_out() -> None
     assert abs(calm.contrast - calm.null_mean) < 4 * calm.null_std
 
 
+@pytest.mark.slow
 def test_turned_bases_are_alike_where_no_axis_stands_out() -> None:
     p_values = [
         bp.spotlight_resonance(
@@ -57,6 +58,7 @@ def test_turned_bases_are_alike_where_no_axis_stands_out() -> None:
     assert sum(p <= 0.05 for p in p_values) < 7 and sum(p > 0.5 for p in p_values) > 8
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("dim", [2, 3, 5, 9])
 def test_the_score_is_the_contrast_of_the_curve_over_all_planes(dim: int) -> None:
     generator = seeded(dim)

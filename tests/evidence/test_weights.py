@@ -62,6 +62,7 @@ def _rates(networks: int, laws: tuple[str, ...] = LAWS, frames: int = 19) -> dic
     return {name: sum(v) / len(v) for name, v in values.items()}
 
 
+@pytest.mark.slow
 def test_untrained_neurons_are_seldom_called() -> None:
     for name, rate in _rates(42).items():
         # Of 21 more than 8 at a rate of 10 %: once in 4,000.
@@ -148,6 +149,7 @@ def _model(seed: int = 0, planted: str = "") -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     ("planted", "score"),
     [("related", "cosine"), ("unequal", "norms"), ("selective", "reading_kurtosis")],
@@ -207,6 +209,7 @@ def _language(seed: int = 0) -> _Language:
     return model
 
 
+@pytest.mark.slow
 def test_layers_are_found_by_their_names_and_attention_is_not_one() -> None:
     found = bp.weights_privilege(_language())
     assert found.sites == ("layers.0.mlp.down_proj:in", "layers.1.mlp.down_proj:in")
@@ -222,6 +225,7 @@ def test_layers_are_found_by_their_names_and_attention_is_not_one() -> None:
     assert [matrix.name.split(".")[-2] for matrix in layer.reading] == ["gate_proj", "up_proj"]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_folder_of_shards_says_what_the_model_says(
     tmp_path: pathlib.Path, dtype: torch.dtype
@@ -242,6 +246,7 @@ def test_a_folder_of_shards_says_what_the_model_says(
         bp.weights_privilege(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_file_and_torch_files_are_read(tmp_path: pathlib.Path) -> None:
     model = _model()
     want = [row.effect for row in bp.weights_privilege(model)]
@@ -253,6 +258,7 @@ def test_one_file_and_torch_files_are_read(tmp_path: pathlib.Path) -> None:
     assert [row.effect for row in bp.weights_privilege(tmp_path / "old")] == want
 
 
+@pytest.mark.slow
 def test_the_gain_of_a_norm_belongs_to_what_is_read() -> None:
     model = _language(3)
     folded = _language(3)
@@ -415,6 +421,7 @@ def test_what_holds_no_neurons_is_refused(tmp_path: pathlib.Path) -> None:
 # --- beside the data ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_probe_has_it_at_every_site_with_maps_on_both_sides() -> None:
     model, x = _model(planted="related"), torch.randn(300, 24, generator=seeded(0))
     report = bp.probe(

@@ -77,6 +77,7 @@ def _parameters() -> list[Any]:
     return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in RUNS]
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize("name", _parameters())
 def test_a_run_gives_what_it_gave(name: str) -> None:
     frozen = json.loads((VALUES / f"{name}.json").read_text(encoding="utf-8"))

@@ -47,6 +47,7 @@ MAKERS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @pytest.mark.parametrize("collector", [nullcontext, _frozen, _disabled, _hasty])
 @pytest.mark.parametrize("collected", [(), (0,), (1,), (2,), (0, 1, 2)])
@@ -119,6 +120,7 @@ class Hiding(Collecting):
         return self.down(h * hidden)
 
 
+@pytest.mark.slow
 def test_constants_are_constants_and_what_is_of_unknown_origin_is_unknown() -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 4)

@@ -36,6 +36,7 @@ def test_sites_and_groups_are_those_of_the_model(family: families.Family) -> Non
         assert made is None or (made.holds and made.stranger in (ours.stranger, made.stranger))
 
 
+@pytest.mark.slow
 def test_a_large_model_takes_hardly_any_memory() -> None:
     import transformers
 
@@ -121,6 +122,7 @@ def test_a_gain_may_stand_behind_a_norm_that_something_carries() -> None:
     assert len(proved) > 10 and all(s.certificate and s.certificate.holds for s in proved)
 
 
+@pytest.mark.slow
 def test_the_command_reads_a_configuration_alone(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def _change(folder: pathlib.Path, change: Callable[[dict[str, Any]], dict[str, A
     save_file(change(load_file(path)), path, {"format": "pt"})
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("part", ["wte|embed_in", "ln_1|input_layernorm", "c_proj|dense_4h"])
 def test_a_missing_weight_that_matters_is_refused_by_name(folder: pathlib.Path, part: str) -> None:
     def without(weights: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def test_a_weight_of_another_shape_is_refused_by_name(folder: pathlib.Path) -> N
         from_directory(folder)
 
 
+@pytest.mark.sample(default=1)
 def test_weights_without_a_place_are_named_in_the_report(folder: pathlib.Path) -> None:
     _change(folder, lambda weights: weights | {"extra.head": torch.zeros(3)})
     bridge = from_directory(folder)

@@ -368,6 +368,7 @@ def test_there_are_as_many_kinds_as_are_spoken_of() -> None:
     assert len(MODELS) >= 25
 
 
+@pytest.mark.slow
 def test_a_mask_of_the_text_is_not_laid_on_pictures_or_sounds() -> None:
     ids, mask = _batch(MODELS["Llama"])
     tower = {**SMALL, "max_position_embeddings": 40}
@@ -395,6 +396,7 @@ def test_a_mask_of_the_text_is_not_laid_on_pictures_or_sounds() -> None:
     assert [one.moments.count for one in seen.values()] == [36, int(mask.sum())]
 
 
+@pytest.mark.slow
 def test_frames_of_a_sound_that_a_mask_cannot_be_laid_on_are_said_to_count() -> None:
     torch.manual_seed(0)
     config = transformers.Wav2Vec2Config(

@@ -108,6 +108,7 @@ DOORS: dict[str, Any] = {
 }
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("before", [0, 2])
 def test_everything_that_a_model_remembers_is_put_back(door: str, before: int) -> None:
@@ -123,6 +124,7 @@ def test_everything_that_a_model_remembers_is_put_back(door: str, before: int) -
     assert all(a is b for a, b in zip(objects, now, strict=True))
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("rows", [1, 2, 30])
 def test_inside_attach_a_model_remembers_the_users_passes_alone(rows: int) -> None:
     torch.manual_seed(0)
@@ -156,6 +158,7 @@ def test_a_copy_shares_weights_and_nothing_that_a_pass_changes() -> None:
     assert model.count == 0 and model.seen == [] and model.history.sums == []
 
 
+@pytest.mark.slow
 def test_two_threads_are_refused_and_copies_are_not() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     started, ended = threading.Event(), threading.Event()
@@ -179,6 +182,7 @@ def test_two_threads_are_refused_and_copies_are_not() -> None:
     assert bp.probe(model, data, progress=False)["1"].n_samples == 50
 
 
+@pytest.mark.slow
 def test_a_pass_is_not_cut_short_while_it_holds_a_lock() -> None:
     class Locked(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ def _numbers(report: bp.Report) -> list[float]:
     return [score.observed for site in report for score in site.scores.values()]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_token_ids_gives_the_numbers_of_padded_tensors(form: str) -> None:
     whole = bp.probe(Reader().eval(), [_padded(_rows())], **OPTIONS)
@@ -149,6 +150,7 @@ def test_a_word_within_names_is_answered_with_a_glob() -> None:
         bp.probe(Reader(), _rows(), **{**OPTIONS, "sites": "ct"})
 
 
+@pytest.mark.slow
 def test_names_of_a_bridge_stand_for_places_of_a_hugging_face_model() -> None:
     from basis_probe import demo
 

@@ -302,6 +302,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("equation", PRODUCTS)
 def test_an_einsum_with_a_matrix_is_a_linear_map(equation: str, listed: bool) -> None:

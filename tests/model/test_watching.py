@@ -52,6 +52,7 @@ def test_an_image_without_an_axis_of_examples() -> None:
     assert report["1"].symmetry.group.dim == 8
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_examples_on_the_second_axis_are_examples(kind: Any) -> None:
     torch.manual_seed(0)
@@ -108,6 +109,7 @@ OPAQUE: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("kind", OPAQUE)
 def test_parts_that_run_out_of_sight_hide_nothing_behind_them(kind: str) -> None:
@@ -176,6 +178,7 @@ MOVED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", MOVED)
 def test_rows_of_several_positions(kind: str) -> None:
     def forward(m: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
@@ -209,6 +212,7 @@ def test_a_position_that_is_picked_counts_where_it_is_no_padding(left: bool, ent
     assert _count(Own(forward, **_heads()), data)[0] == expected
 
 
+@pytest.mark.slow
 def test_a_module_that_runs_several_times_says_which_time_it_is() -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         return m.b(torch.stack([m.a(row) for row in x.unbind(1)], 1).relu())
@@ -252,6 +256,7 @@ def test_embeddings_in_place_of_token_ids_are_the_same_input() -> None:
     assert probe.report()["a"].n_samples == 48
 
 
+@pytest.mark.slow
 def test_edges_of_a_graph_are_no_rows_of_a_layer() -> None:
     def forward(m: Any, x: Tensor, src: Tensor, dst: Tensor) -> Tensor:
         h = m.a(x)
@@ -287,6 +292,7 @@ def test_a_cache_in_a_batch_is_the_users() -> None:
     assert found[1] == pytest.approx(float(wanted), rel=1e-4)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("shape", [(60, 3), (60, 1, 4, 4)])
 @pytest.mark.parametrize("floating", [True, False])
 def test_a_mask_of_another_shape_is_named(shape: tuple[int, ...], floating: bool) -> None:

@@ -134,6 +134,7 @@ def _try(
     return taken
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_mutated_findings_are_refused_or_drawn(kind: str, tmp_path: pathlib.Path) -> None:
     assert 0 < _try(kind, 12, 1, tmp_path, ()) < 12
@@ -155,6 +156,7 @@ def test_thousands_of_mutated_findings_are_refused_or_drawn(
     _try(kind, 10_000, 3, tmp_path, FORMS.get(kind, ()), pages=pages)
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [

@@ -190,6 +190,7 @@ def _try(kind: str, count: int, seed: int, folder: pathlib.Path) -> int:
     return count - taken
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("kind", [kind for kind in CASES if not kind.startswith("model")])
 def test_damaged_files_are_refused_in_words(kind: str, tmp_path: pathlib.Path) -> None:
     assert _try(kind, 40, 1, tmp_path) > 0

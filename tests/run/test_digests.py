@@ -31,6 +31,7 @@ def _report(model: nn.Module, data: list[Tensor], **options: object) -> bp.Repor
     )  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_equal_weights_and_equal_batches_have_equal_digests_and_others_have_not() -> None:
     one = _report(_model(), _data()).provenance
     again = _report(copy.deepcopy(_model()), _data(), seed=7).provenance

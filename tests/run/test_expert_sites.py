@@ -209,6 +209,7 @@ def probed(model: nn.Module, data: Any, **more: Any) -> Report:
     return bp.probe(model, data, progress=False, certificates=False, **more)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_running_experts_gives_the_same_numbers(
     reports: dict[str, Report], way: str
@@ -222,6 +223,7 @@ def test_every_way_of_running_experts_gives_the_same_numbers(
     assert not {"PRIVILEGED", "EMERGENT"}.intersection(other.outcome)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("way", ["modules", "sorted"])
 def test_batch_size_changes_nothing_at_experts(reports: dict[str, Report], way: str) -> None:
     ids = tokens(60, 7)
@@ -231,6 +233,7 @@ def test_batch_size_changes_nothing_at_experts(reports: dict[str, Report], way: 
     assert np.allclose(other.share, reports[way].experts().share)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("way", ["modules", "sorted", "dense"])
 def test_padding_does_not_count_at_experts(way: str) -> None:
     model, ids = Model(way).eval(), tokens(40, 7)
@@ -246,6 +249,7 @@ def test_padding_does_not_count_at_experts(way: str) -> None:
     assert dict(told.max()) == dict(told.min()) == right
 
 
+@pytest.mark.slow
 def test_no_place_of_several_experts_is_probed_unasked() -> None:
     for way in WAYS:
         found = probed(Model(way).eval(), [tokens(20, 7)], scores=["kurtosis"])
@@ -275,6 +279,7 @@ class Halves(nn.Module):
         return self.head(h + made.view(h.shape))
 
 
+@pytest.mark.slow
 def test_rows_that_are_picked_twice_are_one_input() -> None:
     found = probed(Halves(pairs=False).eval(), [tokens(200, 6)], sites="*.down:in")
     assert len(found) == EXPERTS
@@ -299,6 +304,7 @@ def test_mixed_rows_of_experts_are_not_compared() -> None:
     assert "block.0.down:in" in site.verdict.sentence
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("way", ["modules", "loop", "sorted"])
 def test_an_expert_that_nothing_reaches_says_so(way: str) -> None:
     model = Model(way).eval()
@@ -324,6 +330,7 @@ def test_an_expert_that_nothing_reaches_says_so(way: str) -> None:
         assert "no row of the data reached" in lost[0].verdict.sentence
 
 
+@pytest.mark.slow
 def test_a_feature_that_is_planted_in_one_expert_is_found_there_alone() -> None:
     """Two neurons of expert 2 fire for one token each; all others have random directions."""
     model = Model("sorted").eval()
@@ -370,6 +377,7 @@ def test_the_table_and_the_map_of_experts(reports: dict[str, Report], tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_of_very_many_experts_some_are_probed_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -397,6 +405,7 @@ class Several(nn.Module):
         return self.head(h)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("way", ["loop", "sorted"])
 def test_what_leads_from_one_mixture_to_the_next_mixes_no_experts(way: str) -> None:
     model = Several(way, 2).eval()
@@ -444,6 +453,14 @@ class Written(nn.Module):
             out = torch.einsum("enh,edh->end", F.gelu(pre), self.down)
             share = torch.zeros_like(taken).scatter(1, chosen, weight)
             return torch.einsum("end,ne->nd", out, share).view(shape)
+        if self.way == "split":
+            place = chosen.flatten().argsort(stable=True)
+            row, counts = place // CHOSEN, chosen.flatten().bincount(minlength=EXPERTS).tolist()
+            several = zip(x[row].split(counts), self.up, self.bias, strict=True)
+            hidden = F.gelu(torch.cat([F.linear(h, w, b) for h, w, b in several]))
+            several = zip(hidden.split(counts), self.down, strict=True)
+            out = torch.cat([F.linear(h, w) for h, w in several]) * weight.flatten()[place, None]
+            return torch.zeros_like(x).index_add(0, row, out).view(shape)
         made = torch.zeros_like(x)
         rounds = range(CHOSEN) if self.way == "rounds" else [slice(None)]
         for column in rounds:
@@ -471,7 +488,8 @@ def written(way: str) -> Model:
     return model
 
 
-@pytest.mark.parametrize("way", ["names", "attributes", "einsum"])
+@pytest.mark.sample(default=1)
+@pytest.mark.parametrize("way", ["names", "attributes", "einsum", "split"])
 def test_experts_under_other_names_and_in_other_products_are_seen_on_their_rows(way: str) -> None:
     ids = tokens(40, 7)
     found = probed(written(way), [ids], scores=["kurtosis"])
@@ -485,6 +503,7 @@ def test_experts_under_other_names_and_in_other_products_are_seen_on_their_rows(
         assert shown is None or np.allclose(shown.per_direction, right.detach(), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_stack_whose_experts_are_not_its_first_axis_makes_no_experts_up() -> None:
     found = probed(written("last_axis"), [tokens(40, 7)], scores=["kurtosis"])
     assert found.experts().empty
@@ -492,6 +511,7 @@ def test_a_stack_whose_experts_are_not_its_first_axis_makes_no_experts_up() -> N
     assert {site.n_samples for site in found if site.dim == HIDDEN} == counts
 
 
+@pytest.mark.slow
 def test_an_expert_that_works_more_than_once_in_a_pass_says_so() -> None:
     for way, often in (("rounds", True), ("plain", False)):
         found = probed(written(way), [tokens(40, 7)], scores=["kurtosis"])

@@ -94,6 +94,7 @@ def _with_checkpoint(count: int, folder: pathlib.Path) -> None:
     assert 0 < early < count
 
 
+@pytest.mark.slow
 def test_interruptions_lose_nothing(tmp_path: pathlib.Path) -> None:
     _with_checkpoint(5, tmp_path)
 
@@ -155,6 +156,7 @@ def _through(door: Callable[[Any, nn.Module], bp.Report], count: int) -> None:
     assert early < count
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.filterwarnings("ignore:To stay within")
 @pytest.mark.parametrize("name", DOORS)
 def test_interruptions_at_every_door_lose_nothing(name: str) -> None:
@@ -181,6 +183,7 @@ class _Failing:
         yield from _data()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:To stay within")
 def test_a_second_pass_that_does_not_begin_leaves_what_the_first_one_saw() -> None:
     def fail() -> None:
@@ -226,6 +229,7 @@ def _attached(count: int) -> None:
             assert _numbers(report) == clean[probe.passes], (at, then)
 
 
+@pytest.mark.slow
 def test_a_loop_that_is_broken_off_leaves_whole_passes() -> None:
     _attached(5)
 

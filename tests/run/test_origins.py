@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from draws import seeded
 from torch import Tensor, nn
@@ -43,12 +44,14 @@ def _verdict(model: _Stream) -> bp.Verdict:
     return report["tokens"].verdict
 
 
+@pytest.mark.slow
 def test_axes_that_the_code_draws_are_of_the_initialisation() -> None:
     verdict = _verdict(_model(_Heavy))
     assert verdict.outcome is bp.Outcome.EMERGENT and "form" in verdict.orders
     assert "form too on the first batch: initialisation, not training" in verdict.sentence
 
 
+@pytest.mark.slow
 def test_axes_that_the_code_does_not_draw_are_of_the_training() -> None:
     model = _model(nn.Embedding)
     with torch.no_grad():
@@ -59,6 +62,7 @@ def test_axes_that_the_code_does_not_draw_are_of_the_training() -> None:
     assert "initialisation, not training" not in verdict.sentence
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_parameters_without_a_rule() -> None:
     model = _model(_Heavy)
     model.register_parameter("factor", nn.Parameter(torch.ones(3)))

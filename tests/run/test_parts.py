@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::basis_probe.MisleadingNull")
 # --- parts that add -------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(("of", "most"), [(2, None), (9, None), (3, 97)])
 def test_shards_give_the_numbers_of_one_process(of: int, most: int | None) -> None:
     whole = observed(batches(), max_samples=most)
@@ -57,6 +58,7 @@ def test_a_partial_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
     require_equal(bp.Partial.from_bytes(partial.to_bytes()), partial, within=0.0)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_partial_is_that_of_a_probe(tmp_path: pathlib.Path) -> None:
     null = bp.nulls.Rotation(frames=19, samples=64)
     probed = bp.probe(
@@ -83,12 +85,14 @@ def test_the_report_of_a_partial_is_that_of_a_probe(tmp_path: pathlib.Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_a_missing_shard_is_said_to_be_missing() -> None:
     report = reported(observed(batches(), shard=(0, 3)) + observed(batches(), shard=(2, 3)))
     assert report.partial
     assert "Shards of the data are missing: 1/3." in report.notes
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize(
     ("other", "words"),
     [
@@ -174,6 +178,7 @@ def written_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "CHECKPOINT_SECONDS", 0.0)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(("at", "shard"), [(3, (0, 1)), (6, (1, 2)), (1, (1, 2))])
 def test_a_run_goes_on_exactly(
     at: int, shard: tuple[int, int], tmp_path: pathlib.Path, written_always: None
@@ -199,6 +204,7 @@ def test_a_run_goes_on_exactly(
     require_equal(grown, observed([*batches(), *batches(2)], shard=shard), within=0.0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_something_else_is_refused(
     tmp_path: pathlib.Path, written_always: None
 ) -> None:
@@ -220,6 +226,7 @@ def test_a_checkpoint_of_something_else_is_refused(
         observed(batches(2), checkpoint=path)
 
 
+@pytest.mark.slow
 def test_a_probe_removes_its_checkpoint_when_the_report_is_made(
     tmp_path: pathlib.Path, written_always: None
 ) -> None:
@@ -256,6 +263,7 @@ partials.observed(slow(), checkpoint={path!r})
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.safetensors"
     here = str(pathlib.Path(__file__).parents[1])
@@ -283,6 +291,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path: pathlib.Pa
 # --- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_small_budget_passes_several_times_and_changes_no_number() -> None:
     settings: dict[str, Any] = {"sites": SITES, "certificates": False, "progress": False}
     settings["null"] = bp.nulls.Rotation(frames=19, samples=64)
@@ -297,6 +306,7 @@ def test_a_small_budget_passes_several_times_and_changes_no_number() -> None:
         bp.probe(model(), iter(batches()), memory_budget=60_000, **settings)
 
 
+@pytest.mark.slow
 def test_activations_that_can_be_computed_again_are_not_kept() -> None:
     partial = observed(batches(), sites=["1"], null=None)
     seen = partial.seen["1"]
@@ -405,6 +415,7 @@ def _words() -> dict[str, Any]:
     return json.loads(json.loads(WHOLE[8 : 8 + length])["__metadata__"]["words"])
 
 
+@pytest.mark.slow
 def test_a_file_of_the_form_before_is_read_with_a_note() -> None:
     words = _words()
     del words["plan"]["data"], words["passing"]
@@ -416,6 +427,7 @@ def test_a_file_of_the_form_before_is_read_with_a_note() -> None:
         bp.Partial.from_bytes(_forged(words, "basis_probe partial 3"))
 
 
+@pytest.mark.sample(default=5)
 @pytest.mark.parametrize("entry", [None, 7, -1, 1e400, "x", [], {}, [7], {"x": {}}, True])
 def test_words_that_make_no_sense_are_damage(entry: Any, tmp_path: pathlib.Path) -> None:
     words = _words()
@@ -441,6 +453,7 @@ def test_missing_shards_are_counted_where_they_are_many() -> None:
     assert len(part.missing) < 400
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_observe_finished_stays(
     tmp_path: pathlib.Path, written_always: None
 ) -> None:

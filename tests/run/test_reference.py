@@ -37,6 +37,7 @@ def test_the_score_is_the_best_correlation() -> None:
     assert torch.allclose(half, expected, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_twins_share_their_axes_and_strangers_do_not() -> None:
     a = network(0)
     element = bp.groups.PositiveMonomial(12).draw(seeded(1))
@@ -56,6 +57,7 @@ def test_untrained_networks_do_not_converge_more_often_than_the_level() -> None:
     assert min(p_values) > 0.02 and 0.2 < float(np.mean(p_values)) < 0.8
 
 
+@pytest.mark.slow
 def test_the_report_is_the_same_but_for_the_score_and_says_what_was_compared() -> None:
     a, other = network(0), network(1)
     other.train()
@@ -79,6 +81,7 @@ def test_the_report_is_the_same_but_for_the_score_and_says_what_was_compared() -
     assert "convergence" in set(with_other.to_dataframe().score)
 
 
+@pytest.mark.slow
 def test_bases_that_are_only_defined_up_to_a_turn_can_still_converge() -> None:
     """Linear sites: a turned copy holds the same information, and not the same axes."""
     a = nn.Sequential(nn.Linear(6, 8), nn.Identity(), nn.Linear(8, 2))
@@ -92,6 +95,7 @@ def test_bases_that_are_only_defined_up_to_a_turn_can_still_converge() -> None:
     assert other.observed < 0.95 and other.p_value > 0.03
 
 
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused_or_said() -> None:
     with pytest.raises(bp.SiteError, match="the reference has none of the sites 1"):
         probed(network(0), nn.Sequential(nn.Linear(6, 2)), sites="1")

@@ -83,6 +83,7 @@ def test_a_variance_merged_wrongly_would_be_noticed() -> None:
     assert bool(((right - wrong) / right > 0.05).all())
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_batches_may_be_cut_and_ordered_at_will(size: int) -> None:
     x = torch.cat(_drifting(12, rows=5))
@@ -95,6 +96,7 @@ def test_batches_may_be_cut_and_ordered_at_will(size: int) -> None:
         assert torch.equal(seen.kept.rows["x"], whole.kept.rows["x"])
 
 
+@pytest.mark.slow
 def test_the_kept_rows_are_a_uniform_sample_of_all() -> None:
     # Of batches with one mark each, a uniform sample of 32 rows in 1000 has the marks' mean.
     marks: list[float] = []
@@ -119,6 +121,7 @@ def _held() -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
+@pytest.mark.slow
 def test_what_is_held_does_not_grow_with_the_data() -> None:
     model, held = Drift(), []
     stream = Stream({"site": _plan(dim=64)}, seed=0, capacity=CAPACITY, most=None)

@@ -47,6 +47,7 @@ def report() -> bp.Report:
     return bp.probe(Named(), [x], progress=False, certificates=False)
 
 
+@pytest.mark.slow
 def test_no_output_holds_a_command(report: bp.Report, tmp_path: pathlib.Path) -> None:
     shown = io.StringIO()
     Console(file=shown, width=200).print(render(report))
@@ -75,6 +76,7 @@ def test_names_that_differ_still_look_different() -> None:
     assert len({clean(text) for text in HOSTILE}) == len(HOSTILE)
 
 
+@pytest.mark.slow
 def test_names_that_no_encoding_has_are_probed_and_saved(tmp_path: pathlib.Path) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

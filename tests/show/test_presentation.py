@@ -219,6 +219,7 @@ def _check_image(address: str) -> None:
     assert "url(" not in source and not re.search(f"[{_UNSAFE}]", source)
 
 
+@pytest.mark.sample(default=1)
 @every_name
 def test_html_is_nested_and_holds_known_elements_only(name: str) -> None:
     for place, (_, page) in enumerate(_shown(name)):
@@ -269,6 +270,7 @@ def test_hostile_texts_come_out_as_text() -> None:
         source.encode("utf-8")
 
 
+@pytest.mark.slow
 def test_the_only_script_of_a_page_is_the_one_that_its_policy_names() -> None:
     source = pages.page(hostile_report())
     (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
@@ -324,6 +326,7 @@ def test_a_page_tells_what_was_found() -> None:
     assert report.notes[0] in text
 
 
+@pytest.mark.slow
 def test_a_partial_report_and_a_failed_certificate_say_so_everywhere() -> None:
     for report, phrase in (
         (REPORTS["partial"], "Partial report"),
@@ -370,6 +373,7 @@ def test_orders_bases_and_path_are_shown_where_they_are() -> None:
     assert "Which basis" not in usual and "Three orders" not in usual
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("claimed", list(itertools.permutations(words.ORDERS, 2)))
 def test_maps_and_tables_say_by_which_orders_a_site_is_emergent(claimed: tuple[str, ...]) -> None:
     report = fake_report()
@@ -421,6 +425,7 @@ def test_pages_are_deterministic() -> None:
     assert markdown.markdown(fake_report()) == markdown.markdown(again)
 
 
+@pytest.mark.slow
 def test_a_page_of_60_wide_sites_stays_below_4_megabytes_with_its_numbers() -> None:
     report = wide_report(60, dim=4096)
     assert len(pages.page(report).encode()) < 4e6
@@ -849,6 +854,7 @@ def test_csv_files_have_a_line_for_every_row(report: Report, tmp_path: pathlib.P
 # --- figures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.filterwarnings("ignore:Glyph")
 @every_report
 def test_figures_can_be_drawn(report: Report) -> None:
@@ -875,6 +881,7 @@ def test_a_figure_shows_every_site_and_its_effect() -> None:
     assert len(letters) >= len(report)
 
 
+@pytest.mark.slow
 def test_a_figure_leaves_pyplot_alone_and_shows_itself_in_a_notebook() -> None:
     here = pathlib.Path(__file__).parents[1]
     paths = [str(here), str(here.parent)]
@@ -899,6 +906,7 @@ def test_a_figure_leaves_pyplot_alone_and_shows_itself_in_a_notebook() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", ["map", "nulls"])
 def test_parts_of_a_figure_are_drawn_alone_or_on_given_axes(kind: str) -> None:
     from matplotlib.figure import Figure
@@ -986,6 +994,7 @@ def _printed(report: Report, width: int, *, colours: bool = False) -> str:
     return held.getvalue()
 
 
+@pytest.mark.sample(default=26)
 @pytest.mark.parametrize("width", [40, 80, 160])
 @every_report
 def test_terminal_lines_fit(report: Report, width: int) -> None:
@@ -1029,6 +1038,7 @@ def test_names_are_no_markup_and_no_commands_on_a_terminal() -> None:
 # --- files --------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=2)
 @every_report
 def test_json_round_trip_is_exact(report: Report) -> None:
     again = Report.from_json(report.to_json())
@@ -1050,6 +1060,7 @@ def test_reports_that_differ_in_one_number_are_not_equal() -> None:
     assert Report.from_json(other.to_json()) == other
 
 
+@pytest.mark.sample(default=1)
 @every_report
 def test_reports_can_be_saved(report: Report, tmp_path: pathlib.Path) -> None:
     page = pages.page(report)
@@ -1060,6 +1071,7 @@ def test_reports_can_be_saved(report: Report, tmp_path: pathlib.Path) -> None:
     assert text == report.to_json()
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("ending", ["pdf", "svg", "png"])
 def test_a_report_is_saved_as_a_figure_whose_letters_stay_letters(
     ending: str, tmp_path: pathlib.Path
@@ -1100,6 +1112,7 @@ def test_a_latex_table_tells_the_order_on_which_an_outcome_rests(tmp_path: pathl
     assert report.summary().iloc[0][["score", "effect"]].tolist() == ["scale", 8.5]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("size", ["column", "page", (4.0, 3.0)])
 def test_figures_have_the_size_that_a_page_asks_for(size: tuple[float, float] | str) -> None:
     report = fake_report()
@@ -1126,6 +1139,7 @@ def test_figures_have_the_size_that_a_page_asks_for(size: tuple[float, float] | 
         site.plot(ax=site.plot().axes[0], figsize="page")
 
 
+@pytest.mark.slow
 def test_figures_can_be_read_under_any_style(tmp_path: pathlib.Path) -> None:
     import matplotlib as mpl
     from matplotlib.colors import to_rgb
@@ -1164,6 +1178,7 @@ def test_figures_can_be_read_under_any_style(tmp_path: pathlib.Path) -> None:
             assert sum(to_rgb(text.get_color())) < 2 or text.get_text() in "PUEA?" or number == 6
 
 
+@pytest.mark.slow
 def test_a_map_of_many_layers_goes_on_below_at_the_width_of_a_page() -> None:
     report = wide_report(160, frames=9, dim=8)
     for size, least in (("column", 5.0), ("page", 5.0), (None, 8.0)):
@@ -1181,6 +1196,7 @@ def test_a_map_of_many_layers_goes_on_below_at_the_width_of_a_page() -> None:
         assert figure.get_figheight() < 25
 
 
+@pytest.mark.slow
 def test_keys_below_a_map_explain_the_marks_that_are_on_it() -> None:
     report = fake_report()
     compared = compare_reports({"a": report, "b": report})
@@ -1201,6 +1217,7 @@ def test_keys_below_a_map_explain_the_marks_that_are_on_it() -> None:
     assert len(drawn.axes) == 2
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("ending", ["htm", "HTML"])
 def test_pages_have_several_endings(ending: str, tmp_path: pathlib.Path) -> None:
     report = fake_report()

@@ -22,6 +22,7 @@ def test_an_e_value_is_the_mean_over_exponents() -> None:
             e_of(p)
 
 
+@pytest.mark.slow
 def test_under_the_null_its_mean_is_one_and_less_where_p_is_coarse() -> None:
     # The integral over p is 1; substituting p = exp(-t) makes it smooth.
     t = torch.linspace(1e-6, 4000, 4_000_001, dtype=torch.float64)

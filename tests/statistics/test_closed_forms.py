@@ -75,6 +75,7 @@ def _agrees(null: ClosedForm, values: Tensor) -> None:
         assert abs(null.std**2 - deviation.mean()) < 4 * variance_error + 1e-12
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("dim", [4, 7])
 def test_sample_kurtosis_over_rotations(name: str, dim: int) -> None:
@@ -86,6 +87,7 @@ def test_sample_kurtosis_over_rotations(name: str, dim: int) -> None:
     _agrees(null, turned)
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("dim", [4, 7])
 def test_centred_sample_kurtosis_over_rotations_that_fix_the_line(name: str, dim: int) -> None:

@@ -98,6 +98,7 @@ def test_in_a_turned_basis_gradients_turn_along(name: str) -> None:
     assert not torch.allclose(made.frame(generator)[0], before[0])
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", ["rotations", "every map", "the all-ones direction", "heads"])
 def test_the_group_changes_the_numbers_no_more_than_a_turn(name: str) -> None:
     group = GROUPS[name]

@@ -66,6 +66,7 @@ def test_effective_samples_is_one_over_the_mean_fourth_power_of_cosines() -> Non
         effective_samples(x, pairs=5)
 
 
+@pytest.mark.slow
 def test_a_covariance_is_not_fitted_to_rows_that_repeat() -> None:
     x = _repeated(59, 4000, 24)
     site = bp.probe_activations(x, group="general-linear")
@@ -77,6 +78,7 @@ def test_a_covariance_is_not_fitted_to_rows_that_repeat() -> None:
     assert enough.verdict.outcome is bp.Outcome.ARBITRARY
 
 
+@pytest.mark.slow
 def test_turns_ask_for_no_number_of_different_rows_but_the_bound_does() -> None:
     """Offset and scale are compared exactly with turns, whatever the rows are."""
     x = _repeated(59, 4000, 24)
@@ -87,6 +89,7 @@ def test_turns_ask_for_no_number_of_different_rows_but_the_bound_does() -> None:
     assert plain.verdict.outcome is bp.Outcome.ARBITRARY and plain.verdict.bound is None
 
 
+@pytest.mark.slow
 def test_reports_hold_both_numbers_and_old_ones_load_without() -> None:
     site = bp.probe_activations(_gaussian(900, 8) + 3, group="orthogonal")
     assert site.null is not None

@@ -24,6 +24,7 @@ SYMMETRIC: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("name", SYMMETRIC)
 @pytest.mark.parametrize("dim", [8, 24, 100])
 def test_heavy_tails_on_both_sides_are_no_lean(name: str, dim: int) -> None:

@@ -101,6 +101,7 @@ def _units_of_rounding(a: Moments, b: Moments) -> float:
     )
 
 
+@pytest.mark.sample(default=5)
 @pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("seed", range(3))
 def test_any_split_agrees_with_two_passes_in_extended_precision(name: str, seed: int) -> None:

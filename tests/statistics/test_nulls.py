@@ -510,6 +510,7 @@ def test_null_data_are_rejected_at_the_level(name: str) -> None:
     assert _rejected(lambda seed: _rotation(geometry, data(seed)), 400) <= AT_MOST
 
 
+@pytest.mark.slow
 def test_an_isotropic_gaussian_is_rejected_at_the_level() -> None:
     data, geometry = NULL_DATA["isotropic Gaussian"]
     assert _rejected(lambda seed: _rotation(geometry, data(seed)), 75) <= AT_MOST
@@ -546,6 +547,7 @@ def test_turned_activations_reject_an_untrained_layer_always() -> None:
     assert _rejected(turned, 40) >= 0.95
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("geometry", GROUPS)
 def test_planted_sources_are_found(geometry: Geometry) -> None:
     def planted(seed: int) -> Alternatives:
@@ -555,11 +557,13 @@ def test_planted_sources_are_found(geometry: Geometry) -> None:
     assert _rejected(planted, 20) >= 0.95
 
 
+@pytest.mark.slow
 def test_sources_hidden_by_a_rotation_are_not_found() -> None:
     data, geometry = NULL_DATA["rotated Laplace"]
     assert _rejected(lambda seed: _rotation(geometry, data(seed)), 60) <= 0.15
 
 
+@pytest.mark.slow
 def test_neurons_that_read_one_source_each_are_found() -> None:
     def planted(seed: int) -> Alternatives:
         inputs = _laplace(1500, DIM, seed=seed)[..., None]

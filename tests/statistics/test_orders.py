@@ -54,6 +54,7 @@ def _covariance(dim: int, *, line: bool) -> Tensor:
     return covariance
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("line", [False, True])
 @pytest.mark.parametrize("dim", [6, 17])
 def test_the_moments_of_scale_are_those_of_turned_bases(dim: int, line: bool) -> None:
@@ -94,6 +95,7 @@ def test_whitened_rows_turn_along_with_the_rows(samples: int, dim: int, line: bo
     torch.testing.assert_close(turned, white @ turn.T, rtol=0, atol=1e-9)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("dim", [16, 300])
 @pytest.mark.parametrize("line", [False, True])
 def test_every_order_is_found_on_axes_and_not_on_turned_ones(dim: int, line: bool) -> None:
@@ -128,6 +130,7 @@ def test_a_mean_that_is_noise_is_no_offset_however_unequal_the_variances() -> No
     assert "one example" in one.gate
 
 
+@pytest.mark.slow
 def test_heavy_tails_of_one_variance_are_no_scale() -> None:
     shut = 0
     for seed in range(10):
@@ -260,6 +263,7 @@ LEVEL_AXES = {
 }
 
 
+@pytest.mark.sample(default=26)
 @pytest.mark.parametrize("name", FLOORS)
 @pytest.mark.parametrize("samples", [1000, 4000])
 def test_what_a_nonlinearity_makes_of_axes_is_seen(name: str, samples: int) -> None:
@@ -308,6 +312,7 @@ def test_the_largest_axes_of_every_frame_are_treated_alike() -> None:
         assert float(swapped.null_values[frame - 1]) == pytest.approx(first.observed, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_bound_is_free_of_the_noise_of_the_axes_themselves() -> None:
     found = [_bound(_normal(3000, 48, seed=s), torch.arange(3000)) for s in range(8)]
     # 0.078; with the noise of the axes left in their squares it would be 0.13.
@@ -332,6 +337,7 @@ def test_how_much_of_what_can_be_found_lies_on_the_axes() -> None:
     assert math.isnan(reached(turned, turned @ directions, examples % 9, seed=0))
 
 
+@pytest.mark.slow
 def test_the_surrogate_of_many_small_directions_has_the_tail_of_turned_bases() -> None:
     x = _normal(300, 120) * torch.exp(0.3 * _normal(120, seed=1))
     rows = Centred(x, line=False)

@@ -170,6 +170,7 @@ def test_the_tail_agrees_with_many_more_frames(law: str) -> None:
     assert (judged < 1e-4).double().mean() < 0.05
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("tail", Tail)
 def test_a_true_null_is_rejected_no_more_often_than_the_level(law: str, tail: Tail) -> None:

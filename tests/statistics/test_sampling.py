@@ -139,6 +139,7 @@ def test_priorities_are_uniform() -> None:
         assert _chi_squared(cells.flatten().bincount(minlength=100)) < 160
 
 
+@pytest.mark.slow
 def test_every_row_is_kept_equally_often() -> None:
     ids = torch.arange(20)[:, None]
     hashes, positions = hash_examples(ids, None), torch.zeros(20, 1, dtype=torch.int64)

@@ -10,6 +10,7 @@ import torch
 from draws import seeded
 from torch import Tensor
 
+import basis_probe as bp
 from basis_probe.algebra.groups import (
     Blocks,
     GeneralLinear,
@@ -205,6 +206,7 @@ def test_a_score_of_axes_is_its_formula(name: str) -> None:
     torch.testing.assert_close(_of(SCORES[name], Frame(x)), expected, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("name", ROW)
 @pytest.mark.parametrize("dim", [DIM, DIM - 1])
 def test_a_score_of_samples_is_its_formula_averaged(name: str, dim: int) -> None:
@@ -378,6 +380,7 @@ OF_AXES = [
 ]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", ACTING)
 @pytest.mark.parametrize("score", OF_AXES)
 def test_the_law_of_the_null_does_not_move_when_the_group_acts(name: str, score: Score) -> None:
@@ -421,6 +424,7 @@ def test_the_observed_axes_keep_their_scores_where_the_group_keeps_axes(
 ACROSS = [pytest.param(score, id=name) for name, score in SCORES.items() if score.across_axes]
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("score", ACROSS)
 def test_sizes_of_planes_are_not_compared_where_the_group_scales_them(score: Score) -> None:
     group, x = ACTING["planes"], _data()
@@ -497,6 +501,7 @@ INPUT_GROUPS: dict[Geometry, Group] = {
 }
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("geometry", INPUT_GROUPS)
 @pytest.mark.parametrize("score", [KURTOSIS, NON_GAUSSIANITY], ids=lambda score: score.name)
 def test_a_finding_does_not_move_when_the_group_of_the_input_acts(
@@ -542,3 +547,24 @@ def test_the_check_of_laws_notices_a_geometry_that_the_group_moves() -> None:
     ]
     with pytest.raises(AssertionError):
         _same_law(*euclidean)
+
+
+def test_scores_of_ones_own_are_refused_where_they_make_no_sense() -> None:
+    own = dataclasses.replace(
+        bp.scores.KURTOSIS, name="own", per_direction=lambda rows: rows.x.mean()
+    )
+    with pytest.raises(ValueError, match=r"'own' gave the shape \(\) for 6 directions: give one"):
+        bp.probe_activations(torch.randn(300, 6), group="orthogonal", scores=[own])
+    other = dataclasses.replace(own, name="kurtosis")
+    with pytest.raises(ValueError, match="two scores are called 'kurtosis'"):
+        bp.probe_activations(torch.randn(300, 6), scores=[other, "kurtosis"])
+    twice = bp.probe_activations(torch.randn(300, 6), scores=["kurtosis", "kurtosis"])
+    assert [*twice.scores] == ["kurtosis"]
+
+
+def test_where_no_score_decides_the_sentence_says_so() -> None:
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    alone = bp.probe_activations(x, group="permutation", scores=["hoyer"])
+    assert "none of the scores that were asked for decides" in alone.verdict.sentence
+    beside = bp.probe_activations(x, group="permutation", scores=["hoyer", "negentropy"])
+    assert "none of the scores" not in beside.verdict.sentence

@@ -147,7 +147,7 @@ def _network(density: float, seed: int, kind: str) -> tuple[nn.Module, Tensor, s
     return model, x, "3"
 
 
-@pytest.mark.sample(default=2)
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("kind", ["dense", "convolution"])
 @pytest.mark.parametrize(("density", "null"), [(0.2, "sparse-wiring"), (0.8, "counterfactual")])
 def test_the_null_is_chosen_where_half_of_the_weights_are_zero(
@@ -165,6 +165,7 @@ def test_the_null_is_chosen_where_half_of_the_weights_are_zero(
     assert said == (null == "sparse-wiring")
 
 
+@pytest.mark.slow
 def test_a_layer_of_few_inputs_is_not_decided() -> None:
     weight = _weight(0.5, 30, 4)
     weight[:, 0], weight[:, 1:3] = 1.0, 0.0
@@ -236,6 +237,7 @@ def _rates(datasets: int, dim: int) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
+@pytest.mark.slow
 def test_untrained_sparse_layers_are_seldom_called() -> None:
     for name, rate in _rates(64, 16).items():
         # Above 16 of 64 at a rate of 10 %: once in 10,000.
