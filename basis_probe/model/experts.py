@@ -168,8 +168,9 @@ def _unbound(trace: Trace, step: Node) -> object:
     source = trace.node(step.inputs[0]) if step.op == "output" and step.inputs else None
     if source is None or source.op != "unbind":
         return None
-    dim = source.kwargs.get("dim", source.args[1] if len(source.args) > 1 else 0)
-    return source.args[0] if dim == 0 else None
+    given = list(source.args)
+    dim = source.kwargs.get("dim", given[1] if len(given) > 1 else 0)
+    return given[0] if dim == 0 else None
 
 
 def _takes_one(step: Node) -> bool:
