@@ -48,7 +48,8 @@ def run(notes: Notes, settings: Settings) -> None:
         f"one from the right stage of the three {by_chance(shape, in_stage=True):.2f}. *Right "
         "stage*: how many find a layer of their own stage. "
         "*Likeness*: of the layer that is most alike, mean over layers; fitted on all but "
-        f"one of {settings.of(5, 2)} parts of the images and scored on it for Procrustes. Beside it pairs of the same networks "
+        f"one of {settings.of(5, 2)} parts of the images and scored on it for "
+        "Procrustes. Beside it pairs of the same networks "
         f"that were never trained ({len(untrained)} pair{'s' * (len(untrained) > 1)})."
     )
     rows: list[list[str]] = []
@@ -243,7 +244,8 @@ def _say_of_g_cka(
         f"most alike layers of untrained networks have {other:.2f} on average, those of trained "
         f"ones {best:.2f}. What untrained ones share are the images: when each is brought to the "
         f"same brightness and contrast it is {bare_other:.2f} (the first pair, from "
-        f"{number['G-CKA/best of the first untrained']:.2f}) and {bare:.2f}. So a likeness is read along a row, and beside several untrained pairs, since they differ "
+        f"{number['G-CKA/best of the first untrained']:.2f}) and {bare:.2f}. So a likeness is "
+        "read along a row, and beside several untrained pairs, since they differ "
         "much, and with the images."
     )
     notes.row(
