@@ -309,14 +309,16 @@ def _measure(
         alternatives = null.alternatives(problem, axes)
         generator = torch.Generator().manual_seed(seed)
         drawn = alternatives.drawn_together(generator, null.frames)
-        for frame in itertools.chain([alternatives.frame(None)], drawn):
-            measured = Measured(frame, unit_axes=unit_axes)
+        observed = alternatives.frame(None)
+        for frame in itertools.chain([observed], drawn):
+            exact = frame.exact() if frame is observed else frame
+            measured = Measured(exact, unit_axes=unit_axes)
             for score in compared:
                 rows[score.name].extend(measured.each(score).cpu())
             spread.see(frame)
         if axes is not None:
             whole = null.observed(problem)
-            everywhere = Measured(whole, unit_axes=unit_axes)
+            everywhere = Measured(whole.exact(), unit_axes=unit_axes)
             spread.see_everywhere(whole)
     one_law = isinstance(null, Rotation) and geometry in _ONE_LAW
     results: dict[str, ScoreResult] = {}

@@ -51,7 +51,7 @@ class Columns:
 
     Example:
         >>> columns = Columns(torch.tensor([[0.0, 5.0], [2.0, 5.0], [0.0, 5.0], [6.0, 5.0]]))
-        >>> columns.even.kurtosis
+        >>> columns.even.kurtosis.round(decimals=6)
         tensor([2., nan], dtype=torch.float64)
     """
 

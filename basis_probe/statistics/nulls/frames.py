@@ -229,6 +229,11 @@ class Frame:
         pre = None if self.pre is None else self.pre[:, :width]
         return Frame(self.post[:, :width], pre, self.parts, count)
 
+    def exact(self) -> "Frame":
+        """The same values in float64, in which what was observed is scored."""
+        pre = None if self.pre is None else self.pre.double()
+        return dataclasses.replace(self, post=self.post.double(), pre=pre)
+
     @staticmethod
     def side_by_side(frames: "Sequence[Frame]") -> "Frame":
         """Several frames of one width and one set of rows as one."""
