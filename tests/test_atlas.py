@@ -90,6 +90,57 @@ def test_what_is_missing_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.Mo
         sources.folder("weights")
 
 
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+def test_a_file_in_the_place_of_a_folder_is_an_error(
+    option: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from atlas import __main__ as command
+
+    file = tmp_path / "file"
+    file.write_text("kept", encoding="utf-8")
+    other = {"--out": "--cache", "--cache": "--out"}[option]
+    given = ["atlas", "--page", option, str(file), other, str(tmp_path / "folder")]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert f"{option} needs a folder, and {file} is a file" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == "kept"
+
+
+def test_no_page_is_written_where_no_entry_ran(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from atlas import __main__ as command
+
+    def absent(notes: Notes, settings: Settings) -> None:
+        raise Missing("it needs a thing")
+
+    def there(notes: Notes, settings: Settings) -> None:
+        notes.say("Something.")
+
+    entries = {name: Entry(name, name, "a thing.", absent) for name in ("one", "two")}
+    monkeypatch.setattr(command, "ENTRIES", entries)
+    monkeypatch.setattr("sys.argv", ["atlas", "--out", str(tmp_path)])
+    assert command.main() == 1
+    assert not (tmp_path / "atlas.md").exists()
+    assert "earlier run" not in capsys.readouterr().err
+    # One that ran once, and whose files are gone: its section stays, and that is said.
+    entries["one"] = Entry("one", "one", "a thing.", there)
+    assert command.main() == 0
+    entries["one"], entries["two"] = (
+        Entry("one", "one", "a thing.", absent),
+        Entry("two", "two", "a thing.", there),
+    )
+    assert command.main() == 0
+    error = capsys.readouterr().err
+    assert error.count("said in an earlier run is still in") == 1 and "what one said" in error
+    text = (tmp_path / "atlas.md").read_text(encoding="utf-8")
+    assert "## one" in text and "## two" in text
+
+
 def test_what_was_made_is_kept(tmp_path: pathlib.Path) -> None:
     import torch
     from atlas import sources

@@ -26,8 +26,20 @@ def main() -> int:
         description="Published claims about axes, on trained models, under nulls that hold.",
     )
     parser.add_argument("entry", nargs="*", help=f"which of them: {', '.join(ENTRIES)}")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/atlas"))
-    parser.add_argument("--cache", type=pathlib.Path, default=CACHE / "basis_probe_atlas")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("build/atlas"),
+        metavar="FOLDER",
+        help="where atlas.md is written, and what entries say below it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache",
+        type=pathlib.Path,
+        default=CACHE / "basis_probe_atlas",
+        metavar="FOLDER",
+        help="where fetched packages and trained networks are kept (default: %(default)s)",
+    )
     parser.add_argument("--fetch", action="store_true", help="take packages from the index")
     parser.add_argument("--short", action="store_true", help="small, as in the tests")
     parser.add_argument("--list", action="store_true", help="say what every entry needs")
@@ -40,13 +52,22 @@ def main() -> int:
             print(f"{entry.name:20s} {entry.title}\n{'':20s} {entry.needs}")
         return 0
     folder: pathlib.Path = asked.out / "atlas"
+    for option, given in (("--out", asked.out), ("--out", folder), ("--cache", asked.cache)):
+        if given.exists() and not given.is_dir():
+            parser.error(f"{option} needs a folder, and {given} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(short=asked.short, cache=asked.cache, fetch=asked.fetch)
     run = [] if asked.page else [run_one(n, folder, settings) for n in asked.entry or ENTRIES]
-    text = page(sections(folder, [*ENTRIES]))
+    if run and not any(run):
+        print("no entry was run, and no page is written", file=sys.stderr)
+        return 1
+    said = sections(folder, [*ENTRIES])
+    if not said:
+        parser.error(f"--page needs what entries have said, and there is nothing in {folder}")
+    text = page(said)
     (asked.out / "atlas.md").write_text(text, encoding="utf-8")
     print(f"wrote {asked.out / 'atlas.md'}")
-    return int(bool(run) and not any(run))
+    return 0
 
 
 def run_one(name: str, folder: pathlib.Path, settings: Settings) -> bool:
@@ -57,7 +78,14 @@ def run_one(name: str, folder: pathlib.Path, settings: Settings) -> bool:
     try:
         entry.run(notes, settings)
     except Missing as reason:
-        print(f"left out: {reason}\n", file=sys.stderr, flush=True)
+        print(f"left out: {reason}", file=sys.stderr, flush=True)
+        if (folder / f"{name}.json").exists():
+            print(
+                f"what {name} said in an earlier run is still in {folder}, and a page that is "
+                "written there has it",
+                file=sys.stderr,
+                flush=True,
+            )
         return False
     spent = time.process_time() - started
     print(f"{entry.name}: {spent:.0f} CPU seconds\n", flush=True)

@@ -48,13 +48,15 @@ def run(notes: Notes, settings: Settings) -> None:
     notes.say(
         "That MLP neurons are a sparse basis for circuits, about as sparse as dictionaries, is the "
         "claim of [a study](https://arxiv.org/abs/2601.22594) whose control are random effects, "
-        "never a turned basis. Here: activation times the gradient of the next token's loss on the "
-        f"neurons of stories260k (172 a layer, {tokens.numel():,} tokens of stories), and the Gini "
+        "never a turned basis. It counts what a circuit needs; here a Gini coefficient stands in "
+        "for the size of circuits: activation times the gradient of the next token's loss on the "
+        f"neurons of stories260k (172 a layer, {tokens.numel():,} tokens of stories), and the "
         "coefficient of its size across neurons, averaged over tokens: 0 where all carry as much, "
         "1 where one carries all. *Turned* is a random rotation of the neurons, gradients turned "
         "alike (five draws). *Elsewhere* are neurons that point elsewhere, with what reads them "
         "refitted to what the layer wrote. *Untrained* is how far six untrained twins are ahead "
-        "of their own neurons that point elsewhere."
+        "of their own neurons that point elsewhere. *p* is the larger of two, "
+        "against neurons that point elsewhere and against untrained twins, adjusted after Holm."
     )
     notes.table(HEADER, _rows(notes, stories))
     _say_of_stories(notes, stories)
@@ -78,7 +80,7 @@ def _rows(notes: Notes, asked: Question) -> list[list[str]]:
                 f"layer {layer}", f"{score.observed:.3f}",
                 f"{plain:.3f}, {turned:.3f}",
                 f"{score.null_mean:.3f} ± {score.null_std:.3f}", f"{ahead:+.3f}",
-                f"{min(twins):+.3f} to {max(twins):+.3f}", f"{score.p_adjusted:.2f}",
+                f"{min(twins):+.3f} to {max(twins):+.3f}", f"{_p(score.p_adjusted)}",
             ]
         )  # fmt: skip
         key = f"{asked.name}/{layer}"
@@ -90,6 +92,10 @@ def _rows(notes: Notes, asked: Question) -> list[list[str]]:
         notes.number(f"{key}/twins", sum(twins) / len(twins))
         notes.number(f"{key}/p", score.p_adjusted)
     return rows
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.2f}"
 
 
 def _next_token(output: Any, batch: Batch) -> Tensor:

@@ -31,6 +31,7 @@ class Verdict(enum.Enum):
     """What becomes of a claim under a null that holds its level."""
 
     HOLDS = "holds"
+    PARTLY = "holds in part"
     OTHER_ORDER = "holds in another order"
     NOT_SEEN = "not seen"
     ARTEFACT = "artefact of the null"

@@ -292,10 +292,12 @@ def _say_what_follows(notes: Notes, trainings: int) -> None:
     null = [number[f"{layer}/matched null"] for layer in LOOKED_AT]
     notes.holds("axes of different trainings match better than turned ones", min(zs) > 2)
     notes.holds("few channels are the same channel in another training", max(shared) < 0.5)
+    left = [layer + 1 for layer, z in zip(LOOKED_AT, white, strict=True) if z > 2]
     notes.say(
         f"Between {trainings} trainings axes agree beyond chance at every depth that was looked at "
         f"(z {span(zs, '+.1f')} on average over pairs; with covariances taken out "
-        f"{span(white, '+.1f')}), and by little: a matched correlation of {span(own, '.2f')} where "
+        f"{span(white, '+.1f')}: beyond 2 at {_blocks(left)}), and by little: a matched "
+        f"correlation of {span(own, '.2f')} where "
         f"turned ones have {span(null, '.2f')}. By the rule of universal neurons "
         f"{span(shared, '.0%')} of the channels are shared. Agreement of axes is a matter of "
         f"degree: "
@@ -305,9 +307,13 @@ def _say_what_follows(notes: Notes, trainings: int) -> None:
         "Trainings from different seeds find the same channels",
         f"matched correlation {span(own, '.2f')}; {span(shared, '.0%')} shared",
         f"turned {span(null, '.2f')}, z {span(zs, '+.0f')}; without covariances "
-        f"{span(white, '+.0f')}",
-        Verdict.HOLDS if min(white) > 2 else Verdict.OTHER_ORDER,
+        f"{span(white, '+.0f')}, beyond 2 at {_blocks(left)}",
+        Verdict.HOLDS if min(white) > 2 else Verdict.PARTLY,
     )
+
+
+def _blocks(which: Sequence[int]) -> str:
+    return f"blocks {' and '.join(map(str, which))} only" if which else "none of the blocks"
 
 
 ENTRY = Entry(

@@ -236,22 +236,25 @@ def _say_of_g_cka(
     notes.number("standardised", bare)
     notes.number("standardised untrained", bare_other)
     notes.holds("untrained networks have a higher G-CKA", other > best)
-    notes.holds("less so without brightness and contrast", bare_other - bare < other - best)
+    notes.holds("not without brightness and contrast", bare_other < bare)
     notes.holds("by G-CKA an untrained pair does as well", most >= right)
     notes.say(
         f"G-CKA finds the stage of {right:.0f} layers, but in an untrained pair of {most:.0f}: a "
-        "stage has a resolution of its own, whatever was learned. Nor does its height tell: the "
-        f"most alike layers of untrained networks have {other:.2f} on average, those of trained "
-        f"ones {best:.2f}. What untrained ones share are the images: when each is brought to the "
-        f"same brightness and contrast it is {bare_other:.2f} (the first pair, from "
-        f"{number['G-CKA/best of the first untrained']:.2f}) and {bare:.2f}. So a likeness is "
+        "stage has a resolution of its own, whatever was learned. On the images as they "
+        f"are its height does not tell either: the most alike layers of untrained networks have "
+        f"{other:.2f} on average, those of trained ones {best:.2f}. What untrained ones share are "
+        "the images: when each is brought to the same brightness and contrast, height does tell: "
+        f"it is {bare_other:.2f} untrained (the first pair, from "
+        f"{number['G-CKA/best of the first untrained']:.2f}) and {bare:.2f} trained. So a "
+        "likeness is "
         "read along a row, and beside several untrained pairs, since they differ "
         "much, and with the images."
     )
     notes.row(
-        "A high G-CKA in the right place means that layers learned alike",
+        "A high G-CKA in the right place means that layers learned alike (read so)",
         f"{best:.2f}; right stage {right:.0f} of {number['layers']:.0f}",
-        f"untrained {other:.2f}, right stage up to {most:.0f}",
+        f"untrained {other:.2f}, right stage up to {most:.0f}; without brightness and contrast "
+        f"{bare:.2f}, untrained {bare_other:.2f}",
         Verdict.ARTEFACT,
     )
 

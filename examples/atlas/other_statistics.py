@@ -80,13 +80,13 @@ def _probes(notes: Notes, settings: Settings) -> None:
     notes.holds("few concepts are told better by neurons than by counterfactuals", share < 0.25)
     notes.say(
         f"Of {total} tests (concept, size, layer) {ahead['counterfactual']} are ahead of "
-        f"counterfactual neurons at p = 0.05, where chance gives {0.05 * total:.0f}, and "
+        f"counterfactual neurons at p = 0.05, where chance gives {0.05 * total:.1f}, and "
         f"{ahead['rotation']} of rotations. Words are told, but by "
         "directions at large: a probe that finds a good neuron has not found that neurons are "
         "better than other directions. (In form the same neurons do stand out.)"
     )
     notes.row(
-        "Single neurons tell parts of speech (sparse probing)",
+        "Single neurons tell parts of speech better than other directions (sparse probing)",
         f"AUC {span(singles, '.2f')}, above 0.5",
         f"rotations {span(turned, '.2f')}; {ahead['counterfactual']} of {total} ahead of "
         "counterfactuals at 5 %",
@@ -124,12 +124,15 @@ def _spotlight(notes: Notes) -> None:
         f"called at 5 %, against counterfactual neurons {called['counterfactual']}. With "
         f"sparse features planted on the neurons {planted['turned']} and "
         f"{planted['counterfactual']}: the statistic sees alignment, once it is not paid for being "
-        "one-sided."
+        "one-sided. No trained network was looked at. Bird holds activation functions to be the "
+        "cause of alignment; that a call shows what *training* did is a reading of it that these "
+        "untrained layers contradict."
     )
     notes.row(
-        "Spotlight resonance shows alignment with axes behind a ReLU",
+        "Spotlight resonance shows that *training* aligned representations with axes (read so)",
         f"called in {called['turned']} of {networks} untrained layers",
-        f"{called['counterfactual']} of {networks}; planted features {planted['counterfactual']}",
+        f"{called['counterfactual']} of {networks}; planted features {planted['counterfactual']}; "
+        "no trained network looked at",
         Verdict.ARTEFACT,
     )
 
@@ -179,6 +182,7 @@ def _components(notes: Notes, settings: Settings) -> None:
         for standing in ranking.standings:
             row.append(f"{standing.score:.2f} ({standing.effect:+.1f})")
             notes.number(f"{name}/{standing.name}", standing.effect)
+            notes.number(f"{name}/{standing.name} score", standing.score)
         rows.append([*row, f"{ranking.null_mean:.2f}"])
     notes.say(
         "*Independent components* as a lens on the residual stream ([ICA Lens]"
@@ -192,16 +196,21 @@ def _components(notes: Notes, settings: Settings) -> None:
     notes.holds("ICA stands out in the trained network", number["trained/ica"] > 5)
     notes.holds("and in the untrained one", number["untrained/ica"] > 5)
     notes.holds("the axes of the untrained one do not", abs(number["untrained/standard"]) < 4)
+    own, other = number["trained/ica score"], number["untrained/ica score"]
+    notes.holds("components of the trained network are further from Gaussian", own > other)
     notes.say(
         "Components stand out, and on held-out data: but they do in the untrained network too, "
         "since tokens alone make some directions of any embedding heavy-tailed. That components "
         "are far from Gaussian says that there is structure to be found, not that "
-        "training made it; the untrained network belongs beside the lens."
+        f"training made it. Compared directly, the trained network's are {own:.2f} from Gaussian "
+        f"and the untrained one's {other:.2f}: {own / other:.1f} times as far, of one network "
+        "each. The untrained network belongs beside the lens."
     )
     notes.row(
-        "ICA finds directions that training made (far from Gaussian)",
+        "That ICA's directions are further from Gaussian than rotations shows what training made",
         f"{number['trained/ica']:+.0f} sd from rotations",
-        f"untrained twin {number['untrained/ica']:+.0f} sd",
+        f"untrained twin {number['untrained/ica']:+.0f} sd; distance from Gaussian {own:.2f}, "
+        f"untrained {other:.2f}",
         Verdict.ARTEFACT if number["untrained/ica"] > 5 else Verdict.HOLDS,
     )
 
