@@ -29,6 +29,7 @@ from basis_probe.run.problems import problem_of
 from basis_probe.run.read import batches_of, count_of, require_batches
 from basis_probe.run.report import Session
 from basis_probe.run.watch import Choices, Groups
+from basis_probe.statistics.moments import Moments
 from basis_probe.statistics.nulls import Geometry, Problem, geometry_of
 from basis_probe.statistics.nulls.rotations import roots
 from basis_probe.statistics.p_values import Tail, holm, monte_carlo_p, tail_p
@@ -267,6 +268,13 @@ def _at_site(
     sides = [_side(problem, kind, seed) for problem in problems]
     if any(not bool(side.x.any()) for side in sides):
         return "the axes of a network never vary"
+    if min(side.x.shape[1] for side in sides) < _FEWEST_AXES:
+        return "all neurons of a network but one never vary"
+    widest = [problem.x.shape[1] for problem in problems]
+    still = [dim - side.x.shape[1] for dim, side in zip(widest, sides, strict=True)]
+    if any(still):
+        count = ", ".join(map(str, still))
+        kind = dataclasses.replace(kind, words=f"{kind.words}; {count} that never vary left out")
     return _rows(sessions, site, problems, sides, kind, frames, seed)
 
 
@@ -314,7 +322,9 @@ def _side(problem: Problem, kind: _Kind, seed: int) -> Side:
     if not kind.rotated:
         if problem.group.rescales:
             x = x / _units(problem, x)
-        return Side(x, AllAxes(dim, seed=seed))
+        # What never varies is like nothing, and is no neuron that could point elsewhere.
+        x = x[:, ~Moments.of(whole).constant.cpu()]
+        return Side(x, AllAxes(x.shape[1], seed=seed))
     geometry, group = geometry_of(problem.group), problem.group
     if kind.line:
         return Side(x - x.mean(1, keepdim=True), AllAxes(dim, line=True, seed=seed))
@@ -372,7 +382,7 @@ def _rows(
         (a, b, between(sides[a].x, sides[b].x, fit)) for a, b in two
     ]
     found = compare(sides, pairs, frames=frames, seed=seed)
-    dim, samples = sides[0].x.shape[1], len(sides[0].x)
+    dim, samples = problems[0].x.shape[1], len(sides[0].x)
     parts = _parts(problems[0], dim)
     rows: list[AxesShared] = []
     named = [(names[a], names[b]) for a, b in two]
@@ -381,9 +391,10 @@ def _rows(
     for place, (one, other) in enumerate(named):
         shared, convergence = found.shared[place], found.convergence[place]
         low = high = float("nan")
+        both = two[place] if place < len(two) else range(len(sides))
         observed, others = float(shared[0]), shared[1:]
         if place < len(two):
-            a, b = two[place]
+            a, b = both
             low, high = interval((sides[a], sides[b]), parts, observed, fit)
         mean, std = float(others.mean()), float(others.std())
         rows.append(
@@ -392,7 +403,7 @@ def _rows(
                 first=one,
                 second=other,
                 axes=dim,
-                compared=len(sides[0].turns.axes),
+                compared=min(len(sides[side].turns.axes) for side in both),
                 observed=observed,
                 low=low,
                 high=high,

@@ -1,5 +1,6 @@
 """How far changes of a layer change what a network says, example by example."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -46,11 +47,21 @@ class Cost:
         """What another output costs, for every example or for all of the batch."""
         loss = self.loss
         if loss is not None:
-            before = float(loss(output, batch.raw))
-            return lambda other: torch.tensor([float(loss(other, batch.raw)) - before])
+            before = _number(loss(output, batch.raw))
+            if not math.isfinite(before):
+                raise DataError(
+                    f"the loss is {before} for the model as it is on a batch: give data and a loss "
+                    "that are finite"
+                )
+            return lambda other: torch.tensor([_number(loss(other, batch.raw)) - before])
         own = _told(output)
         self.measure = self.measure or ("kl" if _is_logits(output, own) else "error")
         rows, mask = _rows_of(own, batch)
+        if self.measure == "kl" and rows.shape[-1] < 2:
+            raise ValueError(
+                "measure='kl' compares the softmax of an output, which has one entry here and is "
+                "always 1: ask for measure='error'"
+            )
         self._add_moments(rows, mask)
         return lambda other: self._change(rows, _rows_of(_told(other), batch)[0], mask)
 
@@ -89,6 +100,11 @@ class Cost:
         if self.measure == "kl":
             return "KL: nats from the model's output to the changed one's, softmax of both"
         return "error: the squared change of the output over its variance"
+
+
+def _number(loss: Any) -> float:
+    """A loss as one number: the mean of one for every example."""
+    return float(loss.double().mean()) if isinstance(loss, Tensor) else float(loss)
 
 
 def _told(output: Any) -> Tensor:

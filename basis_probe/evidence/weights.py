@@ -101,7 +101,7 @@ def weights_privilege(
         for width in (layer.inputs, layer.outputs):
             if width not in ends:
                 ends[width] = vocabulary(source, width)
-        made = _of_layer(source, layer, ends, seed)
+        made = _of_layer(source, layer, ends, seed, notes)
         if isinstance(made, str):
             notes.append(f"{layer.site} was left out: {made}.")
             continue
@@ -124,14 +124,22 @@ def _left_out(source: Stored) -> list[str]:
 
 
 def _of_layer(
-    source: Stored, layer: Neurons, ends: dict[int, Vocabulary], seed: int
+    source: Stored, layer: Neurons, ends: dict[int, Vocabulary], seed: int, notes: list[str]
 ) -> list[WeightScore] | str:
+    """The rows of a layer, or why there are none; what a reader must know goes into the notes."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(layer.count, generator=generator)
     candidates = order[: _CANDIDATES * NEURONS]
     reading = [_along(source, matrix, candidates, reads=True) for matrix in layer.reading]
     writing = _along(source, layer.writing, candidates, reads=False)
-    alive = live(NeuronWeights(tuple(reading), writing)).nonzero().flatten()[:NEURONS]
+    whole = NeuronWeights(tuple(reading), writing)
+    dead = len(candidates) - int(live(whole).sum())
+    alive = live(whole).nonzero().flatten()[:NEURONS]
+    if dead and len(alive) >= FEWEST:
+        notes.append(
+            f"{layer.site}: {dead} of the {len(candidates)} neurons that were looked at are left "
+            "out, as their weights are all zero on one side or not finite."
+        )
     if len(alive) < FEWEST:
         return (
             f"{len(alive)} of the {len(candidates)} neurons that were looked at have weights that "

@@ -6,6 +6,7 @@ import abc
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -219,11 +220,28 @@ def _files(path: pathlib.Path) -> tuple[list[pathlib.Path], Mapping[str, Any]]:
             return files, config
         found = sorted(folder.glob(single))
         if found:
+            _require_all_parts(folder, [file.name for file in found])
             return found, config
     raise DataError(
         f"{folder} holds no .safetensors and no pytorch_model.bin files: give the folder that a "
         "model was saved to"
     )
+
+
+def _require_all_parts(folder: pathlib.Path, names: list[str]) -> None:
+    """Raises DataError if a file says by its name that there are more parts than are there."""
+    for name in names:
+        part = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)", name)
+        if part is None:
+            continue
+        stem, _, count, ending = part.groups()
+        wanted = [f"{stem}-{number:05d}-of-{count}{ending}" for number in range(1, int(count) + 1)]
+        missing = [other for other in wanted if other not in names]
+        if missing:
+            raise DataError(
+                f"{folder} lacks {', '.join(missing[:3])}, which {name} belongs to: download the "
+                "folder again"
+            )
 
 
 def _json(file: pathlib.Path) -> Mapping[str, Any]:

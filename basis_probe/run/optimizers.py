@@ -135,6 +135,8 @@ class OptimizerMoments:
             return "the optimizer is not read here: the group of the site holds no rotations"
         if name not in (self._sites or {}):
             return "the optimizer is not read here: it trains no matrix that writes or reads it"
+        if not (self._sites or {})[name].moment.steps:
+            return "the optimizer is not read here: it made no step with gradients in the block"
         return ""
 
 

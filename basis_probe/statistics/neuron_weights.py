@@ -30,6 +30,8 @@ NEURONS = 128
 FEWEST = 8
 """Fewer are not compared."""
 _COLUMNS = 256
+_FEWEST_COORDINATES = 4
+"""The kurtosis of two or three numbers is nearly, or quite, a constant."""
 _FRAMES = 99
 
 SAID: dict[str, str] = {
@@ -191,8 +193,9 @@ def _measures(weights: NeuronWeights) -> list[_Measure]:
     reading, writing = _even(weights)
     found: list[_Measure] = [_relations(reading, writing, shared=weights.shared)]
     if weights.embedding is None and weights.vocabulary is None:
-        found.append(_along({"reading_kurtosis": _KURTOSIS}, _few(reading[-1].T)))
-        found.append(_along({"writing_kurtosis": _KURTOSIS}, _few(writing.T)))
+        for name, part in (("reading", reading[-1]), ("writing", writing)):
+            if part.shape[1] >= _FEWEST_COORDINATES:
+                found.append(_along({f"{name}_kurtosis": _KURTOSIS}, _few(part.T)))
     if weights.embedding is not None:
         over = weights.embedding.double().cpu() @ reading[-1].T
         found.append(_along(_both("embedding"), over))

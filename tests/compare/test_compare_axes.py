@@ -281,3 +281,31 @@ def test_what_makes_no_sense_is_refused() -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(10, 5))
     with pytest.raises(bp.SiteError):
         _compared([model, other], sites="2")
+
+
+@pytest.mark.parametrize("dead", [2, 5])
+def test_neurons_that_never_vary_are_left_out(dead: int) -> None:
+    def network(seed: int, width: int, first: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        layers = nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)
+        made = nn.Sequential(*layers).eval()
+        with torch.no_grad():
+            made[0].weight[:dead] = 0.0
+        if width == 12:
+            return made
+        short = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3)).eval()
+        with torch.no_grad():
+            short[0].weight.copy_(made[0].weight[first:])
+            short[0].bias.copy_(made[0].bias[first:])
+        return short
+
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(5))
+    whole = [network(seed, 12, 0) for seed in (1, 2)]
+    alive = [network(seed, 12 - dead, dead) for seed in (1, 2)]
+    one, other = (bp.compare_axes(m, [x], progress=False)["1"] for m in (whole, alive))
+    assert one.compared == other.compared == 12 - dead and one.axes == 12
+    assert one.observed == pytest.approx(other.observed, abs=1e-6)
+    assert one.p_value == other.p_value
+    assert f"{dead}, {dead} that never vary left out" in one.null
+    twin = bp.compare_axes([whole[0], copy.deepcopy(whole[0])], [x], progress=False)["1"]
+    assert twin.observed == pytest.approx(1.0) and twin.convergence == pytest.approx(1.0)

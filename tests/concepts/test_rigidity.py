@@ -17,6 +17,7 @@ import basis_probe as bp
 from basis_probe.algebra.haar import haar
 from basis_probe.concepts.rigidity import Stiffness
 from basis_probe.concepts.turned_neurons import POWERS
+from basis_probe.errors import DataError
 from basis_probe.statistics.path import fractional_power
 
 
@@ -222,3 +223,27 @@ def test_untrained_networks_cost_nothing_where_the_group_turns() -> None:
         model = built(seed, nn.Linear(6, 8), nn.RMSNorm(8), nn.Linear(8, 3))
         found = stiff(model, "0", [rows()[:40].double()], turns=2)
         assert not found.cost.any()
+
+
+def test_a_softmax_of_one_entry_is_no_measure() -> None:
+    layers = nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 1)
+    model = nn.Sequential(*layers).eval()
+    data = [torch.randn(200, 6, generator=torch.Generator().manual_seed(0))]
+    with pytest.raises(ValueError, match="ask for measure='error'"):
+        bp.stiffness(model, "1", data, measure="kl", progress=False)
+    assert bp.stiffness(model, "1", data, measure="error", progress=False).slope > 0.1
+
+
+def test_losses_of_every_example_are_averaged_and_must_be_finite() -> None:
+    layers = nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)
+    model = nn.Sequential(*layers).eval()
+    data = [torch.randn(200, 6, generator=torch.Generator().manual_seed(0))]
+
+    def each(output: torch.Tensor, _: object) -> torch.Tensor:
+        return output.square().sum(1)
+
+    one = bp.stiffness(model, "1", data, loss=each, progress=False)
+    mean = bp.stiffness(model, "1", data, loss=lambda *g: each(*g).mean(), progress=False)
+    np.testing.assert_allclose(one.cost, mean.cost, atol=1e-6)
+    with pytest.raises(DataError, match="the loss is nan for the model as it is"):
+        bp.stiffness(model, "1", data, loss=lambda *g: each(*g).sum() * torch.nan, progress=False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.algebra.haar import haar
+from basis_probe.errors import DataError
 from basis_probe.model.neurons import neurons
 from basis_probe.model.stacked_neurons import of_few_experts, stacked_neurons
 from basis_probe.model.stored import stored
@@ -438,3 +439,31 @@ def test_a_probe_has_it_at_every_site_with_maps_on_both_sides() -> None:
     assert any("read the site are not known" in note for note in report["2"].notes)
     alone = bp.weights_privilege(model)["2:in"]["cosine"]
     assert math.isclose(alone.observed, found.observed, rel_tol=1e-5)
+
+
+def test_what_two_or_three_weights_say_is_no_kurtosis() -> None:
+    for outputs in (2, 3, 4):
+        torch.manual_seed(outputs)
+        layers = nn.Linear(9, 40), nn.ReLU(), nn.Linear(40, outputs)
+        scores = {row.score for row in bp.weights_privilege(nn.Sequential(*layers))}
+        assert ("writing_kurtosis" in scores) == (outputs > 3)
+        assert "reading_kurtosis" in scores
+
+
+def test_neurons_without_numbers_are_counted() -> None:
+    layers = nn.Linear(9, 40), nn.ReLU(), nn.Linear(40, 9)
+    model = nn.Sequential(*layers)
+    assert not bp.weights_privilege(model).notes
+    with torch.no_grad():
+        layers[0].weight[:7] = torch.nan
+        layers[2].weight[:, 7:10] = 0.0
+    (note,) = bp.weights_privilege(model).notes
+    assert "10 of the 40 neurons" in note
+
+
+def test_a_folder_that_lacks_a_part_is_refused_without_an_index(tmp_path: pathlib.Path) -> None:
+    layers = nn.Linear(9, 40), nn.ReLU(), nn.Linear(40, 9)
+    weights = nn.Sequential(*layers).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(DataError, match="lacks model-00002-of-00002"):
+        bp.weights_privilege(tmp_path)
