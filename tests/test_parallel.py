@@ -105,7 +105,6 @@ def test_threads_and_gradients_are_as_they_were(
     assert new == [2]
 
 
-@pytest.mark.slow
 def test_a_report_is_the_same_however_many_sites_are_compared_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -120,7 +119,6 @@ def test_a_report_is_the_same_however_many_sites_are_compared_at_once(
     assert reports[0].site_reports == reports[1].site_reports == reports[2].site_reports
 
 
-@pytest.mark.slow
 def test_a_memory_budget_holds_one_site_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
     data, seen = [torch.randn(100, 6)], list[int]()

@@ -160,7 +160,7 @@ def _through(door: Callable[[Any, nn.Module], bp.Report], count: int) -> None:
 @pytest.mark.filterwarnings("ignore:To stay within")
 @pytest.mark.parametrize("name", DOORS)
 def test_interruptions_at_every_door_lose_nothing(name: str) -> None:
-    _through(DOORS[name], 2)
+    _through(DOORS[name], 4)
 
 
 @pytest.mark.slow

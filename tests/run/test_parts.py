@@ -263,7 +263,6 @@ partials.observed(slow(), checkpoint={path!r})
 """
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.safetensors"
     here = str(pathlib.Path(__file__).parents[1])
@@ -291,7 +290,6 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path: pathlib.Pa
 # --- memory ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_small_budget_passes_several_times_and_changes_no_number() -> None:
     settings: dict[str, Any] = {"sites": SITES, "certificates": False, "progress": False}
     settings["null"] = bp.nulls.Rotation(frames=19, samples=64)
