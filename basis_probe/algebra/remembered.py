@@ -6,6 +6,7 @@ nothing, and all that is drawn later is what it would have been.
 """
 
 import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator
@@ -80,6 +81,16 @@ def remembered(
                 _, (oldest, _) = _kept.popitem(last=False)
                 _size -= _bytes(oldest)
     return made
+
+
+def _renew() -> None:
+    """A process that was forked while another thread held the lock must not wait for it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def _bytes(tensors: tuple[Tensor, ...]) -> int:

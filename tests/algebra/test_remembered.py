@@ -1,5 +1,7 @@
 """What is remembered of a draw changes no number, of it or of any later draw."""
 
+import os
+import signal
 import threading
 
 import pytest
@@ -119,3 +121,20 @@ def test_few_vectors_turn_as_a_frame_of_as_many_directions_does(
     basis = torch.linalg.qr((vectors - kept).T).R.T
     assert torch.allclose(found, kept + basis @ frame.T, atol=1e-12)
     assert torch.allclose(found @ found.T, vectors @ vectors.T, atol=1e-12)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_process_that_was_forked_while_something_was_kept_draws_on() -> None:
+    def draw() -> None:
+        generator = torch.Generator().manual_seed(0)
+        with remembering():
+            remembered(generator, 1, lambda: (torch.randn(3, generator=generator),))
+
+    with module._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            draw()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    draw()
