@@ -114,7 +114,11 @@ def test_rescaled_inputs_change_nothing_where_their_scale_can_be_told() -> None:
     ("weight", "expected"),
     [
         (torch.ones(8, 8), False),
-        (torch.eye(8), True),
+        (torch.eye(8), False),
+        (2.0 * torch.eye(8)[[3, 0, 1, 2, 7, 6, 5, 4]], False),
+        (torch.cat([torch.eye(8), torch.zeros(4, 8)]), False),
+        (torch.cat([torch.eye(8), torch.eye(8)]), True),
+        (torch.eye(8) + torch.eye(8).roll(1, 0), True),
         (torch.tensor([[0.0, 1.0]]).repeat(30, 30), True),
         (torch.cat([torch.zeros(30, 8), torch.ones(8, 8)]), False),
         (torch.zeros(8, 8), False),
@@ -163,6 +167,26 @@ def test_the_null_is_chosen_where_half_of_the_weights_are_zero(
     asked = bp.probe(model, [x], sites=site, progress=False, effort="quick", null=dense)
     said = any('null="sparse-wiring"' in note for note in asked[site].notes)
     assert said == (null == "sparse-wiring")
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_a_layer_that_only_hands_its_inputs_on_is_compared_with_turned_inputs(
+    planted: bool,
+) -> None:
+    generator = seeded(4)
+    inputs = torch.randn(4000, 24, generator=generator, dtype=torch.float64)
+    if planted:
+        inputs = inputs.sign() * inputs.square()
+    weight = (torch.eye(24) * torch.linspace(0.5, 2.0, 24))[torch.randperm(24, generator=generator)]
+    found = bp.probe_activations(
+        (inputs @ weight.double().T).relu(),
+        group="positive-monomial",
+        inputs=inputs,
+        weight=weight,
+        nonlinearity="relu",
+    )
+    assert found.null is not None and found.null.name == "counterfactual"
+    assert found.verdict.outcome is (bp.Outcome.PRIVILEGED if planted else bp.Outcome.UNUSED)
 
 
 @pytest.mark.slow

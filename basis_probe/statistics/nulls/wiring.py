@@ -97,14 +97,24 @@ class _Rewired(ReadElsewhere):
 def is_sparse(weights: Sequence[Float[Tensor, "outputs inputs positions"]]) -> bool:
     """True if half of the weights are exactly zero, or as many as a mask of one half would leave.
 
-    Neurons that read nothing do not count: they are not wired sparsely, but not at all.
+    Neurons that read nothing do not count: they are not wired sparsely, but not at all. Nor is a
+    layer sparse that only hands its inputs on, each to a neuron of its own: to exchange these would
+    put the same neurons in another order.
 
     Example:
-        >>> is_sparse([torch.eye(2)[:, :, None]]), is_sparse([torch.ones(3, 3, 1)])
+        >>> is_sparse([torch.eye(4).repeat(2, 1)[:, :, None]]), is_sparse([torch.ones(3, 3, 1)])
         (True, False)
     """
+    if all(_hands_on(weight) for weight in weights):
+        return False
     share, count = zeros(weights)
     return count > 0 and share + min(_CHANCE, 1 / math.sqrt(count)) >= SPARSE
+
+
+def _hands_on(weight: Float[Tensor, "outputs inputs positions"]) -> bool:
+    """True if no neuron reads more than one number, and no input is read by more than one."""
+    read = weight.flatten(1) != 0
+    return bool((read.sum(1) <= 1).all()) and bool(((weight != 0).any(2).sum(0) <= 1).all())
 
 
 def zeros(weights: Sequence[Float[Tensor, "outputs inputs positions"]]) -> tuple[float, int]:
