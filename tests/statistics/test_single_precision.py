@@ -10,6 +10,7 @@ from torch import Tensor
 from basis_probe.algebra.groups import Orthogonal
 from basis_probe.statistics.moments import column_moments, row_shares
 from basis_probe.statistics.nulls import Frame, Problem, Rotation
+from basis_probe.statistics.nulls.frames import Alternatives
 from basis_probe.statistics.resampling import LeftOut
 from basis_probe.statistics.scores import ALL, Measured
 from basis_probe.statistics.single_precision import Columns, shares
@@ -168,3 +169,27 @@ def test_frames_drawn_together_are_those_drawn_one_by_one(samples: int, count: i
         assert torch.equal(found.post, alternatives.frame(other).post)
     assert torch.equal(one.get_state(), other.get_state())
     assert list(itertools.islice(alternatives.drawn_together(one, 0), 1)) == []
+
+
+class _Halves(Alternatives):
+    """Frames whose halves are drawn with them."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        some = torch.arange(len(self.x)) % 2 == 0
+        if generator is not None:
+            some = torch.randint(2, (len(self.x),), generator=generator) == 1
+        return Frame(self.x, None, (some, ~some))
+
+
+def test_frames_with_halves_of_their_own_stay_apart() -> None:
+    alternatives = _Halves(torch.randn(90, 5, generator=_generator()) ** 3)
+    several = list(alternatives.drawn_together(_generator(3), 6))
+    other = _generator(3)
+    assert [frame.count for frame in several] == [1] * 6
+    for found in several:
+        wanted = alternatives.frame(other)
+        assert found.parts is not None and wanted.parts is not None
+        assert torch.equal(found.parts[0], wanted.parts[0])

@@ -257,8 +257,12 @@ class Alternatives(abc.ABC):
             frames = [self.frame(generator)]
             together = min(count, max(1, _TOGETHER // max(1, frames[0].post.numel())))
             frames += [self.frame(generator) for _ in range(together - 1)]
-            yield Frame.side_by_side(frames)
             count -= together
+            if all(frame.parts is frames[0].parts for frame in frames):
+                yield Frame.side_by_side(frames)
+            else:
+                # Halves that are drawn with every frame are those of one frame.
+                yield from frames
 
 
 @dataclasses.dataclass(frozen=True)
