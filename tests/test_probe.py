@@ -992,3 +992,16 @@ def test_a_quick_look_is_one_of_few_samples_without_proofs() -> None:
     assert proved["1"].symmetry.certificate is not None
     assert proved["1"].null is not None and proved["1"].null.samples == 300
     assert "effort" not in same.provenance.settings
+
+
+def test_what_was_observed_is_scored_in_float64() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 3)).eval()
+    x = torch.randn(700, 8, generator=torch.Generator().manual_seed(1)) ** 3
+    found = bp.probe(model, [x], sites="0", scores=["kurtosis"], progress=False)["0"]
+    with torch.no_grad():
+        exact = model[0](x).double()
+    centred = exact - exact.mean(0)
+    right = float(((centred**4).mean(0) / (centred**2).mean(0) ** 2).mean())
+    # All rows are compared; the activations themselves are those of single precision.
+    assert found.scores["kurtosis"].observed == pytest.approx(right, rel=1e-11)

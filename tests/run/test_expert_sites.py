@@ -391,18 +391,28 @@ def test_of_very_many_experts_some_are_probed_and_it_is_said(
 
 
 class Several(nn.Module):
-    """Mixtures one after another, in a stream of features."""
+    """Mixtures one after another, in a stream of features or behind a nonlinearity."""
 
-    def __init__(self, way: str, blocks: int) -> None:
+    def __init__(self, way: str, blocks: int, *, bent: bool = False) -> None:
         super().__init__()
+        self.bent = bent
         self.embed, self.head = nn.Embedding(TOKENS, WIDTH), nn.Linear(WIDTH, 5)
         self.blocks = nn.ModuleList(Block(way) for _ in range(blocks))
 
     def forward(self, input_ids: Tensor) -> Tensor:
         h = self.embed(input_ids)
         for block in self.blocks:
-            h = h + block(F.rms_norm(h, (WIDTH,)))
+            h = torch.tanh(block(h)) if self.bent else h + block(F.rms_norm(h, (WIDTH,)))
         return self.head(h)
+
+
+@pytest.mark.parametrize("way", ["loop", "sorted"])
+def test_a_layer_between_two_mixtures_is_of_no_expert(way: str) -> None:
+    found = probed(Several(way, 2, bent=True).eval(), [tokens(20, 7)], scores=["kurtosis"])
+    layers = [site for site in found if "tanh" in site.kind]
+    assert len(layers) == 2 and all(site.routed is None for site in layers)
+    assert {site.n_samples for site in layers} == {20 * 7}
+    assert not any("several experts" in site.verdict.sentence for site in layers)
 
 
 @pytest.mark.sample(default=1)
