@@ -66,6 +66,17 @@ def no_network() -> Iterator[None]:
     assert not _attempts, f"the test tried to reach {sorted(set(_attempts))}"
 
 
+@pytest.fixture(autouse=True)
+def threads_stay() -> Iterator[None]:
+    """Fails a test that leaves torch other threads: sums after it would be rounded in another way,
+    and processes that are forked could hang."""
+    before = torch.get_num_threads()
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before, f"the test leaves torch with {after} threads, where it had {before}"
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """Where models run: the CPU, or what BASIS_PROBE_DEVICE names, such as cuda."""

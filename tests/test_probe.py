@@ -998,7 +998,8 @@ def test_what_was_observed_is_scored_in_float64() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 3)).eval()
     x = torch.randn(700, 8, generator=torch.Generator().manual_seed(1)) ** 3
-    found = bp.probe(model, [x], sites="0", scores=["kurtosis"], progress=False)["0"]
+    settings = {"scores": ["kurtosis"], "groups": "orthogonal", "progress": False}
+    found = bp.probe(model, [x], sites="0", **settings)["0"]
     with torch.no_grad():
         exact = model[0](x).double()
     centred = exact - exact.mean(0)

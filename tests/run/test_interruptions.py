@@ -287,7 +287,7 @@ def test_a_process_that_is_told_to_end_writes_its_checkpoint_and_ends(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.battery
+@pytest.mark.slow
 def test_a_process_that_is_told_to_end_anywhere_keeps_what_it_saw(tmp_path: pathlib.Path) -> None:
     path, told = tmp_path / "run", tmp_path / "told"
     with Strikes() as whole:
