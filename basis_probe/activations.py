@@ -114,6 +114,9 @@ def probe_activations(
 ) -> SiteReport | Report:
     """The report of sites whose activations are at hand.
 
+    Without a model no untrained network can be asked, so that "training, or an initialisation with
+    axes of its own" stays open where axes stand out that the group does not fix; `probe` can.
+
     Args:
         x: the activations, [samples, dim], or [batch, position, dim] of sequences. A mapping of
             names to such arrays, or an `ActivationCache` of TransformerLens, gives a report of them

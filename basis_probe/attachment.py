@@ -54,6 +54,7 @@ def attach(
     max_samples: int | None = None,
     progress: bool = False,
     certificates: bool | None = None,
+    initialisation: bool | nn.Module | None = None,
     example_input: Any = None,
     every: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -80,6 +81,8 @@ def attach(
         max_samples: as for `probe`.
         progress: whether `report` shows progress bars.
         certificates: as for `probe`.
+        initialisation: as for `probe`, on the batch on which the model was watched, by passes of
+            the report's own; None for nowhere.
         example_input: one batch, as for `probe`, on which the model is watched before the block
             starts. None: a copy with the same weights is watched on what the first forward pass
             is called with; hooks of the user's do not see that.
@@ -94,7 +97,8 @@ def attach(
             step in the block on, as Adam keeps them. None to leave it out.
 
     Raises:
-        TypeError: if it is no torch module, or one that runs as a script.
+        TypeError: if it is no torch module, or one that runs as a script; for an initialisation
+            that is no network.
         ValueError: for a score, null, group or number that makes no sense; for an optimizer that
             trains nothing of the model, or is given without `every`.
 
@@ -117,6 +121,7 @@ def attach(
         max_samples=max_samples,
         certificates=certificates,
         progress=progress,
+        initialisation=initialisation,
     )
     if every is not None:
         every = whole("every", every, least=1, else_=": how many passes lie between looks, or None")
@@ -214,7 +219,7 @@ class Attachment:
                 "very module that was attached to (a copy, a part or a compiled form of it is "
                 "another)"
             )
-        with _at_rest(), prepared(self._subject.model, None):
+        with _at_rest(), prepared(self._subject.model, None), _unhooked(self._subject):
             report = session.report(partial=self._interrupted, more=self._notes())
         stream = session.stream
         data = f"{stream.batches} forward passes that the user made, {stream.examples} examples"

@@ -20,6 +20,7 @@ from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.results.report import Report
 from basis_probe.run.attributions import Attributions, gradients_of
 from basis_probe.run.gradients import require_loss
+from basis_probe.run.origins import Batches
 from basis_probe.run.parts import Part, Partial
 from basis_probe.run.read import (
     Again,
@@ -56,6 +57,7 @@ def probe(
     effort: Effort = "full",
     progress: bool = True,
     certificates: bool | None = None,
+    initialisation: bool | nn.Module | None = None,
     bases: "Iterable[str | Candidate | np.ndarray | Tensor] | str | Candidate | None" = None,
     paths: int = 0,
     examples: int = 0,
@@ -99,6 +101,12 @@ def probe(
         progress: whether to show progress bars.
         certificates: whether to prove what is claimed of the architecture, in float64 and without a
             copy of the model; None to do so unless `effort` is "quick".
+        initialisation: whether an untrained network is asked if its axes stand out too, wherever
+            those of the model do and the architecture does not fix them: the sentence then says
+            "initialisation" or "training". True: a copy drawn by its modules' own rules, which
+            reads as many of the data again as are compared; a network: that one, such as a
+            checkpoint of step 0, at the same sites. None: a copy at embeddings, on the first batch;
+            False: nowhere. Where no such copy can be drawn, a note says why.
         bases: other bases to compare the axes of every site with: names ("pca", "ica", "varimax"
             ...), candidates, matrices [directions, dim], or paths: the folder of a SAELens
             autoencoder, a .safetensors file with its decoder, a .npy matrix; None for none. Each
@@ -134,6 +142,7 @@ def probe(
         OSError: if the checkpoint cannot be written where it is meant to be.
         ValueError: for a checkpoint that is damaged or of another model, other data or settings;
             for a score, null, group or number that makes no sense.
+        TypeError: for a model, reference or initialisation that is no network.
 
     Example:
         >>> import torch, basis_probe as bp
@@ -156,6 +165,7 @@ def probe(
         max_samples=max_samples,
         certificates=certificates,
         progress=progress,
+        initialisation=initialisation,
         companions=Companions.of(bases, paths, scores),
         effort=effort,
         runs=True,
@@ -208,6 +218,13 @@ def probe(
             "a reference sees the data in the same single pass as the model, which memory_budget "
             "and checkpoint do not know: leave them out"
         )
+    if isinstance(initialisation, nn.Module):
+        recognise(initialisation, called="initialisation")
+        if initialisation is model:
+            raise ValueError(
+                "initialisation is the model itself: give the network as it was before training, "
+                "or True for a copy that is drawn anew"
+            )
     subject = recognise(model, tokenizer)
     target = None if device is None else device_of(device)
     with guarded(ending=checkpoint is not None) as guard, prepared(subject.model, target) as notes:
@@ -229,6 +246,7 @@ def probe(
             choices,
             {},
             at_once=None if memory_budget is None else 1,
+            again=_again(data, subject) if choices.initialisation else None,
             attributions=None if gradients is None else Attributions(watching, choices, gradients),
         )
         total = 0
@@ -269,6 +287,11 @@ def probe(
                 made = dataclasses.replace(made, notes=(*made.notes, late))
             return made
     raise AssertionError("there is always a last pass")
+
+
+def _again(data: Iterable[Any], subject: Subject) -> Batches | None:
+    """The data from the first batch on; None where they can be read only once."""
+    return None if iter(data) is data else lambda: batches_of(data, subject)
 
 
 def _illustrated(

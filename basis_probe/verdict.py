@@ -53,7 +53,7 @@ class Found:
         few: whether a few axes stand out.
         outliers: the axes of outlying variance.
         bound: how far the axes could stand out in form.
-        origin: what an untrained copy of the model shows here; None where none was asked.
+        origin: what an untrained network shows here; None where none was asked.
     """
 
     kind: str
@@ -314,7 +314,7 @@ def decide(found: Found) -> Verdict:
         )
     allowed = _allowed(privileged)
     if stands_out:
-        advice = f"{_ORIGIN}; {_reading(found)}"
+        advice = f"{_from_where((FORM,), found.origin)}; {_reading(found)}"
         return Verdict(
             Outcome.EMERGENT, f"{allowed}, yet {data}: {advice}.{instead}", (FORM,), advice
         )
@@ -404,19 +404,30 @@ def _from_where(names: Sequence[str], origin: Origin | None) -> str:
         return _ORIGIN
     both = [name for name in names if name in origin.untrained]
     alone = [name for name in names if name in origin.model and name not in origin.untrained]
+    unseen = [name for name in names if name not in origin.model and name not in origin.untrained]
+    if not both and not alone:
+        return _ORIGIN
+    who = "an untrained copy, drawn by its modules' own rules,"
+    if origin.given:
+        who = "the network that was given as untrained"
     parts: list[str] = []
     if both:
         parts.append(
-            f"an untrained copy, drawn by its modules' own rules, stands out by {_listed(both)} "
-            "too on the first batch: initialisation, not training"
+            f"{who} stands out by {_listed(both)} too on {origin.seen}: initialisation, not "
+            "training"
         )
     if alone:
-        copy = "it" if both else "an untrained copy, drawn by its modules' own rules,"
+        other = "" if origin.given else ", or weights that were drawn by other code"
         parts.append(
-            f"{copy} does not stand out by {_listed(alone)} on the first batch: training made "
-            "these axes stand out, or weights that were drawn by other code"
+            f"{'it' if both else who} does not stand out by {_listed(alone)} on {origin.seen}: "
+            f"training made these axes stand out{other}"
         )
-    return "; ".join(parts) or _ORIGIN
+    if unseen:
+        parts.append(
+            f"by {_listed(unseen)} the model itself does not on {origin.seen}, which leaves open "
+            "where that comes from"
+        )
+    return "; ".join(parts)
 
 
 _ORDER_WORDS = {

@@ -249,6 +249,7 @@ COMMON: dict[str, Callable[[], tuple[Any, ...]]] = {
         "examples": (5, None, "x", [5], True, object()),
         "concepts": (5, "x", [], [5], True, object()),
         "certificates": (5, "yes", [], math.nan),
+        "initialisation": (5, "yes", [], math.nan, nn.Linear, object()),
         "tokenizer": (5, "gpt2", [], True),
         "categories": (5, "x", [], {}, object()),
         "budget": (5, "x", [], {}, object()),

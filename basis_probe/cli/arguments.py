@@ -162,6 +162,17 @@ def add_sites(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sites", nargs="+", metavar="NAME", help="names or globs")
 
 
+def add_initialisation(parser: argparse.ArgumentParser) -> None:
+    """Adds --initialisation."""
+    parser.add_argument(
+        "--initialisation",
+        action="store_true",
+        default=None,
+        help="wherever axes stand out that the architecture does not fix, ask a copy of the model "
+        "that is drawn anew: training, or initialisation",
+    )
+
+
 def add_probing(
     parser: argparse.ArgumentParser, *, out: str, parts: bool = False, examples: int = 0
 ) -> None:
@@ -212,6 +223,7 @@ def add_probing(
         default="full",
         help="quick: at most 1,024 samples at each site, and no proofs (default full)",
     )
+    add_initialisation(parser)
     parser.add_argument("--seed", type=int, default=0, help="seeds every random choice (default 0)")
     parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
     parser.add_argument(

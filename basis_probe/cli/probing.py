@@ -102,6 +102,7 @@ def probed(
             seed=parsed.seed,
             max_samples=max_samples,
             effort=parsed.effort,
+            initialisation=parsed.initialisation,
             progress=screen.draws_progress,
             memory_budget=memory_budget,
             checkpoint=checkpoint,

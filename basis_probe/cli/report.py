@@ -207,6 +207,11 @@ def _require_fitting(parsed: argparse.Namespace) -> None:
             "--examples reads the text once it is known which axes stand out, and a shard does not "
             "know: leave out one of --shard and --examples"
         )
+    if parsed.shard and parsed.initialisation:
+        raise Refused(
+            "--initialisation is asked once it is known which axes stand out, and a shard does not "
+            "know: leave out one of --shard and --initialisation"
+        )
     if parsed.shard and parsed.effort == "quick":
         raise Refused("--effort quick is for runs of one process; give --max-samples with --shard")
     if parsed.shard and parsed.memory_budget:
@@ -282,7 +287,13 @@ def _in_parts(
         raise failure
     if total is None:
         return Status.DONE
-    report = total.report(bridge, null=parsed.null, progress=screen.draws_progress)
+    report = total.report(
+        bridge,
+        null=parsed.null,
+        progress=screen.draws_progress,
+        initialisation=parsed.initialisation,
+        data=data if parsed.initialisation else None,
+    )
     if parsed.examples and not report.partial:
         from basis_probe.concepts.examples import with_examples
 

@@ -132,15 +132,20 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """In which orders a site stands out on some data, and that of an untrained copy on the same.
+    """In which orders a site stands out on some data, and that of an untrained network on the same.
 
     Attributes:
         model: the orders claimed of the model.
-        untrained: those claimed of a copy that the model's own code initialised.
+        untrained: those claimed of a copy that the model's own code initialised, or of a network
+            that was given.
+        seen: the data, in words.
+        given: whether the network was given.
     """
 
     model: tuple[str, ...]
     untrained: tuple[str, ...]
+    seen: str = "the first batch"
+    given: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

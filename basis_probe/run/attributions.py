@@ -182,7 +182,8 @@ def gradients_of(watching: Watched, choices: Choices, loss: Loss | None) -> Grad
 
 def _untrained(model: nn.Module, seed: int) -> nn.Module:
     """A twin drawn by the model's own rules, or by Gaussian ones where those are not known."""
-    return drawn_anew(model, seed=seed) or reinitialised(model, seed=seed)
+    drawn = drawn_anew(model, seed=seed)
+    return reinitialised(model, seed=seed) if isinstance(drawn, str) else drawn
 
 
 def _claim(p: float, turned: bool) -> str:

@@ -9,8 +9,9 @@ from basis_probe.evidence.measure import affordable, choose, reads
 from basis_probe.evidence.site import Evidence, gather
 from basis_probe.model.batches import Batch
 from basis_probe.results.history import Glance, History, Look
+from basis_probe.run.cases import case_of
 from basis_probe.run.optimizers import NAME, OptimizerMoments
-from basis_probe.run.report import Session, case_of
+from basis_probe.run.report import Session
 from basis_probe.run.stream import Seen, Stream
 from basis_probe.run.watch import QUICK, Choices
 from basis_probe.statistics.anytime import mean_e, weight

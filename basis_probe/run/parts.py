@@ -169,11 +169,14 @@ class Partial:
 
         Args:
             model: the model that it was seen of.
-            settings: `scores`, `null`, `groups`, `device`, `progress`, `certificates`, as for
-                `probe`; null and groups as they were when the data were seen.
+            settings: `scores`, `null`, `groups`, `device`, `progress`, `certificates`,
+                `initialisation`, as for `probe`; null and groups as they were when the data were
+                seen. With an initialisation, `data` too: batches that the model and the untrained
+                network read, since a partial holds the first two examples only.
 
         Raises:
-            ValueError: if it is another model, or null or groups are others.
+            ValueError: if it is another model, or null or groups are others; for an initialisation
+                without data.
         """
         from basis_probe.run.report import conclude
 

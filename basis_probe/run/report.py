@@ -15,33 +15,33 @@ from torch import Tensor, nn
 from basis_probe.algebra.remembered import remembering
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.symmetries import watched
-from basis_probe.errors import DataError, SiteError, StreamError
+from basis_probe.errors import StreamError
 from basis_probe.evidence.measure import choose, untrained
-from basis_probe.evidence.site import Case, Evidence, Origin, gather, is_small
+from basis_probe.evidence.site import Case, Evidence, gather, is_small
 from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
-from basis_probe.results.evidence import Routed
-from basis_probe.results.report import Outcome, Provenance, Report, SiteReport
+from basis_probe.results.report import Provenance, Report
 from basis_probe.run.attributions import Attributions
+from basis_probe.run.cases import case_of
+from basis_probe.run.origins import Asked, Batches, ask
 from basis_probe.run.parts import Part, Partial, moved
-from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
+from basis_probe.run.problems import problem_of
 from basis_probe.run.read import FAILED, Again, Reading, batches_of
 from basis_probe.run.stream import Seen, Stream
-from basis_probe.run.twins import drawn_anew, reinitialised, settle
+from basis_probe.run.twins import reinitialised, settle
 from basis_probe.run.watch import (
     Choices,
     Groups,
     Placed,
     Watched,
     certified,
-    compares_axes,
     placed,
     require_same,
 )
-from basis_probe.statistics.nulls import Geometry, Null, RandomWeights, geometry_of
+from basis_probe.statistics.nulls import Null, RandomWeights
 from basis_probe.statistics.scores import Score
 from basis_probe.verdict import LEVEL, outliers_across, report
 
@@ -127,7 +127,9 @@ class Concluding:
         gathered: the evidence so far, by site; more is added to it.
         further: site -> scores that it gets besides those that were chosen.
         at_once: how many sites are compared side by side; None for as many as makes it fast.
-        rerun: whether the model may be run again on the first batch.
+        rerun: whether the model may be run again on the first batch unasked.
+        again: the first batches, which the model may be run on again where that was asked for; None
+            for the very first one alone.
         attributions: the score of that name, where it was asked for.
     """
 
@@ -140,6 +142,7 @@ class Concluding:
         *,
         at_once: int | None = None,
         rerun: bool = True,
+        again: Batches | None = None,
         attributions: Attributions | None = None,
     ) -> None:
         self.attributions = attributions
@@ -147,6 +150,7 @@ class Concluding:
         self.further = further or {}
         self.at_once = at_once
         self.rerun = rerun
+        self.again: Batches = again or (lambda: [watching.first])
         self.notes: tuple[str, ...] = ()
         self.twins: Twins = {}
         self.untwinned = False
@@ -185,16 +189,18 @@ class Concluding:
         )
         gathered = [attributed[name] for name in watching.places if name in attributed]
         sites = report(gathered)
-        origins = self._origins(sites) if self.rerun and not interrupted else {}
-        if origins:
+        asked = Asked()
+        if not interrupted and (self.rerun or choices.initialisation is not None):
+            asked = ask(watching, choices, sites, self.again)
+        if asked.origins:
             sites = report(
-                [dataclasses.replace(e, origin=origins.get(e.case.site)) for e in gathered]
+                [dataclasses.replace(e, origin=asked.origins.get(e.case.site)) for e in gathered]
             )
-        notes = (*notes, *outliers_across(sites))
+        notes = (*notes, *outliers_across(sites), *asked.notes)
         return Report(
             sites,
             provenance,
-            interrupted or self.untwinned or bool(partial.missing),
+            interrupted or self.untwinned or asked.interrupted or bool(partial.missing),
             tuple(dict.fromkeys(note for note in notes if note)),
         )
 
@@ -211,54 +217,6 @@ class Concluding:
             self.untwinned = True
             self.notes = (*self.notes, "It was interrupted while untrained twins were run.")
         return attributions.added(self.gathered)
-
-    def _origins(self, sites: Sequence[SiteReport]) -> dict[str, Origin]:
-        """What an untrained copy shows at embeddings that stand out, on the first batch."""
-        watching = self.watching
-        names = [
-            site.site
-            for site in sites
-            if site.orders and site.layer is None and site.verdict.outcome is Outcome.EMERGENT
-        ]
-        twin = drawn_anew(watching.subject.model, seed=self.choices.seed) if names else None
-        if twin is None:
-            return {}
-        try:
-            with stoppable():
-                own = self._orders_of(watching.subject, names)
-                untrained = recognise(twin)
-                with prepared(untrained.model, None):
-                    other = self._orders_of(untrained, names)
-        except (KeyboardInterrupt, DataError, SiteError):
-            return {}
-        return {name: Origin(own[name], other[name]) for name in own if name in other}
-
-    def _orders_of(self, subject: Subject, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-        """The orders in which sites of a model stand out on the first batch."""
-        choices, first = self.choices, self.watching.first
-        derivation = Derivation(watched(subject, first))
-        chosen = {n: s for n, s in derivation.facts.sites.items() if n in names}
-        own = placed(derivation, chosen, None)
-        plans = {name: place.plan for name, place in own.items()}
-        stream = Stream(
-            plans, seed=choices.seed, capacity=choices.capacity, most=choices.max_samples
-        )
-        stream.see(subject.model, first, functools.partial(subject.call, first))
-        gathered = [
-            gather(
-                case_of(name, place, stream.seen[name], 1, subject.dtype),
-                choices.scores,
-                choices.null,
-                seed=choices.seed,
-            )
-            for name, place in own.items()
-        ]
-        found = report(gathered)
-        return {
-            site.site: site.verdict.orders
-            for site in found
-            if site.verdict.outcome in (Outcome.EMERGENT, Outcome.ARBITRARY)
-        }
 
     def compare_with_twins(
         self, data: Iterable[Any], wanted: RandomWeights, batches: int, total: int
@@ -481,80 +439,6 @@ _SILENT = (
 _INTERRUPTED = "the run was interrupted before these axes were compared with alternatives."
 
 
-def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
-    """What is known of a site before its axes are compared with anything."""
-    notes = list(place.notes)
-    trouble = place.trouble
-    if place.expert is not None:
-        if not seen.moments.count:
-            trouble = "no row of the data reached this expert."
-    elif seen.missed:
-        notes.append(f"The site did not run in {seen.missed} of {batches} batches.")
-    if seen.bad:
-        number, count = seen.bad[0]
-        more = f", and more in {len(seen.bad) - 1} later batches" if len(seen.bad) > 1 else ""
-        trouble = (
-            f"{count} values of {name} are NaN or infinite in batch {number}{more}; give data on "
-            "which the model stays finite."
-        )
-    dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
-    problem = None
-    if not trouble and len(seen.kept.priorities):
-        trouble = _unproven(place, seen, dtype)
-    if not trouble and len(seen.kept.priorities):
-        problem, more_notes = problem_of(place, seen, dtype)
-        notes.extend(more_notes)
-    return Case(
-        site=name,
-        kind=place.role.kind,
-        layer=place.role.layer,
-        shape=place.shape,
-        symmetry=place.symmetry,
-        n_samples=seen.moments.count,
-        n_dead=dead,
-        problem=problem,
-        all_samples=_all_samples(place, seen),
-        trouble=trouble,
-        notes=tuple(notes),
-        routed=_routed(place, seen),
-        around=place.around,
-    )
-
-
-def _routed(place: Placed, seen: Seen) -> Routed | None:
-    """Which expert a site is of."""
-    return None if place.expert is None else Routed(*place.expert, seen.given)
-
-
-def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
-    geometry = geometry_of(place.symmetry.group)
-    if geometry in (Geometry.WHITENED, Geometry.HEADS):
-        # What is compared there is the whitened axes, and whitening needs a second pass.
-        return {}
-    found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}
-    if place.plan.across and compares_axes(place.symmetry.group):
-        found["sample_kurtosis"] = float(seen.kurtosis.mean)
-    # Behind a nonlinearity it is computed before it, and that is not streamed.
-    if place.bend is None and (place.layer is None or place.layer.pre is None):
-        found["non_gaussianity"] = float(seen.moments.excess_kurtosis.abs().nanmean())
-    return found
-
-
-def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
-    """Why activations that were not kept cannot be computed again after all; empty if they can."""
-    rows = seen.proof.rows
-    if place.layer is None or "x" in seen.kept.rows or not rows:
-        return ""
-    error = missed_by(linear_layer(place.layer, rows, place.geometry, dtype), rows["x"])
-    if error <= tolerance(dtype, rows["x"]):
-        return ""
-    return (
-        "the activations could be computed from the layer's input and weights in the first batch "
-        f"and not in later ones (off by {error:.1g} at a size of {size_of(rows['x']):.1g}), so "
-        "nothing was compared; give data of one kind."
-    )
-
-
 _DIGESTED = 150_000_000
 """Of models of more parameters no digest is made."""
 
@@ -586,8 +470,15 @@ def conclude(
     device: str | torch.device | None = None,
     progress: bool = True,
     certificates: bool | None = None,
+    initialisation: bool | nn.Module | None = None,
+    data: Iterable[Any] | None = None,
 ) -> Report:
     """The report of what was observed, as `Partial.report` says."""
+    if initialisation and data is None:
+        raise ValueError(
+            "initialisation is given, and a partial holds the first two examples only, on which "
+            "nothing can be compared: give data=, some batches that both networks read"
+        )
     plan = partial.plan
     choices = dataclasses.replace(
         Choices.of(
@@ -599,6 +490,7 @@ def conclude(
             max_samples=None if plan["max_samples"] == "all" else int(plan["max_samples"]),
             certificates=certificates,
             progress=progress,
+            initialisation=initialisation,
         ),
         asked=plan["sites"],
     )
@@ -607,6 +499,7 @@ def conclude(
     with prepared(subject.model, target) as notes:
         watching = Watched.of(subject, moved(partial.first, subject.device), choices)
         require_same(plan, watching.plan(choices, identified=True), "the partial was made with")
-        concluding = Concluding(watching, choices, {})
+        again = None if data is None else lambda: batches_of(data, subject)
+        concluding = Concluding(watching, choices, {}, again=again)
         hold()
         return concluding.report(partial, tuple(dict.fromkeys((*partial.notes, *notes))))

@@ -65,8 +65,8 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
     return twin
 
 
-def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | None:
-    """A copy of a model drawn by its modules' own rules; None where none is known of a parameter.
+def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | str:
+    """A copy of a model drawn by its modules' own rules, or why there is none.
 
     The rules are `reset_parameters` of every module, and `_init_weights` of a model, as those of
     transformers have it, for all modules within it. Unlike `reinitialised` it has whatever axes
@@ -77,22 +77,27 @@ def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | None:
         model: any module; it is left alone.
         seed: another seed, another copy.
     """
-    if any(p.is_meta or not p.is_floating_point() for p in model.parameters()):
-        return None
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            return f"{name} holds {parameter.dtype} on {parameter.device}, which cannot be drawn"
     twin = copied(model)
     ruled = [m for m in twin.modules() if callable(getattr(m, "_init_weights", None))]
     alike = {id(parameter) for module in ruled for parameter in module.parameters()}
     owners = collections.Counter(
         id(parameter) for module in twin.modules() for parameter in module.parameters(recurse=False)
     )
-    if any(count > 1 and shared not in alike for shared, count in owners.items()):
-        return None
+    for name, parameter in twin.named_parameters():
+        if owners[id(parameter)] > 1 and id(parameter) not in alike:
+            return f"several modules share {name}, and it is not known which of them draws it"
     try:
         _draw(twin, ruled, seed)
-    except Exception:
+    except Exception as error:
         # The rules are code of others, that may want arguments or modules of their own.
-        return None
-    return twin if all(bool(p.isfinite().all()) for p in twin.parameters()) else None
+        return f"the model's own rules failed ({type(error).__name__}: {error})"
+    for name, parameter in twin.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            return f"no rule is known by which {name} was drawn"
+    return twin
 
 
 def _draw(twin: nn.Module, ruled: Sequence[nn.Module], seed: int) -> None:
@@ -116,8 +121,8 @@ def _draw(twin: nn.Module, ruled: Sequence[nn.Module], seed: int) -> None:
 
 def _forget(loaded: nn.Module | nn.Parameter) -> None:
     """Takes away the mark by which transformers knows what was loaded and must not be drawn."""
-    if hasattr(loaded, "_is_hf_initialized"):
-        delattr(loaded, "_is_hf_initialized")
+    # Not hasattr: some models answer with what the model inside them has.
+    vars(loaded).pop("_is_hf_initialized", None)
 
 
 def normalisations(model: nn.Module) -> list[Any]:

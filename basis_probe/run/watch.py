@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from basis_probe.algebra.groups import (
     GeneralLinear,
@@ -98,6 +98,8 @@ class Choices:
         asked: the sites in the user's words, where `sites` says what they came to.
         companions: what is computed besides the evidence.
         own: names of scores that have a null of their own.
+        initialisation: whether an untrained network is asked where axes stand out, or which; None
+            to ask at embeddings.
     """
 
     sites: str | tuple[str, ...] | None
@@ -113,6 +115,7 @@ class Choices:
     asked: str = ""
     companions: Companions = dataclasses.field(default_factory=Companions)
     own: tuple[str, ...] = ()
+    initialisation: bool | nn.Module | None = None
 
     @staticmethod
     def of(
@@ -128,6 +131,7 @@ class Choices:
         companions: Companions | None = None,
         effort: Effort = "full",
         runs: bool = False,
+        initialisation: bool | nn.Module | None = None,
     ) -> "Choices":
         """The choices, if they make sense.
 
@@ -135,6 +139,7 @@ class Choices:
 
         Raises:
             ValueError: for a score, null or number that makes none.
+            TypeError: for an initialisation that is no network.
         """
         scores = listed_scores(scores)
         used, own = parted_scores(scores) if runs else (chosen_scores(scores), ())
@@ -168,6 +173,7 @@ class Choices:
             quick=quick,
             companions=companions or Companions.of(None, 0, scores),
             own=own,
+            initialisation=_initialisation(initialisation),
         )
 
     @property
@@ -184,6 +190,7 @@ class Choices:
             "rows_for_nulls": str(self.capacity),
             "bases": ", ".join(basis.name for basis in self.companions.bases) or "none",
             **({"effort": "quick"} if self.quick else {}),
+            **_said_of(self.initialisation),
             **({"gradients": "kept"} if ATTRIBUTION in self.own else {}),
             **({"gradients": "integrated"} if INTEGRATED in self.own else {}),
         }
@@ -290,8 +297,9 @@ class Watched:
     def plan(self, choices: Choices, *, identified: bool) -> dict[str, str]:
         """Everything that must agree for what was seen to be added."""
         settings = dict(choices.settings)
-        # What is seen does not depend on the scores that are taken of it.
-        del settings["scores"]
+        # What is seen does not depend on what is asked about it.
+        for name in ("scores", "initialisation"):
+            settings.pop(name, None)
         caught = hashlib.sha256(repr(sorted(self.plans.items())).encode()).hexdigest()
         return {
             "model": self.subject.description,
@@ -541,6 +549,28 @@ def _sized(place: Placed, choices: Choices) -> Plan:
         positions = known.repeat if windows is None else math.prod(windows.kernel)
         read = known.width * positions * len(known.weights)
     return dataclasses.replace(place.plan, capacity=affordable(read, place.dim).samples)
+
+
+def _initialisation(wanted: object) -> bool | nn.Module | None:
+    """Whether an untrained network is asked, or which.
+
+    Raises:
+        TypeError: for what is neither a network nor True, False or None.
+    """
+    if isinstance(wanted, nn.Module):
+        return wanted
+    try:
+        return flag("initialisation", wanted, unknown=True)
+    except ValueError as error:
+        raise TypeError(f"{error}, or the network as it was before training") from None
+
+
+def _said_of(initialisation: bool | nn.Module | None) -> dict[str, str]:
+    if initialisation is None:
+        return {}
+    if isinstance(initialisation, nn.Module):
+        return {"initialisation": "a network that was given"}
+    return {"initialisation": "asked" if initialisation else "not asked"}
 
 
 def _said(sites: str | Iterable[str] | None) -> str:

@@ -131,6 +131,25 @@ def test_a_quick_look_sees_fewer_samples_and_proves_nothing(
     assert "--effort quick is for runs of one process; give --max-samples with --shard" in said
 
 
+@pytest.mark.slow
+def test_an_untrained_copy_is_asked_from_the_command_line(
+    text: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["report", str(demo.MODEL_DIR), "--text", str(text), "--length", "16"]
+    words += ["--sites", "blocks.3.hook_resid_pre", "--effort", "quick", "--initialisation"]
+    out = tmp_path / "r.json"
+    assert main([*words, "--out", str(out)]) == 0
+    report = bp.Report.load(out)
+    assert report.provenance.settings["initialisation"] == "asked"
+    verdict = report.site_reports[0].verdict
+    assert verdict.outcome is bp.Outcome.EMERGENT
+    assert "training made these axes stand out" in verdict.sentence
+    capsys.readouterr()
+    words = [word for word in words if word not in ("--effort", "quick")]
+    said = _refused(capsys, *words, "--shard", "0/2", "--out", str(tmp_path / "p.safetensors"))
+    assert "leave out one of --shard and --initialisation" in said
+
+
 def test_texts_are_cut_into_examples_that_begin_as_texts_do(
     bridge: Any, text: pathlib.Path
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from draws import seeded
@@ -36,6 +39,128 @@ def _model(kind: type[nn.Embedding]) -> _Stream:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return _Stream(kind).eval()
+
+
+def _refused(model: nn.Module) -> str:
+    found = drawn_anew(model)
+    assert isinstance(found, str)
+    return found
+
+
+def _data(batches: int = 2) -> list[Tensor]:
+    return list(torch.randint(400, (64, 16), generator=seeded(0)).split(64 // batches))
+
+
+_ASKED: dict[str, Any] = {"sites": "blocks.0", "certificates": False, "progress": False}
+_WITHIN = "an untrained copy, drawn by its modules' own rules, stands out by form"
+
+
+class _Deep(_Stream):
+    """The stream behind the first layer is a site of its own, in a numbered block."""
+
+    def __init__(self, kind: type[nn.Embedding]) -> None:
+        super().__init__(kind)
+        self.blocks = nn.ModuleList([nn.Identity()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.tokens(x)
+        h = self.blocks[0](h + 0.1 * self.down(self.up(self.norm(h)).relu()))
+        return self.out(self.last(h))
+
+
+def _deep(kind: type[nn.Embedding], seed: int = 3) -> _Deep:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _Deep(kind).eval()
+
+
+@pytest.mark.slow
+def test_every_site_is_asked_on_request_and_none_where_it_is_refused() -> None:
+    model = _deep(_Heavy)
+    unasked = bp.probe(model, _data(), **_ASKED)["blocks.0"].verdict
+    assert "training, or an initialisation with axes of its own" in unasked.sentence
+    asked = bp.probe(model, _data(), initialisation=True, **_ASKED)["blocks.0"].verdict
+    # Two batches have fewer samples than are compared, so that both are read.
+    assert _WITHIN in asked.sentence and "on the first 2 batches" in asked.sentence
+    assert "initialisation, not training" in asked.sentence
+    assert (asked.outcome, asked.orders) == (unasked.outcome, unasked.orders)
+    embedding: dict[str, Any] = {**_ASKED, "sites": "tokens"}
+    default = bp.probe(model, _data(), **embedding)["tokens"].verdict
+    refused = bp.probe(model, _data(), initialisation=False, **embedding)["tokens"].verdict
+    assert _WITHIN in default.sentence and _WITHIN not in refused.sentence
+
+
+@pytest.mark.slow
+def test_a_network_that_is_given_stands_for_the_initialisation() -> None:
+    model = _deep(nn.Embedding)
+    start = copy.deepcopy(model)
+    with torch.no_grad():
+        model.tokens.weight.copy_(torch.randn(400, 24, generator=seeded(1)) ** 3)
+    # Where data can be read only once, the first batch is left.
+    once = bp.probe(model, iter(_data()), initialisation=start, **_ASKED)["blocks.0"].verdict
+    assert "the network that was given as untrained does not stand out by form" in once.sentence
+    assert "on the first batch: training made these axes stand out" in once.sentence
+    assert "other code" not in once.sentence
+    both = bp.probe(model, _data(), initialisation=copy.deepcopy(model), **_ASKED)[
+        "blocks.0"
+    ].verdict
+    assert "initialisation, not training" in both.sentence
+
+
+@pytest.mark.slow
+def test_all_doors_ask_an_untrained_network() -> None:
+    model, data = _deep(_Heavy), _data()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    calls: list[int] = []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    with bp.attach(model, sites="blocks.0", certificates=False, initialisation=True) as attached:
+        for batch in data:
+            model(batch)
+    seen = len(calls)
+    assert "initialisation, not training" in attached.report()["blocks.0"].verdict.sentence
+    assert len(calls) == seen, "hooks of the user's saw the report's own passes"
+    partial = bp.observe(model, data, sites="blocks.0", progress=False)
+    with pytest.raises(ValueError, match=r"first two examples only.*give data="):
+        partial.report(model, initialisation=True)
+    made = partial.report(model, initialisation=True, data=data, certificates=False, progress=False)
+    assert "initialisation, not training" in made["blocks.0"].verdict.sentence
+    beside = bp.probe(model, data, reference=_deep(_Heavy, 4), initialisation=True, **_ASKED)
+    assert "initialisation, not training" in beside["blocks.0"].verdict.sentence
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class _Bare(_Deep):
+    """No rule says how the factor was drawn."""
+
+    def __init__(self, kind: type[nn.Embedding]) -> None:
+        super().__init__(kind)
+        self.factor = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.slow
+def test_what_is_not_known_of_the_initialisation_is_said() -> None:
+    model, said = _Bare(_Heavy).eval(), "Whether the initialisation has such axes is not known of"
+    report = bp.probe(model, _data(), initialisation=True, **_ASKED)
+    verdict = report["blocks.0"].verdict
+    assert f"{said} blocks.0: no rule is known by which factor was drawn." in report.notes
+    assert "training, or an initialisation with axes of its own" in verdict.sentence
+    other = bp.probe(model, _data(), initialisation=_model(_Heavy), **_ASKED)
+    assert f"{said} blocks.0: the untrained network has no such site." in other.notes
+
+    class Broken(_Deep):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("on purpose")
+
+    broken = bp.probe(model, _data(), initialisation=Broken(_Heavy), **_ASKED)
+    assert any(f"{said} blocks.0: the untrained network failed" in note for note in broken.notes)
+    few = bp.probe(model, iter(_data(16)), initialisation=_deep(_Heavy), **_ASKED)
+    assert any("64 samples were seen and at least 200" in note for note in few.notes)
+
+
+def test_the_model_itself_is_no_initialisation() -> None:
+    model = _deep(nn.Embedding)
+    with pytest.raises(ValueError, match="initialisation is the model itself"):
+        bp.probe(model, _data(), initialisation=model, **_ASKED)
 
 
 def _verdict(model: _Stream) -> bp.Verdict:
@@ -75,16 +200,33 @@ def test_copies_are_drawn_by_rules_alone() -> None:
     model = _model(_Heavy)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    copy = drawn_anew(model, seed=1)
-    assert copy is not None and torch.equal(torch.random.get_rng_state(), state)
+    drawn = drawn_anew(model, seed=1)
+    assert isinstance(drawn, _Stream) and torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    drawn = copy.tokens.weight.detach()
-    assert float((drawn**4).mean() / (drawn**2).mean() ** 2) > 6
-    assert bool(copy.norm.weight.eq(1).all())
+    entries = drawn.tokens.weight.detach()
+    assert float((entries**4).mean() / (entries**2).mean() ** 2) > 6
+    assert bool(drawn.norm.weight.eq(1).all())
     other, again = drawn_anew(model, seed=2), drawn_anew(model, seed=1)
-    assert other is not None and again is not None
-    assert not torch.equal(other.tokens.weight, drawn)
-    assert torch.equal(again.tokens.weight, drawn)
+    assert isinstance(other, _Stream) and isinstance(again, _Stream)
+    assert not torch.equal(other.tokens.weight, entries)
+    assert torch.equal(again.tokens.weight, entries)
+
+    class Around(nn.Module):
+        """Answers with what the model inside it has, and has not itself."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("inner", "_modules"):
+                return super().__getattr__(name)
+            return getattr(self.inner, name)
+
+    inside = nn.Linear(3, 4)
+    inside._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+    around = drawn_anew(Around(inside))
+    assert isinstance(around, Around) and not torch.equal(around.inner.weight, inside.weight)
 
     class Bare(nn.Module):
         def __init__(self) -> None:
@@ -94,14 +236,14 @@ def test_copies_are_drawn_by_rules_alone() -> None:
     tied = _model(nn.Embedding)
     tied.out.weight = tied.tokens.weight
     # By the embedding's rule or the linear layer's.
-    assert drawn_anew(tied) is None
+    assert "tokens.weight" in _refused(tied)
 
     class Strange(nn.Linear):
         def reset_parameters(self, *given: int) -> None:
             if not hasattr(self, "weight") or given or self.weight.isnan().any():
                 raise RuntimeError("not so")
 
-    assert drawn_anew(Strange(2, 2)) is None
-    # Nothing says how the factor was drawn.
-    assert drawn_anew(Bare()) is None and drawn_anew(nn.Linear(3, 4)) is not None
-    assert drawn_anew(nn.Linear(3, 4, device="meta")) is None
+    assert "RuntimeError: not so" in _refused(Strange(2, 2))
+    assert "by which factor was drawn" in _refused(Bare())
+    assert isinstance(drawn_anew(nn.Linear(3, 4)), nn.Module)
+    assert "on meta" in _refused(nn.Linear(3, 4, device="meta"))

@@ -1,0 +1,84 @@
+"""What was seen of a site, as a case to be judged."""
+
+import torch
+
+from basis_probe.evidence.site import Case
+from basis_probe.results.evidence import Routed
+from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
+from basis_probe.run.stream import Seen
+from basis_probe.run.watch import Placed, compares_axes
+from basis_probe.statistics.nulls import Geometry, geometry_of
+
+
+def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
+    """What is known of a site before its axes are compared with anything."""
+    notes = list(place.notes)
+    trouble = place.trouble
+    if place.expert is not None:
+        if not seen.moments.count:
+            trouble = "no row of the data reached this expert."
+    elif seen.missed:
+        notes.append(f"The site did not run in {seen.missed} of {batches} batches.")
+    if seen.bad:
+        number, count = seen.bad[0]
+        more = f", and more in {len(seen.bad) - 1} later batches" if len(seen.bad) > 1 else ""
+        trouble = (
+            f"{count} values of {name} are NaN or infinite in batch {number}{more}; give data on "
+            "which the model stays finite."
+        )
+    dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
+    problem = None
+    if not trouble and len(seen.kept.priorities):
+        trouble = _unproven(place, seen, dtype)
+    if not trouble and len(seen.kept.priorities):
+        problem, more_notes = problem_of(place, seen, dtype)
+        notes.extend(more_notes)
+    return Case(
+        site=name,
+        kind=place.role.kind,
+        layer=place.role.layer,
+        shape=place.shape,
+        symmetry=place.symmetry,
+        n_samples=seen.moments.count,
+        n_dead=dead,
+        problem=problem,
+        all_samples=_all_samples(place, seen),
+        trouble=trouble,
+        notes=tuple(notes),
+        routed=_routed(place, seen),
+        around=place.around,
+    )
+
+
+def _routed(place: Placed, seen: Seen) -> Routed | None:
+    """Which expert a site is of."""
+    return None if place.expert is None else Routed(*place.expert, seen.given)
+
+
+def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
+    geometry = geometry_of(place.symmetry.group)
+    if geometry in (Geometry.WHITENED, Geometry.HEADS):
+        # What is compared there is the whitened axes, and whitening needs a second pass.
+        return {}
+    found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}
+    if place.plan.across and compares_axes(place.symmetry.group):
+        found["sample_kurtosis"] = float(seen.kurtosis.mean)
+    # Behind a nonlinearity it is computed before it, and that is not streamed.
+    if place.bend is None and (place.layer is None or place.layer.pre is None):
+        found["non_gaussianity"] = float(seen.moments.excess_kurtosis.abs().nanmean())
+    return found
+
+
+def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
+    """Why activations that were not kept cannot be computed again after all; empty if they can."""
+    rows = seen.proof.rows
+    if place.layer is None or "x" in seen.kept.rows or not rows:
+        return ""
+    error = missed_by(linear_layer(place.layer, rows, place.geometry, dtype), rows["x"])
+    if error <= tolerance(dtype, rows["x"]):
+        return ""
+    return (
+        "the activations could be computed from the layer's input and weights in the first batch "
+        f"and not in later ones (off by {error:.1g} at a size of {size_of(rows['x']):.1g}), so "
+        "nothing was compared; give data of one kind."
+    )
