@@ -2,19 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from basis_probe.evidence.measure import FEWEST_AXES
+from basis_probe.algebra.groups import LineStabiliser, Orthogonal
+from basis_probe.evidence.measure import FEWEST_AXES, Choice, measure
 from basis_probe.results.evidence import (
     KurtosisSplit,
     OrderRecord,
     OutlierAxes,
     ScoreResult,
 )
-from basis_probe.statistics.nulls import Geometry, Problem, geometry_of
+from basis_probe.statistics import scores as known
+from basis_probe.statistics.nulls import Geometry, Null, Problem, Rotation, geometry_of
 from basis_probe.statistics.orders import (
     FORM,
     OFFSET,
@@ -25,9 +27,9 @@ from basis_probe.statistics.orders import (
     offset,
     outlier_axes,
     scale,
-    scale_moments,
     split_kurtosis,
 )
+from basis_probe.statistics.scores import Score
 
 _LEADING = 3
 
@@ -47,12 +49,15 @@ class Orders:
     outliers: OutlierAxes | None
 
 
-def orders(problem: Problem, scores: Mapping[str, ScoreResult], *, seed: int) -> Orders | None:
+def orders(
+    problem: Problem, scores: Mapping[str, ScoreResult], null: Null, *, seed: int
+) -> Orders | None:
     """The orders of a site; None where nothing varies.
 
     Args:
         problem: what is known of the site, on the samples that are compared.
         scores: the scores of form, measured against turns of the whitened rows.
+        null: what they were measured against.
         seed: seeds what is drawn.
     """
     x, line = problem.x, geometry_of(problem.group) is Geometry.LINE
@@ -73,10 +78,14 @@ def orders(problem: Problem, scores: Mapping[str, ScoreResult], *, seed: int) ->
     form = _form(scores, split.form)
     if form is not None:
         records.append(form)
+    outliers: OutlierAxes | None = None
+    if tests[1].p_value <= 0.05:
+        form_scores = [known.ALL[s.name] for s in scores.values() if s.decides]
+        outliers = _outliers(rows, places, examples, form_scores, null, seed)
     return Orders(
         records=tuple(records),
         per_sample=KurtosisSplit(**dataclasses.asdict(split)),
-        outliers=_outliers(rows, places, seed) if tests[1].p_value <= 0.05 else None,
+        outliers=outliers,
     )
 
 
@@ -155,27 +164,74 @@ def _form(scores: Mapping[str, ScoreResult], adds: float) -> OrderRecord | None:
     )
 
 
-def _outliers(rows: Centred, places: Tensor, seed: int) -> OutlierAxes | None:
+def _outliers(
+    rows: Centred,
+    places: Tensor,
+    examples: Tensor,
+    scores: Sequence[Score],
+    null: Null,
+    seed: int,
+) -> OutlierAxes | None:
+    """The axes of outlying variance, and what is left without them."""
     found = outlier_axes(rows, seed=seed)
     if not found:
         return None
     kept = torch.ones(rows.dim, dtype=torch.bool)
     kept[list(found)] = False
-    left = torch.nonzero(kept).flatten()
-    expected = scale_moments(rows.spectrum_of(left), len(left), line=False)[0]
-    variances = rows.variances[kept]
-    total = float(variances.sum())
+    rest = rows.without(found)
+    some = float(rest.variances.sum()) > 0
+    records: tuple[OrderRecord, ...] = ()
+    split: KurtosisSplit | None = None
+    if some and rest.dim >= FEWEST_AXES:
+        left = places[torch.nonzero(kept).flatten()]
+        records, split = _without(rest, left, examples, scores, null, seed)
+    scaled = next((record for record in records if record.order == SCALE), None)
     return OutlierAxes(
         axes=tuple(int(places[axis]) for axis in found),
         share=float(rows.variances[~kept].sum() / rows.variances.sum()),
-        scale_without=_scale(variances) if total > 0 else math.nan,
-        scale_null_without=expected if total > 0 else math.nan,
-        kurtosis_without=_per_sample(rows.rows[:, kept]),
+        scale_without=math.nan if scaled is None else scaled.observed,
+        scale_null_without=math.nan if scaled is None else scaled.null_mean,
+        kurtosis_without=_per_sample(rest.rows) if some else math.nan,
+        orders=records,
+        per_sample=split,
     )
 
 
-def _scale(variances: Tensor) -> float:
-    return float(len(variances) * variances.square().sum() / variances.sum().square())
+_FRAMES, _BLOCKS = 49, 19
+"""So many alternatives show the form of what is left; blocks of axes at wide sites."""
+
+
+def _without(
+    rest: Centred,
+    places: Tensor,
+    examples: Tensor,
+    scores: Sequence[Score],
+    null: Null,
+    seed: int,
+) -> tuple[tuple[OrderRecord, ...], KurtosisSplit]:
+    """The orders of the axes that are left, against turns of these."""
+    split = split_kurtosis(rest, seed=seed)
+    tests = (offset(rest, examples, seed=seed), scale(rest, examples, seed=seed))
+    records = [_record(test, getattr(split, test.order), places) for test in tests]
+    block = null.directions is not None and null.directions < rest.dim
+    turned = Rotation(
+        frames=min(null.frames, _BLOCKS if block else _FRAMES),
+        samples=null.samples,
+        directions=null.directions,
+        geometry=Geometry.RIDGE,
+    )
+    problem = Problem(
+        x=rest.rows,
+        group=LineStabiliser(rest.dim) if rest.line else Orthogonal(rest.dim),
+        halves=torch.zeros(len(rest.rows), dtype=torch.int64),
+        examples=examples,
+    )
+    names = frozenset(score.name for score in scores)
+    choice = Choice(turned, "the axes of outlying variance were taken out", names, False)
+    form = _form(measure(problem, choice, scores, seed=seed).scores, split.form)
+    if form is not None:
+        records.append(form)
+    return tuple(records), KurtosisSplit(**dataclasses.asdict(split))
 
 
 def _per_sample(rows: Tensor) -> float:

@@ -368,7 +368,7 @@ def _gathered(
             warnings.warn(f"{case.site}: {choice.because}", MisleadingNull, stacklevel=2)
         if choice.believable:
             if asks_orders(compared, choice.null):
-                apart = orders(compared, found.scores, seed=seed)
+                apart = orders(compared, found.scores, choice.null, seed=seed)
             bounded = bound(compared, choice.null, distinct=found.record.distinct, seed=seed)
         ranking, said_of_bases = ranked(problem, companions.bases, scores, seed=seed)
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)

@@ -320,12 +320,19 @@ class Routed(Exact):
 class OutlierAxes(Exact):
     """The axes whose variance no turned axis reaches, found one after another.
 
+    What is left without them is measured once more, against turns of what is left. No verdict rests
+    on it, for the axes were chosen after the data were seen.
+
     Attributes:
-        axes: the largest variance first; at most 16.
+        axes: the largest variance first; at most 32.
         share: their part of the variance, in [0, 1].
         scale_without: the statistic of scale on the other axes, whose null mean is next.
         scale_null_without: its mean over rotations of the other axes.
-        kurtosis_without: the kurtosis of a sample across the other axes.
+        kurtosis_without: the kurtosis of a sample across the other axes, about the mean.
+        orders: offset, scale and form of the other axes; empty where there are fewer than four, or
+            nothing varies. None is claimed, and their p-values are not adjusted.
+        per_sample: the kurtosis of a sample across the other axes, split; None where `orders` is
+            empty.
     """
 
     axes: tuple[int, ...]
@@ -333,6 +340,8 @@ class OutlierAxes(Exact):
     scale_without: float
     scale_null_without: float
     kurtosis_without: float
+    orders: tuple[OrderRecord, ...] = ()
+    per_sample: KurtosisSplit | None = None
 
 
 @brief

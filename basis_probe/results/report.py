@@ -478,6 +478,7 @@ def _require_sound(site: SiteReport, *path: str) -> None:
     for field in ("few", "outliers"):
         axes = getattr(getattr(site, field), "axes", ())
         require(all(0 <= axis < dim for axis in axes), f"{field}.axes", f"axes are 0 to {dim - 1}")
-    for number, order in enumerate(site.orders):
+    left = () if site.outliers is None else site.outliers.orders
+    for number, order in enumerate((*site.orders, *left)):
         fits = all(0 <= axis < dim for axis in order.leading)
         require(fits, f"orders.{number}.leading", f"axes are 0 to {dim - 1}")

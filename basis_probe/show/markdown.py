@@ -8,7 +8,14 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from basis_probe.results.evidence import BasisRanking, BasisRow, ScoreResult
+from basis_probe.results.evidence import (
+    BasisRanking,
+    BasisRow,
+    KurtosisSplit,
+    OrderRecord,
+    OutlierAxes,
+    ScoreResult,
+)
 from basis_probe.results.report import Outcome, Report, SiteReport
 from basis_probe.show import contexts, selection, words
 
@@ -234,14 +241,9 @@ def _site(site: SiteReport) -> list[str]:
             if score.note
         ]
     if site.orders:
-        parts += ["Offset, scale and form, which decide together:", _orders(site)]
-        split = site.per_sample
-        if split is not None:
-            parts.append(
-                f"Kurtosis per sample {words.number(split.total)}: offset "
-                f"{words.number(split.offset)}, scale {words.number(split.scale)}, form "
-                f"{words.number(split.form)}, rotations {words.number(split.rotations)}."
-            )
+        parts += ["Offset, scale and form, which decide together:", _orders(site.orders)]
+        parts += [] if site.per_sample is None else [_split(site.per_sample)]
+        parts += _without(site.outliers)
     if site.bases is not None:
         parts += [_found_on(site.bases), _bases(site.bases)]
         if site.bases.table:
@@ -313,7 +315,32 @@ def _beside(site: SiteReport) -> str:
     return table(heads, heads[1:], rows)
 
 
-def _orders(site: SiteReport) -> str:
+def _split(split: KurtosisSplit) -> str:
+    return (
+        f"Kurtosis per sample {words.number(split.total)}: offset {words.number(split.offset)}, "
+        f"scale {words.number(split.scale)}, form {words.number(split.form)}, rotations "
+        f"{words.number(split.rotations)}."
+    )
+
+
+def _without(outliers: OutlierAxes | None) -> list[str]:
+    """The axes of outlying variance, and what is left without them."""
+    if outliers is None:
+        return []
+    held = (
+        f"{words.several(len(outliers.axes), 'axis')} of outlying variance "
+        f"({', '.join(map(str, outliers.axes))}), {words.fraction(outliers.share)} of it."
+    )
+    if not outliers.orders or outliers.per_sample is None:
+        return [held]
+    said = (
+        f"{held} Without them, against turns of the others; no verdict rests on it, because they "
+        "were chosen after the data were seen:"
+    )
+    return [said, _orders(outliers.orders), _split(outliers.per_sample)]
+
+
+def _orders(records: Sequence[OrderRecord]) -> str:
     heads = ("order", "observed", "random rotations, mean ± sd", "effect", "p", "what follows")
     rows = [
         (
@@ -324,7 +351,7 @@ def _orders(site: SiteReport) -> str:
             words.p_value(order.p_value),
             text(order.sentence, 400),
         )
-        for order in site.orders
+        for order in records
     ]
     return table(heads, heads[1:5], rows)
 

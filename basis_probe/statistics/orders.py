@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -113,21 +114,45 @@ class Centred:
         """The variances along the principal axes, the largest first."""
         return self._decomposed[0].flip(0)[: self.free]
 
+    def without(self, gone: Sequence[int]) -> Centred:
+        """The rows on the other axes; turns of these leave their own all-ones direction fixed."""
+        kept = torch.ones(self.dim, dtype=torch.bool)
+        kept[list(gone)] = False
+        return Centred((self.rows + self.mean)[:, kept.to(self.rows.device)], line=self.line)
+
     def spectrum_of(self, kept: Int[Tensor, " kept"]) -> Float[Tensor, " rank"]:
-        """The variances along the principal axes of some of the axes, the largest first."""
+        """The variances along the principal axes of some of the axes, the largest first.
+
+        Where turns leave the all-ones direction fixed, that of these axes is taken out.
+        """
         if self.dim <= self.samples:
             products = self._products[kept[:, None], kept]
+            if self.line:
+                products = products - products.mean(0) - products.mean(1, keepdim=True)
+                products = products + self._products[kept[:, None], kept].mean()
         else:
             gone = torch.ones(self.dim, dtype=torch.bool, device=kept.device)
             gone[kept] = False
             taken = self.rows[:, gone.to(self.rows.device)]
             products = self._products - taken @ taken.T / self.samples
-        return torch.linalg.eigvalsh(products).clamp_min(0.0).flip(0)[: len(kept)]
+            if self.line:
+                # The sum of all axes is zero, so that of those left is that of the others, negated.
+                sums = taken.sum(1)
+                products = products - torch.outer(sums, sums) / (len(kept) * self.samples)
+        free = len(kept) - 1 if self.line else len(kept)
+        return torch.linalg.eigvalsh(products).clamp_min(0.0).flip(0)[:free]
 
     @functools.cached_property
     def variances(self) -> Float[Tensor, " dim"]:
         """The variances along the axes."""
         return self.rows.square().mean(0)
+
+    def variances_of(self, kept: Int[Tensor, " kept"]) -> Float[Tensor, " kept"]:
+        """The variances along some of the axes, off their own all-ones direction as above."""
+        if not self.line or len(kept) == self.dim:
+            return self.variances[kept]
+        some = self.rows[:, kept]
+        return (some - some.mean(1, keepdim=True)).square().mean(0)
 
     @functools.cached_property
     def whitened(self) -> Float[Tensor, "samples dim"]:
@@ -426,15 +451,17 @@ def outlier_axes(
         (7,)
     """
     order = rows.variances.argsort(descending=True)
-    spectrum, line, found = rows.spectrum, rows.line, 0
+    spectrum, found = rows.spectrum, 0
     while found < most and rows.dim - found > _FEWEST_LEFT:
-        turned = turned_variances(spectrum, rows.dim - found, draws, line=line, seed=seed)
+        turned = turned_variances(spectrum, rows.dim - found, draws, line=rows.line, seed=seed)
         bound = float(turned.amax(1).quantile(1 - level))
-        beyond = int((rows.variances[order[found:]] > bound).sum())
+        here = rows.variances_of(order[found:])
+        order[found:] = order[found:][here.argsort(descending=True)]
+        beyond = int((here > bound).sum())
         if not beyond:
             break
         found += beyond
-        spectrum, line = rows.spectrum_of(order[found:]), False
+        spectrum = rows.spectrum_of(order[found:])
     return tuple(order[: min(found, most)].tolist())
 
 

@@ -356,15 +356,16 @@ def test_the_surrogate_of_many_small_directions_has_the_tail_of_turned_bases() -
     assert 8 <= beyond <= 36
 
 
-def test_outlying_axes_are_those_of_one_at_a_time() -> None:
+@pytest.mark.parametrize("line", [False, True])
+def test_outlying_axes_are_those_of_one_at_a_time(line: bool) -> None:
     """Several are taken out at once; the list is that of taking them out one by one."""
     x = _normal(600, 60) * torch.exp(0.7 * _normal(60, seed=2))
-    rows = Centred(x, line=False)
+    rows = Centred(x, line=line)
     listed: list[int] = []
     kept = torch.arange(60)
     while len(listed) < 32:
-        left = Centred(rows.rows[:, kept], line=False)
-        turned = turned_variances(left.spectrum, len(kept), 199, line=False, seed=0)
+        left = rows.without(listed)
+        turned = turned_variances(left.spectrum, len(kept), 199, line=line, seed=0)
         place = int(left.variances.argmax())
         if not float(left.variances[place]) > float(turned.amax(1).quantile(0.95)):
             break
@@ -374,15 +375,21 @@ def test_outlying_axes_are_those_of_one_at_a_time() -> None:
     assert outlier_axes(rows, seed=0) == tuple(listed)
 
 
+@pytest.mark.parametrize("line", [False, True])
 @pytest.mark.parametrize("samples", [200, 40])
-def test_the_spectrum_of_some_axes_is_that_of_their_covariance(samples: int) -> None:
-    rows = Centred(_normal(samples, 64), line=False)
+def test_the_spectrum_of_some_axes_is_that_of_their_covariance(samples: int, line: bool) -> None:
+    """Where turns leave the all-ones direction fixed, that of the axes that are left is out."""
+    rows = Centred(_normal(samples, 64), line=line)
     kept = torch.arange(64)[torch.arange(64) % 3 > 0]
     some = rows.rows[:, kept]
+    some = some - some.mean(1, keepdim=True) if line else some
+    torch.testing.assert_close(rows.variances_of(kept), some.square().mean(0))
     wanted = torch.linalg.eigvalsh(some.T @ some / samples).flip(0)
     found = rows.spectrum_of(kept)
     torch.testing.assert_close(found, wanted[: len(found)], rtol=0, atol=1e-10)
     assert float(wanted[len(found) :].abs().sum()) < 1e-9
+    rest = rows.without(torch.nonzero(torch.arange(64) % 3 == 0).flatten().tolist())
+    torch.testing.assert_close(rest.spectrum[: len(found)], found, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("line", [False, True])
