@@ -22,6 +22,17 @@ def _blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
+def _script(name: str) -> ModuleType:
+    """A script of the documentation, imported."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    # Data classes look for their module by its name.
+    sys.modules[name] = script
+    spec.loader.exec_module(script)
+    return script
+
+
 @pytest.mark.sample(default=3)
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.stem)
 def test_the_code_of_a_page_runs(
@@ -123,11 +134,7 @@ TUTORIALS = sorted((DOCS / "tutorials").glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_the_page_of_a_tutorial_is_its_notebook(path: pathlib.Path) -> None:
-    spec = importlib.util.spec_from_file_location("tutorials", DOCS / "tutorials.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = module.page(path)
+    made = _script("tutorials").page(path)
     assert any(name.endswith(".md") for name in made)
     for name, content in made.items():
         assert (path.parent / name).read_bytes() == content, f"run docs/tutorials.py {path.stem}"
@@ -175,10 +182,18 @@ def test_the_pages_are_built_without_a_warning_and_load_nothing_from_elsewhere(
 
 @pytest.mark.slow
 def test_the_picture_of_the_rooms_is_that_of_the_imports() -> None:
-    spec = importlib.util.spec_from_file_location("rooms", DOCS / "rooms.py")
-    assert spec is not None and spec.loader is not None
-    rooms = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rooms)
-    assert (DOCS / "rooms.svg").read_text(encoding="utf-8") == rooms.picture(), (
+    assert (DOCS / "rooms.svg").read_text(encoding="utf-8") == _script("rooms").picture(), (
         "the imports have changed: run `python docs/rooms.py`"
     )
+
+
+@pytest.mark.slow
+def test_data_come_to_no_room_more_than_twice() -> None:
+    flow = _script("data_flow")
+    rooms = [line.room for line in flow.lines()]
+    assert rooms[0] == "model" and rooms[-1] == "verdict"
+    assert max(rooms.count(room) for room in rooms) <= 2, rooms
+    if sys.version_info >= (3, 11):  # Earlier ones do not name the class of every function.
+        assert flow.table() in (DOCS / "architecture.md").read_text(encoding="utf-8"), (
+            "the calls have changed: run `python docs/data_flow.py`"
+        )

@@ -21,10 +21,9 @@ from basis_probe.architecture.prove import Prover, Unproved, largest_change
 from basis_probe.architecture.prove_copied import CopyProver
 from basis_probe.architecture.prove_local import LocalProver
 from basis_probe.arguments import flag, instance, seed_of, whole
-from basis_probe.errors import DataError
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.example_input import example_for
-from basis_probe.model.facts import Facts, collect, fixed_in
+from basis_probe.model.facts import Facts, facts_of, fixed_in
 from basis_probe.model.from_config import from_config, is_config, is_empty, with_weights
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
@@ -91,7 +90,7 @@ def symmetries(
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
-        facts = watched(subject, batch)
+        facts = facts_of(subject, batch)
         derivation = Derivation(facts)
         seen: set[tuple[object, int]] = set()
         sites: dict[str, Site] = {}
@@ -121,7 +120,7 @@ def _counted(model: nn.Module, example_input: Any) -> Completeness:
     with prepared(subject.model, None):
         given = isinstance(example_input, Batch)
         batch = example_input if given else _batch(subject, example_input)
-        facts = watched(subject, batch)
+        facts = facts_of(subject, batch)
         return _completeness(subject, batch, facts, Derivation(facts), 0)
 
 
@@ -184,7 +183,7 @@ def certify(
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = _batch(subject, example_input)
-        facts = watched(subject, batch)
+        facts = facts_of(subject, batch)
         derivation = Derivation(facts)
         name, place = _one(site, facts, subject)
         symmetry = derivation.symmetry(place)
@@ -243,7 +242,7 @@ def reparametrize(
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
-        facts = watched(subject, batch)
+        facts = facts_of(subject, batch)
         derivation = Derivation(facts)
         name, place = _one(site, facts, subject)
         symmetry = derivation.symmetry(place)
@@ -311,38 +310,9 @@ def _say_idle(model: nn.Module, facts: Facts, changed: Iterable[str], name: str)
     )
 
 
-def watched(subject: Subject, batch: Batch) -> Facts:
-    """What is seen of a model in one forward pass on the first examples of a batch.
-
-    Raises:
-        DataError: if the model fails on it.
-    """
-    try:
-        trace = subject.watch(batch)
-    except Exception as error:
-        raise DataError(
-            f"the model failed on the first batch ({batch.form}, shape "
-            f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
-            f"{_types_apart(subject, batch)}"
-        ) from error
-    return collect(trace, subject.names(trace), all_named=subject.all_named)
-
-
 def _same(batch: Batch, facts: Facts) -> Batch:
     """The examples of a batch on which the model was watched."""
     return batch.first(facts.graph.trace.example_batch)
-
-
-def _types_apart(subject: Subject, batch: Batch) -> str:
-    """What to do where the numbers of a batch are of another type than the weights."""
-    given, needed = batch.inputs.dtype, subject.dtype
-    if not batch.inputs.is_floating_point() or given == needed:
-        return ""
-    given, needed = (str(dtype).removeprefix("torch.") for dtype in (given, needed))
-    return (
-        f". The batch holds {given} numbers and the model has {needed} weights: convert one of "
-        f"them, for example the batch with .to(torch.{needed})"
-    )
 
 
 def proved(

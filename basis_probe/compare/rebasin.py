@@ -21,7 +21,7 @@ from basis_probe.algebra.elements import MonomialElement
 from basis_probe.algebra.groups import Monomial, OnAxes, SignedPermutation
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import reparametrize, watched
+from basis_probe.architecture.symmetries import reparametrize
 from basis_probe.arguments import function, instance, one_of, seed_of, whole
 from basis_probe.brief import brief
 from basis_probe.compare.matching import assignment
@@ -33,6 +33,7 @@ from basis_probe.compare.stitching import (
     require_several_readings,
 )
 from basis_probe.errors import SiteError
+from basis_probe.model.facts import facts_of
 from basis_probe.model.network import prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.weights import CopiedWeights, Slots, WeightError
@@ -302,7 +303,7 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
     left_out: list[str] = []
     with prepared(model, None):
         batch = batch_of(raw, number=0, tokenizer=subject.tokenizer, device=subject.device)
-        facts = watched(subject, batch)
+        facts = facts_of(subject, batch)
         derivation = Derivation(facts)
         slots, weights = Slots(model, facts.graph.trace), CopiedWeights(model)
         before = _tensors(weights.model)

@@ -12,13 +12,12 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
 from basis_probe.compare.kernels import Kernel, Maps
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
-from basis_probe.model.facts import Facts
+from basis_probe.model.facts import Facts, facts_of
 from basis_probe.model.graph import Layout
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
@@ -186,7 +185,7 @@ class Network:
 
     def __init__(self, subject: Subject, batch: Batch, sites: str | Iterable[str] | None) -> None:
         self.subject = subject
-        self.facts: Facts = watched(subject, batch)
+        self.facts: Facts = facts_of(subject, batch)
         self.derivation = Derivation(self.facts)
         if sites is None:
             chosen = sensible(self.facts, self.facts.sites, subject.usual)

@@ -18,7 +18,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar
-from basis_probe.architecture.symmetries import watched
 from basis_probe.arguments import (
     array_of,
     flag,
@@ -36,6 +35,7 @@ from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
+from basis_probe.model.facts import facts_of
 from basis_probe.model.losses import Loss, next_token
 from basis_probe.model.network import device_of, prepared, recognise
 from basis_probe.model.places import Place, Site
@@ -150,7 +150,7 @@ def ablate(
         first = next(reading, None)
         if first is None:
             raise DataError("the data hold no batch: give at least one")
-        facts = watched(subject, first)
+        facts = facts_of(subject, first)
         chosen = asked(site, facts.sites, silent=subject.silent())
         if len(chosen) > 1:
             raise SiteError(f"{site!r} stands for {len(chosen)} sites: ablate one at a time")

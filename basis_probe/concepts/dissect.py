@@ -15,7 +15,6 @@ from basis_probe.activations import Nonlinearity, example_numbers, layer_of, sym
 from basis_probe.algebra.groups import Group
 from basis_probe.algebra.intertwiner import callable_of
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
 from basis_probe.arguments import (
     flag,
     instance,
@@ -47,6 +46,7 @@ from basis_probe.evidence.site import chosen_null
 from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
+from basis_probe.model.facts import facts_of
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.model.sites import asked, sensible
 from basis_probe.results.dissection import Comparison, Dissection, SiteDissection
@@ -273,7 +273,7 @@ def gather(
         first = next(batches, None)
         if first is None:
             raise DataError("the data hold no batch: give at least one, better several")
-        facts = watched(subject, first)
+        facts = facts_of(subject, first)
         if sites is None:
             chosen = sensible(facts, facts.sites, subject.usual)
         else:

@@ -14,7 +14,6 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from basis_probe.algebra.haar import haar_directions
-from basis_probe.architecture.symmetries import watched
 from basis_probe.arguments import flag, function, instance, seed_of, several, whole
 from basis_probe.brief import described
 from basis_probe.concepts.dissect import remembering
@@ -26,7 +25,7 @@ from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import Catcher, catching
-from basis_probe.model.facts import Facts
+from basis_probe.model.facts import Facts, facts_of
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.model.places import Address, Site
 from basis_probe.model.sites import asked
@@ -147,7 +146,7 @@ def top_examples(
         first = next(batches, None)
         if first is None:
             raise DataError("the data hold no batch: give at least one")
-        facts = watched(subject, first)
+        facts = facts_of(subject, first)
         chosen = asked(site, facts.sites, silent=subject.silent())
         if len(chosen) > 1:
             raise SiteError(f"{site!r} stands for {len(chosen)} sites: ask for one at a time")
@@ -263,7 +262,7 @@ def illustrated(
     first = next(batches, None)
     if first is None:
         raise DataError("the data hold no batch: give at least one")
-    facts = watched(subject, first)
+    facts = facts_of(subject, first)
     picked = {site.site: standing_out(site, axes) for site in report}
     named = [name for name, (wanted, _) in picked.items() if wanted]
     if not named:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from basis_probe.algebra.groups import Blocks, Planes, Privileged
 from basis_probe.algebra.haar import haar, haar_fixing
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
 from basis_probe.arguments import flag, function, instance, one_of, seed_of, whole
 from basis_probe.brief import brief
 from basis_probe.concepts.output_change import Cost, Measure
@@ -36,6 +35,7 @@ from basis_probe.concepts.turned_neurons import (
 from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import Batch
+from basis_probe.model.facts import facts_of
 from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.model.sites import asked
@@ -209,7 +209,7 @@ def stiffness(
         first = next(reading, None)
         if first is None:
             raise DataError("the data hold no batch: give at least one")
-        derivation = Derivation(watched(subject, first))
+        derivation = Derivation(facts_of(subject, first))
         chosen = asked(site, derivation.facts.sites, silent=subject.silent())
         if len(chosen) > 1:
             raise SiteError(f"{site!r} stands for {len(chosen)} sites: turn one at a time")

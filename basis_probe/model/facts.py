@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.pairs import PairFactors, pair_factors
+from basis_probe.errors import DataError
 from basis_probe.model import experts
 from basis_probe.model.attention import Attention, Side, attentions
 from basis_probe.model.axes import Axes
+from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert
 from basis_probe.model.graph import (
     Graph,
@@ -32,6 +34,7 @@ from basis_probe.model.graph import (
     nonlinear,
     norm_argument,
 )
+from basis_probe.model.network import Subject
 from basis_probe.model.places import Site, piece, spoken
 from basis_probe.model.positions import Rows
 from basis_probe.model.rows import bias_of_blank, is_blank, picked_weight
@@ -602,6 +605,35 @@ def _streams(graph: Graph, regions: dict[int, Region]) -> tuple[tuple[Stream, ..
         stream_of |= dict.fromkeys(members, len(streams))
         streams.append(stream)
     return tuple(streams), stream_of
+
+
+def facts_of(subject: Subject, batch: Batch) -> Facts:
+    """What is seen of a model in one forward pass on the first examples of a batch.
+
+    Raises:
+        DataError: if the model fails on it.
+    """
+    try:
+        trace = subject.watch(batch)
+    except Exception as error:
+        raise DataError(
+            f"the model failed on the first batch ({batch.form}, shape "
+            f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
+            f"{_types_apart(subject, batch)}"
+        ) from error
+    return collect(trace, subject.names(trace), all_named=subject.all_named)
+
+
+def _types_apart(subject: Subject, batch: Batch) -> str:
+    """What to do where the numbers of a batch are of another type than the weights."""
+    given, needed = batch.inputs.dtype, subject.dtype
+    if not batch.inputs.is_floating_point() or given == needed:
+        return ""
+    given, needed = (str(dtype).removeprefix("torch.") for dtype in (given, needed))
+    return (
+        f". The batch holds {given} numbers and the model has {needed} weights: convert one of "
+        f"them, for example the batch with .to(torch.{needed})"
+    )
 
 
 def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) -> Facts:

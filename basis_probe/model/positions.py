@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from basis_probe.model.axes import EXTRA, PADDING, Axes, Labels, Source
-from basis_probe.model.batches import MAIN, Batch, Mask
+from basis_probe.model.batches import MAIN, MASKS, Batch, Mask
 from basis_probe.statistics.sampling import content_positions, hash_examples, join_hashes
 
 
@@ -384,6 +384,18 @@ def _step(vector: Tensor) -> tuple[int, int] | None:
     if not torch.equal(vector, torch.arange(len(vector)) // stride % count):
         return None
     return stride, count
+
+
+def digest_of_batch(batch: Batch) -> int:
+    """A number of everything that a batch holds, the same for any order of its examples."""
+    found = int(hash_examples(batch.inputs, batch.mask).sum())
+    named = {**{str(place): value for place, value in enumerate(batch.args)}, **batch.kwargs}
+    for place, (name, value) in enumerate(sorted(named.items()), start=1):
+        if isinstance(value, Tensor) and value is not batch.inputs and name not in MASKS:
+            held = torch.view_as_real(value) if value.is_complex() else value
+            each = hash_examples(held if held.ndim else held[None], None)
+            found += int(each.sum()) * (2 * place + 1)
+    return found % 2**64
 
 
 def hash_batch(batch: Batch, rows: Rows | None = None) -> Tensor:

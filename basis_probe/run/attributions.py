@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError
 from basis_probe.evidence.attribution import ROWS, TWINS, Carried, Twins, carried, result
 from basis_probe.evidence.site import Evidence
 from basis_probe.model.experts import Expert
+from basis_probe.model.facts import facts_of
 from basis_probe.model.losses import Loss
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.run.gradients import Gradients, PathGradients
@@ -122,7 +122,7 @@ class Attributions:
         held = self.gradients.held
         with prepared(subject.model, None):
             settle(subject.model, [lambda b=batch: subject.call(b) for batch in held])
-            derivation = Derivation(watched(subject, held[0]))
+            derivation = Derivation(facts_of(subject, held[0]))
             sites = {n: s for n, s in derivation.facts.sites.items() if n in names}
             groups = {name: self.watching.places[name].symmetry.group for name in sites}
             places = placed(derivation, sites, groups)

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from torch import nn
 
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
 from basis_probe.evidence.site import Origin, gather
 from basis_probe.interrupts import stoppable
 from basis_probe.model.batches import Batch
+from basis_probe.model.facts import facts_of
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.results.report import Outcome, SiteReport
 from basis_probe.run.cases import case_of
@@ -138,7 +138,7 @@ def _compared(
         stack.enter_context(prepared(untrained.model, watching.subject.device if given else None))
         if not given:
             settle(untrained.model, [functools.partial(untrained.call, watching.first)])
-        derivation = Derivation(watched(untrained, watching.first))
+        derivation = Derivation(facts_of(untrained, watching.first))
         here = {n: s for n, s in derivation.facts.sites.items() if n in names}
         if not here:
             return Asked(notes=(_untold(names, "the untrained network has no such site"),))

@@ -23,11 +23,12 @@ from basis_probe.arguments import instance
 from basis_probe.brief import brief, described
 from basis_probe.errors import DataError
 from basis_probe.files import replacing
-from basis_probe.model.batches import MASKS, Batch
+from basis_probe.model.batches import Batch
+from basis_probe.model.positions import digest_of_batch
 from basis_probe.results.codec import decode
 from basis_probe.run.stream import Seen
 from basis_probe.statistics.moments import Moments, SampleKurtosis
-from basis_probe.statistics.sampling import Reservoir, hash_examples
+from basis_probe.statistics.sampling import Reservoir
 
 if TYPE_CHECKING:
     from basis_probe.results.report import Report
@@ -393,18 +394,6 @@ DATA = "data"
 def beginning(first: Batch) -> str:
     """How the data begin, as a plan says it: a number of the first two examples."""
     return f"beginning with {digest_of_batch(first.first(2)):016x}"
-
-
-def digest_of_batch(batch: Batch) -> int:
-    """A number of everything that a batch holds, the same for any order of its examples."""
-    found = int(hash_examples(batch.inputs, batch.mask).sum())
-    named = {**{str(place): value for place, value in enumerate(batch.args)}, **batch.kwargs}
-    for place, (name, value) in enumerate(sorted(named.items()), start=1):
-        if isinstance(value, Tensor) and value is not batch.inputs and name not in MASKS:
-            held = torch.view_as_real(value) if value.is_complex() else value
-            each = hash_examples(held if held.ndim else held[None], None)
-            found += int(each.sum()) * (2 * place + 1)
-    return found % 2**64
 
 
 def _fields(value: Moments | SampleKurtosis, stem: str, tensors: dict[str, Tensor]) -> Any:

@@ -17,9 +17,10 @@ from basis_probe.files import require_writable
 from basis_probe.interrupts import Ended, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.network import Subject
+from basis_probe.model.positions import digest_of_batch
 from basis_probe.results.report import Report
 from basis_probe.run.gradients import Gradients
-from basis_probe.run.parts import UNCHECKED, Part, Partial, digest_of_batch
+from basis_probe.run.parts import UNCHECKED, Part, Partial
 from basis_probe.run.problems import dispensable, is_computed
 from basis_probe.run.stream import Stream
 from basis_probe.run.watch import Choices, Placed, Watched, require_same

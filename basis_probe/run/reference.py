@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import DataError, SiteError, StreamError
 from basis_probe.interrupts import hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
+from basis_probe.model.facts import facts_of
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.sites import asked
 from basis_probe.results.report import Report
@@ -131,7 +131,7 @@ class Reference:
             SiteError: if it has none of the sites.
         """
         subject = recognise(model)
-        facts = watched(subject, first)
+        facts = facts_of(subject, first)
         plans: dict[str, Plan] = {}
         missing: list[str] = []
         for name in names:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.remembered import remembering
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
 from basis_probe.errors import StreamError
 from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, gather, is_small
 from basis_probe.interrupts import hold, stoppable
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert
+from basis_probe.model.facts import facts_of
 from basis_probe.model.network import Subject, device_of, fingerprint, prepared, recognise
 from basis_probe.parallel import abreast
 from basis_probe.results.report import Provenance, Report
@@ -411,7 +411,7 @@ def untrained_twins(
             read = Again(itertools.islice(batches_of(data, twin), batches), total, "A twin's pass")
             several = iter(read)
             first = next(several)
-            derivation = Derivation(watched(twin, first))
+            derivation = Derivation(facts_of(twin, first))
             sites = {n: s for n, s in derivation.facts.sites.items() if n in watching.plans}
             groups = {name: watching.places[name].symmetry.group for name in sites}
             own = placed(derivation, sites, groups)

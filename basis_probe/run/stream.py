@@ -427,14 +427,16 @@ class Ranks:
     ) -> None:
         self.batch, self.seed = batch, seed
         self.examples = hash_batch(batch, rows)
-        # Equal examples are kept or left out independently of each other.
-        self.apart = (
-            self.examples
-            if occurrences is None
-            else numbered_apart(self.examples, occurrences.before(self.examples))
-        )
+        self._occurrences = occurrences
         self._found: dict[tuple[tuple[int, ...], Rows | None], Ranked] = {}
         self._given: dict[Rows, int] = {}
+
+    @functools.cached_property
+    def apart(self) -> Tensor:
+        """The hashes, equal ones numbered: they are kept or left out independently."""
+        if self._occurrences is None:
+            return self.examples
+        return numbered_apart(self.examples, self._occurrences.before(self.examples))
 
     @property
     def size(self) -> int:
@@ -473,8 +475,8 @@ class Ranks:
         assert example is not None
         axis, index = example
         counts = placed.counts()
-        hashes = self.apart[index.clamp(0, self.size - 1)]
         ahead = placed.positions(counts).movedim(axis, 0)
+        hashes = self.apart[index.clamp(0, self.size - 1)]
         rank = priorities(
             hashes, ahead.flatten(1) if ahead.ndim > 1 else ahead[:, None], seed=self.seed
         )

@@ -19,7 +19,7 @@ from basis_probe.algebra.groups import (
     require_group,
 )
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import proved, watched
+from basis_probe.architecture.symmetries import proved
 from basis_probe.arguments import flag, instance, one_of, seed_of, texts, whole
 from basis_probe.brief import described
 from basis_probe.errors import SiteError
@@ -34,7 +34,7 @@ from basis_probe.evidence.site import (
 from basis_probe.model.around import Around, around
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert, times
-from basis_probe.model.facts import Facts
+from basis_probe.model.facts import Facts, facts_of
 from basis_probe.model.linear_layer import Layer, bend, layer
 from basis_probe.model.network import Subject, fingerprint
 from basis_probe.model.places import Place, Site
@@ -227,7 +227,7 @@ class Watched:
             SiteError: if a name stands for no site.
             DataError: if the model fails on the batch.
         """
-        facts = watched(subject, first)
+        facts = facts_of(subject, first)
         if choices.sites is None:
             chosen = sensible(facts, facts.sites, subject.usual)
         else:
