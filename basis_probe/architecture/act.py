@@ -47,7 +47,7 @@ from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.model.rows import GROUPED_PRODUCTS
 from basis_probe.model.trace import Fixed, Node, Ref
-from basis_probe.model.weights import Slot, Slots, WeightError, Weights
+from basis_probe.model.weights import MisfitError, Slot, Slots, WeightError, Weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +112,8 @@ class Action:
             make: size -> the stranger on a stream of that size; None where it has no form.
 
         Returns:
-            Stream -> the stranger that acted on it; empty if it has no form that fits.
+            Stream -> the stranger that acted on it; empty if it has no form that fits, as where
+            the axes of an input, such as moments of a sound, are none of the weights that read it.
         """
         vertex = self.facts.vertex(site)
         assert vertex is not None
@@ -123,7 +124,13 @@ class Action:
         def strange(index: int, _: Element) -> dict[int, Element]:
             return self._strange(index, make)
 
-        return self._start(site, element, strange)
+        try:
+            return self._start(site, element, strange)
+        except MisfitError:
+            stream = self.facts.streams[self.facts.stream_of[vertex.node]]
+            if self.derivation.is_input(stream):
+                return {}
+            raise
 
     def _start(
         self, site: Site, element: Element, move: Callable[[int, Element], dict[int, Element]]
@@ -613,9 +620,17 @@ class Action:
             ):
                 made = self.graph.trace.node(made.args[0].node)
             if made.op == "embedding":
-                table = next(fixed_in((made.args, made.kwargs)), None)
+                fixed = fixed_in((made.args, made.kwargs))
+                # The numbers of the rows may be fixed, too.
+                table = next((one for one in fixed if one.tensor.is_floating_point()), None)
                 slot = self.slots.slot(made, table)
                 self._edit(slot, 1, element, rows)
+                return
+            if made.op in ("add", "sub") and not made.live:
+                # A sum of tables: each changes alike.
+                for term in made.args[:2]:
+                    if isinstance(term, Ref | Fixed):
+                        self._table(index, node, term, element, rows)
                 return
         slot = self.slots.slot(node, value)
         heads = [place - len(node.shape) for place in self.graph.layouts[index].axes]

@@ -533,7 +533,7 @@ class Derivation:
         return DirectSum(tuple(parts)), because, ALGEBRA
 
     def _given(self, stream: Stream, dim: int) -> tuple[Group, str, str]:
-        if self._is_input(stream):
+        if self.is_input(stream):
             return Trivial(dim), "these are the model's input, whose axes are given.", ALGEBRA
         because = "the model returns this: its axes are the vocabulary, the classes or the outputs."
         return Trivial(dim), because, ALGEBRA
@@ -810,9 +810,9 @@ class Derivation:
     # --- what writes and reads ------------------------------------------------------------------
 
     def _fixed(self, stream: Stream) -> bool:
-        return stream.returned or self._is_input(stream)
+        return stream.returned or self.is_input(stream)
 
-    def _is_input(self, stream: Stream) -> bool:
+    def is_input(self, stream: Stream) -> bool:
         """True if the model's input, or a part of it, is in a stream."""
         vertices = self.facts.graph.vertices
         for writer in stream.writers:
@@ -1402,7 +1402,7 @@ class Derivation:
         ends = [self.facts.stream_of[vertex.carried[0]], self.facts.stream_of[index]]
         if vertex.kind is Kind.PART:
             # A part that linear maps alone write is one by itself.
-            if any(self._is_input(streams[end]) for end in ends):
+            if any(self.is_input(streams[end]) for end in ends):
                 return False
             kinds = {graph.vertices[writer].kind for writer in streams[ends[0]].writers}
             if kinds <= {Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING, Kind.PART}:

@@ -19,6 +19,10 @@ class WeightError(ValueError):
     """What stands between a number in a computation and the parameter that it comes from."""
 
 
+class MisfitError(WeightError):
+    """An element is asked to act along an axis that does not hold its features."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slot:
     """A tensor that a function is given, as a place in one parameter.
@@ -305,6 +309,11 @@ def acted(values: Tensor, axis: int, element: Element, places: Tensor | None) ->
         changed = element.act(values.index_select(axis, chosen), axis)
         return values.index_copy(axis, chosen, changed)
     if values.shape[axis] != element.dim:
+        if values.shape[axis] % element.dim:
+            raise MisfitError(
+                f"a weight of {values.shape[axis]} entries along an axis does not read "
+                f"{element.dim} features"
+            )
         # Positions that were flattened into the features of a linear map.
         each = values.unflatten(axis, (element.dim, -1))
         return element.act(each, axis % values.ndim).flatten(axis % values.ndim, axis + 1)

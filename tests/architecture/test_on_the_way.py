@@ -279,3 +279,60 @@ def test_a_constant_for_every_feature_that_is_computed_is_no_weight() -> None:
     for site in ("embed", "up"):
         assert found[site].privileged is bp.Privileged.UNKNOWN
         assert "no weight" in found[site].because and found[site].certificate is None
+
+
+class Numbered(nn.Module):
+    """A learned table whose rows are read by numbers that the model holds, as in CLIP's vision."""
+
+    numbers: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, D)
+        self.register_buffer("numbers", torch.arange(9))
+
+    def forward(self, count: int) -> Tensor:
+        return self.table(self.numbers[:count])
+
+
+def numbered(s: Net, t: Tensor) -> Tensor:
+    return s.head(s.norm(s.embed(t) + s.places(t.shape[1]) + s.own))
+
+
+def summed(s: Net, t: Tensor) -> Tensor:
+    """A vector for the stream and one for every position are added to each other first."""
+    return s.head(s.norm(s.embed(t) + (s.places(t.shape[1]) + s.own)))
+
+
+def behind_each_other(s: Net, t: Tensor) -> Tensor:
+    """Rows of which some are made of tables alone, as in ProphetNet's streams."""
+    fixed = (s.places(t.shape[1]) + s.own).expand(t.shape[0], -1, -1)
+    return s.head(s.norm(torch.cat([s.embed(t), fixed], 1)))
+
+
+@pytest.mark.parametrize("run", [numbered, summed, behind_each_other])
+def test_sums_of_tables_and_tables_read_by_fixed_numbers_change_with_their_stream(
+    run: Callable[[Net, Tensor], Tensor],
+) -> None:
+    model = Net(run, norm=nn.RMSNorm(D), places=Numbered(), own=torch.zeros(D)).double().eval()
+    require_absorbed(model, "embed", G.Orthogonal(D))
+
+
+@pytest.mark.parametrize("frames", [12, 20])
+def test_moments_of_a_sound_have_axes_of_their_own_and_no_stranger_that_weights_could_read(
+    frames: int,
+) -> None:
+    class Sound(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv1d(1, 6, 3), nn.Conv1d(6, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.gelu(self.first(x[:, None])))
+
+    torch.manual_seed(0)
+    found = bp.symmetries(nn.Sequential(Sound()).double().eval(), torch.randn(2, frames).double())
+    assert found["0:in"].group == G.Trivial(frames)
+    proof = found["0:in"].certificate
+    assert proof is not None and proof.holds, found["0:in"].unproved
+    assert found["0.first"].group == G.Permutation(6)
