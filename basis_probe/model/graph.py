@@ -529,24 +529,14 @@ class _Builder:
         self.roots[index] = frozenset((index,))
 
     def visit(self, node: Node) -> None:
-        live = self.live(node)
-        shape = node.shape
         if node.op == "input":
-            places = self._convolved(node.index)
-            channels = len(shape) == 4 or (len(shape) > 2 and places is not None)
-            if shape:
-                # An image may come without an axis of examples.
-                axis = 0 if places is not None and len(shape) == places + 1 else 1
-                axis = axis if channels else len(shape) - 1
-                self.layouts[node.index] = Layout((axis,), channels)
-            self.put(node.index, Kind.INPUT, ())
+            self._input(node)
             return
         if picks_weights(self.trace, node, self.picked):
             self.picked.add(node.index)
             return
-        if node.op in BLANKING and is_blank(self.trace, Ref(node.index)):
-            return
-        if not live:
+        live = self.live(node)
+        if not live or (node.op in BLANKING and is_blank(self.trace, Ref(node.index))):
             return
         first = live[0]
         layout = self._layout(node, live)
@@ -558,28 +548,56 @@ class _Builder:
             return
         if layout is not None:
             if node.op not in _SPLITS:
-                layout = _without_single(layout, shape)
+                layout = _without_single(layout, node.shape)
             self.layouts[node.index] = layout
-        op = node.op
-        if op == "stack" and layout is not None:
+        if self._stays(node, live, layout):
+            return
+        for rule in (self._mixes, self._normalises, self._pools, self._moves_rows, self._parts):
+            if rule(node, live, layout):
+                break
+        else:
+            self._meets_others(node, live)
+        if node.index in self.cuts and node.index not in self.same and self._is_whole(node.index):
+            self.vertex(node.index)
+
+    def _input(self, node: Node) -> None:
+        """What the model is given."""
+        shape = node.shape
+        places = self._convolved(node.index)
+        channels = len(shape) == 4 or (len(shape) > 2 and places is not None)
+        if shape:
+            # An image may come without an axis of examples.
+            axis = 0 if places is not None and len(shape) == places + 1 else 1
+            axis = axis if channels else len(shape) - 1
+            self.layouts[node.index] = Layout((axis,), channels)
+        self.put(node.index, Kind.INPUT, ())
+
+    def _stays(self, node: Node, live: list[int], layout: Layout | None) -> bool:
+        """True where the features are those of a node before, and there is no place of its own."""
+        first = live[0]
+        if node.op == "stack" and layout is not None:
             self.stacks[node.index] = (self._stacked_along(node), live)
             if node.index in self.wanted:
                 self.vertex(node.index)
-            return
+            return True
         one = self._of_stack(node)
         if one is not None:
             self._take_over(node, one)
-            return
+            return True
         for index in live:
             if index in self.stacks:
                 self.vertex(index)
-        if self._is_identity(node) or (
-            op == "output" and self._is_identity(self.trace.node(first))
-        ):
-            if node.index in self.cuts and first in self.roots and self._is_whole(first):
-                self.vertex(first)
-            self._take_over(node, first)
-            return
+        made = self.trace.node(first)
+        if not self._is_identity(node) and not (node.op == "output" and self._is_identity(made)):
+            return False
+        if node.index in self.cuts and first in self.roots and self._is_whole(first):
+            self.vertex(first)
+        self._take_over(node, first)
+        return True
+
+    def _mixes(self, node: Node, live: list[int], _: Layout | None) -> bool:
+        """Tables, linear maps and convolutions, which write features by weights."""
+        op, first = node.op, live[0]
         if op == "embedding" or self._averages_rows(node) or self._is_lookup(node):
             self.put(node.index, Kind.EMBEDDING, ())
         elif self._is_linear(node):
@@ -591,48 +609,74 @@ class _Builder:
             groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
             if groups == 1:
                 kind = Kind.CONVOLUTION
-            elif groups == self.trace.node(first).shape[1] == shape[1] and not across:
+            elif groups == self.trace.node(first).shape[1] == node.shape[1] and not across:
                 kind = Kind.DEPTHWISE
             else:
                 # Channels mix inside their groups: neither one linear map nor single channels.
                 kind = Kind.OTHER if across or "transpose" in op else Kind.GROUPED
             self.put(node.index, kind, (), (self.vertex(first),), across=across)
-        elif op in ("batch_norm", "instance_norm") and self._features_at(first, 1):
-            self.put(node.index, Kind.BATCH_NORM, (self.vertex(first),))
-        elif op == "group_norm" and self._features_at(first, 1):
-            self.put(node.index, Kind.GROUP_NORM, (self.vertex(first),))
-        elif op == "layer_norm" and self._takes_channels(node, first):
-            self.put(node.index, Kind.GROUP_NORM, (self.vertex(first),))
-        elif op in _MAX_POOLS and self._pools_positions(node, first):
-            self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
-        elif op in _EXTREMES and self._runs_along(node, first):
-            self.put(node.index, Kind.MAX_POOL, (self.vertex(first),))
+        else:
+            return False
+        return True
+
+    def _normalises(self, node: Node, live: list[int], _: Layout | None) -> bool:
+        """Norms that are one call and whose features are channels."""
+        op, first = node.op, live[0]
+        if op in ("batch_norm", "instance_norm") and self._features_at(first, 1):
+            kind = Kind.BATCH_NORM
+        elif (op == "group_norm" and self._features_at(first, 1)) or (
+            op == "layer_norm" and self._takes_channels(node, first)
+        ):
+            kind = Kind.GROUP_NORM
+        else:
+            return False
+        self.put(node.index, kind, (self.vertex(first),))
+        return True
+
+    def _pools(self, node: Node, live: list[int], _: Layout | None) -> bool:
+        """What takes one number of several positions, feature by feature."""
+        op, first = node.op, live[0]
+        if (op in _MAX_POOLS and self._pools_positions(node, first)) or (
+            op in _EXTREMES and self._runs_along(node, first)
+        ):
+            kind = Kind.MAX_POOL
         elif op in _MOVED_ALONG and self._runs_along(node, first):
-            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
+            kind = Kind.CARRIER
         elif op in _ALONG and self._runs_along(node, first):
-            self.put(node.index, Kind.ALONG, (self.vertex(first),))
+            kind = Kind.ALONG
         elif (
-            op == "output"
-            and self.trace.node(first).op in _MAX_POOLS | _EXTREMES
-            and node.args[0] == 0
+            (op == "output" and self._made_by(first, _MAX_POOLS | _EXTREMES) and node.args[0] == 0)
+            or (op in _AVERAGE_POOLS and self._pools_positions(node, first))
+            or self._is_average(node, first)
         ):
-            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
-        elif (op in _AVERAGE_POOLS and self._pools_positions(node, first)) or self._is_average(
-            node, first
+            kind = Kind.CARRIER
+        else:
+            return False
+        self.put(node.index, kind, (self.vertex(first),))
+        return True
+
+    def _moves_rows(self, node: Node, live: list[int], layout: Layout | None) -> bool:
+        """What hands rows on in another shape or order."""
+        op, first = node.op, live[0]
+        if (op in _MOVES and layout is not None) or (
+            op in ("getitem", "index_select") and self._picks(node, first)
         ):
-            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
-        elif op in _MOVES and layout is not None:
-            self.put(node.index, Kind.CARRIER, (self.vertex(first),))
-        elif op in ("getitem", "index_select") and self._picks(node, first):
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
         elif op in PUTS:
             self._puts(node, live)
-        elif op == "getitem" and layout is not None:
+        else:
+            return False
+        return True
+
+    def _parts(self, node: Node, live: list[int], layout: Layout | None) -> bool:
+        """What takes features apart or puts them side by side."""
+        op, first = node.op, live[0]
+        if op == "getitem" and layout is not None:
             kind, part = self._getitem(node, first)
             self.put(node.index, kind, (self.vertex(first),), part=part)
-        elif op in ("chunk", "split", "unbind"):
+        elif op in _SPLITS:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
-        elif op == "output" and self.trace.node(first).op in ("chunk", "split", "unbind"):
+        elif op == "output" and self._made_by(first, _SPLITS):
             kind, part = self._piece(node, first)
             made = self.trace.node(first)
             whole = made.inputs[0] if made.op == "unbind" else first
@@ -641,7 +685,14 @@ class _Builder:
             self._cat(node, live, layout)
         elif op == "pad":
             self._pad(node, first, layout)
-        elif op == "scaled_dot_product_attention":
+        else:
+            return False
+        return True
+
+    def _meets_others(self, node: Node, live: list[int]) -> None:
+        """Attention, products and functions of several tensors, and all that is not known."""
+        op = node.op
+        if op == "scaled_dot_product_attention":
             value = self._ref(node, 2, "value")
             if value is None or not self.known(value):
                 self.put(node.index, Kind.OTHER, (), tuple(map(self.vertex, live)))
@@ -650,12 +701,14 @@ class _Builder:
                 self.put(node.index, Kind.ATTENTION, (self.vertex(value),), used)
         elif op in ("matmul", "bmm"):
             self._matmul(node, live)
-        elif op in _POINTWISE or op == "to" or self._is_rowwise(node, first):
+        elif op in _POINTWISE or op == "to" or self._is_rowwise(node, live[0]):
             self._pointwise(node, live)
         else:
             self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
-        if node.index in self.cuts and node.index not in self.same and self._is_whole(node.index):
-            self.vertex(node.index)
+
+    def _made_by(self, index: int, ops: frozenset[str]) -> bool:
+        """True if one of these operations wrote a node."""
+        return self.trace.node(index).op in ops
 
     def _is_whole(self, index: int) -> bool:
         """True if a node is as large as something that it is made of, or has all its features."""

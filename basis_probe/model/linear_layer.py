@@ -70,141 +70,225 @@ def layer(facts: Facts, site: Site) -> Layer | str:
     if vertex is None:
         return "the features of the site are not understood"
     expert = site.address if isinstance(site.address, Expert) else None
-    own: dict[int, Tensor] = {}
-    linears: list[int] = []
-    pres: list[int] = []
-    held: list[int] = []
-    addresses: list[Address] = []
-    entries: dict[int, int] = {}
-    waiting = [vertex.node]
-    seen: set[int] = set()
-    while waiting:
-        here = graph.vertices[waiting.pop()]
-        if here.node in seen:
-            continue
-        seen.add(here.node)
-        if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
-            linears.append(here.node)
-            continue
-        passes = (
-            here.kind is Kind.PART
-            or _parts_features(facts, here)
-            or _is_rowwise_norm(facts, here)
-            or _is_bias(graph, here)
-        )
-        if here.kind is Kind.REGION:
-            shape = facts.regions[here.node].shape
-            if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
-                pres.extend(here.carried)
-            passes = shape not in (Shape.UNKNOWN, Shape.RMS_NORM, Shape.LAYER_NORM)
-        if _splits_positions(facts, here):
-            # Rows are given to what is above a reshape of positions, which would not fit them.
-            below = here.carried[0]
-            entries[below] = entries.get(here.node, here.node)
-            passes = graph.vertices[below].kind is Kind.LINEAR or _splits_positions(
-                facts, graph.vertices[below]
-            )
-        if expert is not None and here.kind is Kind.SUM:
-            # Every row gets the bias of its expert.
-            found = _with_bias(facts, here, expert)
-            if found is not None:
-                linears.append(found[0])
-                own[found[0]] = found[1]
-                entries[found[0]] = here.node
-                continue
-        if here.kind is Kind.SUM and pres and not held and len(here.carried) == 2:
-            # A residual connection below a nonlinearity: what it carries is held as it is.
-            branches = [_linears_below(facts, index) for index in here.carried]
-            turned = max((0, 1), key=lambda place: max(branches[place], default=-1))
-            if branches[turned]:
-                kept = here.carried[1 - turned]
-                address = _summand(facts, here.node, kept)
-                if address is not None:
-                    held.append(kept)
-                    addresses.append(address)
-                    waiting.append(here.carried[turned])
-                    continue
-        if not passes:
-            return f"{here.kind.value} ({here.op}) lies between the site and a linear map"
-        waiting.extend(here.carried)
-    linears.sort()
-    if len(pres) > 1:
+    way = _Way(facts, expert)
+    trouble = way.walk(vertex.node)
+    if trouble is not None:
+        return trouble
+    if len(way.pres) > 1:
         return "several nonlinearities lie between the site and its linear maps"
-    sources = {_picked_once(facts, graph.vertices[index].used[0]) for index in linears}
+    sources = {_picked_once(facts, graph.vertices[index].used[0]) for index in way.linears}
     if len(sources) != 1:
         return "the linear maps in front of the site read different inputs"
     source = sources.pop()
-    first = trace.node(linears[0])
     width = _width(graph, source)
     layout = graph.layouts.get(source)
     if width is None or layout is None or len(layout.axes) != 1:
         return "the features of the layer's input are not understood"
-    weights: list[Tensor] = []
-    biases: list[Tensor | None] = []
-    convolution: Convolution | None = None
-    for index in linears:
-        found = (
-            _weight(trace, trace.node(index))
-            if expert is None
-            else _weight_of(trace, trace.node(index), expert, own.get(index))
-        )
-        if isinstance(found, str):
-            return found
-        weight, bias, windows = found
-        if windows != convolution and index != linears[0]:
-            return "the convolutions in front of the site read different windows"
-        convolution = windows
-        if windows is not None and layout.repeat != 1:
-            return "a convolution reads flattened positions"
-        weights.append(weight)
-        biases.append(bias)
-    gain, bias, centred, normalised = _peel(facts, source)
-    argument = next(
-        i
-        for i in first.inputs
-        if (read := graph.same.get(i)) is not None and _picked_once(facts, read) == source
-    )
-    address = catch(trace, first, argument)
-    if expert is not None:
-        use = use_of(trace, first)
-        address = None if use is None else expert.at(use.name)
+    found = way.weights()
+    if isinstance(found, str):
+        return found
+    weights, biases, convolution = found
+    if convolution is not None and layout.repeat != 1:
+        return "a convolution reads flattened positions"
+    address = _read_at(facts, trace.node(way.linears[0]), source, expert)
     if address is None:
         return "what the layer reads is a step inside one call, and cannot be caught"
-
-    given = (*(entries.get(index, index) for index in linears), *held)
-
-    def run(target: int) -> Callable[[tuple[Tensor, ...]], Tensor]:
-        channels = convolution is not None
-
-        def compute(outputs: tuple[Tensor, ...]) -> Tensor:
-            values: dict[int, Tensor] = {}
-            for index, out in zip(given, outputs, strict=True):
-                ones = [1] * (len(trace.node(index).shape) - 2)
-                shape = (*out.shape, *ones) if channels else (len(out), *ones, out.shape[1])
-                values[index] = out.reshape(shape)
-            out = graph.replay(target, values)
-            count = outputs[0].shape[0]
-            return out.reshape(count, out.numel() // count if count else out.shape[-1])
-
-        return compute
-
+    gain, bias, centred, normalised = _peel(facts, source)
+    given, channels = way.given, convolution is not None
     return Layer(
         source=source,
         address=address,
         width=width // layout.repeat,
         repeat=layout.repeat,
-        linears=tuple(linears),
-        weights=tuple(weights),
-        biases=tuple(biases),
+        linears=tuple(way.linears),
+        weights=weights,
+        biases=biases,
         convolution=convolution,
-        pre=run(pres[0]) if pres else None,
-        post=run(vertex.node),
-        held=tuple(addresses),
+        pre=_replayed(graph, given, way.pres[0], channels=channels) if way.pres else None,
+        post=_replayed(graph, given, vertex.node, channels=channels),
+        held=tuple(way.addresses),
         gain=gain,
         bias=bias,
         centred=centred,
         normalised=normalised,
     )
+
+
+class _Way:
+    """What lies between a site and the linear maps in front of it.
+
+    Args:
+        facts: what was seen of the model.
+        expert: the expert whose neurons the site is, if it is one's.
+
+    Attributes:
+        linears: the linear maps, in the order of the run.
+        pres: what nonlinearities read.
+        held: what is added to what the maps write, and left as it is.
+        addresses: where that is caught.
+        entries: linear map -> where its rows are given in, where that is not its own output.
+        own: linear map -> the bias that its expert adds.
+    """
+
+    def __init__(self, facts: Facts, expert: Expert | None) -> None:
+        self._facts, self._expert = facts, expert
+        self.linears: list[int] = []
+        self.pres: list[int] = []
+        self.held: list[int] = []
+        self.addresses: list[Address] = []
+        self.entries: dict[int, int] = {}
+        self.own: dict[int, Tensor] = {}
+
+    def walk(self, start: int) -> str | None:
+        """Goes from a site to all linear maps; why that is not possible, if it is not."""
+        vertices = self._facts.graph.vertices
+        waiting, seen = [start], set[int]()
+        while waiting:
+            here = vertices[waiting.pop()]
+            if here.node in seen:
+                continue
+            seen.add(here.node)
+            if here.kind in (Kind.LINEAR, Kind.CONVOLUTION):
+                self.linears.append(here.node)
+                continue
+            before = self._before(here)
+            if before is None:
+                return f"{here.kind.value} ({here.op}) lies between the site and a linear map"
+            waiting.extend(before)
+        self.linears.sort()
+        return None
+
+    def _before(self, here: Vertex) -> tuple[int, ...] | None:
+        """Where the way goes on from a place; None if no linear map is in front of it."""
+        passes = self._passes(here)
+        if _splits_positions(self._facts, here):
+            # Rows are given to what is above a reshape of positions, which would not fit them.
+            below = here.carried[0]
+            self.entries[below] = self.entries.get(here.node, here.node)
+            vertex = self._facts.graph.vertices[below]
+            passes = vertex.kind is Kind.LINEAR or _splits_positions(self._facts, vertex)
+        if here.kind is Kind.SUM:
+            if self._adds_own_bias(here):
+                return ()
+            turned = self._beside_held(here)
+            if turned is not None:
+                return (turned,)
+        return tuple(here.carried) if passes else None
+
+    def _passes(self, here: Vertex) -> bool:
+        """True if every feature is made of the same feature before, row by row."""
+        if here.kind is Kind.REGION:
+            shape = self._facts.regions[here.node].shape
+            if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
+                self.pres.extend(here.carried)
+            return shape not in (Shape.UNKNOWN, Shape.RMS_NORM, Shape.LAYER_NORM)
+        return (
+            here.kind is Kind.PART
+            or _parts_features(self._facts, here)
+            or _is_rowwise_norm(self._facts, here)
+            or _is_bias(self._facts.graph, here)
+        )
+
+    def _adds_own_bias(self, here: Vertex) -> bool:
+        """True where every row gets the bias of its expert: it belongs to the linear map."""
+        if self._expert is None:
+            return False
+        found = _with_bias(self._facts, here, self._expert)
+        if found is None:
+            return False
+        linear, bias = found
+        self.linears.append(linear)
+        self.own[linear] = bias
+        self.entries[linear] = here.node
+        return True
+
+    def _beside_held(self, here: Vertex) -> int | None:
+        """The branch with the linear maps of a residual connection below a nonlinearity.
+
+        What the other branch carries is held as it is.
+        """
+        if not self.pres or self.held or len(here.carried) != 2:
+            return None
+        branches = [_linears_below(self._facts, index) for index in here.carried]
+        turned = max((0, 1), key=lambda place: max(branches[place], default=-1))
+        if not branches[turned]:
+            return None
+        kept = here.carried[1 - turned]
+        address = _summand(self._facts, here.node, kept)
+        if address is None:
+            return None
+        self.held.append(kept)
+        self.addresses.append(address)
+        return here.carried[turned]
+
+    def weights(
+        self,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...], Convolution | None] | str:
+        """Weights and biases of all maps, and the windows that they read, or why not."""
+        trace = self._facts.graph.trace
+        weights: list[Tensor] = []
+        biases: list[Tensor | None] = []
+        convolution: Convolution | None = None
+        for index in self.linears:
+            node = trace.node(index)
+            found = (
+                _weight(trace, node)
+                if self._expert is None
+                else _weight_of(trace, node, self._expert, self.own.get(index))
+            )
+            if isinstance(found, str):
+                return found
+            weight, bias, windows = found
+            if windows != convolution and index != self.linears[0]:
+                return "the convolutions in front of the site read different windows"
+            convolution = windows
+            weights.append(weight)
+            biases.append(bias)
+        return tuple(weights), tuple(biases), convolution
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """The places whose rows are given to compute the site: of every map, then what is held."""
+        return (*(self.entries.get(index, index) for index in self.linears), *self.held)
+
+
+def _read_at(facts: Facts, first: Node, source: int, expert: Expert | None) -> Address | None:
+    """Where what a linear map reads can be caught."""
+    graph, trace = facts.graph, facts.graph.trace
+    if expert is not None:
+        use = use_of(trace, first)
+        return None if use is None else expert.at(use.name)
+    argument = next(
+        i
+        for i in first.inputs
+        if (read := graph.same.get(i)) is not None and _picked_once(facts, read) == source
+    )
+    return catch(trace, first, argument)
+
+
+def _replayed(
+    graph: Graph, given: tuple[int, ...], target: int, *, channels: bool
+) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    """A place as a function of rows of the places that are given.
+
+    Args:
+        graph: what was seen of the model.
+        given: the places whose rows the function takes, in this order.
+        target: the place.
+        channels: True if features are on the axis behind that of rows.
+    """
+
+    def compute(outputs: tuple[Tensor, ...]) -> Tensor:
+        values: dict[int, Tensor] = {}
+        for index, out in zip(given, outputs, strict=True):
+            ones = [1] * (len(graph.trace.node(index).shape) - 2)
+            shape = (*out.shape, *ones) if channels else (len(out), *ones, out.shape[1])
+            values[index] = out.reshape(shape)
+        out = graph.replay(target, values)
+        count = outputs[0].shape[0]
+        return out.reshape(count, out.numel() // count if count else out.shape[-1])
+
+    return compute
 
 
 _PARTS = ("chunk", "split", "tensor_split")

@@ -11,8 +11,8 @@ import transformers
 import basis_probe as bp
 from basis_probe.architecture import derive
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import watched
 from basis_probe.model.batches import batch_of
+from basis_probe.model.facts import facts_of
 from basis_probe.model.network import prepared, recognise
 
 ROOM = str(pathlib.Path(derive.__file__).parent)
@@ -44,7 +44,7 @@ def _calls(layers: int) -> int:
 
     with prepared(subject.model, None):
         batch = batch_of(ids, number=0, tokenizer=None, device=torch.device("cpu"))
-        facts = watched(subject, batch)
+        facts = facts_of(subject, batch)
         derivation = Derivation(facts)
         before = sys.getprofile()
         sys.setprofile(see)
@@ -67,7 +67,7 @@ def test_what_is_found_out_once_is_what_is_found_out_each_time() -> None:
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = batch_of(ids, number=0, tokenizer=None, device=torch.device("cpu"))
-        facts = watched(subject, batch)
+        facts = facts_of(subject, batch)
         for name in [*found][::7]:
             # Nothing was asked of this one before.
             alone = Derivation(facts).symmetry(facts.sites[name])

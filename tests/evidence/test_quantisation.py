@@ -191,12 +191,12 @@ def test_scores_with_nulls_of_their_own_may_be_asked_for_alone() -> None:
 
 def _around(model: nn.Module, x: Tensor, name: str):
     from basis_probe.architecture.derive import Derivation
-    from basis_probe.architecture.symmetries import watched
     from basis_probe.model.batches import batch_of
+    from basis_probe.model.facts import facts_of
     from basis_probe.model.network import recognise
 
     subject = recognise(model.eval())
-    facts = Derivation(watched(subject, batch_of(x, number=0, tokenizer=None, device="cpu"))).facts
+    facts = Derivation(facts_of(subject, batch_of(x, number=0, tokenizer=None, device="cpu"))).facts
     return around(facts, facts.sites[name], None)
 
 
