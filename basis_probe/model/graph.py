@@ -1256,6 +1256,7 @@ class _Builder:
     # --- where the features are -----------------------------------------------------------------
 
     def _layout(self, node: Node, live: list[int]) -> Layout | None:
+        """On which axes the features of a node are; None where it has none that are known."""
         shape, op = node.shape, node.op
         if not shape:
             return None
@@ -1269,71 +1270,16 @@ class _Builder:
             return Layout((len(shape) - 1,))
         if op in PUTS:
             return self._put_layout(node)
-        if op == "scaled_dot_product_attention":
-            value = self._ref(node, 2, "value")
-            found = None if value is None else self.layouts.get(value)
-            if value is None or found is None:
-                return None
-            return _served(self.trace.node(value).shape, shape, found)
-        if op in ("matmul", "bmm", "baddbmm"):
-            value = self._ref(node, 2, "batch2") if op == "baddbmm" else self._ref(node, 1, "other")
-            found = None if value is None else self.layouts.get(value)
-            if value is None or found is None:
-                return None
-            # What a product sums over is gone: of scores no features are left.
-            before = self.trace.node(value).shape
-            summed = len(before) - 2
-            kept = found.axes[-1] == len(before) - 1 and summed not in found.axes
-            if kept and len(before) <= len(shape):
-                return _served(before, shape, found)
-            return self.layouts[self.same[live[0]]] if self._sums_positions(node, live) else None
+        if op in ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm"):
+            return self._product_layout(node, live)
         source = next((i for i in live if i in self.layouts), None)
         if source is None:
             return None
         before, layout = self.trace.node(source).shape, self.layouts[source]
-        if op == "view":
-            return _viewed(before, shape, layout)
-        if op in ("transpose", "permute", "movedim", "moveaxis") or op in _TURNED_OVER:
-            return _permuted(node, before, layout)
-        if op in ("repeat", "tile"):
-            shift = len(shape) - len(before)
-            moved = layout.moved(lambda a: a + shift)
-            sizes = zip((1,) * shift + before, shape, strict=True)
-            # Rows that come again are rows like the others.
-            once = tuple(b if a == 1 else a for a, b in sizes)
-            if any(once[axis] != shape[axis] for axis in moved.axes):
-                return None
-            return _broadcast((1,) * shift + before, once, moved)
-        if op in ("expand", "broadcast_to"):
-            shift = len(shape) - len(before)
-            return _broadcast((1,) * shift + before, shape, layout.moved(lambda a: a + shift))
-        if op == "repeat_interleave":
-            if len(shape) != len(before) or shape[layout.axes[-1]] != before[layout.axes[-1]]:
-                return None
-            return layout
-        if op == "stack":
-            axis = self._stacked_along(node)
-            alike = all(self.layouts.get(i) == layout for i in live)
-            if not alike or len(live) != len(_given_to(node)):
-                return None
-            axes = tuple(a + (a >= axis) for a in layout.axes)
-            return Layout(axes, axes[-1] < len(shape) - 1, layout.repeat)
-        if op in ("getitem", "index_select"):
-            picked = picked_axes(self.trace, node, before, layout.axes)
-            if picked is not None:
-                channels = layout.channels and picked[-1] < len(shape) - 1
-                return Layout(picked, channels, layout.repeat)
-            return _indexed(node, before, layout) if op == "getitem" else None
-        if op == "output" and self.trace.node(live[0]).op == "unbind":
-            made = self.trace.node(live[0])
-            before, layout = self.trace.node(made.inputs[0]).shape, self.layouts[made.inputs[0]]
-            dim = made.kwargs.get("dim", made.args[1] if len(made.args) > 1 else 0) % len(before)
-            axes = tuple(axis - (axis > dim) for axis in layout.axes if axis != dim)
-            if not axes or layout.axes[-1] == dim:
-                return None
-            return Layout(axes, layout.channels and axes[-1] < len(shape) - 1, layout.repeat)
-        if op == "unbind":
-            return layout
+        if op in _MOVES:
+            return _reshaped(node, before, layout)
+        if op in _SPLITS or op in ("stack", "getitem", "index_select", "output"):
+            return self._parted_layout(node, live, before, layout)
         if op == "view_as_complex" and len(layout.axes) > 1 and layout.axes[-1] == len(before) - 1:
             return Layout(layout.axes[:-1], False, layout.repeat)
         if op == "view_as_real":
@@ -1347,9 +1293,74 @@ class _Builder:
         if op in _POINTWISE:
             full = [i for i in live if self.trace.node(i).shape == shape and i in self.layouts]
             return self.layouts[full[0]] if full else self._widened(node, live)
-        if len(shape) == len(before):
-            return layout
-        return None
+        return layout if len(shape) == len(before) else None
+
+    def _product_layout(self, node: Node, live: list[int]) -> Layout | None:
+        """The layout of what attention or a product of two tensors writes: that of its values."""
+        name = {"scaled_dot_product_attention": "value", "baddbmm": "batch2"}.get(node.op, "other")
+        value = self._ref(node, 1 if name == "other" else 2, name)
+        found = None if value is None else self.layouts.get(value)
+        if value is None or found is None:
+            return None
+        before = self.trace.node(value).shape
+        if name == "value":
+            return _served(before, node.shape, found)
+        # What a product sums over is gone: of scores no features are left.
+        summed = len(before) - 2
+        kept = found.axes[-1] == len(before) - 1 and summed not in found.axes
+        if kept and len(before) <= len(node.shape):
+            return _served(before, node.shape, found)
+        return self.layouts[self.same[live[0]]] if self._sums_positions(node, live) else None
+
+    def _parted_layout(
+        self, node: Node, live: list[int], before: tuple[int, ...], layout: Layout
+    ) -> Layout | None:
+        """The layout of several tensors in one, of one of several, and of what an index picks."""
+        shape, op = node.shape, node.op
+        if op == "stack":
+            axis = self._stacked_along(node)
+            alike = all(self.layouts.get(i) == layout for i in live)
+            if not alike or len(live) != len(_given_to(node)):
+                return None
+            axes = tuple(a + (a >= axis) for a in layout.axes)
+            return Layout(axes, axes[-1] < len(shape) - 1, layout.repeat)
+        if op in ("getitem", "index_select"):
+            picked = picked_axes(self.trace, node, before, layout.axes)
+            if picked is not None:
+                channels = layout.channels and picked[-1] < len(shape) - 1
+                return Layout(picked, channels, layout.repeat)
+            return _indexed(node, before, layout) if op == "getitem" else None
+        made = self.trace.node(live[0])
+        if op == "output" and made.op == "unbind":
+            before, layout = self.trace.node(made.inputs[0]).shape, self.layouts[made.inputs[0]]
+            dim = made.kwargs.get("dim", made.args[1] if len(made.args) > 1 else 0) % len(before)
+            axes = tuple(axis - (axis > dim) for axis in layout.axes if axis != dim)
+            if not axes or layout.axes[-1] == dim:
+                return None
+            return Layout(axes, layout.channels and axes[-1] < len(shape) - 1, layout.repeat)
+        return layout if op == "unbind" or len(shape) == len(before) else None
+
+
+def _reshaped(node: Node, before: tuple[int, ...], layout: Layout) -> Layout | None:
+    """Where features are after a call that hands the same numbers on in another shape."""
+    shape, op = node.shape, node.op
+    if op == "view":
+        return _viewed(before, shape, layout)
+    if op == "repeat_interleave":
+        same = len(shape) == len(before) and shape[layout.axes[-1]] == before[layout.axes[-1]]
+        return layout if same else None
+    shift = len(shape) - len(before)
+    if op in ("repeat", "tile"):
+        moved = layout.moved(lambda a: a + shift)
+        sizes = zip((1,) * shift + before, shape, strict=True)
+        # Rows that come again are rows like the others.
+        once = tuple(b if a == 1 else a for a, b in sizes)
+        if any(once[axis] != shape[axis] for axis in moved.axes):
+            return None
+        return _broadcast((1,) * shift + before, once, moved)
+    if op in ("expand", "broadcast_to"):
+        return _broadcast((1,) * shift + before, shape, layout.moved(lambda a: a + shift))
+    return _permuted(node, before, layout)
 
 
 def _without_single(layout: Layout, shape: tuple[int, ...]) -> Layout:

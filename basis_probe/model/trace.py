@@ -384,6 +384,10 @@ def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     return input + weight * (end - input)
 
 
+_Given = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments and keywords of a call, with the numbers of nodes in the place of tensors."""
+
+
 class _Recorder(Follower):
     """Records every function on tensors that runs inside the context."""
 
@@ -502,23 +506,33 @@ class _Recorder(Follower):
                 return steps(*args, **kwargs)
         product = written_out(func, args, kwargs) if as_product(args) is None else None
         if product is not None:
-            op, count = spelling(func) or "", len(self.nodes)
-            path, call, _, ordinal = self.place(op)
-            self.step(op)
-            with self._inside(), self:
-                made = product()
-            index = self.made.get(id(made), -1)
-            if index >= count:
-                whole = (op, path, call, ordinal)
-                self.nodes[index] = dataclasses.replace(self.nodes[index], whole=whole)
-            return made
-        given = list(tensors_in((args, kwargs)))
-        if any(map(_is_transformed, given)):
+            return self._as_product(func, product)
+        if any(map(_is_transformed, tensors_in((args, kwargs)))):
             # What comes out of the transform in the end is of unknown origin.
             return func(*args, **kwargs)
+        return self._recorded(func, args, kwargs)
+
+    def _as_product(self, func: Callable[..., Any], product: Callable[[], Tensor]) -> Tensor:
+        """The result of a call that is a product, recorded step by step as one."""
+        op, count = spelling(func) or "", len(self.nodes)
+        path, call, _, ordinal = self.place(op)
+        self.step(op)
+        with self._inside(), self:
+            made = product()
+        index = self.made.get(id(made), -1)
+        if index >= count:
+            whole = (op, path, call, ordinal)
+            self.nodes[index] = dataclasses.replace(self.nodes[index], whole=whole)
+        return made
+
+    def _recorded(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The result of a call, which becomes a node with what it was given."""
+        given = list(tensors_in((args, kwargs)))
         inputs: list[int] = []
         # Positions are taken before the call: an in-place call gives its argument a new node.
-        seen: tuple[tuple[Any, ...], dict[str, Any]] = (
+        seen: _Given = (
             self._seen(args, inputs),
             {name: self._seen(value, inputs) for name, value in kwargs.items()},
         )
@@ -528,15 +542,7 @@ class _Recorder(Follower):
         op = spelling(func)
         if op is None:
             return out
-        if op in _LEAVING:
-            self._left(op, given, out)
-        if op in _ASKING or op in _COUNTING:
-            self.asked |= {i: None for i in inputs if self._counts(i)}
-        if op in _CHOOSING and any(map(self._measures, inputs)):
-            self.branches[self.stack[-1][0]] = None
-        if op == "getitem":
-            # As many entries as are true.
-            self.asked |= {i: None for i in inputs if self.nodes[i].live and self.nodes[i].boolean}
+        self._note(op, given, inputs, out)
         if op == "set_":
             # It shows memory from elsewhere now, as what is read from a file.
             self._found(given[0])
@@ -552,13 +558,10 @@ class _Recorder(Follower):
         items = _items_of(func, args, kwargs, given) if op == "getitem" else None
         if items is not None:
             func, seen = operator.getitem, ((seen[0][0], items), {})
-        made = list(tensors_in(out))
         if op in _BY_FORM and isinstance(out, Tensor) and len(given) > 1:
             func, seen, inputs = _by_form(op, out, seen)
-        if op in ("getitem", "index_select") and isinstance(given[0], nn.Parameter):
-            by = {self.made.get(id(t)): t for t in given[1:] if not t.is_floating_point()}
-            self.picked |= {index: t.clone() for index, t in by.items() if index is not None}
         live = op not in _BLANK and any(self.nodes[index].live for index in inputs)
+        made = list(tensors_in(out))
         if made:
             source = self.add(
                 made[0],
@@ -585,6 +588,25 @@ class _Recorder(Follower):
         if changed:
             self._overwrite(changed, tuple(inputs), made)
         return out
+
+    def _note(self, op: str, given: list[Tensor], inputs: list[int], out: Any) -> None:
+        """Notes what a call says of the run besides what it makes.
+
+        That is what leaves torch, whose numbers are asked for, where the code may choose a branch,
+        and which parameters are picked from by number.
+        """
+        if op in _LEAVING:
+            self._left(op, given, out)
+        if op in _ASKING or op in _COUNTING:
+            self.asked |= {i: None for i in inputs if self._counts(i)}
+        if op in _CHOOSING and any(map(self._measures, inputs)):
+            self.branches[self.stack[-1][0]] = None
+        if op == "getitem":
+            # As many entries as are true.
+            self.asked |= {i: None for i in inputs if self.nodes[i].live and self.nodes[i].boolean}
+        if op in ("getitem", "index_select") and isinstance(given[0], nn.Parameter):
+            by = {self.made.get(id(t)): t for t in given[1:] if not t.is_floating_point()}
+            self.picked |= {index: t.clone() for index, t in by.items() if index is not None}
 
     @contextmanager
     def _inside(self) -> Generator[None]:

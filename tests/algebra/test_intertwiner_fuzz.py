@@ -406,7 +406,11 @@ def held(examples: int, check: Callable[..., None], *drawn: st.SearchStrategy[ob
     holds()
 
 
-SEVERAL = [pytest.param(16, id="some"), pytest.param(600, id="many", marks=pytest.mark.slow)]
+SEVERAL = [
+    pytest.param(16, id="some"),
+    pytest.param(120, id="many", marks=pytest.mark.slow),
+    pytest.param(600, id="most", marks=pytest.mark.battery),
+]
 EXAMPLES = {"argnames": "examples", "argvalues": SEVERAL}
 KINDS = {"argnames": "kind", "argvalues": list(ELEMENTWISE)}
 

@@ -26,7 +26,7 @@ from basis_probe.architecture.prove_copied import CopyProver
 from basis_probe.architecture.prove_local import LocalProver
 from basis_probe.model import deferred, shorter, sweep
 from basis_probe.model.batches import Batch
-from basis_probe.model.facts import Facts
+from basis_probe.model.facts import Facts, facts_of
 from basis_probe.model.network import prepared, recognise
 
 Found = dict[str, bp.Certificate | Unproved]
@@ -38,7 +38,7 @@ def proofs(model: nn.Module, x: Any, claims: dict[str, Group] | None = None) -> 
     subject = recognise(model)
     with prepared(model, None):
         batch: Batch = door._batch(subject, x)
-        facts: Facts = door.watched(subject, batch)
+        facts: Facts = facts_of(subject, batch)
         derivation = Derivation(facts)
         places = {
             name: (site, (claims or {}).get(name, derivation.symmetry(site).group))
@@ -184,7 +184,7 @@ def test_what_code_chooses_by_is_not_taken_for_granted() -> None:
     subject = recognise(model)
     with prepared(model, None):
         batch = door._batch(subject, ROWS.double())
-        facts = door.watched(subject, batch)
+        facts = facts_of(subject, batch)
         site = facts.sites["up"]
         prover = LocalProver(model, door._same(batch, facts), facts, Derivation(facts))
         # As if the code had read numbers there, and gone another way for others.
@@ -254,7 +254,7 @@ def test_overwritten_memory_is_run_again() -> None:
     subject = recognise(model)
     with prepared(model, None):
         batch = door._batch(subject, ROWS.double())
-        facts = door.watched(subject, batch)
+        facts = facts_of(subject, batch)
         made = sweep.Sweep(facts.graph.trace, door.Slots(model, facts.graph.trace))
         (found,) = made.own([batch.inputs[:2]])
     torch.testing.assert_close(found, model(ROWS.double()[:2]), rtol=0, atol=0)
