@@ -53,6 +53,7 @@ class Found:
         few: whether a few axes stand out.
         outliers: the axes of outlying variance.
         bound: how far the axes could stand out in form.
+        unbounded: why that is not known, where it is not.
         origin: what an untrained network shows here; None where none was asked.
     """
 
@@ -70,6 +71,7 @@ class Found:
     few: FewAxes | None = None
     outliers: OutlierAxes | None = None
     bound: FormBound | None = None
+    unbounded: str = ""
     origin: Origin | None = None
 
 
@@ -151,6 +153,7 @@ def _found(evidence: Evidence) -> Found:
         few=evidence.few,
         outliers=None if orders is None else orders.outliers,
         bound=evidence.bound,
+        unbounded=evidence.unbounded,
         origin=evidence.origin,
     )
 
@@ -229,6 +232,10 @@ def _few_stand_out(found: Found) -> bool:
     return found.few is not None and found.few.p_adjusted <= LEVEL
 
 
+_FITTED = (Geometry.WHITENED, Geometry.HEADS, Geometry.PARTS)
+"""Geometries in which a covariance is fitted to the rows."""
+
+
 def decide(found: Found) -> Verdict:
     """The outcome at a site, and its sentence.
 
@@ -248,7 +255,7 @@ def decide(found: Found) -> Verdict:
         return _undecided(f"Undecided: none of the {found.dim} axes ever varied.")
     if null is None:
         return _undecided(f"Undecided: nothing could be compared at {what}.")
-    fitted = null.geometry in (Geometry.WHITENED.name.lower(), Geometry.HEADS.name.lower())
+    fitted = null.geometry in [g.name.lower() for g in _FITTED]
     if fitted and 0 < null.distinct < min(found.needed, null.samples / 2):
         return _undecided(
             f"Undecided: only {null.distinct} of {null.samples} samples differ from each other, and"
@@ -559,6 +566,8 @@ def _some_alone(found: Found) -> str:
 def _bounded(found: Found) -> str:
     """How far the axes could stand out all the same; begins with a space, or empty."""
     bound, null = found.bound, found.null
+    if bound is None and found.unbounded:
+        return f" How far the axes could stand out all the same is not known: {found.unbounded}."
     if bound is None or null is None:
         return ""
     neurons = null.name != "rotation"

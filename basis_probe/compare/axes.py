@@ -307,6 +307,7 @@ def _kind(problem: Problem) -> _Kind:
     words = {
         Geometry.HEADS: "the best rotation, turned inside heads",
         Geometry.PLANES: "the best rotation, turned inside planes",
+        Geometry.PARTS: "the best rotation, turned inside parts",
         Geometry.LINE: "uniform rotations about the all-ones direction",
     }.get(geometry, "uniform rotations")
     line = geometry is Geometry.LINE

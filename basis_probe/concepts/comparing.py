@@ -227,7 +227,12 @@ def narrowed(x: Tensor, *, centred: bool = False) -> Tensor:
 def _structured(problem: Problem) -> bool:
     from basis_probe.statistics.nulls import Geometry, geometry_of
 
-    return geometry_of(problem.group) in (Geometry.HEADS, Geometry.PLANES, Geometry.LINE)
+    return geometry_of(problem.group) in (
+        Geometry.HEADS,
+        Geometry.PLANES,
+        Geometry.LINE,
+        Geometry.PARTS,
+    )
 
 
 def _geometry(problem: Problem, choice: Choice) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 from basis_probe.evidence.extras import ACTIVATIONS, BEFORE
 from basis_probe.evidence.measure import asks_orders, varying
 from basis_probe.results.evidence import FormBound
-from basis_probe.statistics.bound import bound_form, reached
+from basis_probe.statistics.bound import FEWEST_GROUPS, bound_form, reached
 from basis_probe.statistics.nulls import (
     Counterfactual,
     Null,
@@ -23,8 +23,8 @@ _DIRECTIONS, _AT_ONCE = 512, 128
 _NULLS = (Rotation, Counterfactual, TurnedPreactivation)
 
 
-def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBound | None:
-    """The bound of one site; None where the null is another one, or the rows are too few.
+def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBound | str:
+    """The bound of one site, or why there is none.
 
     Where orders are asked, form is bounded on whitened rows, against random directions of them;
     behind a nonlinearity before it, against neurons that point elsewhere.
@@ -35,14 +35,16 @@ def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBoun
         distinct: how many of the rows differ from each other.
         seed: seeds the directions.
     """
-    if distinct < _FEWEST_DISTINCT or not isinstance(null, _NULLS):
-        return None
+    if not isinstance(null, _NULLS):
+        return f"no bound is worked out for the null '{null.name}'"
+    if distinct < _FEWEST_DISTINCT:
+        return f"only {distinct} different rows were compared, and it takes {_FEWEST_DISTINCT}"
     examples = problem.examples
     if examples is None:
         examples = torch.arange(len(problem.x))
     problem, kept = varying(problem, null)
     if len(kept) < 2:
-        return None
+        return _TOO_NARROW
     ceiling = float("nan")
     if asks_orders(problem, null):
         axes = problem.centred.whitened.float()
@@ -56,11 +58,16 @@ def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBoun
         directions = _drawn(problem, null, seed)
     axes, directions = _alive(axes), _alive(directions)
     if axes.shape[1] < 2 or directions.shape[1] < 2:
-        return None
+        return _TOO_NARROW
     found = bound_form(axes, directions, examples)
     if found is None:
-        return None
+        count = int(examples.unique().numel())
+        several = "one example" if count == 1 else f"{count} examples"
+        return f"the rows that were compared are of {several}, and it takes {FEWEST_GROUPS}"
     return FormBound(**dataclasses.asdict(found), reads=reads, ceiling=ceiling)
+
+
+_TOO_NARROW = "fewer than two axes vary"
 
 
 def _unit_columns(dim: int, seed: int) -> Tensor:

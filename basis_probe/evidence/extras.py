@@ -13,12 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from basis_probe.algebra.groups import Blocks, Planes
+from basis_probe.algebra.groups import Blocks, DirectSum, Planes
 from basis_probe.arguments import several
 from basis_probe.brief import described
 from basis_probe.evidence.measure import taken
 from basis_probe.results.evidence import BasisRanking, BasisStanding, PathRecord
-from basis_probe.statistics.nulls import Frame, Geometry, Problem, Rotation, geometry_of
+from basis_probe.statistics.nulls import (
+    Frame,
+    Geometry,
+    Problem,
+    Rotation,
+    geometry_of,
+    parts_of,
+)
 from basis_probe.statistics.scores import NON_GAUSSIANITY, Score
 
 if TYPE_CHECKING:
@@ -215,7 +222,7 @@ def path(problem: Problem, turns: int, *, seed: int, score: Score) -> PathRecord
 
 def _parts(problem: Problem, geometry: Geometry) -> tuple[Tensor, ...]:
     """The rows whose statistics are computed apart, as the null computes them."""
-    crossed = (Geometry.STANDARDISED, Geometry.WHITENED, Geometry.HEADS)
+    crossed = (Geometry.STANDARDISED, Geometry.WHITENED, Geometry.HEADS, Geometry.PARTS)
     halves = (problem.halves == 0, problem.halves == 1)
     return halves if geometry in crossed else ()
 
@@ -223,6 +230,13 @@ def _parts(problem: Problem, geometry: Geometry) -> tuple[Tensor, ...]:
 def _blocks(problem: Problem, geometry: Geometry) -> tuple[tuple[int, ...], ...]:
     """The axes that are turned among themselves; empty for all of them."""
     group, dim = problem.group, problem.x.shape[1]
+    if geometry is Geometry.PARTS and isinstance(group, Blocks | DirectSum):
+        found: list[tuple[int, ...]] = []
+        for own, part, _ in parts_of(group):
+            alone = Problem(problem.x[:, own], part, problem.halves)
+            inside = _blocks(alone, geometry_of(part)) or (tuple(range(part.dim)),)
+            found += [tuple(own.start + axis for axis in block) for block in inside]
+        return tuple(found)
     if geometry is Geometry.HEADS and isinstance(group, Blocks):
         # Copies of a head are turned alike, and lie next to each other.
         size = group.inner.dim

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from basis_probe.algebra.groups import Group, Privileged
+from basis_probe.algebra.groups import Blocks, DirectSum, Group, Privileged
 from basis_probe.evidence.scored import scored, without_frames
 from basis_probe.results.evidence import ClosedFormRecord, FewAxes, NullRecord, ScoreResult
 from basis_probe.statistics import closed_forms
@@ -30,6 +30,7 @@ from basis_probe.statistics.nulls import (
     SparseWiring,
     TurnedPreactivation,
     geometry_of,
+    parts_of,
 )
 from basis_probe.statistics.nulls.wiring import geometry_of_inputs, is_sparse, zeros
 from basis_probe.statistics.resampling import MIN_GROUPS
@@ -93,8 +94,10 @@ def reads(problem: Problem) -> int:
     layer = problem.layer
     if layer is not None:
         return layer.inputs.shape[1] * layer.inputs.shape[2] * len(layer.weights)
-    if geometry_of(problem.group) is Geometry.HEADS:
-        return getattr(problem.group, "inner", problem.group).dim
+    group = problem.group
+    if geometry_of(group) in (Geometry.HEADS, Geometry.PARTS):
+        several = parts_of(group) if isinstance(group, Blocks | DirectSum) else ()
+        return max((part.dim for _, part, _ in several), default=group.dim)
     return problem.x.shape[1]
 
 
@@ -138,6 +141,8 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     if wanted is not None:
         deciding = both if bent and not isinstance(wanted, Rotation) else one
         because = f"the {wanted.name} null was asked for"
+        if isinstance(wanted, Rotation) and wanted.geometry is None and not bent:
+            because += _form_alone(problem.group)
         misleads = isinstance(wanted, Rotation) and bent
         if isinstance(wanted, Rotation) and floor:
             misleads = True
@@ -186,9 +191,28 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
             False,
         )
     because = "no nonlinearity lies just before the site, so the basis itself is turned"
+    because += _form_alone(problem.group)
     if floor:
         because = f"{floor}{_UNTOLD}"
     return Choice(size.of(Rotation()), because, one, False, believable=not floor)
+
+
+def _form_alone(group: Group) -> str:
+    """Why form alone is asked under a group; begins a clause, or is empty where all orders are."""
+    geometry = geometry_of(group)
+    if geometry in (Geometry.EUCLIDEAN, Geometry.LINE):
+        return ""
+    if geometry in (Geometry.WHITENED, Geometry.HEADS):
+        why = "the group mixes axes, which changes both at will"
+    elif geometry is Geometry.PARTS:
+        why = "the group acts on every part by itself, and parts may differ in both"
+    elif geometry is Geometry.PLANES:
+        why = "the group turns no more than planes, and rotations of all axes would even both out"
+    elif group.rescales:
+        why = "the group rescales axes, which changes variances at will"
+    else:
+        why = "the group holds no rotation by which they could be even"
+    return f"; offset and scale are not asked, because {why}"
 
 
 _UNTOLD = (
@@ -570,13 +594,17 @@ def _geometry(null: Null, problem: Problem) -> Geometry:
     return Geometry.STANDARDISED
 
 
+_MIXED = (Geometry.WHITENED, Geometry.HEADS, Geometry.PARTS)
+"""Geometries of groups under which comparing the axes of a sample with each other says nothing."""
+
+
 def _applicable(
     scores: Sequence[Score], group: Group, geometry: Geometry, null: Null
 ) -> tuple[list[Score], tuple[str, ...]]:
     used: list[Score] = []
     notes: list[str] = []
     for score in scores:
-        mixed = isinstance(null, Rotation) and geometry in (Geometry.WHITENED, Geometry.HEADS)
+        mixed = isinstance(null, Rotation) and geometry in _MIXED
         if score.across_axes and mixed:
             notes.append(
                 f"{score.name} was left out: it compares axes with each other, and the group "

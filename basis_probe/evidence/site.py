@@ -150,7 +150,10 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evidence:
-    """A case with what its axes were compared with, and how they fared."""
+    """A case with what its axes were compared with, and how they fared.
+
+    Where there is no bound, `unbounded` says why.
+    """
 
     case: Case
     null: NullRecord | None = None
@@ -159,6 +162,7 @@ class Evidence:
     orders: Orders | None = None
     few: FewAxes | None = None
     bound: FormBound | None = None
+    unbounded: str = ""
     bases: BasisRanking | None = None
     path: PathRecord | None = None
     origin: Origin | None = None
@@ -351,7 +355,7 @@ def _gathered(
     if isinstance(choice, str):
         return Evidence(dataclasses.replace(case, trouble=choice))
     apart: Orders | None = None
-    bounded: FormBound | None = None
+    bounded: FormBound | str = ""
     with _threads_for(problem):
         compared = taken(problem, choice.null.samples)
         found = measure(
@@ -392,7 +396,8 @@ def _gathered(
         beside=beside,
         orders=apart,
         few=found.few,
-        bound=bounded,
+        bound=None if isinstance(bounded, str) else bounded,
+        unbounded=bounded if isinstance(bounded, str) else "",
         bases=ranking,
         path=way,
     )

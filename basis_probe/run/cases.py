@@ -57,7 +57,7 @@ def _routed(place: Placed, seen: Seen) -> Routed | None:
 
 def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
     geometry = geometry_of(place.symmetry.group)
-    if geometry in (Geometry.WHITENED, Geometry.HEADS):
+    if geometry in (Geometry.WHITENED, Geometry.HEADS, Geometry.PARTS):
         # What is compared there is the whitened axes, and whitening needs a second pass.
         return {}
     found = {"kurtosis": float(seen.moments.kurtosis.nanmean())}

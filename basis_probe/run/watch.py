@@ -472,7 +472,7 @@ def _again(site: Site, repeats: Counter[tuple[str, int | None]]) -> tuple[str, .
 
 def compares_axes(group: Group) -> bool:
     """True if comparing a sample's axes with each other says something under the group."""
-    return geometry_of(group) not in (Geometry.WHITENED, Geometry.HEADS, Geometry.STANDARDISED)
+    return geometry_of(group) in (Geometry.EUCLIDEAN, Geometry.LINE, Geometry.PLANES)
 
 
 def _input_geometry(derivation: Derivation, known: Layer | None) -> Geometry:

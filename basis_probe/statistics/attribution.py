@@ -14,9 +14,15 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from basis_probe.algebra.groups import Blocks, Planes
+from basis_probe.algebra.groups import Blocks, DirectSum, Planes
 from basis_probe.algebra.haar import haar, haar_fixing, turned_axes
-from basis_probe.statistics.nulls.frames import Alternatives, Geometry, Problem
+from basis_probe.statistics.nulls.frames import (
+    Alternatives,
+    Geometry,
+    Problem,
+    geometry_of,
+    parts_of,
+)
 from basis_probe.statistics.nulls.rotations import roots
 
 SHARE = 0.9
@@ -154,6 +160,12 @@ class TurnedAlike(Attributed):
     def __init__(self, problem: Problem, gradient: Tensor, geometry: Geometry) -> None:
         x, gradient = problem.x.double(), gradient.double()
         self.geometry, self.group = geometry, problem.group
+        self.parts: list[tuple[TurnedAlike, int]] = []
+        if geometry is Geometry.PARTS and isinstance(self.group, Blocks | DirectSum):
+            for own, part, number in parts_of(self.group):
+                alone = Problem(x[:, own], part, problem.halves)
+                made = TurnedAlike(alone, gradient[:, own], geometry_of(part))
+                self.parts.append((made, number))
         dim = x.shape[1]
         self.blocks: tuple[int, int, int] = (dim, 1, 1)
         if geometry is Geometry.LINE:
@@ -172,6 +184,15 @@ class TurnedAlike(Attributed):
         self.x, self.gradient = x, gradient
 
     def frame(self, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        if self.parts:
+            states: dict[int, Tensor] = {}
+            several: list[tuple[Tensor, Tensor]] = []
+            for part, number in self.parts:
+                if generator is not None:
+                    generator.set_state(states.setdefault(number, generator.get_state()))
+                several.append(part.frame(generator))
+            x, gradient = zip(*several, strict=True)
+            return torch.cat(x, 1), torch.cat(gradient, 1)
         if generator is None:
             return self.x, self.gradient
         dim = self.x.shape[1]

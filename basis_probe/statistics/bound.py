@@ -14,7 +14,7 @@ _UNIT = 1 / (_HALF * 0.75 / 24)
 """So scaled, the bounded statistic is the excess kurtosis where that is small."""
 
 _GROUPS = 50
-_FEWEST_GROUPS = 20
+FEWEST_GROUPS = 20
 _LEVEL = 0.95
 
 
@@ -61,7 +61,7 @@ def bound_form(
         True
     """
     place, count = _in_groups(examples)
-    if count < _FEWEST_GROUPS or axes.shape[1] < 2:
+    if count < FEWEST_GROUPS or axes.shape[1] < 2:
         return None
     # Less than nothing is noise, and says no more than nothing does.
     beyond = _beyond(_squares(axes, place, count), _squares(directions, place, count))
@@ -116,7 +116,7 @@ def reached(
     fitted = (place % 2 == 0).to(x.device)
     dim = x.shape[1]
     few = int(fitted.sum()) < _ROWS_FOR_AN_AXIS * dim
-    if count < _FEWEST_GROUPS or few or dim < 2:
+    if count < FEWEST_GROUPS or few or dim < 2:
         return math.nan
     own, other = place[fitted.to(place.device)] // 2, place[~fitted.to(place.device)] // 2
     found = _fast_ica(x[fitted], seed)

@@ -77,6 +77,7 @@ GROUPS: dict[str, Group] = {
     "the all-ones direction": bp.groups.LineStabiliser(8),
     "heads": bp.groups.Blocks(bp.groups.GeneralLinear(2), 2, copies=2),
     "planes, halves apart": bp.groups.Planes(8, pairing="half"),
+    "parts": bp.groups.DirectSum((bp.groups.Orthogonal(5), bp.groups.GeneralLinear(3))),
     "axes": bp.groups.PositiveMonomial(8),
 }
 
@@ -99,7 +100,9 @@ def test_in_a_turned_basis_gradients_turn_along(name: str) -> None:
 
 
 @pytest.mark.sample(default=1)
-@pytest.mark.parametrize("name", ["rotations", "every map", "the all-ones direction", "heads"])
+@pytest.mark.parametrize(
+    "name", ["rotations", "every map", "the all-ones direction", "heads", "parts"]
+)
 def test_the_group_changes_the_numbers_no_more_than_a_turn(name: str) -> None:
     group = GROUPS[name]
     x, gradient = drawn(4000, 8)

@@ -72,6 +72,7 @@ GROUPS: dict[Geometry, Group] = {
     Geometry.LINE: LineStabiliser(DIM),
     Geometry.HEADS: Blocks(GeneralLinear(2), count=2, copies=2),
     Geometry.PLANES: Planes(DIM, pairing="half"),
+    Geometry.PARTS: DirectSum((Orthogonal(3), LineStabiliser(3), Planes(2))),
 }
 
 
@@ -88,7 +89,7 @@ def test_the_group_picks_the_geometry(geometry: Geometry) -> None:
 
 
 def test_groups_that_know_axes_only_have_them_standardised() -> None:
-    assert geometry_of(Blocks(Orthogonal(2), count=2)) is Geometry.EUCLIDEAN
+    assert geometry_of(Blocks(Permutation(2), count=2)) is Geometry.STANDARDISED
     for group in (Trivial(4), Permutation(4), SignedPermutation(4)):
         assert geometry_of(group) is Geometry.STANDARDISED
     assert geometry_of(Monomial(4)) is Geometry.STANDARDISED
@@ -130,8 +131,20 @@ def test_the_observed_frame_is_what_was_observed(geometry: Geometry) -> None:
         planes = x.reshape(SAMPLES, 2, DIM // 2)
         size = planes.square().mean((0, 1)).sqrt()
         torch.testing.assert_close(frame.post, (planes / size).flatten(1))
+    elif geometry is Geometry.PARTS:
+        # Every part as it would be by itself; rotations at equal variance.
+        for own, part in zip(_PARTS, (Orthogonal(3), LineStabiliser(3), Planes(2)), strict=True):
+            turned = Geometry.PLANES if isinstance(part, Planes) else Geometry.RIDGE
+            alone = Rotation(geometry=turned).observed(_problem(x[:, own], part)).post
+            if isinstance(part, Planes):
+                size = x[:, own].square().mean().sqrt()
+                alone = x[:, own] / size
+            torch.testing.assert_close(frame.post[:, own], alone)
     else:
         assert torch.equal(frame.post, x)
+
+
+_PARTS = (slice(0, 3), slice(3, 6), slice(6, 8))
 
 
 def _heads_of(geometry: Geometry) -> list[slice]:
@@ -148,6 +161,8 @@ def _squared_lengths(geometry: Geometry, x: Tensor, frame: Tensor) -> Tensor:
         return torch.stack([frame[:, head].square().sum(1) for head in _heads_of(geometry)], dim=1)
     if geometry is Geometry.PLANES:
         return frame.reshape(SAMPLES, 2, DIM // 2).square().sum(1)
+    if geometry is Geometry.PARTS:
+        return torch.stack([frame[:, part].square().sum(1) for part in _PARTS], dim=1)
     return frame.square().sum(1)
 
 
@@ -195,6 +210,28 @@ def test_turns_inside_heads_stay_inside() -> None:
     one, other = (_rotation(Geometry.HEADS, y).frame(seeded()).post for y in (x, changed))
     torch.testing.assert_close(one[:, 4:], other[:, 4:])
     assert (one[:, :4] - other[:, :4]).abs().max() > 0.1
+
+
+def test_copies_of_a_part_and_parts_that_are_alike_are_turned_alike() -> None:
+    x = _laplace(SAMPLES, 4)
+    for group in (
+        Blocks(Orthogonal(4), count=1, copies=2),
+        Blocks(Orthogonal(4), count=2, alike=True),
+        Blocks(Planes(4), count=1, copies=2),
+    ):
+        turned = Rotation().alternatives(_problem(x.repeat(1, 2), group)).frame(seeded()).post
+        assert torch.equal(turned[:, :4], turned[:, 4:])
+    apart = Rotation().alternatives(_problem(x.repeat(1, 2), Blocks(Orthogonal(4), count=2)))
+    turned = apart.frame(seeded()).post
+    assert (turned[:, :4] - turned[:, 4:]).abs().max() > 0.1
+
+
+def test_a_block_of_axes_of_parts_is_read_as_of_all() -> None:
+    x, axes = _data(), torch.tensor([1, 2, 5, 7])
+    group = GROUPS[Geometry.PARTS]
+    some = Rotation().alternatives(_problem(x, group), axes).frame(None).post
+    whole = Rotation().alternatives(_problem(x, group)).frame(None).post
+    torch.testing.assert_close(some, whole[:, axes])
 
 
 @pytest.mark.parametrize("geometry", GROUPS)

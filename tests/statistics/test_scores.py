@@ -13,6 +13,7 @@ from torch import Tensor
 import basis_probe as bp
 from basis_probe.algebra.groups import (
     Blocks,
+    DirectSum,
     GeneralLinear,
     Group,
     LineStabiliser,
@@ -365,6 +366,7 @@ ACTING: dict[str, Group] = {
     "line-stabiliser": LineStabiliser(DIM),
     "heads": Blocks(GeneralLinear(2), count=2, copies=2),
     "planes": Planes(DIM, pairing="half"),
+    "parts": DirectSum((GeneralLinear(3), Orthogonal(3), Planes(2))),
 }
 
 
@@ -404,6 +406,8 @@ def _compared(name: str, element: Tensor) -> list[tuple[list[int], list[int]]]:
         return [([4 * int(source)], [4 * head]) for head, source in enumerate(blocks.argmax(1))]
     if name == "general-linear":
         return [([0], [0])]
+    if name == "parts":
+        return [([0], [0]), ([3, 4, 5], [3, 4, 5]), ([6, 7], [6, 7])]
     everything = list(range(DIM))
     return [(everything, everything)]
 

@@ -7,6 +7,7 @@ from basis_probe.statistics.nulls.frames import LinearLayer as LinearLayer
 from basis_probe.statistics.nulls.frames import Null as Null
 from basis_probe.statistics.nulls.frames import Problem as Problem
 from basis_probe.statistics.nulls.frames import geometry_of as geometry_of
+from basis_probe.statistics.nulls.frames import parts_of as parts_of
 from basis_probe.statistics.nulls.neurons import Counterfactual as Counterfactual
 from basis_probe.statistics.nulls.neurons import TurnedPreactivation as TurnedPreactivation
 from basis_probe.statistics.nulls.others import CovariancePreserving as CovariancePreserving

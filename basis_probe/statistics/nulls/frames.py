@@ -60,6 +60,7 @@ class Geometry(enum.Enum):
         "of its input holds every invertible map"
     )
     PLANES = "inside every 2-d plane: the group turns and scales planes"
+    PARTS = "inside every part by itself, as the group of that part has it"
 
 
 def geometry_of(group: Group) -> Geometry:
@@ -72,11 +73,29 @@ def geometry_of(group: Group) -> Geometry:
         return Geometry.PLANES
     if isinstance(group, Blocks) and isinstance(group.inner, GeneralLinear):
         return Geometry.HEADS
-    if isinstance(group, DirectSum):
-        kinds = {geometry_of(part) for part in group.parts}
-        return kinds.pop() if len(kinds) == 1 else Geometry.STANDARDISED
+    known = group.privileged is not Privileged.UNKNOWN
+    if known and isinstance(group, Blocks | DirectSum):
+        kinds = {geometry_of(part) for _, part, _ in parts_of(group)}
+        return Geometry.STANDARDISED if kinds == {Geometry.STANDARDISED} else Geometry.PARTS
     axes = group.privileged is Privileged.AXES
     return Geometry.STANDARDISED if axes else Geometry.EUCLIDEAN
+
+
+def parts_of(group: Blocks | DirectSum) -> Iterator[tuple[slice, Group, int]]:
+    """The parts of the axes on which a group acts by itself, in order.
+
+    Yields:
+        The axes of a part, its group, and a number that parts share which are changed alike.
+    """
+    if isinstance(group, DirectSum):
+        several = [(part, number) for number, part in enumerate(group.parts)]
+    else:
+        blocks = [0 if group.alike else number for number in range(group.count)]
+        several = [(group.inner, number) for number in blocks for _ in range(group.copies)]
+    start = 0
+    for part, number in several:
+        yield slice(start, start + part.dim), part, number
+        start += part.dim
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

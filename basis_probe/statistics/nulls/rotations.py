@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from basis_probe.algebra.groups import Blocks, Group, Planes
+from basis_probe.algebra.groups import Blocks, DirectSum, Group, Planes
 from basis_probe.algebra.haar import Turned, turned_axes
 from basis_probe.statistics.nulls.frames import (
     Alternatives,
@@ -17,6 +17,7 @@ from basis_probe.statistics.nulls.frames import (
     Problem,
     column_blocks,
     geometry_of,
+    parts_of,
 )
 
 
@@ -48,6 +49,8 @@ class Rotation(Null):
         read = torch.arange(dim) if axes is None else axes
         if geometry in (Geometry.WHITENED, Geometry.HEADS):
             return _WhitenedHeads(x, problem.halves, _heads(problem.group, geometry, dim), read)
+        if geometry is Geometry.PARTS:
+            return _InParts(problem, read, self)
         if geometry is Geometry.PLANES:
             group = problem.group
             if not isinstance(group, Planes):
@@ -68,6 +71,8 @@ class Rotation(Null):
         if geometry in (Geometry.WHITENED, Geometry.HEADS):
             heads = _heads(problem.group, geometry, dim)
             return _WhitenedHeads(x, problem.halves, heads, torch.arange(dim)).frame(None)
+        if geometry is Geometry.PARTS:
+            return _InParts(problem, torch.arange(dim), self).frame(None)
         return Frame(x)
 
 
@@ -94,7 +99,10 @@ class TurnedAxes(Rotation):
 
     def observed(self, problem: Problem) -> Frame:
         x = problem.x
-        if (self.geometry or geometry_of(problem.group)) is not Geometry.STANDARDISED:
+        geometry = self.geometry or geometry_of(problem.group)
+        if geometry is Geometry.PARTS:
+            return _InParts(problem, torch.arange(x.shape[1]), self).frame(None)
+        if geometry is not Geometry.STANDARDISED:
             return Frame(x)
         return Frame((x / _deviations(x)).to(x.dtype))
 
@@ -253,6 +261,45 @@ class _WhitenedHeads(Alternatives):
         return rearrange(
             x, "sample (head copy dim) -> sample head copy dim", head=self.count, copy=self.copies
         )
+
+
+class _InParts(Alternatives):
+    """Every part is turned by itself, as its own group has it; parts that change alike alike.
+
+    Args:
+        problem: the site.
+        axes: along which its rows are read.
+        null: how a part is turned.
+    """
+
+    def __init__(self, problem: Problem, axes: Tensor, null: Rotation) -> None:
+        group = problem.group
+        if not isinstance(group, Blocks | DirectSum):
+            raise ValueError("turning inside parts needs a group of parts")
+        self.halves = (problem.halves == 0, problem.halves == 1)
+        self.x, self.width = problem.x, len(axes)
+        self.parts: list[tuple[Tensor, Alternatives, int]] = []
+        for own, part, number in parts_of(group):
+            here = torch.nonzero((axes >= own.start) & (axes < own.stop)).flatten()
+            if not len(here):
+                continue
+            alone = Problem(problem.x[:, own], part, problem.halves, examples=problem.examples)
+            admitted = geometry_of(part) in (Geometry.EUCLIDEAN, Geometry.LINE)
+            even = admitted and not isinstance(null, TurnedAxes)
+            turning = dataclasses.replace(null, geometry=Geometry.RIDGE if even else None)
+            self.parts.append((here, turning.alternatives(alone, axes[here] - own.start), number))
+
+    def frame(self, generator: torch.Generator | None) -> Frame:
+        post = torch.empty(len(self.x), self.width, dtype=self.x.dtype, device=self.x.device)
+        crossed = False
+        states: dict[int, Tensor] = {}
+        for here, alternatives, number in self.parts:
+            if generator is not None:
+                generator.set_state(states.setdefault(number, generator.get_state()))
+            frame = alternatives.frame(generator)
+            post[:, here.to(post.device)] = frame.post.to(post)
+            crossed |= frame.parts is not None
+        return Frame(post, parts=self.halves if crossed else None)
 
 
 class _InPlanes(Alternatives):
