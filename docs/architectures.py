@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import pathlib
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -21,16 +22,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 import families  # noqa: E402
+from families.places import KINDS, kind_of, most, unknown  # noqa: E402
 
 import basis_probe as bp  # noqa: E402
+from basis_probe.architecture.completeness import LARGEST  # noqa: E402
 
-KINDS = {
-    "stream": "residual stream",
-    "neurons": "neurons",
-    "queries": "queries",
-    "keys": "keys",
-    "z": "z",
-}
+COLUMNS = ("residual stream", "neurons", "queries", "keys", "z")
 
 
 def main() -> None:
@@ -44,8 +41,13 @@ def counted(place: int) -> tuple[int, int, str]:
     """Claimed directions, those of the null space, and what is missing, for one family."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    family = families.TINIES[place]
+    family = (*families.TINIES, *families.MORE_TINIES)[place]
     best = 0, 10_000, ""
+    try:
+        if sum(parameter.numel() for parameter in family.make(0).parameters()) > LARGEST:
+            return 0, 0, ""
+    except (ValueError, RuntimeError, AssertionError):
+        return 0, 0, ""  # The class takes no sizes as small as these.
     # A rectified neuron that is on for every input is linear there, and so has more symmetries
     # than its architecture: of several draws of the weights the one counts that has fewest.
     for seed in range(DRAWS if family.name in RECTIFIED else 1):
@@ -60,41 +62,58 @@ def counted(place: int) -> tuple[int, int, str]:
 
 def lines() -> Iterator[str]:
     """The lines of the file."""
+    tinies = (*families.TINIES, *families.MORE_TINIES)
     with concurrent.futures.ProcessPoolExecutor(2) as pool:
-        counts = dict(
-            zip(
-                (family.name for family in families.TINIES),
-                pool.map(counted, range(len(families.TINIES))),
-                strict=True,
-            )
-        )
-    found = {
-        family.name: bp.symmetries(family.make(0), family.example(0))
-        for family in families.FAMILIES
-    }
+        several = pool.map(counted, range(len(tinies)))
+        counts = dict(zip((family.name for family in tinies), several, strict=True))
+    found: dict[str, bp.Symmetries] = {}
+    seconds: dict[str, float] = {}
+    for family in (*families.FAMILIES, *families.MORE):
+        model, example = family.make(0), family.example(0)
+        start = time.process_time()
+        found[family.name] = bp.symmetries(model, example)
+        seconds[family.name] = time.process_time() - start
     claims = [s for one in found.values() for s in one.values() if not unknown(s)]
     proved = [s for s in claims if s.certificate is not None and s.certificate.holds]
     yield "# What the weights of each architecture absorb"
     yield ""
     yield (
-        f"{len(found)} families, each with two layers and random weights; {len(claims)} claims at "
-        f"{sum(map(len, found.values()))} places, {len(proved)} of them proved. *Error*: by how "
+        f"{len(found)} families ({counts_by_kind()}), each with two layers, or the fewest that "
+        f"its stages allow, and random weights; {len(claims)} claims at "
+        f"{sum(map(len, found.values()))} places, {len(proved)} of them proved, "
+        f"{refuted(found)} refuted. *Error*: by how "
         "much elements of the claimed group moved the outputs at most, relative to the largest "
         "output, in float64. *Stranger*: by how much the least change outside a claimed group did. "
         "*Complete*: directions of the parameters that are claimed, of those that leave the "
         "function alone, counted on the smallest model of the family "
         "(`symmetries(...).completeness`), with norms whose epsilon is too small to be seen."
     )
-    complete = sum(claimed == all_of_them for claimed, all_of_them, _ in counts.values())
+    small = [(claimed, every) for claimed, every, _ in counts.values() if every]
+    complete = sum(claimed == every for claimed, every in small)
+    large = sum(claimed > every for claimed, every in small)
     yield ""
-    yield f"{complete} of {len(counts)} families are complete: no continuous symmetry is missed."
+    yield (
+        f"{complete} of {len(small)} families that could be counted are complete: no continuous "
+        f"symmetry is missed. {large} claim more directions than there are."
+    )
+    yield ""
+    yield from rates(found)
+    yield ""
+    slowest = sorted(seconds, key=lambda name: -seconds[name])[:3]
+    yield (
+        f"`symmetries` takes {sum(seconds.values()) / len(seconds):.1f} s of one processor for a "
+        "family on average, and at most "
+        + ", ".join(f"{seconds[name]:.1f} s ({name})" for name in slowest)
+        + ". "
+        + growth()
+    )
     yield ""
     yield "Written by `python docs/architectures.py`. " + GLOSSARY
     yield ""
-    yield f"| family | {' | '.join(KINDS.values())} | proved | error | stranger | complete |"
-    yield f"|---|{'---|' * len(KINDS)}---|---|---|---|"
+    yield f"| family | {' | '.join(COLUMNS)} | proved | error | stranger | complete |"
+    yield f"|---|{'---|' * len(COLUMNS)}---|---|---|---|"
     for name, one in found.items():
-        cells = [most(one, kind) for kind in KINDS]
+        cells = [most(one, kind) for kind in COLUMNS]
         made = [s.certificate for s in one.values() if s.certificate is not None]
         held = [proof for proof in made if proof.holds]
         total = sum(not unknown(s) for s in one.values())
@@ -102,7 +121,7 @@ def lines() -> Iterator[str]:
         least = min((p.violation for p in held if p.violation == p.violation), default=float("nan"))
         yield (
             f"| {name} | {' | '.join(cells)} | {len(held)} of {total} | {error:.0e} | {least:.0e} "
-            f"| {counts[name][0]} of {counts[name][1]} |"
+            f"| {f'{counts[name][0]} of {counts[name][1]}' if counts[name][1] else '-'} |"
         )
     yield ""
     yield "## Where directions are missing"
@@ -162,73 +181,67 @@ WHY = {
     ),
 }
 
-SHORT = {
-    "general-linear": "GL",
-    "orthogonal": "O",
-    "line-stabiliser": "LINE",
-    "permutation": "S",
-    "signed-permutation": "S±",
-    "positive-monomial": "S>0",
-    "monomial": "S≠0",
-    "trivial": "trivial",
-    "planes": "planes",
-    "signed-planes": "signed planes",
-    "quarter-turns": "quarter turns",
-    "unknown": "?",
-}
+
+def refuted(found: dict[str, bp.Symmetries]) -> int:
+    """How many claims were not true of the model."""
+    made = [s.certificate for one in found.values() for s in one.values()]
+    return sum(proof is not None and not proof.holds for proof in made)
 
 
-def spoken(group: bp.groups.Group) -> str:
-    """A group in a few characters."""
-    if isinstance(group, bp.groups.Blocks):
-        copies = f" ({group.copies} queries each)" if group.copies > 1 else ""
-        kept = ", kept" if group.order == "kept" else ""
-        return f"{group.count} x {spoken(group.inner)}{copies}{kept}"
-    if isinstance(group, bp.groups.DirectSum):
-        return " + ".join(spoken(part) for part in group.parts)
-    return f"{SHORT.get(group.name, group.name)}({group.dim})"
+def counts_by_kind() -> str:
+    """How many families of each kind there are."""
+    named = ("T5 encoder", "BERT", "RoBERTa", "DistilBERT", "ELECTRA", "ALBERT", "ModernBERT")
+    known = [family.name for family in families.HUGGING_FACE]
+    read = sum(name.startswith(named) for name in known)
+    kinds = {kind: len(table(families.SMALL)) for kind, table in families.TABLES.items()}
+    kinds["encoders"] += read
+    kinds["vision"] += known.count("ViT")
+    kinds["decoders"] += len(known) - read - known.count("ViT") + len(families.NATIVE)
+    words = {
+        "decoders": "decoders", "encoders": "encoders, with or without decoders",
+        "vision": "that read images or videos", "speech": "that read sounds",
+    }  # fmt: skip
+    several = [f"{kinds[kind]} {word}" for kind, word in words.items()]
+    return ", ".join((*several, f"{len(families.NETWORKS)} convolutional ones written by hand"))
 
 
-def unknown(symmetry: bp.Symmetry) -> bool:
-    """True if nothing is claimed."""
-    return symmetry.privileged is bp.Privileged.UNKNOWN
-
-
-def most(found: bp.Symmetries, kind: str) -> str:
-    """The group that most places of a kind have, in a few characters."""
-    seen = Counter(
-        spoken(symmetry.group) for name, symmetry in found.items() if is_of(name, symmetry, kind)
+def rates(found: dict[str, bp.Symmetries]) -> Iterator[str]:
+    """How many places of each kind are unknown."""
+    total: Counter[str] = Counter()
+    missing: Counter[str] = Counter()
+    for one in found.values():
+        for name, symmetry in one.items():
+            kind = kind_of(name)
+            if kind is not None:
+                total[kind] += 1
+                missing[kind] += unknown(symmetry)
+    cells = [f"{missing[kind]} of {total[kind]}" for kind in KINDS]
+    yield (
+        f"Of the places of the kinds that people read, {100 * missing.total() / total.total():.1f} "
+        f"% are unknown ({missing.total()} of {total.total()}), each with its reason below:"
     )
-    return seen.most_common(1)[0][0] if seen else "-"
+    yield ""
+    yield f"| {' | '.join(KINDS)} |"
+    yield "|---|" + "---|" * (len(KINDS) - 1)
+    yield f"| {' | '.join(cells)} |"
 
 
-def is_of(name: str, symmetry: bp.Symmetry, kind: str) -> bool:
-    """True if a name is one that libraries give to places of a kind."""
-    last = name.removesuffix(":in").rsplit(".", 1)[-1]
-    inside = name.endswith(":in")
-    if kind == "stream":
-        parts = name.removesuffix(":in").split(".")
-        block = parts[-1].isdigit() and parts[-2] in ("layers", "layer", "h", "blocks", "block")
-        # A layer that runs again and again bears one name.
-        again = name.endswith("albert_layers.0:2:in")
-        return (block and inside) or last == "hook_resid_pre" or again
-    if kind == "neurons":
-        reads = last in (
-            "down_proj", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "wo", "lin2", "Wo",
-            "ffn_output",
-        ) or name.endswith(".output.dense:in")  # fmt: skip
-        return (inside and reads and not attends(name)) or last == "hook_post"
-    if kind == "queries":
-        return last in ("q_proj", "query", "q", "q_lin", "hook_q") and not inside
-    if kind == "keys":
-        return last in ("k_proj", "key", "k", "k_lin", "hook_k") and not inside
-    reads = last in ("o_proj", "out_proj", "out_lin", "o", "dense", "c_proj", "Wo")
-    return (inside and reads and attends(name)) or last == "hook_z"
+def growth() -> str:
+    """How the time grows with the layers of a Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-
-def attends(name: str) -> bool:
-    """True if a name is one that libraries give to parts of attention."""
-    return "mlp" not in name and ("attn" in name or "attention" in name.lower())
+    times: dict[int, float] = {}
+    for layers in (8, 16, 32, 64):
+        config = LlamaConfig(
+            hidden_size=32, intermediate_size=40, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=50,
+        )  # fmt: skip
+        model = families.generic(LlamaForCausalLM(config), 0)
+        start = time.process_time()
+        bp.symmetries(model, families.tokens(0))
+        times[layers] = time.process_time() - start
+    said = ", ".join(f"{layers} layers {spent:.1f} s" for layers, spent in times.items())
+    return f"It grows with the depth of a model and no faster: {said} (Llama)."
 
 
 if __name__ == "__main__":

@@ -243,6 +243,9 @@ class Action:
             whose = name in stacks or name.rpartition(".")[0] in beside or len(shape) == 1
             if whose and shape[:1] == (router.count,):
                 self.weights.act(Slot(name), 0, element, None)
+            elif len(shape) > 1 and math.prod(shape) == shape[-1] == router.count:
+                # One number for every expert, in a row.
+                self.weights.act(Slot(name), len(shape) - 1, element, None)
         for members in modules.values():
             values = {place: self.weights.get(Slot(name)) for place, name in members.items()}
             for place, name in members.items():

@@ -1,124 +1,15 @@
-"""Tiny random Transformers of many families, whose every gain, bias and matrix is generic.
-
-A family is a Hugging Face class with a small configuration, or a shape of the Bridge's own model.
-New models have gains of one and biases of zero, which hide what an architecture does; here every
-parameter is drawn anew, so that a claim about a model is a claim about its architecture.
-"""
+"""Families whose truth is written out site by site, and those that TransformerLens takes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large the models are: two layers, and these numbers of axes, heads, tokens, positions."""
-
-    width: int
-    heads: int
-    groups: int
-    head: int
-    mlp: int
-    vocabulary: int
-    positions: int
-    image: int
-    narrow: int
-    spread: float
-    length: int
-
-
-SMALL = Sizes(32, 4, 2, 8, 40, 50, 32, 8, 16, 0.2, 7)
-"""Large enough that sizes of different parts differ."""
-
-TINY = Sizes(8, 2, 1, 4, 12, 64, 48, 4, 6, 0.4, 40)
-"""So small that every direction of the parameters can be counted."""
-
-D, HEADS, HEAD, MLP, VOCAB = SMALL.width, SMALL.heads, SMALL.head, SMALL.mlp, SMALL.vocabulary
-BATCH = 2
-
-
-@dataclass(frozen=True)
-class Family:
-    """One architecture.
-
-    Attributes:
-        name: what tables call it.
-        make: seed -> a model in eval mode, generic in every parameter.
-        example: seed -> a batch that both take.
-        bridge: the name under which TransformerLens knows the architecture, "native" for models of
-            its own, "" where its Bridge does not take the model.
-    """
-
-    name: str
-    make: Callable[[int], nn.Module]
-    example: Callable[[int], dict[str, Tensor]]
-    bridge: str
-
-
-def tokens(seed: int, vocabulary: int = VOCAB, length: int = SMALL.length) -> dict[str, Tensor]:
-    """Token ids [batch, position], none of which any model takes for padding."""
-    generator = torch.Generator().manual_seed(seed)
-    return {"input_ids": torch.randint(5, vocabulary, (BATCH, length), generator=generator)}
-
-
-def pixels(seed: int, image: int = SMALL.image) -> dict[str, Tensor]:
-    """Images [batch, channel, height, width]."""
-    generator = torch.Generator().manual_seed(seed)
-    return {"pixel_values": torch.randn(BATCH, 3, image, image, generator=generator)}
-
-
-def generic(model: nn.Module, seed: int, spread: float = SMALL.spread) -> nn.Module:
-    """The model in eval mode, every parameter drawn anew, of a size that keeps outputs of order 1.
-
-    Gains move away from where they started, which is one, or zero for norms that add one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if parameter.ndim > 1 or "bias" in name.rsplit(".", 1)[-1]:
-                parameter.copy_(spread * noise)
-            else:
-                parameter.add_(0.3 * noise)
-    return model.eval().requires_grad_(False)
-
-
-def without_epsilons(model: nn.Module) -> nn.Module:
-    """The model with norms that see no length at all, however small the epsilon that they had."""
-    for module in model.modules():
-        for name in ("eps", "variance_epsilon"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 1e-14)
-    return model
-
-
-def bridged(family: Family, seed: int) -> nn.Module:
-    """The same model inside a TransformerBridge.
-
-    Raises:
-        ValueError: if the Bridge does not take the family.
-    """
-    if family.bridge in ("", "native"):
-        raise ValueError(f"{family.name} is not a model that a Bridge is put around")
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-
-    model = family.make(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return build_bridge_from_module(model, family.bridge, hf_config=model.config).eval()
-
-
-def bridged_example(family: Family, seed: int) -> dict[str, Tensor]:
-    """The batch of the family under the name by which a Bridge takes it."""
-    (batch,) = family.example(seed).values()
-    return {"input": batch}
-
+from families.building import SMALL, Family, Sizes, generic, pixels, tokens
 
 # --- Hugging Face -------------------------------------------------------------------------------
 
@@ -436,8 +327,3 @@ def native(sizes: Sizes) -> tuple[Family, ...]:
 
 
 HUGGING_FACE, NATIVE = hugging_face(SMALL), native(SMALL)
-
-FAMILIES: tuple[Family, ...] = HUGGING_FACE + NATIVE
-
-TINIES: tuple[Family, ...] = hugging_face(TINY) + native(TINY)
-"""The same families at the smallest sizes, in the same order."""
