@@ -229,7 +229,8 @@ def _stands_out(found: Found) -> bool:
 
 
 def _few_stand_out(found: Found) -> bool:
-    return found.few is not None and found.few.p_adjusted <= LEVEL
+    few = found.few
+    return few is not None and few.repeated and few.p_adjusted <= LEVEL
 
 
 _FITTED = (Geometry.WHITENED, Geometry.HEADS, Geometry.PARTS)
@@ -242,7 +243,7 @@ def decide(found: Found) -> Verdict:
     Args:
         found: what is known of the site, p-values adjusted.
     """
-    what = f"{found.kind} ({found.dim} axes)"
+    what = f"{found.kind} ({found.dim} {'axis' if found.dim == 1 else 'axes'})"
     null, deciding = found.null, _deciding(found)
     if found.trouble:
         return _undecided(f"Undecided: {found.trouble}")
@@ -386,9 +387,21 @@ def _no_order(found: Found) -> str:
             "; form lies beyond its rotations by no more than other samples would move it (95 % "
             f"interval of z: {_number(low)} to {_number(high)})"
         )
+    why += _unrepeated(found)
     return (
         f"the data do not stand out on the axes against random rotations of the same space, by "
         f"{names} (z: {figures}{least}){why}"
+    )
+
+
+def _unrepeated(found: Found) -> str:
+    """That a few axes stand out on one half only; begins a clause, or empty."""
+    few = found.few
+    if few is None or few.repeated or not few.p_adjusted <= LEVEL:
+        return ""
+    return (
+        "; a few axes lie beyond their rotations in form, but not the same ones on both halves of "
+        "the examples"
     )
 
 
@@ -461,6 +474,10 @@ def _claim(order: OrderRecord, found: Found) -> str:
         )
     elif order.leading:
         axes = f"; mostly on {_axes(order.leading)}"
+    if order.order == SCALE and found.n_dead:
+        axes += (
+            f"; {found.n_dead} {'axis never varies' if found.n_dead == 1 else 'axes never vary'}"
+        )
     return f"{_ORDER_WORDS[order.order]} ({figures}{small}{axes})"
 
 

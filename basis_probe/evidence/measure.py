@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,12 @@ from basis_probe.evidence.scored import scored, without_frames
 from basis_probe.results.evidence import ClosedFormRecord, FewAxes, NullRecord, ScoreResult
 from basis_probe.statistics import closed_forms
 from basis_probe.statistics.effective import distinct_rows, effective_samples
-from basis_probe.statistics.few_axes import FewTest, few_axes, few_of_many
+from basis_probe.statistics.few_axes import (
+    FewTest,
+    few_axes,
+    few_of_many,
+    repeated,
+)
 from basis_probe.statistics.floors import floor_of
 from basis_probe.statistics.moments import Moments
 from basis_probe.statistics.nulls import (
@@ -33,6 +39,7 @@ from basis_probe.statistics.nulls import (
     parts_of,
 )
 from basis_probe.statistics.nulls.wiring import geometry_of_inputs, is_sparse, zeros
+from basis_probe.statistics.orders import RIDGE
 from basis_probe.statistics.resampling import MIN_GROUPS
 from basis_probe.statistics.scores import (
     DECISIVE,
@@ -394,7 +401,69 @@ def _measure(
         few = _few(few_axes(frames), kept)
     elif everywhere is not None:
         few = _few_of_many(problem, null, deciding, frames, everywhere, kept, seed, one_law=one_law)
+    shared = geometry is Geometry.RIDGE and _shares_an_error(problem)
+    if few is not None and shared and few.p_tail <= _LEVEL:
+        few = _on_both_halves(problem, null, deciding, few, kept)
+    if shared:
+        results = {name: _not_one_by_one(result) for name, result in results.items()}
     return Compared(record, results, notes, few)
+
+
+_LEVEL = 0.05
+
+
+_LOUD = 100.0
+
+
+def _shares_an_error(problem: Problem) -> bool:
+    """Whether a direction is so loud that whitening with a ridge leaves it far above the others.
+
+    The variances along principal axes decide, which no turn changes: what is tested stays exact.
+    """
+    variances = problem.centred.spectrum
+    ridge = RIDGE * float(variances.sum()) / problem.centred.free
+    even = variances / (variances + ridge)
+    even = even[variances > 1e-12 * variances.max()]
+    return bool(len(even)) and float(even.max()) > _LOUD * float(even.median())
+
+
+def _not_one_by_one(result: ScoreResult) -> ScoreResult:
+    """The result without what is said of single axes, whose errors turned directions lack."""
+    said = "one direction has nearly all variance, so that no axis is compared by itself"
+    return dataclasses.replace(
+        result,
+        per_direction_p=np.full_like(result.per_direction_p, math.nan),
+        fraction_privileged=math.nan,
+        note="; ".join(filter(None, [result.note, said])),
+    )
+
+
+def _on_both_halves(
+    problem: Problem,
+    null: Null,
+    scores: Sequence[Score],
+    few: FewAxes,
+    kept: Tensor,
+) -> FewAxes:
+    """The few axes that stand out in both halves of the examples."""
+    place = torch.arange(len(problem.x))
+    if problem.examples is not None:
+        names, of = problem.examples.cpu().unique(return_inverse=True)
+        place = of if len(names) >= 2 else place
+    post = null.observed(problem).post
+    measured = [
+        Measured(Frame(post[(place % 2 == half).to(post.device)]).exact(), unit_axes=False)
+        for half in (0, 1)
+    ]
+    halves = [(measured[0].of(s).cpu(), measured[1].of(s).cpu()) for s in scores]
+    axes = torch.searchsorted(kept, torch.tensor(few.axes))
+    left = repeated(axes, halves)
+    if len(left) == len(axes):
+        return few
+    if not len(left):
+        return dataclasses.replace(few, repeated=False)
+    named = tuple(int(kept[axis]) for axis in left)
+    return dataclasses.replace(few, axes=named, alone=len(named))
 
 
 def varying(problem: Problem, null: Null) -> tuple[Problem, Tensor]:

@@ -16,7 +16,7 @@ from basis_probe.results.evidence import (
     ScoreResult,
 )
 from basis_probe.statistics import scores as known
-from basis_probe.statistics.nulls import Geometry, Null, Problem, Rotation, geometry_of
+from basis_probe.statistics.nulls import Geometry, Null, Problem, Rotation
 from basis_probe.statistics.orders import (
     FORM,
     OFFSET,
@@ -54,26 +54,22 @@ def orders(
 ) -> Orders | None:
     """The orders of a site; None where nothing varies.
 
+    Offset and scale are those of all axes: one that never varies may hold a constant, and no turned
+    axis would be still.
+
     Args:
         problem: what is known of the site, on the samples that are compared.
         scores: the scores of form, measured against turns of the whitened rows.
         null: what they were measured against.
         seed: seeds what is drawn.
     """
-    x, line = problem.x, geometry_of(problem.group) is Geometry.LINE
-    # Axes that never vary are left out, as of every score.
-    places = torch.arange(x.shape[1])
-    if not line:
-        places = torch.nonzero((x != x[:1]).any(0).cpu()).flatten()
-    if len(places) < FEWEST_AXES:
-        return None
-    whole = len(places) == x.shape[1]
-    rows = problem.centred if whole else Centred(x[:, places.to(x.device)], line=line)
+    x, rows = problem.x, problem.centred
     if not float(rows.variances.sum()) > 0:
         return None
     examples = torch.arange(len(x)) if problem.examples is None else problem.examples.cpu()
     split = split_kurtosis(rows, seed=seed)
     tests = (offset(rows, examples, seed=seed), scale(rows, examples, seed=seed))
+    places = torch.arange(rows.dim)
     records = [_record(test, getattr(split, test.order), places) for test in tests]
     form = _form(scores, split.form)
     if form is not None:
@@ -81,7 +77,7 @@ def orders(
     outliers: OutlierAxes | None = None
     if tests[1].p_value <= 0.05:
         form_scores = [known.ALL[s.name] for s in scores.values() if s.decides]
-        outliers = _outliers(rows, places, examples, form_scores, null, seed)
+        outliers = _outliers(rows, examples, form_scores, null, seed)
     return Orders(
         records=tuple(records),
         per_sample=KurtosisSplit(**dataclasses.asdict(split)),
@@ -165,12 +161,7 @@ def _form(scores: Mapping[str, ScoreResult], adds: float) -> OrderRecord | None:
 
 
 def _outliers(
-    rows: Centred,
-    places: Tensor,
-    examples: Tensor,
-    scores: Sequence[Score],
-    null: Null,
-    seed: int,
+    rows: Centred, examples: Tensor, scores: Sequence[Score], null: Null, seed: int
 ) -> OutlierAxes | None:
     """The axes of outlying variance, and what is left without them."""
     found = outlier_axes(rows, seed=seed)
@@ -183,11 +174,11 @@ def _outliers(
     records: tuple[OrderRecord, ...] = ()
     split: KurtosisSplit | None = None
     if some and rest.dim >= FEWEST_AXES:
-        left = places[torch.nonzero(kept).flatten()]
+        left = torch.nonzero(kept).flatten()
         records, split = _without(rest, left, examples, scores, null, seed)
     scaled = next((record for record in records if record.order == SCALE), None)
     return OutlierAxes(
-        axes=tuple(int(places[axis]) for axis in found),
+        axes=found,
         share=float(rows.variances[~kept].sum() / rows.variances.sum()),
         scale_without=math.nan if scaled is None else scaled.observed,
         scale_null_without=math.nan if scaled is None else scaled.null_mean,
@@ -199,6 +190,8 @@ def _outliers(
 
 _FRAMES, _BLOCKS = 49, 19
 """So many alternatives show the form of what is left; blocks of axes at wide sites."""
+_OFFSETS, _SCALES = 999, 199
+"""So many directions and turned bases show its offset and its scale."""
 
 
 def _without(
@@ -211,7 +204,11 @@ def _without(
 ) -> tuple[tuple[OrderRecord, ...], KurtosisSplit]:
     """The orders of the axes that are left, against turns of these."""
     split = split_kurtosis(rest, seed=seed)
-    tests = (offset(rest, examples, seed=seed), scale(rest, examples, seed=seed))
+    # Widths differ from site to site, so that no draws are shared; no verdict rests on these.
+    tests = (
+        offset(rest, examples, seed=seed, draws=_OFFSETS),
+        scale(rest, examples, seed=seed, draws=_SCALES),
+    )
     records = [_record(test, getattr(split, test.order), places) for test in tests]
     block = null.directions is not None and null.directions < rest.dim
     turned = Rotation(

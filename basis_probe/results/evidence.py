@@ -360,6 +360,8 @@ class FewAxes(Exact):
         p_adjusted: `p_tail` after Holm over all deciding tests of all sites.
         alone: how many of the axes stand out by themselves: all, or none where only several of the
             largest do so together.
+        repeated: False where the axes that stand out on one half of the examples are not those of
+            the other half, so that no finding rests on them.
     """
 
     axes: tuple[int, ...]
@@ -370,6 +372,7 @@ class FewAxes(Exact):
     p_tail: float
     p_adjusted: float = math.nan
     alone: int = 0
+    repeated: bool = True
 
 
 @brief

@@ -167,7 +167,9 @@ class Centred:
         return (vectors * scale) @ (vectors.T @ self.rows)
 
 
-def offset(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> OrderTest:
+def offset(
+    rows: Centred, examples: Int[Tensor, " samples"], *, seed: int, draws: int = _OFFSET_DRAWS
+) -> OrderTest:
     """Whether the mean activation lies along few axes: its kurtosis across axes, against turns.
 
     kappa = n sum_j m_j^4 / (sum_j m_j^2)^2, in [1, n]. Its law under turns is that of a direction
@@ -179,6 +181,7 @@ def offset(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> Or
         rows: the rows.
         examples: which sequence or image every row is of, [samples].
         seed: seeds the directions of the null.
+        draws: how many of them.
 
     Example:
         >>> x = torch.randn(400, 32, generator=torch.Generator().manual_seed(0)).double()
@@ -195,7 +198,7 @@ def offset(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> Or
         nothing = torch.zeros(dim, dtype=torch.float64)
         return _untested(OFFSET, statistic, expected, std, nothing, "the mean is zero")
     contributions = dim * mean.pow(4) / energy**2
-    null = _sphere_draws(dim, line, seed)
+    null = _sphere_draws(dim, line, seed, draws)
     return _tested(OFFSET, statistic, contributions, null, expected, std, _noise(rows, examples))
 
 
@@ -218,7 +221,9 @@ def _noise(rows: Centred, examples: Tensor) -> str:
     return "" if beyond > _BEYOND_NOISE else "the mean is no longer than sampling makes it"
 
 
-def scale(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> OrderTest:
+def scale(
+    rows: Centred, examples: Int[Tensor, " samples"], *, seed: int, draws: int | None = None
+) -> OrderTest:
     """Whether variance is more unequal on the axes than on turned axes.
 
     kappa = n sum_j S_jj^2 / (tr S)^2, in [1, n]. Its mean and variance under turns are exact; the
@@ -231,6 +236,7 @@ def scale(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> Ord
         rows: the rows.
         examples: which sequence or image every row is of, [samples].
         seed: seeds the surrogate.
+        draws: how many turned bases it has; None for 1,999, or 999 above 512 axes.
 
     Example:
         >>> x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0)).double()
@@ -252,7 +258,8 @@ def scale(rows: Centred, examples: Int[Tensor, " samples"], *, seed: int) -> Ord
     if not std > 1e-9 * expected:
         gate = "all directions vary alike, so that no axis can"
         return _untested(SCALE, statistic, expected, std, contributions, gate)
-    draws = _SCALE_DRAWS if dim <= _WIDE else _WIDE_SCALE_DRAWS
+    if draws is None:
+        draws = _SCALE_DRAWS if dim <= _WIDE else _WIDE_SCALE_DRAWS
     turned = turned_variances(spectrum, dim, draws, line=rows.line, seed=seed)
     null = dim * turned.square().sum(1) / turned.sum(1).square()
     if float(null.std()) > 0:
@@ -324,12 +331,12 @@ def sphere_kurtosis(dim: int, *, line: bool) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=16)
-def _sphere_draws(dim: int, line: bool, seed: int) -> Tensor:
+def _sphere_draws(dim: int, line: bool, seed: int, draws: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     found: list[Tensor] = []
     step = max(1, 2_000_000 // dim)
-    for start in range(0, _OFFSET_DRAWS, step):
-        drawn = torch.randn(min(step, _OFFSET_DRAWS - start), dim, generator=generator)
+    for start in range(0, draws, step):
+        drawn = torch.randn(min(step, draws - start), dim, generator=generator)
         if line:
             drawn = drawn - drawn.mean(1, keepdim=True)
         found.append((dim * drawn.pow(4).sum(1) / drawn.square().sum(1).square()).double())

@@ -10,6 +10,7 @@ from draws import seeded
 from torch import Tensor
 
 import basis_probe as bp
+from basis_probe.algebra.haar import haar
 
 _DIM = 40
 _LOUD = (5, 17, 30)
@@ -79,3 +80,43 @@ def test_it_is_written_and_read_and_shown(tmp_path: pathlib.Path) -> None:
         for order in outliers.orders:
             assert order.sentence.split(" (")[0] in text
         assert "of outlying variance (5, 17, 30)" in text.replace("\n", " ")
+
+
+# --- axes that never vary, and one that has nearly all variance -----------------------------------
+
+
+@pytest.mark.parametrize("group", ["orthogonal", "line-stabiliser"])
+def test_a_constant_on_an_axis_that_never_varies_is_an_offset(group: str) -> None:
+    x = torch.randn(800, 24, generator=seeded(2)).double()
+    x[:, 5] = 7.0
+    found = bp.probe_activations(x, group=group, null=_null())
+    offset = next(order for order in found.orders if order.order == "offset")
+    assert offset.claimed and offset.leading == (5,) and found.n_dead == 1
+
+
+@pytest.mark.parametrize("group", ["orthogonal", "line-stabiliser"])
+def test_axes_that_never_vary_stand_out_where_turned_ones_would_vary(group: str) -> None:
+    x = torch.zeros(800, 24, dtype=torch.float64)
+    x[:, :3] = torch.randn(800, 3, generator=seeded(3))
+    found = bp.probe_activations(x, group=group, null=_null())
+    assert found.verdict.outcome is bp.Outcome.EMERGENT and "scale" in found.verdict.orders
+    turned = bp.probe_activations(x @ haar(24, seeded(5)), group="orthogonal", null=_null())
+    assert turned.verdict.outcome is bp.Outcome.ARBITRARY
+    if group == "orthogonal":
+        assert "21 axes never vary" in found.verdict.sentence
+
+
+def test_errors_of_sampling_beside_one_loud_axis_are_no_form() -> None:
+    """All turned directions read the loud axis and share its error; the others have their own."""
+    called = 0
+    for seed in range(8):
+        x = torch.randn(1500, 32, generator=seeded(seed)).double()
+        x[:, 3] *= 1e5
+        found = bp.probe_activations(x, group="orthogonal", null=_null(), seed=seed)
+        assert "scale" in found.verdict.orders
+        called += "form" in found.verdict.orders
+    assert called <= 2
+    assert found.few is not None and not found.few.repeated
+    x[:, 7] = x[:, 7] ** 3
+    heavy = bp.probe_activations(x, group="orthogonal", seed=7)
+    assert "form" in heavy.verdict.orders and "axis 7" in heavy.verdict.advice
