@@ -395,6 +395,9 @@ class Action:
             self._read_parts(vertex, element, index)
             return
         region = self.facts.regions.get(reader, NOTHING)
+        if self.derivation.heads.is_gainless(reader):
+            # Inside heads there is no gain that could change.
+            return
         if region.shape.is_norm and not self.derivation.is_link(reader):
             # What lies along the all-ones direction does not come through a LayerNorm.
             element = self._at(reader, element)
@@ -1243,6 +1246,8 @@ class Action:
                 streams.add(start)
                 if other is not side:
                     inverse.add(start)
+        elif (values := derivation.heads.bent_values(index)) is not None:
+            streams = set(values[1:])
         elif derivation.permuting(index):
             streams = set(derivation.family(index))
         elif derivation.commuting.joined(index):

@@ -593,13 +593,22 @@ class Derivation:
                 return LineRotations(dim), because, RESIDUAL
             if isinstance(before, Orthogonal | Permutation):
                 return before, because, RESIDUAL
-        if not isinstance(before, Orthogonal | LineStabiliser | Permutation | SignedPermutation):
+        parts = before.parts if isinstance(before, DirectSum) else ()
+        if not parts and not isinstance(
+            before, Orthogonal | LineStabiliser | Permutation | SignedPermutation
+        ):
             raise NotUnderstood(
                 "it is the output of a norm, and the axes before the norm are not free to change "
-                "places, or only in parts"
+                "places"
+            )
+        ordered = all(isinstance(part, Permutation | SignedPermutation) for part in parts)
+        if parts and not ordered:
+            raise NotUnderstood(
+                "it is the output of a norm, and the axes before the norm change in parts, each in "
+                "its own way"
             )
         if not self._has_own_gain(writer):
-            if isinstance(before, Permutation | SignedPermutation):
+            if parts or isinstance(before, Permutation | SignedPermutation):
                 because = (
                     "a norm's gain writes it, which serves another place too: the axes change "
                     "places together with those of the stream that the norm reads."
@@ -611,6 +620,8 @@ class Derivation:
             "absorb any change of basis, but a gain is one again only after the axes were "
             "permuted, together with those of the stream that the norm reads, and rescaled."
         )
+        if parts:
+            return DirectSum(tuple(Monomial(part.dim) for part in parts)), because, ALGEBRA
         return Monomial(dim), because, ALGEBRA
 
     def _has_own_gain(self, vertex: int) -> bool:

@@ -239,7 +239,7 @@ class Heads:
         return signs and intertwiner.parity == -1
 
     def bent_values(self, index: int) -> tuple[int, int, int] | None:
-        """The function through which attention reads its values, and the streams around it.
+        """The function, or the norm, through which attention reads values, and what is around it.
 
         None for a stream of other things; else the function, the stream of linear maps before it,
         and the stream of the values behind it.
@@ -251,7 +251,9 @@ class Heads:
             if not streams[behind].value_mixed or len(streams[behind].writers) != 1:
                 continue
             (bend,) = streams[behind].writers
-            if self.facts.regions.get(bend, NOTHING).shape is not Shape.ELEMENTWISE:
+            shape = self.facts.regions.get(bend, NOTHING).shape
+            norms = shape is Shape.RMS_NORM and self.is_gainless(bend)
+            if shape is not Shape.ELEMENTWISE and not norms:
                 continue
             if any(self.is_link(reader) for reader in streams[behind].readers):
                 continue
@@ -278,6 +280,14 @@ class Heads:
         copies = dim // (count * size)
         if count * size * copies != dim:
             raise NotUnderstood(f"{dim} features do not divide into heads of {size}")
+        order = self._order(attention) if count > 1 else "free"
+        if self.facts.regions[bend].shape is Shape.RMS_NORM:
+            because = (
+                "the values of every head are divided by their length before attention mixes "
+                f"positions: each of the {count} heads absorbs any rotation"
+                f"{self._said_of_order(attention)}."
+            )
+            return Blocks(Orthogonal(size), count, copies, order), because, ALGEBRA
         inner: Group = Permutation(size)
         what = "change places"
         intertwiner = self.intertwiner(bend)
@@ -291,7 +301,6 @@ class Heads:
             f"mixes positions: inside each of the {count} heads the features {what}"
             f"{self._said_of_order(attention)}."
         )
-        order = self._order(attention) if count > 1 else "free"
         return Blocks(inner, count, copies, order), because, ALGEBRA
 
     def gated_values(self, index: int) -> Gated | None:

@@ -87,6 +87,8 @@ class DeferredWeights(Weights):
         return self._given[name].shape
 
     def get(self, slot: Slot) -> Tensor:
+        if slot.lengths is not None:
+            return self.product(slot)
         whole = after(self._given[slot.name].detach().double(), self._changes.get(slot.name, ()))
         return whole if slot.entries is None else whole.flatten()[slot.entries]
 
@@ -94,12 +96,18 @@ class DeferredWeights(Weights):
         return self.get(slot)[places]
 
     def set(self, slot: Slot, values: Tensor) -> None:
+        if slot.lengths is not None:
+            self.set_product(slot, values)
+            return
         self._note(slot.name, Put(slot.entries, values.detach().double()))
 
     def set_some(self, slot: Slot, axis: int, places: Tensor, values: Tensor) -> None:
         self._note(slot.name, PutSome(axis, places, values.detach().double()))
 
     def act(self, slot: Slot, axis: int, element: Element, places: Tensor | None) -> None:
+        if slot.lengths is not None:
+            self.set(slot, acted(self.get(slot), axis, element, places))
+            return
         self._note(slot.name, Acted(slot.entries, axis, element, places))
 
     @property

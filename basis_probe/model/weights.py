@@ -23,6 +23,19 @@ class MisfitError(WeightError):
     """An element is asked to act along an axis that does not hold its features."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """The parameter that holds the lengths of a weight, of which another holds the directions.
+
+    Attributes:
+        name: the path of the parameter.
+        axis: the axis that keeps its entries apart; over all others a length is taken.
+    """
+
+    name: str
+    axis: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slot:
     """A tensor that a function is given, as a place in one parameter.
@@ -31,10 +44,12 @@ class Slot:
         name: path of the parameter.
         entries: for every entry of the tensor its flat place in the parameter; None if the tensor
             is the parameter.
+        lengths: where its lengths are, if the parameter holds directions only; else None.
     """
 
     name: str
     entries: Tensor | None = None
+    lengths: "Lengths | None" = None
 
 
 class Slots:
@@ -71,6 +86,9 @@ class Slots:
             return Slot(name)
         if not isinstance(value, Ref):
             raise WeightError(f"{_speak(node)} uses a number that is no parameter of the model")
+        parted = self._parted(self.trace.node(value.node))
+        if parted is not None:
+            return parted
         leaves = {
             id(fixed.tensor): fixed.tensor
             for fixed in leaves_of(self.trace, value.node)
@@ -92,6 +110,18 @@ class Slots:
         name = self.parameter(tensor, node)
         assert name is not None
         return Slot(name, rounded)
+
+    def _parted(self, made: Node) -> Slot | None:
+        """A weight that is the product of directions and lengths, as torch's weight norm has it."""
+        if made.op != "_weight_norm" or made.kwargs or not 2 <= len(made.args) <= 3:
+            return None
+        directions, lengths, axis = (*made.args, 0)[:3]
+        if not (isinstance(directions, Fixed) and isinstance(lengths, Fixed)):
+            return None
+        names = [self.parameter(fixed.tensor, made) for fixed in (directions, lengths)]
+        if None in names or not isinstance(axis, int):
+            return None
+        return Slot(str(names[0]), lengths=Lengths(str(names[1]), axis))
 
 
 def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -155,6 +185,19 @@ class Weights(abc.ABC):
             element: what acts.
             places: the entries along the axis that it acts on; None for all.
         """
+
+    def product(self, slot: Slot) -> Tensor:
+        """The weight that directions and lengths make, in float64."""
+        assert slot.lengths is not None
+        directions, lengths = self.get(Slot(slot.name)), self.get(Slot(slot.lengths.name))
+        return directions * lengths / torch.norm_except_dim(directions, 2, slot.lengths.axis)
+
+    def set_product(self, slot: Slot, values: Tensor) -> None:
+        """Sets directions and lengths to those of a weight."""
+        assert slot.lengths is not None
+        self.set(Slot(slot.name), values)
+        lengths = torch.norm_except_dim(values, 2, slot.lengths.axis)
+        self.set(Slot(slot.lengths.name), lengths)
 
     @property
     @abc.abstractmethod
@@ -241,10 +284,15 @@ class CopiedWeights(Weights):
         return self.now(slot.name).detach()[places]
 
     def get(self, slot: Slot) -> Tensor:
+        if slot.lengths is not None:
+            return self.product(slot)
         exact = self.now(slot.name).detach().double()
         return exact if slot.entries is None else exact.flatten()[slot.entries]
 
     def set(self, slot: Slot, values: Tensor) -> None:
+        if slot.lengths is not None:
+            self.set_product(slot, values)
+            return
         before = self.now(slot.name)
         if slot.entries is not None:
             whole = before.detach().double().flatten().clone()
@@ -265,6 +313,9 @@ class CopiedWeights(Weights):
             _put_some(whole, axis, places, values)
 
     def act(self, slot: Slot, axis: int, element: Element, places: Tensor | None) -> None:
+        if slot.lengths is not None:
+            self.set(slot, acted(self.get(slot), axis, element, places))
+            return
         few = local(element)
         now = self.now(slot.name).detach()
         if slot.entries is None and places is not None:

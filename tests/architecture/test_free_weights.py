@@ -132,3 +132,65 @@ def test_large_weights_that_are_free_for_a_plain_reason_are_free() -> None:
     masked = prune.l1_unstructured(nn.Linear(4, 30_000), "weight", 0.3)
     bound = nn.Sequential(masked, nn.ReLU(), nn.Linear(30_000, 1)).double().eval()
     assert bp.symmetries(bound, X, certificates=False)["1"].privileged is bp.Privileged.UNKNOWN
+
+
+@pytest.mark.sample(default=1)
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("both", [False, True])
+def test_directions_and_lengths_follow_what_their_product_is_asked_for(
+    axis: int, *, both: bool
+) -> None:
+    generator = seeded(4)
+    layers = [nn.Linear(4, 6), nn.Linear(6, 3)]
+    for layer in layers[: 1 + both]:
+        parametrizations.weight_norm(layer, dim=axis)
+    model = nn.Sequential(layers[0], nn.GELU(), layers[1])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    model = model.double().eval()
+    found = bp.symmetries(model, X)["1"]
+    assert found.group == bp.groups.Permutation(6)
+    assert found.certificate is not None and found.certificate.holds, found.unproved
+    element = found.group.sample(seeded(5))
+    twin = bp.reparametrize(model, "1", element, example_input=X)
+    others = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(twin(others), model(others))
+    torch.testing.assert_close(twin[:2](others), model[:2](others) @ torch.as_tensor(element).T)
+
+
+class Placed(nn.Module):
+    """Positions from a convolution in two groups with a length for each of its taps, as wav2vec."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.norm, self.last = nn.Linear(4, 6), nn.LayerNorm(6), nn.LayerNorm(6)
+        self.places, self.head = nn.Conv1d(6, 6, 3, padding=1, groups=2), nn.Linear(6, 3)
+        parametrizations.weight_norm(self.places, dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.read(x)
+        h = self.norm(h + F.gelu(self.places(h.mT)).mT)
+        return self.head(self.last(h + h.mean(1, keepdim=True).tanh()))
+
+
+@pytest.mark.slow
+def test_axes_that_change_places_in_parts_do_so_behind_a_norm_and_rescale_there() -> None:
+    model, generator = Placed(), seeded(6)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    model = model.double().eval()
+    x, others = (torch.randn(2, n, 4, generator=generator, dtype=torch.float64) for n in (5, 8))
+    found = bp.symmetries(model, x)
+    ordered, scaled = (
+        bp.groups.DirectSum((kind(3), kind(3)))
+        for kind in (bp.groups.Permutation, bp.groups.Monomial)
+    )
+    right = {"read": ordered, "norm": ordered, "last": scaled}
+    assert {site: found[site].group for site in right} == right
+    for site, group in right.items():
+        proof = found[site].certificate
+        assert proof is not None and proof.holds, (site, found[site].unproved)
+        twin = bp.reparametrize(model, site, group.sample(seeded(7)), example_input=x)
+        torch.testing.assert_close(twin(others), model(others), rtol=1e-8, atol=1e-8)

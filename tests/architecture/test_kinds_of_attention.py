@@ -222,3 +222,36 @@ def test_heads_that_differ_only_beyond_the_example_keep_their_places(bent: Score
     for site in ("q", "k", "v"):
         group = found[site].group
         assert isinstance(group, bp.groups.Blocks) and group.order == "kept", found[site]
+
+
+class ValuesOfOneLength(Mixed):
+    """Values that every head divides by their length, as Gemma 4 does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.e(x)
+        q, k, v = (
+            m(self.n(h)).unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
+            for m in (self.q, self.k, self.v)
+        )
+        z = self.pattern(q, k, self.scale) @ F.rms_norm(v, (SIZE,))
+        return self.out(self.f(h + self.o(z.transpose(1, 2).flatten(2))))
+
+
+@pytest.mark.sample(default=1)
+@pytest.mark.parametrize("name", ["sigmoid", "by head"])
+def test_values_of_one_length_turn_inside_their_heads(name: str) -> None:
+    pattern, before, kept = KINDS[name]
+    model, generator = ValuesOfOneLength(pattern, before), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    model, x = model.double().eval(), rows(2, 4)
+    found = bp.symmetries(model, x)
+    for site in ("v", "o:in"):
+        assert found[site].group == (TURNS if kept is KEPT else ANY_TURNS), found[site]
+        proof = found[site].certificate
+        assert proof is not None and proof.holds, found[site]
+        element = found[site].group.sample(torch.Generator().manual_seed(2))
+        twin = bp.reparametrize(model, site, element, example_input=x)
+        torch.testing.assert_close(twin(rows(3, 7)), model(rows(3, 7)), rtol=1e-7, atol=1e-9)
+    assert found["q"].group == kept and found["q"].certificate is not None

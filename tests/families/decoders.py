@@ -19,6 +19,7 @@ def decoders(s: Sizes) -> dict[str, Row]:
     }
     line = {**free, "stream": f"LINE({d})"}
     signed = {**free, "stream": f"S±({d})"}
+    turned = f"{g} x O({{}}) ({h // g} queries each)".format
     own = f"{h} x GL({head})"
     scaled = f"{g} x S≠0({head}) ({h // g} queries each)"
     # A dense layer as wide as two experts.
@@ -77,7 +78,8 @@ def decoders(s: Sizes) -> dict[str, Row]:
             "Gemma4ForCausalLM",
             {"layer_types": mixed, "vocab_size_per_layer_input": s.vocabulary,
              "hidden_size_per_layer_input": 8},
-            **{**signed, "z": f"?({h * 512}) / ?({d})"},
+            # Values have one length in every head.
+            **{**signed, "z": f"{turned(512)}, kept / {turned(head)}"},
         ),
         "GLM-4-MoE": Row("Glm4MoeForCausalLM", {**grouped, "first_k_dense_replace": 1}, **free),
         "GLM-4-MoE Lite": Row("Glm4MoeLiteForCausalLM", {**latent, **grouped}, **narrow),

@@ -132,7 +132,8 @@ def vision(s: Sizes) -> dict[str, Row]:
         "RegNet Y": Row(
             "RegNetForImageClassification",
             {"hidden_sizes": [16, 32], "depths": [1, 1], "embedding_size": 8, "groups_width": 16},
-            rectified, rectified, takes=images(16),
+            "S>0(16) / S>0(16) + S>0(16) / S>0(8)",
+            "S>0(16) / S>0(16) + S>0(16) / S>0(32) / S>0(8)", takes=images(16),
         ),
         "ResNet": Row(
             "ResNetForImageClassification", {**stages, "embedding_size": 8, "layer_type": "basic"},
