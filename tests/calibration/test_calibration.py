@@ -21,6 +21,8 @@ FEW = bp.nulls.Counterfactual(samples=1024)
 UNTRAINED = [
     name for name in null_networks.NETWORKS if "turned" not in name and "zeros" not in name
 ]
+# The rates of language models are counted by hundreds elsewhere.
+LANGUAGE = ("GPT-2", "Llama")
 TURNED = [name for name in null_networks.NETWORKS if "turned" in name]
 
 
@@ -36,7 +38,13 @@ def test_turned_neurons_of_trained_networks_hardly_stand_out(name: str) -> None:
         assert max(map(abs, effects)) <= 6, (score, effects)
 
 
-@pytest.mark.parametrize("name", UNTRAINED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.battery if name.split()[0] in LANGUAGE else ())
+        for name in UNTRAINED
+    ],
+)
 def test_networks_whose_neurons_cannot_stand_out_do_not(name: str) -> None:
     seeds = 2 if "ResNet20" in name else 4
     reports = [null_networks.NETWORKS[name].probe(seed, null=FEW) for seed in range(seeds)]
