@@ -362,8 +362,14 @@ def _meaningless(seed: int, measure: str) -> bool:
     return found.distinct.observed <= found.chance_high
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("measure", ["auc", "average_precision", "iou"])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        pytest.param("auc", marks=pytest.mark.battery),
+        pytest.param("average_precision", marks=pytest.mark.battery),
+        pytest.param("iou", marks=pytest.mark.slow),
+    ],
+)
 def test_meaningless_labels_are_detected_as_often_as_chance_says(measure: str) -> None:
     inside = sum(_meaningless(seed, measure) for seed in range(200))
     assert inside >= 190, f"{inside} of 200 runs within the chance interval"

@@ -205,7 +205,14 @@ def test_hoyer_of_unrelated_parallel_and_many_samples(dim: int) -> None:
     assert "300 of 600 samples" in estimate.source
 
 
-@pytest.mark.parametrize("dim", [64, pytest.param(768, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dim",
+    [
+        64,
+        pytest.param(192, marks=pytest.mark.slow),
+        pytest.param(768, marks=pytest.mark.battery),
+    ],
+)
 def test_the_z_of_a_token_average_needs_no_rotations(dim: int) -> None:
     """Two hundred tokens at mean cosine 0.9, one outlier dimension among them."""
     samples = 200

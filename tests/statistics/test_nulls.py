@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 
 import pytest
+import tiers
 import torch
 from draws import seeded
 from torch import Tensor
@@ -540,8 +541,13 @@ NULL_DATA: dict[str, tuple[Callable[[int], Tensor], Geometry]] = {
 AT_MOST = 0.08
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NULL_DATA)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if place < 4 else pytest.mark.battery)
+        for place, name in enumerate(tiers.ranked(NULL_DATA, seed=0))
+    ],
+)
 def test_null_data_are_rejected_at_the_level(name: str) -> None:
     data, geometry = NULL_DATA[name]
     assert _rejected(lambda seed: _rotation(geometry, data(seed)), 400) <= AT_MOST
