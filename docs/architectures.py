@@ -25,7 +25,8 @@ import families  # noqa: E402
 from families.places import KINDS, kind_of, most, unknown  # noqa: E402
 
 import basis_probe as bp  # noqa: E402
-from basis_probe.architecture.completeness import LARGEST  # noqa: E402
+
+EVERY = (*families.FAMILIES, *families.MORE)
 
 COLUMNS = ("residual stream", "neurons", "queries", "keys", "z")
 
@@ -41,13 +42,8 @@ def counted(place: int) -> tuple[int, int, str]:
     """Claimed directions, those of the null space, and what is missing, for one family."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    family = (*families.TINIES, *families.MORE_TINIES)[place]
+    family = families.TINIES[place]
     best = 0, 10_000, ""
-    try:
-        if sum(parameter.numel() for parameter in family.make(0).parameters()) > LARGEST:
-            return 0, 0, ""
-    except (ValueError, RuntimeError, AssertionError):
-        return 0, 0, ""  # The class takes no sizes as small as these.
     # A rectified neuron that is on for every input is linear there, and so has more symmetries
     # than its architecture: of several draws of the weights the one counts that has fewest.
     for seed in range(DRAWS if family.name in RECTIFIED else 1):
@@ -60,19 +56,31 @@ def counted(place: int) -> tuple[int, int, str]:
     return best
 
 
+def derived(place: int) -> tuple[bp.Symmetries, float]:
+    """What is derived for one family, and the seconds of a processor that it took."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    family = EVERY[place]
+    model, example = family.make(0), family.example(0)
+    start = time.process_time()
+    found = bp.symmetries(model, example)
+    return found, time.process_time() - start
+
+
+def counts_of_all() -> dict[str, tuple[int, int, str]]:
+    """The count of every family that is known site by site."""
+    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+        several = pool.map(counted, range(len(families.TINIES)))
+        return dict(zip((family.name for family in families.TINIES), several, strict=True))
+
+
 def lines() -> Iterator[str]:
     """The lines of the file."""
-    tinies = (*families.TINIES, *families.MORE_TINIES)
+    counts = counts_of_all()
     with concurrent.futures.ProcessPoolExecutor(2) as pool:
-        several = pool.map(counted, range(len(tinies)))
-        counts = dict(zip((family.name for family in tinies), several, strict=True))
-    found: dict[str, bp.Symmetries] = {}
-    seconds: dict[str, float] = {}
-    for family in (*families.FAMILIES, *families.MORE):
-        model, example = family.make(0), family.example(0)
-        start = time.process_time()
-        found[family.name] = bp.symmetries(model, example)
-        seconds[family.name] = time.process_time() - start
+        several = [*pool.map(derived, range(len(EVERY)))]
+    found = {family.name: one for family, (one, _) in zip(EVERY, several, strict=True)}
+    seconds = {family.name: spent for family, (_, spent) in zip(EVERY, several, strict=True)}
     claims = [s for one in found.values() for s in one.values() if not unknown(s)]
     proved = [s for s in claims if s.certificate is not None and s.certificate.holds]
     yield "# What the weights of each architecture absorb"
@@ -88,12 +96,11 @@ def lines() -> Iterator[str]:
         "function alone, counted on the smallest model of the family "
         "(`symmetries(...).completeness`), with norms whose epsilon is too small to be seen."
     )
-    small = [(claimed, every) for claimed, every, _ in counts.values() if every]
-    complete = sum(claimed == every for claimed, every in small)
-    large = sum(claimed > every for claimed, every in small)
+    complete = sum(claimed == every for claimed, every, _ in counts.values())
+    large = sum(claimed > every for claimed, every, _ in counts.values())
     yield ""
     yield (
-        f"{complete} of {len(small)} families that could be counted are complete: no continuous "
+        f"{complete} of the {len(counts)} families that are counted are complete: no continuous "
         f"symmetry is missed. {large} claim more directions than there are."
     )
     yield ""
@@ -121,7 +128,7 @@ def lines() -> Iterator[str]:
         least = min((p.violation for p in held if p.violation == p.violation), default=float("nan"))
         yield (
             f"| {name} | {' | '.join(cells)} | {len(held)} of {total} | {error:.0e} | {least:.0e} "
-            f"| {f'{counts[name][0]} of {counts[name][1]}' if counts[name][1] else '-'} |"
+            f"| {'{} of {}'.format(*counts[name]) if name in counts else '-'} |"
         )
     yield ""
     yield "## Where directions are missing"
