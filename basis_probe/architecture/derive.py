@@ -41,7 +41,13 @@ from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
-from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
+from basis_probe.architecture.ties import (
+    Tie,
+    overlapping,
+    read_by_number,
+    reading_constants,
+    ties_of,
+)
 from basis_probe.model.attention import Side
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import (
@@ -102,6 +108,7 @@ class Derivation:
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self.pinned = read_by_number(facts)
+        self._beside_constants = reading_constants(facts)
         self._overlapping = overlapping(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self._free_ties: set[int] = set()
@@ -583,6 +590,7 @@ class Derivation:
         (writer,) = self.facts.streams[index].writers
         vertex = self.norm_of(index)
         source = vertex.carried[0]
+        self._require_no_constants(self.facts.stream_of[source])
         before = self._group(
             self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)
         )[0]
@@ -1252,6 +1260,8 @@ class Derivation:
         Raises:
             NotUnderstood: if the streams have other symmetries, and none of them can follow.
         """
+        if not isinstance(group, Trivial):
+            self._require_no_constants(index)
         seen: set[int] = set()
         waiting = [index]
         smaller: Group | None = None
@@ -1266,9 +1276,15 @@ class Derivation:
             for tie in self.ties.get(here, ()):
                 waiting.append(tie.stream)
                 own, other = self._group_at(tie.own), self._group_at(tie.other)
-                if own is not None and own == other:
+                line = tie.transposed and isinstance(own, LineStabiliser)
+                if own is not None and own == other and not line:
                     continue
-                less = self._following(here, own, tie, other)
+                # What is written along the all-ones direction here is read along it there.
+                less = (
+                    LineRotations(own.dim)
+                    if own is not None and own == other
+                    else self._following(here, own, tie, other)
+                )
                 if less is None or smaller not in (None, less) or self._beside(index):
                     raise NotUnderstood(
                         f"weights are used in several places ({_name(self.facts, tie.own)} and "
@@ -1286,6 +1302,24 @@ class Derivation:
             )
             return smaller, because
         return group, because
+
+    def _require_no_constants(self, index: int) -> None:
+        """Raises `NotUnderstood` if a stream changes with one whose matrix reads constants, too."""
+        if not self._beside_constants:
+            return
+        seen: set[int] = set()
+        waiting = [index]
+        while waiting:
+            here = waiting.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            if here in self._beside_constants:
+                raise NotUnderstood(self._beside_constants[here])
+            if self.permuting(here):
+                waiting.extend(self.family(here))
+            waiting.extend(self._beside(here))
+            waiting.extend(tie.stream for tie in self.ties.get(here, ()))
 
     def _beside(self, index: int) -> list[int]:
         """The streams whose features a stream holds side by side."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from basis_probe.model.facts import Facts, fixed_in, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
+from basis_probe.model.trace import Fixed, Ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,39 @@ def read_by_number(facts: Facts) -> dict[int, str]:
             found[facts.stream_of[place]] = (
                 "its axes are the rows of a table from which tokens pick by number"
             )
+    return found
+
+
+_MAPS = ("linear", "addmm", "matmul", "mm", "bmm")
+
+
+def reading_constants(facts: Facts) -> dict[int, str]:
+    """Stream -> why its axes stay, where a matrix that reads it also reads constants.
+
+    What does not depend on the input, as a table of relative positions that passes through the keys
+    of the tokens, is no stream: it would have to change with this one.
+    """
+    graph, trace = facts.graph, facts.graph.trace
+    readers: dict[int, list[int]] = {}
+    for index, vertex in graph.vertices.items():
+        if vertex.kind is Kind.LINEAR and vertex.used:
+            weight = matrix(trace, trace.node(index))
+            if weight is not None:
+                readers.setdefault(weight.untyped_storage().data_ptr(), []).append(index)
+    found: dict[int, str] = {}
+    for node in trace.nodes:
+        if node.live or node.op not in _MAPS or not isinstance(node.args[0], Ref | Fixed):
+            continue
+        weight = matrix(trace, node)
+        if weight is None or weight.untyped_storage().data_ptr() not in readers:
+            continue
+        for reader in readers[weight.untyped_storage().data_ptr()]:
+            own = matrix(trace, trace.node(reader))
+            if own is not None and own.data_ptr() == weight.data_ptr():
+                found[facts.stream_of[graph.vertices[reader].used[0]]] = (
+                    "a matrix that reads it also reads numbers that do not depend on the input, in "
+                    f"{node.module or 'the model'}, and these would have to change with it"
+                )
     return found
 
 

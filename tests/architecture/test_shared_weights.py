@@ -311,3 +311,48 @@ def test_features_that_meet_their_neighbours_do_not_change_places() -> None:
     found = bp.symmetries(moved(Written(beside, e=linear(9, D), o=linear(D, 3))), drawn(5, 9))
     assert found["e"].group == G.Unknown(D)
     assert "Roll takes features apart" in found["e"].because
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_matrix_that_reads_constants_too_keeps_what_it_reads(own: bool, normed: bool) -> None:
+    """Relative positions that pass through the keys of tokens would have to change with them."""
+
+    def attention(s: Written, x: Tensor) -> Tensor:
+        h = s.e(x)
+        h = h + s.w(F.gelu(s.u(h)))
+        table = F.layer_norm(s.table, (D,)) if normed else s.table
+        far = (s.r if own else s.k)(table)
+        scores = s.q(h) @ s.k(h).mT + s.q(h) @ far.mT
+        return s.o(scores.softmax(-1) @ s.v(h))
+
+    maps = {name: linear(D, D) for name in "qkvr"} | {"e": linear(9, D), "o": linear(D, 2)}
+    maps |= {"u": linear(D, H), "w": linear(H, D)}
+    model = moved(Written(attention, table=nn.Parameter(drawn(5, D)), **maps))
+    found = bp.symmetries(model, drawn(2, 5, 9))
+    for site in ("e", "u:in", "w", "v:in"):
+        if own:
+            certificate = found[site].certificate
+            assert found[site].group == G.GeneralLinear(D)
+            assert certificate is not None and certificate.holds
+        else:
+            assert found[site].group == G.Unknown(D)
+            assert "do not depend on the input" in found[site].because
+    assert found["u"].group == G.Permutation(H)
+
+
+def test_a_table_and_its_transpose_in_two_streams_rotate_together() -> None:
+    """What is written along the all-ones direction in the one is read along it in the other."""
+
+    def tied(s: Written, t: Tensor) -> Tensor:
+        z = s.down(F.gelu(s.up(s.n(s.table(t)))))
+        return F.linear(z + s.back(F.gelu(s.out(s.m(z)))), s.table.weight)
+
+    maps = {"up": linear(D, H), "down": linear(H, D), "out": linear(D, H), "back": linear(H, D)}
+    norms = {"n": nn.LayerNorm(D), "m": nn.LayerNorm(D)}
+    model = moved(Written(tied, table=nn.Embedding(11, D), **maps, **norms))
+    found = bp.symmetries(model, torch.randint(0, 11, (3, 5)))
+    for site in ("table", "down", "back"):
+        certificate = found[site].certificate
+        assert found[site].group == G.LineRotations(D)
+        assert certificate is not None and certificate.holds

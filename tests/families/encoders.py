@@ -42,6 +42,14 @@ def encoders(s: Sizes) -> dict[str, Row]:
              "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
             f"S({d})", f"S({m})", f"?({d})",
         ),
+        # The keys of tokens are those of relative positions, too, which stay.
+        "DeBERTa-v2": Row(
+            "DebertaV2ForMaskedLM",
+            {"relative_attention": True, "position_buckets": 8, "max_relative_positions": 8,
+             "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+             "share_att_key": True, "norm_rel_ebd": "layer_norm", "conv_kernel_size": 0},
+            f"?({d})", f"S({m})", f"{h} x GL({head}), kept",
+        ),
         "DPR": Row("DPRQuestionEncoder", {}, **given),
         "ERNIE": Row("ErnieForMaskedLM", {}, **behind),
         "ESM": Row(
