@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from basis_probe.model.facts import Facts, fixed_in, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
+from basis_probe.model.rows import is_blank
 from basis_probe.model.trace import Fixed, Ref
 
 
@@ -166,6 +167,9 @@ def reading_constants(facts: Facts) -> dict[int, str]:
             continue
         weight = matrix(trace, node)
         if weight is None or weight.untyped_storage().data_ptr() not in readers:
+            continue
+        if is_blank(trace, node.args[0]):
+            # No change of basis moves zeros, as a first state is.
             continue
         for reader in readers[weight.untyped_storage().data_ptr()]:
             own = matrix(trace, trace.node(reader))
