@@ -305,8 +305,13 @@ with Fatal(signal.SIGKILL, {at}):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", range(10))
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(moment, marks=pytest.mark.slow if moment in (0, 5, 8) else pytest.mark.battery)
+        for moment in range(10)
+    ],
+)
 def test_torchrun_ends_when_one_of_four_is_killed(moment: int, tmp_path: pathlib.Path) -> None:
     script, victim = tmp_path / "script.py", moment % 4
     here = str(pathlib.Path(__file__).parents[1])
