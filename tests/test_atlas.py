@@ -7,6 +7,7 @@ import pathlib
 import re
 
 import pytest
+import tiers
 from atlas.entries import ENTRIES
 from atlas.entry import Entry, Missing, Notes, NotSo, Section, Settings, Verdict
 from atlas.page import anchor, page, sections
@@ -222,13 +223,15 @@ def test_rounding_touches_the_part_that_is_asked_for_and_vanishes_with_many_bits
 
 FETCHED = {"compiled", "dissection", "five_trainings", "quantisation", "residual_stream"}
 """Entries that read packages which whoever runs them fetches."""
+OFTEN = tiers.ranked([name for name in ENTRIES if name not in FETCHED], seed=0)[:2]
+"""Those of the others that slow runs try."""
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.battery if n in FETCHED else ()) for n in ENTRIES],
+    [pytest.param(n, marks=() if n in OFTEN else pytest.mark.battery) for n in ENTRIES],
 )
 def test_what_an_entry_claims_holds_in_a_short_form(name: str, tmp_path: pathlib.Path) -> None:
     entry = ENTRIES[name]

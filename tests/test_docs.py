@@ -12,6 +12,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import tiers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -130,6 +131,8 @@ def test_targets_of_make_that_pages_show_exist() -> None:
 
 
 TUTORIALS = sorted((DOCS / "tutorials").glob("*.ipynb"))
+OFTEN = tiers.ranked([path.stem for path in TUTORIALS], seed=0)[:3]
+"""Tutorials that slow runs try; the others are of the battery."""
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
@@ -142,7 +145,13 @@ def test_the_page_of_a_tutorial_is_its_notebook(path: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in OFTEN else pytest.mark.battery)
+        for path in TUTORIALS
+    ],
+)
 def test_a_tutorial_runs(
     path: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

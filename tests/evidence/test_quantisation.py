@@ -164,8 +164,8 @@ def _untrained(kind: str, seed: int) -> Problem:
     [
         ("stream", 20),
         ("neurons", 20),
-        pytest.param("stream", 400, marks=pytest.mark.slow),
-        pytest.param("neurons", 400, marks=pytest.mark.slow),
+        pytest.param("stream", 400, marks=pytest.mark.battery),
+        pytest.param("neurons", 400, marks=pytest.mark.battery),
     ],
 )
 def test_untrained_axes_pay_no_more_than_others(kind: str, datasets: int) -> None:

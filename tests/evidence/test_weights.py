@@ -70,7 +70,7 @@ def test_untrained_neurons_are_seldom_called() -> None:
         assert rate <= 8 / 21, name
 
 
-@pytest.mark.slow
+@pytest.mark.battery
 def test_untrained_neurons_keep_the_level() -> None:
     for name, rate in _rates(840).items():
         assert rate <= 0.1 + 3.7 * math.sqrt(0.09 / 420), name
