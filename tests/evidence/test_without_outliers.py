@@ -106,6 +106,7 @@ def test_axes_that_never_vary_stand_out_where_turned_ones_would_vary(group: str)
         assert "21 axes never vary" in found.verdict.sentence
 
 
+@pytest.mark.slow
 def test_errors_of_sampling_beside_one_loud_axis_are_no_form() -> None:
     """All turned directions read the loud axis and share its error; the others have their own."""
     called = 0

@@ -99,7 +99,7 @@ def test_interruptions_lose_nothing(tmp_path: pathlib.Path) -> None:
     _with_checkpoint(5, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.battery
 def test_two_hundred_interruptions_lose_nothing(tmp_path: pathlib.Path) -> None:
     _with_checkpoint(200, tmp_path)
 

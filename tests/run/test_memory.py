@@ -21,6 +21,7 @@ def _model(layers: int) -> nn.Sequential:
     return nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(16, 16), nn.GELU())))
 
 
+@pytest.mark.slow
 def test_samples_are_let_go_site_by_site(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
     problems: list[weakref.ref[Any]] = []

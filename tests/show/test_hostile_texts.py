@@ -62,6 +62,7 @@ def test_no_output_holds_a_command(report: bp.Report, tmp_path: pathlib.Path) ->
     assert "<script>x" not in said[-7] and "[red]x" in said[2]
 
 
+@pytest.mark.slow
 def test_no_cell_is_a_formula(report: bp.Report, tmp_path: pathlib.Path) -> None:
     path = report.save(tmp_path / "r.csv")
     with path.open(newline="", encoding="utf-8") as file:
