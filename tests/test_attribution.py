@@ -76,6 +76,7 @@ def test_losses_batches_and_frozen_weights_give_one_number() -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_those_on_the_way_from_zeros() -> None:
     model = network().eval()
     x, y = labelled()
@@ -101,6 +102,7 @@ def test_integrated_gradients_are_those_on_the_way_from_zeros() -> None:
         bp.probe(model, batches(), **ASKED | {"scores": bp.scores.ATTRIBUTIONS})
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", bp.scores.ATTRIBUTIONS)
 def test_the_group_of_neurons_changes_nothing(name: str) -> None:
     model = network().eval()
@@ -119,6 +121,7 @@ def test_the_group_of_neurons_changes_nothing(name: str) -> None:
     assert np.allclose(other.per_direction, one.per_direction[order], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_null_that_is_asked_for_is_the_one_compared_with() -> None:
     def asked(null: Any) -> bp.SiteReport:
         with pytest.warns(bp.MisleadingNull) if null == "rotation" else contextlib.nullcontext():
@@ -174,6 +177,7 @@ def test_the_next_token_is_the_usual_loss_and_padding_has_no_say() -> None:
     assert bp.Report.from_json(one.to_json()) == one
 
 
+@pytest.mark.slow
 def test_models_that_remember_what_they_computed_have_twins() -> None:
     class Remembering(nn.Module):
         def __init__(self) -> None:

@@ -190,6 +190,7 @@ def test_an_iterator_of_names_is_read_once_and_recorded() -> None:
     assert report.provenance.settings["sites"] == "1, 0"
 
 
+@pytest.mark.slow
 def test_by_default_the_sites_are_those_that_people_read(gpt: Any, llama: Any) -> None:
     expected = [
         f"blocks.{layer}.{name}"

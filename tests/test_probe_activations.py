@@ -80,6 +80,7 @@ def test_the_default_null_finds_them_as_well() -> None:
     assert (site.null.name, site.null.frames, site.null.geometry) == ("rotation", 199, "ridge")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "group",
     [

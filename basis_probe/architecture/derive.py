@@ -37,17 +37,12 @@ from basis_probe.algebra.intertwiner import Intertwiner, measured
 from basis_probe.architecture.claims import ALGEBRA, NOTHING, PAPER, RESIDUAL, NotUnderstood
 from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.composites import Composites
+from basis_probe.architecture.constants import held_by_constants
 from basis_probe.architecture.free_weights import computed_weights, unreachable
 from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
-from basis_probe.architecture.ties import (
-    Tie,
-    overlapping,
-    read_by_number,
-    reading_constants,
-    ties_of,
-)
+from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
 from basis_probe.model.attention import Side
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import (
@@ -108,7 +103,7 @@ class Derivation:
         self._reached: dict[tuple[int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self.pinned = read_by_number(facts)
-        self._beside_constants = reading_constants(facts)
+        self._held_by_constants = held_by_constants(facts)
         self._overlapping = overlapping(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self._free_ties: set[int] = set()
@@ -1304,8 +1299,8 @@ class Derivation:
         return group, because
 
     def _require_no_constants(self, index: int) -> None:
-        """Raises `NotUnderstood` if a stream changes with one whose matrix reads constants, too."""
-        if not self._beside_constants:
+        """Raises `NotUnderstood` if a stream changes with one that constants hold."""
+        if not self._held_by_constants:
             return
         seen: set[int] = set()
         waiting = [index]
@@ -1314,8 +1309,8 @@ class Derivation:
             if here in seen:
                 continue
             seen.add(here)
-            if here in self._beside_constants:
-                raise NotUnderstood(self._beside_constants[here])
+            if here in self._held_by_constants:
+                raise NotUnderstood(self._held_by_constants[here])
             if self.permuting(here):
                 waiting.extend(self.family(here))
             waiting.extend(self._beside(here))

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from basis_probe.model.facts import Facts, fixed_in, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
-from basis_probe.model.rows import is_blank
-from basis_probe.model.trace import Fixed, Ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,40 +143,12 @@ def read_by_number(facts: Facts) -> dict[int, str]:
     return found
 
 
-_MAPS = ("linear", "addmm", "matmul", "mm", "bmm")
-
-
-def reading_constants(facts: Facts) -> dict[int, str]:
-    """Stream -> why its axes stay, where a matrix that reads it also reads constants.
-
-    What does not depend on the input, as a table of relative positions that passes through the keys
-    of the tokens, is no stream: it would have to change with this one.
-    """
-    graph, trace = facts.graph, facts.graph.trace
-    readers: dict[int, list[int]] = {}
-    for index, vertex in graph.vertices.items():
-        if vertex.kind is Kind.LINEAR and vertex.used:
-            weight = matrix(trace, trace.node(index))
-            if weight is not None:
-                readers.setdefault(weight.untyped_storage().data_ptr(), []).append(index)
-    found: dict[int, str] = {}
-    for node in trace.nodes:
-        if node.live or node.op not in _MAPS or not isinstance(node.args[0], Ref | Fixed):
-            continue
-        weight = matrix(trace, node)
-        if weight is None or weight.untyped_storage().data_ptr() not in readers:
-            continue
-        if is_blank(trace, node.args[0]):
-            # No change of basis moves zeros, as a first state is.
-            continue
-        for reader in readers[weight.untyped_storage().data_ptr()]:
-            own = matrix(trace, trace.node(reader))
-            if own is not None and own.data_ptr() == weight.data_ptr():
-                found[facts.stream_of[graph.vertices[reader].used[0]]] = (
-                    "a matrix that reads it also reads numbers that do not depend on the input, in "
-                    f"{node.module or 'the model'}, and these would have to change with it"
-                )
-    return found
+def span(weight: Tensor) -> tuple[int, int, int]:
+    """The storage of a tensor that is not empty, and the first and the last place of it there."""
+    first = int(weight.storage_offset())
+    ahead = zip(weight.shape, weight.stride(), strict=True)
+    last = first + sum((int(size) - 1) * int(step) for size, step in ahead)
+    return weight.untyped_storage().data_ptr(), first, last
 
 
 def overlapping(facts: Facts) -> dict[int, str]:
@@ -188,10 +158,7 @@ def overlapping(facts: Facts) -> dict[int, str]:
         if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
             weight = matrix(trace, trace.node(index))
             if weight is not None and weight.numel():
-                first = int(weight.storage_offset())
-                ahead = zip(weight.shape, weight.stride(), strict=True)
-                last = first + sum((int(size) - 1) * int(step) for size, step in ahead)
-                key = weight.untyped_storage().data_ptr()
+                key, first, last = span(weight)
                 places.setdefault(key, []).append((first, last, index, weight))
     found: dict[int, str] = {}
     for several in places.values():

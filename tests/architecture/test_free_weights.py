@@ -81,7 +81,7 @@ def test_weights_of_a_restricted_form_are_not_turned(name: str) -> None:
         assert "is computed from parameters" in found.because
 
 
-@pytest.mark.sample(default=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("bend", [nn.ReLU, nn.GELU])
 def test_rows_of_one_length_change_places_and_no_size(bend: type[nn.Module]) -> None:
     model = between(lambda v: F.normalize(v, dim=1), bend())

@@ -313,34 +313,6 @@ def test_features_that_meet_their_neighbours_do_not_change_places() -> None:
     assert "Roll takes features apart" in found["e"].because
 
 
-@pytest.mark.parametrize("normed", [True, False])
-@pytest.mark.parametrize("own", [True, False])
-def test_a_matrix_that_reads_constants_too_keeps_what_it_reads(own: bool, normed: bool) -> None:
-    """Relative positions that pass through the keys of tokens would have to change with them."""
-
-    def attention(s: Written, x: Tensor) -> Tensor:
-        h = s.e(x)
-        h = h + s.w(F.gelu(s.u(h)))
-        table = F.layer_norm(s.table, (D,)) if normed else s.table
-        far = (s.r if own else s.k)(table)
-        scores = s.q(h) @ s.k(h).mT + s.q(h) @ far.mT
-        return s.o(scores.softmax(-1) @ s.v(h))
-
-    maps = {name: linear(D, D) for name in "qkvr"} | {"e": linear(9, D), "o": linear(D, 2)}
-    maps |= {"u": linear(D, H), "w": linear(H, D)}
-    model = moved(Written(attention, table=nn.Parameter(drawn(5, D)), **maps))
-    found = bp.symmetries(model, drawn(2, 5, 9))
-    for site in ("e", "u:in", "w", "v:in"):
-        if own:
-            certificate = found[site].certificate
-            assert found[site].group == G.GeneralLinear(D)
-            assert certificate is not None and certificate.holds
-        else:
-            assert found[site].group == G.Unknown(D)
-            assert "do not depend on the input" in found[site].because
-    assert found["u"].group == G.Permutation(H)
-
-
 def test_a_table_and_its_transpose_in_two_streams_rotate_together() -> None:
     """What is written along the all-ones direction in the one is read along it in the other."""
 

@@ -669,7 +669,7 @@ def test_without_a_usable_transformerlens_names_are_refused_and_the_doctor_says_
         assert "transformer-lens: 3.9.0, too old, needed: <5,>=4" in said
 
 
-@pytest.mark.sample(default=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["show", "{report}"], ["show", "{report}", "--json"]])
 def test_a_pipe_that_is_closed_early_is_no_error(words: list[str], tmp_path: pathlib.Path) -> None:
     report = wide_report(600, frames=9, dim=8).save(tmp_path / "r.json")

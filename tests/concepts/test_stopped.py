@@ -116,6 +116,7 @@ class _Acting(nn.Module):
         return self.layers(x)
 
 
+@pytest.mark.slow
 def test_a_batch_that_fails_leaves_the_dissection_of_those_before_it() -> None:
     def fail() -> None:
         raise RuntimeError("the card fell out")

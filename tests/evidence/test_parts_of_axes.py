@@ -56,6 +56,7 @@ def _null() -> bp.nulls.Rotation:
     return bp.nulls.Rotation(frames=99, samples=_SAMPLES)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", GROUPS)
 def test_parts_that_differ_do_not_make_their_axes_stand_out(name: str) -> None:
     """Turned all together, the axes of the loud part stand out against mixtures of both."""
@@ -78,6 +79,7 @@ def test_parts_that_differ_are_called_at_the_level(name: str) -> None:
     assert called <= 12
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("name", [n for n in GROUPS if "planes" not in n])
 def test_sources_on_the_axes_of_a_part_are_found_and_turned_ones_are_not(name: str) -> None:
     group = GROUPS[name]

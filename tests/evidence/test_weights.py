@@ -345,6 +345,7 @@ def _block(experts: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict({"0": nn.ModuleDict({"mlp": mlp, "post_attention_layernorm": norm})})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_stack_of_experts_says_what_they_say_as_modules(
     tmp_path: pathlib.Path, *, transposed: bool

@@ -36,6 +36,7 @@ def _null() -> bp.nulls.Rotation:
     return bp.nulls.Rotation(frames=49)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("group", ["orthogonal", "line-stabiliser"])
 def test_what_is_left_is_measured_as_if_the_others_were_not_there(group: str) -> None:
     x = _rows(form=True, offset=True)

@@ -17,6 +17,7 @@ from basis_probe.model.from_config import from_config, with_weights
 USUAL = ("GPT-2", "Gemma 2", "Mixtral", "ViT")
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     "family",
     [

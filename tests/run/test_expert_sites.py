@@ -209,7 +209,7 @@ def probed(model: nn.Module, data: Any, **more: Any) -> Report:
     return bp.probe(model, data, progress=False, certificates=False, **more)
 
 
-@pytest.mark.sample(default=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_running_experts_gives_the_same_numbers(
     reports: dict[str, Report], way: str
@@ -233,7 +233,7 @@ def test_batch_size_changes_nothing_at_experts(reports: dict[str, Report], way: 
     assert np.allclose(other.share, reports[way].experts().share)
 
 
-@pytest.mark.sample(default=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["modules", "sorted", "dense"])
 def test_padding_does_not_count_at_experts(way: str) -> None:
     model, ids = Model(way).eval(), tokens(40, 7)
@@ -406,6 +406,7 @@ class Several(nn.Module):
         return self.head(h)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("way", ["loop", "sorted"])
 def test_a_layer_between_two_mixtures_is_of_no_expert(way: str) -> None:
     found = probed(Several(way, 2, bent=True).eval(), [tokens(20, 7)], scores=["kurtosis"])

@@ -263,6 +263,7 @@ partials.observed(slow(), checkpoint={path!r})
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_goes_on_exactly(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.safetensors"
     here = str(pathlib.Path(__file__).parents[1])

@@ -906,7 +906,7 @@ def test_a_figure_leaves_pyplot_alone_and_shows_itself_in_a_notebook() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.sample(default=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["map", "nulls"])
 def test_parts_of_a_figure_are_drawn_alone_or_on_given_axes(kind: str) -> None:
     from matplotlib.figure import Figure

@@ -78,6 +78,7 @@ def test_ica_finds_a_hidden_basis_of_heavy_tailed_or_flat_sources(name: str) -> 
     assert matched_cosines(basis.directions, turn.T).mean >= 0.98
 
 
+@pytest.mark.slow
 def test_a_laplace_basis_hidden_by_a_secret_rotation_is_recovered() -> None:
     turn = haar(64, seeded(3))
     x = _laplace(20_000, 64) @ turn.T
