@@ -90,7 +90,7 @@ def report(gathered: Sequence[Evidence]) -> tuple[SiteReport, ...]:
             symmetry=evidence.case.symmetry,
             null=evidence.null,
             scores=found.scores,
-            beside=dict(evidence.beside),
+            beside={name: raw.without_axes() for name, raw in evidence.beside.items()},
             verdict=decide(found),
             notes=evidence.case.notes,
             orders=found.orders,

@@ -76,6 +76,9 @@ def score(
     p_tail = p if extreme >= 10 else max(math.exp(-min(effect * effect / 2, 600)), 1e-280)
     axes = rng.gamma(2.0, observed / 2 if observed > 0 else 0.1, dim)
     chances = np.clip(rng.random(dim) * math.exp(-max(effect, 0.0) / 4), 1 / (frames + 1), 1.0)
+    # They are counted among 64 directions of every frame, and the largest value has the smallest.
+    chances = np.ceil(chances * (64 * frames + 1)) / (64 * frames + 1)
+    chances[np.argsort(-axes)] = np.sort(chances)
     empty = np.full(dim, math.nan)
     return ScoreResult(
         name=name,
@@ -511,6 +514,7 @@ def wide_report(n_sites: int = 100, *, frames: int = 999, dim: int = 768) -> Rep
                 seed=4 * index + place,
                 frames=frames,
                 dim=dim,
+                decides=place < 2,
             )
             for place, name in enumerate(("non_gaussianity", "heavy_tails", "kurtosis", "sparsity"))
         }

@@ -87,8 +87,7 @@ def scored(
             per_direction_p[axes] = compared
     else:
         values = directions[0]
-    shown = _on_axes(values, kept, dim, decides=decides)
-    p_values = _on_axes(per_direction_p, kept, dim, decides=decides)
+    shown, p_values = (_on_axes(found, kept, dim) for found in (values, per_direction_p))
     margin = 1.96 * error() / std if std > 0 and not math.isnan(effect) else math.nan
     everywhere = for_all_axes(directions, values)
     errors = (error(slope=everywhere.slope), everywhere.error, std / math.sqrt(len(others)))
@@ -156,7 +155,7 @@ def _of_all_axes(
     adjusted = adjusted[~torch.isnan(adjusted)]
     share = float((adjusted <= FALSE_DISCOVERY_RATE).double().mean()) if len(adjusted) else math.nan
     decides = score.name in choice.deciding and choice.believable
-    shown, p_values = (_on_axes(found, kept, dim, decides=decides) for found in (values, own))
+    shown, p_values = (_on_axes(found, kept, dim) for found in (values, own))
     others = error(slope=found.slope)
     margin = 1.96 * others / std if not math.isnan(effect) else math.nan
     means = directions[1:].nanmean(1)
@@ -211,7 +210,7 @@ def without_frames(
     sides = 2 if tail is Tail.TWO_SIDED else 1
     far = abs(effect) if tail is Tail.TWO_SIDED else effect
     p = min(1.0, sides * max(0.5 * math.erfc(far / math.sqrt(2)), 1e-300))
-    shown = _on_axes(values, kept, dim, decides=False)
+    shown = _on_axes(values, kept, dim)
     return ScoreResult(
         name=score.name,
         observed=observed,
@@ -237,13 +236,10 @@ def without_frames(
     )
 
 
-def _on_axes(values: Tensor, kept: Tensor, dim: int, *, decides: bool) -> np.ndarray:
-    """[dim]: NaN on axes that were left out, and to seven digits where nothing is decided.
-
-    They are most of what a report holds, and no more digits of them are known.
-    """
+def _on_axes(values: Tensor, kept: Tensor, dim: int) -> np.ndarray:
+    """[dim]: NaN on axes that were left out."""
     found = np.full(dim, np.nan)
-    found[kept.numpy()] = (values if decides else values.float().double()).numpy()
+    found[kept.numpy()] = values.numpy()
     return found
 
 

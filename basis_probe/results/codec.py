@@ -4,8 +4,24 @@ What can be written is what annotations can name: dataclasses, enums, groups, ar
 tuples of these. A field that a file lacks has its default, so that older files stay readable.
 
 Arrays of many numbers are `{"float64": text, "shape": [8192]}`, the text being the base64 of the
-numbers, little-endian: `numpy.frombuffer(base64.b64decode(text), "<f8")`. Under "float32" are those
-that lose nothing there; where " zlib" follows, what was decoded is to be decompressed.
+numbers, little-endian: `numpy.frombuffer(base64.b64decode(text), "<f8")`. Nothing is lost, and what
+follows only makes files smaller:
+
+- Numbers that single precision holds exactly are under "float32".
+- Whole numbers are under the smallest type that holds them, "uint8" to "int32", of which the
+  largest value stands for NaN. Counted p-values are such counts: with `"over": 6337` every number
+  is to be divided by that, and with `"as": "float32"` to be rounded to single precision then.
+- Where " shuffled zlib" follows, what was decoded is to be decompressed, and holds the first byte
+  of every number, then the second of every one, and so on: with n numbers of b bytes,
+  `numpy.frombuffer(data, "u1").reshape(b, n).T.copy().view("<f8")`. Files of older versions have
+  " zlib" alone, and their bytes in the usual order.
+
+- Where " steps" follows, p-values are counts in the ascending order of the values of their axes,
+  those of NaN last, and each is what is to be added to the one before it, modulo the type's range:
+  `counts[values.argsort(kind="stable")] = numpy.cumsum(steps, dtype=steps.dtype)`.
+
+Values and p-values of axes are float64 in scores on which a verdict rests, and rounded to single
+precision in all others; `ScoreResult` does that, so that a report holds what its file does.
 """
 
 import ast
@@ -71,30 +87,120 @@ def encode(value: object) -> Any:
     if isinstance(value, tuple | list):
         return [encode(entry) for entry in value]
     if dataclasses.is_dataclass(value):
-        return {
-            field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        return {field.name: _field(value, field) for field in dataclasses.fields(value)}
     raise TypeError(f"a report cannot hold {type(value).__name__}")
 
 
-_MANY = 256
+ALONG = "along"
+"""In the metadata of a field: the name of another one, in the order of whose values it is even."""
+
+
+def _field(value: object, field: dataclasses.Field[Any]) -> Any:
+    held = getattr(value, field.name)
+    if ALONG in field.metadata and held.ndim == 1 and held.size >= _MANY:
+        values = getattr(value, field.metadata[ALONG])
+        if values.shape == held.shape:
+            return _packed(held.astype(np.float64), _order(values))
+    return encode(held)
+
+
+def _order(values: np.ndarray) -> np.ndarray:
+    return values.argsort(kind="stable")
+
+
+_MANY = 64
 """Arrays of so many numbers are written as base64."""
-_SAMPLE, _WORTH = 4096, 0.6
-"""Bytes of which it is tried whether compressing brings them below that share."""
-_KINDS = {"float32": "<f4", "float64": "<f8"}
+_WORTH = 0.97
+"""They are compressed where that brings their bytes below this share."""
+_FLOATS = {"float32": "<f4", "float64": "<f8"}
+_COUNTS = {
+    "uint8": "u1", "uint16": "<u2", "uint32": "<u4", "int8": "i1", "int16": "<i2", "int32": "<i4",
+}  # fmt: skip
+_KINDS = _FLOATS | _COUNTS
+_LEAST, _MOST = 256, 2**31
+"""A count up to the first must be among counted p-values; they are out of fewer than the second."""
 
 
-def _packed(numbers: np.ndarray) -> dict[str, Any]:
-    """Numbers as base64: as many bytes as they need, and fewer where they repeat."""
+def _packed(numbers: np.ndarray, order: np.ndarray | None = None) -> dict[str, Any]:
+    """Numbers as base64: as few bytes as they need, and fewer where bytes repeat.
+
+    In the order that is given they may be even.
+    """
     # Equal arrays have one text: there is one NaN, and one zero.
-    plain = np.where(np.isnan(numbers), np.nan, numbers + 0.0)
+    plain = np.where(np.isnan(numbers), np.nan, numbers + 0.0).reshape(-1)
     with np.errstate(over="ignore"):
         small = plain.astype("<f4")
-    name = "float32" if np.array_equal(small.astype("<f8"), plain, equal_nan=True) else "float64"
-    data = (small if name == "float32" else plain.astype("<f8")).tobytes()
-    if len(zlib.compress(data[:_SAMPLE], 1)) < _WORTH * len(data[:_SAMPLE]):
-        name, data = f"{name} zlib", zlib.compress(data, 6)
-    return {name: base64.b64encode(data).decode("ascii"), "shape": [*numbers.shape]}
+    single = np.array_equal(small, plain, equal_nan=True)
+    counts, words = _counted(plain, single=single)
+    if counts is None:
+        name, held = ("float32", small) if single else ("float64", plain.astype("<f8"))
+    else:
+        name, held = _smallest(counts)
+    data, tight = held.tobytes(), _compressed(held)
+    if len(tight) < _WORTH * len(data):
+        data, packed = tight, f"{name} shuffled zlib"
+    else:
+        packed = name
+    if order is not None and counts is not None and held.dtype.kind in "iu":
+        steps = held[order]
+        steps[1:] -= steps[:-1].copy()
+        even = _compressed(steps)
+        if len(even) < len(data):
+            data, packed = even, f"{name} steps shuffled zlib"
+    return {packed: base64.b64encode(data).decode("ascii"), "shape": [*numbers.shape], **words}
+
+
+def _counted(
+    numbers: np.ndarray, *, single: bool
+) -> tuple[np.ndarray | None, dict[str, int | str]]:
+    """Whole numbers, NaN among them, and what makes the given ones of them; None without any."""
+    known = numbers[~np.isnan(numbers)]
+    if not known.size or not np.isfinite(known).all() or np.abs(known).max() >= _MOST:
+        return None, {}
+    if np.array_equal(np.rint(known), known):
+        return numbers, {}
+    if known.min() < 0 or known.max() > 1:
+        return None, {}
+
+    def ratios(of: np.ndarray, over: np.ndarray) -> np.ndarray:
+        found = np.rint(of * over) / over
+        return found.astype("<f4").astype(np.float64) if single else found
+
+    # The smallest p-value is a small count over how many there are in all.
+    least, some = known[known > 0].min(), known[:: max(1, known.size // 8), None]
+    over = np.rint(np.arange(1, _LEAST + 1) / max(least, 1 / _MOST))
+    over = over[over < _MOST]
+    for each in over[(ratios(some, over) == some).all(0)]:
+        if np.array_equal(ratios(known, each), known):
+            words: dict[str, int | str] = {"over": int(each)}
+            return np.rint(numbers * each), words | ({"as": "float32"} if single else {})
+    return None, {}
+
+
+def _smallest(counts: np.ndarray) -> tuple[str, np.ndarray]:
+    """Whole numbers in the smallest type that holds them, and the type's name."""
+    missing = np.isnan(counts)
+    known = counts[~missing]
+    least, most = known.min(), known.max()
+    for name, kind in _COUNTS.items():
+        held = np.iinfo(kind)
+        if held.min <= least and most < held.max:
+            return name, np.where(missing, held.max, counts).astype(kind)
+    return "float64", counts.astype("<f8")
+
+
+def _compressed(numbers: np.ndarray) -> bytes:
+    """The first bytes of all numbers, then their second ones ...: those of exponents repeat."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
+    parts: list[bytes] = []
+    for plane in _bytes_of(numbers).T:
+        # Each has a code of its own.
+        parts += packer.compress(plane.tobytes()), packer.flush(zlib.Z_SYNC_FLUSH)
+    return b"".join([*parts, packer.flush()])
+
+
+def _bytes_of(numbers: np.ndarray) -> np.ndarray:
+    return numbers.view("u1").reshape(-1, numbers.itemsize)
 
 
 class Damaged(ValueError):
@@ -184,10 +290,19 @@ def _fields(kind: type, value: Mapping[str, Any]) -> Any:
         if name not in value and needed and field.default_factory is dataclasses.MISSING:
             raise Damaged("it is missing", name)
     read: dict[str, Any] = {}
-    for name, entry in value.items():
+    for name in value:
         if name not in known:
             raise Damaged("there is no such field", name[:80])
-        read[name] = _inside(name, hints[name], entry)
+    # What is in the order of another field comes behind it.
+    for name in sorted(value, key=lambda name: ALONG in known[name].metadata):
+        along = read.get(known[name].metadata.get(ALONG, ""))
+        if along is not None and isinstance(value[name], dict):
+            try:
+                read[name] = unpacked(value[name], along)
+            except Damaged as error:
+                raise Damaged(error.why, name, *error.path) from None
+        else:
+            read[name] = _inside(name, hints[name], value[name])
     try:
         return kind(**read)
     except (ValueError, TypeError) as error:
@@ -222,19 +337,33 @@ def _named(value: object) -> Mapping[str, Any]:
     return typing.cast("dict[str, Any]", value)
 
 
+_WAYS: tuple[list[str], ...] = ([], ["zlib"], ["shuffled", "zlib"], ["steps", "shuffled", "zlib"])
+"""What may follow a type."""
 _LARGEST = 2**28
 """Bytes of an array at most."""
 
 
-def _unpacked(value: Mapping[str, Any]) -> np.ndarray:
-    name = next((key for key in value if key != "shape"), "")
-    kind, *how = name.split(" ")
-    shape = value.get("shape")
+def unpacked(value: Mapping[str, Any], along: np.ndarray | None = None) -> np.ndarray:
+    """The numbers of an array that was written as base64.
+
+    Args:
+        value: what was read.
+        along: in the order of which values steps are; None for an array by itself.
+
+    Raises:
+        Damaged: if it holds no such numbers.
+    """
+    names = [key for key in value if key not in ("shape", "over", "as")]
+    kind, *how = names[0].split(" ") if len(names) == 1 else ("",)
+    shape, over, rounded = value.get("shape"), value.get("over", 1), value.get("as")
     if (
-        len(value) != 2
-        or kind not in _KINDS
-        or how not in ([], ["zlib"])
+        kind not in _KINDS
+        or how not in _WAYS
+        or ("steps" in how and not (kind in _COUNTS and along is not None))
         or not isinstance(shape, list)
+        or not (type(over) is int and 0 < over < _MOST)
+        or ("over" in value and kind not in _COUNTS)
+        or ("as" in value and not (rounded == "float32" and "over" in value))
     ):
         raise Damaged("it holds no numbers")
     sizes = [size for size in typing.cast("list[object]", shape) if type(size) is int]
@@ -242,7 +371,8 @@ def _unpacked(value: Mapping[str, Any]) -> np.ndarray:
     fits = 0 < len(sizes) == len(shape) <= 4 and min(sizes) >= 0 and max(sizes) < _LARGEST
     if not fits or count > _LARGEST // 8:
         raise Damaged("its shape is none")
-    text, wanted = value[name], count * np.dtype(_KINDS[kind]).itemsize
+    size = np.dtype(_KINDS[kind]).itemsize
+    text, wanted = value[names[0]], count * size
     try:
         data = base64.b64decode(text, validate=True)
         if how:
@@ -251,12 +381,26 @@ def _unpacked(value: Mapping[str, Any]) -> np.ndarray:
         raise Damaged(f"its numbers cannot be read ({str(error)[:80]})") from None
     if len(data) != wanted:
         raise Damaged(f"it holds other than {count} numbers")
-    return np.frombuffer(data, _KINDS[kind]).astype(np.float64).reshape(sizes)
+    if "shuffled" in how:
+        data = np.frombuffer(data, "u1").reshape(size, count).T.tobytes()
+    found = np.frombuffer(data, _KINDS[kind])
+    if "steps" in how and along is not None:
+        if [*along.shape] != sizes:
+            raise Damaged(f"it holds {count} numbers for {along.size} values")
+        steps, found = found, np.empty_like(found)
+        found[_order(along)] = np.cumsum(steps, dtype=steps.dtype)
+    numbers = found.astype(np.float64)
+    if kind in _COUNTS:
+        numbers[found == np.iinfo(found.dtype).max] = np.nan
+        numbers /= over
+    if rounded is not None:
+        numbers = numbers.astype(np.float32).astype(np.float64)
+    return numbers.reshape(sizes)
 
 
 def _array(value: object) -> np.ndarray:
     if isinstance(value, dict):
-        return _unpacked(typing.cast("dict[str, Any]", value))
+        return unpacked(typing.cast("dict[str, Any]", value))
     entries = _listed(value)
     if entries and isinstance(entries[0], list):
         rows = [_array(row) for row in entries]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from basis_probe.brief import brief
-from basis_probe.results.codec import Exact
+from basis_probe.results.codec import ALONG, Exact
 from basis_probe.statistics.p_values import Tail as Tail
 
 if TYPE_CHECKING:
@@ -81,8 +81,10 @@ class ScoreResult(Exact):
         decides: True if the verdict rests on it.
         null: the null's name.
         null_values: [frames], the score in every frame of the null.
-        per_direction: [dim], its value on every axis; NaN where an axis is dead.
-        per_direction_p: [dim], p of every axis against the null's directions.
+        per_direction: [dim], its value on every axis; NaN where an axis is dead. Rounded to single
+            precision where the score does not decide; empty in scores that stand beside.
+        per_direction_p: [dim], p of every axis against the null's directions; rounded and empty
+            where the values are.
         fraction_privileged: share of the axes that remain at a false discovery rate of 5 %.
         effect_without_top_axes: the effect when the three highest directions of every frame, the
             observed one included, are left out: whether a few axes carry the finding.
@@ -114,7 +116,7 @@ class ScoreResult(Exact):
     null: str
     null_values: np.ndarray
     per_direction: np.ndarray
-    per_direction_p: np.ndarray
+    per_direction_p: np.ndarray = dataclasses.field(metadata={ALONG: "per_direction"})
     fraction_privileged: float
     effect_without_top_axes: float
     all_samples: float
@@ -124,6 +126,24 @@ class ScoreResult(Exact):
     difference: float = math.nan
     difference_error: float = math.nan
     untrained: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.decides:
+            # They are most of what a report holds, and no more digits of them are known.
+            for name in ("per_direction", "per_direction_p"):
+                object.__setattr__(self, name, _single(getattr(self, name)))
+
+    def without_axes(self) -> "ScoreResult":
+        """The score with nothing said of single axes."""
+        empty = np.zeros(0)
+        return dataclasses.replace(self, per_direction=empty, per_direction_p=empty)
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    """Rounded to single precision, in float64; as they are where they are too large for it."""
+    with np.errstate(over="ignore"):
+        rounded = np.asarray(values, np.float64).astype(np.float32).astype(np.float64)
+    return values if (np.isinf(rounded) & np.isfinite(values)).any() else rounded
 
 
 @brief

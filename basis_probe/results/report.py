@@ -100,7 +100,8 @@ class SiteReport:
         scores: name -> result.
         beside: the same scores under the raw rotation of the activations, which people ask for:
             behind a nonlinearity it misleads, and where axes of outlying variance reach into every
-            turned one it hides form. No verdict rests on it; empty where it is what decides.
+            turned one it hides form. No verdict rests on it, and nothing is said of single axes;
+            empty where it is what decides.
         verdict: what follows.
         notes: anything that a reader must know.
         orders: offset, scale and form, which decide together where the group holds rotations; empty

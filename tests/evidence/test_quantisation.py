@@ -104,7 +104,8 @@ def test_every_kind_of_site_has_it(group: str) -> None:
     assert 0 < found.observed < 1
     assert found.null == "rotation"
     assert found.per_direction.shape == (12,)
-    assert math.isclose(float(found.per_direction.sum()), 1.0)
+    # Of single axes single precision is held.
+    assert math.isclose(float(found.per_direction.sum()), 1.0, rel_tol=1e-7)
     assert bp.Report.from_json(
         bp.probe_activations({"x": x}, group=group, scores=SCORES).to_json()
     )["x"].scores["quantisation"] == _several(x, group)

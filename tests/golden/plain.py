@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from basis_probe.results.codec import decode
+from basis_probe.results.codec import decode, unpacked
 
 VOLATILE = {"versions", "model_digest", "data_digest"}
 """What differs between machines: other processors draw other last bits."""
@@ -31,8 +32,13 @@ def plain(value: Any) -> Any:
 
 def _listed(value: dict[str, Any]) -> Any:
     """An array that was written as base64, as a list; anything else as it is."""
-    if "shape" in value and any(key.startswith("float") for key in value):
+    kind = next((key for key in value if re.match(r"(float|u?int)\d+\b", key)), "")
+    if "shape" in value and kind and "steps" not in kind:
         return _open(decode(np.ndarray, value))
+    if isinstance(value.get("per_direction_p"), dict):
+        # Steps along the values, which were listed before.
+        values = decode(np.ndarray, value["per_direction"])
+        return value | {"per_direction_p": _open(unpacked(value["per_direction_p"], values))}
     return value
 
 
