@@ -26,6 +26,7 @@ from basis_probe.model.example_input import example_for
 from basis_probe.model.facts import Facts, facts_of, fixed_in
 from basis_probe.model.from_config import from_config, is_config, is_empty, with_weights
 from basis_probe.model.network import Subject, prepared, recognise
+from basis_probe.model.offloaded import at_hand
 from basis_probe.model.places import Site
 from basis_probe.model.sites import asked
 from basis_probe.model.trace import tensors_in
@@ -214,7 +215,8 @@ def reparametrize(
 
     The activations x at the site become `element` times x, and whatever else must change with them
     does. Gains of norms are folded into the linear maps behind them where that is needed, tied
-    weights are untied where they must differ. The model itself is untouched.
+    weights are untied where they must differ. The model itself is untouched. Of a model that is
+    off-loaded the new one is in memory.
 
     Args:
         model: as for `probe`.
@@ -240,6 +242,11 @@ def reparametrize(
     """
     instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
     subject = recognise(model)
+    with at_hand(subject.model):
+        return _reparametrized(subject, site, element, example_input)
+
+
+def _reparametrized(subject: Subject, site: str, element: object, example_input: Any) -> nn.Module:
     with prepared(subject.model, None):
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
         facts = facts_of(subject, batch)

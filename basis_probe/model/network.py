@@ -19,6 +19,7 @@ from basis_probe.brief import described
 from basis_probe.errors import DataError
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
+from basis_probe.model.offloaded import at_hand, fetching
 from basis_probe.model.places import Address, Place, Site, module_sites
 from basis_probe.model.state import alone, kept, random_kept
 from basis_probe.model.trace import Trace, record, tensors_in
@@ -51,7 +52,7 @@ class Subject(abc.ABC):
         """Where the model's first tensor is, or where it is brought to when it is needed."""
         first = self._first(floating=False)
         if first is not None and first.is_meta:
-            return next((torch.device(h.execution_device) for _, h in _fetching(self.model)), _CPU)
+            return next((torch.device(h.execution_device) for _, h in fetching(self.model)), _CPU)
         return _CPU if first is None else first.device
 
     @property
@@ -328,18 +329,9 @@ def _ids(made: Any) -> list[int]:
     )
 
 
-def _fetching(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(path, hook) of the modules whose weights are fetched as they run, as accelerate has it."""
-    for path, module in model.named_modules():
-        hook = getattr(module, "_hf_hook", None)
-        for part in getattr(hook, "hooks", (hook,)):
-            if getattr(part, "offload", False):
-                yield path, part
-
-
 def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a model's state by name, also where it is fetched when it is needed."""
-    stored = {path: hook.weights_map for path, hook in _fetching(model)}
+    stored = {path: hook.weights_map for path, hook in fetching(model)}
     for name, tensor in sorted(model.state_dict().items()):
         path, _, own = name.rpartition(".")
         yield name, stored[path][own] if tensor.is_meta and path in stored else tensor
@@ -416,7 +408,7 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
     modes = {module: module.training for module in model.modules()}
     home = next((p.device for p in model.parameters()), None)
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if empty and not any(True for _ in _fetching(model)):
+    if empty and not any(True for _ in fetching(model)):
         raise ValueError(
             f"the model has weights on the meta device, which holds no numbers ({empty[0]}): load "
             "its weights first"
@@ -440,6 +432,7 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
         stack.enter_context(alone(model))
         stack.enter_context(random_kept())
         stack.enter_context(kept(model))
+        stack.enter_context(at_hand(model))
         try:
             for module in modes:
                 # Not model.eval(): some models override it, and a mode is a plain attribute.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.errors import DataError
+from basis_probe.model.offloaded import hooks
 from basis_probe.model.trace import tensor_version, tensors_in
 
 _LARGE = 2**26
@@ -37,6 +38,9 @@ def kept(model: nn.Module) -> Generator[None]:
     such as running averages: a forward pass leaves the others alone.
     """
     memory = _Memory()
+    for _, hook in hooks(model):
+        # The weights that lie there are as large as the model.
+        memory.leave(hook.weights_map)
     for module in model.modules():
         memory.see(vars(module))
     try:
@@ -67,6 +71,11 @@ class _Memory:
                 self._seen.add(id(here))
                 self._alive.append(here)
                 waiting.extend(held)
+
+    def leave(self, value: Any) -> None:
+        """Takes an object for one that does not change."""
+        self._seen.add(id(value))
+        self._alive.append(value)
 
     def put_back(self) -> None:
         """Gives every object what it held."""
@@ -233,6 +242,7 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         Exception: whatever an object raises that cannot be copied.
     """
     memo = {} if memo is None else memo
+    memo |= {id(hook.weights_map): hook.weights_map for _, hook in hooks(model)}
     for module in model.modules():
         for value in vars(module).values():
             for tensor in tensors_in(value):

@@ -14,6 +14,7 @@ from torch import Tensor
 from basis_probe.model.deferred import Acted, Changes, after
 from basis_probe.model.facts import fixed_in
 from basis_probe.model.graph import called
+from basis_probe.model.offloaded import fetched
 from basis_probe.model.precision import in_double
 from basis_probe.model.trace import Fixed, Node, Ref, Trace, tensors_in
 from basis_probe.model.weights import Slots, acted
@@ -331,12 +332,11 @@ class _Pass:
     ) -> list[Tensor]:
         """The rows of a table that are used, with what was done to its columns done to them."""
         found: list[Tensor] = []
+        table = fetched(use.weight)
         for one, acts in every:
 
             def value_of(value: Ref | Fixed, one: _Running | None = one) -> Any:
-                return (
-                    self._at(value.node, one) if isinstance(value, Ref) else value.tensor.detach()
-                )
+                return self._at(value.node, one) if isinstance(value, Ref) else table
 
             rows: Tensor = called(node, value_of, None).to(self.dtype)
             for change in acts:
@@ -408,7 +408,7 @@ class _Use:
     def times(self, rows: Tensor) -> Tensor:
         """[row, output], the product in the type of the rows, with a part of the matrix at once."""
         step = max(1, _PIECE // self.weight.shape[1])
-        pieces = self.weight.detach().split(step)
+        pieces = fetched(self.weight).split(step)
         if self.outputs == 0:
             return torch.cat([rows @ piece.to(rows).T for piece in pieces], -1)
         parts = zip(rows.split(step, -1), pieces, strict=True)

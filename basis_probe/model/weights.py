@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from basis_probe.algebra.elements import Element, Local, local
 from basis_probe.model.facts import leaves_of
 from basis_probe.model.graph import replay
+from basis_probe.model.offloaded import hooks, is_plain
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
 
 
@@ -217,7 +218,7 @@ def require_numbers(model: nn.Module) -> None:
                 f"the weights are on the meta device ({name}), which holds no numbers: load "
                 "them first"
             )
-        if not parameter.is_floating_point() or type(parameter) is not nn.Parameter:
+        if not parameter.is_floating_point() or not is_plain(parameter):
             raise WeightError(
                 f"the parameter {name} is quantised or packed ({type(parameter).__name__}, "
                 f"{parameter.dtype}): give the model in floating point"
@@ -245,6 +246,7 @@ class CopiedWeights(Weights):
             for buffer in model.buffers():
                 if buffer.is_floating_point():
                     memo[id(buffer)] = buffer.detach().to(dtype, copy=True)
+        memo |= {id(hook.weights_map): hook.weights_map for _, hook in hooks(model)}
         try:
             self.model = copy.deepcopy(model, memo)
         except Exception as error:

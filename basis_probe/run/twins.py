@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from basis_probe.arguments import instance, seed_of
+from basis_probe.model.offloaded import is_away
 from basis_probe.model.state import copied
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -42,15 +43,16 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """
     instance("model", model, nn.Module, "a torch.nn.Module")
     seed = seed_of(seed)
+    for name, parameter in model.named_parameters():
+        if is_away(parameter) or not parameter.is_floating_point():
+            raise ValueError(
+                f"{name} holds {_held(parameter)}: an untrained twin needs floating-point weights "
+                "in memory; load the model without quantisation"
+            )
     twin = copied(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            if parameter.is_meta or not parameter.is_floating_point():
-                raise ValueError(
-                    f"{name} holds {parameter.dtype} on {parameter.device}: an untrained twin "
-                    "needs floating-point weights in memory; load the model without quantisation"
-                )
+        for parameter in twin.parameters():
             exact = parameter.detach().cpu().double()
             if parameter.ndim >= 2:
                 drawn = torch.randn(exact.shape, generator=generator, dtype=torch.float64)
@@ -63,6 +65,13 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
         for module in normalisations(twin):
             module.reset_running_stats()
     return twin
+
+
+def _held(parameter: Tensor) -> str:
+    """What a parameter holds of which no twin is made."""
+    if is_away(parameter) and not parameter.is_meta:
+        return f"{parameter.dtype} that is off-loaded"
+    return f"{parameter.dtype} on {parameter.device}"
 
 
 def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | str:
@@ -78,8 +87,8 @@ def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | str:
         seed: another seed, another copy.
     """
     for name, parameter in model.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point():
-            return f"{name} holds {parameter.dtype} on {parameter.device}, which cannot be drawn"
+        if is_away(parameter) or not parameter.is_floating_point():
+            return f"{name} holds {_held(parameter)}, which cannot be drawn"
     twin = copied(model)
     ruled = [m for m in twin.modules() if callable(getattr(m, "_init_weights", None))]
     alike = {id(parameter) for module in ruled for parameter in module.parameters()}
