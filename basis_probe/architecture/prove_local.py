@@ -67,7 +67,7 @@ class LocalProver(Prover[DeferredWeights]):
     ) -> None:
         self.facts, self.seed = facts, seed
         try:
-            self.weights = DeferredWeights(model)
+            self.weights = DeferredWeights(model, facts.graph.trace.quantised)
         except WeightError as error:
             raise Unproved(str(error)) from error
         subject = recognise(model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.elements import Element
-from basis_probe.algebra.groups import Blocks, Unknown
+from basis_probe.algebra.groups import Blocks, Trivial, Unknown
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.completeness import LARGEST, Counter, too_large
 from basis_probe.architecture.derive import Derivation
@@ -28,6 +28,7 @@ from basis_probe.model.from_config import from_config, is_config, is_empty, with
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.offloaded import at_hand
 from basis_probe.model.places import Site
+from basis_probe.model.quantised import holders
 from basis_probe.model.sites import asked
 from basis_probe.model.trace import tensors_in
 from basis_probe.model.weights import CopiedWeights, Slots, WeightError
@@ -340,6 +341,57 @@ def proved(
         claims: name -> what was derived there.
         wanted: whether to prove; None to do so.
     """
+    found = _proved(subject, batch, derivation, sites, claims, wanted)
+    packed = holders(subject.model)
+    return _with_integers(found, sites, derivation.facts, packed) if packed else found
+
+
+def _with_integers(
+    claims: Mapping[str, Symmetry],
+    sites: Mapping[str, Site],
+    facts: Facts,
+    packed: Mapping[str, str],
+) -> dict[str, Symmetry]:
+    """The claims, with what it means to them that weights around the site are integers.
+
+    Args:
+        claims: name -> what is claimed.
+        sites: name -> site.
+        facts: what was seen of the model.
+        packed: path of a module that keeps integers -> how.
+    """
+    found = dict(claims)
+    for name, claim in claims.items():
+        vertex = facts.vertex(sites[name])
+        if vertex is None or isinstance(claim.group, Trivial):
+            continue
+        stream = facts.streams[facts.stream_of[vertex.node]]
+        nodes = (*sorted(stream.members), *stream.writers, *stream.readers)
+        paths = dict.fromkeys(facts.graph.trace.node(index).module for index in nodes)
+        followed = {path.rpartition(".")[0] for path in facts.graph.trace.quantised}
+        counts = packed if isinstance(claim.group, Unknown) else followed & packed.keys()
+        said = [f"{path} ({packed[path]})" for path in paths if path in counts]
+        if not said:
+            continue
+        several = f"{', '.join(said[:3])}{f' and {len(said) - 3} more' if said[3:] else ''}"
+        note = (
+            f"Weights beside it are quantised: {several}."
+            if isinstance(claim.group, Unknown)
+            else f"Weights beside it are quantised: {several}. What is said holds of the real "
+            "numbers that they stand for; the integers could not hold the change exactly."
+        )
+        found[name] = dataclasses.replace(claim, because=f"{claim.because} {note}")
+    return found
+
+
+def _proved(
+    subject: Subject,
+    batch: Batch,
+    derivation: Derivation,
+    sites: Mapping[str, Site],
+    claims: Mapping[str, Symmetry],
+    wanted: bool | None,
+) -> dict[str, Symmetry]:
     routed = _routers(subject, batch, derivation, sites, claims, wanted=wanted is not False)
     claims = {**claims, **routed}
     if wanted is False:
@@ -357,13 +409,17 @@ def proved(
             return _without(claims, names, str(error))
         given = {name: (sites[name], claims[name].group) for name in names}
         found = dict(zip(names, prover.survey([*given.values()]), strict=True))
+        provers: dict[str, LocalProver | CopyProver] = dict.fromkeys(names, prover)
         doubtful = [name for name, proof in found.items() if not _is_proof(proof)]
         if doubtful and isinstance(prover, LocalProver) and _is_small(subject):
             # What could be the fault of the record is tried on the model itself.
             with contextlib.suppress(Unproved):
-                prover = CopyProver(subject.model, _same(batch, facts), facts, derivation)
-                again = prover.survey([given[name] for name in doubtful])
-                found |= dict(zip(doubtful, again, strict=True))
+                copied = CopyProver(subject.model, _same(batch, facts), facts, derivation)
+                again = copied.survey([given[name] for name in doubtful])
+                for name, proof in zip(doubtful, again, strict=True):
+                    # What the record refutes stands where a copy tells nothing.
+                    if isinstance(proof, Certificate) or isinstance(found[name], Unproved):
+                        found[name], provers[name] = proof, copied
         for name, proof in found.items():
             claim = claims[name]
             if isinstance(proof, Unproved):
@@ -371,7 +427,7 @@ def proved(
             elif proof.holds:
                 result[name] = dataclasses.replace(claim, certificate=proof)
             else:
-                smaller = _in_place(prover, sites[name], claim)
+                smaller = _in_place(provers[name], sites[name], claim)
                 result[name] = refuted(claim, proof) if smaller is None else smaller[0]
     return {name: result[name] for name in claims}
 

@@ -72,15 +72,16 @@ class DeferredWeights(Weights):
 
     Args:
         model: the model, which is not copied and stays as it is.
+        more: weights that are computed where they are used, by name.
 
     Raises:
         WeightError: if the weights hold no numbers that can be changed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, more: Mapping[str, Tensor] | None = None) -> None:
         require_numbers(model)
         self.model = model
-        self._given = dict(held(model))
+        self._given = dict(held(model)) | dict(more or {})
         self._changes: dict[str, tuple[Change, ...]] = {}
 
     def shape(self, name: str) -> torch.Size:

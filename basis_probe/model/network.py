@@ -21,6 +21,7 @@ from basis_probe.interrupts import guarded
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
 from basis_probe.model.offloaded import at_hand, fetching
 from basis_probe.model.places import Address, Place, Site, module_sites
+from basis_probe.model.quantised import with_real_weights
 from basis_probe.model.state import alone, kept, random_kept
 from basis_probe.model.trace import Trace, record, tensors_in
 
@@ -123,12 +124,20 @@ class Subject(abc.ABC):
         """Patterns of the names that users of such a model mean by its sites; none if unknown."""
         return ()
 
-    def watch(self, batch: Batch) -> Trace:
+    def watch(self, batch: Batch, like: Trace | None = None) -> Trace:
         """The trace of one forward pass on the first examples of a batch.
 
         On all of them, where it cannot be told what belongs to the first, or where the model takes
         no part of a batch.
+
+        Args:
+            batch: the batch.
+            like: another record of the model, whose weights are found again in this one.
         """
+        trace = self._watched(batch)
+        return with_real_weights(self.model, trace, like.quantised if like else None)
+
+    def _watched(self, batch: Batch) -> Trace:
         few = batch.first(_EXAMPLES)
         try:
             trace = self._record(few)
@@ -332,9 +341,12 @@ def _ids(made: Any) -> list[int]:
 def _numbers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a model's state by name, also where it is fetched when it is needed."""
     stored = {path: hook.weights_map for path, hook in fetching(model)}
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, value in sorted(model.state_dict().items()):
         path, _, own = name.rpartition(".")
-        yield name, stored[path][own] if tensor.is_meta and path in stored else tensor
+        # Layers that torch has quantised keep their weights and biases in one value.
+        for tensor in tensors_in(value):
+            found = stored[path][own] if tensor.is_meta and path in stored else tensor
+            yield name, found.dequantize() if found.is_quantized else found
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -41,13 +41,13 @@ class Home:
 
     def numbers(self) -> Tensor:
         """The whole weight, on the device where it is used, in the type that the model gave it."""
-        like, found = self._like, self._fetch()
+        like, found = self._like, fetched(self._fetch())
         if found.shape != like.shape:
             raise ValueError(
                 f"{self.name} is of shape {list(like.shape)}, and where it was off-loaded to lies "
                 f"something of shape {list(found.shape)}"
             )
-        found = found.detach().to(device=self.device, dtype=like.dtype)
+        found = found.to(device=self.device, dtype=like.dtype)
         if found.stride() == like.stride():
             return found
         ordered = torch.empty_strided(
@@ -232,7 +232,7 @@ def _away(module: nn.Module, hook: Any) -> Iterator[_Inner]:
     """The empty tensors of a module, and of those below it where the hook is for all of them."""
     inner = module.named_modules() if getattr(hook, "place_submodules", False) else [("", module)]
     for path, one in inner:
-        for kept in (vars(one)["_parameters"], vars(one)["_buffers"]):
+        for kept in (vars(one).get("_parameters", {}), vars(one).get("_buffers", {})):
             for leaf, tensor in kept.items():
                 if tensor is not None and tensor.is_meta:
                     yield kept, f"{path}.{leaf}" if path else leaf, leaf, tensor

@@ -30,7 +30,7 @@ def shorter(subject: Subject, batch: Batch, trace: Trace) -> tuple[Batch, Trace]
     if few is None:
         return batch, trace
     try:
-        made = subject.watch(few)
+        made = subject.watch(few, trace)
     except Exception:
         return batch, trace
     return (few, made) if _does_the_same(trace, made) else (batch, trace)

@@ -107,6 +107,7 @@ class Trace:
         asked: the nodes whose numbers the code itself read, as a branch does.
         branches: the modules, by path, whose code chose what to do by features; not those that
             asked whether all of them are finite.
+        quantised: path of integers -> the weight that is computed from them.
         readers: node -> the nodes that read it.
         example_batch: the size of the batch that was run.
         picked: node -> the numbers by which entries of weights were picked, as experts are.
@@ -126,6 +127,7 @@ class Trace:
     owners: dict[int, frozenset[str]] = dataclasses.field(default_factory=dict[int, frozenset[str]])
     asked: tuple[int, ...] = ()
     branches: tuple[str, ...] = ()
+    quantised: dict[str, Tensor] = dataclasses.field(default_factory=dict[str, Tensor])
 
     def node(self, index: int) -> Node:
         """The node of that index."""

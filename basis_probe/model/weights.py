@@ -66,6 +66,8 @@ class Slots:
         self.names: dict[int, list[str]] = {}
         for name, tensor in held(model):
             self.names.setdefault(id(tensor), []).append(name)
+        for name, tensor in trace.quantised.items():
+            self.names[id(tensor)] = [name]
 
     def parameter(self, tensor: Tensor, node: Node) -> str | None:
         """The path of a parameter, as the module that used it knows it."""
@@ -218,7 +220,7 @@ def require_numbers(model: nn.Module) -> None:
                 f"the weights are on the meta device ({name}), which holds no numbers: load "
                 "them first"
             )
-        if not parameter.is_floating_point() or not is_plain(parameter):
+        if not is_plain(parameter):
             raise WeightError(
                 f"the parameter {name} is quantised or packed ({type(parameter).__name__}, "
                 f"{parameter.dtype}): give the model in floating point"
@@ -240,7 +242,7 @@ class CopiedWeights(Weights):
         require_numbers(model)
         memo: dict[int, Any] = {}
         if dtype is not None:
-            for parameter in model.parameters():
+            for parameter in filter(torch.is_floating_point, model.parameters()):
                 cast = parameter.detach().to(dtype, copy=True)
                 memo[id(parameter)] = nn.Parameter(cast, parameter.requires_grad)
             for buffer in model.buffers():
@@ -271,8 +273,12 @@ class CopiedWeights(Weights):
     def now(self, name: str) -> Tensor:
         """The parameter, or the batch statistic, as it is now."""
         path, _, leaf = name.rpartition(".")
-        tensor = getattr(self._modules[path], leaf)
-        assert isinstance(tensor, Tensor)
+        tensor = getattr(self._modules[path], leaf, None)
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise WeightError(
+                f"{name} holds integers, which could not hold the change exactly: give the model "
+                "in floating point"
+            )
         return tensor
 
     def _put(self, name: str, tensor: Tensor) -> None:

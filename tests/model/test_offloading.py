@@ -275,12 +275,12 @@ def test_never_more_than_one_weight_is_held(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_never_more_than_one_weight_is_held_in_a_whole_probe() -> None:
+def test_a_whole_probe_holds_the_two_matrices_of_one_layer_at_most() -> None:
     model, example, weights, largest = _counted("Llama")
     null = bp.nulls.Rotation(frames=19)
     bp.probe(model, [example] * 2, null=null, progress=False)
     gc.collect()
-    assert weights.most <= 1.1 * largest
+    assert weights.most <= 2.1 * largest
     assert weights.alive == 0
 
 
