@@ -255,18 +255,17 @@ def rebasin(
         moved = reparametrize(
             moved, family.site.name, elements[family.site.name], example_input=raw
         )
-    path = tuple(
-        PathPoint(
-            t,
-            *(
-                _performance(work, _between(model_a, end, t), batch_norm, inside=0 < t < 1)
-                for end in (model_b, moved)
-            ),
-        )
-        for t in np.linspace(0, 1, points).tolist()
-    )
+    path: list[PathPoint] = []
+    for t in np.linspace(0, 1, points).tolist():
+        # Both lines begin at the first network.
+        ends = (model_b, moved) if t > 0 else (model_b,)
+        told = [
+            _performance(work, _between(model_a, end, t), batch_norm, inside=0 < t < 1)
+            for end in ends
+        ]
+        path.append(PathPoint(t, told[0], told[-1]))
     distance = _distance(wanted, given), _distance(wanted, _tensors(moved))
-    return Rebasin(moved, elements, distance, path, tuple(notes))
+    return Rebasin(moved, elements, distance, tuple(path), tuple(notes))
 
 
 def _require_same_shape(model_a: nn.Module, model_b: nn.Module) -> None:

@@ -224,17 +224,21 @@ class Network:
         Raises:
             DataError: if a site did not run, or holds NaN or infinities.
         """
+        return self.answer(batch)[0]
+
+    def answer(self, batch: Batch) -> tuple[dict[str, Caught], Any]:
+        """The same, and what the network returns for the batch."""
         found: dict[str, Caught] = {}
         catchers = {
             spot.site.address: functools.partial(self._take, found, names, spot, batch)
             for names, spot in self._places()
         }
         with torch.no_grad(), catching(self.subject.model, catchers):
-            self.subject.call(batch)
+            output = self.subject.call(batch)
         for name in self.spots:
             if name not in found:
                 raise DataError(f"{name} did not run in one of the batches")
-        return {name: found[name] for name in self.spots}
+        return {name: found[name] for name in self.spots}, output
 
     def _places(self) -> Iterator[tuple[tuple[str, ...], Spot]]:
         """Every place once, with all its names."""

@@ -44,7 +44,7 @@ from basis_probe.compare import layers
 from basis_probe.compare.alignments import align, axes_group, on_axes
 from basis_probe.compare.matching import assignment
 from basis_probe.compare.plan import groups_of
-from basis_probe.compare.running import Network, Spot, pooled
+from basis_probe.compare.running import Caught, Network, Spot, pooled
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch, batch_of
@@ -318,7 +318,10 @@ def stitch(
     models = model_a, model_b
     work = Work(models, data, objective)
     with prepared(model_a, None), prepared(model_b, None):
-        spots, names, moments = work.gather(site, other_site or site)
+        judges = [_Judge(work), _Judge(work)]
+        spots, names, moments = work.gather(
+            site, other_site or site, judges if held_out is None else ()
+        )
         own, other = groups_of(*spots, group)
         layer, notes = _layer(
             own, other, moments.uncentred(), moments, method=method, rank=rank, sparsity=sparsity,
@@ -329,7 +332,9 @@ def stitch(
         test = data if held_out is None else held_out
         if held_out is None:
             notes.append("Compared on the data that the layer was fitted on.")
-        originals = [work.performance(subject.call, test) for subject in work.subjects]
+            originals = [judge.performance for judge in judges]
+        else:
+            originals = [work.performance(subject.call, test) for subject in work.subjects]
     fit = _fit(layer.weight().detach().double().cpu(), moments.uncentred())
     exact = 1 - fit <= _EXACT and method != "birkhoff"
     # What is joined without a seam computes what the second network does, statistics included.
@@ -342,11 +347,13 @@ def stitch(
         raise SiteError(f"{names[1]} cannot be stitched to: {error}") from error
     curve: tuple[float, ...] = ()
     trainable = [p for p in layer.parameters() if p.requires_grad]
+    trained = False
     with guarded():
         if exact:
             notes.append("The two places are the same up to the group: nothing was trained.")
         elif trainable and epochs:
-            curve, better = trainer.train(epochs, learning_rate or _rate(layer))
+            trained = True
+            curve, better = trainer.train(epochs, learning_rate or _rate(layer), initial.loss)
             if trainer.interrupted:
                 notes.append(
                     f"The training was interrupted after {len(curve)} of {epochs} epochs; the "
@@ -363,7 +370,8 @@ def stitch(
                     else "those of the originals."
                 )
             )
-        stitched = work.performance(joined.run, test)
+        # What was not trained does what it did.
+        stitched = work.performance(joined.run, test) if trained else initial
     matrix = layer.weight().detach().double().cpu()
     return Stitched(
         model=joined,
@@ -572,12 +580,18 @@ class Work:
             raise DataError("the data hold no batch: give at least one, better several")
 
     def gather(
-        self, site: str, other_site: str
+        self, site: str, other_site: str, judges: Sequence["_Judge"] = ()
     ) -> tuple[tuple[Spot, Spot], tuple[str, str], Crossed]:
-        """The two places, their names, and the moments between their axes over the data."""
+        """The two places, their names, and the moments between their axes over the data.
+
+        Args:
+            site: the name of the place in the first network.
+            other_site: and in the second.
+            judges: one for what either network returns meanwhile, or none.
+        """
         networks: tuple[Network, Network] | None = None
         names, spots, moments = ("", ""), None, None
-        for batch, _ in self.items(self.data):
+        for batch, raw in self.items(self.data):
             if networks is None:
                 networks = (
                     Network(self.subjects[0], batch, site),
@@ -587,7 +601,10 @@ class Work:
                 names, spots = (first, second), (own, other)
                 moments = Crossed.empty(own.dim, other.dim)
             assert moments is not None
-            x, y = networks[0].run(batch)[names[0]], networks[1].run(batch)[names[1]]
+            x, y = (
+                self._judged(network, batch, raw, *judges[number : number + 1])[names[number]]
+                for number, network in enumerate(networks)
+            )
             if x.space is not None and y.space is not None and x.space != y.space:
                 maps = _resized(x.maps(), y.space)
                 x = dataclasses.replace(x, values=maps.flatten(2).movedim(1, 2), space=y.space)
@@ -599,6 +616,16 @@ class Work:
             moments += Crossed.of(x.rows, y.rows)
         assert spots is not None and moments is not None
         return spots, names, moments
+
+    @staticmethod
+    def _judged(
+        network: Network, batch: Batch, raw: Any, judge: "_Judge | None" = None
+    ) -> dict[str, Caught]:
+        """What the sites of a network hold for a batch, and what it returns is judged."""
+        found, output = network.answer(batch)
+        if judge is not None:
+            judge.see(output, batch, raw)
+        return found
 
     def loss(self, outputs: Any, batch: Batch, raw: Any) -> tuple[Tensor, int | None]:
         """The loss, and how many examples were classified as labelled if there are labels."""
@@ -620,15 +647,34 @@ class Work:
 
     def performance(self, run: Callable[[Batch], Any], data: Iterable[Any]) -> Performance:
         """How well a network does."""
-        total, right, count, labelled = 0.0, 0, 0, True
+        judge = _Judge(self)
         with torch.no_grad():
             for batch, raw in self.items(data):
-                loss, correct = self.loss(run(batch), batch, raw)
-                total += float(loss) * batch.size
-                labelled = labelled and correct is not None
-                right += correct or 0
-                count += batch.size
-        return Performance(total / count, right / count if labelled else math.nan, count)
+                judge.see(run(batch), batch, raw)
+        return judge.performance
+
+
+class _Judge:
+    """How well a network does, from what it returns batch by batch."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.total, self.right, self.count, self.labelled = 0.0, 0, 0, True
+
+    def see(self, output: Any, batch: Batch, raw: Any) -> None:
+        """Adds what it returns for a batch."""
+        with torch.no_grad():
+            loss, correct = self.work.loss(output, batch, raw)
+        self.total += float(loss) * batch.size
+        self.labelled = self.labelled and correct is not None
+        self.right += correct or 0
+        self.count += batch.size
+
+    @property
+    def performance(self) -> Performance:
+        """Of all batches so far."""
+        accuracy = self.right / self.count if self.labelled else math.nan
+        return Performance(self.total / self.count, accuracy, self.count)
 
 
 def _labels(raw: Any, size: int) -> Tensor | None:
@@ -676,13 +722,12 @@ class _Trainer:
             for module, momentum in zip(self.normalisations, momenta, strict=True):
                 module.training, module.momentum = False, momentum
 
-    def train(self, epochs: int, rate: float) -> tuple[tuple[float, ...], bool]:
-        """The training loss after each epoch, and whether the held-out loss ended lower."""
+    def train(self, epochs: int, rate: float, start: float) -> tuple[tuple[float, ...], bool]:
+        """The training loss after each epoch, and whether the held-out loss ended below `start`."""
         from tqdm.auto import tqdm
 
         layer = self.joined.layer
         before = copy.deepcopy(layer.state_dict())
-        start = self.work.performance(self.joined.run, self.test).loss
         relaxed = isinstance(layer, layers.Birkhoff)
         curve: list[float] = []
         stages = [math.ceil(epochs / 2), epochs // 2] if relaxed else [epochs]

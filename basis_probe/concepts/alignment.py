@@ -7,11 +7,13 @@ equal value are taken together.
 
 import dataclasses
 import enum
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int32, Int64, Integer
 from torch import Tensor
 
 
@@ -73,20 +75,23 @@ class Ranks:
         """The ranks of every direction's samples."""
         rows = np.ascontiguousarray(values.detach().cpu().numpy().T)
         samples = rows.shape[1]
-        order = _order(rows)
-        ordered = np.take_along_axis(rows, order, axis=1)
-        places = np.arange(samples, dtype=np.int32)
-        starts = np.zeros(rows.shape, dtype=np.int32)
-        ends = np.full(rows.shape, samples - 1, dtype=np.int32)
-        if samples > 1:
-            new = ordered[:, 1:] != ordered[:, :-1]
-            starts[:, 1:] = np.where(new, places[1:], 0)
-            np.maximum.accumulate(starts, axis=1, out=starts)
-            ends[:, :-1] = np.where(new, places[:-1], samples - 1)
-            ends = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-        above, reached = np.empty_like(starts), np.empty_like(starts)
-        np.put_along_axis(above, order, samples - 1 - ends, axis=1)
-        np.put_along_axis(reached, order, samples - starts, axis=1)
+        descending = np.arange(samples, 0, -1, dtype=np.int32)
+        above, reached = np.empty(rows.shape, np.int32), np.empty(rows.shape, np.int32)
+        # One direction at a time stays in the cache.
+        for place, row in enumerate(rows):
+            order, equal = _order(row)
+            if not len(equal):
+                reached[place][order] = descending
+                np.subtract(reached[place], 1, out=above[place])
+                continue
+            # Of equals the first has as many above as the last, and is reached as the last is.
+            starts, ends = _groups(equal)
+            own, other = descending.copy(), descending - 1
+            sizes = ends - starts + 1
+            inside = np.repeat(starts - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
+            own[inside] = np.repeat(samples - starts, sizes)
+            other[inside] = np.repeat(samples - 1 - ends, sizes)
+            reached[place][order], above[place][order] = own, other
         return Ranks(above, reached)
 
     def flipped(self) -> "Ranks":
@@ -94,21 +99,56 @@ class Ranks:
         samples = self.above.shape[1]
         return Ranks(samples - self.reached, samples - self.above)
 
+    @functools.cached_property
+    def narrow(self) -> Integer[np.ndarray, "directions samples"]:
+        """`reached` in a narrow type, which is sorted faster."""
+        return self.reached.astype(np.uint16 if self.reached.shape[1] < 2**16 else np.int32)
+
+    @functools.cached_property
+    def above_of(self) -> Integer[np.ndarray, "directions places"]:
+        """`above` by `reached`: of samples that so many reach, how many are more active."""
+        found = np.zeros((len(self.reached), self.reached.shape[1] + 1), self.narrow.dtype)
+        np.put_along_axis(found, self.reached, self.above.astype(found.dtype), axis=1)
+        return found
+
+    @functools.cached_property
+    def ties(self) -> "_Ties":
+        """Where samples are equally active."""
+        return _Ties.of(self)
+
+    @functools.cached_property
+    def below(self) -> Float64[Tensor, "directions samples"]:
+        """Twice the number of samples that are less active, ties counted half."""
+        return torch.from_numpy(2.0 * self.above.shape[1] - self.above - self.reached)
+
 
 def _order(
-    rows: Float[np.ndarray, "directions samples"],
-) -> Int[np.ndarray, "directions samples"]:
-    """The places of every row's samples, the least active first."""
-    if rows.dtype != np.float32:
-        return np.argsort(rows, axis=1)
-    # Bits that sort as the values do, the places below them: sorting numbers is faster than sorting
-    # places, and does not slow down where most samples are equal.
-    bits = rows.view(np.int32)
-    keys = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).astype(np.int64)
-    keys <<= 32
-    keys |= np.arange(rows.shape[1])
-    keys.sort(axis=1)
-    return keys & 0xFFFFFFFF
+    row: Float[np.ndarray, " samples"],
+) -> tuple[Int[np.ndarray, " samples"], Int[np.ndarray, " equal"]]:
+    """The places of the samples, the least active first, and where the next one is equal."""
+    if row.dtype != np.float32:
+        order = np.argsort(row)
+        keys = row[order]
+        return order, np.flatnonzero(keys[1:] == keys[:-1])
+    # Bits that sort as the values do, lower and upper half one after the other: halves are sorted
+    # by counting, however many samples are equal. There is one zero.
+    bits = (row + np.float32(0)).view(np.int32)
+    keys = (bits ^ ((bits >> 31) | np.int32(-0x80000000))).view(np.uint32)
+    lower, upper = keys.astype(np.uint16), (keys >> 16).astype(np.uint16)
+    order = lower.argsort(kind="stable")
+    order = order[upper[order].argsort(kind="stable")]
+    keys = keys[order]
+    return order, np.flatnonzero(keys[1:] == keys[:-1])
+
+
+def _groups(
+    equal: Int[np.ndarray, " equal"],
+) -> tuple[Int[np.ndarray, " groups"], Int[np.ndarray, " groups"]]:
+    """The first and the last place of every run of equal samples."""
+    breaks = np.flatnonzero(np.diff(equal) > 1)
+    starts = equal[np.concatenate([[0], breaks + 1])]
+    ends = equal[np.concatenate([breaks, [len(equal) - 1]])] + 1
+    return starts, ends
 
 
 def average_precision(
@@ -120,28 +160,218 @@ def average_precision(
     expectation under chance is about the share of samples that carry the concept. NaN for a
     concept that no sample carries.
     """
+    return in_order(ranks, Carried.of(labels), (1,)).precision[0]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Carried:
+    """Which samples carry which concept, in the forms that sorting needs.
+
+    Attributes:
+        flags: [concepts, samples].
+        places: for every concept the samples that carry it, rising.
+    """
+
+    flags: Bool[np.ndarray, "concepts samples"]
+    places: Sequence[np.ndarray]
+
+    @staticmethod
+    def of(labels: Bool[Tensor, "samples concepts"]) -> "Carried":
+        """From labels."""
+        flags = np.ascontiguousarray(labels.cpu().numpy().T)
+        return Carried(flags, tuple(np.flatnonzero(row) for row in flags))
+
+
+_FEW_TIES = 4
+"""Directions with more groups of equal samples than that have them taken together one by one."""
+_AT_ONCE = 2**16
+"""So many ranks of samples that carry a concept are sorted at a time: they stay in the cache."""
+_RADIX = 700
+"""From so many numbers on a radix sort is faster."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sorted:
+    """What the order of all samples says of every direction and concept.
+
+    Attributes:
+        precision: the average precision of directions that are read with each sign; NaN for a
+            concept that no sample carries.
+        area: the area under the ROC curve, read with sign 1.
+    """
+
+    precision: Float64[Tensor, "signs directions concepts"]
+    area: Float64[Tensor, "directions concepts"]
+
+
+def in_order(ranks: Ranks, carried: Carried, signs: tuple[int, ...]) -> Sorted:
+    """Average precision and the area under the ROC curve, from sorting once.
+
+    One order serves both signs: where no two are tied, a sample that `reached` samples are as
+    active as or more has `samples + 1 - reached` of them in the other sense.
+
+    Args:
+        ranks: of the directions, read with sign 1.
+        carried: the concepts.
+        signs: 1, or -1, or both.
+    """
     directions, samples = ranks.reached.shape
-    # Narrow numbers are sorted faster.
-    all_reached = ranks.reached.astype(np.uint16 if samples < 2**16 else np.int32)
-    found = torch.full((directions, labels.shape[1]), torch.nan, dtype=torch.float64)
-    for concept, carried in enumerate(labels.cpu().numpy().T):
-        places = np.flatnonzero(carried)
-        if not len(places):
+    found = np.full((len(signs), len(carried.places), directions), np.nan)
+    # The sum over samples with the concept of how many are above and how many are reached.
+    sums = np.zeros((len(carried.places), directions))
+    ties = ranks.ties
+    apart, together = np.flatnonzero(~ties.many), np.flatnonzero(ties.many)
+    narrow = ranks.narrow[apart] if len(together) else ranks.narrow
+    alike = ranks.narrow[together]
+    above_of = ranks.above_of[together] if len(together) else alike
+    for concept, places in enumerate(carried.places):
+        count = len(places)
+        if not count:
             continue
-        # A positive's precision is (positives as active or more) / (samples as active or more).
-        reached = np.sort(np.take(all_reached, places, axis=1), axis=1)
-        positives = np.arange(1, len(places) + 1, dtype=np.int32)
-        precision = positives / reached
-        tied = reached[:, :-1] == reached[:, 1:]
-        rows = np.flatnonzero(tied.any(1))
-        if len(rows):
-            # Of equals each counts the positives up to the last of them.
-            among = np.broadcast_to(positives, (len(rows), len(places))).copy()
-            among[:, :-1][tied[rows]] = len(places)
-            among = np.minimum.accumulate(among[:, ::-1], axis=1)[:, ::-1]
-            precision[rows] = among / reached[rows]
-        found[:, concept] = torch.from_numpy(precision.mean(1))
-    return found
+        rising = np.arange(1.0, count + 1)
+        hit = ties.touched(carried.flags[concept])
+        for rows in np.array_split(np.arange(len(apart)), -(-len(apart) * count // _AT_ONCE) or 1):
+            if not len(rows):
+                continue
+            reached = np.take(narrow[rows[0] : rows[-1] + 1], places, axis=1)
+            reached.sort(axis=1, kind="stable" if count > _RADIX else "quicksort")
+            exact = reached.astype(np.float64)
+            sums[concept, apart[rows]] = 2 * exact.sum(1) - count
+            for at, sign in enumerate(signs):
+                # A positive's precision is
+                # (positives as active or more) / (samples as active or more).
+                positives = rising
+                if sign < 0:
+                    positives, exact = rising[::-1], samples + 1 - exact
+                found[at, concept, apart[rows]] = (positives / exact).sum(1)
+            touched = ties.of_rows(hit, int(apart[rows[0]]), int(apart[rows[-1]]))
+            if len(touched):
+                of_row = ties.row[touched]
+                own = reached[np.searchsorted(apart[rows], of_row)]
+                added, counted = ties.added(touched, own, samples)
+                np.add.at(sums[concept], of_row, counted)
+                for at, sign in enumerate(signs):
+                    np.add.at(found[at, concept], of_row, added[sign])
+        found[:, concept, apart] /= count
+        if len(together):
+            several, sums[concept, together] = _in_groups(alike, above_of, places)
+            for at, sign in enumerate(signs):
+                found[at, concept, together] = several[sign] / count
+    counts = torch.tensor([len(places) for places in carried.places], dtype=torch.float64)
+    won = counts * samples - torch.from_numpy(sums).mT / 2
+    return Sorted(torch.from_numpy(found).mT, _area(won, counts, samples))
+
+
+def _area(won: Tensor, positives: Tensor, samples: int) -> Tensor:
+    """From how many samples are less active than those with the concept, ties counted half."""
+    return (won - positives.square() / 2) / (positives * (samples - positives))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Ties:
+    """Groups of samples that are equally active, where a direction has few of them.
+
+    Attributes:
+        many: [directions], True for directions that have more groups, which are not listed.
+        row: the direction of every group, [groups].
+        reached, above: what `Ranks` has of its samples, [groups].
+        sample: samples that are in any group, [tied].
+        group: and of which group each is, [tied].
+    """
+
+    many: Bool[np.ndarray, " directions"]
+    row: Int[np.ndarray, " groups"]
+    reached: Int[np.ndarray, " groups"]
+    above: Int[np.ndarray, " groups"]
+    sample: Int[np.ndarray, " tied"]
+    group: Int[np.ndarray, " tied"]
+
+    @staticmethod
+    def of(ranks: Ranks) -> "_Ties":
+        """The groups of all directions."""
+        samples = ranks.reached.shape[1]
+        tied = ranks.reached - ranks.above > 1
+        # A group has two samples at least.
+        many = tied.sum(1) > 2 * _FEW_TIES
+        tied[many] = False
+        row, sample = np.nonzero(tied)
+        keys = row * (samples + 1) + ranks.reached[row, sample]
+        found, first, group = np.unique(keys, return_index=True, return_inverse=True)
+        above = ranks.above[row[first], sample[first]]
+        return _Ties(many, found // (samples + 1), found % (samples + 1), above, sample, group)
+
+    def touched(self, flags: Bool[np.ndarray, " samples"]) -> Int[np.ndarray, " some"]:
+        """The groups in which a sample carries a concept, direction by direction."""
+        return np.unique(self.group[flags[self.sample]])
+
+    def of_rows(
+        self, groups: Int[np.ndarray, " some"], first: int, last: int
+    ) -> Int[np.ndarray, " few"]:
+        """Those groups of some that are of directions from the first to the last."""
+        row = self.row[groups]
+        return groups[np.searchsorted(row, first) : np.searchsorted(row, last, "right")]
+
+    def added(
+        self,
+        groups: Int[np.ndarray, " groups"],
+        reached: Integer[np.ndarray, "groups positives"],
+        samples: int,
+    ) -> tuple[dict[int, Float64[np.ndarray, " groups"]], Float64[np.ndarray, " groups"]]:
+        """What sums change by when the samples of a group are taken together.
+
+        Those of precisions, for each sign, and that of how many samples are above and reached.
+
+        Args:
+            groups: which groups.
+            reached: of the samples that carry the concept, in the direction of each group.
+            samples: how many there are.
+        """
+        limit, above = self.reached[groups], self.above[groups]
+        low = (reached < limit[:, None]).sum(1)
+        high = (reached <= limit[:, None]).sum(1)
+        held, count = high - low, reached.shape[1]
+        # The places from low + 1 to high, and their sum.
+        total = (low + 1 + high) * held / 2
+        backwards = held * (count - low) / (samples - above)
+        backwards -= (held * (count + 1) - total) / (samples + 1 - limit)
+        return {1: (held * high - total) / limit, -1: backwards}, held * (above + 1.0 - limit)
+
+
+def _in_groups(
+    narrow: Integer[np.ndarray, "rows samples"],
+    above_of: Integer[np.ndarray, "rows places"],
+    places: Int[np.ndarray, " positives"],
+) -> tuple[dict[int, Float64[np.ndarray, " rows"]], Float64[np.ndarray, " rows"]]:
+    """Sums of precisions, by sign, and of how many are above and reached: equals one by one.
+
+    Args:
+        narrow: how many samples are as active or more.
+        above_of: of samples that so many reach, how many are more active.
+        places: the samples that carry the concept.
+    """
+    (rows, samples), count = narrow.shape, len(places)
+    forth, back, sums = (np.empty(rows) for _ in range(3))
+    some = max(1, _AT_ONCE // count)
+    for start in range(0, rows, some):
+        part = slice(start, start + some)
+        reached = np.take(narrow[part], places, axis=1)
+        reached.sort(axis=1, kind="stable" if count > _RADIX else "quicksort")
+        last = np.ones(reached.shape, dtype=bool)
+        np.not_equal(reached[:, 1:], reached[:, :-1], out=last[:, :-1])
+        groups = np.count_nonzero(last, axis=1)
+        starts = np.cumsum(groups) - groups
+        which = np.flatnonzero(last)
+        high = which + 1.0 - np.repeat(np.arange(len(reached)) * count, groups)
+        limit = reached.reshape(-1)[which]
+        offsets = np.repeat((start + np.arange(len(reached))) * above_of.shape[1], groups)
+        above = above_of.reshape(-1)[offsets + limit].astype(np.float64)
+        low = np.concatenate([[0.0], high[:-1]])
+        low[starts] = 0
+        held = high - low
+        forth[part] = np.add.reduceat(held * high / limit, starts)
+        back[part] = np.add.reduceat(held * (count - low) / (samples - above), starts)
+        sums[part] = np.add.reduceat(held * (above + limit), starts)
+    return {1: forth, -1: back}, sums
 
 
 def auc(
@@ -152,13 +382,8 @@ def auc(
     From the sum of ranks of the concept's samples (Mann and Whitney 1947), ties at their mean rank.
     NaN for a concept that no sample carries, or all do.
     """
-    samples = ranks.above.shape[1]
-    # Twice the number of samples that are less active, ties counted half.
-    below = torch.from_numpy(2.0 * samples - ranks.above - ranks.reached)
     carried = labels.double().cpu()
-    positives = carried.sum(0)
-    wins = below @ carried / 2 - positives.square() / 2
-    return wins / (positives * (samples - positives))
+    return _area(ranks.below @ carried / 2, carried.sum(0), ranks.above.shape[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from basis_probe.concepts.alignment import (
     Active,
+    Carried,
     Measure,
     Ranks,
     Table,
     auc,
-    average_precision,
+    in_order,
     thresholds,
 )
 from basis_probe.concepts.labels import BOTH, Labels, Part, parts
@@ -255,10 +256,15 @@ class Asked:
             None if counting is None else counting[part].float(),
         )
 
-    @property
+    @functools.cached_property
     def ordered(self) -> Bool[Tensor, "samples concepts"]:
         """The labels that the samples get."""
         return self.labels if self.order is None else self.labels[self.order]
+
+    @functools.cached_property
+    def carried(self) -> Carried:
+        """The same in the forms that sorting needs."""
+        return Carried.of(self.ordered)
 
     def table(self, active: Active, measure: Measure) -> Table:
         """How often directions are active and concepts true, for measures that count."""
@@ -290,16 +296,16 @@ def ranked(
     values: Float[Tensor, "samples directions"], asked: Sequence[Asked], setting: Setting
 ) -> Scores:
     """The scores that need the order of all samples, for each of the label sets, by every sign."""
-    found: Scores = {}
     ranks = Ranks.of(values)
+    found: Scores = {}
+    areas: list[Tensor] = []
     if Measure.AVERAGE_PRECISION in setting.measures:
-        read = [ranks if sign > 0 else ranks.flipped() for sign in setting.signs]
-        found[Measure.AVERAGE_PRECISION] = [
-            torch.stack([average_precision(one, each.ordered) for one in read]) for each in asked
-        ]
+        told = [in_order(ranks, each.carried, setting.signs) for each in asked]
+        found[Measure.AVERAGE_PRECISION] = [one.precision for one in told]
+        areas = [one.area for one in told]
     if Measure.AUC in setting.measures:
+        areas = areas or [auc(ranks, each.ordered) for each in asked]
         # Read backwards, every pair is the other way round.
-        areas = [auc(ranks, each.ordered) for each in asked]
         found[Measure.AUC] = [
             torch.stack([area if sign > 0 else 1 - area for sign in setting.signs])
             for area in areas

@@ -169,3 +169,15 @@ def test_what_makes_no_sense_is_refused() -> None:
     linear = [nn.Linear(6, 4), nn.Linear(6, 4)]
     with pytest.raises(bp.SiteError, match="no place whose axes"):
         bp.rebasin(*linear, data)
+
+
+def test_both_lines_begin_at_the_first_network() -> None:
+    torch.manual_seed(0)
+    one, other = (nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)) for _ in range(2))
+    x = torch.randn(50, 4)
+    found = bp.rebasin(one, other, [(x, one(x).argmax(1))], points=3)
+    assert [point.t for point in found.path] == [0.0, 0.5, 1.0]
+    assert found.path[0].before == found.path[0].after
+    assert found.path[0].before.accuracy == 1.0
+    assert found.path[1].before != found.path[1].after
+    assert math.isclose(found.path[2].before.loss, found.path[2].after.loss, rel_tol=1e-5)

@@ -310,3 +310,37 @@ def test_a_joined_network_can_be_copied_and_moved() -> None:
         made = again(rows().double())
     assert made.dtype == torch.float64
     assert torch.allclose(made.float(), found.model(rows()).detach(), atol=1e-5)
+
+
+_RUNS: list[str] = []
+"""What ran; beside the networks, whose own attributes are put back."""
+
+
+class _Counting(nn.Module):
+    """A network that says when it, or a copy of it, runs."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.act, self.second = nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _RUNS.append("")
+        return self.second(self.act(self.first(x)))
+
+
+def test_a_closed_form_runs_each_network_twice_for_a_batch() -> None:
+    """Once by itself, where it is judged and its activations are read, and once as joined."""
+    models, ran = (_Counting(1), _Counting(2)), dict[int, int]()
+    generator = torch.Generator().manual_seed(3)
+    for many in (5, 25):
+        x = torch.randn(many, 40, 4, generator=generator)
+        data = [(rows, rows.argmax(1) % 3) for rows in x]
+        _RUNS.clear()
+        found = bp.stitch(*models, "act", data, epochs=0, progress=False)
+        ran[many] = len(_RUNS)
+        again = bp.stitch(*models, "act", data, held_out=data, epochs=0, progress=False)
+        assert found.first == again.first
+        assert found.second == again.second
+        assert found.stitched == found.initial == again.stitched
+    assert ran[25] - ran[5] == 4 * 20

@@ -18,14 +18,17 @@ from sklearn.metrics import (
 from torch import Tensor
 
 import basis_probe as bp
+from basis_probe.concepts import alignment
 from basis_probe.concepts.alignment import (
     Active,
+    Carried,
     Measure,
     Ranks,
     Table,
     auc,
     average_precision,
     beyond,
+    in_order,
     thresholds,
 )
 from basis_probe.concepts.examples import Top
@@ -221,3 +224,81 @@ def test_thresholds_of_streams_are_those_of_whole_data_however_they_are_merged(s
         share = (x[:, :3] > limits[:3]).double().mean(0)
         assert bool(((share - top).abs() < 4.5 * (top * (1 - top) / 1500) ** 0.5).all())
     assert len(sampled) == 1
+
+
+def _plain(row: np.ndarray, carried: np.ndarray) -> tuple[float, float]:
+    """Average precision and AUC by going through all thresholds, and all pairs."""
+    precision, found = 0.0, 0
+    for value in np.unique(row)[::-1]:
+        gained = int(carried[row == value].sum())
+        found += gained
+        precision += gained * found / int((row >= value).sum())
+    pairs = np.sign(row[carried][:, None] - row[~carried][None])
+    return precision / carried.sum(), float((1 + pairs.mean(dtype=np.float64)) / 2)
+
+
+def _tied(kind: str, samples: int, generator: np.random.Generator) -> np.ndarray:
+    """[4, samples], of which some are equal."""
+    rows = generator.standard_normal((4, samples)).astype(np.float32)
+    if kind == "a pair":
+        rows[:, 7] = rows[:, 40]
+    if kind == "in some directions":
+        rows[1:3, :9] = rows[1:3, 20:29]
+        rows[1, 50:54] = rows[1, 3]
+    if kind == "zeros of either sign":
+        rows = np.where(generator.random(rows.shape) < 0.01, 0.0, rows)
+        rows = np.where(generator.random(rows.shape) < 0.01, -0.0, rows)
+    if kind == "most":
+        rows = np.maximum(rows, 0.0)
+    if kind == "few values":
+        rows = rows.round()
+    if kind == "all":
+        rows = np.zeros_like(rows)
+    return rows.astype(np.float32)
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    ["none", "a pair", "in some directions", "zeros of either sign", "most", "few values", "all"],
+)
+def test_sorting_once_gives_what_going_through_all_thresholds_gives(
+    kind: str, double: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For both signs, whatever is tied, and however the work is cut into parts."""
+    generator = np.random.default_rng(3)
+    samples = 240
+    rows = _tied(kind, samples, generator)
+    flags = generator.random((samples, 6)) < np.array([0.02, 0.1, 0.3, 0.5, 0.9, 0.0])
+    # Of what is tied, one or both carry a concept.
+    flags[[7, 40], 1] = True
+    flags[7, 2], flags[40, 2] = True, False
+    values = torch.from_numpy(rows.astype(np.float64) if double else rows).T
+    for at_once, radix in ((2**16, 700), (100, 20), (1, 10**9)):
+        monkeypatch.setattr(alignment, "_AT_ONCE", at_once)
+        monkeypatch.setattr(alignment, "_RADIX", radix)
+        told = in_order(Ranks.of(values), Carried.of(torch.from_numpy(flags)), (1, -1))
+        assert told.precision.shape == (2, 4, 6)
+        assert bool(told.precision[:, :, 5].isnan().all())
+        assert bool(told.area[:, 5].isnan().all())
+        for direction in range(4):
+            for concept in range(5):
+                for at, sign in enumerate((1, -1)):
+                    precision, area = _plain(sign * rows[direction], flags[:, concept])
+                    assert abs(float(told.precision[at, direction, concept]) - precision) < 1e-14
+                    own = float(told.area[direction, concept])
+                    assert abs((own if sign > 0 else 1 - own) - area) < 1e-14
+
+
+def test_ranks_are_those_that_counting_gives() -> None:
+    generator = np.random.default_rng(4)
+    for kind in ("none", "a pair", "in some directions", "zeros of either sign", "most", "all"):
+        rows = _tied(kind, 130, generator) * np.float32(1e-30)
+        for values in (rows, rows.astype(np.float64)):
+            ranks = Ranks.of(torch.from_numpy(values).T)
+            above = (values[:, None, :] > values[:, :, None]).sum(2)
+            reached = (values[:, None, :] >= values[:, :, None]).sum(2)
+            np.testing.assert_array_equal(ranks.above, above)
+            np.testing.assert_array_equal(ranks.reached, reached)
+            back = Ranks.of(torch.from_numpy(-values).T)
+            np.testing.assert_array_equal(ranks.flipped().reached, back.reached)
