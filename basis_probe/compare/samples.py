@@ -36,8 +36,10 @@ def dissimilarities(
     lengths = rows.norm(dim=1)
     if kind != "euclidean":
         rows = rows / lengths.clamp(min=1e-300)[:, None]
-    # From differences, so that near samples keep their digits.
-    apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
+    from scipy.spatial.distance import pdist, squareform
+
+    # From differences, so that near samples keep their digits; every pair once.
+    apart = torch.from_numpy(squareform(pdist(rows.numpy()), checks=False))
     if kind != "euclidean":
         apart = torch.where(apart < _PARALLEL, 0.0, apart.square() / 2)
         none = lengths <= _PARALLEL * x.norm(dim=1)

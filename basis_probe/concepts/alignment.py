@@ -240,10 +240,8 @@ def in_order(ranks: Ranks, carried: Carried, signs: tuple[int, ...]) -> Sorted:
             for at, sign in enumerate(signs):
                 # A positive's precision is
                 # (positives as active or more) / (samples as active or more).
-                positives = rising
-                if sign < 0:
-                    positives, exact = rising[::-1], samples + 1 - exact
-                found[at, concept, apart[rows]] = (positives / exact).sum(1)
+                precision = rising / exact if sign > 0 else rising[::-1] / (samples + 1 - exact)
+                found[at, concept, apart[rows]] = precision.sum(1)
             touched = ties.of_rows(hit, int(apart[rows[0]]), int(apart[rows[-1]]))
             if len(touched):
                 of_row = ties.row[touched]

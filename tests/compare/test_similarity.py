@@ -800,3 +800,15 @@ def test_padding_counts_for_nothing() -> None:
         ]  # fmt: skip
         assert found[0].n_samples == int(mask.sum())
         assert found[0].similarity == pytest.approx(found[1].similarity, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_how_far_samples_are_apart_keeps_the_digits_of_near_ones(count: int) -> None:
+    """Far from the origin the digits of a product would be those of the offset."""
+    from basis_probe.compare.samples import dissimilarities
+
+    generator = torch.Generator().manual_seed(0)
+    x = 2.0**20 + torch.randint(0, 9, (count, 5), generator=generator).double() * 2.0**-20
+    found = dissimilarities(x, "euclidean")
+    assert torch.allclose(found, (x[:, None] - x[None]).norm(dim=2), rtol=1e-11, atol=0)
+    assert torch.equal(found, found.T)

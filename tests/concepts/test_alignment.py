@@ -279,6 +279,8 @@ def test_sorting_once_gives_what_going_through_all_thresholds_gives(
         monkeypatch.setattr(alignment, "_RADIX", radix)
         told = in_order(Ranks.of(values), Carried.of(torch.from_numpy(flags)), (1, -1))
         assert told.precision.shape == (2, 4, 6)
+        other_way = in_order(Ranks.of(values), Carried.of(torch.from_numpy(flags)), (-1, 1))
+        assert torch.equal(other_way.precision.flip(0).nan_to_num(), told.precision.nan_to_num())
         assert bool(told.precision[:, :, 5].isnan().all())
         assert bool(told.area[:, 5].isnan().all())
         for direction in range(4):
