@@ -8,7 +8,8 @@ order and padding change nothing.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -208,6 +209,10 @@ class Keeper:
         )
 
 
+_MOMENTS = tuple(field.name for field in dataclasses.fields(Moments))
+_SUMS = tuple(field.name for field in dataclasses.fields(BatchSums) if field.name != "moments")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Caught:
     """What one batch showed at one site, still on its device."""
@@ -220,6 +225,24 @@ class _Caught:
     without: frozenset[str]
     unapplied: tuple[str, ...]
     places: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that may lie on a device, in a fixed order."""
+        moments = (getattr(self.sums.moments, name) for name in _MOMENTS)
+        sums = (getattr(self.sums, name) for name in _SUMS)
+        return [t for t in (*moments, *sums, *self.rows.values()) if isinstance(t, Tensor)]
+
+    def with_tensors(self, home: Iterator[Tensor]) -> "_Caught":
+        """The same with others for what `tensors` gives."""
+
+        def put(value: object) -> object:
+            return next(home) if isinstance(value, Tensor) else value
+
+        moments = {name: put(getattr(self.sums.moments, name)) for name in _MOMENTS}
+        sums = {name: put(getattr(self.sums, name)) for name in _SUMS}
+        changed: Any = {"moments": dataclasses.replace(self.sums.moments, **moments), **sums}
+        rows = {name: next(home) for name in self.rows}
+        return dataclasses.replace(self, sums=dataclasses.replace(self.sums, **changed), rows=rows)
 
     def with_gradient(self, gradient: Tensor | None, plan: Plan) -> "_Caught":
         """With the derivatives by its rows; NaN where there are none."""
@@ -536,18 +559,18 @@ class _Sums:
         self.unapplied: dict[str, int] = {}
 
     def add(self, caught: _Caught, number: int) -> None:
-        """Takes in what a batch showed; here its numbers come off the device."""
+        """Takes in what a batch showed, its numbers on the CPU."""
         self.tried, self.without = True, caught.without
         for mask in caught.unapplied:
             self.unapplied[mask] = self.unapplied.get(mask, 0) + 1
-        self.moments = self.moments + _at_home(caught.sums.moments)
+        self.moments = self.moments + caught.sums.moments
         kurtosis = caught.sums.kurtosis()
         if kurtosis is not None:
             self.kurtosis = self.kurtosis + kurtosis
         bad = int(caught.sums.bad)
         if bad:
             self.bad = (*self.bad, (number, bad))
-        rows = {name: values.cpu() for name, values in caught.rows.items()}
+        rows = dict(caught.rows)
         if "x" in self.without:
             few = len(rows["x"])
             self.proof.add(
@@ -707,6 +730,7 @@ class Stream:
 
     def _add(self, observers: Mapping[str, Observer], ranks: Ranks, number: int) -> None:
         with unstoppable():
+            _bring_home(observers.values())
             for name, observer in observers.items():
                 sums = self.sums[name]
                 sums.given += ranks.given(self.plans[name].routed)
@@ -844,8 +868,28 @@ def _require_spans(
             )
 
 
-def _at_home(moments: Moments) -> Moments:
-    """The sums on the CPU, where they are added up."""
-    fields = {field.name: getattr(moments, field.name) for field in dataclasses.fields(moments)}
-    moved = {name: field.cpu() for name, field in fields.items() if isinstance(field, Tensor)}
-    return dataclasses.replace(moments, **moved)
+def _bring_home(observers: Iterable[Observer]) -> None:
+    """Brings what a batch showed to the CPU, where it is added up; each device is waited for once.
+
+    Copies are begun for all sites, and run while others are begun.
+    """
+    caught = [observer for observer in observers if observer.caught is not None]
+    every = [observer.caught.tensors() for observer in caught if observer.caught is not None]
+    devices = {tensor.device for each in every for tensor in each} - {_CPU}
+    if not devices:
+        return
+    # An accelerator copies into memory that is pinned for it.
+    homes = [[tensor.to(_CPU, non_blocking=True) for tensor in each] for each in every]
+    for device in devices:
+        _wait_for(device)
+    for observer, home in zip(caught, homes, strict=True):
+        if observer.caught is not None:
+            observer.caught = observer.caught.with_tensors(iter(home))
+
+
+def _wait_for(device: torch.device) -> None:
+    """Returns when a device has done all that it was told to do."""
+    torch.accelerator.synchronize(device)
+
+
+_CPU = torch.device("cpu")
