@@ -194,14 +194,15 @@ class Turned:
 
 
 def turned_axes(
-    count: int, dim: int, generator: torch.Generator
-) -> Float64[Tensor, "count dim dim"]:
-    """As many turns of all axes as `Turned(axes, None)` would draw one after the other.
+    count: int, dim: int, generator: torch.Generator, *, some: int | None = None
+) -> Float64[Tensor, "count some dim"]:
+    """As many turns of some axes as `Turned(axes, None)` would draw one after the other.
 
     Args:
         count: how many.
         dim: the size of each.
         generator: a generator on the CPU.
+        some: how many of the axes are turned; None for all.
 
     Example:
         >>> made = turned_axes(3, 4, torch.Generator().manual_seed(0))
@@ -210,12 +211,13 @@ def turned_axes(
         True
     """
     require_cpu(generator)
+    width = dim if some is None else some
 
     def make() -> tuple[Tensor]:
-        drawn = [_normal(dim, dim, generator) for _ in range(count)]
+        drawn = [_normal(dim, width, generator) for _ in range(count)]
         return (_positive_qr(torch.stack(drawn).double()).mT.contiguous(),)
 
-    return remembered(generator, ("turns", count, dim), make)[0]
+    return remembered(generator, ("turns", count, dim, width), make)[0]
 
 
 def require_cpu(generator: torch.Generator) -> None:

@@ -25,8 +25,9 @@ from basis_probe.concepts.alignment import (
     in_order,
     thresholds,
 )
-from basis_probe.concepts.labels import BOTH, Labels, Part, parts
+from basis_probe.concepts.labels import BOTH, Labels, parts
 from basis_probe.concepts.maps import Maps
+from basis_probe.statistics.parts import Part
 
 _AT_ONCE = 2**24
 """This many values of activations are looked at at a time."""

@@ -14,6 +14,7 @@ from basis_probe.arguments import array_of, instance
 from basis_probe.brief import described
 from basis_probe.concepts.tokens import TokenConcepts
 from basis_probe.errors import DataError
+from basis_probe.statistics.parts import Part, part_of
 
 Concepts = (
     Mapping[str, Any]
@@ -44,20 +45,9 @@ FIRST, SECOND, BOTH = 0, 1, 2
 """What a sample is used for: choosing, scoring, or both."""
 
 
-Part = slice | Tensor
-"""Some of the samples; a slice, which costs no copy, where they stand together."""
-
-
 def parts(halves: Int64[Tensor, " samples"]) -> tuple[Part, Part]:
     """Which samples choices are made on, and which they are scored on."""
-    return _part(halves != SECOND), _part(halves != FIRST)
-
-
-def _part(wanted: Bool[Tensor, " samples"]) -> Part:
-    places = torch.nonzero(wanted).flatten()
-    if len(places) and int(places[-1] - places[0]) + 1 == len(places):
-        return slice(int(places[0]), int(places[-1]) + 1)
-    return wanted
+    return part_of(halves != SECOND), part_of(halves != FIRST)
 
 
 class Resolution(enum.Enum):

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from basis_probe.evidence.extras import ACTIVATIONS, BEFORE
-from basis_probe.evidence.measure import asks_orders, varying
+from basis_probe.evidence.measure import (
+    CROSS_FITTED,
+    asks_orders,
+    drawn_axes,
+    geometry_under,
+    varying,
+)
 from basis_probe.results.evidence import FormBound
 from basis_probe.statistics.bound import FEWEST_GROUPS, bound_form, reached
 from basis_probe.statistics.nulls import (
@@ -16,6 +22,7 @@ from basis_probe.statistics.nulls import (
     Rotation,
     TurnedPreactivation,
 )
+from basis_probe.statistics.single_precision import deviations
 
 _FEWEST_DISTINCT = 200
 """From fewer different rows no bound is inferred."""
@@ -52,6 +59,8 @@ def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBoun
         ceiling = reached(axes, directions, examples, seed=seed)
         reads = ACTIVATIONS
     else:
+        if geometry_under(null, problem) in CROSS_FITTED and isinstance(null, Rotation):
+            problem, examples = problem.by_halves, examples[problem.halves.argsort(stable=True)]
         observed = null.observed(problem)
         axes = observed.post if observed.pre is None else observed.pre
         reads = ACTIVATIONS if observed.pre is None else BEFORE
@@ -78,15 +87,14 @@ def _unit_columns(dim: int, seed: int) -> Tensor:
 
 def _drawn(problem: Problem, null: Null, seed: int) -> Tensor:
     """What the null's alternatives read, along as many directions as are needed."""
-    dim = problem.x.shape[1]
+    some = drawn_axes(problem, geometry_under(null, problem), _AT_ONCE, seed)
     generator = torch.Generator().manual_seed(seed)
-    some = torch.randperm(dim, generator=generator)[:_AT_ONCE].sort().values
     alternatives = null.alternatives(problem, some)
-    frames = [alternatives.frame(generator) for _ in range(-(-_DIRECTIONS // len(some)))]
+    frames = alternatives.several(generator, -(-_DIRECTIONS // len(some)))
     return torch.cat([f.post if f.pre is None else f.pre for f in frames], 1)
 
 
 def _alive(columns: Tensor) -> Tensor:
     """The columns that vary by more than rounding, all finite."""
-    std = columns.double().std(0, correction=0)
-    return columns[:, std > 1e-6 * columns.double().abs().amax(0)]
+    alive = deviations(columns) > 1e-6 * columns.abs().amax(0)
+    return columns if bool(alive.all()) else columns[:, alive]

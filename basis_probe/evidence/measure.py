@@ -54,6 +54,8 @@ from basis_probe.statistics.spread import Spread
 
 _FULL_WORK = 6e10
 """Multiplications and additions at one site up to which every axis is compared in full."""
+_SCORING = 500
+"""About so many of them take as long as scoring one value."""
 _LEAST_WORK = 1e10
 """About as many are spent on a wider site."""
 _FEWEST_DIRECTIONS = 64
@@ -77,22 +79,23 @@ class Size:
 def affordable(read: int, dim: int) -> Size:
     """What can be compared at a site for little more than it costs to run a model of its width.
 
-    Where all axes in 199 frames on 4,096 samples are too many products, a block of at least 64 axes
-    is compared in 99 frames on 1,024 samples: enough frames for the tail of their law, and a test
-    that is as exact, but less sharp.
+    Where all axes in 199 frames on 4,096 samples are too much to multiply and score, a block of at
+    least 64 axes is compared in 99 frames on 1,024 samples: enough frames for the tail of their
+    law, and a test that is as exact, but less sharp.
 
     Args:
         read: how many numbers make one axis: the inputs of a neuron, or the axes that are turned.
         dim: the number of axes.
 
     Example:
-        >>> affordable(64, 172), affordable(768, 3072)
+        >>> affordable(64, 64), affordable(768, 3072)
         (Size(frames=199, samples=4096, directions=None), Size(frames=99, samples=1024, \
 directions=64))
     """
-    if 2.0 * 4096 * 199 * read * dim <= _FULL_WORK:
+    each = 2.0 * read + _SCORING
+    if 4096 * 199 * each * dim <= _FULL_WORK:
         return Size(199, 4096, None)
-    directions = max(_FEWEST_DIRECTIONS, int(_LEAST_WORK / (2.0 * 1024 * 99 * read)))
+    directions = max(_FEWEST_DIRECTIONS, int(_LEAST_WORK / (1024 * 99 * each)))
     return Size(99, 1024, None if directions >= dim else directions)
 
 
@@ -125,6 +128,7 @@ class Choice:
         deciding: names of the scores that decide.
         behind_nonlinearity: True if the activations were bent just before the site.
         believable: False where no null that holds its level could be had.
+        asked: whether the null was asked for.
     """
 
     null: Null
@@ -132,6 +136,7 @@ class Choice:
     deciding: frozenset[str]
     behind_nonlinearity: bool
     believable: bool = True
+    asked: bool = False
 
 
 def choose(problem: Problem, wanted: Null | None = None) -> Choice:
@@ -162,7 +167,7 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
         elif isinstance(wanted, _OTHER_QUESTIONS):
             misleads = True
             because += f"; it holds fixed {wanted.holds_fixed}: no verdict rests on it"
-        return Choice(wanted, because, deciding, bent, believable=not misleads)
+        return Choice(wanted, because, deciding, bent, believable=not misleads, asked=True)
     size = affordable(reads(problem), problem.x.shape[1])
     if layer is not None and (bent or axes) and is_sparse(layer.weights):
         return Choice(
@@ -248,7 +253,7 @@ class Compared:
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
 
 
-_SHOWN = 19
+_SHOWN, _SHOWN_WHOLE = 19, 49
 FEWEST_AXES = 4
 """With fewer axes a kurtosis across them says nothing, and orders are not asked."""
 
@@ -268,6 +273,7 @@ def measure(
     seed: int,
     all_samples: Mapping[str, float] | None = None,
     twins: Sequence[Mapping[str, Tensor]] = (),
+    counted: "Counted | None" = None,
 ) -> Compared:
     """Every score of a site against its null.
 
@@ -283,16 +289,19 @@ def measure(
         seed: seeds the frames; the same seed gives the same turns at every site of one width.
         all_samples: the scores over all samples of the stream, where they were streamed.
         twins: what `untrained` gave for each twin of the model, where the null is made of them.
+        counted: how many samples are worth counting; they are counted where it is None.
     """
+    counted = counted or Counted.of(taken(problem, choice.null.samples).x, seed)
     if not asks_orders(problem, choice.null):
-        return _measure(problem, choice, scores, seed, all_samples or {}, twins)
+        return _measure(problem, choice, scores, seed, all_samples or {}, twins, counted)
     form = [score for score in scores if score.name in choice.deciding]
-    aside = dataclasses.replace(choice, deciding=frozenset(), null=_for_show(choice.null, problem))
-    raw = _measure(problem, aside, scores, seed, all_samples or {}, twins)
+    aside = dataclasses.replace(choice, deciding=frozenset(), null=_for_show(choice, problem))
+    raw = _measure(problem, aside, scores, seed, all_samples or {}, twins, counted)
     if not form:
         return raw
     null = dataclasses.replace(choice.null, geometry=Geometry.RIDGE)
-    evened = _measure(problem, dataclasses.replace(choice, null=null), form, seed, {}, twins)
+    even = dataclasses.replace(choice, null=null)
+    evened = _measure(problem, even, form, seed, {}, twins, counted)
     return Compared(
         record=evened.record,
         scores={name: evened.scores.get(name, score) for name, score in raw.scores.items()},
@@ -302,10 +311,31 @@ def measure(
     )
 
 
-def _for_show(null: Null, problem: Problem) -> Null:
-    """The raw rotation with as many frames as it takes to show it, where axes are many."""
+def _for_show(choice: Choice, problem: Problem) -> Null:
+    """The raw rotation with as many frames as it takes to show it, or as were asked for."""
+    null = choice.null
     some = null.directions is not None and null.directions < problem.x.shape[1]
-    return dataclasses.replace(null, frames=min(null.frames, _SHOWN)) if some else null
+    if choice.asked and not some:
+        return null
+    return dataclasses.replace(null, frames=min(null.frames, _SHOWN if some else _SHOWN_WHOLE))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """How many of the samples are worth counting.
+
+    Attributes:
+        distinct: how many differ from each other.
+        effective: as how many unrelated ones they count.
+    """
+
+    distinct: int
+    effective: float
+
+    @staticmethod
+    def of(x: Tensor, seed: int) -> "Counted":
+        """That of some rows, [samples, dim]."""
+        return Counted(distinct_rows(x), _effective(x, seed))
 
 
 def _measure(
@@ -315,17 +345,19 @@ def _measure(
     seed: int,
     all_samples: Mapping[str, float],
     twins: Sequence[Mapping[str, Tensor]],
+    counted: Counted,
 ) -> Compared:
     null = choice.null
     problem = taken(problem, null.samples)
-    distinct, effective = distinct_rows(problem.x), _effective(problem.x, seed)
-    geometry = _geometry(null, problem)
+    geometry = geometry_under(null, problem)
     dim = problem.x.shape[1]
     problem, kept = varying(problem, null)
+    if isinstance(null, Rotation) and geometry in CROSS_FITTED:
+        problem = problem.by_halves
     used, notes = _applicable(scores, problem.group, geometry, null)
     notes += (*_wiring(problem, null), *_few_examples(problem))
-    notes += _repeated(distinct, len(problem.x))
-    axes = _block(null, problem.x.shape[1], seed)
+    notes += _repeated(counted.distinct, len(problem.x))
+    axes = _block(null, problem, geometry, seed)
     compared = used if axes is None else [score for score in used if not score.across_axes]
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
     rows: dict[str, list[Tensor]] = {score.name: [] for score in compared}
@@ -392,8 +424,8 @@ def _measure(
         approximate=null.approximate or not choice.believable,
         directions=dim if axes is None else len(axes),
         examples=0 if problem.examples is None else int(problem.examples.unique().numel()),
-        distinct=distinct,
-        effective=effective,
+        distinct=counted.distinct,
+        effective=counted.effective,
     )
     deciding = [score for score in compared if results[score.name].decides]
     frames = [torch.stack(rows[score.name]) for score in deciding]
@@ -472,7 +504,7 @@ def varying(problem: Problem, null: Null) -> tuple[Problem, Tensor]:
     Where it is the activations that are turned, axes that never vary are left out.
     """
     kept = torch.arange(problem.x.shape[1])
-    if not isinstance(null, Rotation) or _geometry(null, problem) not in (
+    if not isinstance(null, Rotation) or geometry_under(null, problem) not in (
         Geometry.EUCLIDEAN,
         Geometry.RIDGE,
         Geometry.STANDARDISED,
@@ -645,15 +677,38 @@ def untrained(problem: Problem, choice: Choice, scores: Sequence[Score]) -> dict
     return {score.name: measured.of(score).cpu() for score in scores}
 
 
-def _block(null: Null, dim: int, seed: int) -> Tensor | None:
-    """The axes that are compared, drawn with the seed; None for all."""
+def _block(null: Null, problem: Problem, geometry: Geometry, seed: int) -> Tensor | None:
+    """The axes that are compared; None for all."""
+    dim = problem.x.shape[1]
     if null.directions is None or null.directions >= dim or isinstance(null, RandomWeights):
         return None
+    axes = drawn_axes(problem, geometry, null.directions, seed)
+    return None if len(axes) == dim else axes
+
+
+def drawn_axes(problem: Problem, geometry: Geometry, count: int, seed: int) -> Tensor:
+    """About as many axes, drawn with the seed, in order.
+
+    Where heads are turned, as many of every head, and the same ones of its copies.
+    """
+    dim, group = problem.x.shape[1], problem.group
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(dim, generator=generator)[: null.directions].sort().values
+    if geometry is Geometry.HEADS and isinstance(group, Blocks):
+        size, copies = group.inner.dim, group.copies
+        some = min(size, max(1, count // (group.count * copies)))
+        drawn = [torch.randperm(size, generator=generator)[:some] for _ in range(group.count)]
+        inside = torch.stack(drawn).sort(1).values
+        starts = torch.arange(0, dim, size).view(group.count, copies, 1)
+        return (starts + inside[:, None]).flatten()
+    return torch.randperm(dim, generator=generator)[:count].sort().values
 
 
-def _geometry(null: Null, problem: Problem) -> Geometry:
+CROSS_FITTED = (Geometry.STANDARDISED, Geometry.WHITENED, Geometry.HEADS, Geometry.PARTS)
+"""Geometries that are fitted on one half of the rows and used on the other."""
+
+
+def geometry_under(null: Null, problem: Problem) -> Geometry:
+    """In which geometry a null turns what it turns at a site."""
     if isinstance(null, Rotation):
         return null.geometry or geometry_of(problem.group)
     if isinstance(null, SparseWiring) and problem.layer is not None:
@@ -700,7 +755,10 @@ def _closed_form(
         elif score is SAMPLE_HOYER and geometry is Geometry.EUCLIDEAN:
             found = closed_forms.sample_hoyer_under_rotation(x, generator=generator)
         elif score is KURTOSIS and geometry is Geometry.EUCLIDEAN:
-            found = closed_forms.pooled_kurtosis_under_rotation(x)
+            # The unit cancels in which the rows are there.
+            lengths = problem.centred.rows.square().sum(1)
+            again = float(problem.centred.spectrum.square().sum())
+            found = closed_forms.pooled_kurtosis_of(lengths, again)
     except ValueError:
         # All rows are zero: there is nothing to turn.
         return None

@@ -15,7 +15,7 @@ from basis_probe.brief import described
 from basis_probe.errors import MisleadingNull
 from basis_probe.evidence.bounds import bound
 from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
-from basis_probe.evidence.measure import Choice, asks_orders, choose, measure, taken
+from basis_probe.evidence.measure import Choice, Counted, asks_orders, choose, measure, taken
 from basis_probe.evidence.orders import Orders, orders
 from basis_probe.model.around import Around
 from basis_probe.results.evidence import (
@@ -363,7 +363,7 @@ def _gathered(
         )
         notes, beside = found.notes, found.beside
         if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
-            beside = _beside(problem, scores, seed)
+            beside = _beside(problem, scores, seed, found.record)
         elif choice.behind_nonlinearity:
             said = _misleading(problem, choice.null, found.scores, seed)
             notes = (*notes, said)
@@ -463,12 +463,15 @@ def _too_narrow(problem: Problem, null: Null) -> str:
     )
 
 
-def _beside(problem: Problem, scores: Sequence[Score], seed: int) -> Mapping[str, ScoreResult]:
+def _beside(
+    problem: Problem, scores: Sequence[Score], seed: int, record: NullRecord
+) -> Mapping[str, ScoreResult]:
     bare = Problem(x=problem.x, group=problem.group, halves=problem.halves)
     wide = problem.x.shape[1] > _WIDE
     null = dataclasses.replace(BESIDE, frames=19, directions=64) if wide else BESIDE
     choice = Choice(null, "shown beside", frozenset(), True, believable=False)
-    return measure(bare, choice, scores, seed=seed).scores
+    counted = Counted(record.distinct, record.effective)
+    return measure(bare, choice, scores, seed=seed, counted=counted).scores
 
 
 def _misleading(problem: Problem, asked: Null, found: Mapping[str, ScoreResult], seed: int) -> str:

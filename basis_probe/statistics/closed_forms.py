@@ -159,22 +159,30 @@ def pooled_kurtosis_under_rotation(x: Float[Tensor, "samples dim"]) -> ClosedFor
     rows = _float64_matrix(x)
     rows = rows - rows.mean(0)
     samples, dim = rows.shape
-    squares = rows.square().sum(1)
-    trace = squares.sum() / samples
-    if samples == 0 or not trace > 0:
-        raise ValueError(
-            f"a kurtosis needs data that vary and hold no NaN, got {samples} samples of "
-            f"total variance {trace.item()}: leave this site out"
-        )
     # tr S^2 is a sum of squared inner products, of columns or of rows: whichever are fewer. Blocks
     # keep the products from filling memory at wide layers.
     vectors = rows if samples < dim else rows.T
-    trace_of_square = torch.zeros_like(trace)
+    found = rows.new_zeros(())
     for block in vectors.split(_COLUMNS_AT_ONCE):
-        trace_of_square += (block @ vectors.T).square().sum()
-    trace_of_square /= samples**2
-    mean = 3 * squares.square().mean() / (2 * trace_of_square + trace**2)
-    return ClosedForm(mean.item(), None, "3 E|x|^4 / (2 tr S^2 + (tr S)^2)", False)
+        found += (block @ vectors.T).square().sum()
+    return pooled_kurtosis_of(rows.square().sum(1), float(found / max(1, samples) ** 2))
+
+
+def pooled_kurtosis_of(squares: Float[Tensor, " samples"], trace_of_square: float) -> ClosedForm:
+    """The same from the squared lengths of the samples about their mean, and tr S^2.
+
+    Raises:
+        ValueError: the data do not vary.
+    """
+    samples = len(squares)
+    trace = float(squares.sum()) / samples if samples else math.nan
+    if not trace > 0:
+        raise ValueError(
+            f"a kurtosis needs data that vary and hold no NaN, got {samples} samples of "
+            f"total variance {trace}: leave this site out"
+        )
+    mean = 3 * float(squares.square().mean()) / (2 * trace_of_square + trace**2)
+    return ClosedForm(mean, None, "3 E|x|^4 / (2 tr S^2 + (tr S)^2)", False)
 
 
 def sample_hoyer_under_rotation(

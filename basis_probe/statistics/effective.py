@@ -90,7 +90,9 @@ def effective_samples(
         some = some[torch.randperm(samples, generator=generator)[:pairs].to(rows.device)]
     rows = rows[some].to(torch.float64)
     unit = rows / rows.norm(dim=1, keepdim=True)
-    fourth = float((unit @ unit.T).square().square().sum())
+    if x.dtype is not torch.float64:
+        unit = unit.float()
     count = len(unit)
-    apart = (fourth - count) / (count * (count - 1)) if count > 1 else 0.0
+    fourth = (unit @ unit.T).square_().square_().fill_diagonal_(0.0).sum(dtype=torch.float64)
+    apart = float(fourth) / (count * (count - 1)) if count > 1 else 0.0
     return 1 / (1 / samples + (1 - 1 / samples) * max(apart, 0.0))

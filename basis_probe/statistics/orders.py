@@ -34,7 +34,8 @@ SMALL = 0.1
 
 _OFFSET_DRAWS = 9999
 _SCALE_DRAWS, _WIDE_SCALE_DRAWS, _WIDE = 1999, 999, 512
-_LEADING = 32
+_LEADING, _WIDE_LEADING = 32, 8
+"""So many principal directions are drawn exactly; of many axes fewer shape the law of their sum."""
 _BULK = 0.02
 _LEAST = 0.01
 """A principal direction with less than this part of the sum of squared variances is no leading one:
@@ -89,7 +90,7 @@ class Centred:
             rows = torch.ldexp(rows, -torch.frexp(largest).exponent)
         if line:
             rows = rows - rows.mean(1, keepdim=True)
-        self.line = line
+        self.line, self.dtype = line, x.dtype if x.dtype is torch.float64 else torch.float32
         self.mean = rows.mean(0)
         self.rows = rows - self.mean
         self.samples, self.dim = rows.shape
@@ -162,9 +163,11 @@ class Centred:
         if not ridge > 0:
             return self.rows
         scale = (values + ridge).rsqrt()
-        if self.dim <= self.samples:
-            return (self.rows @ (vectors * scale)) @ vectors.T
-        return (vectors * scale) @ (vectors.T @ self.rows)
+        # Nothing is scaled by more than the ridge lets it be, so that products in single precision
+        # are as exact as the rows they are made of.
+        turn, rows = (vectors * scale).to(self.dtype), self.rows.to(self.dtype)
+        back = vectors.to(self.dtype).T
+        return (rows @ turn) @ back if self.dim <= self.samples else turn @ (back @ rows)
 
 
 def offset(
@@ -301,12 +304,10 @@ def repeated_inequality(rows: Centred, groups: Int[Tensor, " samples"]) -> tuple
         flat = torch.stack([(part.T @ part / rows.samples).flatten() for part in own])
         products = flat @ flat.T
     else:
-        kernel = (x @ x.T).square_()
-        half = torch.zeros(count, rows.samples, dtype=torch.float64, device=x.device)
-        half.index_add_(0, groups, kernel)
-        products = torch.zeros(count, count, dtype=torch.float64, device=x.device)
-        products.index_add_(1, groups, half)
-        products /= rows.samples**2
+        belongs = (torch.arange(count, device=x.device)[:, None] == groups).to(rows.dtype)
+        given = x.to(rows.dtype)
+        half = belongs @ (given @ given.T).square_()
+        products = half.double() @ belongs.double().T / rows.samples**2
     weights = torch.outer(totals, totals)
     excess = rows.dim * shares @ shares.T - rows.free / (rows.free + 2) * (weights + 2 * products)
     apart = ~torch.eye(count, dtype=torch.bool, device=x.device)
@@ -394,7 +395,8 @@ def turned_variances(
     free = dim - 1 if line else dim
     missing = int((p2 - spectrum.square().cumsum(0) > _BULK * p2).sum()) + 1
     large = max(int((spectrum.square() > _LEAST * p2).sum()), 1)
-    count = min(missing, large, _LEADING, len(spectrum), free)
+    most = _LEADING if dim <= _WIDE else _WIDE_LEADING
+    count = min(missing, large, most, len(spectrum), free)
     leading = spectrum[:count].cpu()
     left1 = max(p1 - float(leading.sum()), 0.0)
     left2 = max(p2 - float(leading.square().sum()), 0.0)
@@ -414,7 +416,7 @@ def turned_variances(
         left = ((dim - 1) / dim if line else 1.0) - weights.sum(2).double()
         if bulk > 0:
             left = left.clamp_min(0)
-            noise = torch.randn(several, dim, generator=generator, dtype=torch.float64)
+            noise = torch.randn(several, dim, generator=generator)
             noise = noise * math.sqrt(spread) * left
             turned = turned + left * (left1 / bulk) + noise - noise.mean(1, keepdim=True)
         found.append(turned)
@@ -433,7 +435,9 @@ def _orthonormal(drawn: Tensor) -> Tensor:
     if drawn.shape[2] > 8 and drawn.shape[1] < _PLAIN:
         drawn = drawn.double()
     lower = torch.linalg.cholesky(drawn.mT @ drawn)
-    return torch.linalg.solve_triangular(lower, drawn.mT, upper=False).mT
+    unit = torch.eye(drawn.shape[2]).to(drawn).expand_as(lower)
+    # The inverse of so small a matrix is well known, and a product takes a third of solving.
+    return drawn @ torch.linalg.solve_triangular(lower, unit, upper=False).mT
 
 
 def outlier_axes(
@@ -534,8 +538,9 @@ def _per_sample(x: Tensor) -> float:
 
 
 def _evened(x: Tensor) -> Tensor:
-    std = x.std(0, correction=0)
-    return (x - x.mean(0)) / torch.where(std > 0, std, torch.ones_like(std))
+    centred = x - x.mean(0)
+    std = centred.square().mean(0).sqrt()
+    return centred.div_(torch.where(std > 0, std, torch.ones_like(std)))
 
 
 def _turned(x: Tensor, generator: torch.Generator, *, line: bool) -> Tensor:

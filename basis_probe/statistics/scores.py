@@ -31,6 +31,7 @@ from basis_probe.statistics.moments import (
 )
 from basis_probe.statistics.nulls import Frame
 from basis_probe.statistics.p_values import Tail
+from basis_probe.statistics.parts import Part, is_empty
 from basis_probe.statistics.resampling import LeftOut
 from basis_probe.statistics.single_precision import Columns
 
@@ -96,7 +97,7 @@ class Rows:
         x: Float[Tensor, "samples dim"],
         *,
         unit_axes: bool = False,
-        chosen: Tensor | None = None,
+        chosen: Part | None = None,
         bent: bool = False,
     ) -> None:
         self.x, self.unit_axes, self.chosen, self._bent = x, unit_axes, chosen, bent
@@ -199,7 +200,7 @@ def _split(x: Tensor, frame: Frame, unit_axes: bool, *, bent: bool = False) -> l
     return [
         Rows(x[rows], unit_axes=unit_axes, chosen=rows, bent=bent)
         for rows in frame.parts
-        if bool(rows.any())
+        if not is_empty(rows)
     ]
 
 

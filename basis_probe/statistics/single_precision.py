@@ -19,7 +19,7 @@ from torch import Tensor
 
 from basis_probe.statistics.moments import EvenMoments, even_moments, row_shares
 
-_BLOCK = 2**16
+_BLOCK = 2**17
 """So many values at a time stay in a processor's cache through all that is done to them."""
 _BLOCK_ACCELERATOR = 2**24
 
@@ -30,7 +30,8 @@ _STEADY = 1e-10
 """A column whose variance is less than this part of its squared mean is left to float64."""
 _NEAR = 16.0
 """A column whose squared mean is more than so many variances loses digits to it."""
-_HALF = math.sqrt(0.5)
+_UNIT = math.sqrt(0.5 * math.log2(math.e))
+"""Values of this deviation have the bump 2^(-w^2), which is made in less than half of the time."""
 
 
 def blocks(x: Tensor) -> Iterator[Tensor]:
@@ -132,23 +133,33 @@ class Columns:
     @functools.cached_property
     def _passed(self) -> tuple[EvenMoments, Tensor, Tensor]:
         fourth, odd, even = (self._zeros() for _ in range(3))
-        nothing = torch.zeros((), dtype=self.x.dtype, device=self.x.device)
-        # Of variance 1/2, so that the bump is exp(-w^2).
-        for w in self.standardised(_HALF):
-            square = torch.addcmul(nothing, w, w, value=-1)
+        for w in self.standardised(_UNIT):
+            square = w * w
             fourth += torch.linalg.vecdot(square, square, dim=0)
             if self._bumps:
-                bump = square.exp_()
+                bump = square.neg_().exp2_()
                 even += bump.sum(0)
-                odd += torch.linalg.vecdot(bump, w, dim=0)
+                odd += w.mul_(bump).sum(0)
         count = len(self.x)
-        fourth = self.variance.square() * (4 * fourth / count)
+        fourth = self.variance.square() * (fourth / (count * _UNIT**4))
         if self._any:
             fourth[self._odd] = self._exact.fourth
-        return EvenMoments(self.mean, self.variance, fourth), odd / (count * _HALF), even / count
+        return EvenMoments(self.mean, self.variance, fourth), odd / (count * _UNIT), even / count
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.x.shape[1], dtype=torch.float64, device=self.x.device)
+
+
+def deviations(x: Float[Tensor, "samples dim"]) -> Float[Tensor, " dim"]:
+    """The standard deviation of every column, in float64; sums of float32 as above.
+
+    Example:
+        >>> deviations(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
+        tensor([1., 0.], dtype=torch.float64)
+    """
+    if x.dtype is torch.float32 and len(x):
+        return Columns(x).variance.sqrt()
+    return even_moments(x).variance.sqrt()
 
 
 def shares(

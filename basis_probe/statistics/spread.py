@@ -13,7 +13,8 @@ from basis_probe.statistics.resampling import MIN_GROUPS, LeftOut, jackknife_err
 from basis_probe.statistics.scores import Reads, Score
 
 _GROUPS = 20
-_SPREAD_FRAMES = 24
+_FRAMES, _DIRECTIONS = 24, 2048
+"""So many alternatives, of so many directions together, tell how their mean would move."""
 _AXES = 512
 
 
@@ -38,9 +39,11 @@ class Spread:
 
     def see(self, frame: Frame) -> None:
         """Takes one more frame into account, the observed one first."""
-        if self.groups is None or self.frames > _SPREAD_FRAMES:
+        width = frame.post.shape[1] // frame.count
+        enough = 1 + min(_FRAMES, max(2, _DIRECTIONS // max(1, width)))
+        if self.groups is None or self.frames >= enough:
             return
-        some = frame.first(_SPREAD_FRAMES + 1 - self.frames)
+        some = frame.first(enough - self.frames)
         self.frames += some.count
         for name, values in self._means(some).items():
             self.values[name].extend(values)

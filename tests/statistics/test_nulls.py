@@ -187,9 +187,10 @@ def test_turned_frames_keep_the_lengths_of_their_geometry(geometry: Geometry) ->
 @pytest.mark.parametrize("copies", [1, 3])
 def test_heads_that_are_turned_together_are_those_turned_one_by_one(copies: int) -> None:
     x = _gaussian(SAMPLES, 4 * 5 * copies, seed=4)
+    problem = _problem(x, Blocks(GeneralLinear(5), 4, copies))
     axes = torch.arange(x.shape[1])
     made = [
-        _WhitenedHeads(x, _halves(SAMPLES), (5, 4, copies), order).frame(seeded()).post
+        _WhitenedHeads(problem, (5, 4, copies), order).frame(seeded()).post
         for order in (axes, axes.flip(0))
     ]
     torch.testing.assert_close(made[0], made[1].flip(1))

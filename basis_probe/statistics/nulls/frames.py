@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -27,6 +27,7 @@ from basis_probe.algebra.groups import (
 )
 from basis_probe.arguments import whole
 from basis_probe.statistics.orders import Centred
+from basis_probe.statistics.parts import Part
 
 _AT_ONCE = 2**22
 """So many values are brought to double precision at a time."""
@@ -203,6 +204,18 @@ class Problem:
         return Centred(self.x, line=geometry_of(self.group) is Geometry.LINE)
 
     @functools.cached_property
+    def by_halves(self) -> "Problem":
+        """The activations with the rows of each half together, so that a half is no copy."""
+        order = self.halves.argsort(stable=True)
+        examples = None if self.examples is None else self.examples[order]
+        return Problem(self.x[order], self.group, self.halves[order], examples=examples)
+
+    @functools.cached_property
+    def made(self) -> dict[object, Any]:
+        """What was made of the activations for one null, kept for the next."""
+        return {}
+
+    @functools.cached_property
     def before(self) -> Float[Tensor, "samples dim"] | None:
         """What is before the nonlinearity, from the layer where that is known; None without."""
         if self.layer is not None and self.layer.pre is not None:
@@ -230,7 +243,7 @@ class Frame:
 
     post: Float[Tensor, "samples dim"]
     pre: Float[Tensor, "samples dim"] | None = None
-    parts: tuple[Tensor, Tensor] | None = None
+    parts: tuple[Part, Part] | None = None
     count: int = 1
 
     def one(self, index: int) -> "Frame":
@@ -270,18 +283,22 @@ class Alternatives(abc.ABC):
     def frame(self, generator: torch.Generator | None) -> Frame:
         """The observed frame for None, else a frame drawn with the generator."""
 
+    def several(self, generator: torch.Generator, count: int) -> Sequence[Frame]:
+        """As many frames, drawn one after the other; in one where they have the same halves."""
+        frames = [self.frame(generator) for _ in range(count)]
+        if all(frame.parts is frames[0].parts for frame in frames):
+            return [Frame.side_by_side(frames)]
+        return frames
+
     def drawn_together(self, generator: torch.Generator, count: int) -> Iterator[Frame]:
         """As many frames as are asked for, drawn one after the other, some of them side by side."""
-        while count:
-            frames = [self.frame(generator)]
-            together = min(count, max(1, _TOGETHER // max(1, frames[0].post.numel())))
-            frames += [self.frame(generator) for _ in range(together - 1)]
-            count -= together
-            if all(frame.parts is frames[0].parts for frame in frames):
-                yield Frame.side_by_side(frames)
-            else:
-                # Halves that are drawn with every frame are those of one frame.
-                yield from frames
+        if not count:
+            return
+        first = self.frame(generator)
+        yield first
+        together = max(1, _TOGETHER // max(1, first.post.numel()))
+        for start in range(1, count, together):
+            yield from self.several(generator, min(together, count - start))
 
 
 @dataclasses.dataclass(frozen=True)

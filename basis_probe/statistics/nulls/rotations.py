@@ -9,6 +9,7 @@ from torch import Tensor
 
 from basis_probe.algebra.groups import Blocks, DirectSum, Group, Planes
 from basis_probe.algebra.haar import Turned, turned_axes
+from basis_probe.algebra.remembered import remembered
 from basis_probe.statistics.nulls.frames import (
     Alternatives,
     Frame,
@@ -19,6 +20,8 @@ from basis_probe.statistics.nulls.frames import (
     geometry_of,
     parts_of,
 )
+from basis_probe.statistics.parts import Part, halves_of
+from basis_probe.statistics.single_precision import deviations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Rotation(Null):
         x, dim = problem.x, problem.x.shape[1]
         read = torch.arange(dim) if axes is None else axes
         if geometry in (Geometry.WHITENED, Geometry.HEADS):
-            return _WhitenedHeads(x, problem.halves, _heads(problem.group, geometry, dim), read)
+            return _WhitenedHeads(problem, _heads(problem.group, geometry, dim), read)
         if geometry is Geometry.PARTS:
             return _InParts(problem, read, self)
         if geometry is Geometry.PLANES:
@@ -66,11 +69,15 @@ class Rotation(Null):
         if geometry is Geometry.RIDGE:
             return Frame(problem.centred.whitened.to(x.dtype))
         if geometry is Geometry.STANDARDISED:
-            halves = (problem.halves == 0, problem.halves == 1)
-            return Frame(_standardised(x, [halves, (halves[1], halves[0])]), parts=halves)
+            made = problem.made.get(geometry)
+            if made is None:
+                halves = halves_of(problem.halves)
+                scaled = _standardised(x, [halves, (halves[1], halves[0])])
+                made = problem.made[geometry] = Frame(scaled, parts=halves)
+            return made
         if geometry in (Geometry.WHITENED, Geometry.HEADS):
             heads = _heads(problem.group, geometry, dim)
-            return _WhitenedHeads(x, problem.halves, heads, torch.arange(dim)).frame(None)
+            return _WhitenedHeads(problem, heads, torch.arange(dim)).frame(None)
         if geometry is Geometry.PARTS:
             return _InParts(problem, torch.arange(dim), self).frame(None)
         return Frame(x)
@@ -90,7 +97,7 @@ class TurnedAxes(Rotation):
         if geometry is Geometry.HEADS:
             read = torch.arange(dim) if axes is None else axes
             heads = _heads(problem.group, geometry, dim)
-            return _WhitenedHeads(x, problem.halves, heads, read, whiten=False)
+            return _WhitenedHeads(problem, heads, read, whiten=False)
         if geometry in (Geometry.WHITENED, Geometry.EUCLIDEAN, Geometry.STANDARDISED):
             read = torch.arange(problem.x.shape[1]) if axes is None else axes
             units = _deviations(problem.x) if geometry is Geometry.STANDARDISED else None
@@ -145,10 +152,12 @@ class _TurnedAxes(Alternatives):
         self.centred = x - mean.to(x.dtype)
         # What rounding leaves of the mean is turned with the rows; only the offset is added again.
         self.mean = mean.to(x.dtype).double()
+        self.offset = bool(self.mean.any())
         unit = torch.zeros(len(axes), dim, dtype=torch.float64)
         unit[torch.arange(len(axes)), axes.cpu()] = 1.0
         fixed = torch.ones(1, dim, dtype=torch.float64) if line else None
         self.turning = Turned(unit, fixed)
+        self._kind = ("turned axes", dim, line, x.dtype, tuple(axes.tolist()))
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         parts = self.observed.parts
@@ -156,30 +165,43 @@ class _TurnedAxes(Alternatives):
             axes = self.axes.to(self.centred.device)
             x = self.observed.post.index_select(1, axes)
             return Frame(x if self.units is None else (x / self.units[axes]).to(x), parts=parts)
-        directions = self.turning.draw(generator).to(self.mean)
+        return Frame(self._read(self._directions(generator)), parts=parts)
+
+    def several(self, generator: torch.Generator, count: int) -> Sequence[Frame]:
+        directions = torch.cat([self._directions(generator) for _ in range(count)])
+        return [Frame(self._read(directions), parts=self.observed.parts, count=count)]
+
+    def _directions(self, generator: torch.Generator) -> Tensor:
+        """Turned axes: those of every site of this width, where the same axes are read."""
+
+        def make() -> tuple[Tensor]:
+            return (self.turning.draw(generator).to(self.centred.dtype),)
+
+        return remembered(generator, self._kind, make)[0]
+
+    def _read(self, directions: Tensor) -> Tensor:
+        directions = directions.to(self.centred)
         if self.units is not None:
-            directions = directions / self.units.to(self.mean)
-        offset = (directions @ self.mean).to(self.centred)
-        turned = torch.addmm(offset, self.centred, directions.T.to(self.centred))
-        return Frame(turned, parts=parts)
+            directions = (directions / self.units.to(self.mean)).to(self.centred)
+        if not self.offset:
+            return self.centred @ directions.T
+        offset = (directions.to(self.mean) @ self.mean).to(self.centred)
+        return torch.addmm(offset, self.centred, directions.T)
 
 
 def _deviations(x: Tensor) -> Tensor:
     """The standard deviation of every axis, in float64; one for those that hardly vary."""
-    found: list[Tensor] = []
-    for block in column_blocks(*x.shape):
-        some = x[:, block].double()
-        std = some.std(0, correction=0)
-        # Of its own size: how large other axes are does not matter.
-        found.append(torch.where(std > some.abs().amax(0) * 1e-12, std, torch.ones_like(std)))
-    return torch.cat(found)
+    std = deviations(x)
+    # Of its own size: how large other axes are does not matter.
+    return torch.where(std > x.abs().amax(0).double() * 1e-12, std, torch.ones_like(std))
 
 
-def _standardised(x: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def _standardised(x: Tensor, pairs: Sequence[tuple[Part, Part]]) -> Tensor:
     """Every axis of some rows in units of its standard deviation on others, pair by pair."""
     scaled = torch.empty_like(x)
     for own, other in pairs:
-        scaled[own] = (x[own] / _deviations(x[other])).to(x.dtype)
+        units = _deviations(x[other]).to(x.dtype)
+        scaled[own] = x[own] / units.clamp_min(torch.finfo(x.dtype).tiny)
     return scaled
 
 
@@ -202,17 +224,33 @@ class _WhitenedHeads(Alternatives):
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        halves: Tensor,
-        heads: tuple[int, int, int],
-        axes: Tensor,
-        *,
-        whiten: bool = True,
+        self, problem: Problem, heads: tuple[int, int, int], axes: Tensor, *, whiten: bool = True
     ) -> None:
         self.size, self.count, self.copies = heads
-        parts = (halves == 0, halves == 1)
+        key = (_WhitenedHeads, heads, whiten)
+        if key not in problem.made:
+            problem.made[key] = self._whitened(problem, whiten=whiten)
+        white, self.white, parts = problem.made[key]
         self.parts = parts if whiten else None
+        self.observed = white.index_select(1, axes.to(white.device))
+        # Copies of a head are turned alike, and so are read together: the same directions of each.
+        place = axes.cpu()
+        self.head = place // (self.size * self.copies)
+        self.copy = place // self.size % self.copies
+        self.inside = place % self.size
+        self.some = self._some(len(place))
+        eye = torch.eye(self.size, dtype=torch.float64)
+        self.turning: list[tuple[int, Tensor, Tensor, Turned]] = []
+        for head in () if self.some else self.head.unique().tolist():
+            here = torch.nonzero(self.head == head).flatten()
+            wanted, back = self.inside[here].unique(return_inverse=True)
+            self.turning.append((head, here, back, Turned(eye[wanted], None)))
+
+    def _whitened(
+        self, problem: Problem, *, whiten: bool
+    ) -> tuple[Tensor, Tensor, tuple[Part, Part]]:
+        """The rows with their heads whitened, one matrix of them for every head, and the halves."""
+        x, parts = problem.x, halves_of(problem.halves)
         white = torch.empty_like(x) if whiten else x
         blocks, whitened = self._by_head(x), self._by_head(white)
         for own, other in (parts, parts[::-1]) if whiten else ():
@@ -221,40 +259,51 @@ class _WhitenedHeads(Alternatives):
                 centred = (fitted - fitted.mean(0)).reshape(-1, self.size)
                 inverse = roots(centred.T @ centred / max(1, len(centred)))[1]
                 whitened[own, head] = (blocks[own, head].double() @ inverse).to(x.dtype)
-        # One matrix of rows for each head: a product of views costs several times as much.
-        self.white = rearrange(
-            whitened, "sample head copy dim -> head (sample copy) dim"
-        ).contiguous()
-        self.whole = torch.equal(axes.cpu(), torch.arange(x.shape[1]))
-        self.observed = white.index_select(1, axes.to(x.device))
-        # Copies of a head are turned alike, and so are read together: the same directions of each.
-        place = axes.cpu()
-        self.head = place // (self.size * self.copies)
-        self.copy = place // self.size % self.copies
-        self.inside = place % self.size
-        eye = torch.eye(self.size, dtype=torch.float64)
-        self.turning: list[tuple[int, Tensor, Tensor, Turned]] = []
-        for head in self.head.unique().tolist():
-            here = torch.nonzero(self.head == head).flatten()
-            wanted, back = self.inside[here].unique(return_inverse=True)
-            self.turning.append((head, here, back, Turned(eye[wanted], None)))
+        # A product of views costs several times as much.
+        order = "sample head copy dim -> head (sample copy) dim"
+        return white, rearrange(whitened, order).contiguous(), parts
+
+    def _some(self, axes: int) -> int:
+        """Of how many features every copy of every head is read, if it is as many of each; else 0.
+
+        Features stand in order, the same for all copies of a head.
+        """
+        some = axes // (self.count * self.copies)
+        if some * self.count * self.copies != axes:
+            return 0
+        order = torch.arange(axes)
+        own = self.inside.view(self.count, self.copies, some)
+        alike = (own == own[:, :1]).all() and (own.diff() > 0).all()
+        placed = torch.equal(self.head, order // (some * self.copies))
+        placed &= torch.equal(self.copy, order // some % self.copies)
+        return some if placed and bool(alike) else 0
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         if generator is None:
             return Frame(self.observed, parts=self.parts)
-        if self.whole:
-            turns = turned_axes(self.count, self.size, generator).to(self.observed)
-            turned = torch.bmm(self.white, turns.mT)
-            post = rearrange(
-                turned, "head (sample copy) dim -> sample (head copy dim)", copy=self.copies
-            )
-            return Frame(post, parts=self.parts)
+        if self.some:
+            return self.several(generator, 1)[0]
         post = torch.empty_like(self.observed)
         for head, here, back, turning in self.turning:
             directions = turning.draw(generator).to(self.observed)
             turned = (self.white[head] @ directions.T).view(len(post), self.copies, -1)
             post[:, here] = turned[:, self.copy[here], back]
         return Frame(post, parts=self.parts)
+
+    def several(self, generator: torch.Generator, count: int) -> Sequence[Frame]:
+        if not self.some:
+            return super().several(generator, count)
+        turns = [
+            turned_axes(self.count, self.size, generator, some=self.some) for _ in range(count)
+        ]
+        turned = torch.bmm(self.white, torch.cat(turns, 1).to(self.observed).mT)
+        post = rearrange(
+            turned,
+            "head (sample copy) (frame dim) -> sample (frame head copy dim)",
+            copy=self.copies,
+            frame=count,
+        )
+        return [Frame(post, parts=self.parts, count=count)]
 
     def _by_head(self, x: Tensor) -> Tensor:
         """A view of the rows with heads, their copies and their features apart."""
@@ -276,7 +325,7 @@ class _InParts(Alternatives):
         group = problem.group
         if not isinstance(group, Blocks | DirectSum):
             raise ValueError("turning inside parts needs a group of parts")
-        self.halves = (problem.halves == 0, problem.halves == 1)
+        self.halves = halves_of(problem.halves)
         self.x, self.width = problem.x, len(axes)
         self.parts: list[tuple[Tensor, Alternatives, int]] = []
         for own, part, number in parts_of(group):
