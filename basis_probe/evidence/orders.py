@@ -218,7 +218,7 @@ def _without(
         geometry=Geometry.RIDGE,
     )
     problem = Problem(
-        x=rest.rows,
+        x=rest.rows.to(rest.dtype),
         group=LineStabiliser(rest.dim) if rest.line else Orthogonal(rest.dim),
         halves=torch.zeros(len(rest.rows), dtype=torch.int64),
         examples=examples,

@@ -34,8 +34,9 @@ SMALL = 0.1
 
 _OFFSET_DRAWS = 9999
 _SCALE_DRAWS, _WIDE_SCALE_DRAWS, _WIDE = 1999, 999, 512
-_LEADING, _WIDE_LEADING = 32, 8
-"""So many principal directions are drawn exactly; of many axes fewer shape the law of their sum."""
+_LEADING = ((64, 32), (256, 16), (math.inf, 8))
+"""Up to so many axes so many principal directions are drawn exactly: of more axes fewer shape the
+law of their sum. With all 32 its tails are the same for spectra of seven kinds."""
 _BULK = 0.02
 _LEAST = 0.01
 """A principal direction with less than this part of the sum of squared variances is no leading one:
@@ -395,7 +396,7 @@ def turned_variances(
     free = dim - 1 if line else dim
     missing = int((p2 - spectrum.square().cumsum(0) > _BULK * p2).sum()) + 1
     large = max(int((spectrum.square() > _LEAST * p2).sum()), 1)
-    most = _LEADING if dim <= _WIDE else _WIDE_LEADING
+    most = next(most for width, most in _LEADING if dim <= width)
     count = min(missing, large, most, len(spectrum), free)
     leading = spectrum[:count].cpu()
     left1 = max(p1 - float(leading.sum()), 0.0)
@@ -423,17 +424,11 @@ def turned_variances(
     return torch.cat(found)
 
 
-_PLAIN = 256
-"""From so many rows on, single precision makes columns orthonormal to seven digits."""
-
-
 def _orthonormal(drawn: Tensor) -> Tensor:
     """An orthonormal basis of the columns, uniform where they are Gaussian; up to signs."""
-    if drawn.shape[2] > drawn.shape[1] // 4:
+    if drawn.shape[2] > drawn.shape[1] // 2:
         return torch.linalg.qr(drawn.double())[0]
-    # A few columns of many Gaussian numbers are nearly orthogonal as they are.
-    if drawn.shape[2] > 8 and drawn.shape[1] < _PLAIN:
-        drawn = drawn.double()
+    # Fewer columns of Gaussian numbers than half of these are far from dependent.
     lower = torch.linalg.cholesky(drawn.mT @ drawn)
     unit = torch.eye(drawn.shape[2]).to(drawn).expand_as(lower)
     # The inverse of so small a matrix is well known, and a product takes a third of solving.

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from basis_probe.statistics.moments import EvenMoments, even_moments, row_shares
@@ -34,10 +34,15 @@ _UNIT = math.sqrt(0.5 * math.log2(math.e))
 """Values of this deviation have the bump 2^(-w^2), which is made in less than half of the time."""
 
 
+def rows_at_once(x: Tensor) -> int:
+    """So many rows that what is made of them stays in a cache."""
+    values = _BLOCK if x.device.type == "cpu" else _BLOCK_ACCELERATOR
+    return max(1, values // max(1, x.shape[1]))
+
+
 def blocks(x: Tensor) -> Iterator[Tensor]:
     """Consecutive rows, few enough at a time that what is made of them stays in a cache."""
-    values = _BLOCK if x.device.type == "cpu" else _BLOCK_ACCELERATOR
-    return iter(x.split(max(1, values // max(1, x.shape[1]))))
+    return iter(x.split(rows_at_once(x)))
 
 
 class Columns:
@@ -93,29 +98,35 @@ class Columns:
         self.mean = self._left + near
         self.variance = (second / len(self.x)).sub_(self._left.square()).clamp_min_(0.0)
 
-    def standardised(self, size: float = 1.0) -> Iterator[Float32[Tensor, "block dim"]]:
-        """The rows at mean 0 and variance size^2, a block at a time; what never varies is 0.
+    def scaled(self, size: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """What brings rows to mean 0 and variance size^2, in single precision.
 
-        Values are those of every call once they are used: they may be changed.
+        What never varies is 0. Values are those of every call: they may be changed.
         """
         scale = self.variance.rsqrt().nan_to_num_(0.0, 0.0, 0.0).mul_(size)
         factor = scale.float()
         if not self._any and not bool((self.mean.square() > _NEAR * self.variance).any()):
             shift = -(self.mean * scale).float()
-            for block in blocks(self.x):
-                yield torch.addcmul(shift, block, factor)
-            return
+            return lambda rows: torch.addcmul(shift, rows, factor)
         # An offset goes first, in full: it is the sum of two numbers of single precision.
         near = self.mean.float()
         rest = ((self.mean - near.double()) * scale).float()
         odd = self._odd
-        for block in blocks(self.x):
-            value = (block - near).mul_(factor).sub_(rest)
+
+        def scaled(rows: Tensor) -> Tensor:
+            value = (rows - near).mul_(factor).sub_(rest)
             if self._any:
                 # In single precision these have no digits to lose.
-                exact = (block[:, odd].double() - self.mean[odd]) * scale[odd]
+                exact = (rows[:, odd].double() - self.mean[odd]) * scale[odd]
                 value[:, odd] = exact.float()
-            yield value
+            return value
+
+        return scaled
+
+    @property
+    def varies(self) -> Bool[Tensor, " dim"]:
+        """False for a column that does not vary beyond rounding."""
+        return EvenMoments(self.mean, self.variance, self.variance).varies
 
     @property
     def even(self) -> EvenMoments:
@@ -133,7 +144,9 @@ class Columns:
     @functools.cached_property
     def _passed(self) -> tuple[EvenMoments, Tensor, Tensor]:
         fourth, odd, even = (self._zeros() for _ in range(3))
-        for w in self.standardised(_UNIT):
+        scaled = self.scaled(_UNIT)
+        for block in blocks(self.x):
+            w = scaled(block)
             square = w * w
             fourth += torch.linalg.vecdot(square, square, dim=0)
             if self._bumps:

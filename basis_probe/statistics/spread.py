@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from basis_probe.statistics.nulls import Frame, Problem
-from basis_probe.statistics.resampling import MIN_GROUPS, LeftOut, jackknife_error
+from basis_probe.statistics.parts import Part
+from basis_probe.statistics.resampling import MIN_GROUPS, Grouping, LeftOut, jackknife_error
 from basis_probe.statistics.scores import Reads, Score
 
 _GROUPS = 20
-_FRAMES, _DIRECTIONS = 24, 2048
+_FRAMES, _DIRECTIONS = 24, 1024
 """So many alternatives, of so many directions together, tell how their mean would move."""
 _AXES = 512
 
@@ -29,6 +30,7 @@ class Spread:
         self.scores = [score for score in scores if score.left_out is not None]
         self.frames = 0
         self.groups: Tensor | None = None
+        self._grouped: tuple[tuple[Part, Part] | None, Grouping] | None = None
         self.values: dict[str, list[Tensor]] = {score.name: [] for score in self.scores}
         self.everywhere: dict[str, Tensor] = {}
         if problem.examples is None or not self.scores:
@@ -40,7 +42,7 @@ class Spread:
     def see(self, frame: Frame) -> None:
         """Takes one more frame into account, the observed one first."""
         width = frame.post.shape[1] // frame.count
-        enough = 1 + min(_FRAMES, max(2, _DIRECTIONS // max(1, width)))
+        enough = 1 + min(_FRAMES, max(3, _DIRECTIONS // max(1, width)))
         if self.groups is None or self.frames >= enough:
             return
         some = frame.first(enough - self.frames)
@@ -69,12 +71,19 @@ class Spread:
             if score.reads not in found:
                 pre = score.reads is Reads.PREACTIVATIONS and frame.pre is not None
                 x = frame.pre if pre and frame.pre is not None else frame.post
-                found[score.reads] = LeftOut(x[:, ::step], self.groups, frame.parts)
+                found[score.reads] = LeftOut(x[:, ::step], self._grouping(frame))
             if score.left_out is not None:
                 values = score.left_out(found[score.reads])
                 each = values.unflatten(1, (frame.count, -1)).nanmean(2)
                 means[score.name] = each.T.cpu()
         return means
+
+    def _grouping(self, frame: Frame) -> Grouping:
+        """The groups in the halves of a frame, which are those of all frames or its own."""
+        assert self.groups is not None
+        if self._grouped is None or self._grouped[0] is not frame.parts:
+            self._grouped = frame.parts, Grouping(self.groups, frame.parts)
+        return self._grouped[1]
 
     def error(self, score: Score, *, slope: float = 1.0) -> float:
         """The standard error of the score's distance from the null's mean; NaN if not known.

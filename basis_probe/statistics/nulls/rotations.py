@@ -93,7 +93,7 @@ class TurnedAxes(Rotation):
 
     def alternatives(self, problem: Problem, axes: Tensor | None = None) -> Alternatives:
         geometry = self.geometry or geometry_of(problem.group)
-        x, dim = problem.x, problem.x.shape[1]
+        dim = problem.x.shape[1]
         if geometry is Geometry.HEADS:
             read = torch.arange(dim) if axes is None else axes
             heads = _heads(problem.group, geometry, dim)
