@@ -80,9 +80,12 @@ class Centred:
     Args:
         x: activations, [samples, dim].
         line: True to take out the all-ones direction first, as where the group leaves it fixed.
+        dtype: in which rows are whitened; None for float32, or float64 where they are that.
     """
 
-    def __init__(self, x: Float[Tensor, "samples dim"], *, line: bool) -> None:
+    def __init__(
+        self, x: Float[Tensor, "samples dim"], *, line: bool, dtype: torch.dtype | None = None
+    ) -> None:
         rows = x.double()
         largest = rows.abs().max()
         if bool(largest > 0):
@@ -91,7 +94,8 @@ class Centred:
             rows = torch.ldexp(rows, -torch.frexp(largest).exponent)
         if line:
             rows = rows - rows.mean(1, keepdim=True)
-        self.line, self.dtype = line, x.dtype if x.dtype is torch.float64 else torch.float32
+        own = torch.float64 if x.dtype is torch.float64 else torch.float32
+        self.line, self.dtype = line, dtype or own
         self.mean = rows.mean(0)
         self.rows = rows - self.mean
         self.samples, self.dim = rows.shape
@@ -120,7 +124,8 @@ class Centred:
         """The rows on the other axes; turns of these leave their own all-ones direction fixed."""
         kept = torch.ones(self.dim, dtype=torch.bool)
         kept[list(gone)] = False
-        return Centred((self.rows + self.mean)[:, kept.to(self.rows.device)], line=self.line)
+        left = (self.rows + self.mean)[:, kept.to(self.rows.device)]
+        return Centred(left, line=self.line, dtype=self.dtype)
 
     def spectrum_of(self, kept: Int[Tensor, " kept"]) -> Float[Tensor, " rank"]:
         """The variances along the principal axes of some of the axes, the largest first.

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from basis_probe.statistics.parts import Part, is_empty
 from basis_probe.statistics.single_precision import Columns, rows_at_once
-from basis_probe.statistics.sparsity import negentropy_of
+from basis_probe.statistics.sparsity import BELL, negentropy_of
 
 MIN_GROUPS = 5
 """With fewer groups of examples no error is stated."""
 
 
-_BELL = -0.5 * math.log2(math.e)
-"""exp(-z^2/2) is two to the power of this times z^2, and powers of two take half of the time."""
 _LEFT = 0.05
 """Where less than this part of the variance is left without a group, sums are in float64."""
 
@@ -178,7 +176,7 @@ class _GroupSums:
     def negentropy(self) -> Tensor:
         def functions(z: Tensor) -> tuple[Tensor, ...]:
             square = z * z
-            e = (square * _BELL).exp2_()
+            e = (square * BELL).exp2_()
             even = square.mul_(e)
             return e, z * e, even, even * z
 

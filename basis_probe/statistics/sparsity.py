@@ -19,6 +19,9 @@ _ODD_WEIGHT = 36 / (8 * math.sqrt(3) - 9)
 _EVEN_WEIGHT = 24 / (16 * math.sqrt(3) - 27)
 _GAUSSIAN_BUMP = math.sqrt(0.5)
 
+BELL = -0.5 * math.log2(math.e)
+"""exp(-z^2/2) is two to the power of this times z^2, and powers of two take half of the time."""
+
 # Columns are sorted this many elements at a time.
 _SORTED_AT_ONCE = 2**18
 
