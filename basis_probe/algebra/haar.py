@@ -145,51 +145,83 @@ class Turned:
         self._kept = (given @ self._span) @ self._span.T
         across = given - self._kept
         self._free = min(len(given), dim - rank)
+        self._many = dim >= _TALL * (rank + self._free)
+        if rank and not self._many:
+            # Reflections that make the span from the first axes make a basis of all that turns from
+            # the others.
+            self._reflections = torch.geqrf(self._span)
+            across = torch.ormqr(*self._reflections, across, left=False)[:, rank:]
         if self._free == dim - rank:
-            basis = torch.linalg.qr(self._span, mode="complete").Q[:, rank:] if rank else None
-            self._inside = across if basis is None else across @ basis
+            self._inside = across
         else:
             self._inside = torch.linalg.qr(across.T).R.T
 
-    def draw(self, generator: torch.Generator) -> Float64[Tensor, "direction dim"]:
-        """The vectors, turned; the generator is on the CPU."""
+    def draw(
+        self, generator: torch.Generator, *, dtype: torch.dtype = torch.float64
+    ) -> Float[Tensor, "direction dim"]:
+        """The vectors, turned; the generator is on the CPU.
+
+        Args:
+            generator: on the CPU; one seed means the same turn in every type.
+            dtype: in which they are computed: float64, or float32 in a third of the time.
+        """
         if self._free == 0:
-            return self._kept.clone()
+            return self._kept.to(dtype, copy=True)
         dim, rank = self._span.shape
         require_cpu(generator)
-        if dim >= _TALL * (rank + self._free):
-            return self._among_many(generator)
-        kind = ("columns", dim, self._free)
-        # Normals of single precision are drawn five times faster; the frame is exact all the same.
+        if self._many:
+            return self._among_many(generator, dtype)
         if rank:
-            made = remembered(generator, kind, lambda: (_normal(dim, self._free, generator),))
-            frame = _positive_qr(torch.cat([self._span, made[0].double()], dim=1))[:, rank:]
-        else:
-            (frame,) = remembered(
-                generator,
-                (*kind, "orthonormal"),
-                lambda: (_positive_qr(_normal(dim, self._free, generator).double()),),
-            )
-        return torch.addmm(self._kept, self._inside, frame.T)
+            return self._about_fixed(generator, dtype)
+        # Normals of single precision are drawn five times faster; the frame is exact all the same.
+        (frame,) = remembered(
+            generator,
+            ("columns", dim, self._free, "orthonormal"),
+            lambda: (_positive_qr(_normal(dim, self._free, generator).double()),),
+        )
+        return torch.addmm(self._kept, self._inside, frame.T).to(dtype)
 
-    def _among_many(self, generator: torch.Generator) -> Tensor:
+    def _about_fixed(self, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """The vectors turned where some are fixed, and they are not few of many dimensions.
+
+        The reflections that bring Gaussian columns to triangular form one after another are made of
+        Gaussian columns that have not been touched by those before: nothing need be decomposed.
+
+        Source: G. W. Stewart, SIAM J. Numer. Anal. 17 (1980) 403.
+        """
+        rank = self._span.shape[1]
+        reflections, scales, signs = _triangular(
+            _normal(len(self._span) - rank, self._free, generator).to(dtype)
+        )
+        inside = self._inside.to(dtype)
+        turned = inside.new_zeros(len(inside), len(self._span))
+        turned[:, rank : rank + self._free] = inside * signs
+        turned[:, rank:] = torch.ormqr(
+            reflections, scales, turned[:, rank:], left=False, transpose=True
+        )
+        back = [part.to(dtype) for part in self._reflections]
+        return torch.ormqr(*back, turned, left=False, transpose=True).add_(self._kept.to(dtype))
+
+    def _among_many(self, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """The vectors turned, where they are few of many dimensions.
 
         With G the normals across what is fixed and U the Cholesky factor of their Gram matrix, the
         frame is G U^-1. It is not made: of U, small as it is, the inverse acts on the vectors.
         """
-        dim, span = len(self._span), self._span
+        dim = len(self._span)
         drawn, gram = remembered(
             generator,
             ("columns and products", dim, self._free),
             lambda: _with_products(_normal(dim, self._free, generator)),
         )
-        columns = drawn.double()
+        columns, span = drawn.to(dtype), self._span.to(dtype)
         along = span.T @ columns
-        upper = torch.linalg.cholesky(gram - along.T @ along, upper=True)
+        exact = along.double()
+        upper = torch.linalg.cholesky(gram - exact.T @ exact, upper=True)
         # inside U^-T, from the right.
         weights = torch.linalg.solve_triangular(upper.T, self._inside, upper=False, left=False)
-        turned = torch.addmm(self._kept, weights, columns.T)
+        weights = weights.to(dtype)
+        turned = torch.addmm(self._kept.to(dtype), weights, columns.T)
         return turned.sub_((weights @ along.T) @ span.T)
 
 
@@ -240,6 +272,22 @@ def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tenso
 
 def _normal(dim: int, count: int, generator: torch.Generator) -> Float32[Tensor, "dim direction"]:
     return torch.randn(dim, count, generator=generator)
+
+
+def _triangular(
+    columns: Float[Tensor, "dim direction"],
+) -> tuple[
+    Float[Tensor, "dim direction"], Float[Tensor, " direction"], Float[Tensor, " direction"]
+]:
+    """Reflections, as LAPACK keeps them, for independent Gaussian columns; with the signs of R.
+
+    Column k is reflected from its k-th entry on; what is above that was turned away before.
+    """
+    below = columns.tril()
+    first = columns.diagonal()
+    signs = torch.where(first < 0, 1.0, -1.0).to(columns)
+    lengths = below.square().sum(0).sqrt_() * signs
+    return below / (first - lengths), (lengths - first) / lengths, signs
 
 
 def _with_products(columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,8 @@ _ONE = 2**20
 """Bytes of one draw above which it is not kept: of so large ones few would fit."""
 
 _lock = threading.Lock()
+_inside = threading.local()
+"""Whether a thread makes what is kept: what that is made of need not be."""
 _depth = 0
 _size = 0
 _kept: "OrderedDict[tuple[object, bytes], tuple[tuple[Tensor, ...], Tensor]]" = OrderedDict()
@@ -62,6 +64,7 @@ def remembered(
     global _size
     if not _depth:
         return make()
+    inside = getattr(_inside, "value", False)
     key = (kind, generator.get_state().numpy().tobytes())
     with _lock:
         found = _kept.get(key)
@@ -70,9 +73,13 @@ def remembered(
     if found is not None:
         generator.set_state(found[1])
         return found[0]
-    made = make()
+    _inside.value = True
+    try:
+        made = make()
+    finally:
+        _inside.value = inside
     size = _bytes(made)
-    if size <= _ONE:
+    if size <= _ONE and not inside:
         with _lock:
             if _depth and key not in _kept:
                 _kept[key] = made, generator.get_state()

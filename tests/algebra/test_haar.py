@@ -195,3 +195,20 @@ def test_vectors_in_what_is_fixed_do_not_turn() -> None:
     torch.testing.assert_close(Turned(vectors, fixed).draw(torch.Generator()), vectors)
     with pytest.raises(ValueError, match="not all finite"):
         Turned(vectors / 0, None)
+
+
+@pytest.mark.parametrize("count", [2, 5, 12])
+@pytest.mark.parametrize("held", [0, 1, 2])
+@pytest.mark.parametrize("dim", [8, 60])
+def test_draws_in_single_precision_are_those_in_double(dim: int, count: int, held: int) -> None:
+    vectors, fixed = (
+        torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)).double()
+        for seed, rows in ((3, count), (4, held))
+    )
+    turning = Turned(vectors, fixed if held else None)
+    one, other = (torch.Generator().manual_seed(0) for _ in range(2))
+    exact = turning.draw(one)
+    found = turning.draw(other, dtype=torch.float32)
+    assert (exact.dtype, found.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
+    assert torch.equal(one.get_state(), other.get_state())

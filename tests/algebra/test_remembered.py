@@ -68,6 +68,29 @@ def test_nothing_is_kept_outside_and_a_draw_is_made_once_inside() -> None:
     assert len(following) == 1
 
 
+def test_what_a_draw_is_made_of_is_not_kept_beside_it() -> None:
+    made: list[str] = []
+
+    def draw(kind: str, inner: str = "") -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def make() -> tuple[torch.Tensor]:
+            made.append(kind)
+            if inner:
+                remembered(generator, inner, lambda: (torch.randn(2, generator=generator),))
+            return (torch.randn(3, generator=generator),)
+
+        remembered(generator, kind, make)
+
+    with remembering():
+        draw("outer", "inner")
+        draw("outer", "inner")
+        assert made == ["outer"]
+        assert [kind for kind, _ in module._kept] == ["outer"]
+        draw("inner")
+        assert made == ["outer", "inner"]
+
+
 def test_no_more_is_kept_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_ALL", 100_000)
     monkeypatch.setattr(module, "_ONE", 40_000)

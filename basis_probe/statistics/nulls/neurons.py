@@ -112,19 +112,7 @@ class ReadElsewhere(Alternatives):
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         layer = self.layer
-        if generator is None:
-            rows = self.observed
-        else:
-            drawn = self.drawn(generator)
-            sizes = [shape[0] * shape[2] for shape in self.shapes]
-            rows = torch.cat(
-                [
-                    rearrange(
-                        part, "(out position) width -> out (width position)", position=shape[2]
-                    )
-                    for part, shape in zip(drawn.split(sizes), self.shapes, strict=True)
-                ]
-            )
+        rows = self.observed if generator is None else self._as_weights(self.drawn(generator))
         made = self.flat @ rows.to(self.flat).T
         outputs = [
             out if bias is None else out.add_(self._own(bias[None])[0])
@@ -133,6 +121,15 @@ class ReadElsewhere(Alternatives):
             )
         ]
         return self._bent([*outputs, *map(self._own, layer.held)])
+
+    def _as_weights(self, drawn: Tensor) -> Tensor:
+        """[outputs, width * positions]: what was drawn for every output and position."""
+        if all(shape[2] == 1 for shape in self.shapes):
+            return drawn
+        sizes = [shape[0] * shape[2] for shape in self.shapes]
+        order = "(out position) width -> out (width position)"
+        parts = zip(drawn.split(sizes), self.shapes, strict=True)
+        return torch.cat([rearrange(part, order, position=shape[2]) for part, shape in parts])
 
     def _own(self, values: Tensor) -> Tensor:
         """The columns of the axes that are computed."""
@@ -180,7 +177,7 @@ class _TurnedInput(ReadElsewhere):
             to = values[read].sqrt()[:, None] * directions[:, read].T
             vectors = vectors @ (directions[:, read] / values[read].sqrt())
             fixed = [to @ vector for vector in fixed]
-            self.back = lambda w: w @ to
+            self.back = lambda w: w @ to.to(w)
         elif layer.geometry is not Geometry.EUCLIDEAN:
             raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
         if bands is None:
@@ -191,7 +188,11 @@ class _TurnedInput(ReadElsewhere):
             self.turning = _TurnedInBands(vectors, torch.stack(fixed), rows, bands)
 
     def drawn(self, generator: torch.Generator) -> Tensor:
-        return self.back(self.turning.draw(generator))
+        if isinstance(self.turning, _TurnedInBands):
+            return self.back(self.turning.draw(generator))
+        exact = self.flat.dtype is torch.float64
+        dtype = torch.float64 if exact else torch.float32
+        return self.back(self.turning.draw(generator, dtype=dtype))
 
 
 class Reach(enum.Enum):

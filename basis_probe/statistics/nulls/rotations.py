@@ -175,7 +175,9 @@ class _TurnedAxes(Alternatives):
         """Turned axes: those of every site of this width, where the same axes are read."""
 
         def make() -> tuple[Tensor]:
-            return (self.turning.draw(generator).to(self.centred.dtype),)
+            exact = self.centred.dtype is torch.float64
+            drawn = self.turning.draw(generator, dtype=torch.float64 if exact else torch.float32)
+            return (drawn.to(self.centred.dtype),)
 
         return remembered(generator, self._kind, make)[0]
 
