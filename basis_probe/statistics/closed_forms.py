@@ -358,11 +358,12 @@ def _std_of_mean(
 def _zonal_sum(rows: Float[Tensor, "samples dim"], sphere: int) -> float:
     """sum_{s,t} |x_s|^4 |x_t|^4 P(cos_st), P the degree-4 Gegenbauer polynomial in R^sphere."""
     n = sphere
-    product = (rows @ rows.T).square()
+    product = (rows @ rows.T).square_()
     lengths = rows.square().sum(1)
-    bound = torch.outer(lengths, lengths)
-    terms = (n + 2) * (n + 4) * product**2 - 6 * (n + 2) * product * bound + 3 * bound**2
-    return terms.sum().item() / (n**2 - 1)
+    fourth = float(product.flatten().dot(product.flatten()))
+    second = float(lengths @ product @ lengths)
+    whole = float(lengths.square().sum()) ** 2
+    return ((n + 2) * (n + 4) * fourth - 6 * (n + 2) * second + 3 * whole) / (n**2 - 1)
 
 
 def _float64_matrix(x: Tensor) -> Tensor:

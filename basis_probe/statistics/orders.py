@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar, haar_fixing
+from basis_probe.algebra.remembered import remembered
 from basis_probe.statistics.p_values import Tail, tail_p
 
 OFFSET, SCALE, FORM = "offset", "scale", "form"
@@ -37,6 +38,8 @@ _SCALE_DRAWS, _WIDE_SCALE_DRAWS, _WIDE = 1999, 999, 512
 _LEADING = ((64, 32), (256, 16), (math.inf, 8))
 """Up to so many axes so many principal directions are drawn exactly: of more axes fewer shape the
 law of their sum. With all 32 its tails are the same for spectra of seven kinds."""
+_AT_ONCE = 2**17
+"""So many numbers are drawn at a time: they stay in a cache, and are kept for other sites."""
 _BULK = 0.02
 _LEAST = 0.01
 """A principal direction with less than this part of the sum of squared variances is no leading one:
@@ -396,7 +399,6 @@ def turned_variances(
         line: True where the all-ones direction is taken out and left fixed.
         seed: seeds them.
     """
-    generator = torch.Generator().manual_seed(seed)
     p1, p2 = float(spectrum.sum()), float(spectrum.square().sum())
     free = dim - 1 if line else dim
     missing = int((p2 - spectrum.square().cumsum(0) > _BULK * p2).sum()) + 1
@@ -410,23 +412,43 @@ def turned_variances(
     spread = 0.0
     if bulk > 1:
         spread = max(2 * (left2 - left1**2 / bulk) / (bulk * (bulk + 2)), 0.0)
+    scaled = math.sqrt(spread)
     found: list[Tensor] = []
-    step = max(1, 4_000_000 // (dim * count))
-    for start in range(0, draws, step):
-        several = min(step, draws - start)
-        drawn = torch.randn(several, dim, count, generator=generator)
-        if line:
-            drawn = drawn - drawn.mean(1, keepdim=True)
-        weights = _orthonormal(drawn).square()
+    for weights, noise in _turned_weights(dim, draws, count, line, bulk > 0, seed):
         turned = (weights @ leading.to(weights)).double()
-        left = ((dim - 1) / dim if line else 1.0) - weights.sum(2).double()
-        if bulk > 0:
-            left = left.clamp_min(0)
-            noise = torch.randn(several, dim, generator=generator)
-            noise = noise * math.sqrt(spread) * left
-            turned = turned + left * (left1 / bulk) + noise - noise.mean(1, keepdim=True)
+        if noise is not None:
+            left = ((dim - 1) / dim if line else 1.0) - weights.sum(2).double()
+            left = left.clamp_min_(0.0)
+            turned += left * (left1 / bulk)
+            noise = left.mul_(scaled).mul_(noise)
+            turned += noise.sub_(noise.mean(1, keepdim=True))
         found.append(turned)
     return torch.cat(found)
+
+
+def _turned_weights(
+    dim: int, draws: int, count: int, line: bool, more: bool, seed: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """What turned axes have of the leading directions, some bases at a time, and noise for others.
+
+    They are the same at every site of one width, and kept while sites are compared.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    step = max(1, _AT_ONCE // (dim * count))
+    for start in range(0, draws, step):
+        several = min(step, draws - start)
+
+        def make(several: int = several) -> tuple[Tensor, ...]:
+            drawn = torch.randn(several, dim, count, generator=generator)
+            if line:
+                drawn = drawn - drawn.mean(1, keepdim=True)
+            weights = _orthonormal(drawn).square_()
+            if not more:
+                return (weights,)
+            return weights, torch.randn(several, dim, generator=generator)
+
+        made = remembered(generator, ("turned weights", several, dim, count, line, more), make)
+        yield made[0], made[1] if more else None
 
 
 def _orthonormal(drawn: Tensor) -> Tensor:
@@ -513,10 +535,11 @@ def split_kurtosis(rows: Centred, *, seed: int) -> TokenKurtosis:
     turns = _TURNS if dim <= _DENSE else _FEW_TURNS
     total = _per_sample(rows.rows + rows.mean)
     centred = _per_sample(rows.rows)
-    evened = _per_sample(_evened(rows.rows))
+    values = rows.rows.to(rows.dtype)
+    evened = _per_sample(_evened(values))
     generator = torch.Generator().manual_seed(seed)
     turned = [
-        _per_sample(_evened(_turned(rows.rows, generator, line=rows.line))) for _ in range(turns)
+        _per_sample(_evened(_turned(values, generator, line=rows.line))) for _ in range(turns)
     ]
     rotations = 3 * (dim - 1) / (dim + 1) if rows.line else 3 * dim / (dim + 2)
     form = evened - sum(turned) / turns
@@ -534,7 +557,7 @@ def _per_sample(x: Tensor) -> float:
     energy = square.sum(1)
     some = energy > 0
     fourth = torch.linalg.vecdot(square, square)
-    return float((x.shape[1] * fourth[some] / energy[some].square()).mean())
+    return float((x.shape[1] * fourth[some] / energy[some].square()).mean(dtype=torch.float64))
 
 
 def _evened(x: Tensor) -> Tensor:
@@ -564,7 +587,7 @@ def _turned(x: Tensor, generator: torch.Generator, *, line: bool) -> Tensor:
         signs = torch.randint(0, 2, (turned.shape[1],), generator=generator) * 2.0 - 1
         turned = cosines(turned * signs)
     if line:
-        none = torch.zeros(len(turned), 1, dtype=torch.float64)
+        none = turned.new_zeros(len(turned), 1)
         turned = cosines(torch.cat([none, turned], 1), back=True)
     return turned.to(x)
 
