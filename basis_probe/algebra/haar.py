@@ -150,7 +150,8 @@ class Turned:
             # Reflections that make the span from the first axes make a basis of all that turns from
             # the others.
             self._reflections = torch.geqrf(self._span)
-            across = torch.ormqr(*self._reflections, across, left=False)[:, rank:]
+            span, scales = self._reflections
+            across = torch.ormqr(span, scales, across, left=False)[:, rank:]
         if self._free == dim - rank:
             self._inside = across
         else:
@@ -199,8 +200,9 @@ class Turned:
         turned[:, rank:] = torch.ormqr(
             reflections, scales, turned[:, rank:], left=False, transpose=True
         )
-        back = [part.to(dtype) for part in self._reflections]
-        return torch.ormqr(*back, turned, left=False, transpose=True).add_(self._kept.to(dtype))
+        span, scales = (part.to(dtype) for part in self._reflections)
+        back = torch.ormqr(span, scales, turned, left=False, transpose=True)
+        return back.add_(self._kept.to(dtype))
 
     def _among_many(self, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """The vectors turned, where they are few of many dimensions.

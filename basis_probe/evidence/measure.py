@@ -375,13 +375,13 @@ def _measure(
         observed = alternatives.frame(None)
         for frame in itertools.chain([observed], drawn):
             exact = frame.exact() if frame is observed else frame
-            measured = Measured(exact, unit_axes=unit_axes)
+            measured = Measured(exact, unit_axes=unit_axes, order=problem.order)
             for score in compared:
                 rows[score.name].extend(measured.each(score).cpu())
             spread.see(frame)
         if axes is not None:
             whole = null.observed(problem)
-            everywhere = Measured(whole.exact(), unit_axes=unit_axes)
+            everywhere = Measured(whole.exact(), unit_axes=unit_axes, order=problem.order)
             spread.see_everywhere(whole)
     one_law = isinstance(null, Rotation) and geometry in _ONE_LAW
     results: dict[str, ScoreResult] = {}
@@ -561,7 +561,7 @@ def _few_of_many(
         generator = torch.Generator().manual_seed(seed + 1)
         drawn: list[list[Tensor]] = [[] for _ in read]
         for frame in alternatives.drawn_together(generator, null.frames):
-            measured = Measured(frame, unit_axes=False)
+            measured = Measured(frame, unit_axes=False, order=problem.order)
             for values, (score, _) in zip(drawn, read, strict=True):
                 values.append(measured.each(score).cpu())
         return [torch.cat(values) for values in drawn]

@@ -528,8 +528,8 @@ def _between(
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
+    # Normals of single precision are drawn five times faster.
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def _plain(way: _Way) -> int:
@@ -543,7 +543,9 @@ def _plain(way: _Way) -> int:
         return 0
     labels = torch.arange(1, count + 1, dtype=torch.float64).reshape(shape)
     places = (moved(labels) / scale).round().long() - 1
-    if bool((places < 0).any()) or bool((places >= count).any()) or len(places.unique()) < count:
+    if bool((places < 0).any()) or bool((places >= count).any()):
+        return 0
+    if not bool(places.flatten().bincount(minlength=count).all()):
         return 0
     x = _random(shape, 0)
     expected = scale * x.flatten()[places]

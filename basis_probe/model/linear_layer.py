@@ -6,7 +6,15 @@ from collections.abc import Callable
 from torch import Tensor
 
 from basis_probe.model.experts import Expert, bias_of, use_of
-from basis_probe.model.facts import Facts, Shape, constant, constants_of, keeps_statistics, matrix
+from basis_probe.model.facts import (
+    Facts,
+    Shape,
+    constant,
+    constants_of,
+    fixed_in,
+    keeps_statistics,
+    matrix,
+)
 from basis_probe.model.graph import Graph, Kind, Vertex
 from basis_probe.model.places import Address, Site, catch
 from basis_probe.model.trace import Node, Trace
@@ -104,8 +112,8 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         weights=weights,
         biases=biases,
         convolution=convolution,
-        pre=_replayed(graph, given, way.pres[0], channels=channels) if way.pres else None,
-        post=_replayed(graph, given, vertex.node, channels=channels),
+        pre=_Replayed(graph, given, way.pres[0], channels) if way.pres else None,
+        post=_Replayed(graph, given, vertex.node, channels),
         held=tuple(way.addresses),
         gain=gain,
         bias=bias,
@@ -266,29 +274,57 @@ def _read_at(facts: Facts, first: Node, source: int, expert: Expert | None) -> A
     return catch(trace, first, argument)
 
 
-def _replayed(
-    graph: Graph, given: tuple[int, ...], target: int, *, channels: bool
-) -> Callable[[tuple[Tensor, ...]], Tensor]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Replayed:
     """A place as a function of rows of the places that are given.
 
-    Args:
+    Attributes:
         graph: what was seen of the model.
         given: the places whose rows the function takes, in this order.
         target: the place.
         channels: True if features are on the axis behind that of rows.
+        fixed: id of a parameter or constant -> what takes its place.
     """
 
-    def compute(outputs: tuple[Tensor, ...]) -> Tensor:
+    graph: Graph
+    given: tuple[int, ...]
+    target: int
+    channels: bool
+    fixed: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
+
+    def __call__(self, outputs: tuple[Tensor, ...]) -> Tensor:
         values: dict[int, Tensor] = {}
-        for index, out in zip(given, outputs, strict=True):
-            ones = [1] * (len(graph.trace.node(index).shape) - 2)
-            shape = (*out.shape, *ones) if channels else (len(out), *ones, out.shape[1])
+        for index, out in zip(self.given, outputs, strict=True):
+            ones = [1] * (len(self.graph.trace.node(index).shape) - 2)
+            shape = (*out.shape, *ones) if self.channels else (len(out), *ones, out.shape[1])
             values[index] = out.reshape(shape)
-        out = graph.replay(target, values)
+        out = self.graph.replay(self.target, values, self.fixed)
         count = outputs[0].shape[0]
         return out.reshape(count, out.numel() // count if count else out.shape[-1])
 
-    return compute
+    def along(self, axes: Tensor, width: int) -> "_Replayed":
+        """The same for some of the axes, as far as numbers for every axis stand in vectors.
+
+        Args:
+            axes: which.
+            width: how many there are.
+        """
+        trace = self.graph.trace
+        fixed: dict[int, Tensor] = {}
+        seen, left = set(self.given), [self.target]
+        while left:
+            index = left.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            node = trace.node(index)
+            left.extend(node.inputs)
+            for value in fixed_in((node.args, node.kwargs)):
+                tensor = value.tensor.detach()
+                if list(tensor.shape).count(width) == 1:
+                    place = list(tensor.shape).index(width)
+                    fixed[id(value.tensor)] = tensor.index_select(place, axes.to(tensor.device))
+        return dataclasses.replace(self, fixed=fixed)
 
 
 _PARTS = ("chunk", "split", "tensor_split")

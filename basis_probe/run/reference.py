@@ -59,7 +59,7 @@ def convergence_score(y: Float[Tensor, "samples dim_y"]) -> Score:
         if rows.chosen is None:
             other = standard(len(x))
         else:
-            other = _standard(whole[: len(rows.chosen)][rows.chosen])
+            other = _standard(whole[rows.chosen.to(whole.device)])
         size = x.std(0, correction=0)
         correlations = _standard(x).T @ other.to(x)
         best = correlations.abs().amax(1)

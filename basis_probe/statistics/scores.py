@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from basis_probe.brief import brief
@@ -88,7 +88,8 @@ class Rows:
     Args:
         x: [samples, dim].
         unit_axes: True where scores that compare axes divide each by its root mean square first.
-        chosen: which rows of the frame these are; None for all.
+        chosen: their places among the samples that were given, a mask of these, or what gives the
+            places when they are asked for; None for all, in order.
         bent: True where these are the activations, and what was before them is known too.
     """
 
@@ -97,10 +98,18 @@ class Rows:
         x: Float[Tensor, "samples dim"],
         *,
         unit_axes: bool = False,
-        chosen: Part | None = None,
+        chosen: Tensor | Callable[[], Tensor] | None = None,
         bent: bool = False,
     ) -> None:
-        self.x, self.unit_axes, self.chosen, self._bent = x, unit_axes, chosen, bent
+        self.x, self.unit_axes, self._chosen, self._bent = x, unit_axes, chosen, bent
+
+    @functools.cached_property
+    def chosen(self) -> Int[Tensor, " samples"] | None:
+        """The places of the rows among the samples that were given; None for all, in order."""
+        places = self._chosen() if callable(self._chosen) else self._chosen
+        if places is None or places.dtype is not torch.bool:
+            return places
+        return torch.nonzero(places).flatten()
 
     @functools.cached_property
     def _single(self) -> Columns | None:
@@ -156,16 +165,32 @@ class Measured:
         frame: the frame.
         unit_axes: True to divide every axis by its root mean square first, for scores that compare
             axes where the group rescales them.
+        order: the places of its rows among the samples that were given; None if they are all.
 
     Attributes:
         bent: True where something is known from before a nonlinearity.
     """
 
-    def __init__(self, frame: Frame, *, unit_axes: bool) -> None:
-        self._frame, self._unit_axes = frame, unit_axes
+    def __init__(self, frame: Frame, *, unit_axes: bool, order: Tensor | None = None) -> None:
+        self._frame, self._unit_axes, self._order = frame, unit_axes, order
         self.bent = frame.pre is not None
-        self._post = _split(frame.post, frame, unit_axes, bent=self.bent)
-        self._pre = self._post if frame.pre is None else _split(frame.pre, frame, unit_axes)
+        self._post = self._split(frame.post, bent=self.bent)
+        self._pre = self._post if frame.pre is None else self._split(frame.pre)
+
+    def _split(self, x: Tensor, *, bent: bool = False) -> list[Rows]:
+        parts, order = self._frame.parts, self._order
+        unit = self._unit_axes
+        if parts is None:
+            return [Rows(x, unit_axes=unit, chosen=order, bent=bent)]
+
+        def places(part: Part) -> Tensor:
+            return (torch.arange(len(x)) if order is None else order)[part]
+
+        return [
+            Rows(x[part], unit_axes=unit, chosen=functools.partial(places, part), bent=bent)
+            for part in parts
+            if not is_empty(part)
+        ]
 
     def of(self, score: "Score") -> Float[Tensor, " dim"]:
         """The score of every direction of the frame, [dim]."""
@@ -191,17 +216,8 @@ class Measured:
     @functools.cached_property
     def _apart(self) -> "list[Measured]":
         several = range(self._frame.count)
-        return [Measured(self._frame.one(n), unit_axes=self._unit_axes) for n in several]
-
-
-def _split(x: Tensor, frame: Frame, unit_axes: bool, *, bent: bool = False) -> list[Rows]:
-    if frame.parts is None:
-        return [Rows(x, unit_axes=unit_axes, bent=bent)]
-    return [
-        Rows(x[rows], unit_axes=unit_axes, chosen=rows, bent=bent)
-        for rows in frame.parts
-        if not is_empty(rows)
-    ]
+        unit, order = self._unit_axes, self._order
+        return [Measured(self._frame.one(n), unit_axes=unit, order=order) for n in several]
 
 
 @brief

@@ -188,6 +188,7 @@ class Problem:
         nonlinearity: what made x of it.
         layer: the layer one linear map behind its input, if known.
         examples: which sequence or image every row is of, [samples]; None if that is not known.
+        order: the places that the rows had when they were given; None if they stand as they stood.
     """
 
     x: Float[Tensor, "samples dim"]
@@ -197,6 +198,7 @@ class Problem:
     nonlinearity: Callable[[Tensor], Tensor] | None = None
     layer: LinearLayer | None = None
     examples: Int[Tensor, " samples"] | None = None
+    order: Int[Tensor, " samples"] | None = None
 
     @functools.cached_property
     def centred(self) -> Centred:
@@ -208,7 +210,8 @@ class Problem:
         """The activations with the rows of each half together, so that a half is no copy."""
         order = self.halves.argsort(stable=True)
         examples = None if self.examples is None else self.examples[order]
-        return Problem(self.x[order], self.group, self.halves[order], examples=examples)
+        x, halves = self.x[order], self.halves[order]
+        return Problem(x, self.group, halves, examples=examples, order=order)
 
     @functools.cached_property
     def made(self) -> dict[object, Any]:

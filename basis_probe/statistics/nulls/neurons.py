@@ -3,8 +3,8 @@
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Protocol, TypeAlias, cast
 
 import torch
 from einops import rearrange
@@ -22,6 +22,9 @@ from basis_probe.statistics.nulls.frames import (
     Problem,
     column_blocks,
 )
+
+Function: TypeAlias = Callable[[tuple[Tensor, ...]], Tensor]
+"""Of the outputs of a layer's linear maps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +86,8 @@ class ReadElsewhere(Alternatives):
     """
 
     def __init__(self, layer: LinearLayer, axes: Tensor | None) -> None:
-        self.layer, self.axes = layer, axes
-        self.reach = Reach.ALL if axes is None else _reach(layer, axes)
+        self.axes = axes
+        self.reach, self.layer = (Reach.ALL, layer) if axes is None else _read(layer, axes)
         samples, width, positions = layer.inputs.shape
         weights = layer.weights
         if axes is not None and self.reach is not Reach.ALL:
@@ -203,8 +206,25 @@ class Reach(enum.Enum):
     ALL = "all axes: the function of one reads the others"
 
 
-def _reach(layer: LinearLayer, axes: Tensor) -> Reach:
-    """The least that gives the same numbers on some of the layer's own samples."""
+class Along(Protocol):
+    """A function of all axes of a layer that knows itself for some of them."""
+
+    def along(self, axes: Tensor, width: int) -> "Function":
+        """The function of the columns of some axes.
+
+        Args:
+            axes: which.
+            width: how many there are in all.
+        """
+        ...
+
+
+def _read(layer: LinearLayer, axes: Tensor) -> tuple[Reach, LinearLayer]:
+    """The least that gives the same numbers on some of the layer's own samples.
+
+    Returns:
+        How much must be computed, and the layer with functions that take as much.
+    """
     few = slice(0, 32)
     given = dataclasses.replace(
         layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
@@ -214,12 +234,14 @@ def _reach(layer: LinearLayer, axes: Tensor) -> Reach:
     wanted = [function(given) for function in functions]
     read = axes.to(given[0].device)
     if any(part.shape[1] != width for part in (*given, *wanted)):
-        return Reach.ALL
-    narrow = [part.index_select(1, read) for part in given]
+        return Reach.ALL, layer
+    narrow = tuple(part.index_select(1, read) for part in given)
 
-    def same(parts: list[Tensor], take: Callable[[Tensor], Tensor]) -> bool:
+    def same(
+        functions: Sequence[Function], parts: tuple[Tensor, ...], take: Callable[[Tensor], Tensor]
+    ) -> bool:
         try:
-            made = [take(function(tuple(parts))) for function in functions]
+            made = [take(function(parts)) for function in functions]
         except (RuntimeError, ValueError, IndexError):
             # What differs from axis to axis does not fit fewer of them.
             return False
@@ -229,12 +251,17 @@ def _reach(layer: LinearLayer, axes: Tensor) -> Reach:
             for one, other in zip(made, wanted, strict=True)
         )
 
-    if same(narrow, lambda made: made):
-        return Reach.NARROW
-    placed = [_placed(part, axes, width) for part in narrow]
-    if same(placed, lambda made: made.index_select(1, read)):
-        return Reach.PLACED
-    return Reach.ALL
+    if same(functions, narrow, lambda made: made):
+        return Reach.NARROW, layer
+    if all(hasattr(function, "along") for function in functions):
+        short = [cast(Along, function).along(axes, width) for function in functions]
+        if same(short, narrow, lambda made: made):
+            pre = None if layer.pre is None else short[1]
+            return Reach.NARROW, dataclasses.replace(layer, post=short[0], pre=pre)
+    placed = tuple(_placed(part, axes, width) for part in narrow)
+    if same(functions, placed, lambda made: made.index_select(1, read)):
+        return Reach.PLACED, layer
+    return Reach.ALL, layer
 
 
 def _placed(part: Tensor, axes: Tensor, width: int) -> Tensor:
