@@ -14,9 +14,9 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
-_ALL = 2**27
+_ALL = 2**28
 """Bytes that are kept at most; what was used longest ago goes."""
-_ONE = 2**20
+_ONE = 2**22
 """Bytes of one draw above which it is not kept: of so large ones few would fit."""
 
 _lock = threading.Lock()

@@ -628,15 +628,16 @@ def _few_examples(problem: Problem) -> tuple[str, ...]:
     )
 
 
-_PAIRED = 512
-"""Among so many samples it is measured how much they point the same way."""
+_PAIRED, _PAIRED_WIDE, _WIDE = 512, 256, 1024
+"""Among so many samples it is measured how much they point the same way; fewer of many axes."""
 
 
 def _effective(x: Tensor, seed: int) -> float:
     if not bool(x.any()):
         return 0.0
     generator = torch.Generator().manual_seed(seed)
-    return effective_samples(x, pairs=_PAIRED, generator=generator)
+    pairs = _PAIRED if x.shape[1] <= _WIDE else _PAIRED_WIDE
+    return effective_samples(x, pairs=pairs, generator=generator)
 
 
 def _repeated(distinct: int, samples: int) -> tuple[str, ...]:

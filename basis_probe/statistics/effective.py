@@ -10,6 +10,7 @@ _ALIKE = 1e-5
 """Rows that differ by less than so much of their length are the same row, computed twice."""
 _ROUNDING = 4
 """So are rows that differ by less than so many roundings of their length about zero."""
+_SHORT, _LONG = 1e-15, 1e15
 _DIRECTIONS = 8
 _NEIGHBOURS = 16
 
@@ -34,10 +35,15 @@ def distinct_rows(x: Float[Tensor, "samples dim"], *, eps: float | None = None) 
     """
     if eps is None:
         eps = torch.finfo(x.dtype).eps
-    rows = x.detach().to(float64_device(x)).to(torch.float64)
+    rows = x.detach()
+    lengths = rows.norm(dim=1)
+    # Rows are told apart by five digits, for which single precision is enough but for its range.
+    known = rows.dtype is torch.float32 and ((lengths > _SHORT) & (lengths < _LONG)).all()
+    if not known:
+        rows = rows.to(float64_device(x)).to(torch.float64)
     finite = rows.isfinite().all(1)
     alone = int((~finite).sum())
-    rows = rows[finite]
+    rows = rows if not alone else rows[finite]
     if not len(rows):
         return alone
     generator = torch.Generator().manual_seed(0)
