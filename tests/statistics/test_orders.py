@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from draws import seeded
 from torch import Tensor
 
 from basis_probe.algebra.haar import haar, haar_fixing
+from basis_probe.statistics import orders
 from basis_probe.statistics.bound import Bound, bound_form, reached
 from basis_probe.statistics.few_axes import few_axes
 from basis_probe.statistics.floors import floor_of
@@ -404,3 +406,39 @@ def test_no_directions_are_found_where_there_are_none(line: bool) -> None:
         directions = white @ _normal(6, 512, seed=99)
         found += not math.isnan(reached(white, directions, torch.arange(400), seed=0))
     assert found <= 3
+
+
+_SPECTRA: dict[str, Callable[[int], Tensor]] = {
+    "32 alike": lambda dim: torch.cat([torch.ones(32), torch.full((dim - 32,), 0.01)]),
+    "a slow power": lambda dim: torch.arange(1.0, dim + 1) ** -0.7,
+    "falling by a tenth": lambda dim: 0.9 ** torch.arange(float(dim)),
+    "two before many": lambda dim: torch.cat(
+        [torch.tensor([5.0, 3.0]), torch.ones(30), torch.full((dim - 32,), 0.05)]
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dim", [80, 300])
+@pytest.mark.parametrize("name", _SPECTRA)
+def test_fewer_leading_directions_have_the_tails_of_more(
+    name: str, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spectrum = _SPECTRA[name](dim).double()
+
+    def tails() -> Tensor:
+        several = [turned_variances(spectrum, dim, 12000, line=False, seed=s) for s in (0, 1)]
+        turned = torch.cat(several)
+        kappa = dim * turned.square().sum(1) / turned.sum(1).square()
+        # Mean and spread are exact elsewhere; here it is the shape that counts.
+        even = (kappa - kappa.mean()) / kappa.std()
+        return even.quantile(torch.tensor([0.9, 0.95, 0.99, 0.995]).double())
+
+    few = tails()
+    monkeypatch.setattr(orders, "_LEADING", ((math.inf, 64),))
+    more = tails()
+    errors = torch.tensor([0.05, 0.06, 0.13, 0.2]).double()
+    assert bool(((few - more).abs() < errors).all()), (few, more)
+    if dim < 100 and name != "32 alike":
+        # The law is not Gaussian, so that there is something to miss.
+        assert float(few[3]) > 2.576 + float(errors[3])
