@@ -15,7 +15,15 @@ from basis_probe.brief import described
 from basis_probe.errors import MisleadingNull
 from basis_probe.evidence.bounds import bound
 from basis_probe.evidence.extras import ROWS, chosen_bases, path, ranked
-from basis_probe.evidence.measure import Choice, Counted, asks_orders, choose, measure, taken
+from basis_probe.evidence.measure import (
+    Choice,
+    Compared,
+    Counted,
+    asks_orders,
+    choose,
+    measure,
+    taken,
+)
 from basis_probe.evidence.orders import Orders, orders
 from basis_probe.model.around import Around
 from basis_probe.results.evidence import (
@@ -42,6 +50,7 @@ from basis_probe.statistics.nulls import (
 from basis_probe.statistics.nulls import TurnedPreactivation as Turned
 from basis_probe.statistics.nulls.wiring import FEWEST_INPUTS, rewirable
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, Score
+from basis_probe.statistics.single_precision import full_products
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,11 +58,14 @@ if TYPE_CHECKING:
     from basis_probe.evidence.own import OwnScore
     from basis_probe.statistics.bases import Candidate
 
-BESIDE = Rotation(frames=49, samples=1024)
+BESIDE = Rotation(frames=19, samples=1024)
 """The raw rotation of activations behind a nonlinearity: shown because people ask for it."""
 _WIDE = 256
 """Above so many axes it is drawn for fewer directions."""
 
+_HERE = torch.device("cpu")
+_DOUBLE = ("cpu", "cuda", "xpu")
+"""Kinds of devices that know double precision."""
 _SMALL = 4096 * 1024
 """Rows times axes below which one thread is the fastest."""
 
@@ -319,6 +331,7 @@ def gather(
     seed: int,
     twins: Sequence[Mapping[str, torch.Tensor]] = (),
     companions: Companions = Companions(),
+    device: torch.device = _HERE,
 ) -> Evidence:
     """The evidence of one site; its case no longer holds the samples.
 
@@ -329,8 +342,12 @@ def gather(
         seed: seeds the frames.
         twins: the scores of the untrained twins' axes, where the null is made of them.
         companions: what is computed besides.
+        device: where axes are compared.
     """
-    found = _gathered(case, scores, wanted, seed=seed, twins=twins, companions=companions)
+    with full_products():
+        found = _gathered(
+            case, scores, wanted, seed=seed, twins=twins, companions=companions, device=device
+        )
     # Rows and what was computed of them are large, and nobody reads them again.
     return dataclasses.replace(found, case=dataclasses.replace(found.case, problem=None))
 
@@ -343,6 +360,7 @@ def _gathered(
     seed: int,
     twins: Sequence[Mapping[str, torch.Tensor]],
     companions: Companions,
+    device: torch.device,
 ) -> Evidence:
     problem = case.problem
     if case.trouble or problem is None or case.n_dead == case.dim:
@@ -354,26 +372,15 @@ def _gathered(
         choice = "no untrained twin of the model stayed finite here, or the run was cut short"
     if isinstance(choice, str):
         return Evidence(dataclasses.replace(case, trouble=choice))
-    apart: Orders | None = None
-    bounded: FormBound | str = ""
     with _threads_for(problem):
-        compared = taken(problem, choice.null.samples)
-        found = measure(
-            compared, choice, scores, seed=seed, all_samples=case.all_samples, twins=twins
-        )
-        notes, beside = found.notes, found.beside
-        if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
-            beside = _beside(problem, scores, seed, found.record)
-        elif choice.behind_nonlinearity:
-            said = _misleading(problem, choice.null, found.scores, seed)
-            notes = (*notes, said)
-            warnings.warn(f"{case.site}: {said}", MisleadingNull, stacklevel=2)
-        elif not choice.believable and isinstance(wanted, Rotation):
-            warnings.warn(f"{case.site}: {choice.because}", MisleadingNull, stacklevel=2)
-        if choice.believable:
-            if asks_orders(compared, choice.null):
-                apart = orders(compared, found.scores, choice.null, seed=seed)
-            bounded = bound(compared, choice.null, distinct=found.record.distinct, seed=seed)
+        try:
+            made = _measured(
+                case, problem.to(_device_for(device)), choice, wanted, scores, seed, twins
+            )
+        except torch.OutOfMemoryError:
+            # The accelerator is full of the model: the processor has room.
+            made = _measured(case, problem, choice, wanted, scores, seed, twins)
+        found, notes = made.compared, made.notes
         ranking, said_of_bases = ranked(problem, companions.bases, scores, seed=seed)
         way = path(problem, companions.paths, seed=seed, score=NON_GAUSSIANITY)
         own: dict[str, ScoreResult] = {}
@@ -381,11 +388,11 @@ def _gathered(
             from basis_probe.evidence.own import Place
 
             around = case.around() if score.reads_weights else Around()
-            made = score.measure(Place(problem, choice, around, seed))
-            if isinstance(made, str):
-                notes = (*notes, f"{score.name}: {made}.")
+            result = score.measure(Place(problem, choice, around, seed))
+            if isinstance(result, str):
+                notes = (*notes, f"{score.name}: {result}.")
             else:
-                own[score.name] = made
+                own[score.name] = result
     notes = (*notes, *said_of_bases)
     return Evidence(
         case=dataclasses.replace(
@@ -393,14 +400,68 @@ def _gathered(
         ),
         null=found.record,
         scores={**found.scores, **own},
-        beside=beside,
-        orders=apart,
+        beside=made.beside,
+        orders=made.orders,
         few=found.few,
-        bound=None if isinstance(bounded, str) else bounded,
-        unbounded=bounded if isinstance(bounded, str) else "",
+        bound=None if isinstance(made.bound, str) else made.bound,
+        unbounded=made.bound if isinstance(made.bound, str) else "",
         bases=ranking,
         path=way,
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Measured:
+    """What was measured of a site against its null.
+
+    Attributes:
+        compared: the scores.
+        notes: what a reader must know.
+        beside: the scores under a null that is shown beside.
+        orders: offset, scale and form, where they are asked.
+        bound: the bound of form, or why there is none; empty where none is asked.
+    """
+
+    compared: Compared
+    notes: tuple[str, ...]
+    beside: Mapping[str, ScoreResult]
+    orders: Orders | None = None
+    bound: FormBound | str = ""
+
+
+def _measured(
+    case: Case,
+    problem: Problem,
+    choice: Choice,
+    wanted: Null | None,
+    scores: Sequence[Score],
+    seed: int,
+    twins: Sequence[Mapping[str, torch.Tensor]],
+) -> _Measured:
+    """The scores, orders and bound of a site, computed where its rows lie."""
+    compared = taken(problem, choice.null.samples)
+    found = measure(compared, choice, scores, seed=seed, all_samples=case.all_samples, twins=twins)
+    notes, beside = found.notes, found.beside
+    if choice.behind_nonlinearity and not isinstance(choice.null, Rotation):
+        beside = _beside(problem, scores, seed, found.record)
+    elif choice.behind_nonlinearity:
+        said = _misleading(problem, choice.null, found.scores, seed)
+        notes = (*notes, said)
+        warnings.warn(f"{case.site}: {said}", MisleadingNull, stacklevel=2)
+    elif not choice.believable and isinstance(wanted, Rotation):
+        warnings.warn(f"{case.site}: {choice.because}", MisleadingNull, stacklevel=2)
+    if not choice.believable:
+        return _Measured(found, notes, beside)
+    apart: Orders | None = None
+    if asks_orders(compared, choice.null):
+        apart = orders(compared, found.scores, choice.null, seed=seed)
+    bounded = bound(compared, choice.null, distinct=found.record.distinct, seed=seed)
+    return _Measured(found, notes, beside, apart, bounded)
+
+
+def _device_for(device: torch.device) -> torch.device:
+    """Where axes are compared: where the model is, if it knows double precision there."""
+    return device if device.type in _DOUBLE else torch.device("cpu")
 
 
 def is_small(samples: int, dim: int) -> bool:

@@ -96,7 +96,8 @@ def _evidence(session: Session, name: str, seen: Seen, step: int) -> Evidence:
     null = choices.null
     if null is None and case.problem is not None:
         null = _quick(case.problem)
-    return gather(case, choices.scores, null, seed=choices.seed + step)
+    seed, device = choices.seed + step, session.subject.device
+    return gather(case, choices.scores, null, seed=seed, device=device)
 
 
 def _quick(problem: Problem) -> Null:

@@ -116,6 +116,7 @@ class _Side:
                     choices.scores,
                     choices.null,
                     seed=choices.seed,
+                    device=self.subject.device,
                 )
                 for name, place in self.places.items()
             ]

@@ -82,19 +82,23 @@ def linear_layer(
     inputs = rows["inputs"]
     held = tuple(rows[f"held {place}"].to(working) for place in range(len(found.held)))
     weights = [
-        weight.detach().cpu().double().reshape(len(weight), found.width, -1)
+        weight.detach().cpu().to(working).reshape(len(weight), found.width, -1)
         for weight in found.weights
     ]
     biases = [None if bias is None else bias.detach().cpu().double() for bias in found.biases]
     if found.gain is not None:
-        gain = found.gain.cpu().double()
-        shift = torch.zeros_like(gain) if found.bias is None else found.bias.cpu().double()
-        inputs = (inputs.double() - shift[None, :, None]) / gain[None, :, None]
-        moved = [torch.einsum("ocp,c->o", weight, shift) for weight in weights]
-        biases = [
-            more if bias is None else bias + more for bias, more in zip(biases, moved, strict=True)
-        ]
-        weights = [weight * gain[None, :, None] for weight in weights]
+        gain, shift = found.gain.cpu().double(), found.bias
+        inputs = inputs.double()
+        if shift is not None:
+            shift = shift.cpu().double()
+            inputs = inputs - shift[None, :, None]
+            moved = [weight.sum(2).double() @ shift for weight in weights]
+            biases = [
+                more if bias is None else bias + more
+                for bias, more in zip(biases, moved, strict=True)
+            ]
+        inputs = inputs / gain[None, :, None]
+        weights = [weight * gain[None, :, None].to(working) for weight in weights]
     return LinearLayer(
         inputs=inputs.to(working),
         weights=tuple(weight.to(working) for weight in weights),

@@ -302,6 +302,7 @@ class Concluding:
             seed=self.choices.seed,
             twins=self.twins.get(leader, ()),
             companions=self.choices.companions,
+            device=self.watching.subject.device,
         )
 
     def _prove(self) -> bool:

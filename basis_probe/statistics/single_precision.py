@@ -9,9 +9,12 @@ squares leave the range of float32, and columns whose spread is near the roundin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -32,6 +35,55 @@ _NEAR = 16.0
 """A column whose squared mean is more than so many variances loses digits to it."""
 _UNIT = math.sqrt(0.5 * math.log2(math.e))
 """Values of this deviation have the bump 2^(-w^2), which is made in less than half of the time."""
+
+
+_lock = threading.Lock()
+_inside, _before = 0, ()
+
+
+@contextlib.contextmanager
+def full_products() -> Generator[None]:
+    """Within it, in every thread, products of float32 keep all digits that float32 has.
+
+    `torch.set_float32_matmul_precision("high")`, which many scripts begin with, allows products of
+    ten bits; what was allowed is allowed again afterwards.
+    """
+    global _inside, _before
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _before = tuple(backend.fp32_precision for backend in _backends())
+            for backend in _backends():
+                backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                for backend, precision in zip(_backends(), _before, strict=True):
+                    backend.fp32_precision = precision
+
+
+def _backends() -> tuple[Any, ...]:
+    """What makes products of float32, as far as torch lets one ask each by itself."""
+    kinds = (torch.backends.cuda, torch.backends.mkldnn)
+    found = tuple(getattr(kind, "matmul", None) for kind in kinds)
+    if all(hasattr(backend, "fp32_precision") for backend in found):
+        return found
+    return (_ForAll(),)
+
+
+class _ForAll:
+    """The one setting of older versions of torch."""
+
+    @property
+    def fp32_precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @fp32_precision.setter
+    def fp32_precision(self, wanted: str) -> None:
+        torch.set_float32_matmul_precision("highest" if wanted == "ieee" else wanted)
 
 
 def rows_at_once(x: Tensor) -> int:

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+import basis_probe as bp
 from basis_probe.algebra.groups import Orthogonal
 from basis_probe.statistics.moments import column_moments, row_shares
 from basis_probe.statistics.nulls import Frame, Problem, Rotation
 from basis_probe.statistics.nulls.frames import Alternatives
+from basis_probe.statistics.p_values import Tail
 from basis_probe.statistics.resampling import LeftOut
-from basis_probe.statistics.scores import ALL, Measured
-from basis_probe.statistics.single_precision import Columns, shares
+from basis_probe.statistics.scores import ALL, Measured, Reads, Rows
+from basis_probe.statistics.single_precision import Columns, full_products, shares
 
 SAMPLES, DIM = 1500, 7
 
@@ -193,3 +195,34 @@ def test_frames_with_halves_of_their_own_stay_apart() -> None:
         wanted = alternatives.frame(other)
         assert found.parts is not None and wanted.parts is not None
         assert torch.equal(found.parts[0], wanted.parts[0])
+
+
+@pytest.mark.parametrize("allowed", ["highest", "high", "medium"])
+def test_products_of_fewer_digits_are_not_allowed_while_axes_are_compared(allowed: str) -> None:
+    seen: list[str] = []
+
+    def per_direction(rows: Rows) -> Tensor:
+        seen.append(_allowed())
+        return rows.x.double().mean(0)
+
+    score = bp.scores.Score("mine", per_direction, Reads.ACTIVATIONS, Tail.UPPER, "", "")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        after = _allowed()
+        bp.probe_activations(_drawn().float(), group="orthogonal", scores=[score])
+        assert set(seen) <= {"ieee", "highest"} and seen
+        assert (_allowed(), torch.get_float32_matmul_precision()) == (after, allowed)
+        with pytest.raises(ZeroDivisionError), full_products(), full_products():
+            assert _allowed() in ("ieee", "highest")
+            raise ZeroDivisionError
+        assert (_allowed(), torch.get_float32_matmul_precision()) == (after, allowed)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _allowed() -> str:
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if hasattr(matmul, "fp32_precision"):
+        return str(matmul.fp32_precision)
+    return torch.get_float32_matmul_precision()

@@ -128,6 +128,16 @@ class LinearLayer:
     centred: bool
     held: tuple[Float[Tensor, "samples outputs"], ...] = ()
 
+    def to(self, device: torch.device) -> "LinearLayer":
+        """The layer with its numbers on a device."""
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs.to(device),
+            weights=tuple(weight.to(device) for weight in self.weights),
+            biases=tuple(None if bias is None else bias.to(device) for bias in self.biases),
+            held=tuple(held.to(device) for held in self.held),
+        )
+
     def _outputs(self) -> tuple[Tensor, ...]:
         flat = self.inputs.reshape(len(self.inputs), -1)
         made: list[Tensor] = []
@@ -199,6 +209,18 @@ class Problem:
     layer: LinearLayer | None = None
     examples: Int[Tensor, " samples"] | None = None
     order: Int[Tensor, " samples"] | None = None
+
+    def to(self, device: torch.device) -> "Problem":
+        """The problem with its numbers on a device; itself if they are there."""
+        if self.x.device == device:
+            return self
+        moved = {
+            name: value.to(device)
+            for name in ("x", "halves", "pre", "examples", "order")
+            if (value := getattr(self, name)) is not None
+        }
+        layer = None if self.layer is None else self.layer.to(device)
+        return dataclasses.replace(self, **moved, layer=layer)
 
     @functools.cached_property
     def centred(self) -> Centred:
