@@ -28,6 +28,7 @@ from basis_probe.results.history import History
 from basis_probe.results.report import Report
 from basis_probe.run.looks import Looking
 from basis_probe.run.optimizers import OptimizerMoments
+from basis_probe.run.origins import require_another
 from basis_probe.run.report import Session
 from basis_probe.run.watch import Choices, Groups
 from basis_probe.statistics.nulls import Null
@@ -128,7 +129,9 @@ def attach(
     moments = None if optimizer is None else OptimizerMoments(optimizer, model)
     if moments is not None and every is None:
         raise ValueError("an optimizer is given, and nothing looks at it: give every=, too")
-    return Attachment(recognise(model), choices, example_input, every, moments)
+    subject = recognise(model)
+    require_another(initialisation, subject)
+    return Attachment(subject, choices, example_input, every, moments)
 
 
 @brief

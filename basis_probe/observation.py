@@ -20,7 +20,7 @@ from basis_probe.model.network import Subject, device_of, prepared, recognise
 from basis_probe.results.report import Report
 from basis_probe.run.attributions import Attributions, gradients_of
 from basis_probe.run.gradients import require_loss
-from basis_probe.run.origins import Batches
+from basis_probe.run.origins import Batches, is_asked, require_another
 from basis_probe.run.parts import Part, Partial
 from basis_probe.run.read import (
     Again,
@@ -218,14 +218,8 @@ def probe(
             "a reference sees the data in the same single pass as the model, which memory_budget "
             "and checkpoint do not know: leave them out"
         )
-    if isinstance(initialisation, nn.Module):
-        recognise(initialisation, called="initialisation")
-        if initialisation is model:
-            raise ValueError(
-                "initialisation is the model itself: give the network as it was before training, "
-                "or True for a copy that is drawn anew"
-            )
     subject = recognise(model, tokenizer)
+    require_another(initialisation, subject)
     target = None if device is None else device_of(device)
     with guarded(ending=checkpoint is not None) as guard, prepared(subject.model, target) as notes:
         if reference is not None:
@@ -246,7 +240,7 @@ def probe(
             choices,
             {},
             at_once=None if memory_budget is None else 1,
-            again=_again(data, subject) if choices.initialisation else None,
+            again=_again(data, subject) if is_asked(initialisation) else None,
             attributions=None if gradients is None else Attributions(watching, choices, gradients),
         )
         total = 0

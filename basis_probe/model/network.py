@@ -418,6 +418,12 @@ def prepared(model: nn.Module, device: torch.device | None) -> Generator[tuple[s
     """
     notes: list[str] = [*getattr(model, "basis_probe_notes", ())]
     modes = {module: module.training for module in model.modules()}
+    unmade = [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]
+    if unmade:
+        raise ValueError(
+            f"{unmade[0]} has no numbers yet, since its layer takes its size from what it reads "
+            "first: run the model once on a batch"
+        )
     home = next((p.device for p in model.parameters()), None)
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if empty and not any(True for _ in fetching(model)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -242,6 +243,16 @@ def _is_ordinary(empty: Tensor) -> bool:
     return type(empty) in (Tensor, nn.Parameter) and empty.layout is torch.strided
 
 
+_HANDED: weakref.WeakKeyDictionary[
+    nn.Module, weakref.WeakValueDictionary[tuple[str, int], Stored]
+] = weakref.WeakKeyDictionary()
+"""Model -> what stood for its weights, by their paths and by where they are fetched from.
+
+As long as a record holds it, the same stands there again: so what was recorded in one context is
+known in another.
+"""
+
+
 class _Homes:
     """The homes of the weights of a model: one for what its modules share."""
 
@@ -251,22 +262,44 @@ class _Homes:
             name: parameter for name, parameter in model.named_parameters() if not parameter.is_meta
         }
         self._tied = _tied(model, told, self._made)
+        self._handed = _HANDED.setdefault(model, weakref.WeakValueDictionary())
 
     def stored(self, path: str, hook: Any, inner: _Inner) -> Tensor:
         _, name, _, empty = inner
         weights, whole = hook.weights_map, f"{path}.{name}" if path else name
         key = self._tied[whole]
         if key not in self._made:
-            fetch = functools.partial(weights.__getitem__, name)
-            device = hook.execution_device
-            home = Home(whole, fetch, empty, "cpu" if device is None else device)
-            self._made[key] = Stored.of(
-                home,
-                empty.detach(),
-                parameter=isinstance(empty, nn.Parameter),
-                learned=empty.requires_grad,
-            )
+            # It holds on to where it is fetched from, which so cannot be another one of that id.
+            place = whole, id(weights)
+            before = self._handed.get(place)
+            if before is None or not _stands_for(before, empty, hook):
+                before = self._handed[place] = _standing(whole, name, empty, hook)
+            self._made[key] = before
         return self._made[key]
+
+
+def _standing(whole: str, name: str, empty: Tensor, hook: Any) -> Stored:
+    """What stands for a weight of a path, which its module calls by a name."""
+    fetch = functools.partial(hook.weights_map.__getitem__, name)
+    return Stored.of(
+        Home(whole, fetch, empty, _device_of(hook)),
+        empty.detach(),
+        parameter=isinstance(empty, nn.Parameter),
+        learned=empty.requires_grad,
+    )
+
+
+def _device_of(hook: Any) -> Any:
+    return "cpu" if hook.execution_device is None else hook.execution_device
+
+
+def _stands_for(before: Stored, empty: Tensor, hook: Any) -> bool:
+    """True if what stood for a weight can stand for it still."""
+    same = (before.shape, before.stride(), before.dtype, before.requires_grad) == (
+        empty.shape, empty.stride(), empty.dtype, empty.requires_grad
+    )  # fmt: skip
+    kind = isinstance(before, nn.Parameter) is isinstance(empty, nn.Parameter)
+    return same and kind and before.home.device == torch.device(_device_of(hook))
 
 
 def _address(weights: Any, name: str) -> tuple[Any, ...] | None:

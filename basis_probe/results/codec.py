@@ -341,6 +341,41 @@ _WAYS: tuple[list[str], ...] = ([], ["zlib"], ["shuffled", "zlib"], ["steps", "s
 """What may follow a type."""
 _LARGEST = 2**28
 """Bytes of an array at most."""
+_ALL, _EACH = 2**31, 64
+"""Bytes of all arrays of a file at most, and as many more for each of its characters."""
+
+
+def require_modest(name: str, value: object, characters: int) -> None:
+    """Fails for findings whose arrays would take far more memory than their text.
+
+    Looks at shapes alone, before any array is decompressed.
+
+    Args:
+        name: what they are called.
+        value: what was read of JSON.
+        characters: how long the text was.
+
+    Raises:
+        Damaged: if they would.
+    """
+    most = (_ALL + _EACH * characters) // 8
+    count, waiting = 0, [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, list):
+            waiting += typing.cast("list[object]", held)
+        elif isinstance(held, dict):
+            named = typing.cast("dict[str, object]", held)
+            waiting += named.values()
+            shape = named.get("shape")
+            # Sites have a shape, too.
+            if isinstance(shape, list) and any(key.split(" ")[0] in _KINDS for key in named):
+                sizes = typing.cast("list[object]", shape)
+                count += math.prod(size for size in sizes if type(size) is int and size > 0)
+        if count > most:
+            raise Damaged(
+                "its arrays would take far more memory than a text of this length holds", name
+            )
 
 
 def unpacked(value: Mapping[str, Any], along: np.ndarray | None = None) -> np.ndarray:
@@ -376,7 +411,7 @@ def unpacked(value: Mapping[str, Any], along: np.ndarray | None = None) -> np.nd
     try:
         data = base64.b64decode(text, validate=True)
         if how:
-            data = zlib.decompressobj().decompress(data, wanted + 1)
+            data = _decompressed(data, wanted)
     except (TypeError, ValueError, binascii.Error, zlib.error) as error:
         raise Damaged(f"its numbers cannot be read ({str(error)[:80]})") from None
     if len(data) != wanted:
@@ -396,6 +431,21 @@ def unpacked(value: Mapping[str, Any], along: np.ndarray | None = None) -> np.nd
     if rounded is not None:
         numbers = numbers.astype(np.float32).astype(np.float64)
     return numbers.reshape(sizes)
+
+
+def _decompressed(data: bytes, most: int) -> bytes:
+    """What was compressed, up to the first byte too many.
+
+    Raises:
+        ValueError: if its end, which says that all of it is right, is missing or is not the end.
+    """
+    packer = zlib.decompressobj()
+    found = packer.decompress(data, most + 1)
+    if len(found) <= most and not packer.eof:
+        raise ValueError("they are cut off")
+    if packer.unused_data:
+        raise ValueError("something stands behind them")
+    return found
 
 
 def _array(value: object) -> np.ndarray:

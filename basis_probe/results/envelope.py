@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from basis_probe.arguments import path as named
 from basis_probe.brief import described
-from basis_probe.results.codec import Damaged, decode, encode
+from basis_probe.results.codec import Damaged, decode, encode, require_modest
 
 FORMAT = 1
 """The version of the JSON form; a file with another one is refused."""
@@ -83,6 +83,7 @@ def read(name: str, kind: type[Value], text: str, *, key: str = "") -> Value:
     try:
         if name not in found:
             raise Damaged("it is missing", name)
+        require_modest(name, found[name], len(text))
         return decode(kind, found[name])
     except Damaged as error:
         raise ValueError(f"not a basis_probe {name}: damaged at {error}") from error

@@ -39,6 +39,34 @@ class Asked:
     interrupted: bool = False
 
 
+def is_asked(wanted: bool | nn.Module | None) -> bool:
+    """True where an untrained network is asked about every site.
+
+    Not whether it is true: containers of layers, and whatever torch compiles, have a length.
+    """
+    return wanted is not None and wanted is not False
+
+
+def require_another(wanted: bool | nn.Module | None, subject: Subject) -> None:
+    """Fails for an untrained network that cannot be watched, or is the very model that is asked of.
+
+    Raises:
+        TypeError: for what cannot be watched.
+        ValueError: for the model itself, compiled, wrapped or as it is.
+    """
+    if not isinstance(wanted, nn.Module):
+        return
+    other = recognise(wanted, called="initialisation").model
+    own = {id(parameter) for parameter in subject.model.parameters()}
+    its = {id(parameter) for parameter in other.parameters()}
+    if other is subject.model or (its and its <= own):
+        raise ValueError(
+            "initialisation is the model itself, or holds the very same parameters: give the "
+            "network as it was before training, such as a copy (copy.deepcopy) of then, or True "
+            "for a copy that is drawn anew"
+        )
+
+
 def ask(watching: Watched, choices: Choices, sites: Sequence[SiteReport], again: Batches) -> Asked:
     """What an untrained network shows where the axes of a model stand out unasked.
 

@@ -26,7 +26,7 @@ from basis_probe.parallel import abreast
 from basis_probe.results.report import Provenance, Report
 from basis_probe.run.attributions import Attributions
 from basis_probe.run.cases import case_of
-from basis_probe.run.origins import Asked, Batches, ask
+from basis_probe.run.origins import Asked, Batches, ask, is_asked, require_another
 from basis_probe.run.parts import Part, Partial, moved
 from basis_probe.run.problems import problem_of
 from basis_probe.run.read import FAILED, Again, Reading, batches_of
@@ -475,7 +475,7 @@ def conclude(
     data: Iterable[Any] | None = None,
 ) -> Report:
     """The report of what was observed, as `Partial.report` says."""
-    if initialisation and data is None:
+    if is_asked(initialisation) and data is None:
         raise ValueError(
             "initialisation is given, and a partial holds the first two examples only, on which "
             "nothing can be compared: give data=, some batches that both networks read"
@@ -496,6 +496,7 @@ def conclude(
         asked=plan["sites"],
     )
     subject = recognise(model)
+    require_another(initialisation, subject)
     target = None if device is None else device_of(device)
     with prepared(subject.model, target) as notes:
         watching = Watched.of(subject, moved(partial.first, subject.device), choices)

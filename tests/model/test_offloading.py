@@ -69,6 +69,26 @@ def test_fetched_weights_give_the_same_report(offload: Any, tmp_path: pathlib.Pa
     assert away == [name for name, parameter in there.named_parameters() if parameter.is_meta]
 
 
+@pytest.mark.parametrize("offload", [_to_disk, _in_part])
+def test_passes_of_the_users_prove_claims_about_fetched_weights(
+    offload: Any, tmp_path: pathlib.Path
+) -> None:
+    """The model is watched in the user's first pass, and the claims are proved in the report."""
+    reports: list[bp.Report] = []
+    for model in (FAMILY.make(0), there := FAMILY.make(0)):
+        if model is there:
+            offload(there, tmp_path)
+        settings: Any = {"scores": ("kurtosis",), "null": bp.nulls.Rotation(frames=19)}
+        with bp.attach(model, sites="*.down_proj*", **settings) as attached:
+            for batch in _data():
+                model(**batch)
+        reports.append(attached.report())
+    assert len(reports[0]) == len(reports[1]) == 4
+    for site in reports[0]:
+        assert site.symmetry.certificate is not None
+        assert site.symmetry == reports[1][site.site].symmetry
+
+
 def test_weights_have_one_fingerprint_wherever_they_lie(tmp_path: pathlib.Path) -> None:
     model = FAMILY.make(0)
     before = fingerprint(model)

@@ -304,6 +304,8 @@ DAMAGED: dict[str, Any] = {
     "a list": {"float64": [0.0] * 10, "shape": [10]},
     "not compressed": {"float64 zlib": _text(bytes(80)), "shape": [10]},
     "cut off": {"float64 zlib": _text(zlib.compress(bytes(range(80)))[:-9]), "shape": [10]},
+    "its last bytes cut off": {"float64 zlib": _text(zlib.compress(bytes(80))[:-4]), "shape": [10]},
+    "something behind it": {"float64 zlib": _text(zlib.compress(bytes(80)) + b"!"), "shape": [10]},
     "more than it says": {"float64 zlib": _text(zlib.compress(bytes(10**6))), "shape": [10]},
     "less than it says": {"float64 zlib": _text(zlib.compress(bytes(80))), "shape": [10**7]},
     "a shape of no numbers": {"float64": _text(bytes(80)), "shape": ["10"]},
@@ -338,3 +340,23 @@ def test_damage_is_refused(name: str) -> None:
         decode(np.ndarray, DAMAGED[name])
     with pytest.raises(Damaged, match="'3'"):
         decode(tuple[np.ndarray, ...], [[1.0], [2.0], [], DAMAGED[name]])
+
+
+def test_arrays_that_would_take_far_more_memory_than_their_text_are_never_made() -> None:
+    """Each of them is of a size that an array may have; together they are not."""
+    report = json.loads(fake_report().to_json())
+    (site, *_) = report["report"]["site_reports"]
+    (score, *_) = site["scores"].values()
+    bomb = {"uint8 shuffled zlib": _text(zlib.compress(bytes(2**25))), "shape": [2**25]}
+    score["null_values"] = {**bomb, "shape": [2**26]}
+    with pytest.raises(ValueError, match="its shape is none"):
+        bp.Report.from_json(json.dumps(report))
+    score["null_values"] = bomb
+    site["scores"] = {f"score {n}": score for n in range(40)}
+    many = json.dumps(report)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="far more memory"):
+        bp.Report.from_json(many)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * len(many)

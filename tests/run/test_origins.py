@@ -157,10 +157,34 @@ def test_what_is_not_known_of_the_initialisation_is_said() -> None:
     assert any("64 samples were seen and at least 200" in note for note in few.notes)
 
 
-def test_the_model_itself_is_no_initialisation() -> None:
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, nn.Sequential])
+def test_the_model_itself_is_no_initialisation(wrap: Any) -> None:
     model = _deep(nn.Embedding)
-    with pytest.raises(ValueError, match="initialisation is the model itself"):
-        bp.probe(model, _data(), initialisation=model, **_ASKED)
+    partial = bp.observe(model, _data(16), sites="blocks.0", progress=False)
+    for door in (
+        lambda: bp.probe(model, _data(), initialisation=wrap(model), **_ASKED),
+        lambda: bp.attach(model, initialisation=wrap(model)),
+        lambda: partial.report(model, initialisation=wrap(model), data=_data()),
+    ):
+        with pytest.raises(ValueError, match="initialisation is the model itself"):
+            door()
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_asked_as_the_one_that_it_was_compiled_from() -> None:
+    model, start = _deep(_Heavy), _deep(_Heavy, 4)
+    compiled = torch.compile(start, backend="eager")
+    reports = [bp.probe(model, _data(), initialisation=one, **_ASKED) for one in (start, compiled)]
+    assert reports[0] == reports[1]
+
+
+def test_layers_without_a_size_are_named_before_anything_runs() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3))
+    data = [torch.randn(300, 5)]
+    with pytest.raises(ValueError, match=r"0\.weight has no numbers yet.*run the model once"):
+        bp.probe(lazy, data, progress=False)
+    lazy(data[0])
+    assert bp.probe(lazy, data, progress=False).sites
 
 
 def _verdict(model: _Stream) -> bp.Verdict:
