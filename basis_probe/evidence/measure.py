@@ -759,10 +759,14 @@ def _closed_form(
         elif score is SAMPLE_HOYER and geometry is Geometry.EUCLIDEAN:
             found = closed_forms.sample_hoyer_under_rotation(x, generator=generator)
         elif score is KURTOSIS and geometry is Geometry.EUCLIDEAN:
-            # The unit cancels in which the rows are there.
-            lengths = problem.centred.rows.square().sum(1)
-            again = float(problem.centred.spectrum.square().sum())
-            found = closed_forms.pooled_kurtosis_of(lengths, again)
+            rows = problem.centred
+            if rows.line:
+                # They lack the all-ones direction, which these turns do not leave where it is.
+                found = closed_forms.pooled_kurtosis_under_rotation(x)
+            else:
+                # The unit cancels in which the rows are there.
+                again = float(rows.spectrum.square().sum())
+                found = closed_forms.pooled_kurtosis_of(rows.rows.square().sum(1), again)
     except ValueError:
         # All rows are zero: there is nothing to turn.
         return None
