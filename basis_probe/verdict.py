@@ -33,6 +33,10 @@ FEWEST_ALTERNATIVES = 10
 """With fewer different ones, as where an input of two features is turned about its mean, the axes
 are among their own alternatives so often that nothing could stand out."""
 
+_ROUNDING = 1e-6
+"""Alternatives are scored in single precision: scores that differ by less than this part of their
+size are the same."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -638,7 +642,8 @@ def _different(score: ScoreResult) -> int:
     if math.isnan(score.effect):
         return 0
     values = np.sort(score.null_values[~np.isnan(score.null_values)][:199])
-    return 1 + int((np.diff(values) > 1e-4 * (values[-1] - values[0])).sum())
+    rounding = _ROUNDING * max(abs(values[0]), abs(values[-1]))
+    return 1 + int((np.diff(values) > max(1e-4 * (values[-1] - values[0]), rounding)).sum())
 
 
 def _beyond_all(score: ScoreResult) -> bool:

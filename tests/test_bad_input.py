@@ -641,6 +641,19 @@ def test_a_single_axis_has_nothing_to_stand_out_against() -> None:
     assert "have the same score, so there is nothing to stand out against" in site.verdict.sentence
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_alternatives_that_differ_by_rounding_only_are_no_alternatives(seed: int) -> None:
+    """On inputs along one direction every neuron has the one law of that, wherever it points."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+        model[0].bias.data.zero_()
+    data = [_draw(800, 1) ** 3 @ torch.ones(1, 16)]
+    site = _probe(model, data, sites="1", null=bp.nulls.Counterfactual(frames=99))["1"]
+    assert site.verdict.outcome is bp.Outcome.UNDECIDED
+    assert "so there is nothing to stand out against" in site.verdict.sentence
+
+
 @pytest.mark.sample(default=1)
 @pytest.mark.parametrize(
     ("width", "said"),
