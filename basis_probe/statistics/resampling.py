@@ -23,6 +23,10 @@ _LEFT = 0.05
 """Where less than this part of the variance is left without a group, sums are in float64."""
 
 
+_NOTHING = 1e-10
+"""Where less than this part is left, a column is constant without the group."""
+
+
 class Grouping:
     """Which rows are of which group; made once for all matrices whose rows are grouped alike.
 
@@ -164,11 +168,17 @@ class _GroupSums:
             return None
         return few, _GroupSums(self.x[:, few].double(), self.padded)
 
+    @property
+    def _left_varying(self) -> Tensor:
+        """Which columns vary without each group."""
+        m1, m2 = self.powers[:2]
+        return self.varies & (m2 - m1.square() > _NOTHING)
+
     def kurtosis(self) -> Tensor:
         m1, m2, m3, m4 = self.powers
         second = m2 - m1**2
         fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
-        found = torch.where(self.varies & (second > 0), fourth / second.square(), math.nan)
+        found = torch.where(self._left_varying, fourth / second.square(), math.nan)
         if self._exact is not None:
             found[:, self._exact[0]] = self._exact[1].kurtosis()
         return found
@@ -187,7 +197,7 @@ class _GroupSums:
         # f(z') of the newly standardised z' = z + scale z + shift, with f' and z f' in closed form.
         first = f1 + scale * (f1 - g3) + shift * (f2 - g2)
         second = f2 - scale * g2 - shift * f1
-        found = torch.where(self.varies, negentropy_of(first, second), math.nan)
+        found = torch.where(self._left_varying, negentropy_of(first, second), math.nan)
         if self._exact is not None:
             found[:, self._exact[0]] = self._exact[1].negentropy()
         return found

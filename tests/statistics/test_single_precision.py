@@ -226,3 +226,20 @@ def _allowed() -> str:
     if hasattr(matmul, "fp32_precision"):
         return str(matmul.fp32_precision)
     return torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 1e4])
+@pytest.mark.parametrize("firing", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_column_that_varies_in_one_group_has_no_scores_without_it(
+    dtype: torch.dtype, firing: int, offset: float
+) -> None:
+    x = _drawn(400, 3).to(dtype) + offset
+    x[:, 1] = offset
+    x[20 : 20 + firing, 1] = offset + torch.arange(1.0, firing + 1).to(dtype)
+    found = LeftOut(x, torch.arange(400) // 40)
+    for values in (found.kurtosis, found.negentropy):
+        assert bool(values[0, 1].isnan())
+        assert bool(values[1:].isfinite().all())
+        assert bool(values[:, [0, 2]].isfinite().all())
+        assert float(values[1:].abs().max()) < 1e3
