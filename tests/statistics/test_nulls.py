@@ -39,7 +39,7 @@ from basis_probe.statistics.nulls import (
 )
 from basis_probe.statistics.nulls.rotations import _WhitenedHeads
 from basis_probe.statistics.p_values import monte_carlo_p
-from basis_probe.statistics.scores import NON_GAUSSIANITY, Measured, Score
+from basis_probe.statistics.scores import NON_GAUSSIANITY, SAMPLE_KURTOSIS, Measured, Score
 
 SAMPLES, DIM = 300, 8
 
@@ -203,6 +203,22 @@ def test_adjacent_planes_are_turned_as_such() -> None:
     observed = alternatives.frame(None).post
     lengths = (rows.reshape(SAMPLES, DIM // 2, 2).square().sum(2) for rows in (turned, observed))
     torch.testing.assert_close(next(lengths), next(lengths))
+
+
+@pytest.mark.parametrize("size", [1e-35, 1e-25, 1e-3, 1e20, 1e36])
+@pytest.mark.parametrize("geometry", GROUPS)
+def test_the_size_of_values_in_single_precision_makes_no_difference(
+    geometry: Geometry, size: float
+) -> None:
+    """By powers of two, which change no digit."""
+    factor = 2.0 ** round(math.log2(size))
+    x = _data()
+    found, wanted = (
+        Measured(_rotation(geometry, rows).frame(None).exact(), unit_axes=False)
+        for rows in ((x.float() * factor).float(), x.float())
+    )
+    for score in (NON_GAUSSIANITY, SAMPLE_KURTOSIS):
+        torch.testing.assert_close(found.of(score), wanted.of(score), rtol=1e-4, atol=1e-4)
 
 
 def test_turns_inside_heads_stay_inside() -> None:

@@ -364,11 +364,12 @@ class _InPlanes(Alternatives):
         else:
             self.planes = slice(0, dim - dim % 2, 2), slice(1, dim, 2)
         self.x = x.clone()
-        a, b = (x[:, side] for side in self.planes)
+        # Squares of very small or large values leave the range of single precision.
+        a, b = (x[:, side].double() for side in self.planes)
         size = (a.square() + b.square()).mean(0).div(2).sqrt()
         size = torch.where(size > 0, size, torch.ones_like(size))
-        for side in self.planes:
-            self.x[:, side] /= size
+        for side, value in zip(self.planes, (a, b), strict=True):
+            self.x[:, side] = (value / size).to(x.dtype)
 
     def frame(self, generator: torch.Generator | None) -> Frame:
         read = self.axes.to(self.x.device)
