@@ -13,12 +13,14 @@ from basis_probe.algebra.groups import (
     Blocks,
     GeneralLinear,
     Group,
+    LineStabiliser,
     Orthogonal,
     Permutation,
     PositiveMonomial,
 )
 from basis_probe.algebra.haar import haar
 from basis_probe.evidence.measure import affordable, choose, measure
+from basis_probe.statistics.closed_forms import pooled_kurtosis_under_rotation
 from basis_probe.statistics.few_axes import few_of_many
 from basis_probe.statistics.nulls import Frame, Geometry, LinearLayer, Null, Problem, Rotation
 from basis_probe.statistics.resampling import LeftOut, jackknife_error
@@ -461,3 +463,39 @@ def test_all_axes_that_are_compared_count_in_the_error_however_many_they_are() -
     means = [LeftOut(frame, groups).kurtosis.mean(1) for frame in frames]
     wanted = jackknife_error(means[0] - torch.stack(means[1:]).mean(0))
     assert spread.error(KURTOSIS) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError, TypeError, RuntimeError])
+@pytest.mark.parametrize("known", ["layer", "pre"])
+def test_a_function_may_refuse_fewer_axes_in_whatever_words(
+    known: str, error: type[Exception]
+) -> None:
+    def strict(values: Tensor) -> Tensor:
+        if values.shape[1] != DIM:
+            raise error("all axes, please")
+        return values.relu()
+
+    layer, post = _layer(lambda outputs: strict(outputs[0]))
+    if known == "layer":
+        problem = _problem(PositiveMonomial(DIM), post, layer=layer)
+        null: Null = bp.nulls.Counterfactual(frames=19, directions=5)
+    else:
+        pre = layer.outputs[0]
+        problem = _problem(PositiveMonomial(DIM), post, pre=pre, nonlinearity=strict)
+        null = bp.nulls.TurnedPreactivation(frames=19, directions=5)
+    found = measure(problem, choose(problem, null), [KURTOSIS], seed=0)
+    assert math.isfinite(found.scores["kurtosis"].effect)
+
+
+@pytest.mark.parametrize("group", [Orthogonal(DIM), LineStabiliser(DIM), Permutation(DIM)])
+def test_a_mean_without_drawing_is_that_of_the_turns_asked_for_under_any_group(
+    group: Group,
+) -> None:
+    """Also of rows that have much along the all-ones direction, which some groups leave fixed."""
+    x = _normal(SAMPLES, DIM) ** 3 + 3 * _normal(SAMPLES, 1, seed=4)
+    null = Rotation(frames=19, geometry=Geometry.EUCLIDEAN)
+    problem = _problem(group, x)
+    found = measure(problem, choose(problem, null), [KURTOSIS], seed=0).scores["kurtosis"]
+    assert found.closed_form is not None
+    wanted = pooled_kurtosis_under_rotation(x).mean
+    assert found.closed_form.mean == pytest.approx(wanted, rel=1e-9)
