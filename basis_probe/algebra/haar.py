@@ -273,7 +273,7 @@ def _gaussian(dim: int, count: int, generator: torch.Generator) -> Float64[Tenso
 
 
 def _normal(dim: int, count: int, generator: torch.Generator) -> Float32[Tensor, "dim direction"]:
-    return torch.randn(dim, count, generator=generator)
+    return torch.randn(dim, count, generator=generator, dtype=torch.float32)
 
 
 def _triangular(

@@ -376,16 +376,21 @@ def callable_of(nonlinearity: object) -> tuple[str, Callable[[Tensor], Tensor]]:
             # The user's hooks came with the copy; they are not to hear of these values.
             part._forward_hooks.clear()  # pyright: ignore[reportPrivateUsage]
             part._forward_pre_hooks.clear()  # pyright: ignore[reportPrivateUsage]
-        return type(nonlinearity).__name__, module
+        return type(nonlinearity).__name__, _on_a_copy(module)
     if callable(nonlinearity):
         path = getattr(nonlinearity, "__qualname__", getattr(nonlinearity, "__name__", "<>"))
         # Functions made inside other functions bear no name that a reader would know.
         name = "f" if "<" in path else path.rpartition(".")[2]
-        return name, cast("Callable[[Tensor], Tensor]", nonlinearity)
+        return name, _on_a_copy(cast("Callable[[Tensor], Tensor]", nonlinearity))
     raise ValueError(
         f"{nonlinearity!r} is no nonlinearity: give a name, a torch module or a function of a "
         "tensor"
     )
+
+
+def _on_a_copy(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function; where it overwrites what it is given, the values before it are kept."""
+    return lambda values: function(values.clone())
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

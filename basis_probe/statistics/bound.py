@@ -147,7 +147,8 @@ def _fast_ica(x: Tensor, seed: int) -> Tensor:
     white = (rows @ back).float()
     generator = torch.Generator().manual_seed(seed)
     units = min(_UNITS, white.shape[1])
-    weights = _decorrelated(torch.randn(white.shape[1], units, generator=generator).to(white))
+    drawn = torch.randn(white.shape[1], units, generator=generator, dtype=torch.float32)
+    weights = _decorrelated(drawn.to(white))
     for _ in range(_STEPS):
         along = white @ weights
         square = along.square()

@@ -167,7 +167,7 @@ def _exchanged(weights: NeuronWeights, generator: torch.Generator) -> NeuronWeig
 
     def drawn(part: Tensor) -> Tensor:
         # Single precision may tie, and then leaves two places in their order: once in 2^24.
-        order = torch.rand(part.T.shape, generator=generator).argsort(1)
+        order = torch.rand(part.T.shape, generator=generator, dtype=torch.float32).argsort(1)
         signs = 2.0 * torch.randint(0, 2, part.T.shape, generator=generator) - 1
         return (signs * part.T.gather(1, order)).T
 

@@ -346,7 +346,7 @@ def _sphere_draws(dim: int, line: bool, seed: int, draws: int) -> Tensor:
     found: list[Tensor] = []
     step = max(1, 2_000_000 // dim)
     for start in range(0, draws, step):
-        drawn = torch.randn(min(step, draws - start), dim, generator=generator)
+        drawn = torch.randn(min(step, draws - start), dim, generator=generator, dtype=torch.float32)
         if line:
             drawn = drawn - drawn.mean(1, keepdim=True)
         found.append((dim * drawn.pow(4).sum(1) / drawn.square().sum(1).square()).double())
@@ -439,13 +439,14 @@ def _turned_weights(
         several = min(step, draws - start)
 
         def make(several: int = several) -> tuple[Tensor, ...]:
-            drawn = torch.randn(several, dim, count, generator=generator)
+            drawn = torch.randn(several, dim, count, generator=generator, dtype=torch.float32)
             if line:
                 drawn = drawn - drawn.mean(1, keepdim=True)
             weights = _orthonormal(drawn).square_()
             if not more:
                 return (weights,)
-            return weights, torch.randn(several, dim, generator=generator)
+            noise = torch.randn(several, dim, generator=generator, dtype=torch.float32)
+            return weights, noise
 
         made = remembered(generator, ("turned weights", several, dim, count, line, more), make)
         yield made[0], made[1] if more else None
