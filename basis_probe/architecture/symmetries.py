@@ -343,7 +343,9 @@ def proved(
     """
     found = _proved(subject, batch, derivation, sites, claims, wanted)
     packed = holders(subject.model)
-    return _with_integers(found, sites, derivation.facts, packed) if packed else found
+    if not packed and not derivation.facts.graph.trace.quantised:
+        return found
+    return _with_integers(found, sites, derivation.facts, packed)
 
 
 def _with_integers(
@@ -368,9 +370,13 @@ def _with_integers(
         stream = facts.streams[facts.stream_of[vertex.node]]
         nodes = (*sorted(stream.members), *stream.writers, *stream.readers)
         paths = dict.fromkeys(facts.graph.trace.node(index).module for index in nodes)
-        followed = {path.rpartition(".")[0] for path in facts.graph.trace.quantised}
-        counts = packed if isinstance(claim.group, Unknown) else followed & packed.keys()
-        said = [f"{path} ({packed[path]})" for path in paths if path in counts]
+        # What is known to be followed is packed, in whatever form.
+        followed = {
+            path: packed.get(path, f"{leaf}, packed")
+            for path, _, leaf in (name.rpartition(".") for name in facts.graph.trace.quantised)
+        }
+        counts = packed if isinstance(claim.group, Unknown) else followed
+        said = [f"{path} ({counts[path]})" for path in paths if path in counts]
         if not said:
             continue
         several = f"{', '.join(said[:3])}{f' and {len(said) - 3} more' if said[3:] else ''}"

@@ -1325,6 +1325,11 @@ class _Builder:
             axes = tuple(a + (a >= axis) for a in layout.axes)
             return Layout(axes, axes[-1] < len(shape) - 1, layout.repeat)
         if op in ("getitem", "index_select"):
+            table = node.args[0]
+            if isinstance(table, Fixed) or not self.trace.node(table.node).live:
+                # The numbers themselves are what picks: of a single row each gets another number.
+                ndim = table.tensor.ndim if isinstance(table, Fixed) else 0
+                return layout if ndim == 1 and shape == before else None
             picked = picked_axes(self.trace, node, before, layout.axes)
             if picked is not None:
                 channels = layout.channels and picked[-1] < len(shape) - 1

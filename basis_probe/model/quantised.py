@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,6 +26,14 @@ _SMALL = (torch.int8, torch.uint8, torch.int16, torch.int32)
 
 _CODES = 65_536
 """A table of at most so many numbers may say what integers stand for."""
+
+_UNPACKING = frozenset(
+    "to long int contiguous clone mul div sub rsub add neg view stack cat expand "
+    "repeat_interleave bitwise_and bitwise_or bitwise_right_shift bitwise_left_shift __and__ "
+    "__or__ __rshift__ __lshift__ remainder floor_divide __floordiv__ getitem embedding "
+    "index_select take".split()
+)
+"""What makes numbers of the integers of a row, each row by itself."""
 
 _BY_INDEX = frozenset({"getitem", "index_select", "take", "gather", "embedding"})
 _PRODUCTS = {
@@ -72,6 +81,8 @@ class _Real:
         for node in self.trace.nodes:
             if node.live and node.op in _PRODUCTS:
                 nodes[node.index] = self._product(node)
+        for index, looked in self._tables().items():
+            nodes[index] = looked
         if not self.made:
             return self.trace
         nodes = [self._with_vectors(node) for node in nodes]
@@ -105,6 +116,114 @@ class _Real:
         spent = value.node if isinstance(value, Ref) else -1
         inputs = tuple(index for index in node.inputs if index != spent)
         return dataclasses.replace(node, args=args, kwargs=kwargs, inputs=inputs)
+
+    def _tables(self) -> dict[int, Node]:
+        """Rows of integers that are picked first and made real then -> the same of a real table."""
+        found: dict[int, _Rows] = {}
+        for node in self.trace.nodes:
+            rows = self._unpacked(node, found) or self._picked(node)
+            if rows is not None:
+                found[node.index] = rows
+        made: dict[int, Node] = {}
+        for index, rows in found.items():
+            node, readers = self.trace.node(index), self.trace.readers.get(index, ())
+            inner = all(reader in found for reader in readers) and index not in self.trace.outputs
+            numbers = self.trace.node(rows.numbers)
+            if inner or not node.floating or node.shape[:-1] != numbers.shape:
+                continue
+            integers = next(
+                (one for one in map(self._packed_in, rows.tables) if one is not None), None
+            )
+            if integers is None or _counts(rows.tables, node.shape[-1]):
+                continue
+            some = self._some_rows(index, rows)
+            if some is None:
+                continue
+            fetch = functools.partial(self._table, index, rows)
+            name = self._name(self.names[id(integers)])
+            fixed = self._put(name, fetch, some, (rows.count, node.shape[-1]))
+            path = self.names[id(integers)].rpartition(".")[0]
+            self.holders.add(path)
+            self.owners[id(fixed.tensor)] = frozenset({path, node.module})
+            made[index] = dataclasses.replace(
+                node,
+                op="embedding",
+                function=nn.functional.embedding,
+                args=(Ref(rows.numbers), fixed),
+                kwargs={},
+                inputs=(rows.numbers,),
+                inplace=False,
+            )
+        return made
+
+    def _picked(self, node: Node) -> _Rows | None:
+        """What a call picks of the rows of a constant table, by numbers that the model is given."""
+        if not node.live or len(node.args) < 2:
+            return None
+        table, numbers = node.args[:2]
+        if node.op == "embedding":
+            table, numbers = numbers, table
+        elif node.op == "index_select" and len(node.args) > 2 and numbers == 0:
+            numbers = node.args[2]
+        elif node.op != "getitem":
+            return None
+        if isinstance(numbers, tuple) and len(numbers) == 1:
+            (numbers,) = numbers
+        if not isinstance(table, Fixed) or not isinstance(numbers, Ref) or not table.tensor.ndim:
+            return None
+        by = self.trace.node(numbers.node)
+        while by.op in ("to", "long", "int", "contiguous") and by.live and len(by.inputs) == 1:
+            by = self.trace.node(by.inputs[0])
+        if by.floating or by.boolean or not by.live:
+            return None
+        return _Rows(by.index, len(table.tensor), (node.module, node.call), (table.tensor,))
+
+    def _unpacked(self, node: Node, found: Mapping[int, _Rows]) -> _Rows | None:
+        """What a call makes of such rows and of nothing else, in the module that picked them."""
+        live = [index for index in node.inputs if self.trace.node(index).live]
+        before = [found[index] for index in live if index in found]
+        if not live or len(before) < len(live) or node.op not in _UNPACKING | {"output"}:
+            return None
+        if len({(one.numbers, one.count, one.place) for one in before}) > 1:
+            return None
+        if before[0].place != (node.module, node.call):
+            return None
+        tables = dict.fromkeys(itertools.chain(*(one.tables for one in before)))
+        beside = [one.tensor for one in _values(node) if isinstance(one, Fixed)]
+        if any(one.is_floating_point() and one.ndim > 1 and one.numel() > 1 for one in beside):
+            return None
+        if any(isinstance(one, nn.Parameter) and one.requires_grad for one in beside):
+            return None
+        return dataclasses.replace(before[0], tables=tuple(tables))
+
+    def _packed_in(self, table: Tensor) -> Tensor | None:
+        return self._source(Fixed(table, None))
+
+    def _rows(self, index: int, rows: _Rows, which: Tensor) -> Tensor:
+        """What is made of the rows of the given numbers, as many at once as there were."""
+        shape = self.trace.node(rows.numbers).shape
+        with torch.no_grad():
+            made = replay(self.trace, index, {rows.numbers: which.view(shape)})
+        return made.reshape(len(which), -1)
+
+    def _size(self, rows: _Rows) -> int:
+        return math.prod(self.trace.node(rows.numbers).shape)
+
+    def _some_rows(self, index: int, rows: _Rows) -> Tensor | None:
+        """Some rows of a table; None if what is made of a row depends on the others."""
+        size = self._size(rows)
+        which = torch.arange(size, device=rows.tables[0].device).mul(7).remainder(rows.count)
+        made = self._rows(index, rows, which)
+        return made if torch.equal(self._rows(index, rows, which.flip(0)), made.flip(0)) else None
+
+    def _table(self, index: int, rows: _Rows) -> Tensor:
+        """Every row, made real as the model does it, as many at once as it did."""
+        size, parts = self._size(rows), list[Tensor]()
+        for start in range(0, rows.count, size):
+            which = torch.arange(start, start + size, device=rows.tables[0].device)
+            part = self._rows(index, rows, which.clamp(max=rows.count - 1))
+            parts.append(part[: rows.count - start])
+        return torch.cat(parts)
 
     def _is_mask(self, index: int, integers: Tensor) -> bool:
         """True where integers say which numbers count, and are not what the numbers are made of.
@@ -184,10 +303,14 @@ class _Real:
             found = f"{name}, {count}"
         return found
 
-    def _put(self, name: str, fetch: Any, like: Tensor) -> Fixed:
+    def _put(
+        self, name: str, fetch: Any, like: Tensor, shape: tuple[int, ...] | None = None
+    ) -> Fixed:
+        """A weight of that name, of the kind, and unless it is said otherwise the shape, of one."""
         tensor = self.known.get(name)
-        if tensor is None or tensor.shape != like.shape:
+        if tensor is None or tensor.shape != (shape or like.shape):
             form = torch.empty_strided(like.size(), like.stride(), dtype=like.dtype, device="meta")
+            form = form if shape is None else form.new_empty(shape)
             home = Home(name, fetch, form, like.device)
             tensor = Stored.of(home, form, parameter=True)
         self.made[name] = tensor
@@ -238,6 +361,34 @@ class _Real:
         learned = isinstance(table.tensor, nn.Parameter) and table.tensor.requires_grad
         small = table.tensor.ndim == 1 and table.tensor.numel() <= _CODES
         return given[1:] if small and not learned else given[:1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows of tables, picked by number, and what is made of each of them.
+
+    Attributes:
+        numbers: the node of the numbers.
+        count: how many rows the tables have.
+        place: the module that picks them, and which call of it.
+        tables: what they are picked of.
+    """
+
+    numbers: int
+    count: int
+    place: tuple[str, int]
+    tables: tuple[Tensor, ...]
+
+
+def _counts(tables: tuple[Tensor, ...], width: int) -> bool:
+    """True where integers say which of the rows' numbers count, and are not what these are made of.
+
+    They are picked beside rows of real numbers, or are zeros and ones that nothing scales.
+    """
+    real = [table for table in tables if table.is_floating_point()]
+    if any(table.ndim > 1 and table.shape[-1] >= width > 1 for table in real):
+        return True
+    return not real and all(_are_truths(table) for table in tables)
 
 
 def _values(node: Node) -> list[Fixed | Ref]:

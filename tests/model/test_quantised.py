@@ -119,6 +119,17 @@ class _Packed(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+class _Flat(_Int8):
+    """All numbers in one row."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.form, self.qweight = self.qweight.shape, self.qweight.flatten()
+
+    def real(self) -> Tensor:
+        return self.qweight.view(self.form).to(self.scales.dtype) * self.scales
+
+
 class _Codes(_Int8):
     """Numbers of a small table, picked by bytes."""
 
@@ -138,7 +149,7 @@ class _Codes(_Int8):
         return self.table[self.qweight.to(torch.int32)] * self.scales * 127
 
 
-KINDS = [_Int8, _Product, _After, _Held, _Packed, _Codes]
+KINDS = [_Int8, _Product, _After, _Held, _Packed, _Flat, _Codes]
 
 
 def _replaced(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
@@ -282,6 +293,108 @@ def test_a_probe_says_the_same_of_integers_and_of_what_they_stand_for() -> None:
             assert score.effect == pytest.approx(other.scores[name].effect, rel=1e-4, nan_ok=True)
 
 
+# --- tables -------------------------------------------------------------------------------------
+
+
+class _Rows(nn.Module):
+    """A table of whole numbers, made real in one of several ways."""
+
+    q: Tensor
+    scales: Tensor
+    codes: Tensor
+
+    def __init__(self, embedding: nn.Embedding, way: str) -> None:
+        super().__init__()
+        weight, self.way = embedding.weight.detach(), way
+        self.register_buffer("scales", weight.abs().amax(1, keepdim=True) / 127)
+        whole = (weight / self.scales).round().to(torch.int8)
+        if way == "two in a byte":
+            whole = (whole.div(16, rounding_mode="floor") + 8).to(torch.uint8)
+            whole = whole[:, ::2] | whole[:, 1::2] << 4
+        if way == "codes":
+            whole = (whole.to(torch.int16) + 128).to(torch.uint8)
+        self.register_buffer("codes", torch.linspace(-1, 1, 256) ** 3)
+        self.register_buffer("q", whole)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.way == "the whole table":
+            return nn.functional.embedding(tokens, self.q * self.scales)
+        if self.way == "rows by a function":
+            rows = nn.functional.embedding(tokens, self.q)
+            return rows.to(self.scales.dtype) * nn.functional.embedding(tokens, self.scales)
+        if self.way == "codes":
+            return self.codes[self.q[tokens].long()] * self.scales[tokens]
+        rows = self.q[tokens]
+        if self.way == "two in a byte":
+            rows = torch.stack([rows & 15, rows >> 4], -1).flatten(-2).to(torch.int8) - 8
+        return rows.to(self.scales.dtype) * self.scales[tokens.long()]
+
+
+class _Reader(nn.Module):
+    """Tokens, a norm, and a map."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.last = nn.RMSNorm(6), nn.Linear(6, 5)
+        self.table: Any = table
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.last(self.norm(self.table(tokens)))
+
+
+WAYS = ["the whole table", "rows", "rows by a function", "two in a byte", "codes"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_that_are_picked_before_they_are_made_real_are_a_table_of_weights(way: str) -> None:
+    torch.manual_seed(0)
+    model, tokens = _Reader(nn.Embedding(23, 6)).eval(), torch.randint(23, (4, 3))
+    quantised = copy.deepcopy(model)
+    quantised.table = _Rows(model.table, way)
+    real = copy.deepcopy(model)
+    with torch.no_grad():
+        real.table.weight.copy_(quantised.table(torch.arange(23)))
+    found, expected = bp.symmetries(quantised, tokens), bp.symmetries(real, tokens)
+    assert found["table"].group == bp.groups.Orthogonal(6)
+    assert "could not hold the change" in found["table"].because
+    assert _same_claims(found, expected) == len(expected)
+
+
+class _Picked(nn.Module):
+    """Rows of real numbers, of which whole numbers say which count."""
+
+    keeps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(23, 6))
+        self.register_buffer("keeps", (torch.arange(138).view(23, 6) % 3 > 0).to(torch.int8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.weight[tokens] * self.keeps[tokens]
+
+
+class _Onehot(nn.Module):
+    """Rows of zeros and ones."""
+
+    ones: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ones", torch.eye(23, dtype=torch.int8)[:, :6])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.ones[tokens].float()
+
+
+@pytest.mark.parametrize("make", [_Picked, _Onehot])
+def test_rows_that_say_what_counts_are_no_table_of_weights(make: Any) -> None:
+    torch.manual_seed(0)
+    found = bp.symmetries(_Reader(make()).eval(), torch.randint(23, (4, 3)))
+    assert not any("could not hold the change" in claim.because for claim in found.values())
+    assert found["table"].group != bp.groups.Orthogonal(6)
+
+
 # --- what is not followed -------------------------------------------------------------------------
 
 
@@ -380,3 +493,25 @@ def test_integers_are_not_changed_into_others() -> None:
     quantised = _replaced(model, _Int8)
     with pytest.raises(ValueError, match="qweight holds integers, which could not hold the change"):
         bp.reparametrize(quantised, "1", torch.eye(8), example_input=example)
+
+
+class _Nearest(nn.Module):
+    """Integers that follow from the input pick numbers of a table, one for each of them."""
+
+    levels: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("levels", torch.linspace(-1, 1, 16) ** 3)
+        self.scale = nn.Parameter(torch.rand(4, 3, 6))
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = (self.first(x) * 4 + 8).clamp(0, 15).long()
+        return self.last(self.levels[codes] * self.scale[: len(x)])
+
+
+def test_numbers_that_the_input_picks_from_a_row_are_not_understood_and_do_no_harm() -> None:
+    torch.manual_seed(0)
+    found = bp.symmetries(_Nearest().eval(), torch.randn(4, 3, 6))
+    assert isinstance(found["last:in"].group, Unknown)
