@@ -23,6 +23,8 @@ _LEFT = 0.05
 """Where less than this part of the variance is left without a group, sums are in float64."""
 
 
+_PIECES = 4
+"""Where groups are of very unequal sizes, one of middle size is cut into so many pieces."""
 _NOTHING = 1e-10
 """Where less than this part is left, a column is constant without the group."""
 
@@ -44,22 +46,38 @@ class Grouping:
 
 
 class _Padded:
-    """The rows of every group, as many of each as the largest has.
+    """The rows of every group in pieces of one length, the last of a group filled up.
 
     Attributes:
-        rows: [groups, largest], places of rows; of any where a group has no more.
-        known: [groups, largest], False where it has no more.
+        rows: [pieces, length], places of rows; of any where a piece has no more.
+        known: [pieces, length], False where it has no more.
+        of: the group of every piece, [pieces].
         sizes: of the groups, [groups, 1].
+        missing: how many places of each are filled up, [groups, 1].
     """
 
     def __init__(self, groups: Tensor, count: int) -> None:
         groups = groups.cpu()
         sizes = torch.bincount(groups, minlength=count)
-        places = torch.arange(max(1, int(sizes.max())))
-        self.known = places < sizes[:, None]
-        self.rows = torch.zeros(count, len(places), dtype=torch.int64)
+        # Where one group has most rows, filling up the others to as many would be most of the work.
+        lengths = max(1, int(sizes.max())), max(1, len(groups) // (_PIECES * count))
+        length = min(lengths, key=lambda length: length * int((-(-sizes // length)).sum()))
+        pieces = -(-sizes // length)
+        self.of = torch.arange(count).repeat_interleave(pieces)
+        before = (pieces.cumsum(0) - pieces)[self.of]
+        left = sizes[self.of] - (torch.arange(len(self.of)) - before) * length
+        self.known = torch.arange(length) < left[:, None]
+        self.rows = torch.zeros(len(self.of), length, dtype=torch.int64)
         self.rows[self.known] = groups.argsort(stable=True)
         self.sizes = sizes[:, None].double()
+        self.missing = pieces[:, None] * length - self.sizes
+
+    def joined(self, pieces: Float[Tensor, "pieces dim"]) -> Float[Tensor, "groups dim"]:
+        """The sums over the pieces of every group."""
+        groups = torch.arange(len(self.sizes))
+        if torch.equal(self.of, groups):
+            return pieces
+        return (groups[:, None] == self.of).to(pieces) @ pieces
 
 
 class LeftOut:
@@ -119,15 +137,15 @@ class _GroupSums:
         unit = torch.where(self.varies, std, 1.0)
         self._scaled = lambda rows: (rows.double() - mean) / unit
 
-    def _blocks(self) -> Iterator[Float[Tensor, "groups largest dim"]]:
-        """Standardised rows of some groups at a time; zeros where a group has no more."""
+    def _blocks(self) -> Iterator[Float[Tensor, "pieces length dim"]]:
+        """Standardised rows of some pieces at a time; zeros where a piece has no more."""
         rows, known = (made.to(self.x.device) for made in (self.padded.rows, self.padded.known))
-        largest = rows.shape[1]
-        several = max(1, rows_at_once(self.x) // largest)
+        length = rows.shape[1]
+        several = max(1, rows_at_once(self.x) // length)
         for some, there in zip(rows.split(several), known.split(several), strict=True):
             z = self._scaled(self.x.index_select(0, some.flatten()))
             z *= there.view(-1, 1)
-            yield z.view(len(some), largest, -1)
+            yield z.view(len(some), length, -1)
 
     def means(
         self, functions: Callable[[Tensor], Sequence[Tensor]], *, at_zero: Sequence[float]
@@ -140,9 +158,9 @@ class _GroupSums:
         """
         sums = [[values.sum(1) for values in functions(z)] for z in self._blocks()]
         found: list[Tensor] = []
-        missing = self.padded.rows.shape[1] - self.padded.sizes.to(self.x.device)
+        missing = self.padded.missing.to(self.x.device)
         for one, value in zip(zip(*sums, strict=True), at_zero, strict=True):
-            total = torch.cat(one).double() - value * missing
+            total = self.padded.joined(torch.cat(one).double()) - value * missing
             found.append((total.sum(0) - total) / self.left)
         return found
 

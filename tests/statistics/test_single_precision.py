@@ -13,11 +13,22 @@ from basis_probe.statistics.moments import column_moments, row_shares
 from basis_probe.statistics.nulls import Frame, Problem, Rotation
 from basis_probe.statistics.nulls.frames import Alternatives
 from basis_probe.statistics.p_values import Tail
-from basis_probe.statistics.resampling import LeftOut
+from basis_probe.statistics.resampling import Grouping, LeftOut
 from basis_probe.statistics.scores import ALL, Measured, Reads, Rows
 from basis_probe.statistics.single_precision import Columns, full_products, shares
+from basis_probe.statistics.sparsity import column_negentropy
 
 SAMPLES, DIM = 1500, 7
+
+UNEQUAL = {
+    "equal": (60,) * 20,
+    "nearly equal": tuple(range(50, 70)),
+    "one has nearly all": (1, 3, 1000, 2, 2, 1, 5, 4, 3, 2),
+    "two have half": (400, 1, 2, 3, 4, 5, 6, 390),
+    "one row each": (1,) * 40,
+    "one is empty": (70, 0, 60, 80, 900),
+    "doubling": tuple(2**power for power in range(11)),
+}
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -243,3 +254,22 @@ def test_a_column_that_varies_in_one_group_has_no_scores_without_it(
         assert bool(values[1:].isfinite().all())
         assert bool(values[:, [0, 2]].isfinite().all())
         assert float(values[1:].abs().max()) < 1e3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sizes", UNEQUAL.values(), ids=UNEQUAL)
+def test_groups_may_be_of_any_sizes(sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    groups = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    groups = groups[torch.randperm(len(groups), generator=_generator(1))]
+    x = (_drawn(len(groups), 5) ** 3 + 2).to(dtype)
+    grouping = Grouping(groups)
+    found = LeftOut(x, grouping)
+    for group in range(len(sizes)):
+        left = x[groups != group].double()
+        # Mean and variance without a group enter negentropy to first order: of few rows it is near.
+        _agree(found.kurtosis[group], column_moments(left).kurtosis, within=1e-4)
+        if sizes[group] < len(x) / 100:
+            _agree(found.negentropy[group], column_negentropy(left), of=0.1, within=1e-2)
+    (_, padded), *_ = grouping.parts
+    assert padded.known.sum() == len(x)
+    assert padded.known.numel() <= 1.5 * len(x) + len(sizes)
