@@ -1,4 +1,4 @@
-"""The same record on fewer positions, where a model reads text."""
+"""The same record on fewer positions of texts, or on a part of images."""
 
 from typing import Any
 
@@ -12,10 +12,12 @@ from basis_probe.model.trace import Node, Trace
 
 POSITIONS = 16
 """So many positions of every text are enough to try whether a function stays the same."""
+PIXELS = 96
+"""So many rows and columns of every image are: halved five times they still are three."""
 
 
 def shorter(subject: Subject, batch: Batch, trace: Trace) -> tuple[Batch, Trace]:
-    """A batch of shorter texts, and the record of the model on it, node by node as it was.
+    """A batch of shorter texts or smaller images, and the model's record on it, node by node.
 
     Args:
         subject: the model.
@@ -26,7 +28,7 @@ def shorter(subject: Subject, batch: Batch, trace: Trace) -> tuple[Batch, Trace]
         Batch and record as they were given where the texts are short, where it is not known which
         axes are positions, or where the model does something else on shorter texts.
     """
-    few = _cut(batch)
+    few = _cut(batch) or _cropped(batch)
     if few is None:
         return batch, trace
     try:
@@ -54,6 +56,22 @@ def _cut(batch: Batch) -> Batch | None:
         return value[:, start : start + POSITIONS].clone() if along else value
 
     return batch.mapped(cut)
+
+
+def _cropped(batch: Batch) -> Batch | None:
+    """The middle of every image, where it is known which axes are rows and columns of pixels."""
+    images = batch.inputs
+    if images.ndim != 4 or not images.is_floating_point() or min(images.shape[2:]) < 2 * PIXELS:
+        return None
+    others = [tensor for tensor in batch.named().values() if tensor is not images]
+    if any(size in tensor.shape for tensor in others for size in images.shape[2:]):
+        return None
+    some = tuple(slice((size - PIXELS) // 2, (size + PIXELS) // 2) for size in images.shape[2:])
+
+    def cropped(value: Any) -> Any:
+        return value[..., some[0], some[1]].clone() if value is images else value
+
+    return batch.mapped(cropped)
 
 
 def _does_the_same(one: Trace, other: Trace) -> bool:

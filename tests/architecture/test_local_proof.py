@@ -300,6 +300,51 @@ def test_few_positions_prove_what_all_prove(
     assert lengths == [shorter.POSITIONS]
 
 
+class Images(nn.Module):
+    """Convolutions, a norm and a residual; the head reads means, or maps of one size."""
+
+    def __init__(self, *, one_size: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, H, 3, stride=4, padding=1)
+        self.norm = nn.BatchNorm2d(H)
+        self.inner, self.outer = nn.Conv2d(H, 7, 3, padding=1), nn.Conv2d(7, H, 1)
+        self.pool = nn.AvgPool2d(8) if one_size else nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(H * 36 if one_size else H, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = x + self.outer(torch.relu(self.inner(x)))
+        return self.head(self.pool(x).flatten(1))
+
+
+@pytest.mark.parametrize("one_size", [False, True])
+def test_a_part_of_images_proves_what_whole_images_prove(
+    one_size: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = generic(Images(one_size=one_size)).eval()
+    images = torch.randn(2, 3, 200, 200, generator=torch.Generator().manual_seed(0)).double()
+    sizes: list[tuple[int, ...]] = []
+    honest = sweep.Sweep.own
+
+    def own(self: sweep.Sweep, inputs: Any) -> list[Tensor]:
+        sizes.append(tuple(inputs[0].shape))
+        return honest(self, inputs)
+
+    monkeypatch.setattr(sweep.Sweep, "own", own)
+    found = bp.symmetries(model, images)
+    size = 200 if one_size else shorter.PIXELS
+    assert set(sizes) == {(2, 3, size, size)}
+    monkeypatch.setattr(shorter, "PIXELS", 1000)
+    wanted = bp.symmetries(model, images)
+    assert found.keys() == wanted.keys()
+    for name, symmetry in wanted.items():
+        assert found[name].group == symmetry.group
+        proof, other = found[name].certificate, symmetry.certificate
+        assert (proof is None) == (other is None)
+        assert proof is None or other is None or proof.holds == other.holds
+    assert sum(symmetry.certificate is not None for symmetry in wanted.values()) > 3
+
+
 def test_texts_stay_whole_where_the_model_takes_no_shorter_ones() -> None:
     class OneLength(nn.Module):
         """Has a vector for each of 30 positions, so that it knows one length only."""
