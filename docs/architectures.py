@@ -158,8 +158,9 @@ def lines() -> Iterator[str]:
 LEFT_OUT = """## Tried, and not in the table
 
 Not all claims about these hold or can be proved; what was refuted is UNKNOWN there, with both
-numbers. DiffLlama (values of two heads are one, normed together) and LongCat-Flash's router (some
-experts do nothing): claims refuted. BiT (standardised convolutions, 6 to 9 s), MarkupLM,
+numbers. DiffLlama (values of two heads are one, normed together), MiniMax (queries, keys and
+values are bent before they are parted) and LongCat-Flash's router (some experts do nothing):
+claims refuted. BiT (standardised convolutions, 6 to 9 s), MarkupLM,
 LayoutLMv3, MobileBERT, ConvBERT and RADIO: claims that cannot be proved, because what is added or
 read is computed from several parameters. Gemma 3n: its stream is not followed. T5Gemma, Zamba,
 CvT, LeViT, MobileViT, Kimi Linear, Nemotron-H, xLSTM, FNet and DBRX were not built at these

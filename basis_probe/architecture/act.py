@@ -47,7 +47,14 @@ from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.model.rows import GROUPED_PRODUCTS
 from basis_probe.model.trace import Fixed, Node, Ref
-from basis_probe.model.weights import MisfitError, Slot, Slots, WeightError, Weights
+from basis_probe.model.weights import (
+    ContradictionError,
+    MisfitError,
+    Slot,
+    Slots,
+    WeightError,
+    Weights,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -940,7 +947,7 @@ class Action:
             or not torch.equal(origins[stream], torch.arange(len(columns)))
             for stream, own in given.items()
         ):
-            raise WeightError("features that belong together would change places apart")
+            raise ContradictionError("features that belong together would change places apart")
         moved: dict[int, Element] = {}
         for member, origin in origins.items():
             known = origin >= 0
@@ -949,7 +956,7 @@ class Action:
             own = torch.arange(len(origin))
             own[known] = inverse[columns[origin[known]]]
             if bool((own < 0).any()) or len(origin[known].unique()) < int(known.sum()):
-                raise WeightError("features that belong together would change places apart")
+                raise ContradictionError("features that belong together would change places apart")
             scale = torch.ones(len(origin), dtype=torch.float64)
             for factors, follow in followed:
                 power, bit = follow[member]

@@ -31,7 +31,7 @@ from basis_probe.model.places import Site
 from basis_probe.model.quantised import holders
 from basis_probe.model.sites import asked
 from basis_probe.model.trace import tensors_in
-from basis_probe.model.weights import CopiedWeights, Slots, WeightError
+from basis_probe.model.weights import ContradictionError, CopiedWeights, Slots, WeightError
 from basis_probe.results.symmetry import (
     Certificate,
     CompleteCertificate,
@@ -428,7 +428,9 @@ def _proved(
                         found[name], provers[name] = proof, copied
         for name, proof in found.items():
             claim = claims[name]
-            if isinstance(proof, Unproved):
+            if isinstance(proof, Unproved) and isinstance(proof.__cause__, ContradictionError):
+                result[name] = _impossible(claim, str(proof))
+            elif isinstance(proof, Unproved):
                 result[name] = dataclasses.replace(claim, unproved=str(proof))
             elif proof.holds:
                 result[name] = dataclasses.replace(claim, certificate=proof)
@@ -556,6 +558,16 @@ def refuted(claim: Symmetry, proof: Certificate) -> Symmetry:
         f"{proof.violation:.1e}."
     )
     return Symmetry(group, group.privileged, because, claim.reference, proof)
+
+
+def _impossible(claim: Symmetry, why: str) -> Symmetry:
+    """What is left of a claim whose elements cannot act on the model at all."""
+    because = (
+        f"{claim.group.name} was derived, and its elements cannot act on this model: {why}; the "
+        "group is not guessed."
+    )
+    group = Unknown(claim.group.dim)
+    return Symmetry(group, group.privileged, because, claim.reference)
 
 
 def _without(claims: Mapping[str, Symmetry], names: Iterable[str], why: str) -> dict[str, Symmetry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from basis_probe.model.neurons import (
     neurons,
     vocabulary,
 )
+from basis_probe.model.offloaded import at_hand
 from basis_probe.model.stacked_neurons import of_few_experts, stacked_neurons
 from basis_probe.model.stored import Stored, stored
 from basis_probe.results.evidence import ScoreResult
@@ -79,8 +81,12 @@ def weights_privilege(
         (('2:in',), ['cosine', 'norms', 'reading_kurtosis', 'writing_kurtosis'])
     """
     seed = seed_of(seed)
-    source = stored(model_or_folder)
     model = model_or_folder if isinstance(model_or_folder, nn.Module) else None
+    with contextlib.nullcontext() if model is None else at_hand(model):
+        return _of_weights(stored(model_or_folder), model, seed)
+
+
+def _of_weights(source: Stored, model: nn.Module | None, seed: int) -> WeightsPrivilege:
     place = {name: index for index, name in enumerate(source.shapes)}
     found = (*neurons(source, model), *stacked_neurons(source))
     found = sorted(found, key=lambda layer: place[layer.writing.name])

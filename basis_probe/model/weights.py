@@ -20,6 +20,10 @@ class WeightError(ValueError):
     """What stands between a number in a computation and the parameter that it comes from."""
 
 
+class ContradictionError(WeightError):
+    """What is asked of weights cannot be done to all that takes part in it."""
+
+
 class MisfitError(WeightError):
     """An element is asked to act along an axis that does not hold its features."""
 

@@ -11,11 +11,13 @@ import families
 import pytest
 import small_models as small
 import torch
+from families.building import SMALL, Row, from_row
 from small_models import D, H
 from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe import groups as G
+from basis_probe.algebra.groups import Unknown
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.prove import Unproved
 from basis_probe.architecture.prove_local import LocalProver
@@ -428,3 +430,15 @@ def test_a_language_model_whose_residual_stream_is_turned_computes_the_same(
     assert float((ours.logits - theirs.logits).abs().max()) <= 1e-9 * float(ours.logits.abs().max())
     for before, after in zip(ours.hidden_states[:-1], theirs.hidden_states[:-1], strict=True):
         torch.testing.assert_close(after, before @ turn.T, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("built", ["DiffLlamaForCausalLM", "MiniMaxForCausalLM"])
+def test_what_cannot_act_on_a_model_is_not_claimed_of_it(built: str) -> None:
+    """What two heads write is normed together, or bent before it is parted: no rule knows that."""
+    family = from_row(built, Row(built, {}), SMALL)
+    found = bp.symmetries(family.make(0), family.example(0))
+    claims = {name: claim for name, claim in found.items() if not isinstance(claim.group, Unknown)}
+    assert len(claims) > 40
+    for name, claim in claims.items():
+        assert claim.certificate is not None and claim.certificate.holds, (name, claim.unproved)
+    assert any("was derived and is not true" in claim.because for claim in found.values())

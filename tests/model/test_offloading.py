@@ -89,6 +89,13 @@ def test_passes_of_the_users_prove_claims_about_fetched_weights(
         assert site.symmetry == reports[1][site.site].symmetry
 
 
+@pytest.mark.parametrize("offload", [_to_cpu, _to_disk])
+def test_weights_say_the_same_wherever_they_lie(offload: Any, tmp_path: pathlib.Path) -> None:
+    here, there = FAMILY.make(0), FAMILY.make(0)
+    offload(there, tmp_path)
+    assert bp.weights_privilege(there) == bp.weights_privilege(here)
+
+
 def test_weights_have_one_fingerprint_wherever_they_lie(tmp_path: pathlib.Path) -> None:
     model = FAMILY.make(0)
     before = fingerprint(model)
