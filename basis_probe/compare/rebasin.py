@@ -269,6 +269,13 @@ def rebasin(
 
 
 def _require_same_shape(model_a: nn.Module, model_b: nn.Module) -> None:
+    for model in (model_a, model_b):
+        away = next((name for name, value in model.named_parameters() if value.is_meta), None)
+        if away is not None:
+            raise ValueError(
+                f"{away} is off-loaded or on the meta device, and networks between the two are "
+                "made in memory: load both"
+            )
     shapes = [
         {name: tuple(value.shape) for name, value in model.state_dict().items()}
         for model in (model_a, model_b)

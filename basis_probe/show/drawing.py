@@ -129,6 +129,12 @@ class Strip:
     base: float = _BASE
 
 
+def are_apart(values: np.ndarray) -> bool:
+    """False for values that are all but equal, between which there are no bins."""
+    low, high = float(values.min()), float(values.max())
+    return high - low > 1e-12 * max(abs(low), abs(high))
+
+
 def strip(score: ScoreResult, bins: int = 40) -> Strip | None:
     """The picture of `score` against its null; None where there is neither."""
     values = score.null_values[np.isfinite(score.null_values)]
@@ -136,7 +142,7 @@ def strip(score: ScoreResult, bins: int = 40) -> Strip | None:
     if values.size == 0:
         return None
     low, high = float(values.min()), float(values.max())
-    span = high - low
+    span = high - low if are_apart(values) else 0.0
     known = math.isfinite(observed)
     # A null without spread still needs a width to be drawn.
     unit = span if span > 0 else max(abs(low), 1.0) * 0.05
@@ -182,7 +188,7 @@ def _outline(
     values: np.ndarray, low: float, high: float, place: Callable[[float], float], bins: int
 ) -> str:
     """The upper edge of the histogram as a closed path; a spike where the null has no spread."""
-    if high > low:
+    if are_apart(values):
         counts, edges = np.histogram(values, bins=bins, range=(low, high))
         places = [place(float(edge)) for edge in edges]
     else:

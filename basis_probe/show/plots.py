@@ -154,9 +154,7 @@ def one_null(score: ScoreResult, axes: Axes | None = None, size: Size = None) ->
     figure, axes = figure_on(axes, 4.8, 2.4, size)
     values = score.null_values[np.isfinite(score.null_values)]
     if values.size:
-        # Values that are all but equal have no bins between them.
-        spread = float(values.max() - values.min()) > 1e-12 * max(1.0, float(np.abs(values).max()))
-        bins = 40 if spread else [values[0] - 0.5, values[0] + 0.5]
+        bins = 40 if drawing.are_apart(values) else [values[0] - 0.5, values[0] + 0.5]
         axes.hist(values, bins=bins, color="#b3bcc6", label=f"{shown(score.null, 40)} null")
     if math.isfinite(score.observed):
         axes.axvline(score.observed, color=INK, linewidth=2, label="the axes")
@@ -383,7 +381,10 @@ def _against(
 ) -> None:
     values = _spoken_null(site)
     if values.size:
-        counts, edges = np.histogram(values, bins=24)
+        apart = drawing.are_apart(values)
+        counts, edges = np.histogram(
+            values, bins=24 if apart else [values[0] - 0.5, values[0] + 0.5]
+        )
         tall = 0.78 * counts / counts.max()
         axes.fill_between(
             edges,

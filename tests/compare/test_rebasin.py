@@ -171,6 +171,14 @@ def test_what_makes_no_sense_is_refused() -> None:
         bp.rebasin(*linear, data)
 
 
+def test_networks_whose_weights_lie_elsewhere_are_refused_by_the_name_of_one() -> None:
+    here, there = (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)) for _ in range(2))
+    there.to("meta")
+    for pair in ((here, there), (there, here)):
+        with pytest.raises(ValueError, match=r"0\.weight is off-loaded or on the meta device"):
+            bp.rebasin(*pair, [torch.randn(8, 4)])
+
+
 def test_both_lines_begin_at_the_first_network() -> None:
     torch.manual_seed(0)
     one, other = (nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)) for _ in range(2))

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from fake_report import (
     HOSTILE,
     by_scale,
@@ -34,6 +35,7 @@ from fake_report import (
     without_null,
 )
 
+import basis_probe as bp
 from basis_probe.algebra.groups import Privileged
 from basis_probe.compare.reports import compare_reports
 from basis_probe.results.evidence import Tail
@@ -1235,3 +1237,27 @@ def test_sites_show_themselves() -> None:
     assert _Page(site._repr_html_()).text.count(site.site) >= 1
     assert str(site).startswith("blocks.0.mlp.hook_post: PRIVILEGED.")
     assert fake_report()._repr_html_() == pages.fragment(fake_report())
+
+
+@pytest.mark.parametrize("dim", [1, 6])
+@pytest.mark.parametrize("group", ["orthogonal", "permutation"])
+def test_sites_whose_axes_all_say_the_same_have_pages_and_figures(group: str, dim: int) -> None:
+    """Every turned axis then scores what the axes do, to the last digits."""
+    x = torch.randn(300, 1, generator=torch.Generator().manual_seed(0)).expand(300, dim)
+    site = bp.probe_activations(x, group=group)
+    assert site.site in site._repr_html_()
+    for name in site.scores:
+        figure = site.plot("null", score=name)
+        figure.clear()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_a_strip_of_values_that_are_all_but_equal_is_a_spike(scale: float) -> None:
+    score = next(iter(fake_report().site_reports[0].scores.values()))
+    near = scale * (1 + np.arange(3) * 2.0**-52)
+    values = dataclasses.replace(score, null_values=near, observed=scale, null_mean=scale)
+    strip = drawing.strip(values)
+    assert strip is not None and strip.outline.count("H") == 1
+    far = dataclasses.replace(score, null_values=scale * np.arange(1.0, 9.0))
+    strip = drawing.strip(far)
+    assert strip is not None and strip.outline.count("H") == 40
