@@ -381,7 +381,7 @@ def _measure(
             spread.see(frame)
         if axes is not None:
             whole = null.observed(problem)
-            everywhere = Measured(whole.exact(), unit_axes=unit_axes, order=problem.order)
+            everywhere = Measured(whole, unit_axes=unit_axes, order=problem.order)
             spread.see_everywhere(whole)
     one_law = isinstance(null, Rotation) and geometry in _ONE_LAW
     results: dict[str, ScoreResult] = {}
