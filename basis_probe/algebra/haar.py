@@ -16,6 +16,8 @@ from torch import Tensor
 
 from basis_probe.algebra.remembered import remembered
 
+_APART = 0.1
+"""Rows whose singular values are within so much of each other are far from dependent."""
 _TALL = 4
 """Gaussian columns so many times longer than they are many are far from dependent."""
 
@@ -322,4 +324,8 @@ def _span(vectors: Float64[Tensor, "sample dim"]) -> Float64[Tensor, "dim direct
     rows = rows / rows.norm(dim=1, keepdim=True)
     _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
     smallest = sizes[0] * max(rows.shape) * torch.finfo(torch.float64).eps
+    if 1 < len(rows) <= len(sizes) and float(sizes[-1]) > _APART * float(sizes[0]):
+        # Singular vectors of equal singular values, as of orthogonal rows, are any that rounding
+        # picks; these move as little as the rows do, and what is drawn across them too.
+        return _positive_qr(rows.T)
     return directions[sizes > smallest].T.contiguous()

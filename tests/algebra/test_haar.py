@@ -212,3 +212,18 @@ def test_draws_in_single_precision_are_those_in_double(dim: int, count: int, hel
     assert (exact.dtype, found.dtype) == (torch.float64, torch.float32)
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-5)
     assert torch.equal(one.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize("move", [1e-13, 1e-8])
+@pytest.mark.parametrize("fixed", [1, 2, 3])
+@pytest.mark.parametrize("turned", [1, 4, 40])
+def test_turns_move_as_little_as_what_they_leave_fixed(
+    turned: int, fixed: int, move: float
+) -> None:
+    """Also of orthogonal vectors of one length, between which no direction is the largest."""
+    dim = 40
+    some = torch.linalg.qr(torch.randn(dim, fixed, generator=seeded(0), dtype=torch.float64)).Q.T
+    moved = some + move * torch.randn(fixed, dim, generator=seeded(1), dtype=torch.float64)
+    vectors = torch.randn(turned, dim, generator=seeded(2), dtype=torch.float64)
+    here, there = (Turned(vectors, kept).draw(seeded(3)) for kept in (some, moved))
+    assert float((here - there).abs().max()) < 1e3 * move
