@@ -184,12 +184,15 @@ class _Way:
         return tuple(here.carried) if passes else None
 
     def _passes(self, here: Vertex) -> bool:
-        """True if every feature is made of the same feature before, row by row."""
+        """True if features are made of those before, row by row, one by one or by a norm."""
         if here.kind is Kind.REGION:
             shape = self._facts.regions[here.node].shape
             if shape in (Shape.ELEMENTWISE, Shape.COUPLED):
                 self.pres.extend(here.carried)
-            return shape not in (Shape.UNKNOWN, Shape.RMS_NORM, Shape.LAYER_NORM)
+            if shape in (Shape.RMS_NORM, Shape.LAYER_NORM):
+                # Below a nonlinearity it is of the function that makes neurons of what maps write.
+                return bool(self.pres)
+            return shape is not Shape.UNKNOWN
         return (
             here.kind is Kind.PART
             or _parts_features(self._facts, here)
