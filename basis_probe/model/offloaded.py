@@ -267,6 +267,9 @@ class _Homes:
     def stored(self, path: str, hook: Any, inner: _Inner) -> Tensor:
         _, name, _, empty = inner
         weights, whole = hook.weights_map, f"{path}.{name}" if path else name
+        if _is_count(empty):
+            # Models write to it as they run; what they write is thrown away with it.
+            return Home(whole, lambda: weights[name], empty, _device_of(hook)).numbers().clone()
         key = self._tied[whole]
         if key not in self._made:
             # It holds on to where it is fetched from, which so cannot be another one of that id.
@@ -291,6 +294,16 @@ def _standing(whole: str, name: str, empty: Tensor, hook: Any) -> Stored:
 
 def _device_of(hook: Any) -> Any:
     return "cpu" if hook.execution_device is None else hook.execution_device
+
+
+def _is_count(empty: Tensor) -> bool:
+    """True for whole numbers that a model keeps beside its weights, such as how often it ran."""
+    kept = not isinstance(empty, nn.Parameter) and not empty.is_floating_point()
+    return kept and empty.numel() <= _FEW and not empty.is_complex()
+
+
+_FEW = 64
+"""So many numbers are held in memory as they are."""
 
 
 def _stands_for(before: Stored, empty: Tensor, hook: Any) -> bool:

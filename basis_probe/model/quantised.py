@@ -190,7 +190,11 @@ class _Real:
             return None
         tables = dict.fromkeys(itertools.chain(*(one.tables for one in before)))
         beside = [one.tensor for one in _values(node) if isinstance(one, Fixed)]
-        if any(one.is_floating_point() and one.ndim > 1 and one.numel() > 1 for one in beside):
+        made = [self.trace.node(index) for index in node.inputs if index not in live]
+        shapes = [tuple(one.shape) for one in beside if one.is_floating_point()]
+        shapes += [one.shape for one in made if one.floating]
+        if any(len(shape) > 1 and math.prod(shape) > 1 for shape in shapes):
+            # Another matrix, such as one of positions, is no matter of these rows.
             return None
         if any(isinstance(one, nn.Parameter) and one.requires_grad for one in beside):
             return None

@@ -89,6 +89,37 @@ def test_passes_of_the_users_prove_claims_about_fetched_weights(
         assert site.symmetry == reports[1][site.site].symmetry
 
 
+class _Counts(nn.Module):
+    """How often it ran, and how often with rows, beside its weights."""
+
+    runs: Tensor
+    rows: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.tensor(0))
+        self.register_buffer("rows", torch.zeros(2, dtype=torch.int32))
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        self.rows[0] += len(x)
+        return self.last(torch.relu(self.first(x)))
+
+
+def test_what_a_model_counts_can_be_off_loaded_too() -> None:
+    from accelerate import cpu_offload
+
+    torch.manual_seed(0)
+    here, x = _Counts().eval(), torch.randn(4, 6)
+    there = copy.deepcopy(here)
+    cpu_offload(there, execution_device=CPU, offload_buffers=True)
+    assert there.runs.is_meta
+    _same(bp.symmetries(there, x), bp.symmetries(here, x))
+    assert there.runs.is_meta
+    assert int(here.runs) == 0
+
+
 @pytest.mark.parametrize("offload", [_to_cpu, _to_disk])
 def test_weights_say_the_same_wherever_they_lie(offload: Any, tmp_path: pathlib.Path) -> None:
     here, there = FAMILY.make(0), FAMILY.make(0)

@@ -360,6 +360,28 @@ def test_rows_that_are_picked_before_they_are_made_real_are_a_table_of_weights(w
     assert _same_claims(found, expected) == len(expected)
 
 
+class _WithPositions(_Rows):
+    """What stands for positions is added in the same module."""
+
+    def __init__(self, embedding: nn.Embedding, way: str) -> None:
+        super().__init__(embedding, way)
+        self.positions = nn.Embedding(8, 6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[-1])
+        return super().forward(tokens) + self.positions(places)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tables_of_positions_stay_beside_tables_of_integers(way: str) -> None:
+    torch.manual_seed(0)
+    model, tokens = _Reader(nn.Embedding(23, 6)).eval(), torch.randint(23, (4, 3))
+    model.table = _WithPositions(model.table, way)
+    claim = bp.symmetries(model, tokens)["table"]
+    assert claim.group == bp.groups.Orthogonal(6)
+    assert claim.certificate is not None and claim.certificate.holds
+
+
 class _Picked(nn.Module):
     """Rows of real numbers, of which whole numbers say which count."""
 
