@@ -16,6 +16,7 @@ from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.prove import (
     DRAWS,
+    MARGIN,
     TOLERANCE,
     Claim,
     Prover,
@@ -40,6 +41,9 @@ _NEAR = 100.0
 
 Feel = tuple[frozenset[int], str]
 """The streams that a stranger changes, and what it is called."""
+
+_UNFELT = MARGIN * TOLERANCE
+"""What is changed by less, such as by rounding, is not felt."""
 
 
 class LocalProver(Prover[DeferredWeights]):
@@ -298,7 +302,7 @@ class _Strangers:
             site, group = self.claims[key]
             seen = dict(self.changes[key])
             for name, make in strangers(group, self._generators[key]).items():
-                if not seen or seen.get(name) == 0.0:
+                if not seen or seen.get(name, 1.0) <= _UNFELT:
                     try:
                         self._make(key, site, name, make)
                     except Unproved as problem:
@@ -314,7 +318,7 @@ class _Strangers:
             return
         feel = frozenset(streams), name
         self._waiting.append((key, name, feel))
-        if feel not in self._versions and not self._felt.get(feel):
+        if feel not in self._versions and self._felt.get(feel, 0.0) <= _UNFELT:
             returned = prover.facts.streams[key[0]].returned
             ends = None if returned else prover.ends(site, tuple(changes))
             self._versions[feel] = Version(changes, ends)
@@ -342,7 +346,7 @@ class _Strangers:
                 self.draw(claims)
                 self.prover.feel(self)
             # What is not felt nearby may be felt in what the model returns.
-            idle = {feel: v for feel, v in self._versions.items() if not self._felt.get(feel)}
+            idle = {f: v for f, v in self._versions.items() if self._felt.get(f, 0.0) <= _UNFELT}
             self._versions = {
                 feel: Version(v.changes) for feel, v in idle.items() if v.ends is not None
             }
@@ -353,7 +357,8 @@ class _Strangers:
                 self.changes[key][name] = self._felt.get(feel, 0.0)
             self._waiting.clear()
             self._versions.clear()
-            claims = [key for key in claims if 0.0 in self.changes[key].values()]
+            least = {key: min(self.changes[key].values(), default=1.0) for key in claims}
+            claims = [key for key in claims if least[key] <= _UNFELT]
             claims = [key for key in claims if key not in self.problems]
             if not claims:
                 break

@@ -28,14 +28,17 @@ def shorter(subject: Subject, batch: Batch, trace: Trace) -> tuple[Batch, Trace]
         Batch and record as they were given where the texts are short, where it is not known which
         axes are positions, or where the model does something else on shorter texts.
     """
-    few = _cut(batch) or _cropped(batch)
-    if few is None:
-        return batch, trace
-    try:
-        made = subject.watch(few, trace)
-    except Exception:
-        return batch, trace
-    return (few, made) if _does_the_same(trace, made) else (batch, trace)
+    for change in (_cut, _cropped, _alone):
+        few = change(batch)
+        if few is None:
+            continue
+        try:
+            made = subject.watch(few, trace)
+        except Exception:
+            continue
+        if _does_the_same(trace, made):
+            return few, made
+    return batch, trace
 
 
 def _cut(batch: Batch) -> Batch | None:
@@ -72,6 +75,13 @@ def _cropped(batch: Batch) -> Batch | None:
         return value[..., some[0], some[1]].clone() if value is images else value
 
     return batch.mapped(cropped)
+
+
+def _alone(batch: Batch) -> Batch | None:
+    """The first of some images, where they are large."""
+    images = batch.inputs
+    large = images.is_floating_point() and images[:1].numel() > PIXELS**2
+    return batch.first(1) if large and images.ndim == 4 and batch.size > 1 else None
 
 
 def _does_the_same(one: Trace, other: Trace) -> bool:
