@@ -79,9 +79,9 @@ class Size:
 def affordable(read: int, dim: int) -> Size:
     """What can be compared at a site for little more than it costs to run a model of its width.
 
-    Where all axes in 199 frames on 4,096 samples are too much to multiply and score, a block of at
-    least 64 axes is compared in 99 frames on 1,024 samples: enough frames for the tail of their
-    law, and a test that is as exact, but less sharp.
+    Where all axes in 199 frames on 4,096 samples are too much to multiply and score, frames are 99:
+    enough for the tail of their law. Where that is too much, a block of at least 64 axes is
+    compared on 1,024 samples, in a test that is as exact, but less sharp.
 
     Args:
         read: how many numbers make one axis: the inputs of a neuron, or the axes that are turned.
@@ -93,8 +93,9 @@ def affordable(read: int, dim: int) -> Size:
 directions=64))
     """
     each = 2.0 * read + _SCORING
-    if 4096 * 199 * each * dim <= _FULL_WORK:
-        return Size(199, 4096, None)
+    for frames in (199, 99):
+        if 4096 * frames * each * dim <= _FULL_WORK:
+            return Size(frames, 4096, None)
     directions = max(_FEWEST_DIRECTIONS, int(_LEAST_WORK / (1024 * 99 * each)))
     return Size(99, 1024, None if directions >= dim else directions)
 

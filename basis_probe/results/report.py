@@ -476,6 +476,8 @@ def _require_sound(site: SiteReport, *path: str) -> None:
             for field in ("per_direction", "per_direction_p"):
                 values = getattr(score, field)
                 require(values.ndim == 1, f"{here}.{field}", "it is no list of numbers")
+                fits = values.size <= dim
+                require(fits, f"{here}.{field}", f"{values.size} numbers for {dim} axes")
     for field in ("few", "outliers"):
         axes = getattr(getattr(site, field), "axes", ())
         require(all(0 <= axis < dim for axis in axes), f"{field}.axes", f"axes are 0 to {dim - 1}")

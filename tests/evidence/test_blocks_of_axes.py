@@ -176,7 +176,9 @@ def _replaced(layer: LinearLayer, inputs: Tensor) -> LinearLayer:
 
 @pytest.mark.slow
 def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
-    assert affordable(64, 172).directions is None
+    narrow, middle = affordable(64, 64), affordable(64, 172)
+    assert (narrow.frames, narrow.samples, narrow.directions) == (199, 4096, None)
+    assert (middle.frames, middle.samples, middle.directions) == (99, 4096, None)
     wide = affordable(768, 3072)
     assert (wide.frames, wide.samples, wide.directions) == (99, 1024, 64)
     x = _normal(900, 40) ** 3
