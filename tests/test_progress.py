@@ -210,8 +210,8 @@ def test_a_stitching_that_is_stopped_has_the_layer_as_it_is_then(
 
     def run(*given: Any) -> Any:
         passes.append(1)
-        # Twice over the data before the training, which is stopped in its second epoch.
-        if len(passes) == 3 * COUNT + 2:
+        # Once over the data before the training, which is stopped in its second epoch.
+        if len(passes) == 2 * COUNT + 2:
             signal.raise_signal(signal.SIGINT)
         return plain(*given)
 

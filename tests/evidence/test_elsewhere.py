@@ -140,6 +140,7 @@ def _same(found: Compared, wanted: Compared) -> None:
     assert found.record == wanted.record
 
 
+@pytest.mark.sample(default=8)
 @pytest.mark.parametrize("directions", [None, 5])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_what_is_compared_elsewhere_has_the_numbers_of_the_cpu(
@@ -208,6 +209,7 @@ def _gathered_at(own: Any, there: torch.device, *args: Any, **settings: Any) -> 
     return own(*args, **{**settings, "device": there})
 
 
+@pytest.mark.slow
 def test_a_whole_report_made_elsewhere_is_that_of_the_cpu(
     away: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
