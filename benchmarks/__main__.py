@@ -10,10 +10,12 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import peers, whole
+from benchmarks import comparison, peers, saving, whole
 from benchmarks.shapes import SHAPES
 
-_TABLES = ("whole", "probe", "notebook", "growth", "dissection", "peers")
+_HERE = {"comparison": comparison.table, "saving": saving.table, "peers": peers.table}
+"""What needs no process of its own."""
+_TABLES = ("whole", "probe", "notebook", "growth", "dissection", *_HERE)
 
 
 def main() -> None:
@@ -47,8 +49,9 @@ def main() -> None:
     if "dissection" in wanted:
         found = _measured(asked, "dissection", tokens=asked.tokens[0])
         table += [*_dissection_table(asked, found), ""]
-    if "peers" in wanted:
-        table += [*peers.table(), ""]
+    for name, made in _HERE.items():
+        if name in wanted:
+            table += [*made(), ""]
     text = "\n".join(table)
     print(text)
     if asked.out is not None:

@@ -1,20 +1,25 @@
 """How fast networks are compared, as ratios of processor time within one run.
 
-Run it as `python benchmarks/comparison.py`; `--large` adds the kernel of 8,192 examples, and
-`--assets FOLDER` the layer matrix of two trained ResNet20s on 1,000 images.
+`python -m benchmarks --only comparison` prints two tables: `similarity` beside plain formulas, and
+`stitch` and `rebasin` beside a forward pass. Run as `python benchmarks/comparison.py` it measures
+kernels; `--large` adds the kernel of 8,192 examples, and `--assets FOLDER` the layer matrix of two
+trained ResNet20s on 1,000 images.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
 import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.compare.kernels import Kernel, Maps, hsic_of
@@ -29,6 +34,204 @@ def seconds(*runs: Callable[[], object], repeats: int = 5) -> list[float]:
             run()
             taken.append(time.process_time() - start)
     return [min(taken) for taken in found]
+
+
+def pair(
+    samples: int, dims: tuple[int, int], dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Two sets of activations that share 24 directions."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(samples, 24, generator=generator)
+    x, y = (
+        shared @ torch.randn(24, dim, generator=generator)
+        + torch.randn(samples, dim, generator=generator)
+        for dim in dims
+    )
+    return x.to(dtype), y.to(dtype)
+
+
+# --- plain formulas -------------------------------------------------------------------------------
+
+
+def plain_cka(one: Tensor, other: Tensor) -> float:
+    """Linear CKA, biased."""
+    p, q = one - one.mean(0), other - other.mean(0)
+    return float((p.T @ q).norm() ** 2 / (p.T @ p).norm() / (q.T @ q).norm())
+
+
+def plain_procrustes(one: Tensor, other: Tensor) -> float:
+    """Of centred data of unit size, up to turns."""
+    p, q = one - one.mean(0), other - other.mean(0)
+    return float(torch.linalg.matrix_norm(p.T @ q, ord="nuc") / p.norm() / q.norm())
+
+
+def plain_cca(one: Tensor, other: Tensor) -> float:
+    """The mean canonical correlation."""
+    p, q = (torch.linalg.qr(side - side.mean(0))[0] for side in (one, other))
+    return float(torch.linalg.svdvals(p.T @ q).mean())
+
+
+def plain_svcca(one: Tensor, other: Tensor) -> float:
+    """The same of the components that hold 99 % of the variance."""
+    kept: list[Tensor] = []
+    for side in (one, other):
+        u, s, _ = torch.linalg.svd(side - side.mean(0), full_matrices=False)
+        held = s.square().cumsum(0) / s.square().sum()
+        kept.append(u[:, : int((held < 0.99).sum()) + 1])
+    return float(torch.linalg.svdvals(kept[0].T @ kept[1]).mean())
+
+
+def plain_pwcca(one: Tensor, other: Tensor) -> float:
+    """Canonical correlations weighted by how much of the first side their directions carry."""
+    centred = one - one.mean(0)
+    p, q = (torch.linalg.qr(side)[0] for side in (centred, other - other.mean(0)))
+    u, s, _ = torch.linalg.svd(p.T @ q)
+    weights = ((p @ u).T @ centred).abs().sum(1)
+    return float((weights * s).sum() / weights.sum())
+
+
+def plain_matching(one: Tensor, other: Tensor) -> float:
+    """Of centred data of unit size, up to an order of the axes."""
+    from scipy.optimize import linear_sum_assignment
+
+    p, q = one - one.mean(0), other - other.mean(0)
+    gain = (p.T @ q / p.norm() / q.norm()).numpy()
+    return float(gain[linear_sum_assignment(gain, maximize=True)].sum())
+
+
+def plain_rsa(one: Tensor, other: Tensor) -> float:
+    """Pearson's correlation of Euclidean distances."""
+    from scipy.spatial.distance import pdist
+
+    return float(np.corrcoef(pdist(one.numpy()), pdist(other.numpy()))[0, 1])
+
+
+def plain_neighbours(one: Tensor, other: Tensor) -> float:
+    """The share of ten nearest neighbours that both have."""
+    near: list[Tensor] = []
+    for side in (one, other):
+        distances = torch.cdist(side, side).fill_diagonal_(torch.inf)
+        among = distances.topk(10, largest=False).indices
+        near.append(torch.zeros_like(distances, dtype=torch.bool).scatter_(1, among, True))
+    return int((near[0] & near[1]).sum()) / int(near[0].sum())
+
+
+Plain = Callable[[Tensor, Tensor], float]
+
+
+def similarities(samples: int = 8192, dim: int = 512, few: int = 1500) -> list[str]:
+    """Lines of a table: `similarity` beside the plain formula on the same tensors.
+
+    Args:
+        samples: how many, of either side, in float32.
+        dim: the axes of either side.
+        few: so many samples for measures that compare every two of them.
+    """
+    whole = pair(samples, (dim, dim), torch.float32)
+    fewer = whole[0][:few], whole[1][:few]
+    small = whole[0][:200, :8], whole[1][:200, :8]
+    cka = {"measure": "cka", "estimator": "biased"}
+    rows: list[tuple[str, tuple[Tensor, Tensor], dict[str, Any], str, Plain]] = [
+        ("Procrustes", whole, {}, "nuclear norm of the product", plain_procrustes),
+        ("linear CKA, biased", whole, cka, "three products", plain_cka),
+        ("CCA", whole, {"measure": "cca"}, "QR of either side, SVD of the product", plain_cca),
+        ("SVCCA", whole, {"measure": "svcca"}, "SVD of either side and the product", plain_svcca),
+        ("PWCCA", whole, {"measure": "pwcca"}, "QR of either side, SVD, weights", plain_pwcca),
+        (
+            "matched axes", whole, {"group": "permutation"},
+            "`scipy.optimize.linear_sum_assignment`", plain_matching,
+        ),
+        ("RSA", fewer, {"measure": "rsa"}, "`scipy.spatial.distance.pdist`, Pearson", plain_rsa),
+        (
+            "nearest neighbours (from differences, in float64)", fewer, {"measure": "knn"},
+            "`torch.cdist` in float32, by products, `topk`", plain_neighbours,
+        ),
+        ("Procrustes", small, {}, "nuclear norm of the product", plain_procrustes),
+        ("linear CKA, biased", small, cka, "three products", plain_cka),
+        (
+            "Procrustes, five folds", whole, {"folds": 5},
+            "nuclear norm of the product, of all samples", plain_procrustes,
+        ),
+        (
+            "linear CKA, biased, five folds", whole, cka | {"folds": 5},
+            "three products, of all samples", plain_cka,
+        ),
+    ]  # fmt: skip
+    lines = [
+        "| `similarity` | samples x axes | plain formula | difference to it in float64 | "
+        "this, CPU ms | plain, CPU ms | ratio |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for what, sides, options, words, formula in rows:
+
+        def ours(sides: Any = sides, options: Any = options) -> float:
+            return bp.similarity(*sides, **{"folds": 1, **options}).similarity
+
+        def plain(sides: Any = sides, formula: Plain = formula) -> float:
+            return formula(*sides)
+
+        size = " x ".join(f"{length:,}" for length in sides[0].shape)
+        # In single precision the formula's rounding would hide this package's.
+        exact = formula(*(side.double() for side in sides))
+        gap = "held out" if "folds" in options else f"{abs(ours() - exact):.0e}"
+        own, other = seconds(ours, plain, repeats=3)
+        lines.append(
+            f"| {what} | {size} | {words} | {gap} | {1e3 * own:.2f} | {1e3 * other:.2f} | "
+            f"{own / other:.1f} |"
+        )
+    return lines
+
+
+def joining(width: int = 256, batches: int = 16, rows: int = 1024) -> list[str]:
+    """Lines of a table: `stitch` and `rebasin` of two ReLU networks beside one forward pass."""
+    generator = torch.Generator().manual_seed(0)
+    nets: list[nn.Sequential] = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        hidden = [(nn.Linear(width, width), nn.ReLU()) for _ in range(3)]
+        nets.append(nn.Sequential(*itertools.chain(*hidden), nn.Linear(width, width)).eval())
+    inputs = [torch.randn(rows, width, generator=generator) for _ in range(batches)]
+
+    @torch.no_grad()
+    def forward() -> list[Tensor]:
+        return [nets[0](x) for x in inputs]
+
+    data = [(x, y.argmax(1)) for x, y in zip(inputs, forward(), strict=True)]
+
+    def stitched(group: str | None) -> object:
+        return bp.stitch(*nets, "3", data, group=group, epochs=0, progress=False)
+
+    bare, *taken = seconds(
+        forward,
+        lambda: stitched(None),
+        lambda: stitched("general-linear"),
+        lambda: bp.rebasin(*nets, data, points=0),
+        lambda: bp.rebasin(*nets, data, points=11),
+    )
+    taken.append((taken[3] - taken[2]) / 11)
+    words = (
+        "`stitch`, closed form, within the group of the place",
+        "`stitch`, closed form, any linear map",
+        "`rebasin` without a line",
+        "`rebasin`, a line of 11 points",
+        "of it: a point of the line, both networks",
+    )
+    return [
+        f"| a ReLU network, four layers of {width}, {batches} batches of {rows:,} rows | CPU ms | "
+        "/ forward |",
+        "|---|---:|---:|",
+        f"| one forward pass | {1e3 * bare:.2f} | |",
+        *(f"| {w} | {1e3 * t:.2f} | {t / bare:.1f} |" for w, t in zip(words, taken, strict=True)),
+    ]
+
+
+def table() -> list[str]:
+    """Both tables, on one thread."""
+    torch.set_num_threads(1)
+    return [*similarities(), "", *joining()]
+
+
+# --- kernels --------------------------------------------------------------------------------------
 
 
 def by_columns(h1: Tensor, h2: Tensor) -> float:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import basis_probe as bp
 from basis_probe.statistics.p_values import benjamini_hochberg
+from benchmarks.comparison import pair, plain_cka, plain_procrustes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,21 +74,8 @@ def _timed(call: Callable[[], float]) -> tuple[float, float]:
     return value, max(least, 1e-6)
 
 
-def _pair(
-    samples: int, dims: tuple[int, int], dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shared = torch.randn(samples, 24, generator=generator)
-    x, y = (
-        shared @ torch.randn(24, dim, generator=generator)
-        + torch.randn(samples, dim, generator=generator)
-        for dim in dims
-    )
-    return x.to(dtype), y.to(dtype)
-
-
 def _rows() -> Iterator[Row]:
-    x, y = _pair(2000, (64, 64))
+    x, y = pair(2000, (64, 64))
     a, b = (side - side.mean(0) for side in (x, y))
     arrays = a.numpy(), b.numpy()
 
@@ -119,32 +107,24 @@ def _rows() -> Iterator[Row]:
             lambda share=share: bp.similarity(x, y, folds=1, whitening=share).similarity,
             lambda share=share: netrep_angle(share),
         )
-    one, other = _pair(8192, (512, 512), torch.float32)
-
-    def plain_cka(one: Tensor = one, other: Tensor = other) -> float:
-        p, q = one - one.mean(0), other - other.mean(0)
-        return float((p.T @ q).norm() ** 2 / (p.T @ p).norm() / (q.T @ q).norm())
-
-    def plain_procrustes(one: Tensor = one, other: Tensor = other) -> float:
-        p, q = one - one.mean(0), other - other.mean(0)
-        return float(torch.linalg.matrix_norm(p.T @ q, ord="nuc") / p.norm() / q.norm())
+    one, other = pair(8192, (512, 512), torch.float32)
 
     yield Row(
         "linear CKA, float32, 8,192 x 512",
         "torch (formula in float32; difference to float64)",
         lambda: bp.similarity(one, other, measure="cka", estimator="biased", folds=1).similarity,
-        plain_cka,
+        lambda: plain_cka(one, other),
         lambda: plain_cka(one.double(), other.double()),
     )
     yield Row(
         "Procrustes, float32, 8,192 x 512",
         "torch (formula in float32; difference to float64)",
         lambda: bp.similarity(one, other, folds=1).similarity,
-        plain_procrustes,
+        lambda: plain_procrustes(one, other),
         lambda: plain_procrustes(one.double(), other.double()),
     )
     for dims in ((100, 64), (300, 257), (768, 512)):
-        u, v = _pair(1000, dims)
+        u, v = pair(1000, dims)
 
         def transport(u: Tensor = u, v: Tensor = v, dims: tuple[int, int] = dims) -> float:
             import ot
@@ -171,7 +151,7 @@ def _rows() -> Iterator[Row]:
         plan = ot.partial.partial_wasserstein(*weights, gain.max() - gain, m=0.5, numItermax=10**7)
         return float((plan * gain).sum()) / 0.5
 
-    wide = _pair(1000, (300, 257))
+    wide = pair(1000, (300, 257))
     yield Row(
         "half of the axes matched, 300 with 257",
         "ot partial_wasserstein (POT)",
@@ -186,7 +166,7 @@ def _rows() -> Iterator[Row]:
         pairs = zip(found[0].T, found[1].T, strict=True)
         return float(np.mean([np.corrcoef(p, q)[0, 1] for p, q in pairs]))
 
-    few, fewer = (side.numpy() for side in _pair(1000, (8, 8)))
+    few, fewer = (side.numpy() for side in pair(1000, (8, 8)))
     yield Row(
         "mean canonical correlation, 1,000 x 8",
         "scikit-learn CCA",

@@ -93,6 +93,47 @@ def test_what_there_is_no_time_for_is_left_out_and_what_fails_is_said(
     assert "| one | failed: RuntimeError: out of memory | |" in gpu.table(found)
 
 
+def test_comparisons_are_those_of_the_plain_formulas_and_measured_beside_them() -> None:
+    from benchmarks import comparison
+
+    rows = [line.split(" | ") for line in comparison.similarities(600, 24, 200)[2:]]
+    assert len(rows) == 12
+    gaps = [row[3] for row in rows]
+    assert gaps[-2:] == ["held out"] * 2 and max(map(float, gaps[:-2])) < 1e-6
+    for row in rows:
+        own, plain, ratio = (float(cell.strip(" |")) for cell in row[4:])
+        assert own > 0 and plain > 0 and ratio == pytest.approx(own / plain, rel=0.2)
+
+
+def test_joining_and_saving_are_printed_by_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import __main__ as command
+    from benchmarks import comparison, saving
+
+    monkeypatch.setitem(command._HERE, "comparison", lambda: comparison.joining(16, 3, 64))
+    monkeypatch.setitem(command._HERE, "saving", lambda: saving.table(2, 128, 512))
+    asked = ["benchmarks", "--only", "comparison", "saving", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", asked)
+    threads = torch.get_num_threads()
+    try:
+        command.main()
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("| one forward pass"))
+    joined = [float(line.split("|")[2]) for line in lines[start : start + 6]]
+    assert 0 < joined[0] < min(joined[1:5]) and joined[3] < joined[4]
+    json_row, page = (
+        [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in lines
+        if line.startswith(("| JSON", "| page"))
+    )
+    # Ten sites, of which one holds three values of every axis at the least.
+    assert float(json_row[0]) > 10 * 128 * 3 / 1e6
+    assert float(page[0]) > 0 and page[2] == "" != json_row[2]
+
+
 def test_effects_that_differ_are_seen() -> None:
     from benchmarks import gpu
 
