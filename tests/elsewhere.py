@@ -6,7 +6,6 @@ is whether code keeps to one device, and how often it waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ DEVICE = torch.device("cuda", 0)
 
 _WAITING = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "cpu"})
 _HOME = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__len__"})
-_LOOKED_UP = frozenset({"index_select", "gather", "index_add_", "index_copy", "index_fill_"})
 
 
 class MixedDevices(RuntimeError):
@@ -122,9 +120,3 @@ class Elsewhere(TorchFunctionMode):
         if here != there or (kwargs.get("copy") and made is first):
             made = made.clone()
         return self._sent(made) if there else made
-
-
-def elsewhere() -> Iterator[Elsewhere]:
-    """For a fixture: the mode, entered."""
-    with Elsewhere() as mode:
-        yield mode

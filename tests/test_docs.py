@@ -9,10 +9,13 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import tiers
+
+from basis_probe.evidence.measure import affordable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -54,6 +57,27 @@ def test_a_job_takes_at_most_six_lines() -> None:
         for block in blocks:
             lines = [line for line in block.splitlines() if line.partition("#")[0].strip()]
             assert len(lines) <= 6, block
+
+
+def test_the_sizes_from_which_less_is_compared_are_those_of_the_page() -> None:
+    def last(read: Callable[[int], int], size: tuple[int, int]) -> int:
+        """The widest site that is compared in that many frames and samples."""
+        found = [
+            dim
+            for dim in range(2, 1000)
+            if (affordable(read(dim), dim).frames, affordable(read(dim), dim).samples) == size
+        ]
+        return max(found)
+
+    page = " ".join((DOCS / "scale.md").read_text(encoding="utf-8").split())
+    for (frames, samples), words in (
+        ((199, 4096), "above {} axes that are turned, {} neurons of 64 inputs, or {} of 512"),
+        ((99, 4096), "above {} axes, {} neurons of 64 inputs, or {} of 512"),
+    ):
+        limits = [
+            last(read, (frames, samples)) for read in (lambda d: d, lambda d: 64, lambda d: 512)
+        ]
+        assert words.format(*limits) in page, limits
 
 
 def test_some_pages_have_code() -> None:

@@ -27,7 +27,7 @@ from basis_probe.concepts.alignment import (
 )
 from basis_probe.concepts.labels import BOTH, Labels, parts
 from basis_probe.concepts.maps import Maps
-from basis_probe.statistics.parts import Part
+from basis_probe.statistics.halves import Part
 
 _AT_ONCE = 2**24
 """This many values of activations are looked at at a time."""

@@ -14,7 +14,7 @@ from basis_probe.arguments import array_of, instance
 from basis_probe.brief import described
 from basis_probe.concepts.tokens import TokenConcepts
 from basis_probe.errors import DataError
-from basis_probe.statistics.parts import Part, part_of
+from basis_probe.statistics.halves import Part, part_of
 
 Concepts = (
     Mapping[str, Any]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basis_probe.statistics.parts import Part, is_empty
+from basis_probe.statistics.halves import Part, is_empty
 from basis_probe.statistics.single_precision import Columns, rows_at_once
 from basis_probe.statistics.sparsity import BELL, negentropy_of
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from basis_probe.brief import brief
 from basis_probe.statistics import single_precision, sparsity
+from basis_probe.statistics.halves import Part, is_empty
 from basis_probe.statistics.moments import (
     ColumnMoments,
     EvenMoments,
@@ -31,7 +32,6 @@ from basis_probe.statistics.moments import (
 )
 from basis_probe.statistics.nulls import Frame
 from basis_probe.statistics.p_values import Tail
-from basis_probe.statistics.parts import Part, is_empty
 from basis_probe.statistics.resampling import LeftOut
 from basis_probe.statistics.single_precision import Columns
 
@@ -184,7 +184,7 @@ class Measured:
             return [Rows(x, unit_axes=unit, chosen=order, bent=bent)]
 
         def places(part: Part) -> Tensor:
-            return (torch.arange(len(x)) if order is None else order)[part]
+            return (torch.arange(len(x), device=x.device) if order is None else order)[part]
 
         return [
             Rows(x[part], unit_axes=unit, chosen=functools.partial(places, part), bent=bent)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -72,6 +73,16 @@ def full_products() -> Generator[None]:
             if not _inside:
                 for backend, precision in zip(_backends(), _before, strict=True):
                     backend.fp32_precision = precision
+
+
+def _forget() -> None:
+    """In a process that was forked while another thread had the lock, nobody would give it back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _backends() -> tuple[Any, ...]:

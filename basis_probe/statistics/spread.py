@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.statistics.halves import Part
 from basis_probe.statistics.nulls import Frame, Problem
-from basis_probe.statistics.parts import Part
 from basis_probe.statistics.resampling import MIN_GROUPS, Grouping, LeftOut, jackknife_error
 from basis_probe.statistics.scores import Reads, Score
 

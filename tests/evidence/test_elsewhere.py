@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import geometries
 import numpy as np
 import pytest
 import torch
@@ -17,14 +18,10 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe.algebra.groups import (
     Blocks,
-    DirectSum,
     GeneralLinear,
     Group,
-    LineStabiliser,
-    Monomial,
     Orthogonal,
     Permutation,
-    Planes,
 )
 from basis_probe.evidence import site
 from basis_probe.evidence.bounds import bound
@@ -45,17 +42,7 @@ from basis_probe.statistics.scores import DEFAULT, Score
 ROWS, DIM = 240, 12
 SCORES: tuple[Score, ...] = tuple(DEFAULT.values())
 
-GROUPS: dict[str, Group] = {
-    "orthogonal": Orthogonal(DIM),
-    "off the all-ones line": LineStabiliser(DIM),
-    "permutations": Permutation(DIM),
-    "permutations and scales": Monomial(DIM),
-    "all invertible maps": GeneralLinear(DIM),
-    "heads": Blocks(GeneralLinear(3), 4),
-    "heads in copies": Blocks(GeneralLinear(2), 3, copies=2),
-    "parts": DirectSum((Orthogonal(8), Permutation(4))),
-    "planes": Planes(DIM),
-}
+GROUPS = geometries.groups(DIM)
 
 
 @pytest.fixture

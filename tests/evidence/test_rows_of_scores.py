@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
+import geometries
 import numpy as np
 import pytest
 import torch
 from draws import seeded
 from torch import Tensor
 
-from basis_probe.algebra.groups import (
-    Blocks,
-    GeneralLinear,
-    Group,
-    LineStabiliser,
-    Monomial,
-    Orthogonal,
-    Permutation,
-    Planes,
-)
+from basis_probe.algebra.groups import Group
 from basis_probe.evidence.measure import Choice, measure
 from basis_probe.statistics.nulls import Problem, Rotation
 from basis_probe.statistics.scores import Reads, Rows, Score, Tail
 
 ROWS, DIM = 60, 12
-GROUPS: dict[str, Group] = {
-    "orthogonal": Orthogonal(DIM),
-    "off the all-ones line": LineStabiliser(DIM),
-    "permutations": Permutation(DIM),
-    "permutations and scales": Monomial(DIM),
-    "all invertible maps": GeneralLinear(DIM),
-    "heads": Blocks(GeneralLinear(3), 4),
-    "heads in copies": Blocks(GeneralLinear(2), 3, copies=2),
-    "parts": Blocks(Orthogonal(4), 3),
-    "planes": Planes(DIM),
-}
+GROUPS = geometries.groups(DIM)
 
 
 def _with(y: Tensor) -> Score:

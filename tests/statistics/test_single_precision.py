@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 import basis_probe as bp
 from basis_probe.algebra.groups import Orthogonal
+from basis_probe.statistics import single_precision as module
 from basis_probe.statistics.moments import column_moments, row_shares
 from basis_probe.statistics.nulls import Frame, Problem, Rotation
 from basis_probe.statistics.nulls.frames import Alternatives
@@ -230,6 +233,20 @@ def test_products_of_fewer_digits_are_not_allowed_while_axes_are_compared(allowe
         assert (_allowed(), torch.get_float32_matmul_precision()) == (after, allowed)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_process_that_was_forked_while_products_were_set_goes_on() -> None:
+    with module._lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(10)
+            with full_products():
+                pass
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with full_products():
+        assert _allowed() in ("ieee", "highest")
 
 
 def _allowed() -> str:

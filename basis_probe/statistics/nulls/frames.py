@@ -26,8 +26,8 @@ from basis_probe.algebra.groups import (
     Privileged,
 )
 from basis_probe.arguments import whole
+from basis_probe.statistics.halves import Part
 from basis_probe.statistics.orders import Centred
-from basis_probe.statistics.parts import Part
 
 _AT_ONCE = 2**22
 """So many values are brought to double precision at a time."""

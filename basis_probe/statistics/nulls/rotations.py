@@ -10,6 +10,7 @@ from torch import Tensor
 from basis_probe.algebra.groups import Blocks, DirectSum, Group, Planes
 from basis_probe.algebra.haar import Turned, turned_axes
 from basis_probe.algebra.remembered import remembered
+from basis_probe.statistics.halves import Part, halves_of
 from basis_probe.statistics.nulls.frames import (
     Alternatives,
     Frame,
@@ -20,7 +21,6 @@ from basis_probe.statistics.nulls.frames import (
     geometry_of,
     parts_of,
 )
-from basis_probe.statistics.parts import Part, halves_of
 from basis_probe.statistics.single_precision import deviations
 
 
