@@ -29,6 +29,7 @@ from basis_probe.statistics.nulls import (
     Frame,
     GaussianSurrogate,
     Geometry,
+    LinearLayer,
     Null,
     Problem,
     RandomWeights,
@@ -38,7 +39,14 @@ from basis_probe.statistics.nulls import (
     geometry_of,
     parts_of,
 )
-from basis_probe.statistics.nulls.wiring import geometry_of_inputs, is_sparse, zeros
+from basis_probe.statistics.nulls.wiring import (
+    FEWEST_INPUTS,
+    geometry_of_inputs,
+    is_flat,
+    is_sparse,
+    rewirable,
+    zeros,
+)
 from basis_probe.statistics.orders import RIDGE
 from basis_probe.statistics.resampling import MIN_GROUPS
 from basis_probe.statistics.scores import (
@@ -179,6 +187,15 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
             both if bent else one,
             bent,
         )
+    if layer is not None and (bent or axes) and _exchanged(layer):
+        return Choice(
+            size.of(SparseWiring()),
+            "the weights that make these neurons are spread as evenly as torch draws them, and no "
+            "turned neuron's are, so they are compared with neurons that read other inputs through "
+            "the same weights",
+            both if bent else one,
+            bent,
+        )
     if bent and layer is not None:
         return Choice(
             size.of(Counterfactual()),
@@ -208,6 +225,11 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     if floor:
         because = f"{floor}{_UNTOLD}"
     return Choice(size.of(Rotation()), because, one, False, believable=not floor)
+
+
+def _exchanged(layer: LinearLayer) -> bool:
+    """Whether neurons are compared with those that read other inputs, though they read all."""
+    return is_flat(layer.weights) and rewirable(layer) >= FEWEST_INPUTS
 
 
 def _form_alone(group: Group) -> str:
@@ -606,6 +628,13 @@ def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
         )
     if layer is None or not isinstance(null, Counterfactual):
         return ()
+    if _exchanged(layer):
+        return (
+            "The weights that make these neurons are spread more evenly than those of the "
+            "alternatives, as torch draws them. On data that lie along the inputs' axes that alone "
+            'stands out, before any training: compare with null="sparse-wiring", the one chosen '
+            "unasked.",
+        )
     if not is_sparse(layer.weights):
         return ()
     return (

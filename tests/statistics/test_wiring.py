@@ -1,6 +1,7 @@
 """Neurons of sparse layers are compared with neurons that read as many other inputs."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from basis_probe.algebra.groups import PositiveMonomial
 from basis_probe.calibration import sparse
 from basis_probe.calibration.draw import Draw
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem, SparseWiring
-from basis_probe.statistics.nulls.wiring import is_sparse, zeros
+from basis_probe.statistics.nulls.wiring import is_flat, is_sparse, zeros
 from basis_probe.statistics.p_values import Tail, monte_carlo_p
 from basis_probe.statistics.scores import Measured
 
@@ -147,6 +148,7 @@ def _network(density: float, seed: int, kind: str) -> tuple[nn.Module, Tensor, s
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.3)
                 parameter *= torch.rand(parameter.shape, generator=generator) < density
     return model, x, "3"
 
@@ -282,3 +284,69 @@ def test_a_source_on_every_neuron_is_found(density: float) -> None:
 
     report = sparse.planted(laplace, density)(Draw(24, 1000, 99, 1000, seed=1))
     assert report.verdict.outcome is bp.Outcome.PRIVILEGED
+
+
+INITIALISATIONS: dict[str, Any] = {
+    "as torch draws them": lambda weight: None,
+    "Xavier's uniform law": nn.init.xavier_uniform_,
+    "signs": lambda weight: weight.sign_(),
+    "a normal law": lambda weight: nn.init.normal_(weight, std=0.2),
+    "orthogonal": nn.init.orthogonal_,
+}
+
+
+def _behind_a_norm(width: int, seed: int, initialisation: Any) -> tuple[nn.Module, list[Tensor]]:
+    """Neurons that read what a norm made of sparse features, each along an axis of its own."""
+    torch.manual_seed(seed)
+    x = torch.randn(800, width) ** 3
+    model = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 40), nn.ReLU(), nn.Linear(40, 3))
+    with torch.no_grad():
+        initialisation(model[1].weight)
+    return model.eval(), list(x.split(100))
+
+
+@pytest.mark.sample(default=2)
+@pytest.mark.parametrize("width", [12, 40])
+@pytest.mark.parametrize("name", INITIALISATIONS)
+def test_untrained_neurons_do_not_stand_out_whatever_law_their_weights_have(
+    name: str, width: int
+) -> None:
+    found: list[bp.SiteReport] = []
+    for seed in range(4):
+        model, data = _behind_a_norm(width, seed, INITIALISATIONS[name])
+        found += bp.probe(model, data, sites=["2"], certificates=False, progress=False)
+    outcomes = [site.verdict.outcome for site in found]
+    assert sum(outcome is bp.Outcome.PRIVILEGED for outcome in outcomes) <= 1, outcomes
+    flat = name in ("as torch draws them", "Xavier's uniform law", "signs")
+    wanted = "sparse-wiring" if flat else "counterfactual"
+    assert all(site.null is not None and site.null.name == wanted for site in found)
+
+
+@pytest.mark.parametrize("width", [8, 60, 2000])
+@pytest.mark.parametrize("outputs", [30, 500])
+def test_flat_weights_are_told_in_the_scale_of_their_inputs(width: int, outputs: int) -> None:
+    generator = seeded(0)
+    gain = torch.logspace(-3, 3, width)
+    flat = (torch.rand(outputs, width, generator=generator) - 0.5) * gain
+    turned = torch.randn(outputs, width, generator=generator) * gain
+    assert is_flat([flat[:, :, None]]) and not is_flat([turned[:, :, None]])
+    # Training that has made a few of them large is seen.
+    far = torch.where(torch.rand(outputs, width, generator=generator) < 0.05, 8 * flat, flat)
+    assert not is_flat([far[:, :, None]])
+    # So are neurons that share what they read, though their weights are flat one by one.
+    phases = 7 * torch.rand(outputs, 1, generator=generator) + torch.arange(width) % 5
+    assert not is_flat([(gain * phases.cos())[:, :, None]])
+    # Of few weights nothing is said.
+    assert not is_flat([flat[:3, :4, None]])
+
+
+def test_flat_weights_of_which_the_group_takes_the_scale_are_exchanged_in_one_scale() -> None:
+    model, data = _behind_a_norm(16, 0, lambda weight: None)
+    (site,) = bp.probe(model, data, sites=["2"], certificates=False, progress=False)
+    assert site.null is not None and "spread as evenly as torch draws them" in site.null.because
+    asked = bp.probe(
+        model, data, sites=["2"], null="counterfactual", certificates=False, progress=False
+    )
+    assert [one.null is not None and one.null.name for one in asked] == ["counterfactual"]
+    assert any("spread more evenly" in note for note in asked["2"].notes)
+    assert not any("spread more evenly" in note for note in site.notes)
