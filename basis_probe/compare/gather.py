@@ -32,7 +32,14 @@ from basis_probe.compare.kernels import (
 from basis_probe.compare.matching import Matched, assignment, match
 from basis_probe.compare.plan import FORMULAS, Plan, require_in_paper
 from basis_probe.compare.running import Caught, Repeated, common_space, matched, unit_axes
-from basis_probe.compare.samples import dissimilarities, gaussian_hsic, rsa, shared_neighbours
+from basis_probe.compare.samples import (
+    all_alike,
+    dissimilarities,
+    gaussian_hsic,
+    neighbours,
+    rsa,
+    shared_neighbours,
+)
 from basis_probe.compare.saved import caught, same_space
 from basis_probe.errors import DataError
 from basis_probe.results.similarity import Chance, Similarity, spread_of
@@ -462,22 +469,28 @@ class _OfSamples(Gathered):
             raise DataError(f"{len(x)} samples: pairs of samples need at least four")
         sides = self._comparable(x, self.groups[0]), self._comparable(y, self.groups[1])
         kind = plan.dissimilarity
-        tables = dissimilarities(sides[0], kind), dissimilarities(sides[1], kind)
-
-        if any(map(_all_alike, tables)):
-            raise DataError(
-                "in one of the two all pairs of samples are equally unlike: there is nothing to "
-                "compare"
+        by_neighbours = plan.measure in ("knn", "jaccard")
+        tables: list[Tensor] = []
+        for side in sides:
+            table = (
+                neighbours(side, kind, plan.neighbours)
+                if by_neighbours
+                else dissimilarities(side, kind)
             )
+            if table is None or (not by_neighbours and all_alike(table)):
+                raise DataError(
+                    "in one of the two all pairs of samples are equally unlike: there is nothing "
+                    "to compare"
+                )
+            tables.append(table)
 
         def of(chosen: Tensor) -> float:
             parts = [table[chosen][:, chosen] for table in tables]
             return gaussian_hsic(parts[0], parts[1], plan.width, unbiased=plan.unbiased).cka
 
         error = math.nan
-        if plan.measure in ("knn", "jaccard"):
-            union = plan.measure == "jaccard"
-            each = shared_neighbours(*tables, plan.neighbours, union=union)
+        if by_neighbours:
+            each = shared_neighbours(tables[0], tables[1], union=plan.measure == "jaccard")
             value = float(each.mean())
             # Samples of one example are not independent.
             index = belongs.unique(return_inverse=True)[1]
@@ -486,7 +499,7 @@ class _OfSamples(Gathered):
             if len(sums) > 1:
                 error = float(sums.norm()) / len(each) * math.sqrt(len(sums) / (len(sums) - 1))
         elif plan.measure == "rsa":
-            value, left = rsa(*tables, plan.correlation, fold)
+            value, left = rsa(tables[0], tables[1], plan.correlation, fold)
             error = jackknife(left)
         else:
             value = of(torch.arange(len(x)))
@@ -520,7 +533,7 @@ class _OfSamples(Gathered):
             )
         if plan.measure == "rsa":
             formula += f"; {kind} dissimilarities, {plan.correlation} correlation"
-        if plan.measure in ("knn", "jaccard"):
+        if by_neighbours:
             formula += f"; {plan.neighbours} neighbours by {kind} distance, of {len(x)} samples"
         distance = self.distance(value)
         return self._result(value, distance, error, value, sites, None, notes, formula)
@@ -531,12 +544,6 @@ class _OfSamples(Gathered):
         if isinstance(group, LineStabiliser):
             return rows - rows.mean(1, keepdim=True)
         return unit_axes(rows) if group.rescales else rows
-
-
-def _all_alike(table: Tensor) -> bool:
-    """True if all pairs of different samples are equally unlike."""
-    least = table.clone().fill_diagonal_(math.inf).min()
-    return float(least) == float(table.clone().fill_diagonal_(-math.inf).max())
 
 
 class Drawn:

@@ -8,6 +8,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from basis_probe.compare.kernels import Hsic, kernel_hsic
+from basis_probe.statistics.single_precision import full_products
 
 Dissimilarity = Literal["euclidean", "cosine", "correlation"]
 Correlation = Literal["pearson", "spearman"]
@@ -19,6 +20,10 @@ _HALF = 2 ** (_BITS - 1)
 # Two samples of unit length that are no further apart point the same way, and what is left of a
 # sample about its mean has no length.
 _PARALLEL = 4e-15
+
+# What is between two ties at most, in parts of a squared distance; what squares of single precision
+# lose where they are small; and so many numbers are subtracted at a time.
+_TIES, _UNDERFLOW, _AT_ONCE = 1e-10, 1e-36, 2**20
 
 
 def dissimilarities(
@@ -32,19 +37,32 @@ def dissimilarities(
             the angle between them, about zero; "correlation" for one minus the correlation over
             axes. A sample without length is as unlike all others as they can be on average, 1.
     """
-    rows = x - x.mean(1, keepdim=True) if kind == "correlation" else x
-    lengths = rows.norm(dim=1)
-    if kind != "euclidean":
-        rows = rows / lengths.clamp(min=1e-300)[:, None]
     from scipy.spatial.distance import pdist, squareform
 
+    rows, none = _compared(x, kind)
     # From differences, so that near samples keep their digits; every pair once.
     apart = torch.from_numpy(squareform(pdist(rows.numpy()), checks=False))
-    if kind != "euclidean":
-        apart = torch.where(apart < _PARALLEL, 0.0, apart.square() / 2)
-        none = lengths <= _PARALLEL * x.norm(dim=1)
-        apart = torch.where(none[:, None] | none, 1.0, apart)
-    # Pairs that are equally unlike but for the last digits are ties.
+    return _tied(torch.where(none[:, None] | none, 1.0, _unlike(apart, kind)))
+
+
+def _compared(x: Tensor, kind: Dissimilarity) -> tuple[Tensor, Tensor]:
+    """The samples as they are compared by length, and which of them have none."""
+    rows = x - x.mean(1, keepdim=True) if kind == "correlation" else x
+    if kind == "euclidean":
+        return rows, torch.zeros(len(x), dtype=torch.bool)
+    lengths = rows.norm(dim=1)
+    return rows / lengths.clamp(min=1e-300)[:, None], lengths <= _PARALLEL * x.norm(dim=1)
+
+
+def _unlike(apart: Tensor, kind: Dissimilarity) -> Tensor:
+    """How unlike samples are, by how long their differences are."""
+    if kind == "euclidean":
+        return apart
+    return torch.where(apart < _PARALLEL, 0.0, apart.square() / 2)
+
+
+def _tied(apart: Tensor) -> Tensor:
+    """Pairs that are equally unlike but for the last digits are ties."""
     return ((apart.view(torch.int64) + _HALF) >> _BITS << _BITS).view(torch.float64)
 
 
@@ -105,21 +123,35 @@ def _correlation(sums: Float64[Tensor, "6"]) -> float:
 
 
 def shared_neighbours(
-    x: Float64[Tensor, "samples samples"],
-    y: Float64[Tensor, "samples samples"],
-    count: int,
-    *,
-    union: bool,
+    x: Float64[Tensor, "samples samples"], y: Float64[Tensor, "samples samples"], *, union: bool
 ) -> Float64[Tensor, " samples"]:
     """For every sample the share of its nearest neighbours that are so in both networks, in [0, 1].
 
     Args:
-        x: how unlike every two samples are in the one network.
-        y: the same in the other.
+        x: which samples are the nearest of which in the one network, as `neighbours` finds them.
+        y: the same in the other, as many of each.
+        union: False to divide by how many neighbours a sample has (mutual nearest neighbours; Huh
+            et al. 2024), True to divide by how many are its neighbours in either network (Jaccard).
+    """
+    both, count = (x * y).sum(1), x.sum(1)
+    return both / (2 * count - both if union else count)
+
+
+def neighbours(
+    x: Float64[Tensor, "samples dim"], kind: Dissimilarity, count: int
+) -> Float64[Tensor, "samples samples"] | None:
+    """[samples, samples], the chance that the second is a nearest neighbour of the first.
+
+    0 or 1, but for samples that are equally far, which share the places that are left. Which may
+    be near is found by products; how far those are, from differences, as in `dissimilarities`.
+
+    Args:
+        x: the activations.
+        kind: how unlike two samples are, as in `dissimilarities`.
         count: how many neighbours a sample has.
-        union: False to divide by `count` (mutual nearest neighbours; Huh et al. 2024), True to
-            divide by how many are its neighbours in either network (Jaccard). Samples that are
-            equally far share the last places.
+
+    Returns:
+        The chances; None where all pairs are equally unlike.
 
     Raises:
         ValueError: if there are no more samples than neighbours.
@@ -128,21 +160,62 @@ def shared_neighbours(
         raise ValueError(
             f"neighbours={count} and {len(x)} samples: give fewer neighbours, or more samples"
         )
-    near = [_nearest(side, count) for side in (x, y)]
-    both = (near[0] * near[1]).sum(1)
-    return both / (2 * count - both if union else count)
+    found = _near(x, kind, count)
+    if found is not None:
+        return found
+    table = dissimilarities(x, kind)
+    return None if all_alike(table) else _nearest(table.fill_diagonal_(torch.inf), count)
 
 
-def _nearest(distances: Tensor, count: int) -> Tensor:
-    """[samples, samples], the chance that the second is a nearest neighbour of the first.
+def _near(x: Tensor, kind: Dissimilarity, count: int) -> Tensor | None:
+    """What `neighbours` returns, without looking at most pairs closely; None for too many."""
+    rows, none = _compared(x, kind)
+    centred = rows - rows.mean(0)
+    longest = float(torch.linalg.vector_norm(centred, dim=1).max())
+    if none.any() or not 0 < longest < math.inf:
+        return None
+    rough = (centred / longest).float()
+    squares = rough.square().sum(1)
+    with full_products():
+        about = torch.addmm(squares[:, None] + squares, rough, rough.T, alpha=-2)
+    about.fill_diagonal_(torch.inf)
+    # No product of numbers that were rounded, however it is added up, errs by more.
+    doubt = 4 * (rows.shape[1] + 8) * torch.finfo(torch.float32).eps * (squares + squares.max())
+    limit = about.kthvalue(count, dim=1).values + 2 * doubt
+    near = about <= (limit * (1 + _TIES) + _UNDERFLOW)[:, None]
+    held = near.sum(1)
+    if int(held.sum()) > len(x) ** 2 / 8:
+        return None
+    one, other = near.nonzero().unbind(1)
+    lengths = torch.cat(
+        [
+            torch.linalg.vector_norm(rows[some] - rows[those], dim=1)
+            for some, those in zip(
+                *(v.split(max(1, _AT_ONCE // rows.shape[1])) for v in (one, other)), strict=True
+            )
+        ]
+    )
+    # Those that may be near to one sample in one row.
+    apart = rows.new_full((len(x), int(held.max())), torch.inf)
+    place = torch.arange(len(one)) - (held.cumsum(0) - held)[one]
+    apart[one, place] = _tied(_unlike(lengths, kind))
+    found = rows.new_zeros(len(x), len(x))
+    found[one, other] = _nearest(apart, count)[one, place]
+    return found
 
-    0 or 1, but for samples that are equally far, which share the places that are left.
-    """
-    others = distances.clone().fill_diagonal_(torch.inf)
+
+def _nearest(others: Tensor, count: int) -> Tensor:
+    """The chance that each of a row is among its least."""
     last = others.kthvalue(count, dim=1, keepdim=True).values
     nearer, equal = others < last, others == last
     left = count - nearer.sum(1, keepdim=True)
     return nearer + equal * (left / equal.sum(1, keepdim=True).double())
+
+
+def all_alike(table: Float64[Tensor, "samples samples"]) -> bool:
+    """True if all pairs of different samples are equally unlike."""
+    least = table.clone().fill_diagonal_(math.inf).min()
+    return float(least) == float(table.clone().fill_diagonal_(-math.inf).max())
 
 
 def gaussian(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 import basis_probe as bp
+from basis_probe.compare.samples import dissimilarities, neighbours
 from basis_probe.compare.saved import folds_of
 from basis_probe.statistics.second_moments import Crossed
 
@@ -105,6 +107,72 @@ def test_neighbours_are_counted_one_by_one(kind: Any, count: int) -> None:
         assert found.similarity == pytest.approx(np.mean(each), abs=1e-12)
         error = np.std(each, ddof=1) / math.sqrt(len(each))
         assert found.std_error == pytest.approx(error, rel=1e-6)
+
+
+def _line(samples: int, dim: int) -> Tensor:
+    return torch.arange(float(samples))[:, None] * torch.arange(1.0, dim + 1)
+
+
+def _circle(samples: int, dim: int) -> Tensor:
+    turn = torch.arange(samples, dtype=torch.float64) * (2 * torch.pi / samples)
+    return torch.stack([turn.cos(), turn.sin(), *turn.new_zeros(dim - 2, samples)], 1)
+
+
+def _gaussian(samples: int, dim: int) -> Tensor:
+    return torch.randn(samples, dim, generator=seeded(0), dtype=torch.float64)
+
+
+NEAR: dict[str, Callable[[int, int], Tensor]] = {
+    "Gaussian": _gaussian,
+    "small integers": lambda n, d: torch.randint(0, 3, (n, d), generator=seeded(0)).double(),
+    "one sided": lambda n, d: _gaussian(n, d).relu(),
+    "each several times": lambda n, d: _gaussian(n // 4, d).repeat(4, 1),
+    "each twice, nearly": lambda n, d: (
+        _gaussian(n // 2, d).repeat(2, 1) + 1e-9 * _gaussian(n // 2 * 2, d)
+    ),
+    "far from zero": lambda n, d: _gaussian(n, d) + 1e7,
+    "some far from all": lambda n, d: (
+        _gaussian(n, d) * (1 + 1e6 * (torch.arange(n) % 99 == 0))[:, None]
+    ),
+    "on a line": _line,
+    "on a circle": _circle,
+    "large": lambda n, d: 1e120 * _gaussian(n, d),
+    "small": lambda n, d: 1e-120 * _gaussian(n, d),
+    "some without length": lambda n, d: _gaussian(n, d) * (torch.arange(n) % 50 > 0)[:, None],
+    "all in two places": lambda n, d: (torch.arange(n) % 2)[:, None] * torch.ones(d).double(),
+}
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+@pytest.mark.parametrize("kind", ["euclidean", "cosine", "correlation"])
+@pytest.mark.parametrize("data", NEAR.values(), ids=NEAR)
+def test_the_nearest_are_those_of_the_whole_table(data: Any, kind: Any, precision: str) -> None:
+    x = data(400, 5).double()
+    table = dissimilarities(x, kind).fill_diagonal_(torch.inf)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for count in (1, 10, 399):
+            last = table.sort(1).values[:, count - 1 : count]
+            tied = table == last
+            left = count - (table < last).sum(1, keepdim=True)
+            found = neighbours(x, kind, count)
+            if found is None:
+                assert len(table.unique()) == 2
+                continue
+            share = left.double() / tied.sum(1, keepdim=True)
+            assert torch.equal(found, (table < last) + tied * share)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_few_pairs_are_looked_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("all pairs were compared")
+
+    monkeypatch.setattr("basis_probe.compare.samples.dissimilarities", refuse)
+    for name in ("Gaussian", "one sided", "each several times", "far from zero", "on a line"):
+        assert neighbours(NEAR[name](400, 8).double(), "euclidean", 5) is not None
 
 
 def test_samples_that_are_equally_far_share_the_last_places() -> None:
