@@ -526,6 +526,12 @@ def wide_report(n_sites: int = 100, *, frames: int = 999, dim: int = 768) -> Rep
                 shape=(dim,),
                 dim=dim,
                 scores=scores,
+                beside={
+                    name: score(
+                        name, effect=found.effect, seed=index, frames=frames, dim=dim, decides=False
+                    )
+                    for name, found in base.beside.items()
+                },
             )
         )
     return Report(tuple(sites), provenance("gpt2-like, 50 layers"))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
-_ALL = 2**28
+_ALL = 2**27
 """Bytes that are kept at most; what was used longest ago goes."""
 _ONE = 2**22
 """Bytes of one draw above which it is not kept: of so large ones few would fit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -273,6 +273,8 @@ def test_the_rows_of_a_site_are_held_once(monkeypatch: pytest.MonkeyPatch) -> No
     model = nn.Sequential(
         nn.Conv2d(2, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU()
     ).eval()  # fmt: skip
+    for weight in (model[0].weight, model[2].weight):
+        nn.init.normal_(cast(Tensor, weight))
     held: list[int] = []
     plain = Counterfactual.alternatives
 
