@@ -228,29 +228,31 @@ def in_order(ranks: Ranks, carried: Carried, signs: tuple[int, ...]) -> Sorted:
         count = len(places)
         if not count:
             continue
-        rising = np.arange(1.0, count + 1)
+        # A positive's precision is
+        # (positives as active or more) / (samples as active or more).
+        numbers = {1: np.arange(1.0, count + 1), -1: np.arange(float(count), 0, -1)}
         hit = ties.touched(carried.flags[concept])
-        for rows in np.array_split(np.arange(len(apart)), -(-len(apart) * count // _AT_ONCE) or 1):
-            if not len(rows):
-                continue
-            reached = np.take(narrow[rows[0] : rows[-1] + 1], places, axis=1)
+        told, total = np.empty((len(signs), len(apart))), np.empty(len(apart))
+        some = max(1, _AT_ONCE // count)
+        for start in range(0, len(apart), some):
+            rows = slice(start, start + some)
+            reached = np.take(narrow[rows], places, axis=1)
             reached.sort(axis=1, kind="stable" if count > _RADIX else "quicksort")
             exact = reached.astype(np.float64)
-            sums[concept, apart[rows]] = 2 * exact.sum(1) - count
+            total[rows] = 2 * np.einsum("ij->i", exact) - count
+            inverse = np.empty_like(exact)
             for at, sign in enumerate(signs):
-                # A positive's precision is
-                # (positives as active or more) / (samples as active or more).
-                precision = rising / exact if sign > 0 else rising[::-1] / (samples + 1 - exact)
-                found[at, concept, apart[rows]] = precision.sum(1)
-            touched = ties.of_rows(hit, int(apart[rows[0]]), int(apart[rows[-1]]))
+                divisor = exact if sign > 0 else np.subtract(samples + 1, exact, out=inverse)
+                np.divide(1, divisor, out=inverse)
+                told[at, rows] = np.einsum("ij,j->i", inverse, numbers[sign])
+            touched = ties.of_rows(hit, int(apart[start]), int(apart[rows][-1]))
             if len(touched):
-                of_row = ties.row[touched]
-                own = reached[np.searchsorted(apart[rows], of_row)]
-                added, counted = ties.added(touched, own, samples)
-                np.add.at(sums[concept], of_row, counted)
+                place = np.searchsorted(apart, ties.row[touched])
+                added, counted = ties.added(touched, reached[place - start], samples)
+                np.add.at(total, place, counted)
                 for at, sign in enumerate(signs):
-                    np.add.at(found[at, concept], of_row, added[sign])
-        found[:, concept, apart] /= count
+                    np.add.at(told[at], place, added[sign])
+        sums[concept, apart], found[:, concept, apart] = total, told / count
         if len(together):
             several, sums[concept, together] = _in_groups(alike, above_of, places)
             for at, sign in enumerate(signs):
