@@ -407,6 +407,20 @@ def test_still_axes_do_not_break_any_geometry(group: str) -> None:
 # --- models ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [1e-310, 1e-90, 1e90, 1e200, 1e300])
+@pytest.mark.parametrize("group", ["orthogonal", "general-linear", "monomial", "planes"])
+def test_numbers_whose_powers_are_out_of_range_decide_nothing_and_that_is_said(
+    group: Any, size: float
+) -> None:
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = bp.probe_activations(x * size, group=group)
+    assert "leave the range of float64" in found.verdict.sentence
+    assert not found.scores
+    wanted, near = (bp.probe_activations(part, group=group) for part in (x, x * 2.0**-200))
+    assert near.verdict.outcome is wanted.verdict.outcome
+    assert near.scores["kurtosis"].observed == pytest.approx(wanted.scores["kurtosis"].observed)
+
+
 @pytest.mark.parametrize("model", [None, "gpt2", lambda x: x, np.zeros((5, 5))])
 def test_what_is_no_module_is_refused(model: Any) -> None:
     with pytest.raises(TypeError) as caught:

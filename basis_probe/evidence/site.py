@@ -82,6 +82,9 @@ NULLS: dict[str, Null] = {
 """Every null that has a name; each says what it holds fixed."""
 
 
+_LEAST, _MOST = 1e-70, 1e70
+"""Sizes of activations whose fourth powers, and sums of them, are in the range of float64."""
+
 FEWEST_SAMPLES = 200
 """With fewer samples nothing is decided."""
 
@@ -363,6 +366,8 @@ def _gathered(
     device: torch.device,
 ) -> Evidence:
     problem = case.problem
+    if problem is not None and not case.trouble:
+        case = dataclasses.replace(case, trouble=_out_of_range(problem))
     if case.trouble or problem is None or case.n_dead == case.dim:
         return Evidence(case)
     if len(problem.x) < 8:
@@ -503,6 +508,17 @@ def choice_of(problem: Problem, wanted: Null | None) -> Choice | str:
             )
         wanted = Turned(frames=wanted.frames, samples=wanted.samples)
     return choose(problem, wanted)
+
+
+def _out_of_range(problem: Problem) -> str:
+    """Why no moments can be computed, or an empty string."""
+    largest = float(problem.x.abs().max()) if problem.x.numel() else 0.0
+    if not largest or not math.isfinite(largest) or _LEAST < largest < _MOST:
+        return ""
+    return (
+        f"the largest activation is {largest:.1e} in size, and the fourth powers of such "
+        "numbers leave the range of float64: give them divided by a power of two."
+    )
 
 
 def _too_narrow(problem: Problem, null: Null) -> str:
