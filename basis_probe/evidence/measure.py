@@ -42,7 +42,8 @@ from basis_probe.statistics.nulls import (
 from basis_probe.statistics.nulls.wiring import (
     FEWEST_INPUTS,
     geometry_of_inputs,
-    is_flat,
+    is_drawn,
+    is_heavy,
     is_sparse,
     rewirable,
     zeros,
@@ -190,9 +191,9 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     if layer is not None and (bent or axes) and _exchanged(layer):
         return Choice(
             size.of(SparseWiring()),
-            "the weights that make these neurons are spread as evenly as torch draws them, and no "
-            "turned neuron's are, so they are compared with neurons that read other inputs through "
-            "the same weights",
+            "the weights that make these neurons look as if drawn one by one, of a law that no "
+            "turned neuron's have, so they are compared with neurons that read other inputs "
+            "through the same weights",
             both if bent else one,
             bent,
         )
@@ -229,7 +230,7 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
 
 def _exchanged(layer: LinearLayer) -> bool:
     """Whether neurons are compared with those that read other inputs, though they read all."""
-    return is_flat(layer.weights) and rewirable(layer) >= FEWEST_INPUTS
+    return is_drawn(layer.weights) and rewirable(layer) >= FEWEST_INPUTS
 
 
 def _form_alone(group: Group) -> str:
@@ -630,13 +631,20 @@ def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
         return ()
     if _exchanged(layer):
         return (
-            "The weights that make these neurons are spread more evenly than those of the "
-            "alternatives, as torch draws them. On data that lie along the inputs' axes that alone "
-            'stands out, before any training: compare with null="sparse-wiring", the one chosen '
-            "unasked.",
+            "The weights that make these neurons look as if drawn one by one, of another law than "
+            "those of the alternatives, which is Gaussian. On data that lie along the inputs' axes "
+            'that alone stands out, before any training: compare with null="sparse-wiring", the '
+            "one chosen unasked.",
         )
     if not is_sparse(layer.weights):
-        return ()
+        if not is_heavy(layer.weights):
+            return ()
+        return (
+            "The weights that make these neurons look as if drawn one by one of a law with heavy "
+            "tails. Training makes such weights where neurons come to read few inputs, and so does "
+            "a draw: on data that lie along the inputs' axes neurons then stand out before any "
+            'training. null="sparse-wiring" compares them with neurons that read as few others.',
+        )
     return (
         f"{zeros(layer.weights)[0]:.0%} of the weights that make these neurons are exactly "
         "zero. Neurons that read few inputs differ from the alternatives, which read all of them, "

@@ -13,7 +13,7 @@ from basis_probe.algebra.groups import PositiveMonomial
 from basis_probe.calibration import sparse
 from basis_probe.calibration.draw import Draw
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem, SparseWiring
-from basis_probe.statistics.nulls.wiring import is_flat, is_sparse, zeros
+from basis_probe.statistics.nulls.wiring import is_drawn, is_heavy, is_sparse, zeros
 from basis_probe.statistics.p_values import Tail, monte_carlo_p
 from basis_probe.statistics.scores import Measured
 
@@ -286,10 +286,21 @@ def test_a_source_on_every_neuron_is_found(density: float) -> None:
     assert report.verdict.outcome is bp.Outcome.PRIVILEGED
 
 
-INITIALISATIONS: dict[str, Any] = {
+def _each_neuron_with_a_scale_of_its_own(weight: Tensor) -> None:
+    weight *= torch.randn(len(weight), 1).exp()
+
+
+OF_ANOTHER_LAW: dict[str, Any] = {
     "as torch draws them": lambda weight: None,
     "Xavier's uniform law": nn.init.xavier_uniform_,
     "signs": lambda weight: weight.sign_(),
+    "of one sign": lambda weight: weight.abs_(),
+    "neurons of unequal lengths": _each_neuron_with_a_scale_of_its_own,
+    "cut at one standard deviation": lambda weight: nn.init.trunc_normal_(weight, a=-1.0, b=1.0),
+    "three in ten zero": lambda weight: nn.init.sparse_(weight, 0.3, std=0.2),
+    "three values": lambda weight: weight.copy_(torch.randint(-1, 2, weight.shape)),
+}
+INITIALISATIONS: dict[str, Any] = OF_ANOTHER_LAW | {
     "a normal law": lambda weight: nn.init.normal_(weight, std=0.2),
     "orthogonal": nn.init.orthogonal_,
 }
@@ -317,36 +328,66 @@ def test_untrained_neurons_do_not_stand_out_whatever_law_their_weights_have(
         found += bp.probe(model, data, sites=["2"], certificates=False, progress=False)
     outcomes = [site.verdict.outcome for site in found]
     assert sum(outcome is bp.Outcome.PRIVILEGED for outcome in outcomes) <= 1, outcomes
-    flat = name in ("as torch draws them", "Xavier's uniform law", "signs")
-    wanted = "sparse-wiring" if flat else "counterfactual"
+    wanted = "sparse-wiring" if name in OF_ANOTHER_LAW else "counterfactual"
     assert all(site.null is not None and site.null.name == wanted for site in found)
 
 
 @pytest.mark.parametrize("width", [8, 60, 2000])
 @pytest.mark.parametrize("outputs", [30, 500])
-def test_flat_weights_are_told_in_the_scale_of_their_inputs(width: int, outputs: int) -> None:
+@pytest.mark.parametrize("law", ["even", "with some zeros"])
+def test_weights_of_another_law_are_told_in_the_scale_of_inputs_and_neurons(
+    law: str, width: int, outputs: int
+) -> None:
     generator = seeded(0)
     gain = torch.logspace(-3, 3, width)
-    flat = (torch.rand(outputs, width, generator=generator) - 0.5) * gain
-    turned = torch.randn(outputs, width, generator=generator) * gain
-    assert is_flat([flat[:, :, None]]) and not is_flat([turned[:, :, None]])
-    # Training that has made a few of them large is seen.
-    far = torch.where(torch.rand(outputs, width, generator=generator) < 0.05, 8 * flat, flat)
-    assert not is_flat([far[:, :, None]])
-    # So are neurons that share what they read, though their weights are flat one by one.
+    lengths = torch.logspace(0, 2, outputs)[:, None] if width >= 60 else torch.ones(outputs, 1)
+    drawn = torch.rand(outputs, width, generator=generator) - 0.5
+    if law == "with some zeros":
+        drawn = torch.where(drawn > 0.3, 0.0, torch.randn(outputs, width, generator=generator))
+    turned = torch.randn(outputs, width, generator=generator)
+    for made, wanted in ((drawn, True), (turned, False)):
+        assert is_drawn([(lengths * made * gain)[:, :, None]]) == wanted
+    # What a neuron reads of all inputs alike is not told from what others would read.
+    assert is_drawn([(drawn + 2 * lengths)[:, :, None]])
+    # Neurons that share what they read are no draw, though weights are even one by one.
     phases = 7 * torch.rand(outputs, 1, generator=generator) + torch.arange(width) % 5
-    assert not is_flat([(gain * phases.cos())[:, :, None]])
-    # Of few weights nothing is said.
-    assert not is_flat([flat[:3, :4, None]])
+    assert not is_drawn([(gain * (phases.cos() + 0.1 * drawn))[:, :, None]])
+
+
+@pytest.mark.parametrize("size", [16, 40, 300])
+def test_neurons_that_copy_an_input_of_their_own_are_not_taken_for_drawn_one_by_one(
+    size: int,
+) -> None:
+    noise = 0.05 * torch.randn(size, size, generator=seeded(0)) / math.sqrt(size / 16)
+    copies = torch.eye(size)[torch.randperm(size, generator=seeded(1))] + noise
+    assert not is_drawn([copies[:, :, None]])
+
+
+@pytest.mark.parametrize("inputs", [16, 60])
+def test_a_note_says_that_heavy_tails_of_weights_may_have_been_drawn(inputs: int) -> None:
+    def cubes(weight: Tensor) -> Tensor:
+        return weight.copy_(torch.randn(weight.shape) ** 3)
+
+    for initialisation, heavy in ((cubes, True), (nn.init.normal_, False)):
+        model, data = _behind_a_norm(inputs, 1, initialisation)
+        (site,) = bp.probe(model, data, sites=["2"], certificates=False, progress=False)
+        weight = model.get_parameter("1.weight").detach()
+        assert is_heavy([weight[:, :, None]]) == heavy
+        assert site.null is not None and site.null.name == "counterfactual"
+        assert any("heavy tails" in note for note in site.notes) == heavy
+
+
+def test_of_weights_that_are_all_zero_no_law_is_told() -> None:
+    assert not is_drawn([torch.zeros(8, 8, 1)])
 
 
 def test_flat_weights_of_which_the_group_takes_the_scale_are_exchanged_in_one_scale() -> None:
     model, data = _behind_a_norm(16, 0, lambda weight: None)
     (site,) = bp.probe(model, data, sites=["2"], certificates=False, progress=False)
-    assert site.null is not None and "spread as evenly as torch draws them" in site.null.because
+    assert site.null is not None and "drawn one by one" in site.null.because
     asked = bp.probe(
         model, data, sites=["2"], null="counterfactual", certificates=False, progress=False
     )
     assert [one.null is not None and one.null.name for one in asked] == ["counterfactual"]
-    assert any("spread more evenly" in note for note in asked["2"].notes)
-    assert not any("spread more evenly" in note for note in site.notes)
+    assert any("drawn one by one" in note for note in asked["2"].notes)
+    assert not any("drawn one by one" in note for note in site.notes)
