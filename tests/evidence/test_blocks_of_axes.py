@@ -19,7 +19,7 @@ from basis_probe.algebra.groups import (
     PositiveMonomial,
 )
 from basis_probe.algebra.haar import haar
-from basis_probe.evidence.measure import affordable, choose, measure
+from basis_probe.evidence.measure import affordable, choose, drawn_axes, measure
 from basis_probe.statistics.closed_forms import pooled_kurtosis_under_rotation
 from basis_probe.statistics.few_axes import few_of_many
 from basis_probe.statistics.nulls import Frame, Geometry, LinearLayer, Null, Problem, Rotation
@@ -172,6 +172,26 @@ def _replaced(layer: LinearLayer, inputs: Tensor) -> LinearLayer:
     import dataclasses
 
     return dataclasses.replace(layer, inputs=inputs[:, :, None])
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_as_many_axes_of_every_head_are_drawn_each_for_itself_and_the_same_of_copies(
+    copies: int,
+) -> None:
+    heads, size = 5, 8
+    group = Blocks(GeneralLinear(size), heads, copies=copies)
+    problem = _problem(group, _normal(SAMPLES, group.dim))
+    seen: list[set[int]] = []
+    for seed in range(4):
+        axes = drawn_axes(problem, Geometry.HEADS, 3 * heads * copies, seed)
+        assert torch.equal(axes, axes.unique())
+        blocks = range(heads * copies)
+        inside = [set((axes[axes // size == block] % size).tolist()) for block in blocks]
+        assert all(len(one) == 3 for one in inside)
+        assert all(one == inside[place - place % copies] for place, one in enumerate(inside))
+        seen += inside[::copies]
+    # Of 20 draws of three of eight axes few are alike.
+    assert len({frozenset(one) for one in seen}) > 10
 
 
 @pytest.mark.slow
