@@ -166,6 +166,26 @@ def test_the_nearest_are_those_of_the_whole_table(data: Any, kind: Any, precisio
         torch.set_float32_matmul_precision(before)
 
 
+def test_products_that_find_the_nearest_keep_the_digits_of_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+    plain = torch.addmm
+
+    def looked(*given: Any, **named: Any) -> Tensor:
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)  # pyright: ignore
+        return plain(*given, **named)
+
+    monkeypatch.setattr(torch, "addmm", looked)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        neighbours(_gaussian(300, 8), "euclidean", 5)
+        assert seen == ["ieee"]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_few_pairs_are_looked_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> Tensor:
         raise AssertionError("all pairs were compared")
