@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from basis_probe.brief import described
+from basis_probe.files import no_file
 
 Matrix = Tensor | np.ndarray
 
@@ -132,7 +133,7 @@ def _opened(name: str, part: Any) -> Any:
                 f"{more if path.suffix in ('.pt', '.pth', '.npz') else ''}"
             )
         if not path.is_file():
-            raise FileNotFoundError(f"{name}: there is no file {path}")
+            raise FileNotFoundError(f"{name}: {no_file(path)}")
         try:
             return np.load(path, mmap_mode="r")
         except Exception as error:
@@ -175,7 +176,7 @@ def sites_in(given: Any) -> Mapping[str, Any] | None:
     found: dict[str, list[Any]] = {}
     for number, file in enumerate(files):
         if not file.is_file():
-            raise FileNotFoundError(f"x: there is no file {file}")
+            raise FileNotFoundError(f"x: {no_file(file)}")
         try:
             held = safe_open(file, framework="pt")
             names = [*held.keys()]

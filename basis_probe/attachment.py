@@ -22,7 +22,7 @@ from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.calls import batch_of_call, example_of_call
-from basis_probe.model.network import Subject, prepared, recognise
+from basis_probe.model.network import Subject, eagerly, prepared, recognise
 from basis_probe.model.state import beside, kept, none_running
 from basis_probe.results.history import History
 from basis_probe.results.report import Report
@@ -445,6 +445,9 @@ def _opened(subject: Subject, example: Batch, choices: Choices) -> Session:
     return dataclasses.replace(session, watching=watching)
 
 
+_COMPILED = "_compiled_call_impl"
+
+
 class _Forward:
     """A model's `forward`, every call of which an attachment sees."""
 
@@ -452,6 +455,8 @@ class _Forward:
         self.model, self.attachment = model, attachment
         self.replaced: Any = model.__dict__.get("forward")
         self.inner: Callable[..., Any] = model.forward
+        # A model that was compiled in place would compile what watches it, hooks and all.
+        self.compiled: Any = model.__dict__.pop(_COMPILED, None)
         functools.update_wrapper(self, self.inner, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -468,7 +473,8 @@ class _Forward:
         while isinstance(layer, _Forward):
             layer.attachment.prepare(args, kwargs)
             layer = layer.inner
-        return self.attachment.call(self.inner, args, kwargs)
+        with eagerly():
+            return self.attachment.call(self.inner, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy of the model, or a saved one, has the forward that the model had.
@@ -489,6 +495,8 @@ def _clear(model: nn.Module) -> None:
     """Takes away every `forward` whose attachment is over and that nothing lies upon."""
     top: Any = model.__dict__.get("forward")
     while isinstance(top, _Forward) and not top.attachment.live:
+        if top.compiled is not None:
+            model.__dict__.setdefault(_COMPILED, top.compiled)
         top = top.replaced
         if top is None:
             del model.__dict__["forward"]

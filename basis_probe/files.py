@@ -15,6 +15,21 @@ _STRANGER_SECONDS = 24 * 3600
 """A temporary file of another machine is nobody's after so long."""
 
 
+def no_file(path: str | os.PathLike[str]) -> str:
+    """What is at a path where a file was to be read and none is; begins a sentence.
+
+    Example:
+        >>> no_file("nowhere.json"), no_file(os.curdir)
+        ('there is no file nowhere.json', '. is a folder, and a file is needed')
+    """
+    name = _named(path)[1:-1]
+    if os.path.isdir(path):
+        return f"{name} is a folder, and a file is needed"
+    if os.path.exists(path):
+        return f"{name} is a device or a pipe, and a file is needed"
+    return f"there is no file {name}"
+
+
 def require_writable(path: str | os.PathLike[str]) -> pathlib.Path:
     """The file behind a path, links followed, if one can be written there.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from basis_probe.cli.arguments import output
 from basis_probe.cli.command import Command, Refused, Status
 from basis_probe.cli.probing import save_each
-from basis_probe.files import require_apart
+from basis_probe.files import no_file, require_apart
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -88,7 +88,7 @@ def _named(words: Sequence[str]) -> dict[str, Path]:
             name, _, rest = word.partition("=")
             path = Path(rest)
         if not path.is_file():
-            raise Refused(f"there is no file {path}; give reports saved as .json")
+            raise Refused(f"{no_file(path)}; give reports saved as .json")
         if name in found:
             raise Refused(f"two reports are called {name!r}: give them names, as NAME=REPORT.json")
         found[name] = path

@@ -10,6 +10,7 @@ from basis_probe.cli.arguments import NULL_NAMES, output, outputs
 from basis_probe.cli.command import Command, Refused, Status
 from basis_probe.cli.probing import load, write
 from basis_probe.errors import clean
+from basis_probe.files import no_file
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -55,7 +56,7 @@ class MergeCommand(Command):
 
         for path in parsed.parts:
             if not path.is_file():
-                raise Refused(f"there is no file {path}; give parts that `report --shard` wrote")
+                raise Refused(f"{no_file(path)}; give parts that `report --shard` wrote")
         total = Partial.load(parsed.parts[0])
         for path in parsed.parts[1:]:
             total = total + Partial.load(path)

@@ -28,6 +28,7 @@ from basis_probe.cli.probing import (
     save_each,
     write,
 )
+from basis_probe.files import no_file
 from basis_probe.interrupts import Ended, stoppable
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class ReportCommand(Command):
 
         _require_fitting(parsed)
         if not parsed.text.is_file():
-            raise Refused(f"there is no file {parsed.text}; --text takes a plain text file")
+            raise Refused(f"{no_file(parsed.text)}; --text takes a plain text file")
         outputs(parsed)
         if len(parsed.models) > 1:
             return _side_by_side(parsed, screen)

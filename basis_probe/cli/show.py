@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from basis_probe.cli.arguments import output
 from basis_probe.cli.command import Command, Refused, Status
 from basis_probe.cli.probing import save_each
-from basis_probe.files import require_apart
+from basis_probe.files import no_file, require_apart
 
 if TYPE_CHECKING:
     from basis_probe.cli.screen import Screen
@@ -40,7 +40,7 @@ class ShowCommand(Command):
         from basis_probe.show.terminal import render, render_comparison
 
         if not parsed.report.is_file():
-            raise Refused(f"there is no file {parsed.report}; give a report saved as .json")
+            raise Refused(f"{no_file(parsed.report)}; give a report saved as .json")
         text = parsed.report.read_text(encoding="utf-8-sig", errors="replace")
         if holds(text) == "comparison":
             found = ReportComparison.from_json(text)

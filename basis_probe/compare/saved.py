@@ -16,6 +16,7 @@ from basis_probe.activations import features_of
 from basis_probe.brief import described
 from basis_probe.compare.running import Caught, pooled
 from basis_probe.errors import DataError, SiteError
+from basis_probe.files import no_file
 
 Matrix = Tensor | np.ndarray
 Saved = Mapping[str, Matrix] | str | os.PathLike[str]
@@ -74,7 +75,7 @@ def arrays_of(which: str, given: Any) -> dict[str, Caught]:
 def _read(which: str, given: Any) -> dict[str, Matrix]:
     path = pathlib.Path(given)
     if not path.is_file():
-        raise DataError(f"{which}: there is no file {path}")
+        raise DataError(f"{which}: {no_file(path)}")
     if path.suffix in (".npz", ".safetensors"):
         try:
             return _arrays_in(path)

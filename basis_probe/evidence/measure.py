@@ -159,7 +159,10 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     one, both = DECISIVE, DECISIVE | {KURTOSIS.name}
     axes = problem.group.privileged is Privileged.AXES
     unknown = problem.group.privileged is Privileged.UNKNOWN
-    floor = "" if bent or layer is not None or not (axes or unknown) else floor_of(problem.x)
+    floor = ""
+    if not bent and layer is None and (axes or unknown):
+        seen = "" if problem.bent_by else floor_of(problem.x)
+        floor = f"{seen}{_UNTOLD}" if seen else problem.bent_by and problem.bent_by + _UNFOLLOWED
     if wanted is not None:
         deciding = both if bent and not isinstance(wanted, Rotation) else one
         because = f"the {wanted.name} null was asked for"
@@ -168,7 +171,7 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
         misleads = isinstance(wanted, Rotation) and bent
         if isinstance(wanted, Rotation) and floor:
             misleads = True
-            because += f"; {floor}{_UNTOLD}"
+            because += f"; {floor}"
         if misleads and bent:
             because += (
                 "; behind a nonlinearity every axis is one-sided and no rotated axis is, so this "
@@ -224,7 +227,7 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     because = "no nonlinearity lies just before the site, so the basis itself is turned"
     because += _form_alone(problem.group)
     if floor:
-        because = f"{floor}{_UNTOLD}"
+        because = floor
     return Choice(size.of(Rotation()), because, one, False, believable=not floor)
 
 
@@ -255,6 +258,10 @@ _UNTOLD = (
     ", as behind a nonlinearity, and no turned axis is like that: turning the activations credits "
     "the axes for nothing, and no verdict rests on it; give the pre-activations and the "
     "nonlinearity, or the layer's inputs and weight"
+)
+_UNFOLLOWED = (
+    "; turning the activations credits the axes for nothing, and no verdict rests on it: give what "
+    "linear maps read and their weights to probe_activations"
 )
 
 

@@ -84,6 +84,8 @@ def layer(facts: Facts, site: Site) -> Layer | str:
         return trouble
     if len(way.pres) > 1:
         return "several nonlinearities lie between the site and its linear maps"
+    if any(_width(graph, kept) != _width(graph, vertex.node) for kept in way.held):
+        return "what is added to the linear map holds features of other sites too"
     sources = {_picked_once(facts, graph.vertices[index].used[0]) for index in way.linears}
     if len(sources) != 1:
         return "the linear maps in front of the site read different inputs"
@@ -424,6 +426,37 @@ def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]]
                 return None if address is None else (address, region.function)
             waiting.append(argument)
     return None
+
+
+_KEPT_APART = frozenset(
+    {Kind.CARRIER, Kind.PART, Kind.CONCAT, Kind.REORDERED, Kind.PADDED, Kind.SUM, Kind.BATCH_NORM}
+)
+"""What every feature passes by itself: what bent it before bends it still."""
+_BENDING = frozenset({Shape.ELEMENTWISE, Shape.COUPLED, Shape.PRODUCT, Shape.PAIRED})
+
+
+def bent_by(facts: Facts, site: Site) -> str:
+    """The function that bends the features of a site one by one, or multiplies them.
+
+    It need not lie just before the site: views, sums and norms between leave every axis what that
+    function made of it. Empty where linear maps, attention or the model's input write the site.
+    """
+    vertex = facts.vertex(site)
+    waiting, seen = [] if vertex is None else [vertex.node], set[int]()
+    while waiting:
+        here = facts.graph.vertices[waiting.pop()]
+        if here.node in seen:
+            continue
+        seen.add(here.node)
+        region = facts.regions.get(here.node)
+        if here.kind is Kind.REGION and region is not None:
+            if region.shape in _BENDING:
+                return region.op
+            if region.shape is not Shape.UNKNOWN:
+                waiting.extend(here.carried)
+        elif here.kind in _KEPT_APART:
+            waiting.extend(here.carried)
+    return ""
 
 
 def _width(graph: Graph, vertex: int) -> int | None:

@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import inspect
 import re
+import sys
+import threading
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -100,7 +102,8 @@ class Subject(abc.ABC):
 
     def call(self, batch: Batch) -> object:
         """What the model returns for a batch, of which it gets copies: it may write into them."""
-        return self._call(batch.copied())
+        with eagerly():
+            return self._call(batch.copied())
 
     @abc.abstractmethod
     def _call(self, batch: Batch) -> object:
@@ -161,7 +164,7 @@ class Subject(abc.ABC):
     def _record(self, batch: Batch) -> Trace:
         own = batch.copied()
         fed = (own.args, own.kwargs)
-        with kept(self.model):
+        with kept(self.model), eagerly():
             trace = record(self.model, lambda: self._call(own), fed, own.size)
         known = {id(tensor): name for name, tensor in own.named().items()}
         names = tuple(known.get(id(tensor), "") for tensor in tensors_in(fed))
@@ -400,6 +403,36 @@ def device_of(device: str | torch.device) -> torch.device:
             "the model where it is"
         )
     return found
+
+
+_eager = ExitStack()
+_running_eagerly = [0]
+_gate = threading.Lock()
+
+
+@contextmanager
+def eagerly() -> Generator[None]:
+    """Within the context nothing is compiled: parts that torch compiles run as they are written.
+
+    Where a whole model was compiled, what it was compiled of is run anyway. Parts and functions of
+    one would be compiled anew, with everything that watches them, and then be run once.
+    """
+    # Nothing was compiled before the compiler was loaded, and it takes seconds to load.
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
+        yield
+        return
+    with _gate:
+        # All threads share one stance, and whoever comes last puts it back.
+        if not _running_eagerly[0]:
+            _eager.enter_context(torch.compiler.set_stance("force_eager"))
+        _running_eagerly[0] += 1
+    try:
+        yield
+    finally:
+        with _gate:
+            _running_eagerly[0] -= 1
+            if not _running_eagerly[0]:
+                _eager.close()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from basis_probe.arguments import path as named
 from basis_probe.brief import described
+from basis_probe.files import no_file
 from basis_probe.results.codec import Damaged, decode, encode, require_modest
 
 FORMAT = 1
@@ -34,7 +35,7 @@ def text_of(path: str | pathlib.Path, what: str) -> str:
             f"cannot load {path.name!r}: only .json holds the whole {what}; save it as one"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {described(str(path))}")
+        raise FileNotFoundError(no_file(path))
     # Editors of Windows put a mark in front.
     return path.read_text(encoding="utf-8-sig", errors="replace")
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.arguments import instance
-from basis_probe.brief import brief, described
+from basis_probe.brief import brief
 from basis_probe.errors import DataError
-from basis_probe.files import replacing
+from basis_probe.files import no_file, replacing
 from basis_probe.model.batches import Batch
 from basis_probe.model.positions import digest_of_batch
 from basis_probe.results.codec import decode
@@ -205,7 +205,7 @@ class Partial:
         from safetensors import SafetensorError, safe_open
 
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"there is no file {described(os.fspath(path))}")
+            raise FileNotFoundError(no_file(path))
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -69,6 +69,7 @@ def problem_of(
             nonlinearity=place.bend if before is not None else None,
             layer=linear,
             examples=rows.get("example"),
+            bent_by=place.bent_by,
         ),
         notes,
     )
@@ -87,18 +88,19 @@ def linear_layer(
     ]
     biases = [None if bias is None else bias.detach().cpu().double() for bias in found.biases]
     if found.gain is not None:
-        gain, shift = found.gain.cpu().double(), found.bias
+        # One number for every feature, or for every entry where positions were flattened into them.
+        gain = found.gain.cpu().double().reshape(found.width, -1)
         inputs = inputs.double()
-        if shift is not None:
-            shift = shift.cpu().double()
-            inputs = inputs - shift[None, :, None]
-            moved = [weight.sum(2).double() @ shift for weight in weights]
+        if found.bias is not None:
+            shift = found.bias.cpu().double().reshape(found.width, -1)
+            inputs = inputs - shift[None]
+            moved = [(weight.double() * shift).sum((1, 2)) for weight in weights]
             biases = [
                 more if bias is None else bias + more
                 for bias, more in zip(biases, moved, strict=True)
             ]
-        inputs = inputs / gain[None, :, None]
-        weights = [weight * gain[None, :, None].to(working) for weight in weights]
+        inputs = inputs / gain[None]
+        weights = [weight * gain[None].to(working) for weight in weights]
     return LinearLayer(
         inputs=inputs.to(working),
         weights=tuple(weight.to(working) for weight in weights),

@@ -35,7 +35,7 @@ from basis_probe.model.around import Around, around
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert, times
 from basis_probe.model.facts import Facts, facts_of
-from basis_probe.model.linear_layer import Layer, bend, layer
+from basis_probe.model.linear_layer import Layer, bend, bent_by, layer
 from basis_probe.model.network import Subject, fingerprint
 from basis_probe.model.places import Place, Site
 from basis_probe.model.roles import Role, role
@@ -60,6 +60,7 @@ class Placed:
     Attributes:
         trouble: why nothing can be compared there; empty if it can.
         expert: which expert's neurons they are, and of how many; None elsewhere.
+        bent_by: which function makes the axes, where no counterfactual is had; empty for none.
     """
 
     site: Site
@@ -74,6 +75,7 @@ class Placed:
     trouble: str = ""
     expert: tuple[int, int] | None = None
     around: Callable[[], Around] = Around
+    bent_by: str = ""
 
     @property
     def dim(self) -> int:
@@ -423,8 +425,18 @@ def placed(
             trouble=trouble,
             expert=facts.expert(site),
             around=functools.partial(around, facts, site, known),
+            bent_by=_bent_by(facts, site, found),
         )
     return places
+
+
+def _bent_by(facts: Facts, site: Site, found: Layer | str) -> str:
+    """What makes the axes of a site what no turned axis is, and why none can be made as well."""
+    function = "" if isinstance(site.address, Expert) else bent_by(facts, site)
+    if not function:
+        return ""
+    why = f": {found}" if isinstance(found, str) else ""
+    return f"{function} makes the axes, and no neurons that point elsewhere can be had{why}"
 
 
 def _trouble(facts: Facts, site: Site, found: Layer | str) -> str:

@@ -199,6 +199,7 @@ class Problem:
         layer: the layer one linear map behind its input, if known.
         examples: which sequence or image every row is of, [samples]; None if that is not known.
         order: the places that the rows had when they were given; None if they stand as they stood.
+        bent_by: which function is known to make the axes what no turned axis is; empty for none.
     """
 
     x: Float[Tensor, "samples dim"]
@@ -209,6 +210,7 @@ class Problem:
     layer: LinearLayer | None = None
     examples: Int[Tensor, " samples"] | None = None
     order: Int[Tensor, " samples"] | None = None
+    bent_by: str = ""
 
     def to(self, device: torch.device) -> "Problem":
         """The problem with its numbers on a device; itself if they are there."""
