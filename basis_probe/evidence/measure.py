@@ -208,6 +208,9 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
             both,
             True,
         )
+    if bent and problem.reads_few:
+        because = f"a convolution makes every channel of {problem.reads_few}{_OF_ALL}"
+        return Choice(size.of(TurnedPreactivation()), because, both, True, believable=False)
     if bent:
         return Choice(
             size.of(TurnedPreactivation()),
@@ -259,6 +262,11 @@ _UNTOLD = (
     "the axes for nothing, and no verdict rests on it; give the pre-activations and the "
     "nonlinearity, or the layer's inputs and weight"
 )
+_OF_ALL = (
+    ", and turned ones mix all channels, so that they differ before any training: nothing is known "
+    "to compare the axes with, and no verdict rests on what turning says"
+)
+
 _UNFOLLOWED = (
     "; turning the activations credits the axes for nothing, and no verdict rests on it: give what "
     "linear maps read and their weights to probe_activations"

@@ -8,6 +8,7 @@ from torch import Tensor
 from basis_probe.model.experts import Expert, bias_of, use_of
 from basis_probe.model.facts import (
     Facts,
+    Region,
     Shape,
     constant,
     constants_of,
@@ -426,6 +427,33 @@ def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]]
                 return None if address is None else (address, region.function)
             waiting.append(argument)
     return None
+
+
+def reads_few(facts: Facts, site: Site) -> str:
+    """Of what a convolution makes bent channels that do not read all others; empty elsewhere.
+
+    No mixture of all channels is like one of those, before any training.
+    """
+    vertices, vertex, bent = facts.graph.vertices, facts.vertex(site), False
+    while vertex is not None:
+        if vertex.kind in (Kind.DEPTHWISE, Kind.GROUPED):
+            few = "one channel" if vertex.kind is Kind.DEPTHWISE else "one group of channels"
+            return few if bent else ""
+        region = facts.regions.get(vertex.node)
+        bent |= region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED)
+        passed = vertex.kind in (Kind.BATCH_NORM, Kind.CARRIER) or _is_of_single_features(region)
+        single = passed and len(vertex.carried) == 1
+        vertex = vertices.get(vertex.carried[0]) if single else None
+    return ""
+
+
+def _is_of_single_features(region: Region | None) -> bool:
+    return region is not None and region.shape in (
+        Shape.ELEMENTWISE,
+        Shape.SCALE,
+        Shape.SHIFT,
+        Shape.DIAGONAL,
+    )
 
 
 _KEPT_APART = frozenset(

@@ -70,6 +70,7 @@ def problem_of(
             layer=linear,
             examples=rows.get("example"),
             bent_by=place.bent_by,
+            reads_few=place.reads_few,
         ),
         notes,
     )
