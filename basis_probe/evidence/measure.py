@@ -194,9 +194,9 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     if layer is not None and (bent or axes) and _exchanged(layer):
         return Choice(
             size.of(SparseWiring()),
-            "the weights that make these neurons look as if drawn one by one, of a law that no "
-            "turned neuron's have, so they are compared with neurons that read other inputs "
-            "through the same weights",
+            "the weights that make these neurons look as if drawn one by one, or most of what they "
+            "are, of a law that no turned neuron's have, so they are compared with neurons that "
+            "read other inputs through the same weights",
             both if bent else one,
             bent,
         )
