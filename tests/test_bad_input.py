@@ -684,3 +684,32 @@ def test_an_input_too_narrow_to_be_turned_decides_nothing(width: int, said: str)
     site = _probe(model, [_draw(300, width) + 1], sites="1", null=null)["1"]
     assert site.verdict.outcome is bp.Outcome.UNDECIDED
     assert said in site.verdict.sentence
+
+
+NO_SITES = {
+    "examples without an axis for them": (
+        lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)),
+        [torch.randn(8) for _ in range(3)],
+        r"of shapes \[8\], \[6\]",
+    ),
+    "a model without modules inside": (
+        lambda: nn.LSTM(8, 6, batch_first=True),
+        [torch.randn(5, 4, 8)],
+        r"of shapes \[\d, 4, 8\]",
+    ),
+    "complex numbers": (
+        lambda: nn.Sequential(nn.Linear(8, 6, dtype=torch.complex64), nn.Tanh()),
+        [torch.randn(5, 8, dtype=torch.complex64)],
+        r"a real floating-point tensor .* of shapes \[\d, 8\], \[\d, 6\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_SITES)
+def test_where_nothing_can_be_a_site_it_is_said_what_ran_and_what_to_give(name: str) -> None:
+    make, data, said = NO_SITES[name]
+    with pytest.raises(bp.SiteError, match=said) as raised:
+        bp.probe(make(), data, progress=False)
+    assert "give batches of examples, and a model of which the layers are modules" in str(
+        raised.value
+    )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from basis_probe.results.evidence import ClosedFormRecord, ScoreResult
 from basis_probe.statistics.p_values import (
+    TIE,
     Tail,
     benjamini_hochberg,
     monte_carlo_p,
@@ -252,7 +253,7 @@ def _mean_std(values: Tensor) -> tuple[float, float]:
 
 def _effect(observed: float, mean: float, std: float) -> float:
     # A null that does not vary by more than rounding says nothing about the observed value.
-    if not std > 1e-12 * max(1.0, abs(mean)):
+    if not std > max(1e-12, TIE * abs(mean)):
         return math.nan
     return (observed - mean) / std
 

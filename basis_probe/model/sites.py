@@ -116,11 +116,24 @@ def sensible(facts: Facts, names: Mapping[str, Site], usual: tuple[str, ...]) ->
     routed = some_experts(names)
     if not best and not routed:
         raise SiteError(
-            "no residual stream, attention output or neurons were recognised in this model; name "
-            f"the sites, for example {', '.join([*names][:5]) or 'none: nothing ran'}"
+            "no residual stream, attention output or neurons were recognised in this model; "
+            f"{_instead(facts, names)}"
         )
     kept = {*best.values(), *routed}
     return {name: site for name, site in names.items() if name in kept}
+
+
+def _instead(facts: Facts, names: Mapping[str, Site]) -> str:
+    """What to do where no usual site was found."""
+    if names:
+        return f"name the sites, for example {', '.join([*names][:5])}"
+    shapes = dict.fromkeys(str([*node.shape]) for node in facts.graph.trace.nodes)
+    return (
+        "a site is a real floating-point tensor of shape [example, ..., feature] that a module "
+        "inside the model takes or returns, and on the first batch there was none among tensors "
+        f"of shapes {', '.join([*shapes][:4])}: give batches of examples, and a model of which the "
+        "layers are modules"
+    )
 
 
 def _is_bent(facts: Facts, site: Site) -> bool:

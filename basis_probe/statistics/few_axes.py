@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from basis_probe.statistics.p_values import Tail, UpperTail, monte_carlo_p, tail_p
+from basis_probe.statistics.p_values import TIE, Tail, UpperTail, monte_carlo_p, tail_p
 
 _RANKS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _SHARE = 4
@@ -74,7 +74,7 @@ def few_axes(scores: list[Float[Tensor, "frames directions"]]) -> FewTest | None
                 continue
             column = column.clamp_min(1e-12).log()
             spread = float(column.std())
-            if spread > 1e-9:
+            if spread > TIE:
                 best.append((column - column.mean()) / spread)
                 which.append((index, rank))
     if not best:
@@ -221,7 +221,8 @@ def _scaled(values: Tensor, alternatives: Tensor) -> Tensor:
     """In standard deviations of the alternatives of every column from their mean."""
     mean = alternatives.nanmean(0)
     std = (alternatives - mean).square().nanmean(0).sqrt()
-    return (values - mean) / torch.where(std > 0, std, torch.full_like(std, math.nan))
+    known = std > TIE * alternatives.abs().nan_to_num(0.0).amax(0)
+    return (values - mean) / torch.where(known, std, torch.full_like(std, math.nan))
 
 
 def _tail(value: float, tail: UpperTail) -> float:

@@ -13,7 +13,8 @@ from basis_probe.statistics.moments import float64_device
 
 # Two statistics closer than this, relative to their size, are equal: a statistic that rotations
 # cannot change differs between frames by rounding alone, and must not be called extreme for it.
-_TIE = 1e-12
+# Rows are turned in single precision, and the observed frame is not, so their rounding differs.
+TIE = 1e-6
 
 # Counting is trusted while this many null values exceed the observed one (Knijnenburg et al. 2009).
 _ENOUGH_EXCEEDANCES = 10
@@ -265,7 +266,7 @@ def _standardise(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = frames.nanmean(0)
     std = (frames - mean).square().nanmean(0).sqrt()
     largest = frames.abs().nan_to_num(0.0).amax(0)
-    unchanged = (std <= _TIE * largest) & ~own.isnan()
+    unchanged = (std <= TIE * largest) & ~own.isnan()
     # A direction whose observed value is unknown has no exchangeable frame 0: out of the pool too.
     outside = unchanged | own.isnan()
     scaled_own = torch.where(unchanged, 0.0, (own - mean) / std)
@@ -333,7 +334,7 @@ def _counted_p(observed: float, values: Tensor) -> float:
 def _tie(values: Tensor) -> float:
     """How far apart two null values may be and still count as equal."""
     finite = values[values.isfinite()]
-    return _TIE * finite.abs().max().item() if finite.numel() else 0.0
+    return TIE * finite.abs().max().item() if finite.numel() else 0.0
 
 
 def _null_values(null: Tensor) -> Tensor:
