@@ -1,12 +1,13 @@
 """A block of axes is compared as the whole is: the same null, less sharp; and intervals hold."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from draws import seeded
-from torch import Tensor
+from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.algebra.groups import (
@@ -22,7 +23,15 @@ from basis_probe.algebra.haar import haar
 from basis_probe.evidence.measure import affordable, choose, drawn_axes, measure
 from basis_probe.statistics.closed_forms import pooled_kurtosis_under_rotation
 from basis_probe.statistics.few_axes import few_of_many
-from basis_probe.statistics.nulls import Frame, Geometry, LinearLayer, Null, Problem, Rotation
+from basis_probe.statistics.nulls import (
+    Frame,
+    Geometry,
+    LinearLayer,
+    Null,
+    Problem,
+    Rotation,
+    neurons,
+)
 from basis_probe.statistics.resampling import LeftOut, jackknife_error
 from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
 from basis_probe.statistics.sparsity import column_negentropy
@@ -172,6 +181,40 @@ def _replaced(layer: LinearLayer, inputs: Tensor) -> LinearLayer:
     import dataclasses
 
     return dataclasses.replace(layer, inputs=inputs[:, :, None])
+
+
+def _normed(width: int) -> nn.Module:
+    norm = nn.BatchNorm1d(width)
+    for given in (norm.weight, norm.bias, norm.running_mean):
+        assert given is not None
+        nn.init.normal_(given)
+    return norm
+
+
+@pytest.mark.parametrize(
+    "between",
+    [nn.Identity, lambda: _normed(300), lambda: nn.Dropout(0.3)],
+    ids=["nothing", "batch normalisation", "dropout"],
+)
+def test_what_is_done_axis_by_axis_is_computed_along_the_axes_that_are_compared(
+    between: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[neurons.Reach] = []
+    read = neurons._read
+
+    def looked(layer: LinearLayer, axes: Tensor) -> tuple[neurons.Reach, LinearLayer]:
+        found = read(layer, axes)
+        seen.append(found[0])
+        return found
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 300), between(), nn.ReLU()).eval()
+        nn.init.normal_(model[0].weight)  # type: ignore[arg-type]
+    monkeypatch.setattr(neurons, "_read", looked)
+    data = [_normal(400, 16).float()]
+    bp.probe(model, data, sites=["2"], certificates=False, progress=False)
+    assert seen and set(seen) == {neurons.Reach.NARROW}
 
 
 @pytest.mark.parametrize("copies", [1, 2])
