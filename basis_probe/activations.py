@@ -16,6 +16,7 @@ from basis_probe.algebra.intertwiner import callable_of
 from basis_probe.arguments import array_of, seed_of
 from basis_probe.arrays import Given, Matrix, Rows, matrix, shape_of, sites_in
 from basis_probe.brief import described
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError
 from basis_probe.evidence.measure import affordable
 from basis_probe.evidence.site import (
@@ -95,6 +96,7 @@ def probe_activations(
 ) -> Report: ...
 
 
+@on_own_device
 def probe_activations(
     x: Given | Mapping[str, Given] | Cache,
     *,

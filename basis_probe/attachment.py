@@ -18,6 +18,7 @@ from torch import nn
 
 from basis_probe.arguments import whole
 from basis_probe.brief import brief
+from basis_probe.devices import on_own_device, own_device, users_device
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import Batch, batch_of
@@ -181,6 +182,7 @@ class Attachment:
     def _brief(self) -> Mapping[str, object]:
         return {"model": self._subject.model, "passes": self.passes, "live": self.live}
 
+    @on_own_device
     def __enter__(self) -> Attachment:
         if self.live:
             raise RuntimeError("this attachment is in use: leave its block first")
@@ -207,6 +209,7 @@ class Attachment:
             self._moments.end()
         _clear(self._subject.model)
 
+    @on_own_device
     def report(self) -> Report:
         """The verdicts on what has been collected so far, in the block or after it.
 
@@ -470,17 +473,28 @@ class _Forward:
             return self.inner(*args, **kwargs)
         # All are prepared before any of them watches, so that none sees another's preparation.
         layer: Any = self
-        while isinstance(layer, _Forward):
-            layer.attachment.prepare(args, kwargs)
-            layer = layer.inner
-        with eagerly():
-            return self.attachment.call(self.inner, args, kwargs)
+        with eagerly(), own_device():
+            while isinstance(layer, _Forward):
+                layer.attachment.prepare(args, kwargs)
+                layer = layer.inner
+            return self.attachment.call(_where_users_are(self.inner), args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy of the model, or a saved one, has the forward that the model had.
         if self.replaced is None:
             return getattr, (self.model, "forward")
         return _itself, (self.replaced,)
+
+
+def _where_users_are(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, inside of which tensors are made where its user makes them."""
+
+    @functools.wraps(forward)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with users_device():
+            return forward(*args, **kwargs)
+
+    return inside
 
 
 # What the compiler looks for, which is too large to be loaded for those who compile nothing.

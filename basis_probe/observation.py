@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from basis_probe.arguments import function, path, whole
 from basis_probe.brief import described
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, StreamError
 from basis_probe.evidence.site import Companions, listed_scores
 from basis_probe.interrupts import guarded, hold
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from basis_probe.statistics.bases import Candidate
 
 
+@on_own_device
 def probe(
     model: nn.Module,
     data: Iterable[Any],
@@ -329,6 +331,7 @@ def _illustrated(
         ) from error
 
 
+@on_own_device
 def observe(
     model: nn.Module,
     data: Iterable[Any],

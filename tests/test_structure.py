@@ -98,6 +98,7 @@ ROOMS = """
 errors        what can go wrong
 interrupts    Ctrl-C at moments at which nothing is lost by it
 parallel      small jobs side by side
+devices       where tensors are made
 brief         values on one line, and as a small table
 arguments     what users hand over, checked at once
 files         files that are replaced as a whole

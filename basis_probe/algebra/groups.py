@@ -38,6 +38,7 @@ from basis_probe.algebra.elements import (
 from basis_probe.algebra.haar import haar, haar_fixing, require_cpu
 from basis_probe.arguments import flag, instance, whole
 from basis_probe.brief import described
+from basis_probe.devices import on_own_device
 from basis_probe.errors import nearest
 
 __all__ = [
@@ -151,6 +152,7 @@ class Group(abc.ABC):
         said = html.escape(f"{self.dim} dimensions. {self.describe()}")
         return f"<div><b>{html.escape(self.name)}</b>, {said}</div>"
 
+    @on_own_device
     def sample(self, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
         """The matrix of `draw`: a well-conditioned element, on the CPU, written out.
 
@@ -162,6 +164,7 @@ class Group(abc.ABC):
         """
         return self.draw(generator).matrix()
 
+    @on_own_device
     def draw(self, generator: torch.Generator) -> Element:
         """A random element, uniform where the group has a uniform law.
 

@@ -36,6 +36,7 @@ from basis_probe.algebra.groups import (
 )
 from basis_probe.arguments import whole
 from basis_probe.brief import brief, described
+from basis_probe.devices import on_own_device
 from basis_probe.errors import nearest
 
 
@@ -123,6 +124,7 @@ class Intertwiner:
         return b
 
 
+@on_own_device
 def intertwiner_group(
     nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: int
 ) -> Intertwiner:

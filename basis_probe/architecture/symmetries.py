@@ -21,6 +21,7 @@ from basis_probe.architecture.prove import Prover, Unproved, largest_change
 from basis_probe.architecture.prove_copied import CopyProver
 from basis_probe.architecture.prove_local import LocalProver
 from basis_probe.arguments import flag, instance, seed_of, whole
+from basis_probe.devices import on_own_device
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.example_input import example_for
 from basis_probe.model.facts import Facts, facts_of, fixed_in
@@ -50,6 +51,7 @@ _SMALL = 2_000_000
 """Below this many parameters a second thread costs more than it brings."""
 
 
+@on_own_device
 def symmetries(
     model: nn.Module | Any, example_input: Any = None, *, certificates: bool | None = None
 ) -> Symmetries:
@@ -141,6 +143,7 @@ def _completeness(
         raise ValueError(f"completeness cannot be counted: {error}") from error
 
 
+@on_own_device
 def certify(
     model: nn.Module,
     site: str,
@@ -209,6 +212,7 @@ def certify(
             return CompleteCertificate(**given, completeness=count)
 
 
+@on_own_device
 def reparametrize(
     model: nn.Module, site: str, element: object, *, example_input: Any = None
 ) -> nn.Module:

@@ -21,6 +21,7 @@ from basis_probe.algebra.groups import (
     SignedPermutation,
 )
 from basis_probe.arguments import flag, seed_of, whole
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.model.network import device_of, prepared, recognise
@@ -50,6 +51,7 @@ _FEWEST_AXES = 2
 _PARTS, _PARTS_OF_WIDE, _WIDE = 10, 5, 256
 
 
+@on_own_device
 def compare_axes(
     models: Sequence[nn.Module] | Mapping[str, nn.Module],
     data: Iterable[Any],

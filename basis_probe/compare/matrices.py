@@ -34,6 +34,7 @@ from basis_probe.compare.saved import (
     folds_of,
     require_same_samples,
 )
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError
 from basis_probe.interrupts import guarded
 from basis_probe.results.similarity import LayerMatrices, LayerMatrix, NetworkMatrix, Similarity
@@ -76,6 +77,7 @@ def compare_layers(
 ) -> LayerMatrices: ...  # fmt: skip
 
 
+@on_own_device
 def compare_layers(
     model: nn.Module | Saved, other: nn.Module | Saved, data: Iterable[Any] | None = None, *,
     other_data: Iterable[Any] | None = None, sites: str | Iterable[str] | None = None,
@@ -205,6 +207,7 @@ def _layer_matrices(
     return next(iter(results.values())) if isinstance(several, str) else results
 
 
+@on_own_device
 def compare_networks(
     networks: Mapping[str, nn.Module | Matrix], data: Iterable[Any] | None = None, *,
     sites: str | Mapping[str, str] | None = None, group: Group | str | None = None,

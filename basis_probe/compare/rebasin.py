@@ -32,6 +32,7 @@ from basis_probe.compare.stitching import (
     Work,
     require_several_readings,
 )
+from basis_probe.devices import on_own_device
 from basis_probe.errors import SiteError
 from basis_probe.model.facts import facts_of
 from basis_probe.model.network import prepared, recognise
@@ -176,6 +177,7 @@ class Rebasin:
         )
 
 
+@on_own_device
 def rebasin(
     model_a: nn.Module,
     model_b: nn.Module,

@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from basis_probe.devices import on_own_device
 from basis_probe.results.comparison import ReportComparison, SiteAcross, Standing
 from basis_probe.results.evidence import ScoreResult
 from basis_probe.results.report import Report, SiteReport
 from basis_probe.show import selection
 
 
+@on_own_device
 def compare_reports(reports: Mapping[str, Report]) -> ReportComparison:
     """What the reports say of the same sites, and what changed from one to the next.
 

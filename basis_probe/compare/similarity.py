@@ -32,6 +32,7 @@ from basis_probe.compare.saved import (
     require_same_samples,
     same_space,
 )
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded
 from basis_probe.results.similarity import Similarities, Similarity
@@ -75,6 +76,7 @@ def similarity(
 ) -> Similarities: ...  # fmt: skip
 
 
+@on_own_device
 def similarity(
     x: Matrix | Saved | nn.Module,
     y: Matrix | Saved | nn.Module,

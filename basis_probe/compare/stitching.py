@@ -45,6 +45,7 @@ from basis_probe.compare.alignments import align, axes_group, on_axes
 from basis_probe.compare.matching import assignment
 from basis_probe.compare.plan import groups_of
 from basis_probe.compare.running import Caught, Network, Spot, pooled
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch, batch_of
@@ -223,6 +224,7 @@ def _resized(maps: Tensor, space: tuple[int, ...]) -> Tensor:
     return nn.functional.interpolate(pooled(maps, least), space)
 
 
+@on_own_device
 def stitch(
     model_a: nn.Module,
     model_b: nn.Module,
@@ -839,6 +841,7 @@ class StitchingCurve:
         )
 
 
+@on_own_device
 def stitching_curve(
     model_a: nn.Module,
     model_b: nn.Module,

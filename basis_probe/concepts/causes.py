@@ -31,6 +31,7 @@ from basis_probe.arguments import (
 from basis_probe.arrays import matrix
 from basis_probe.brief import brief, described
 from basis_probe.concepts.comparing import tally
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch
@@ -92,6 +93,7 @@ class Effects(Exact):
         )
 
 
+@on_own_device
 def ablate(
     model: nn.Module,
     data: Iterable[Any],
@@ -393,6 +395,7 @@ class LogitEffects(Exact):
     raised: np.ndarray
 
 
+@on_own_device
 def logit_effects(
     write: Float[Tensor, "dim stream"],
     unembed: Float[Tensor, "read vocabulary"],

@@ -40,6 +40,7 @@ from basis_probe.concepts.labels import (
     rows_of,
 )
 from basis_probe.concepts.maps import Maps
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, StreamError
 from basis_probe.evidence.measure import Choice, choose
 from basis_probe.evidence.site import chosen_null
@@ -82,6 +83,7 @@ _RULES = {
 """What a reader must know of a rule where maps are interpolated to larger masks."""
 
 
+@on_own_device
 def dissect(
     model: nn.Module,
     data: Iterable[Any],
@@ -385,6 +387,7 @@ def _of_sites(
     return tuple(found.values()), ""
 
 
+@on_own_device
 def dissect_activations(
     x: Matrix,
     concepts: Mapping[str, Any],

@@ -21,6 +21,7 @@ from basis_probe.concepts.labels import Concepts, Sources, rows_of
 from basis_probe.concepts.patches import Fields, fields
 from basis_probe.concepts.thumbnails import Thumbnails, encoded
 from basis_probe.concepts.tokens import pieces
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.model.batches import Batch
@@ -88,6 +89,7 @@ class Top:
         return Top(self.size, values.gather(0, order), keys.gather(0, order))
 
 
+@on_own_device
 def top_examples(
     model: nn.Module,
     data: Iterable[Any],
@@ -179,6 +181,7 @@ def top_examples(
         return kept.examples(place.name, wanted)
 
 
+@on_own_device
 def with_examples(
     report: Report,
     model: nn.Module,

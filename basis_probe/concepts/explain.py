@@ -20,6 +20,7 @@ import torch
 
 from basis_probe.arguments import function, instance, number, seed_of, texts, whole
 from basis_probe.brief import brief
+from basis_probe.devices import on_own_device
 from basis_probe.errors import clean
 from basis_probe.interrupts import guarded, hold, stoppable, unstoppable
 from basis_probe.results.envelope import read, written
@@ -137,6 +138,7 @@ def _mean(several: Sequence[Explained]) -> float:
     return sum(found.score for found in several) / len(several) if several else math.nan
 
 
+@on_own_device
 def explain(
     examples: Examples,
     explainer: Explainer,

@@ -11,6 +11,7 @@ from torch import Tensor
 from basis_probe.arguments import flag, one_of, path, texts
 from basis_probe.arrays import matrix
 from basis_probe.brief import described
+from basis_probe.devices import on_own_device
 from basis_probe.files import replace_text, replacing, require_writable
 from basis_probe.model.roles import layer_number
 
@@ -19,6 +20,7 @@ WEIGHTS = "sae_weights.safetensors"
 VECTORS = "vectors.json"
 
 
+@on_own_device
 def export_basis(
     directions: Float[Tensor, "dim directions"],
     folder: str | pathlib.Path,

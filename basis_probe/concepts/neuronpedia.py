@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from basis_probe.arguments import instance, path, texts
 from basis_probe.brief import described
+from basis_probe.devices import on_own_device
 from basis_probe.files import replacing, require_writable
 from basis_probe.results.examples import Context, TopContexts
 from basis_probe.results.report import SiteReport
@@ -19,6 +20,7 @@ CREATOR = "clkht01d40000jv08hvalcvly"
 Row = Mapping[str, object]
 
 
+@on_own_device
 def export_neuronpedia(
     site: SiteReport,
     folder: str | pathlib.Path,

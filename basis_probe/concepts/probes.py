@@ -22,6 +22,7 @@ from basis_probe.concepts.alignment import Ranks, auc
 from basis_probe.concepts.comparing import Interruption, axes_beside, in_turn, tally
 from basis_probe.concepts.dissect import PATIENCE, Gathered, Known, choices, gather, known_of
 from basis_probe.concepts.labels import Concepts, Resolution
+from basis_probe.devices import on_own_device
 from basis_probe.errors import SiteError, clean
 from basis_probe.evidence.site import chosen_null
 from basis_probe.interrupts import guarded
@@ -73,6 +74,7 @@ def sparse_probes(
 ) -> tuple[Probe, ...]: ...  # fmt: skip
 
 
+@on_own_device
 def sparse_probes(
     x: Matrix | nn.Module,
     concepts: Any,

@@ -32,6 +32,7 @@ from basis_probe.concepts.turned_neurons import (
     proper,
     require_replaceable,
 )
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError, SiteError, clean
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import Batch
@@ -138,6 +139,7 @@ class Stiffness(Exact):
         )
 
 
+@on_own_device
 def stiffness(
     model: nn.Module,
     site: str,

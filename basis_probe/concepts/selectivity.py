@@ -17,6 +17,7 @@ from basis_probe.algebra.haar import haar
 from basis_probe.arguments import instance, seed_of, whole
 from basis_probe.brief import brief
 from basis_probe.concepts.comparing import tally
+from basis_probe.devices import on_own_device
 from basis_probe.results.codec import Exact
 from basis_probe.results.dissection import Tally
 
@@ -175,6 +176,7 @@ class Selectivity(Exact):
         )
 
 
+@on_own_device
 def selectivity(
     scatter: Scatter, label: str = "label", *, frames: int = 99, seed: int = 0
 ) -> Selectivity:

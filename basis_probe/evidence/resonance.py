@@ -10,6 +10,7 @@ from torch import Tensor
 from basis_probe.algebra.haar import haar
 from basis_probe.arguments import flag, number, seed_of, whole
 from basis_probe.arrays import matrix
+from basis_probe.devices import on_own_device
 from basis_probe.results.resonance import Resonance
 
 _MOST_ANGLES = 100_000
@@ -18,6 +19,7 @@ _QUARTER = 4
 """A quarter of a turn is cut into a multiple of so many angles, so that halfway is among them."""
 
 
+@on_own_device
 def spotlight_resonance(
     x: Tensor | np.ndarray,
     *,

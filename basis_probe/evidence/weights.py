@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.arguments import seed_of
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError
 from basis_probe.evidence.own import OwnScore, Place, result
 from basis_probe.model.neurons import (
@@ -47,6 +48,7 @@ _TOKENS = 256
 """Among so many tokens, drawn at random, neurons are looked at."""
 
 
+@on_own_device
 def weights_privilege(
     model_or_folder: nn.Module | str | os.PathLike[str], *, seed: int = 0
 ) -> WeightsPrivilege:

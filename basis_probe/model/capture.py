@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basis_probe.devices import own_device
 from basis_probe.model.experts import Expert, Routing
 from basis_probe.model.places import Address, Place
 from basis_probe.model.trace import Follower, as_product, followed, in_steps, spelling, tensors_in
@@ -112,7 +113,8 @@ class _Watcher(Follower):
         """Within the context functions are not counted."""
         self.rests = True
         try:
-            yield
+            with own_device():
+                yield
         finally:
             self.rests = False
 

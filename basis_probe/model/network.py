@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.brief import described
+from basis_probe.devices import users_device
 from basis_probe.errors import DataError
 from basis_probe.interrupts import guarded
 from basis_probe.model.batches import LISTS, Batch, Tokenizer
@@ -102,7 +103,7 @@ class Subject(abc.ABC):
 
     def call(self, batch: Batch) -> object:
         """What the model returns for a batch, of which it gets copies: it may write into them."""
-        with eagerly():
+        with eagerly(), users_device():
             return self._call(batch.copied())
 
     @abc.abstractmethod
@@ -165,7 +166,7 @@ class Subject(abc.ABC):
         own = batch.copied()
         fed = (own.args, own.kwargs)
         with kept(self.model), eagerly():
-            trace = record(self.model, lambda: self._call(own), fed, own.size)
+            trace = record(self.model, users_device()(lambda: self._call(own)), fed, own.size)
         known = {id(tensor): name for name, tensor in own.named().items()}
         names = tuple(known.get(id(tensor), "") for tensor in tensors_in(fed))
         return dataclasses.replace(trace, names=names, main=own.main)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from basis_probe.devices import on_own_device
 from basis_probe.model.places import Address, Place
 from basis_probe.model.trace import Follower, Trace, followed, spelling, tensors_in
 
@@ -34,6 +35,7 @@ def replacing(
     Raises:
         NotReplaceable: if others may have read the tensor under another name.
     """
+    change = on_own_device(change)
     if address.place is Place.OUTPUT:
         with _at_module(model, address, change):
             yield

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from basis_probe.arguments import instance
 from basis_probe.brief import brief
+from basis_probe.devices import on_own_device
 from basis_probe.errors import DataError
 from basis_probe.files import no_file, replacing
 from basis_probe.model.batches import Batch
@@ -165,6 +166,7 @@ class Partial:
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
         )
 
+    @on_own_device
     def report(self, model: nn.Module, **settings: Any) -> "Report":
         """The report of what was seen, as `probe` makes it.
 

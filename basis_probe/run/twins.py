@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.arguments import instance, seed_of
+from basis_probe.devices import on_own_device
 from basis_probe.model.offloaded import is_away
 from basis_probe.model.state import copied
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
+@on_own_device
 def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
     """A copy of a model as if it had not been trained; the model itself is left alone.
 
