@@ -208,8 +208,8 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
             both,
             True,
         )
-    if bent and problem.reads_few:
-        because = f"a convolution makes every channel of {problem.reads_few}{_OF_ALL}"
+    if bent and problem.unlike_mixtures:
+        because = problem.unlike_mixtures + _OF_ALL
         return Choice(size.of(TurnedPreactivation()), because, both, True, believable=False)
     if bent:
         return Choice(
@@ -263,8 +263,8 @@ _UNTOLD = (
     "nonlinearity, or the layer's inputs and weight"
 )
 _OF_ALL = (
-    ", and turned ones mix all channels, so that they differ before any training: nothing is known "
-    "to compare the axes with, and no verdict rests on what turning says"
+    ", and turned ones mix all channels behind that, so that they differ before any training: "
+    "nothing is known to compare the axes with, and no verdict rests on what turning says"
 )
 
 _UNFOLLOWED = (

@@ -429,22 +429,29 @@ def bend(facts: Facts, site: Site) -> tuple[Address, Callable[[Tensor], Tensor]]
     return None
 
 
-def reads_few(facts: Facts, site: Site) -> str:
-    """Of what a convolution makes bent channels that do not read all others; empty elsewhere.
+def unlike_mixtures(facts: Facts, site: Site) -> str:
+    """Why no mixture of all channels is like one of those that a nonlinearity bends; or empty.
 
-    No mixture of all channels is like one of those, before any training.
+    Where a convolution made each of few channels, or the largest of several positions was taken,
+    mixtures differ from them before any training.
     """
     vertices, vertex, bent = facts.graph.vertices, facts.vertex(site), False
     while vertex is not None:
-        if vertex.kind in (Kind.DEPTHWISE, Kind.GROUPED):
-            few = "one channel" if vertex.kind is Kind.DEPTHWISE else "one group of channels"
-            return few if bent else ""
+        if vertex.kind in _NO_MIXTURES:
+            return _NO_MIXTURES[vertex.kind] if bent else ""
         region = facts.regions.get(vertex.node)
         bent |= region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED)
         passed = vertex.kind in (Kind.BATCH_NORM, Kind.CARRIER) or _is_of_single_features(region)
         single = passed and len(vertex.carried) == 1
         vertex = vertices.get(vertex.carried[0]) if single else None
     return ""
+
+
+_NO_MIXTURES = {
+    Kind.DEPTHWISE: "a convolution makes every channel of one channel",
+    Kind.GROUPED: "a convolution makes every channel of one group of channels",
+    Kind.MAX_POOL: "max pooling takes the largest of several positions of every channel",
+}
 
 
 def _is_of_single_features(region: Region | None) -> bool:

@@ -70,7 +70,7 @@ def problem_of(
             layer=linear,
             examples=rows.get("example"),
             bent_by=place.bent_by,
-            reads_few=place.reads_few,
+            unlike_mixtures=place.unlike_mixtures,
         ),
         notes,
     )

@@ -35,7 +35,7 @@ from basis_probe.model.around import Around, around
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert, times
 from basis_probe.model.facts import Facts, facts_of
-from basis_probe.model.linear_layer import Layer, bend, bent_by, layer, reads_few
+from basis_probe.model.linear_layer import Layer, bend, bent_by, layer, unlike_mixtures
 from basis_probe.model.network import Subject, fingerprint
 from basis_probe.model.places import Place, Site
 from basis_probe.model.roles import Role, role
@@ -61,7 +61,7 @@ class Placed:
         trouble: why nothing can be compared there; empty if it can.
         expert: which expert's neurons they are, and of how many; None elsewhere.
         bent_by: which function makes the axes, where no counterfactual is had; empty for none.
-        reads_few: of which few channels a convolution makes the axes, where they are bent.
+        unlike_mixtures: why no mixture of all channels is like one that is bent; or empty.
     """
 
     site: Site
@@ -77,7 +77,7 @@ class Placed:
     expert: tuple[int, int] | None = None
     around: Callable[[], Around] = Around
     bent_by: str = ""
-    reads_few: str = ""
+    unlike_mixtures: str = ""
 
     @property
     def dim(self) -> int:
@@ -428,7 +428,7 @@ def placed(
             expert=facts.expert(site),
             around=functools.partial(around, facts, site, known),
             bent_by=_bent_by(facts, site, found),
-            reads_few=reads_few(facts, site) if known is None else "",
+            unlike_mixtures=unlike_mixtures(facts, site) if known is None else "",
         )
     return places
 

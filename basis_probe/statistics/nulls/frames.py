@@ -200,8 +200,8 @@ class Problem:
         examples: which sequence or image every row is of, [samples]; None if that is not known.
         order: the places that the rows had when they were given; None if they stand as they stood.
         bent_by: which function is known to make the axes what no turned axis is; empty for none.
-        reads_few: of which few channels a convolution made the axes before they were bent; empty
-            where it made them of all.
+        unlike_mixtures: why no mixture of what was bent is like one of it before any training;
+            empty where one may be.
     """
 
     x: Float[Tensor, "samples dim"]
@@ -213,7 +213,7 @@ class Problem:
     examples: Int[Tensor, " samples"] | None = None
     order: Int[Tensor, " samples"] | None = None
     bent_by: str = ""
-    reads_few: str = ""
+    unlike_mixtures: str = ""
 
     def to(self, device: torch.device) -> "Problem":
         """The problem with its numbers on a device; itself if they are there."""

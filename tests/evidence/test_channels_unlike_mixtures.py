@@ -1,4 +1,4 @@
-"""Channels that a convolution makes of few others are not compared with mixtures of all."""
+"""Channels made of few others, or of largest values, are not compared with mixtures of all."""
 
 import pytest
 import torch
@@ -41,3 +41,20 @@ def test_channels_that_a_convolution_makes_of_all_are_decided(norm: bool) -> Non
     model, data = _network(1, nn.ReLU(), norm=norm)
     (site,) = bp.probe(model, data, sites=["2"], certificates=False, progress=False)
     assert site.verdict.outcome is bp.Outcome.UNUSED
+
+
+@pytest.mark.sample(default=1)
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.SiLU()])
+@pytest.mark.parametrize("norm", [False, True])
+def test_channels_of_which_the_largest_are_taken_before_they_are_bent_are_undecided(
+    act: nn.Module, norm: bool
+) -> None:
+    torch.manual_seed(0)
+    between = nn.BatchNorm2d(16) if norm else nn.Identity()
+    model = nn.Sequential(
+        nn.Conv2d(6, 16, 3), nn.MaxPool2d(2), between, act, nn.Flatten(), nn.Linear(64, 3)
+    ).eval()
+    data = list((torch.randn(200, 6, 6, 6) ** 3).split(50))
+    (site,) = bp.probe(model, data, sites=["3"], certificates=False, progress=False)
+    assert site.verdict.outcome is bp.Outcome.UNDECIDED
+    assert "max pooling takes the largest of several positions" in site.verdict.sentence
