@@ -713,3 +713,15 @@ def test_where_nothing_can_be_a_site_it_is_said_what_ran_and_what_to_give(name: 
     assert "give batches of examples, and a model of which the layers are modules" in str(
         raised.value
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float64])
+@pytest.mark.parametrize("first", [lambda: nn.Linear(6, 6), lambda: nn.Conv1d(6, 6, 1)])
+def test_numbers_of_another_type_than_the_weights_are_named_with_what_to_do(
+    dtype: torch.dtype, first: Callable[[], nn.Module]
+) -> None:
+    rows = torch.ones(6, 6, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    said = rf"The batch holds {name} numbers and .* float32 weights: .* \.to\(torch\.float32\)"
+    with pytest.raises(bp.DataError, match=said):
+        bp.probe(nn.Sequential(first(), nn.ReLU()), [rows], progress=False)

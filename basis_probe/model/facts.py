@@ -619,15 +619,19 @@ def facts_of(subject: Subject, batch: Batch) -> Facts:
         raise DataError(
             f"the model failed on the first batch ({batch.form}, shape "
             f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
-            f"{_types_apart(subject, batch)}"
+            f"{_types_apart(subject, batch, str(error))}"
         ) from error
     return collect(trace, subject.names(trace), all_named=subject.all_named)
 
 
-def _types_apart(subject: Subject, batch: Batch) -> str:
-    """What to do where the numbers of a batch are of another type than the weights."""
+def _types_apart(subject: Subject, batch: Batch, said: str) -> str:
+    """What to do where the numbers of a batch are of another type than the weights.
+
+    Integers are what many models take: they count where the model fails for their type.
+    """
     given, needed = batch.inputs.dtype, subject.dtype
-    if not batch.inputs.is_floating_point() or given == needed:
+    whole = not batch.inputs.is_floating_point()
+    if given == needed or (whole and ("type" not in said or "indices" in said)):
         return ""
     given, needed = (str(dtype).removeprefix("torch.") for dtype in (given, needed))
     return (
