@@ -407,6 +407,7 @@ def test_still_axes_do_not_break_any_geometry(group: str) -> None:
 # --- models ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize("size", [1e-310, 1e-90, 1e90, 1e200, 1e300])
 @pytest.mark.parametrize("group", ["orthogonal", "general-linear", "monomial", "planes"])
 def test_numbers_whose_powers_are_out_of_range_decide_nothing_and_that_is_said(

@@ -68,6 +68,7 @@ DOORS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sample(default=4)
 @pytest.mark.parametrize("door", DOORS)
 def test_numbers_do_not_depend_on_where_torch_makes_tensors(
     door: str, monkeypatch: pytest.MonkeyPatch
@@ -84,6 +85,7 @@ def test_numbers_do_not_depend_on_where_torch_makes_tensors(
     assert found == expected
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("attached", [True, False])
 def test_a_model_makes_its_tensors_where_its_user_has_it_make_them(attached: bool) -> None:
     KINDS.clear()

@@ -160,6 +160,7 @@ def dissect(
         >>> generator = torch.Generator().manual_seed(0)
         >>> x = torch.randn(400, 8, generator=generator)
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+        >>> weight = torch.nn.init.normal_(model[0].weight, generator=generator)
         >>> labels = {"first": x[:, 0] > 1}
         >>> found = bp.dissect(model, [x], labels, measures="auc", frames=19, progress=False)
         >>> [one.null.name for one in found["1"].comparisons]

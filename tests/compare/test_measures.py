@@ -143,6 +143,7 @@ NEAR: dict[str, Callable[[int, int], Tensor]] = {
 }
 
 
+@pytest.mark.sample(default=16)
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 @pytest.mark.parametrize("kind", ["euclidean", "cosine", "correlation"])
 @pytest.mark.parametrize("data", NEAR.values(), ids=NEAR)

@@ -24,7 +24,7 @@ def _rows(size: float, seed: int, width: int) -> Tensor:
 
 
 @hypothesis.given(size=SIZES, seed=SEEDS)
-@hypothesis.settings(max_examples=6, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=2, deadline=None, derandomize=True)
 def test_an_untrained_network_is_not_called_for_a_sample_that_dwarfs_the_others(
     size: float, seed: int
 ) -> None:
@@ -33,7 +33,9 @@ def test_an_untrained_network_is_not_called_for_a_sample_that_dwarfs_the_others(
         model = nn.Sequential(
             *(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 3))
         )
-    report = bp.probe(model, [_rows(size, seed, 8)], effort="quick", progress=False)
+    report = bp.probe(
+        model, [_rows(size, seed, 8)], effort="quick", certificates=False, progress=False
+    )
     assert not [s.site for s in report.site_reports if s.verdict.outcome in STANDS_OUT]
     # What rounding alone decides has no effect.
     for site in report.site_reports:

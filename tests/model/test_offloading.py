@@ -226,6 +226,7 @@ WAYS = [_to_cpu, _to_disk, _dispatched, _loaded]
 SAID = [(name, way) for name in MODELS for way in WAYS if (name, way) != ("one matrix", _to_disk)]
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize(("name", "offload"), SAID)
 def test_groups_and_proofs_do_not_depend_on_where_weights_lie(
     name: str, offload: Any, tmp_path: pathlib.Path
