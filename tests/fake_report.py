@@ -526,11 +526,13 @@ def wide_report(n_sites: int = 100, *, frames: int = 999, dim: int = 768) -> Rep
                 shape=(dim,),
                 dim=dim,
                 scores=scores,
+                # Behind a nonlinearity raw rotations are shown beside.
                 beside={
                     name: score(
                         name, effect=found.effect, seed=index, frames=frames, dim=dim, decides=False
                     )
                     for name, found in base.beside.items()
+                    if index % 2 == 0
                 },
             )
         )

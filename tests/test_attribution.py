@@ -128,7 +128,7 @@ def test_a_null_that_is_asked_for_is_the_one_compared_with() -> None:
             return bp.probe(network(), batches(), null=null, **ASKED)["1"]
 
     own = asked(None).scores["attribution"]
-    few = asked(bp.nulls.Counterfactual(frames=29)).scores["attribution"]
+    few = asked(bp.nulls.SparseWiring(frames=29)).scores["attribution"]
     assert (len(own.null_values), len(few.null_values)) == (99, 29)
     assert np.array_equal(own.null_values[:29], few.null_values)
     turned = asked("rotation").scores["attribution"]
@@ -146,6 +146,7 @@ class Tokens(nn.Module):
         super().__init__()
         self.e, self.up, self.down = nn.Embedding(20, 8), nn.Linear(8, 16), nn.Linear(16, 8)
         self.norm, self.out = nn.RMSNorm(8), nn.Linear(8, 20)
+        nn.init.normal_(self.up.weight, std=0.3)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         x = self.e(input_ids)

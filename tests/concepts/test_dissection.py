@@ -447,6 +447,7 @@ class Reader(nn.Module):
         torch.manual_seed(0)
         self.embed = nn.Embedding(30, 10)
         self.up, self.act, self.down = nn.Linear(10, 14), nn.ReLU(), nn.Linear(14, 30)
+        nn.init.normal_(self.up.weight, std=0.3)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.down(self.act(self.up(self.embed(ids))))
