@@ -22,6 +22,7 @@ def spread(dim: int, seed: int) -> Tensor:
     return rows.T @ rows
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("line", [False, True])
 def test_the_law_is_that_of_turned_axes(*, line: bool) -> None:
     dim, moment = 12, spread(12, 0)

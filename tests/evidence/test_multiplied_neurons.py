@@ -69,6 +69,7 @@ def _sites(make: Callable[[], nn.Module], seed: int) -> list[bp.SiteReport]:
     return [*bp.probe(model, data, effort="quick", progress=False).site_reports]
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_untrained_networks_that_multiply_neurons_are_not_called(name: str) -> None:
     sites = _sites(NETWORKS[name], seed=1)

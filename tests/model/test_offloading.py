@@ -69,6 +69,7 @@ def test_fetched_weights_give_the_same_report(offload: Any, tmp_path: pathlib.Pa
     assert away == [name for name, parameter in there.named_parameters() if parameter.is_meta]
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("offload", [_to_disk, _in_part])
 def test_passes_of_the_users_prove_claims_about_fetched_weights(
     offload: Any, tmp_path: pathlib.Path
@@ -120,6 +121,7 @@ def test_what_a_model_counts_can_be_off_loaded_too() -> None:
     assert int(here.runs) == 0
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("offload", [_to_cpu, _to_disk])
 def test_weights_say_the_same_wherever_they_lie(offload: Any, tmp_path: pathlib.Path) -> None:
     here, there = FAMILY.make(0), FAMILY.make(0)
@@ -226,7 +228,7 @@ WAYS = [_to_cpu, _to_disk, _dispatched, _loaded]
 SAID = [(name, way) for name in MODELS for way in WAYS if (name, way) != ("one matrix", _to_disk)]
 
 
-@pytest.mark.sample(default=6)
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize(("name", "offload"), SAID)
 def test_groups_and_proofs_do_not_depend_on_where_weights_lie(
     name: str, offload: Any, tmp_path: pathlib.Path
@@ -360,6 +362,7 @@ def test_what_fetches_is_left_as_it_was(tmp_path: pathlib.Path) -> None:
     assert torch.equal(out, _logits(model, example))
 
 
+@pytest.mark.slow
 def test_weights_that_lie_in_memory_are_not_kept_aside() -> None:
     model, _ = _made("Llama")
     _to_cpu(model, pathlib.Path())

@@ -208,7 +208,7 @@ def _same_claims(
     return proofs
 
 
-@pytest.mark.sample(default=4)
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("make", [_small, _llama])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not _After])
 def test_integers_have_the_groups_and_proofs_of_the_real_numbers_they_stand_for(

@@ -233,6 +233,7 @@ def test_html_is_nested_and_holds_known_elements_only(name: str) -> None:
         assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
 
+@pytest.mark.sample(default=3)
 @every_name
 def test_html_loads_nothing(name: str) -> None:
     for place, (source, page) in enumerate(_shown(name)):

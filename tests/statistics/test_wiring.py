@@ -174,6 +174,7 @@ def test_the_null_is_chosen_by_how_many_weights_are_zero(
     assert any('null="sparse-wiring"' in note for note in asked[site].notes) == wired
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("planted", [True, False])
 def test_a_layer_that_only_hands_its_inputs_on_is_compared_with_turned_inputs(
     planted: bool,
@@ -335,6 +336,7 @@ def test_untrained_neurons_do_not_stand_out_whatever_law_their_weights_have(
     assert all(site.null is not None and site.null.name == wanted for site in found)
 
 
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize("width", [8, 60, 2000])
 @pytest.mark.parametrize("outputs", [30, 500])
 @pytest.mark.parametrize("law", ["even", "with some zeros"])
@@ -405,6 +407,7 @@ def test_neurons_that_copy_an_input_of_their_own_are_not_taken_for_drawn_one_by_
     assert not is_drawn([copies[:, :, None]])
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("inputs", [16, 60])
 def test_a_note_says_that_heavy_tails_of_weights_may_have_been_drawn(inputs: int) -> None:
     def cubes(weight: Tensor) -> Tensor:
