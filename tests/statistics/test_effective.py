@@ -30,6 +30,15 @@ def test_distinct_rows_are_counted_once(different: int, samples: int, dim: int) 
     assert distinct_rows((x * noise).float()) == different
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [2.0**-110, 2.0**-70, 1.0, 2.0**70, 2.0**110])
+def test_the_scale_of_rows_does_not_count(scale: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(60, 8, generator=generator).to(dtype)
+    again = rows[torch.randint(60, (400,), generator=generator)]
+    assert distinct_rows(again * scale) == distinct_rows(again) == len(again.unique(dim=0))
+
+
 def test_rows_that_differ_little_are_different() -> None:
     offset = 100 + _gaussian(2000, 16)
     assert distinct_rows(offset) == 2000
