@@ -24,6 +24,8 @@ def _rows(size: float, seed: int, width: int) -> Tensor:
 
 
 @hypothesis.given(size=SIZES, seed=SEEDS)
+@hypothesis.example(size=1e15, seed=0)
+@hypothesis.example(size=1e15, seed=3)
 @hypothesis.settings(max_examples=2, deadline=None, derandomize=True)
 def test_an_untrained_network_is_not_called_for_a_sample_that_dwarfs_the_others(
     size: float, seed: int
@@ -33,6 +35,10 @@ def test_an_untrained_network_is_not_called_for_a_sample_that_dwarfs_the_others(
         model = nn.Sequential(
             *(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 16), nn.GELU(), nn.Linear(16, 3))
         )
+        # With these neurons are compared with turned ones, and turns round what they turn.
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                nn.init.normal_(weight, std=0.3)
     report = bp.probe(
         model, [_rows(size, seed, 8)], effort="quick", certificates=False, progress=False
     )
