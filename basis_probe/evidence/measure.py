@@ -39,15 +39,7 @@ from basis_probe.statistics.nulls import (
     geometry_of,
     parts_of,
 )
-from basis_probe.statistics.nulls.wiring import (
-    FEWEST_INPUTS,
-    geometry_of_inputs,
-    is_drawn,
-    is_heavy,
-    is_sparse,
-    rewirable,
-    zeros,
-)
+from basis_probe.statistics.nulls.wiring import FEWEST_INPUTS, geometry_of_inputs, rewirable
 from basis_probe.statistics.orders import RIDGE
 from basis_probe.statistics.resampling import MIN_GROUPS
 from basis_probe.statistics.scores import (
@@ -60,6 +52,7 @@ from basis_probe.statistics.scores import (
     Score,
 )
 from basis_probe.statistics.spread import Spread
+from basis_probe.statistics.weight_laws import is_drawn, is_heavy, is_sparse, zeros
 
 _FULL_WORK = 6e10
 """Multiplications and additions at one site up to which every axis is compared in full."""

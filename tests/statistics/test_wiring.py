@@ -13,9 +13,9 @@ from basis_probe.algebra.groups import PositiveMonomial
 from basis_probe.calibration import sparse
 from basis_probe.calibration.draw import Draw
 from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem, SparseWiring
-from basis_probe.statistics.nulls.wiring import is_drawn, is_heavy, is_sparse, zeros
 from basis_probe.statistics.p_values import Tail, monte_carlo_p
 from basis_probe.statistics.scores import Measured
+from basis_probe.statistics.weight_laws import is_drawn, is_heavy, is_sparse, zeros
 
 WIDTH, NEURONS = 12, 7
 
