@@ -436,3 +436,14 @@ def test_flat_weights_of_which_the_group_takes_the_scale_are_exchanged_in_one_sc
     assert [one.null is not None and one.null.name for one in asked] == ["counterfactual"]
     assert any("drawn one by one" in note for note in asked["2"].notes)
     assert not any("drawn one by one" in note for note in site.notes)
+
+
+def test_heavy_tails_around_a_direction_in_common_were_not_drawn_one_by_one() -> None:
+    generator = seeded(0)
+    heavy = torch.randn(60, 40, generator=generator) ** 3
+    assert is_heavy([heavy[:, :, None]])
+    both = torch.outer(
+        torch.randn(60, generator=generator), torch.randn(40, generator=generator)
+    ).double()
+    common = both * heavy.std() * 3 / both.std() + heavy
+    assert not is_heavy([common[:, :, None]])
