@@ -66,8 +66,8 @@ def symmetries(
 
     Args:
         model: as for `probe`; or a model whose weights are on the meta device; or a configuration
-            of Hugging Face, the name of a repository on the hub, or a folder with config.json, of
-            which the weights are not read.
+            of Hugging Face, its dictionary, the name of a repository on the hub, or a folder with
+            config.json, of which the weights are not read.
         example_input: one batch, as for `probe`; None for random tokens or numbers, where the model
             tells what it takes.
         certificates: whether to prove the claims; None to do so.
@@ -87,7 +87,7 @@ def symmetries(
         (Permutation(dim=6), True)
     """
     certificates = flag("certificates", certificates, unknown=True)
-    if isinstance(model, str | os.PathLike) or is_config(model):
+    if isinstance(model, str | os.PathLike | dict) or is_config(model):
         model = from_config(os.fspath(model) if isinstance(model, os.PathLike) else model)
     elif isinstance(model, nn.Module) and is_empty(model):
         model = with_weights(copy.deepcopy(model))

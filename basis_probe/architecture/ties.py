@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from basis_probe.model.facts import Facts, fixed_in, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
+from basis_probe.model.trace import Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +155,17 @@ def span(weight: Tensor) -> tuple[int, int, int]:
 def overlapping(facts: Facts) -> dict[int, str]:
     """Linear map -> why it cannot change, where its matrix lies partly in that of another."""
     trace, places = facts.graph.trace, dict[int, list[tuple[int, int, int, Tensor]]]()
+    spread = dict(_spread(trace))
     for index, vertex in facts.graph.vertices.items():
         if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
             weight = matrix(trace, trace.node(index))
             if weight is not None and weight.numel():
                 key, first, last = span(weight)
+                if key in spread:
+                    weight = matrix(trace, trace.node(index), spread[key])
+                    if weight is None:
+                        continue
+                    _, first, last = span(weight)
                 places.setdefault(key, []).append((first, last, index, weight))
     found: dict[int, str] = {}
     for several in places.values():
@@ -168,6 +175,23 @@ def overlapping(facts: Facts) -> dict[int, str]:
                 why = "its matrix overlaps with another one in the same parameter"
                 found |= dict.fromkeys((one[2], other[2]), why)
     return found
+
+
+def _spread(trace: Trace) -> Iterator[tuple[int, dict[int, Tensor]]]:
+    """Storages in which several entries of one parameter lie in one place, as windows on a vector.
+
+    Yields:
+        The storage, and the parameter -> a tensor without numbers that has a place for each entry.
+    """
+    for node in trace.nodes:
+        for value in fixed_in((node.args, node.kwargs)):
+            tensor = value.tensor
+            if value.name is None or not tensor.numel() or tensor.layout is not torch.strided:
+                continue
+            key, first, last = span(tensor)
+            if last - first + 1 < tensor.numel():
+                apart = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+                yield key, {id(tensor): apart}
 
 
 def _meet_in_part(one: Tensor, other: Tensor) -> bool:

@@ -966,21 +966,27 @@ def _holder(trace: Trace, node: Node) -> str | None:
     return node.module if held else None
 
 
-def matrix(trace: Trace, node: Node) -> Tensor | None:
+def matrix(trace: Trace, node: Node, fixed: dict[int, Tensor] | None = None) -> Tensor | None:
     """The weight [outputs, inputs] (or [outputs, inputs, *kernel]) of a linear map.
 
     Of an embedding the table, with its features as the outputs.
+
+    Args:
+        trace: the record.
+        node: the map.
+        fixed: id of a parameter or constant -> what takes its place.
     """
     along = looked_up(node)
     if node.op == "embedding" or along is not None:
         table = next(fixed_in((node.args, node.kwargs)), None)
         if table is None:
             return None
-        return table.tensor.detach() if along == 1 else table.tensor.detach().T
+        whole = (fixed or {}).get(id(table.tensor), table.tensor).detach()
+        return whole if along == 1 else whole.T
     place = {"linear": 1, "addmm": 2, "matmul": 1, "mm": 1}.get(node.op, 1)
     name = "other" if node.op in ("matmul", "mm") else "mat2" if node.op == "addmm" else "weight"
     value = node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
-    weight = constant(trace, value)
+    weight = constant(trace, value, fixed)
     if weight is None or node.op not in ("addmm", "matmul", "mm"):
         return weight
     return weight.T if weight.ndim == 2 else None

@@ -4,7 +4,7 @@ A matrix [out, in] is a window on a random vector v of 2 out + in numbers, W[i, 
 rows differ, it has full rank, and it holds as many numbers as the model's own.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 _STEP = 112
 """Matrices of a stack begin so far apart in their vector, which grouped products can read."""
+
+_OWN_CODE = (
+    "its repository brings the code of the model, which is not run; where you trust it, build the "
+    "model yourself on the meta device and give that"
+)
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -34,7 +39,7 @@ def from_config(config: Any) -> nn.Module:
     """A model of Hugging Face with drawn weights, as large as the configuration says.
 
     Args:
-        config: the configuration, the name of a repository on the hub, or a folder.
+        config: the configuration, its dictionary, the name of a repository on the hub, or a folder.
 
     Returns:
         The model in evaluation mode and float32. A matrix takes as much memory as a row of it, a
@@ -47,19 +52,25 @@ def from_config(config: Any) -> nn.Module:
 
     from basis_probe.model.load import quiet
 
+    what = repr(config) if isinstance(config, str) else type(config).__name__
     with quiet():
         try:
             if isinstance(config, str):
-                config = transformers.AutoConfig.from_pretrained(config)
+                config = transformers.AutoConfig.from_pretrained(config, trust_remote_code=False)
+            elif isinstance(config, Mapping):
+                if not isinstance(config.get("model_type"), str):
+                    raise ValueError("it has no model_type")
+                config = transformers.AutoConfig.for_model(**config)
             with torch.random.fork_rng(devices=[]), _Empty():
                 model = _built(transformers, config)
         except Exception as error:
-            said = (str(error).strip().splitlines() or [""])[0]
-            what = repr(config) if isinstance(config, str) else type(config).__name__
+            said = " ".join(str(error).split())
+            if "trust_remote_code" in said:
+                said = _OWN_CODE
             raise ValueError(
-                f"no model can be built from {what[:100]} ({type(error).__name__}: {said[:200]}): "
-                "give a configuration of Hugging Face, the name of a repository on the hub, or a "
-                "folder that holds config.json"
+                f"no model can be built from {what[:100]} ({type(error).__name__}: {said[:240]}): "
+                "give a configuration of Hugging Face, its dictionary, the name of a repository on "
+                "the hub, or a folder that holds config.json"
             ) from error
     return with_weights(model)
 
@@ -67,14 +78,21 @@ def from_config(config: Any) -> nn.Module:
 def _built(transformers: Any, config: Any) -> nn.Module:
     config = type(config).from_dict(config.to_dict())
     config.dtype = torch.float32
-    for name in getattr(config, "architectures", None) or ():
-        kind = getattr(transformers, name, None)
-        if kind is not None:
-            return kind(config)
+    named = getattr(config, "architectures", None) or ()
+    for name in [named] if isinstance(named, str) else named:
+        kind = getattr(transformers, str(name), None)
+        # A configuration is a file of somebody else: it names models of its own kind, or nothing.
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            known: Any = kind
+            if isinstance(known.config_class, type) and isinstance(config, known.config_class):
+                return known(config)
+    own = getattr(config, "auto_map", None) or {}
+    if any(str(name).startswith("AutoModel") for name in own):
+        raise ValueError(_OWN_CODE)
     try:
-        return transformers.AutoModelForCausalLM.from_config(config)
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except ValueError:
-        return transformers.AutoModel.from_config(config)
+        return transformers.AutoModel.from_config(config, trust_remote_code=False)
 
 
 class _Empty(TorchFunctionMode):
@@ -107,6 +125,7 @@ def with_weights(model: nn.Module) -> nn.Module:
         with torch.random.fork_rng(devices=[]), _Empty():
             model = type(model)(config)
     generator = torch.Generator().manual_seed(0)
+    mixed = _mixed(model)
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in [*module.named_parameters(recurse=False)]:
@@ -116,7 +135,9 @@ def with_weights(model: nn.Module) -> nn.Module:
                     "give a model or a configuration that is not quantised"
                 )
             if id(parameter) not in made:
-                numbers = _drawn(parameter, name, generator)
+                # A window that is cast later takes the memory of the whole matrix.
+                dtype = torch.float32 if mixed else parameter.dtype
+                numbers = _drawn(parameter, name, dtype, generator)
                 made[id(parameter)] = nn.Parameter(numbers, requires_grad=False)
             setattr(module, name, made[id(parameter)])
         for name, buffer in [*module.named_buffers(recurse=False)]:
@@ -128,16 +149,16 @@ def with_weights(model: nn.Module) -> nn.Module:
                         "CPU, or give its configuration"
                     )
                 setattr(module, name, _statistic(buffer, name, generator))
-    return model.float().eval() if _mixed(model) else model.eval()
+    return model.float().eval() if mixed else model.eval()
 
 
 def _mixed(model: nn.Module) -> bool:
     return len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1
 
 
-def _drawn(parameter: Tensor, name: str, generator: torch.Generator) -> Tensor:
+def _drawn(parameter: Tensor, name: str, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Numbers for a parameter; for a matrix a window on a vector."""
-    shape, dtype = parameter.shape, parameter.dtype
+    shape = parameter.shape
     if not parameter.is_meta:
         return parameter.detach() + 0.3 * torch.randn(shape, generator=generator).to(dtype)
     if len(shape) < 2:

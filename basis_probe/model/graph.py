@@ -229,13 +229,19 @@ def called(node: Node, value_of: Callable[[Ref | Fixed], Any], dtype: torch.dtyp
     return found.to(dtype)
 
 
-def constant(trace: Trace, value: object) -> Tensor | None:
-    """A tensor that does not depend on the input, computed anew if the model computes it."""
+def constant(trace: Trace, value: object, fixed: dict[int, Tensor] | None = None) -> Tensor | None:
+    """A tensor that does not depend on the input, computed anew if the model computes it.
+
+    Args:
+        trace: the record.
+        value: the tensor, as a call was given it.
+        fixed: id of a parameter or constant -> what takes its place.
+    """
     if isinstance(value, Fixed):
-        return value.tensor.detach()
+        return (fixed or {}).get(id(value.tensor), value.tensor).detach()
     if isinstance(value, Ref) and not trace.node(value.node).live:
         try:
-            found = replay(trace, value.node, {})
+            found = replay(trace, value.node, {}, fixed)
         except (RuntimeError, ValueError, TypeError):
             return None
         return found.detach()

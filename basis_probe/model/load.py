@@ -80,17 +80,24 @@ def bridge_trouble() -> str:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None, None, None]:
-    """Loading inside is free of the libraries' advice and progress bars; errors pass through."""
+    """Loading inside is free of the libraries' advice and progress bars; errors pass through.
+
+    Nobody is asked whether the code of a repository may be run: it is not, which is an error.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from transformers import dynamic_module_utils
         from transformers.utils import logging
 
+        patience = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
         verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             yield
         finally:
+            dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
             logging.set_verbosity(verbosity)
             if bars:
                 logging.enable_progress_bar()
@@ -208,6 +215,12 @@ def from_directory(
         except PretrainedError:
             raise
         except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise PretrainedError(
+                    f"{name} brings the code of its model or tokenizer, which is not run: where "
+                    "you trust it, load the model in Python with trust_remote_code=True and give "
+                    "it to basis_probe.probe as it is"
+                ) from error
             raise PretrainedError(
                 f"{name} holds a configuration, weights and a tokenizer, but no TransformerBridge "
                 f"could be built from them ({_brief(error)}{_misfits(folder)}): needs whole files "

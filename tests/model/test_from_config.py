@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import families
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe import groups as G
@@ -35,6 +39,161 @@ def test_sites_and_groups_are_those_of_the_model(family: families.Family) -> Non
         made, ours = found[name].certificate, symmetry.certificate
         assert (made is None) == (ours is None), name
         assert made is None or (made.holds and made.stranger in (ours.stranger, made.stranger))
+
+
+@pytest.mark.sample(default=1, slow=12)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=family.name)
+        for family in families.FROM_RECIPE
+        if not families.ROWS[family.name].wrap
+    ],
+)
+def test_a_configuration_says_what_a_model_of_a_recipe_says(family: families.Family) -> None:
+    model: Any = family.make(0)
+    model.config.architectures = [type(model).__name__]
+    expected = bp.symmetries(model, family.example(1))
+    found = bp.symmetries(model.config, family.example(1))
+    # Which experts are called is a matter of the weights.
+    assert all("expert" in name for name in found.keys() ^ expected.keys())
+    for name in found.keys() & expected.keys():
+        assert found[name].group == expected[name].group, name
+        assert (found[name].certificate is None) == (expected[name].certificate is None), name
+
+
+class Parted(nn.Module):
+    """Two layers of neurons whose weights are parts of one parameter."""
+
+    def __init__(self, shape: tuple[int, ...], take: Callable[[Tensor], list[Tensor]]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 16), nn.Linear(16, 3)
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.take = take
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        parts = self.take(self.weight)
+        for read, write in zip(parts[::2], parts[1::2], strict=True):
+            x = x + (x @ read.T).relu() @ write.T
+        return self.last(x)
+
+
+PARTED: dict[str, tuple[tuple[int, ...], Callable[[Tensor], list[Tensor]]]] = {
+    "rows": ((48, 16), lambda w: [w[:12], w[12:24].T, w[24:36], w[36:].T]),
+    "chunks": ((48, 16), lambda w: [p if i % 2 == 0 else p.T for i, p in enumerate(w.chunk(4))]),
+    "columns": ((12, 64), lambda w: [w[:, :16], w[:, 16:32].T, w[:, 32:48], w[:, 48:].T]),
+    "matrices": ((4, 16, 16), lambda w: [w[0], w[1].T, w[2], w[3].T]),
+    "matrices of matrices": ((2, 2, 16, 16), lambda w: [w[0, 0], w[0, 1].T, w[1, 0], w[1, 1].T]),
+    "rows that two share": ((30, 16), lambda w: [w[:12], w[6:18].T]),
+    "one matrix twice": ((12, 16), lambda w: [w, w.T, w, w.T]),
+}
+
+
+@pytest.mark.parametrize("way", PARTED)
+def test_parts_of_one_parameter_are_told_apart_without_its_numbers(way: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Parted(*PARTED[way]).eval()
+    with torch.device("meta"):
+        empty = Parted(*PARTED[way])
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    expected, found = bp.symmetries(model, x), bp.symmetries(empty, x)
+    assert {n: s.group for n, s in found.items()} == {n: s.group for n, s in expected.items()}
+    assert isinstance(found["first"].group, G.Unknown) == (way == "rows that two share")
+    for name, symmetry in found.items():
+        assert (symmetry.certificate is None) == (expected[name].certificate is None), name
+
+
+def test_weights_of_several_types_take_hardly_any_memory() -> None:
+    with torch.device("meta"):
+        layers = nn.Linear(1024, 1024), nn.LayerNorm(1024), nn.Linear(1024, 1024)
+        empty = nn.Sequential(*layers)
+    for part, dtype in zip(empty, (torch.bfloat16, torch.float32, torch.float16), strict=True):
+        part.to(dtype)
+    model = with_weights(empty)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    held = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
+    assert held < 100_000
+
+
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40,
+    "vocab_size": 50, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+def _groups(config: Any) -> dict[str, Any]:
+    return {n: s.group for n, s in bp.symmetries(config, certificates=False).items()}
+
+
+def test_every_form_of_a_configuration_says_the_same(tmp_path: pathlib.Path) -> None:
+    import transformers
+
+    said = {"model_type": "llama", **SIZES}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    expected = _groups(transformers.LlamaConfig(**SIZES))
+    for form in (said, tmp_path, str(tmp_path), tmp_path / "config.json"):
+        assert _groups(form) == expected
+    for dtype in ("float16", "bfloat16", "float64"):
+        assert _groups({**said, "dtype": dtype}) == expected
+    with pytest.raises(ValueError, match=r"no model can be built from dict .*it has no model_type"):
+        bp.symmetries(SIZES)
+
+
+NO_MODELS = ("Trainer", "pipeline", "AutoModel", "GPT2LMHeadModel", "LlamaConfig", "NoSuchModel")
+
+
+@pytest.mark.parametrize("name", NO_MODELS)
+def test_a_configuration_names_models_of_its_own_kind_or_none(name: str) -> None:
+    said = {"model_type": "llama", **SIZES}
+    plain = _groups(said)
+    assert _groups({**said, "architectures": [name]}) == plain
+    assert _groups({**said, "architectures": name}) == plain
+
+
+@pytest.mark.parametrize("kind", ["nonesuch", "llama"])
+@pytest.mark.parametrize("answer", ["y\n", "n\n", ""])
+def test_code_of_a_repository_is_not_run_whatever_is_answered(
+    kind: str,
+    answer: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = {"AutoConfig": "code.Config", "AutoModel": "code.M", "AutoModelForCausalLM": "code.M"}
+    said = {"model_type": kind, "architectures": ["Own"], "auto_map": own, **SIZES}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for form in ([str(tmp_path), "--config-only"], [str(tmp_path)]):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        assert main(["symmetries", *form]) == 2
+        printed = capsys.readouterr()
+        assert "[y/N]" not in printed.out + printed.err
+        if kind == "nonesuch" or "--config-only" in form:
+            assert "which is not run" in " ".join(printed.err.split())
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.sample(default=1, slow=6)
+@pytest.mark.parametrize(
+    "name", [*families.vision(families.SMALL), *families.speech(families.SMALL)]
+)
+def test_what_reads_images_and_sounds_is_given_some(name: str) -> None:
+    family = families.building.from_row(name, families.ROWS[name], families.SMALL)
+    model: Any = family.make(0)
+    model = model if hasattr(model, "config") else model.model
+    model.config.architectures = [type(model).__name__]
+    expected = bp.symmetries(model, family.example(1), certificates=False)
+    found = bp.symmetries(model.config, certificates=False)
+    # How long a sound is is not said by its network.
+    known = {
+        n: s.group for n, s in expected.items() if not isinstance(s.group, G.Unknown | G.Trivial)
+    }
+    assert known
+    assert {n: found[n].group for n in known} == known
 
 
 @pytest.mark.slow
