@@ -78,14 +78,17 @@ class Derivation:
 
     Args:
         facts: what was seen of the model.
+        like: that of another model, whose nonlinearities need not be measured again.
     """
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, *, like: "Derivation | None" = None) -> None:
         self.facts = facts
         self._needed: frozenset[int] | None = None
         self._users: dict[int, set[int]] | None = None
         self._intertwiners: dict[int, Intertwiner] = {}
-        self._measured: dict[tuple[int, str | None], Intertwiner] = {}
+        self._measured: dict[tuple[int, str | None], Intertwiner] = (
+            {} if like is None else like._measured
+        )
         self._families: dict[int, frozenset[int]] = {}
         self._family_links: dict[frozenset[int], list[int]] = {}
         self._links_known: dict[int, bool] = {}

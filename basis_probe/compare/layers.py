@@ -161,6 +161,12 @@ class Monomial(StitchingLayer):
         logs = factors.abs().clamp(min=1e-30).log().float()
         self.logs = nn.Parameter(logs, requires_grad=scales)
 
+    def forward(self, x: Tensor, axis: int = -1) -> Tensor:
+        # An axis that nothing comes to is the first, times zero.
+        factors = (self.signs * self.logs.exp()).where(self.columns >= 0, 0.0)
+        made = x.movedim(axis, -1)[..., self.columns.clamp(min=0)]
+        return (made * factors.to(made)).movedim(-1, axis)
+
     def weight(self) -> Tensor:
         return self.places * (self.signs * self.logs.exp())[:, None]
 

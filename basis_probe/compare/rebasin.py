@@ -258,13 +258,11 @@ def rebasin(
             moved, family.site.name, elements[family.site.name], example_input=raw
         )
     path: list[PathPoint] = []
+    line = _Line(work, model_a, batch_norm)
     for t in np.linspace(0, 1, points).tolist():
-        # Both lines begin at the first network.
-        ends = (model_b, moved) if t > 0 else (model_b,)
-        told = [
-            _performance(work, _between(model_a, end, t), batch_norm, inside=0 < t < 1)
-            for end in ends
-        ]
+        # Both lines begin at the first network, and they end where the same is computed.
+        ends = (model_b, moved) if 0 < t < 1 else (model_b,)
+        told = [line.performance(end, t) for end in ends]
         path.append(PathPoint(t, told[0], told[-1]))
     distance = _distance(wanted, given), _distance(wanted, _tensors(moved))
     return Rebasin(moved, elements, distance, tuple(path), tuple(notes))
@@ -487,23 +485,38 @@ def _balanced(
     return made, factors
 
 
-def _between(model_a: nn.Module, model_b: nn.Module, t: float) -> nn.Module:
-    """A network whose weights and running statistics lie on the line between two others."""
-    made = copy.deepcopy(model_a)
-    other = model_b.state_dict()
-    mixed = {
-        name: torch.lerp(value, other[name].to(value), t) if value.is_floating_point() else value
-        for name, value in made.state_dict().items()
-    }
-    made.load_state_dict(mixed)
-    return made.eval()
+class _Line:
+    """Networks on straight lines from one network to others, each made in the place of the last.
 
+    Args:
+        work: the data.
+        start: the network at which the lines begin.
+        statistics: what becomes of those of batch normalisation.
+    """
 
-def _performance(
-    work: Work, model: nn.Module, statistics: Statistics, *, inside: bool
-) -> Performance:
-    subject = recognise(model)
-    if inside and statistics == "recomputed":
-        batches = work.items(work.data)
-        settle(model, (functools.partial(subject.call, batch) for batch, _ in batches))
-    return work.performance(subject.call, work.data)
+    def __init__(self, work: Work, start: nn.Module, statistics: Statistics) -> None:
+        self.work, self.start, self.statistics = work, start, statistics
+
+    @functools.cached_property
+    def made(self) -> nn.Module:
+        """The network on the line that was asked for last."""
+        return copy.deepcopy(self.start).eval()
+
+    def performance(self, end: nn.Module, t: float) -> Performance:
+        """How well the network does that lies at t on the line to another."""
+        self._go(end, t)
+        call = recognise(self.made).call
+        if 0 < t < 1 and self.statistics == "recomputed":
+            batches = self.work.items(self.work.data)
+            settle(self.made, (functools.partial(call, batch) for batch, _ in batches))
+        return self.work.performance(call, self.work.data)
+
+    @torch.no_grad()
+    def _go(self, end: nn.Module, t: float) -> None:
+        """Brings weights and running statistics to a place on the line to another network."""
+        start, there = self.start.state_dict(), end.state_dict()
+        for name, value in self.made.state_dict().items():
+            if value.is_floating_point():
+                torch.lerp(start[name], there[name].to(value), t, out=value)
+            else:
+                value.copy_(start[name])

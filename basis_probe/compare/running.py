@@ -67,11 +67,13 @@ class Caught:
         values: [examples, positions, dim].
         counted: [examples, positions], True where a position counts; None if all do.
         space: the size of a feature map, height by width; None for others.
+        whole: [..., dim], as the network lays them out otherwise, padding too; None if not known.
     """
 
     values: Tensor
     counted: Tensor | None
     space: tuple[int, ...] | None
+    whole: Tensor | None = None
 
     def of_fold(self, fold: Tensor, number: int) -> "Caught":
         """The examples of one part of the data; the same value whenever it is asked for."""
@@ -181,12 +183,20 @@ class Network:
         model: as for `probe`.
         batch: its first batch.
         sites: names or globs; None for the sensible ones.
+        like: another network, perhaps of the same functions.
     """
 
-    def __init__(self, subject: Subject, batch: Batch, sites: str | Iterable[str] | None) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        batch: Batch,
+        sites: str | Iterable[str] | None,
+        *,
+        like: "Network | None" = None,
+    ) -> None:
         self.subject = subject
         self.facts: Facts = facts_of(subject, batch)
-        self.derivation = Derivation(self.facts)
+        self.derivation = Derivation(self.facts, like=None if like is None else like.derivation)
         if sites is None:
             chosen = sensible(self.facts, self.facts.sites, subject.usual)
         else:
@@ -280,14 +290,14 @@ def caught_of(tensor: Tensor, spot: Spot, batch: Batch) -> Caught:
             values = lead.reshape(*placed.dims, spot.dim).movedim(axis, 0)
             counts = placed.counts().movedim(axis, 0).reshape(len(examples), -1)
             kept = None if bool(counts.all()) else counts.to(values.device)
-            return Caught(values.reshape(len(examples), -1, spot.dim), kept, space)
+            return Caught(values.reshape(len(examples), -1, spot.dim), kept, space, lead)
     total = lead.shape[:-1].numel()
     if total % max(1, batch.size):
         raise DataError(
             f"{spot.site.name} holds {total} rows for {batch.size} examples, so that they cannot "
             "be told apart"
         )
-    return Caught(lead.reshape(batch.size, -1, spot.dim), None, space)
+    return Caught(lead.reshape(batch.size, -1, spot.dim), None, space, lead)
 
 
 def paired(
@@ -471,9 +481,9 @@ def together(
             total=count_of(data),
             progress=progress,
         ):
-            networks = networks or [
-                Network(*each) for each in zip(subjects, batches, sites, strict=True)
-            ]
+            if not networks:
+                for each in zip(subjects, batches, sites, strict=True):
+                    networks.append(Network(*each, like=networks[0] if networks else None))
             with stoppable():
                 runs = zip(networks, batches, strict=True)
                 held = [network.run(batch) for network, batch in runs]

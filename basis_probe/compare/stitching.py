@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -42,6 +42,7 @@ from basis_probe.arguments import (
 from basis_probe.brief import brief
 from basis_probe.compare import layers
 from basis_probe.compare.alignments import align, axes_group, on_axes
+from basis_probe.compare.backs import Answer, Answers, standing_in, unread_before
 from basis_probe.compare.matching import assignment
 from basis_probe.compare.plan import groups_of
 from basis_probe.compare.running import Caught, Network, Spot, pooled
@@ -50,6 +51,7 @@ from basis_probe.errors import DataError, SiteError
 from basis_probe.interrupts import guarded, hold, stoppable
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.capture import catching
+from basis_probe.model.graph import Layout
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.replace import NotReplaceable, replacing
 from basis_probe.model.trace import tensors_in
@@ -67,6 +69,12 @@ Objective = Callable[[Any, Any], Tensor]
 
 # Two sites are the same up to the group if this share of the variance, or less, is left over.
 _EXACT = 1e-9
+
+# So many bytes of what was made of batches are kept.
+_ROOM = 2**27
+
+# Where as little as this is left over, sums are taken in double precision.
+_NEARLY = 1e-4
 
 # Smaller entries of a lasso layer are set to zero, as in the paper.
 _THRESHOLD = 1e-4
@@ -177,6 +185,21 @@ class StitchedModel(nn.Module):
         front, back = recognise(self.front), recognise(self.back)
         return self._joined(lambda: front.call(batch), lambda: back.call(batch))
 
+    def run_behind(self, x: Tensor, batch: Batch, answers: Mapping[str, Answer]) -> Any:
+        """The same for a batch of which it is known what its front makes.
+
+        Args:
+            x: [..., dim_a], what the front holds at its place.
+            batch: the batch.
+            answers: modules of the back that need not run, and what stands in for their answers.
+        """
+        other = self._spots[1].site.address
+        with (
+            standing_in(self.back, answers),
+            replacing(self.back, other, lambda there: self._at(x, there)),
+        ):
+            return recognise(self.back).call(batch)
+
     def _joined(self, front: Callable[[], Any], back: Callable[[], Any]) -> Any:
         own, other = self._spots
         caught: list[Tensor] = []
@@ -192,13 +215,13 @@ class StitchedModel(nn.Module):
             pass
         if not caught:
             raise DataError(f"{own.site.name} did not run")
-        with replacing(self.back, other.site.address, lambda there: self._at(caught[0], there)):
+        x = rows_last(caught[0], own.layout)
+        with replacing(self.back, other.site.address, lambda there: self._at(x, there)):
             return back()
 
-    def _at(self, x: Tensor, there: Tensor) -> Tensor:
+    def _at(self, rows: Tensor, there: Tensor) -> Tensor:
         """What takes the place of the second network's activations, laid out as they are."""
         own, other = self._spots
-        rows = rows_last(x, own.layout)
         target = rows_last(there, other.layout).shape
         if own.spatial and other.spatial and rows.shape[1:-1] != target[1:-1]:
             rows = _resized(rows.movedim(-1, 1), tuple(target[1:-1])).movedim(1, -1)
@@ -208,10 +231,15 @@ class StitchedModel(nn.Module):
                 f"{own.site.name} holds {tuple(rows.shape[:-1])} places and {other.site.name} "
                 f"{tuple(target[:-1])}: stitch places with the same positions"
             )
-        axes = (there.ndim - 1,) if other.layout is None else other.layout.axes
-        split = made.unflatten(-1, [there.shape[axis] for axis in axes])
-        last = tuple(range(there.ndim - len(axes), there.ndim))
-        return split.movedim(last, axes).to(there.dtype)
+        return _laid_out(made, there, other.layout)
+
+
+def _laid_out(rows: Tensor, there: Tensor, layout: Layout | None) -> Tensor:
+    """Rows with features last laid out as some other tensor is: what undoes `rows_last`."""
+    axes = (there.ndim - 1,) if layout is None else layout.axes
+    split = rows.unflatten(-1, [there.shape[axis] for axis in axes])
+    last = tuple(range(there.ndim - len(axes), there.ndim))
+    return split.movedim(last, axes).to(there.dtype)
 
 
 class _Reached(Exception):
@@ -320,31 +348,41 @@ def stitch(
     models = model_a, model_b
     work = Work(models, data, objective)
     with prepared(model_a, None), prepared(model_b, None):
-        judges = [_Judge(work), _Judge(work)]
-        spots, names, moments = work.gather(
-            site, other_site or site, judges if held_out is None else ()
-        )
-        own, other = groups_of(*spots, group)
-        layer, notes = _layer(
-            own, other, moments.uncentred(), moments, method=method, rank=rank, sparsity=sparsity,
-            reward=reward, seed=seed,
-        )  # fmt: skip
-        joined = StitchedModel(models, spots, layer)
+        both = _Both(work, (site, other_site or site), group, method)
+        judges = _Judge(work), _Judge(work)
+        moments = both.gather(judges if held_out is None else None)
+        own, other = both.groups
+
+        def begun(moments: Crossed) -> tuple[layers.StitchingLayer, list[str], float]:
+            raw = moments.uncentred()
+            layer, notes = _layer(
+                own, other, raw, moments, method=method, rank=rank, sparsity=sparsity,
+                reward=reward, seed=seed,
+            )  # fmt: skip
+            return layer, notes, _fit(layer.weight().detach().double().cpu(), raw)
+
+        layer, notes, fit = begun(moments)
+        if both.single and 1 - fit <= _NEARLY:
+            # Whether nothing is left over cannot be told in single precision.
+            both.single = False
+            moments = both.gather(None)
+            layer, notes, fit = begun(moments)
+        names = both.names
+        joined = StitchedModel(models, both.spots, layer)
         joined.eval()
         test = data if held_out is None else held_out
         if held_out is None:
             notes.append("Compared on the data that the layer was fitted on.")
-            originals = [judge.performance for judge in judges]
         else:
-            originals = [work.performance(subject.call, test) for subject in work.subjects]
-    fit = _fit(layer.weight().detach().double().cpu(), moments.uncentred())
+            both.judge(held_out, judges)
+        originals = [judge.performance for judge in judges]
     exact = 1 - fit <= _EXACT and method != "birkhoff"
     # What is joined without a seam computes what the second network does, statistics included.
     trainer = _Trainer(work, joined, "kept" if exact else batch_norm, test, progress=progress)
     try:
         with torch.no_grad():
             trainer.settle()
-            initial = work.performance(joined.run, test)
+            initial = trainer.performance()
     except NotReplaceable as error:
         raise SiteError(f"{names[1]} cannot be stitched to: {error}") from error
     curve: tuple[float, ...] = ()
@@ -373,7 +411,7 @@ def stitch(
                 )
             )
         # What was not trained does what it did.
-        stitched = work.performance(joined.run, test) if trained else initial
+        stitched = trainer.performance() if trained else initial
     matrix = layer.weight().detach().double().cpu()
     return Stitched(
         model=joined,
@@ -528,7 +566,11 @@ def _on_axes(
 def _fit(matrix: Tensor, raw: Crossed) -> float:
     """The share of y's size about zero that A x reproduces."""
     left = raw.y.sizes.sum() - 2 * (matrix * raw.sums.T).sum()
-    left = left + ((matrix @ raw.x.sums) * matrix).sum()
+    if raw.x.between is None:
+        # Every axis of y is made of one of x.
+        left = left + (matrix.square() @ raw.x.sizes).sum()
+    else:
+        left = left + ((matrix @ raw.x.between) * matrix).sum()
     return float(1 - left / raw.y.sizes.sum())
 
 
@@ -566,6 +608,7 @@ class Work:
     ) -> None:
         self.subjects: tuple[Subject, Subject] = recognise(models[0]), recognise(models[1])
         self.data, self.objective = data, objective
+        self.seen = _Seen()
 
     def items(self, data: Iterable[Any]) -> Iterator[tuple[Batch, Any]]:
         """The batches, each with what the data gave.
@@ -581,59 +624,20 @@ class Work:
         if number < 0:
             raise DataError("the data hold no batch: give at least one, better several")
 
-    def gather(
-        self, site: str, other_site: str, judges: Sequence["_Judge"] = ()
-    ) -> tuple[tuple[Spot, Spot], tuple[str, str], Crossed]:
-        """The two places, their names, and the moments between their axes over the data.
+    def loss(
+        self, outputs: Any, batch: Batch, raw: Any, wanted: Tensor | None = None
+    ) -> tuple[Tensor, int | None]:
+        """The loss, and how many examples were classified as labelled if there are labels.
 
         Args:
-            site: the name of the place in the first network.
-            other_site: and in the second.
-            judges: one for what either network returns meanwhile, or none.
+            outputs: what a network returned.
+            batch: the batch.
+            raw: the same as the data gave it.
+            wanted: what the second network returns for it, where losses are differences to that.
         """
-        networks: tuple[Network, Network] | None = None
-        names, spots, moments = ("", ""), None, None
-        for batch, raw in self.items(self.data):
-            if networks is None:
-                networks = (
-                    Network(self.subjects[0], batch, site),
-                    Network(self.subjects[1], batch, other_site),
-                )
-                (first, own), (second, other) = networks[0].one(), networks[1].one()
-                names, spots = (first, second), (own, other)
-                moments = Crossed.empty(own.dim, other.dim)
-            assert moments is not None
-            x, y = (
-                self._judged(network, batch, raw, *judges[number : number + 1])[names[number]]
-                for number, network in enumerate(networks)
-            )
-            if x.space is not None and y.space is not None and x.space != y.space:
-                maps = _resized(x.maps(), y.space)
-                x = dataclasses.replace(x, values=maps.flatten(2).movedim(1, 2), space=y.space)
-            if len(x.rows) != len(y.rows):
-                raise DataError(
-                    f"{names[0]} holds {len(x.rows)} samples and {names[1]} {len(y.rows)}: stitch "
-                    "places with the same positions"
-                )
-            moments += Crossed.of(x.rows, y.rows)
-        assert spots is not None and moments is not None
-        return spots, names, moments
-
-    @staticmethod
-    def _judged(
-        network: Network, batch: Batch, raw: Any, judge: "_Judge | None" = None
-    ) -> dict[str, Caught]:
-        """What the sites of a network hold for a batch, and what it returns is judged."""
-        found, output = network.answer(batch)
-        if judge is not None:
-            judge.see(output, batch, raw)
-        return found
-
-    def loss(self, outputs: Any, batch: Batch, raw: Any) -> tuple[Tensor, int | None]:
-        """The loss, and how many examples were classified as labelled if there are labels."""
         if self.objective is not None:
             return self.objective(outputs, raw), None
-        made = next((t for t in tensors_in(outputs) if t.is_floating_point()), None)
+        made = _answer_in(outputs)
         if made is None:
             raise DataError("the model returns no floating-point tensor to compute a loss from")
         labels = _labels(raw, batch.size)
@@ -641,19 +645,216 @@ class Work:
             labels = labels.to(made.device)
             right = int((made.argmax(1) == labels).sum())
             return nn.functional.cross_entropy(made, labels), right
-        with torch.no_grad(), prepared(self.subjects[1].model, None):
-            wanted = next(
-                t for t in tensors_in(self.subjects[1].call(batch)) if t.is_floating_point()
-            )
+        assert wanted is not None
         return (made - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30), None
+
+    def wants_answers(self, batch: Batch, raw: Any) -> bool:
+        """True if losses are differences to what the second network returns."""
+        return self.objective is None and _labels(raw, batch.size) is None
+
+    def wanted(self, place: int, batch: Batch, raw: Any) -> Tensor | None:
+        """What the second network returns for a batch, if losses are differences to it.
+
+        Args:
+            place: of the batch among all.
+            batch: the batch.
+            raw: the same as the data gave it.
+        """
+        if not self.wants_answers(batch, raw):
+            return None
+        known = self.seen.of(place, batch)
+        if known is not None and known.wanted is not None:
+            return known.wanted
+        with torch.no_grad(), prepared(self.subjects[1].model, None):
+            wanted = _answer_in(self.subjects[1].call(batch))
+        if known is None:
+            self.seen.keep(place, _Before(batch, None, wanted))
+        return wanted
 
     def performance(self, run: Callable[[Batch], Any], data: Iterable[Any]) -> Performance:
         """How well a network does."""
         judge = _Judge(self)
         with torch.no_grad():
-            for batch, raw in self.items(data):
-                judge.see(run(batch), batch, raw)
+            for place, (batch, raw) in enumerate(self.items(data)):
+                judge.see(run(batch), batch, raw, self.wanted(place, batch, raw))
         return judge.performance
+
+
+def _answer_in(outputs: Any) -> Tensor | None:
+    """The first numbers among what a network returns."""
+    return next((t for t in tensors_in(outputs) if t.is_floating_point()), None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Before:
+    """What both networks made of a batch.
+
+    Attributes:
+        batch: the batch, with tensors of its own.
+        front: [..., dim_a], what the first holds at its place; None if that was not seen.
+        wanted: what the second returns, where losses are differences to it.
+        answers: of modules of the second that need not run again.
+    """
+
+    batch: Batch
+    front: Tensor | None
+    wanted: Tensor | None
+    answers: Mapping[str, Answer] = dataclasses.field(default_factory=dict[str, Answer])
+
+
+class _Seen:
+    """What both networks made of the batches, kept as long as there is room."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Before] = {}
+        self._room = _ROOM
+
+    def keep(self, number: int, before: _Before) -> None:
+        """Keeps what was made of the batch of this number."""
+        batch = before.batch
+        if not _is_told_by_tensors(batch):
+            return
+        held = (before.front, before.wanted, *batch.named().values())
+        size = sum(tensor.nbytes for tensor in held if tensor is not None)
+        if size <= self._room:
+            self._room -= size
+            self._known[number] = dataclasses.replace(before, batch=batch.copied())
+
+    def of(self, number: int, batch: Batch) -> _Before | None:
+        """What was made of a batch, if it was this one that had the number."""
+        before = self._known.get(number)
+        if before is None or not _is_told_by_tensors(batch):
+            return None
+        own, other = before.batch.named(), batch.named()
+        same = own.keys() == other.keys() and all(
+            own[name].dtype == other[name].dtype and torch.equal(own[name], other[name])
+            for name in own
+        )
+        return before if same else None
+
+
+def _is_told_by_tensors(batch: Batch) -> bool:
+    """True if a model is called with tensors alone, beside what is said of every batch."""
+    plain = Tensor | bool | int | float | str | None
+    return all(isinstance(value, plain) for value in (*batch.args, *batch.kwargs.values()))
+
+
+class _Both:
+    """Both networks over some data: what they hold at their places, and what they return.
+
+    Args:
+        work: the data.
+        sites: the places by name.
+        group: the group of the layer, its name, or None for that of the place.
+        method: how the layer is found.
+
+    Attributes:
+        spots, names, groups: of either network, once something was gathered.
+        single: True if sums of products were taken in single precision.
+    """
+
+    def __init__(
+        self, work: Work, sites: tuple[str, str], group: Group | str | None, method: Method
+    ) -> None:
+        self.work, self._sites, self._group = work, sites, group
+        self._method: Method = method
+        self.single = True
+        self._networks: tuple[Network, Network] | None = None
+
+    def _watch(self, batch: Batch) -> tuple[Network, Network]:
+        one, other = zip(self.work.subjects, self._sites, strict=True)
+        network = Network(one[0], batch, one[1])
+        networks = network, Network(other[0], batch, other[1], like=network)
+        (first, own), (second, their) = networks[0].one(), networks[1].one()
+        self.names, self.spots = (first, second), (own, their)
+        self.groups = groups_of(own, their, self._group)
+        facts = networks[1].facts
+        trace = facts.graph.trace if facts.recorded is None else facts.recorded
+        self._unread = unread_before(self.work.subjects[1].model, trace, their.site.node)
+        return networks
+
+    def gather(self, judges: "tuple[_Judge, _Judge] | None") -> Crossed:
+        """The moments between the axes of the two places; judges see what is returned meanwhile."""
+        total: Crossed | None = None
+        rounded = False
+        for place, (batch, raw) in enumerate(self.work.items(self.work.data)):
+            x, y = self._see(place, batch, raw, judges)
+            single, sizes_only = _read_of(self.groups[0], self._method)
+            total = total or Crossed.empty(self.spots[0].dim, self.spots[1].dim)
+            if x.space is not None and y.space is not None and x.space != y.space:
+                maps = _resized(x.maps(), y.space)
+                x = dataclasses.replace(x, values=maps.flatten(2).movedim(1, 2), space=y.space)
+            if len(x.rows) != len(y.rows):
+                raise DataError(
+                    f"{self.names[0]} holds {len(x.rows)} samples and {self.names[1]} "
+                    f"{len(y.rows)}: stitch places with the same positions"
+                )
+            sides = [side.samples(single=single and self.single) for side in (x, y)]
+            rounded = rounded or any(side.single for side in sides)
+            total += Crossed.of(*sides, sizes_only=sizes_only)
+        assert total is not None
+        self.single = rounded
+        return total
+
+    def judge(self, data: Iterable[Any], judges: "tuple[_Judge, _Judge]") -> None:
+        """Judges both networks on other data."""
+        for place, (batch, raw) in enumerate(self.work.items(data)):
+            self._see(place, batch, raw, judges)
+
+    def _see(
+        self, number: int, batch: Batch, raw: Any, judges: "tuple[_Judge, _Judge] | None"
+    ) -> tuple[Caught, Caught]:
+        """What both hold for a batch, of which all is kept that its judges will need again."""
+        if self._networks is None:
+            self._networks = self._watch(batch)
+        first, second = self._networks
+        found, output = first.answer(batch)
+        answers = Answers(second.subject.model, self._unread if judges else ())
+        with answers.noted():
+            others, wanted = second.answer(batch)
+        x, y = found[self.names[0]], others[self.names[1]]
+        if judges is not None:
+            target = _answer_in(wanted) if self.work.wants_answers(batch, raw) else None
+            judges[0].see(output, batch, raw, target)
+            judges[1].see(wanted, batch, raw, target)
+            if self._unread and number == 0 and not self._is_enough(batch, y, wanted, answers):
+                self._unread = ()
+            known = answers.made if self._unread and answers.complete else {}
+            if x.whole is not None:
+                self.work.seen.keep(number, _Before(batch, x.whole, target, known))
+        return x, y
+
+    def _is_enough(self, batch: Batch, y: Caught, returned: Any, answers: Answers) -> bool:
+        """True if the second network does the same without what comes before its place."""
+        if y.whole is None or not answers.complete:
+            return False
+        held, layout = y.whole, self.spots[1].layout
+        subject, address = self.work.subjects[1], self.spots[1].site.address
+        try:
+            with (
+                torch.no_grad(),
+                standing_in(subject.model, answers.made),
+                replacing(subject.model, address, lambda there: _laid_out(held, there, layout)),
+            ):
+                again = list(tensors_in(subject.call(batch)))
+        except Exception:
+            # Zeros may be nothing that code before the place can work with.
+            return False
+        before = list(tensors_in(returned))
+        return len(again) == len(before) and all(map(torch.equal, before, again))
+
+
+def _read_of(group: Group, method: Method) -> tuple[bool, tuple[bool, bool]]:
+    """Which moments the layers of a group and their fit are made of.
+
+    Returns:
+        Whether single precision is enough, and of either side, whether sizes of axes are.
+    """
+    if isinstance(group, GeneralLinear | Orthogonal):
+        return False, (False, True)
+    if method == "closed-form" and on_axes(group):
+        return True, (True, True)
+    return False, (False, False)
 
 
 class _Judge:
@@ -663,10 +864,10 @@ class _Judge:
         self.work = work
         self.total, self.right, self.count, self.labelled = 0.0, 0, 0, True
 
-    def see(self, output: Any, batch: Batch, raw: Any) -> None:
+    def see(self, output: Any, batch: Batch, raw: Any, wanted: Tensor | None) -> None:
         """Adds what it returns for a batch."""
         with torch.no_grad():
-            loss, correct = self.work.loss(output, batch, raw)
+            loss, correct = self.work.loss(output, batch, raw, wanted)
         self.total += float(loss) * batch.size
         self.labelled = self.labelled and correct is not None
         self.right += correct or 0
@@ -705,6 +906,21 @@ class _Trainer:
         self.work, self.joined, self.statistics, self.test = work, joined, statistics, test
         self.progress, self.interrupted = progress, False
         self.normalisations = normalisations(joined)
+
+    def performance(self) -> Performance:
+        """How well the joined network does."""
+        judge = _Judge(self.work)
+        # With other statistics its front makes something else.
+        same_front = not self.normalisations or self.statistics == "kept"
+        with torch.no_grad():
+            for place, (batch, raw) in enumerate(self.work.items(self.test)):
+                known = self.work.seen.of(place, batch) if same_front else None
+                if known is None or known.front is None:
+                    output = self.joined.run(batch)
+                else:
+                    output = self.joined.run_behind(known.front, batch, known.answers)
+                judge.see(output, batch, raw, self.work.wanted(place, batch, raw))
+        return judge.performance
 
     def settle(self) -> None:
         """Averages the statistics of batch normalisation anew over the data."""
@@ -757,7 +973,7 @@ class _Trainer:
             bar.close()
         layer.harden()
         self.settle()
-        end = self.work.performance(self.joined.run, self.test).loss
+        end = self.performance().loss
         if end < start or relaxed:
             return tuple(curve), True
         layer.load_state_dict(before)
@@ -768,10 +984,11 @@ class _Trainer:
         total, count = 0.0, 0
         recomputed = self.statistics == "recomputed"
         hold()
-        for batch, raw in self.work.items(self.work.data):
+        for place, (batch, raw) in enumerate(self.work.items(self.work.data)):
             with stoppable():
+                wanted = self.work.wanted(place, batch, raw)
                 with self._batch_statistics() if recomputed else nullcontext():
-                    loss, _ = self.work.loss(self.joined.run(batch), batch, raw)
+                    loss, _ = self.work.loss(self.joined.run(batch), batch, raw, wanted)
                 added = self.joined.layer.penalty()
                 optimiser.zero_grad()
                 (loss if added is None else loss + added).backward()

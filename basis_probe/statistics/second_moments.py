@@ -136,7 +136,7 @@ class Crossed:
 
     @staticmethod
     def empty(dim_x: int, dim_y: int, *, sizes_only: bool = False) -> "Crossed":
-        """The moments of nothing: the neutral element of `+`."""
+        """The moments of nothing: the neutral element of `+`, whatever sizes the other has only."""
         own, other = (Spread.empty(dim, sizes_only=sizes_only) for dim in (dim_x, dim_y))
         return Crossed(own, other, torch.zeros(dim_x, dim_y, dtype=torch.float64))
 
@@ -146,7 +146,7 @@ class Crossed:
         y: "Float[Tensor, 'samples dim_y'] | Samples",
         *,
         single: bool = False,
-        sizes_only: bool = False,
+        sizes_only: bool | tuple[bool, bool] = False,
     ) -> "Crossed":
         """The moments of some samples.
 
@@ -154,13 +154,14 @@ class Crossed:
             x: the one set of axes.
             y: the other, over the same samples.
             single: as for `Spread`; of rows that are given as such it is known.
-            sizes_only: as for `Spread`.
+            sizes_only: as for `Spread`, of both or of either.
         """
         own, other = (
             side if isinstance(side, Samples) else Samples(side, single=single) for side in (x, y)
         )
-        spreads = [side.spread(sizes_only=sizes_only) for side in (own, other)]
-        return Crossed(spreads[0], spreads[1], own.products(other))
+        alone = sizes_only if isinstance(sizes_only, tuple) else (sizes_only, sizes_only)
+        spread, others = own.spread(sizes_only=alone[0]), other.spread(sizes_only=alone[1])
+        return Crossed(spread, others, own.products(other))
 
     def __add__(self, other: "Crossed") -> "Crossed":
         count = self.count + other.count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -189,3 +190,62 @@ def test_both_lines_begin_at_the_first_network() -> None:
     assert found.path[0].before.accuracy == 1.0
     assert found.path[1].before != found.path[1].after
     assert math.isclose(found.path[2].before.loss, found.path[2].after.loss, rel_tol=1e-5)
+
+
+_RUNS: list[int] = []
+
+
+class _Counted(nn.Module):
+    """A network that says when it, or a copy of it, runs."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.seed, self.first, self.bend = seed, nn.Linear(4, 6), nn.GELU()
+        self.norm, self.second = nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _RUNS.append(self.seed)
+        return self.second(self.norm(self.bend(self.first(x))))
+
+
+@pytest.mark.parametrize("batch_norm", ["kept", "recomputed"])
+def test_networks_on_a_line_are_those_of_interpolated_weights(batch_norm: Any) -> None:
+    one, other = _Counted(0).eval(), _Counted(1).eval()
+    data = list(torch.randn(200, 4, generator=torch.Generator().manual_seed(2)).split(50))
+    found = bp.rebasin(one, other, data, points=4, batch_norm=batch_norm)
+    for point in found.path:
+        for end, told in ((other, point.before), (found.model, point.after)):
+            made = copy.deepcopy(one)
+            there = end.state_dict()
+            made.load_state_dict(
+                {
+                    name: value + point.t * (there[name] - value)
+                    for name, value in made.state_dict().items()
+                }
+            )
+            with torch.no_grad():
+                if batch_norm == "recomputed" and 0 < point.t < 1:
+                    made.norm.reset_running_stats()
+                    made.norm.momentum = None
+                    made.train()
+                    for x in data:
+                        made(x)
+                    made.eval()
+                losses = [
+                    float((made(x) - other(x)).square().sum() / other(x).square().sum())
+                    for x in data
+                ]
+            assert told.loss == pytest.approx(sum(losses) / len(losses), rel=1e-4, abs=1e-10)
+
+
+def test_the_second_network_is_asked_once_what_the_line_is_compared_with() -> None:
+    one, other = _Counted(0).eval(), _Counted(1).eval()
+    ran: dict[int, int] = {}
+    for many in (5, 25):
+        data = list(torch.randn(many, 40, 4, generator=torch.Generator().manual_seed(2)))
+        _RUNS.clear()
+        bp.rebasin(one, other, data, points=4, batch_norm="kept")
+        ran[many] = len(_RUNS)
+    # Both ends, two networks at each of two points between them, and the second itself.
+    assert ran[25] - ran[5] == (2 + 2 * 2 + 1) * 20

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import assets
 import pytest
@@ -329,8 +330,8 @@ class _Counting(nn.Module):
         return self.second(self.act(self.first(x)))
 
 
-def test_a_closed_form_runs_each_network_twice_for_a_batch() -> None:
-    """Once by itself, where it is judged and its activations are read, and once as joined."""
+def test_a_closed_form_runs_the_first_network_once_and_the_second_twice_for_a_batch() -> None:
+    """By itself, where it is judged and its activations are read; the second also as joined."""
     models, ran = (_Counting(1), _Counting(2)), dict[int, int]()
     generator = torch.Generator().manual_seed(3)
     for many in (5, 25):
@@ -343,4 +344,145 @@ def test_a_closed_form_runs_each_network_twice_for_a_batch() -> None:
         assert found.first == again.first
         assert found.second == again.second
         assert found.stitched == found.initial == again.stitched
-    assert ran[25] - ran[5] == 4 * 20
+    assert ran[25] - ran[5] == 3 * 20
+
+
+class _Block(nn.Module):
+    """A layer that says when it, or a copy of it, runs."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.linear = name, nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _RUNS.append(self.name)
+        return F.relu(self.linear(x) + 0.5)
+
+
+class _Blocks(nn.Module):
+    """Three blocks one after the other."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second, self.third = (_Block(f"{seed} {place}") for place in range(3))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(self.first(x))
+
+    def behind(self, x: Tensor) -> Tensor:
+        return self.head(self.third(self.second(x)))
+
+
+class _Bypassed(_Blocks):
+    """What comes before the place is read beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.first(x)
+        return self.behind(before) + before[:, :3]
+
+
+class _Asking(_Blocks):
+    """A number of what comes before the place decides what is done behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.first(x)
+        behind = self.behind(before)
+        return behind if float(before.sum()) > 1 else -behind
+
+
+class _Reading(_Blocks):
+    """A number of what comes before the place is a number behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.first(x)
+        return self.behind(before) * before.mean().item()
+
+
+class _Writing(_Blocks):
+    """What comes before the place is written over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.first(x)
+        before += 1
+        return self.behind(before)
+
+
+class _Hooked(_Blocks):
+    """What comes before the place is watched by others."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.first.register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("build", [_Blocks, _Writing, _Bypassed, _Asking, _Reading, _Hooked])
+def test_what_comes_before_the_second_place_is_left_out_only_where_nothing_reads_it(
+    build: type[_Blocks],
+) -> None:
+    models = build(1).eval(), build(2).eval()
+    _RUNS.clear()
+    data = labelled(models[1], torch.randn(600, 6, generator=seeded(3)), 20)
+    _RUNS.clear()
+    found = bp.stitch(*models, "second", data, epochs=0, progress=False)
+    counts = Counter(_RUNS)
+    with torch.no_grad():
+        losses = [F.cross_entropy(found.model(x), labels) for x, labels in data]
+    assert found.stitched.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-6)
+    # The first network runs once; a few runs besides are those in which the networks are looked at.
+    assert counts["1 0"] < 40 and counts["2 2"] >= 60
+    left_out = build in (_Blocks, _Writing)
+    assert counts["2 0"] < 40 if left_out else counts["2 0"] >= 60
+
+
+class _Refilled:
+    """Batches that come in the same memory every time."""
+
+    def __init__(self, batches: list[Tensor], *, other_order: bool) -> None:
+        self.batches, self.other_order, self.memory = batches, other_order, batches[0].clone()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            yield self.memory.copy_(batch)
+        if self.other_order:
+            self.batches.reverse()
+
+
+@pytest.mark.parametrize("other_order", [False, True])
+def test_what_was_made_of_a_batch_is_taken_again_for_the_same_numbers_only(
+    other_order: bool,
+) -> None:
+    batches = list(rows().split(100))
+    plain = bp.stitch(mlp(0), mlp(1), "1", batches, epochs=0, progress=False)
+    data = _Refilled([*batches], other_order=other_order)
+    found = bp.stitch(mlp(0), mlp(1), "1", data, epochs=0, progress=False)
+    assert found.stitched.loss == pytest.approx(plain.stitched.loss, rel=1e-6)
+    assert found.first.loss == pytest.approx(plain.first.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1e-3])
+def test_wide_places_are_matched_and_what_is_left_over_is_told_to_nine_digits(
+    noise: float,
+) -> None:
+    """So much is multiplied that single precision is worth its rounding."""
+    generator = seeded(0)
+    one = nn.Sequential(nn.Linear(16, 256), nn.ReLU(), nn.Linear(256, 3))
+    order = torch.randperm(256, generator=generator)
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        for part in ("weight", "bias"):
+            given = getattr(one[0], part)
+            near = given[order] + noise * torch.randn(given.shape, generator=generator)
+            getattr(other[0], part).copy_(near)
+        other[2].weight.copy_(one[2].weight[:, order])
+    x = torch.randn(1100, 16, generator=generator)
+    with torch.no_grad():
+        data = [(x, other(x).argmax(1))]
+        h, k = one[:2](x).double(), other[:2](x).double()
+    found = bp.stitch(one, other, "1", data, epochs=0, progress=False)
+    assert torch.equal(found.matrix.argmax(1), order)
+    left = (k - h @ found.matrix.T).square().sum() / k.square().sum()
+    tolerance = 1e-9 if left < 1e-5 else 1e-6
+    assert found.fit == pytest.approx(1 - float(left), abs=tolerance)
+    assert ("nothing was trained" in " ".join(found.notes)) == (float(left) <= 1e-9)
