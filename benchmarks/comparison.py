@@ -1,7 +1,8 @@
 """How fast networks are compared, as ratios of processor time within one run.
 
-`python -m benchmarks --only comparison` prints two tables: `similarity` beside plain formulas, and
-`stitch` and `rebasin` beside a forward pass. Run as `python benchmarks/comparison.py` it measures
+`python -m benchmarks --only comparison` prints tables: `similarity` beside plain formulas, and
+`stitch` and `rebasin` beside a forward pass, of small networks and of large ones. Run as
+`python benchmarks/comparison.py` it measures
 kernels; `--large` adds the kernel of 8,192 examples, and `--assets FOLDER` the layer matrix of two
 trained ResNet20s on 1,000 images.
 """
@@ -225,10 +226,63 @@ def joining(width: int = 256, batches: int = 16, rows: int = 1024) -> list[str]:
     ]
 
 
+def joining_large(tokens: int = 8192, images: int = 24) -> list[str]:
+    """Lines of a table: `stitch` of networks as people have them beside one forward pass.
+
+    Args:
+        tokens: how many, for the shape of GPT-2 small.
+        images: how many, for a ResNet-50.
+    """
+    import transformers
+
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, 8192, (8, 128), generator=generator) for _ in range(tokens // 1024)]
+    shown = [torch.randn(4, 3, 224, 224, generator=generator) for _ in range(images // 4)]
+    labels = torch.randint(0, 1000, (4,), generator=generator)
+    kinds: list[tuple[str, str, str, dict[str, Any], list[Any], tuple[str, ...]]] = [
+        (
+            f"GPT-2 small's shape, {tokens:,} tokens", "GPT2LMHeadModel", "GPT2Config",
+            {"vocab_size": 8192, "bos_token_id": 0, "eos_token_id": 0}, ids,
+            ("transformer.h.6", "transformer.h.6.mlp.act"),
+        ),
+        (
+            f"ResNet-50, {images} images", "ResNetForImageClassification", "ResNetConfig",
+            {"num_labels": 1000}, [(batch, labels) for batch in shown],
+            ("resnet.encoder.stages.2.layers.2",),
+        ),
+    ]  # fmt: skip
+    lines = [
+        "| `stitch`, closed form | at | one forward pass, CPU s | `stitch`, CPU s | / forward |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for words, kind, config, sizes, data, sites in kinds:
+        nets: list[Any] = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            made = getattr(transformers, config)(**sizes)
+            nets.append(getattr(transformers, kind)(made).eval())
+
+        @torch.no_grad()
+        def forward(net: Any = nets[0], data: Any = data) -> None:
+            for batch in data:
+                net(batch if isinstance(batch, Tensor) else batch[0])
+
+        forward()
+        [bare] = seconds(forward, repeats=2)
+        for site in sites:
+
+            def stitched(nets: Any = nets, site: str = site, data: Any = data) -> object:
+                return bp.stitch(*nets, site, data, epochs=0, progress=False)
+
+            [taken] = seconds(stitched, repeats=1)
+            lines.append(f"| {words} | `{site}` | {bare:.1f} | {taken:.1f} | {taken / bare:.1f} |")
+    return lines
+
+
 def table() -> list[str]:
-    """Both tables, on one thread."""
+    """All tables, on one thread."""
     torch.set_num_threads(1)
-    return [*similarities(), "", *joining()]
+    return [*similarities(), "", *joining(), "", *joining_large()]
 
 
 # --- kernels --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ meet keys is replayed on random values, and what it does to a head is read off.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -104,11 +105,14 @@ def attentions(
         norms: the vertices that were measured to be norms, or to bend every feature by itself.
         plain: those of them that divide each head by its length, and have no gain.
     """
-    return tuple(
-        _attention(graph, vertex, norms, plain)
-        for vertex in graph.vertices.values()
-        if vertex.kind is Kind.ATTENTION
-    )
+    try:
+        return tuple(
+            _attention(graph, vertex, norms, plain)
+            for vertex in graph.vertices.values()
+            if vertex.kind is Kind.ATTENTION
+        )
+    finally:
+        _random.cache_clear()
 
 
 def _attention(
@@ -527,7 +531,9 @@ def _between(
     return frozenset(nodes), passed
 
 
+@functools.lru_cache(maxsize=4)
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Normals, the same tensor for the layers of a network that are alike: not to be changed."""
     # Normals of single precision are drawn five times faster.
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
@@ -555,11 +561,10 @@ def _plain(way: _Way) -> int:
     features = torch.arange(count).reshape(shape)
     ordered = features.movedim(layout.axes, tuple(range(-len(layout.axes), 0))).reshape(-1, size)
     rows = places.movedim(axis, -1).reshape(-1, size)
-    starts = {int(first): row for row, first in enumerate(ordered[:, 0])}
-    if any(int(first) not in starts for first in rows[:, 0].unique()):
-        return 0
-    index = torch.tensor([starts[int(first)] for first in rows[:, 0]])
-    if not torch.equal(ordered[index], rows):
+    starts = torch.full((count,), -1)
+    starts[ordered[:, 0]] = torch.arange(len(ordered))
+    index = starts[rows[:, 0]]
+    if bool((index < 0).any()) or not torch.equal(ordered[index], rows):
         return 0
     return len(rows) // len(ordered)
 

@@ -6,7 +6,7 @@ fold or turn axes. So the indices of every input's axes are passed through the c
 made: calls that only move entries are made again with indices in place of numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ _MOVES = frozenset(
     "atleast_3d".split()
 )
 """Calls that move entries and compute nothing."""
+
+_MOVED = frozenset({"input", "tensors", "self"})
+"""What the tensors are called whose entries such a call moves."""
 
 _FIRST = frozenset(
     "masked_scatter masked_scatter_ index_add index_add_ index_put index_put_ index_copy "
@@ -91,6 +94,7 @@ class Axes:
         self._names = {node.index: name for name, node in self.inputs.items()}
         self._origins: dict[int, frozenset[str]] = {}
         self._blank_nodes: dict[int, bool] = {}
+        self._made: dict[Hashable, tuple[list[Labels], dict[Source, int]]] = {}
         for node in trace.nodes:
             self.fixed[node.index] = self._inherited(node)
             self._known[node.index] = self._follow(node)
@@ -336,6 +340,63 @@ class Axes:
 
     def _moved(self, node: Node) -> Labels | None:
         """The axes of what a call makes that moves entries: it is made again with indices."""
+        key = self._alike(node)
+        made = None if key is None else self._made.get(key)
+        if made is None:
+            made = self._moved_anew(node)
+            if key is not None:
+                self._made[key] = made
+        several, entries = made
+        self._several[node.index] = several
+        self.fixed[node.index] |= entries
+        return several[0] if several else None
+
+    def _alike(self, node: Node) -> Hashable | None:
+        """What two calls have in common that move the same entries in the same way.
+
+        None where they are moved by numbers that a tensor holds.
+        """
+        moved = {0, 2} if node.op == "setitem" else {0}
+
+        def said(value: Any, *, data: bool) -> Hashable:
+            if isinstance(value, list | tuple):
+                parts = [said(entry, data=data) for entry in value]  # pyright: ignore[reportUnknownVariableType]
+                return type(value).__name__, *parts  # pyright: ignore[reportUnknownArgumentType]
+            if isinstance(value, Ref | Fixed):
+                if not data:
+                    raise LookupError("a tensor says where entries go")
+                return self._shown(value)
+            if isinstance(value, slice):
+                whole = value.start, value.stop, value.step
+                return "slice", *(said(part, data=data) for part in whole)
+            if value is None or value is ... or isinstance(value, bool | int | float | str):
+                return type(value).__name__, value
+            raise LookupError("nothing is known of this kind of argument")
+
+        try:
+            args = [said(value, data=place in moved) for place, value in enumerate(node.args)]
+            kwargs = [
+                (name, said(value, data=name in _MOVED)) for name, value in node.kwargs.items()
+            ]
+        except LookupError:
+            return None
+        return node.op, node.function, node.shape, (*args,), (*kwargs,)
+
+    def _shown(self, value: Ref | Fixed) -> Hashable:
+        """All that is known of the entries of a tensor."""
+        if isinstance(value, Fixed):
+            return "fixed", tuple(value.tensor.shape)
+        labels = tuple(
+            tuple((source, vector.numpy().tobytes()) for source, vector in axis.items())
+            for axis in self._known[value.node]
+        )
+        node = self.trace.node(value.node)
+        whence = self._is_blank(value.node), node.op == "setitem", self.origins(value.node)
+        return node.shape, labels, whence
+
+    def _moved_anew(self, node: Node) -> tuple[list[Labels], dict[Source, int]]:
+        """The axes of all that a call makes, and axes of inputs of which it shows one entry."""
+        entries: dict[Source, int] = {}
         sources = dict.fromkeys(
             (source, axis)
             for value in _leaves((node.args, node.kwargs))
@@ -363,9 +424,8 @@ class Axes:
                     if entry is not None and self._stays(node, source, axis, tensor):
                         labels[axis][source] = torch.tensor([entry])
                     elif entry is not None:
-                        self.fixed[node.index][source] = entry
-        self._several[node.index] = [tuple(labels) for labels in several]
-        return tuple(several[0]) if several else None
+                        entries[source] = entry
+        return [tuple(labels) for labels in several], entries
 
     def _is_lengthened(self, node: Node, axis: int) -> bool:
         """True if a call puts tensors behind one another along an axis."""
@@ -459,10 +519,7 @@ class Axes:
         kwargs = dict(node.kwargs)
         moved = {0, 2} if node.op == "setitem" else {0}
         args = [data(v) if place in moved else chosen(v) for place, v in enumerate(args)]
-        kwargs = {
-            name: data(v) if name in ("input", "tensors", "self") else chosen(v)
-            for name, v in kwargs.items()
-        }
+        kwargs = {name: data(v) if name in _MOVED else chosen(v) for name, v in kwargs.items()}
         return [*tensors_in(function(*args, **kwargs))]
 
 

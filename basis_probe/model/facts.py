@@ -184,8 +184,16 @@ class Facts:
         """Which expert's neurons a site is of, and of how many; None where it is of none."""
         if isinstance(site.address, Expert):
             return site.address.index, site.address.count
-        found = experts.member_of(self.graph.trace, site.address.path)
+        path = site.address.path
+        if path not in self._members:
+            self._members[path] = experts.member_of(self.graph.trace, path)
+        found = self._members[path]
         return found if found is not None and not self.is_told(site.node) else None
+
+    @functools.cached_property
+    def _members(self) -> dict[str, tuple[int, int] | None]:
+        """Of which experts the modules are, as far as that was asked."""
+        return {}
 
     def is_neurons(self, node: int) -> bool:
         """True for a tensor that a nonlinearity wrote, or rows of one."""

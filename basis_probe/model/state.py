@@ -153,10 +153,7 @@ class _Memory:
         if not looked_into:
             return None
         slots = {
-            name: getattr(value, name)
-            for kind in inspect.getmro(type(value))
-            for name in _names(getattr(kind, "__slots__", ()))
-            if hasattr(value, name)
+            name: getattr(value, name) for name in _slots_of(type(value)) if hasattr(value, name)
         }
         for name, entry in slots.items():
             self._undo.append(functools.partial(_set_slot, value, name, entry))
@@ -196,6 +193,13 @@ class _Memory:
 
 def _set_generator(generator: torch.Generator, state: Tensor) -> None:
     generator.set_state(state)
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """The names of all slots of a class."""
+    kinds = inspect.getmro(kind)
+    return tuple(name for each in kinds for name in _names(getattr(each, "__slots__", ())))
 
 
 def _names(slots: Any) -> tuple[str, ...]:
