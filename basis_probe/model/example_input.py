@@ -77,6 +77,10 @@ def _candidates(model: nn.Module) -> Iterator[Any]:
         yield {"input_ids": tokens}
         if getattr(config, "is_encoder_decoder", False):
             yield {"input_ids": tokens, "decoder_input_ids": tokens.flip(0)}
+        side = _said(config, "image_size")
+        if side:
+            image = numbers(2, _said(config, "num_channels") or 3, side, side)
+            yield {"input_ids": tokens, "pixel_values": image}
         # Who reads the last token of each text takes several only where padding has a number.
         yield {"input_ids": tokens[:1]}
     for name, shape in recorded:

@@ -4,6 +4,7 @@ A matrix [out, in] is a window on a random vector v of 2 out + in numbers, W[i, 
 rows differ, it has full rank, and it holds as many numbers as the model's own.
 """
 
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -50,12 +51,19 @@ def from_config(config: Any) -> nn.Module:
     """
     import transformers
 
-    from basis_probe.model.load import quiet
+    from basis_probe.model.load import quiet, refuse_path
 
     what = repr(config) if isinstance(config, str) else type(config).__name__
     with quiet():
         try:
             if isinstance(config, str):
+                path = pathlib.Path(config).expanduser()
+                if not config or not path.exists():
+                    refuse_path(config, path)
+                elif path.is_dir() and not (path / "config.json").is_file():
+                    raise FileNotFoundError("it holds no config.json")
+                else:
+                    config = str(path)
                 config = transformers.AutoConfig.from_pretrained(config, trust_remote_code=False)
             elif isinstance(config, Mapping):
                 if not isinstance(config.get("model_type"), str):

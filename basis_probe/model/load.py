@@ -86,19 +86,23 @@ def quiet() -> Generator[None, None, None]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from huggingface_hub.utils import logging as hub
         from transformers import dynamic_module_utils
         from transformers.utils import logging
 
         patience = dynamic_module_utils.TIME_OUT_REMOTE_CODE
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
         verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        told = hub.get_verbosity()
         logging.set_verbosity_error()
+        hub.set_verbosity_error()
         logging.disable_progress_bar()
         try:
             yield
         finally:
             dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
             logging.set_verbosity(verbosity)
+            hub.set_verbosity(told)
             if bars:
                 logging.enable_progress_bar()
 
@@ -201,8 +205,8 @@ def from_directory(
     """
     name = str(path_or_name)
     folder = Path(path_or_name).expanduser()
-    if not folder.is_dir():
-        _refuse_path(name, folder)
+    if not name or not folder.is_dir():
+        refuse_path(name, folder)
         folder = _snapshot(name, local_files_only=local_files_only)
     _check(folder, name)
     made = bridge_class()
@@ -386,9 +390,10 @@ def _listed(names: list[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _refuse_path(name: str, folder: Path) -> None:
+def refuse_path(name: str, folder: Path) -> None:
+    """Raises PretrainedError for what is a file, or looks like a folder that is not there."""
     looks_like_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if folder.exists():
+    if name and folder.exists():
         raise PretrainedError(
             f"{name} is a file: needs the folder that holds config.json, the weights and the "
             "tokenizer; give its parent folder"

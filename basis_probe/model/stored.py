@@ -211,12 +211,18 @@ def _files(path: pathlib.Path) -> tuple[list[pathlib.Path], Mapping[str, Any]]:
         named = _json(folder / index).get("weight_map")
         if isinstance(named, dict):
             files = [folder / str(name) for name in dict.fromkeys(named.values())]
+            if any(folder not in file.parents or ".." in file.parts for file in files):
+                raise DataError(
+                    f"{index} in {folder} names files that are not in the folder: download the "
+                    "folder again"
+                )
             missing = [file.name for file in files if not file.is_file()]
             if missing:
                 raise DataError(
                     f"{folder} lacks {', '.join(missing[:3])}, which its {index} names: download "
                     "the folder again"
                 )
+            _require_named(folder, index, named, files)
             return files, config
         found = sorted(folder.glob(single))
         if found:
@@ -228,8 +234,37 @@ def _files(path: pathlib.Path) -> tuple[list[pathlib.Path], Mapping[str, Any]]:
     )
 
 
-def _require_all_parts(folder: pathlib.Path, names: list[str]) -> None:
-    """Raises DataError if a file says by its name that there are more parts than are there."""
+def _require_named(
+    folder: pathlib.Path, index: str, named: Mapping[str, Any], files: list[pathlib.Path]
+) -> None:
+    """Raises DataError if an index leaves out parts of a model, or names weights that are nowhere.
+
+    What is read would be a part of the model, and look like a whole one.
+    """
+    _require_all_parts(folder, [file.name for file in files], f"or its {index} does not name it")
+    if all(file.suffix == ".safetensors" for file in files):
+        there = {name for file in files for name in _names(file)}
+        absent = [str(name) for name in named if name not in there]
+        if absent:
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            raise DataError(
+                f"{folder} lacks {', '.join(absent[:3])}{more}, which its {index} names and none "
+                "of its files holds: download the folder again"
+            )
+
+
+def _names(file: pathlib.Path) -> list[str]:
+    """The names of all tensors of a .safetensors file."""
+    import safetensors
+
+    try:
+        return [*safetensors.safe_open(str(file), framework="pt").keys()]
+    except Exception as error:
+        raise DataError(f"{file} could not be read as safetensors: {error}") from error
+
+
+def _require_all_parts(folder: pathlib.Path, names: list[str], why: str = "") -> None:
+    """Raises DataError if a file says by its name that there are more parts than those named."""
     for name in names:
         part = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})(\..*)", name)
         if part is None:
@@ -239,8 +274,8 @@ def _require_all_parts(folder: pathlib.Path, names: list[str]) -> None:
         missing = [other for other in wanted if other not in names]
         if missing:
             raise DataError(
-                f"{folder} lacks {', '.join(missing[:3])}, which {name} belongs to: download the "
-                "folder again"
+                f"{folder} lacks {', '.join(missing[:3])}, {why or f'which {name} belongs to'}: "
+                "download the folder again"
             )
 
 

@@ -242,7 +242,8 @@ class _Pass:
 
         def value_of(value: Ref | Fixed) -> Any:
             if isinstance(value, Fixed):
-                return self._fixed(node, value.tensor, one)
+                found = self._fixed(node, value.tensor, one)
+                return found if self.dtype or not value.dtype else found.to(value.dtype)
             return instead[value.node] if value.node in instead else self._at(value.node, one)
 
         return called(node, value_of, self.dtype)

@@ -35,10 +35,18 @@ class Ref:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fixed:
-    """A tensor among the arguments that no recorded call made: a parameter or a constant."""
+    """A tensor among the arguments that no recorded call made: a parameter or a constant.
+
+    Attributes:
+        tensor: the tensor.
+        name: its path among the parameters and buffers of the model; None if it is none of them.
+        dtype: the type of its numbers during the call, where hooks make them wider while their
+            module runs; None if it is that of the tensor.
+    """
 
     tensor: Tensor
     name: str | None
+    dtype: torch.dtype | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -545,6 +553,9 @@ class _Recorder(Follower):
         if op is None:
             return out
         self._note(op, given, inputs, out)
+        if self._is_still(out, given, versions):
+            self.step(op)
+            return out
         if op == "set_":
             # It shows memory from elsewhere now, as what is read from a file.
             self._found(given[0])
@@ -590,6 +601,13 @@ class _Recorder(Follower):
         if changed:
             self._overwrite(changed, tuple(inputs), made)
         return out
+
+    def _is_still(self, out: Any, given: list[Tensor], versions: list[int]) -> bool:
+        """True if a call gave back a weight as it was, as `to` where nothing has to be moved."""
+        if id(out) not in self.names or id(out) in self.made:
+            return False
+        unchanged = (tensor_version(tensor) for tensor in given)
+        return any(tensor is out for tensor in given) and [*unchanged] == versions
 
     def _note(self, op: str, given: list[Tensor], inputs: list[int], out: Any) -> None:
         """Notes what a call says of the run besides what it makes.
@@ -646,7 +664,7 @@ class _Recorder(Follower):
                 name = self.names.get(id(value))
                 known = name is not None or self.ages.is_older(value) or self._is_weight(value)
                 if known and not (self.lent and self._is_changed(value)):
-                    return Fixed(value, name)
+                    return Fixed(value, name, value.dtype)
                 index = self._found(value)
             elif self.lent:
                 index = self._as_it_is(value, index)

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Callable
 
 import pytest
 import safetensors.torch
@@ -467,4 +468,57 @@ def test_a_folder_that_lacks_a_part_is_refused_without_an_index(tmp_path: pathli
     weights = nn.Sequential(*layers).state_dict()
     safetensors.torch.save_file(weights, tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(DataError, match="lacks model-00002-of-00002"):
+        bp.weights_privilege(tmp_path)
+
+
+def _swap_first(where: dict[str, str], name: str) -> dict[str, str]:
+    return {**where, next(iter(where)): name}
+
+
+WRONG_INDEX: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], str]] = {
+    "a shard is named for nothing": (
+        lambda where: {k: v for k, v in where.items() if "00002-of" not in v},
+        r"lacks model-00002-of-00003\.safetensors, or its .* does not name it",
+    ),
+    "the last shard, too": (
+        lambda where: {k: v for k, v in where.items() if "00003-of" not in v},
+        r"lacks model-00003-of-00003\.safetensors, or its .* does not name it",
+    ),
+    "a weight is in no shard": (
+        lambda where: {**where, "3.down_proj.weight": "model-00001-of-00003.safetensors"},
+        r"lacks 3\.down_proj\.weight, which its .* names and none of its files holds",
+    ),
+    "nothing is named": (lambda where: {}, "holds no floating-point weights"),
+    "a shard is not there": (
+        lambda where: _swap_first(where, "model-00004-of-00003.safetensors"),
+        r"lacks model-00004-of-00003\.safetensors, which its .* names",
+    ),
+    "a shard is elsewhere": (
+        lambda where: _swap_first(where, "../model-00001-of-00003.safetensors"),
+        "names files that are not in the folder",
+    ),
+    "a shard is anywhere": (
+        lambda where: _swap_first(where, "/etc/hostname"),
+        "names files that are not in the folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WRONG_INDEX)
+def test_an_index_that_is_wrong_is_refused_and_no_part_is_taken_for_the_whole(
+    how: str, tmp_path: pathlib.Path
+) -> None:
+    where: dict[str, str] = {}
+    for part in range(3):
+        name = f"model-0000{part + 1}-of-00003.safetensors"
+        weights = {f"{part}.up_proj.weight": (40, 16), f"{part}.down_proj.weight": (16, 40)}
+        made = {path: torch.randn(shape) for path, shape in weights.items()}
+        safetensors.torch.save_file(made, tmp_path / name)
+        where |= dict.fromkeys(made, name)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    assert len(bp.weights_privilege(tmp_path).sites) == 3
+    change, said = WRONG_INDEX[how]
+    index.write_text(json.dumps({"weight_map": change(where)}))
+    with pytest.raises(bp.DataError, match=said):
         bp.weights_privilege(tmp_path)

@@ -141,6 +141,16 @@ def test_every_form_of_a_configuration_says_the_same(tmp_path: pathlib.Path) -> 
         bp.symmetries(SIZES)
 
 
+@pytest.mark.parametrize("name", ["", "./none", "~/none", "/none/none", "a/b/c", "."])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(
+    name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = r"there is no folder" if name != "." else "it holds no config.json"
+    with pytest.raises(ValueError, match=f"no model can be built from '{name}' .*{said}"):
+        bp.symmetries(name)
+
+
 NO_MODELS = ("Trainer", "pipeline", "AutoModel", "GPT2LMHeadModel", "LlamaConfig", "NoSuchModel")
 
 
