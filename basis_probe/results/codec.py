@@ -67,7 +67,8 @@ def encode(value: object) -> Any:
     """
     if isinstance(value, np.ndarray):
         numbers = value.astype(np.float64)
-        if numbers.size >= _MANY:
+        # What holds no number has a shape all the same, which a list does not tell.
+        if numbers.size >= _MANY or (value.ndim > 1 and not numbers.size):
             return _packed(numbers)
         if value.ndim > 1:
             return [encode(row) for row in value]
