@@ -181,6 +181,60 @@ def test_numbers_of_another_type_than_the_weights_are_named(given: str, needed: 
         _probe(_mlp(), [_draw(4, 5)])
 
 
+READING_REALS: dict[str, Callable[[], nn.Module]] = {
+    "a map": lambda: nn.Linear(4, 3),
+    "a convolution": lambda: nn.Conv1d(4, 3, 1),
+    "a norm": lambda: nn.LayerNorm(4),
+    "a norm of lengths": lambda: nn.RMSNorm(4),
+    "a norm of batches": lambda: nn.BatchNorm1d(4),
+    "a norm of groups": lambda: nn.GroupNorm(2, 4),
+    "a nonlinearity": lambda: nn.GELU(),
+    "a softmax": lambda: nn.Softmax(-1),
+    "slopes": lambda: nn.PReLU(),
+    "a recurrence": lambda: nn.LSTM(4, 3),
+    "attention": lambda: nn.TransformerEncoderLayer(4, 2, 4, batch_first=True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool])
+@pytest.mark.parametrize("name", READING_REALS)
+def test_whole_numbers_where_real_ones_are_read_are_named(name: str, dtype: torch.dtype) -> None:
+    model = nn.Sequential(READING_REALS[name](), nn.Identity())
+    given = str(dtype).removeprefix("torch.")
+    said = rf"The batch holds {given} numbers and the model has float32 weights"
+    with pytest.raises(bp.DataError, match=said):
+        bp.symmetries(model, torch.ones(2, 4, 4).to(dtype))
+
+
+class _Failing(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.table, self.error = nn.Embedding(9, 4), error
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if len(self.table(ids)):
+            raise self.error
+        return ids
+
+
+OTHER_FAILURES = (
+    RuntimeError("value cannot be converted to type float without overflow"),
+    RuntimeError("Expected mat_a to be Float32, BFloat16 or Float16 matrix, got Double"),
+    RuntimeError("The size of tensor a (4) must match the size of tensor b (3)"),
+    AttributeError("'int' object has no attribute 'shape'"),
+    TypeError("forward() got an unexpected keyword argument of type bool"),
+    IndexError("tensors used as indices must be long, int, byte or bool tensors"),
+)
+
+
+@pytest.mark.parametrize("error", OTHER_FAILURES, ids=str)
+def test_whole_numbers_are_not_named_where_something_else_is_at_fault(error: Exception) -> None:
+    with pytest.raises(bp.DataError) as caught:
+        bp.symmetries(_Failing(error), torch.ones(2, 4, dtype=torch.int64))
+    assert str(error) in str(caught.value) and "The batch holds" not in str(caught.value)
+
+
 @pytest.mark.slow
 def test_a_mask_must_fit_its_input(bridge: Any) -> None:
     ids = torch.ones(2, 5, dtype=torch.int64)

@@ -10,6 +10,7 @@ import enum
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -627,19 +628,26 @@ def facts_of(subject: Subject, batch: Batch) -> Facts:
         raise DataError(
             f"the model failed on the first batch ({batch.form}, shape "
             f"{tuple(batch.inputs.shape)}): {type(error).__name__}: {error}"
-            f"{_types_apart(subject, batch, str(error))}"
+            f"{_types_apart(subject, batch, error)}"
         ) from error
     return collect(trace, subject.names(trace), all_named=subject.all_named)
 
 
-def _types_apart(subject: Subject, batch: Batch, said: str) -> str:
+_WHOLE = re.compile(
+    r"\b(long|int|short|byte|char|bool(ean)?|u?int(8|16|32|64)|mixed dtype)\b", re.I
+)
+"""How torch names whole numbers where it needs others."""
+
+
+def _types_apart(subject: Subject, batch: Batch, error: Exception) -> str:
     """What to do where the numbers of a batch are of another type than the weights.
 
     Integers are what many models take: they count where the model fails for their type.
     """
-    given, needed = batch.inputs.dtype, subject.dtype
+    given, needed, said = batch.inputs.dtype, subject.dtype, str(error)
     whole = not batch.inputs.is_floating_point()
-    if given == needed or (whole and ("type" not in said or "indices" in said)):
+    about_types = isinstance(error, RuntimeError | ValueError) and "indices" not in said
+    if given == needed or (whole and not (about_types and _WHOLE.search(said))):
         return ""
     given, needed = (str(dtype).removeprefix("torch.") for dtype in (given, needed))
     return (
