@@ -99,6 +99,7 @@ errors        what can go wrong
 interrupts    Ctrl-C at moments at which nothing is lost by it
 parallel      small jobs side by side
 devices       where tensors are made
+memory        what was freed, given back to the system
 brief         values on one line, and as a small table
 arguments     what users hand over, checked at once
 files         files that are replaced as a whole

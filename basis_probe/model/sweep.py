@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basis_probe.memory import give_back
 from basis_probe.model.deferred import Acted, Changes, after
 from basis_probe.model.facts import fixed_in
 from basis_probe.model.graph import called
@@ -199,6 +200,7 @@ class _Pass:
                 self.known.pop(spent, None)
                 for one in self.running:
                     one.own.pop(spent, None)
+            give_back()
             self.running = [
                 one for one in self.running if index < one.last and one.number not in self.failed
             ]

@@ -18,6 +18,7 @@ from basis_probe.errors import StreamError
 from basis_probe.evidence.measure import choose, untrained
 from basis_probe.evidence.site import Case, Evidence, gather, is_small
 from basis_probe.interrupts import hold, stoppable
+from basis_probe.memory import give_back
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import facts_of
@@ -236,7 +237,9 @@ class Concluding:
         """Adds the evidence of the sites that were seen; True if the user interrupted it."""
         from tqdm.auto import tqdm
 
+        give_back()
         stopped = self._prove()
+        give_back()
         places, leaders = self._places or self.watching.places, self.watching.leaders
         mine = [name for name in places if leaders[name] in partial.seen]
         alike = {n for n in mine if leaders[n] != n and _alike(places[n], places[leaders[n]])}
@@ -295,15 +298,18 @@ class Concluding:
         leader = self.watching.leaders[name]
         if self.attributions is not None:
             self.attributions.see(leader, partial.seen[leader])
-        return gather(
-            self._case(name, partial),
-            (*self.choices.scores, *self.further.get(leader, ())),
-            self.choices.null,
-            seed=self.choices.seed,
-            twins=self.twins.get(leader, ()),
-            companions=self.choices.companions,
-            device=self.watching.subject.device,
-        )
+        try:
+            return gather(
+                self._case(name, partial),
+                (*self.choices.scores, *self.further.get(leader, ())),
+                self.choices.null,
+                seed=self.choices.seed,
+                twins=self.twins.get(leader, ()),
+                companions=self.choices.companions,
+                device=self.watching.subject.device,
+            )
+        finally:
+            give_back()
 
     def _prove(self) -> bool:
         """Proves the claims, once; True if the user interrupted it."""

@@ -739,6 +739,7 @@ class Stream:
                     continue
                 with torch.inference_mode(False):
                     sums.add(observer.caught, number)
+                observer.caught = None
             self.occurrences.add(ranks.examples)
             self.batches += 1
             self.examples += ranks.size

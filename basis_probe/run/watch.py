@@ -31,6 +31,7 @@ from basis_probe.evidence.site import (
     listed_scores,
     parted_scores,
 )
+from basis_probe.memory import give_back
 from basis_probe.model.around import Around, around
 from basis_probe.model.batches import Batch
 from basis_probe.model.experts import Expert, times
@@ -264,6 +265,8 @@ class Watched:
                 plans[name] = place.plan
         routed = [n for n, s in facts.sites.items() if isinstance(s.address, Expert)]
         left_out = 0 if choices.sites is not None else len(set(routed) - places.keys())
+        # A record holds what is as large as the activations of a pass, and most of it is let go of.
+        give_back()
         return Watched(subject, first, derivation, places, leaders, plans, left_out)
 
     @property
