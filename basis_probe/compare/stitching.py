@@ -71,7 +71,7 @@ Objective = Callable[[Any, Any], Tensor]
 _EXACT = 1e-9
 
 # So many bytes of what was made of batches are kept.
-_ROOM = 2**27
+_ROOM = 2**28
 
 # Where as little as this is left over, sums are taken in double precision.
 _NEARLY = 1e-4
@@ -185,23 +185,31 @@ class StitchedModel(nn.Module):
         front, back = recognise(self.front), recognise(self.back)
         return self._joined(lambda: front.call(batch), lambda: back.call(batch))
 
-    def run_behind(self, x: Tensor, batch: Batch, answers: Mapping[str, Answer]) -> Any:
-        """The same for a batch of which it is known what its front makes.
+    def run_behind(self, x: Tensor | None, batch: Batch, answers: Mapping[str, Answer]) -> Any:
+        """The same for a batch of which something is known.
 
         Args:
-            x: [..., dim_a], what the front holds at its place.
+            x: [..., dim_a], what the front holds at its place; None to run it.
             batch: the batch.
             answers: modules of the back that need not run, and what stands in for their answers.
         """
         other = self._spots[1].site.address
+        front = recognise(self.front)
+        rows = self._reached(lambda: front.call(batch)) if x is None else x
         with (
             standing_in(self.back, answers),
-            replacing(self.back, other, lambda there: self._at(x, there)),
+            replacing(self.back, other, lambda there: self._at(rows, there)),
         ):
             return recognise(self.back).call(batch)
 
     def _joined(self, front: Callable[[], Any], back: Callable[[], Any]) -> Any:
-        own, other = self._spots
+        rows, other = self._reached(front), self._spots[1]
+        with replacing(self.back, other.site.address, lambda there: self._at(rows, there)):
+            return back()
+
+    def _reached(self, front: Callable[[], Any]) -> Tensor:
+        """[..., dim_a], what the front holds at its place as it runs."""
+        own = self._spots[0]
         caught: list[Tensor] = []
 
         def stop(tensor: Tensor) -> None:
@@ -215,9 +223,7 @@ class StitchedModel(nn.Module):
             pass
         if not caught:
             raise DataError(f"{own.site.name} did not run")
-        x = rows_last(caught[0], own.layout)
-        with replacing(self.back, other.site.address, lambda there: self._at(x, there)):
-            return back()
+        return rows_last(caught[0], own.layout)
 
     def _at(self, rows: Tensor, there: Tensor) -> Tensor:
         """What takes the place of the second network's activations, laid out as they are."""
@@ -709,16 +715,25 @@ class _Seen:
         self._known: dict[int, _Before] = {}
         self._room = _ROOM
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The modules of the second network that need not run again for some of the batches."""
+        return frozenset(path for before in self._known.values() for path in before.answers)
+
     def keep(self, number: int, before: _Before) -> None:
         """Keeps what was made of the batch of this number."""
         batch = before.batch
         if not _is_told_by_tensors(batch):
             return
-        held = (before.front, before.wanted, *batch.named().values())
-        size = sum(tensor.nbytes for tensor in held if tensor is not None)
-        if size <= self._room:
-            self._room -= size
-            self._known[number] = dataclasses.replace(before, batch=batch.copied())
+        short = dataclasses.replace(before, wanted=None)
+        # What the second returns may be much larger than what the first holds.
+        for known in (before, short):
+            held = (known.front, known.wanted, *batch.named().values())
+            size = sum(tensor.nbytes for tensor in held if tensor is not None)
+            if size <= self._room:
+                self._room -= size
+                self._known[number] = dataclasses.replace(known, batch=batch.copied())
+                return
 
     def of(self, number: int, batch: Batch) -> _Before | None:
         """What was made of a batch, if it was this one that had the number."""
@@ -910,23 +925,40 @@ class _Trainer:
     def performance(self) -> Performance:
         """How well the joined network does."""
         judge = _Judge(self.work)
-        # With other statistics its front makes something else.
-        same_front = not self.normalisations or self.statistics == "kept"
         with torch.no_grad():
             for place, (batch, raw) in enumerate(self.work.items(self.test)):
-                known = self.work.seen.of(place, batch) if same_front else None
-                if known is None or known.front is None:
-                    output = self.joined.run(batch)
-                else:
-                    output = self.joined.run_behind(known.front, batch, known.answers)
+                output = self._run(place, batch)
                 judge.see(output, batch, raw, self.work.wanted(place, batch, raw))
         return judge.performance
 
+    def _run(self, place: int, batch: Batch) -> Any:
+        """What the joined network returns for a batch, with what is known of its parts."""
+        known = self.work.seen.of(place, batch)
+        if known is None:
+            return self.joined.run(batch)
+        # With other statistics its front makes something else.
+        same = not self.normalisations or self.statistics == "kept"
+        return self.joined.run_behind(known.front if same else None, batch, known.answers)
+
     def settle(self) -> None:
-        """Averages the statistics of batch normalisation anew over the data."""
-        if self.statistics == "recomputed":
-            batches = self.work.items(self.work.data)
-            settle(self.joined, (functools.partial(self.joined.run, batch) for batch, _ in batches))
+        """Averages the statistics of batch normalisation anew over the data.
+
+        Those of layers of which nothing is read, as they come before the place, stay as they are.
+        """
+        if self.statistics != "recomputed":
+            return
+        left_out = [self.joined.back.get_submodule(path) for path in self.work.seen.left_out]
+        before = {
+            buffer: buffer.clone()
+            for module in left_out
+            for norm in normalisations(module)
+            for buffer in norm.buffers()
+        }
+        batches = enumerate(self.work.items(self.work.data))
+        runs = (functools.partial(self._run, place, batch) for place, (batch, _) in batches)
+        settle(self.joined, runs)
+        for buffer, value in before.items():
+            buffer.copy_(value)
 
     @contextmanager
     def _batch_statistics(self) -> Generator[None]:
@@ -988,7 +1020,7 @@ class _Trainer:
             with stoppable():
                 wanted = self.work.wanted(place, batch, raw)
                 with self._batch_statistics() if recomputed else nullcontext():
-                    loss, _ = self.work.loss(self.joined.run(batch), batch, raw, wanted)
+                    loss, _ = self.work.loss(self._run(place, batch), batch, raw, wanted)
                 added = self.joined.layer.penalty()
                 optimiser.zero_grad()
                 (loss if added is None else loss + added).backward()

@@ -212,6 +212,9 @@ def test_statistics_of_batch_normalisation_are_recomputed_and_that_is_said() -> 
     assert not joined.training and joined.back.norm1.momentum == 0.1
     assert torch.allclose(joined.back.norm1.running_mean, means, atol=1e-5)
     assert not torch.allclose(b.norm1.running_mean, means, atol=1e-4)
+    # Before it, where nothing is read, they stay as they are.
+    for name, value in joined.back.norm.named_buffers():
+        assert torch.equal(value, dict(b.norm.named_buffers())[name])
 
 
 def test_without_labels_the_second_network_is_the_target() -> None:
