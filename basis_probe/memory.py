@@ -11,23 +11,24 @@ import os
 import sys
 from collections.abc import Callable
 
-_GROWN = 2**26
-"""By so many bytes a process must have grown before it is worth the while."""
+_GROWN = 2**23
+"""By so many bytes a process must hold more than it did the last time."""
 
-_before = 0
+_most = 0
 
 
 def give_back() -> None:
-    """Gives pages that hold nothing to the system, if the process has grown since the last time.
+    """Gives pages that hold nothing to the system, if the process holds more than the last time.
 
-    It does nothing where the C library is none that can be asked.
+    What is needed again and again is kept: to give it back each time would take time, and not lower
+    the most that the process holds. It does nothing where the C library is none that can be asked.
     """
-    global _before
+    global _most
     trim = _trim()
-    if trim is None or _held() < _before + _GROWN:
-        return
-    trim(0)
-    _before = _held()
+    held = 0 if trim is None else _held()
+    if trim is not None and held >= _most + _GROWN:
+        trim(0)
+        _most = held
 
 
 @functools.cache

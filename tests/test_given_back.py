@@ -39,21 +39,16 @@ def test_pages_between_what_is_kept_are_given_back() -> None:
     assert after < full - 50 * 2**22
 
 
-def test_it_is_asked_for_only_where_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_needed_again_and_again_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     held = 2**30
     monkeypatch.setattr(memory, "_trim", lambda: asked.append)
     monkeypatch.setattr(memory, "_held", lambda: held)
-    monkeypatch.setattr(memory, "_before", 0)
-    give_back()
-    give_back()
-    assert len(asked) == 1
-    held += 2**25
-    give_back()
-    assert len(asked) == 1
-    held += 2**25
-    give_back()
-    assert len(asked) == 2
+    monkeypatch.setattr(memory, "_most", 0)
+    for now, times in ((2**30, 1), (2**30, 1), (2**29, 1), (2**30, 1), (2**31, 2), (2**31, 2)):
+        held = now
+        give_back()
+        assert len(asked) == times
 
 
 def test_where_nothing_can_be_asked_for_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
