@@ -58,9 +58,12 @@ _FULL_WORK = 6e10
 """Multiplications and additions at one site up to which every axis is compared in full."""
 _SCORING = 500
 """About so many of them take as long as scoring one value."""
-_LEAST_WORK = 1e10
+_LEAST_WORK = 5e9
 """About as many are spent on a wider site."""
 _FEWEST_DIRECTIONS = 64
+_FEWEST_BLOCKS, _BLOCK = 19, 128
+"""Where all directions have one law, so few blocks of so many directions: what counts is how many
+directions there are together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Size:
         )
 
 
-def affordable(read: int, dim: int) -> Size:
+def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
     """What can be compared at a site for little more than it costs to run a model of its width.
 
     Where all axes in 199 frames on 4,096 samples are too much to multiply and score, frames are 99:
@@ -88,17 +91,25 @@ def affordable(read: int, dim: int) -> Size:
     Args:
         read: how many numbers make one axis: the inputs of a neuron, or the axes that are turned.
         dim: the number of axes.
+        one_law: whether every direction of every frame has the law that an axis has, so that axes
+            are compared with the directions of all frames together: fewer and larger blocks do.
 
     Example:
         >>> affordable(64, 64), affordable(768, 3072)
         (Size(frames=199, samples=4096, directions=None), Size(frames=99, samples=1024, \
 directions=64))
+        >>> affordable(768, 768, one_law=True)
+        Size(frames=19, samples=1024, directions=128)
     """
     each = 2.0 * read + _SCORING
     for frames in (199, 99):
         if 4096 * frames * each * dim <= _FULL_WORK:
             return Size(frames, 4096, None)
-    directions = max(_FEWEST_DIRECTIONS, int(_LEAST_WORK / (1024 * 99 * each)))
+    several = int(_LEAST_WORK / (1024 * each))
+    if one_law:
+        directions = min(_BLOCK, dim // 2)
+        return Size(min(99, max(_FEWEST_BLOCKS, several // directions)), 1024, directions)
+    directions = max(_FEWEST_DIRECTIONS, several // 99)
     return Size(99, 1024, None if directions >= dim else directions)
 
 
@@ -224,7 +235,14 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     because += _form_alone(problem.group)
     if floor:
         because = floor
+    size = affordable(reads(problem), problem.x.shape[1], one_law=_one_law(problem.group))
     return Choice(size.of(Rotation()), because, one, False, believable=not floor)
+
+
+def _one_law(group: Group) -> bool:
+    """Whether the directions that decide have one law where a basis is turned."""
+    geometry = geometry_of(group)
+    return geometry in (Geometry.EUCLIDEAN, Geometry.LINE) or geometry in _ONE_LAW
 
 
 def _exchanged(layer: LinearLayer) -> bool:
@@ -346,10 +364,12 @@ def measure(
 def _for_show(choice: Choice, problem: Problem) -> Null:
     """The raw rotation with as many frames as it takes to show it, or as were asked for."""
     null = choice.null
-    some = null.directions is not None and null.directions < problem.x.shape[1]
-    if choice.asked and not some:
-        return null
-    return dataclasses.replace(null, frames=min(null.frames, _SHOWN if some else _SHOWN_WHOLE))
+    if null.directions is None or null.directions >= problem.x.shape[1]:
+        if choice.asked:
+            return null
+        return dataclasses.replace(null, frames=min(null.frames, _SHOWN_WHOLE))
+    directions = null.directions if choice.asked else min(null.directions, _FEWEST_DIRECTIONS)
+    return dataclasses.replace(null, frames=min(null.frames, _SHOWN), directions=directions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,7 +407,7 @@ def _measure(
     if isinstance(null, Rotation) and geometry in CROSS_FITTED:
         problem = problem.by_halves
     used, notes = _applicable(scores, problem.group, geometry, null)
-    notes += (*_wiring(problem, null), *_few_examples(problem))
+    notes += (*_wiring(problem, choice), *_few_examples(problem))
     notes += _repeated(counted.distinct, len(problem.x))
     axes = _block(null, problem, geometry, seed)
     compared = used if axes is None else [score for score in used if not score.across_axes]
@@ -623,9 +643,9 @@ def _few(found: FewTest | None, places: Tensor) -> FewAxes | None:
     )
 
 
-def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
+def _wiring(problem: Problem, choice: Choice) -> tuple[str, ...]:
     """What must be said where most weights of the layer are exactly zero."""
-    layer = problem.layer
+    layer, null = problem.layer, choice.null
     if isinstance(null, SparseWiring) and layer is not None:
         rescaled = layer.geometry is not Geometry.EUCLIDEAN
         if not rescaled or geometry_of_inputs(layer) is not Geometry.EUCLIDEAN:
@@ -637,7 +657,8 @@ def _wiring(problem: Problem, null: Null) -> tuple[str, ...]:
         )
     if layer is None or not isinstance(null, Counterfactual):
         return ()
-    if _exchanged(layer):
+    # Of such weights it would have been another null, had it not been asked for.
+    if choice.asked and _exchanged(layer):
         return (
             "The weights that make these neurons look as if drawn one by one, of another law than "
             "those of the alternatives, which is Gaussian. On data that lie along the inputs' axes "

@@ -188,8 +188,8 @@ def _outliers(
     )
 
 
-_FRAMES, _BLOCKS = 49, 19
-"""So many alternatives show the form of what is left; blocks of axes at wide sites."""
+_FRAMES, _BLOCKS, _DIRECTIONS = 49, 19, 64
+"""So many alternatives show the form of what is left; blocks of so many axes at wide sites."""
 _OFFSETS, _SCALES = 999, 199
 """So many directions and turned bases show its offset and its scale."""
 
@@ -214,7 +214,7 @@ def _without(
     turned = Rotation(
         frames=min(null.frames, _BLOCKS if block else _FRAMES),
         samples=null.samples,
-        directions=null.directions,
+        directions=min(null.directions, _DIRECTIONS) if null.directions is not None else None,
         geometry=Geometry.RIDGE,
     )
     problem = Problem(

@@ -18,6 +18,7 @@ from basis_probe.statistics.p_values import (
     monte_carlo_p,
     pooled_direction_p,
     pooled_p,
+    skewed_tail,
     tail_p,
 )
 from basis_probe.statistics.scores import KURTOSIS, Score
@@ -120,7 +121,7 @@ def scored(
 
 
 _LEAST_P = 1e-6
-"""The normal law of a mean over blocks is not believed further out than this."""
+"""The law of a mean over all axes is not believed further out than this."""
 
 
 def _of_all_axes(
@@ -143,10 +144,12 @@ def _of_all_axes(
     tail, note = _tail(score, choice)
     far = abs(effect) if tail is Tail.TWO_SIDED else effect
     sides = 2 if tail is Tail.TWO_SIDED else 1
-    p = min(1.0, max(sides * 0.5 * math.erfc(far / math.sqrt(2)), _LEAST_P))
+    p = min(1.0, max(sides * skewed_tail(far, found.skewness), _LEAST_P))
+    law = f"normal law, its variance from {count} blocks of {size} alternatives"
     if one_law:
+        law = f"gamma law of three moments, those of {count * size:,} turned directions"
         own = pooled_p(values, directions[1:].flatten(), tail=tail)
-        known, against = own, f"blocks of {size} turned"
+        known, against = own, f"against {count * size:,} turned directions"
     else:
         # An axis that was not compared has no alternatives of its own.
         known = pooled_direction_p(directions[0], directions[1:], pool=False, tail=tail)
@@ -169,7 +172,7 @@ def _of_all_axes(
         effect=effect,
         p_value=math.nan,
         p_tail=math.nan if math.isnan(effect) else p,
-        p_tail_method=f"normal law, its variance from {count} blocks of {size} alternatives",
+        p_tail_method=law,
         p_adjusted=math.nan,
         tail=tail,
         decides=decides,

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Mapping
 
-from basis_probe.evidence.measure import affordable, choose, reads
+from basis_probe.evidence.measure import choose
 from basis_probe.evidence.site import Evidence, gather
 from basis_probe.model.batches import Batch
 from basis_probe.results.history import Glance, History, Look
@@ -102,10 +102,8 @@ def _evidence(session: Session, name: str, seen: Seen, step: int) -> Evidence:
 
 def _quick(problem: Problem) -> Null:
     """The null that the site calls for, in the size of a quick look."""
-    size = affordable(reads(problem), problem.x.shape[1])
     null = choose(problem).null
-    directions = size.directions if size.frames <= _FRAMES else None
-    return dataclasses.replace(null, frames=_FRAMES, samples=QUICK, directions=directions)
+    return dataclasses.replace(null, frames=min(null.frames, _FRAMES), samples=QUICK)
 
 
 def _e_value(found: Evidence, step: Glance | None) -> float:

@@ -32,8 +32,15 @@ from basis_probe.statistics.nulls import (
     Rotation,
     neurons,
 )
+from basis_probe.statistics.p_values import skewed_tail
 from basis_probe.statistics.resampling import LeftOut, jackknife_error
-from basis_probe.statistics.scores import KURTOSIS, NON_GAUSSIANITY, SAMPLE_KURTOSIS
+from basis_probe.statistics.scores import (
+    KURTOSIS,
+    NEGENTROPY,
+    NON_GAUSSIANITY,
+    SAMPLE_KURTOSIS,
+    Measured,
+)
 from basis_probe.statistics.sparsity import column_negentropy
 from basis_probe.statistics.spread import Spread, for_all_axes, mean_of_all
 
@@ -244,6 +251,12 @@ def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
     assert (middle.frames, middle.samples, middle.directions) == (99, 4096, None)
     wide = affordable(768, 3072)
     assert (wide.frames, wide.samples, wide.directions) == (99, 1024, 64)
+    for dim in (175, 256, 768, 4096):
+        turned = affordable(dim, dim, one_law=True)
+        assert turned.samples == 1024 and turned.directions is not None
+        # As many directions together as there are axes, at least, up to what they cost.
+        assert 19 <= turned.frames <= 99 and turned.directions <= dim // 2
+        assert turned.frames * turned.directions >= min(2 * dim, 2432)
     x = _normal(900, 40) ** 3
     site = bp.probe_activations(
         x, group="orthogonal", null=bp.nulls.Rotation(99, 512, directions=8)
@@ -253,7 +266,7 @@ def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
     assert score.per_direction.shape == (40,) and not any(map(math.isnan, score.per_direction))
     # Directions of rotations have one law, so that axes outside the block have p-values too.
     assert not any(map(math.isnan, score.per_direction_p))
-    assert score.note == "all 40 axes, blocks of 8 turned"
+    assert score.note == "all 40 axes, against 792 turned directions"
     assert site.verdict.outcome is bp.Outcome.EMERGENT
     # What compares all axes has its null in closed form.
     across = site.scores["sample_kurtosis"]
@@ -392,21 +405,85 @@ def test_few_of_many_axes_are_named_wherever_they_are(several: int) -> None:
     assert few_of_many([torch.full((9,), math.nan).double()], [blocks]) is None
 
 
-@pytest.mark.parametrize("one_law", [True, False])
-def test_the_mean_of_all_errs_by_no_more_than_is_said(one_law: bool) -> None:
-    """With what alternatives share, and, where laws differ, with axes that were not compared."""
+def test_the_mean_of_all_errs_by_no_more_than_is_said() -> None:
+    """With what alternatives share, and with axes that were not compared."""
     off: list[float] = []
     for seed in range(150):
         generator = seeded(seed)
-        own = torch.zeros(400).double() if one_law else torch.randn(400, generator=generator).exp()
+        own = torch.randn(400, generator=generator).exp()
         common = 0.2 * torch.randn(100, 1, generator=generator)
         every = own + common + torch.randn(100, 400, generator=generator)
         axes = torch.randperm(400, generator=generator)[:24]
-        found = mean_of_all(every[:, axes].double(), every[0].double(), one_law=one_law)
+        found = mean_of_all(every[:, axes].double(), every[0].double(), one_law=False)
         assert found.observed == pytest.approx(float(every[0].mean()), rel=1e-5)
         off.append((found.observed - found.null_mean) / found.null_std)
     assert abs(sum(off) / len(off)) < 0.3
     assert 0.5 < float(torch.tensor(off).square().mean().sqrt()) < 1.1
+
+
+TURNED: dict[str, Callable[[Tensor], Tensor]] = {
+    "Gaussian": lambda x: x,
+    "Laplace": lambda x: x * x.abs(),
+    "rows of unequal length": lambda x: x * (1.5 * _normal(len(x), 1, seed=5)).exp(),
+    "one very sparse axis": lambda x: torch.cat([x[:, :1] ** 9, x[:, 1:]], 1),
+    "one row far out": lambda x: torch.cat([20 * x[:1], x[1:]]),
+    "one loud axis": lambda x: torch.cat([30 * x[:, :1].sign(), x[:, 1:]], 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [False, True])
+@pytest.mark.parametrize("name", TURNED)
+def test_the_mean_over_a_turned_basis_varies_no_more_than_its_directions_let_it(
+    name: str, line: bool
+) -> None:
+    """Whole turned bases against what few directions of others say of them; each a true null."""
+    dim, bases = 48, 100
+    x = TURNED[name](_normal(300, dim)).float()
+    problem = _problem(LineStabiliser(dim) if line else Orthogonal(dim), x)
+    null = Rotation(geometry=Geometry.RIDGE)
+    generator = seeded(1)
+    some = null.alternatives(problem, torch.arange(16))
+    whole = null.alternatives(problem)
+    off: dict[str, list[tuple[float, float]]] = {"non_gaussianity": [], "negentropy": []}
+    for at in range(bases):
+        if at % 20 == 0:
+            blocks = [Measured(some.frame(generator), unit_axes=False) for _ in range(60)]
+        every = Measured(whole.frame(generator), unit_axes=False)
+        for score in (NON_GAUSSIANITY, NEGENTROPY):
+            values = every.of(score)
+            drawn = torch.stack([values[:16], *(block.of(score) for block in blocks)])
+            found = mean_of_all(drawn, values, one_law=True)
+            effect = (found.observed - found.null_mean) / found.null_std
+            off[score.name].append((effect, skewed_tail(effect, found.skewness)))
+    for several in off.values():
+        effects, tails = torch.tensor(several).T
+        assert float(effects.std()) < 1.15 and abs(float(effects.mean())) < 0.35
+        assert float((tails <= 0.05).double().mean()) < 0.1 and float(tails.min()) > 1e-4
+
+
+@pytest.mark.parametrize("dim", [5, 8, 24, 200, 3000])
+def test_no_function_of_directions_is_shared_more_between_the_axes_of_a_turned_basis(
+    dim: int,
+) -> None:
+    """P_k(t) of every degree, for right angles and for the axes beside the all-ones direction."""
+    for m, cosine in ((dim, 0.0), (dim - 1, -1 / (dim - 1))):
+        before, now = 1.0, cosine
+        highest = now
+        for k in range(1, 200):
+            before, now = now, ((2 * k + m - 2) * cosine * now - k * before) / (k + m - 2)
+            highest = max(highest, now)
+        assert (dim - 1) * highest <= 3 / (dim - 2)
+
+
+def test_a_skewed_tail_is_that_of_the_gamma_law() -> None:
+    from scipy.stats import pearson3
+
+    for skewness in (0.0, 5e-4, 0.02, 0.3, 1.0, 3.0):
+        for effect in (-2.0, -0.5, 0.0, 1.0, 2.5, 4.5):
+            wanted = float(pearson3(skewness).sf(effect))
+            assert skewed_tail(effect, skewness) == pytest.approx(wanted, rel=1e-2, abs=1e-12)
+    assert math.isnan(skewed_tail(math.nan, 0.1)) and math.isnan(skewed_tail(1.0, math.nan))
 
 
 @pytest.mark.slow
