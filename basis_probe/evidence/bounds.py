@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from basis_probe.algebra.remembered import remembered
 from basis_probe.evidence.extras import ACTIVATIONS, BEFORE
 from basis_probe.evidence.measure import (
     CROSS_FITTED,
@@ -80,9 +81,14 @@ _TOO_NARROW = "fewer than two axes vary"
 
 
 def _unit_columns(dim: int, seed: int) -> Tensor:
+    """Directions, the same at every site of one width."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(dim, _DIRECTIONS, generator=generator, dtype=torch.float64)
-    return drawn / drawn.norm(dim=0)
+
+    def make() -> tuple[Tensor]:
+        drawn = torch.randn(dim, _DIRECTIONS, generator=generator, dtype=torch.float64)
+        return ((drawn / drawn.norm(dim=0)).float(),)
+
+    return remembered(generator, ("unit columns", dim), make)[0]
 
 
 def _drawn(problem: Problem, null: Null, seed: int) -> Tensor:

@@ -545,7 +545,7 @@ def _beside(
 ) -> Mapping[str, ScoreResult]:
     bare = Problem(x=problem.x, group=problem.group, halves=problem.halves)
     wide = problem.x.shape[1] > _WIDE
-    null = dataclasses.replace(BESIDE, frames=19, directions=64) if wide else BESIDE
+    null = dataclasses.replace(BESIDE, frames=19, directions=32) if wide else BESIDE
     choice = Choice(null, "shown beside", frozenset(), True, believable=False)
     counted = Counted(record.distinct, record.effective)
     return measure(bare, choice, scores, seed=seed, counted=counted).scores

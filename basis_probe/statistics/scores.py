@@ -144,7 +144,12 @@ class Rows:
     @functools.cached_property
     def units(self) -> Float[Tensor, " dim"] | None:
         """By what scores that compare axes divide each of them; None for nothing."""
-        return root_mean_square(self.x) if self.unit_axes else None
+        if not self.unit_axes:
+            return None
+        if self._single is None:
+            return root_mean_square(self.x)
+        size = (self._single.variance + self._single.mean.square()).sqrt_()
+        return torch.where(size > 0, size, 1.0)
 
     @functools.cached_property
     def shares(self) -> Float[Tensor, " dim"]:

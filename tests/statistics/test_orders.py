@@ -97,6 +97,36 @@ def test_whitened_rows_turn_along_with_the_rows(samples: int, dim: int, line: bo
     torch.testing.assert_close(turned, white @ turn.T, rtol=0, atol=1e-9)
 
 
+SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {
+    "all alike": lambda x: x,
+    "falling by a factor of ten": lambda x: x * torch.logspace(0, -1, x.shape[1]),
+    "one direction of a thousand times the spread": lambda x: x + 1e3 * x[:, :1],
+    "half of the directions still": lambda x: x[:, : x.shape[1] // 2].repeat(1, 2),
+    "half next to still": lambda x: x * torch.where(torch.arange(x.shape[1]) % 2 == 0, 1.0, 1e-4),
+    "far from zero": lambda x: x + 1e4,
+}
+
+
+@pytest.mark.parametrize("samples", [560, 400])
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("large", [64, 10_000])
+def test_directions_found_in_single_precision_are_those_of_double_where_no_variance_drowns(
+    name: str, samples: int, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "_LARGE", large)
+    x = SPECTRA[name](_normal(samples, 480)).float()
+    found, exact = Centred(x, line=True), Centred(x, line=True, dtype=torch.float64)
+    size = float(exact.spectrum[0])
+    torch.testing.assert_close(found.spectrum, exact.spectrum, rtol=1e-4, atol=1e-6 * size)
+    # Off by no more than products in single precision are.
+    scale = float(exact.whitened.abs().max())
+    torch.testing.assert_close(found.whitened.double(), exact.whitened, rtol=0, atol=1e-4 * scale)
+    # What is said of single axes rests on whether one direction is far louder than the middle one.
+    ridge = orders.RIDGE * float(exact.spectrum.sum()) / exact.free
+    even = [rows.spectrum / (rows.spectrum + ridge) for rows in (found, exact)]
+    torch.testing.assert_close(*(each.median() for each in even), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.sample(default=1)
 @pytest.mark.parametrize("dim", [16, 300])
 @pytest.mark.parametrize("line", [False, True])
