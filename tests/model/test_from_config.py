@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -115,6 +116,71 @@ def test_weights_of_several_types_take_hardly_any_memory() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     held = sum(parameter.untyped_storage().nbytes() for parameter in model.parameters())
     assert held < 100_000
+
+
+class Mixture(nn.Module):
+    """Experts in two stacks of matrices, each of which all rows go through."""
+
+    def __init__(self, layers: int, experts: int, width: int, neurons: int, dtype: Any) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, width, dtype=dtype)
+        for name, shape in (("up", (neurons, width)), ("down", (width, neurons))):
+            stacks = [torch.empty(experts, *shape, dtype=dtype) for _ in range(layers)]
+            self.register_module(name, nn.ParameterList(map(nn.Parameter, stacks)))
+        self.last = nn.Linear(width, 3, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for up, down in zip(self.up, self.down, strict=True):
+            for read, write in zip(up, down, strict=True):
+                x = x + nn.functional.linear(nn.functional.linear(x, read).relu(), write)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("layers", "experts"), [(1, 1), (1, 6), (6, 1), (5, 7)])
+def test_stacks_of_matrices_share_memory_and_no_numbers(
+    layers: int, experts: int, dtype: torch.dtype
+) -> None:
+    with torch.device("meta"):
+        empty = Mixture(layers, experts, 64, 96, dtype)
+    model = with_weights(empty)
+    for stacks in (model.up, model.down):
+        matrices = [matrix for stack in stacks for matrix in stack]
+        assert len({(m.untyped_storage().data_ptr(), m.storage_offset()) for m in matrices}) == len(
+            matrices
+        )
+        for one, other in itertools.combinations(matrices, 2):
+            assert not torch.equal(one, other)
+        for matrix in matrices:
+            assert int(torch.linalg.matrix_rank(matrix.double())) == 64
+    places = [
+        (p.data_ptr(), p.data_ptr() + p.untyped_storage().nbytes())
+        for p in (*model.up, *model.down)
+    ]
+    held, edge = 0, 0
+    for first, last in sorted(places):
+        held, edge = held + max(0, last - max(first, edge)), max(edge, last)
+    assert held < (2 * 64 * 96 + 2 * 112 * layers * experts) * dtype.itemsize + 1
+
+
+@pytest.mark.parametrize(("layers", "experts"), [(1, 3), (3, 2)])
+def test_experts_of_models_without_numbers_have_the_groups_of_those_with_some(
+    layers: int, experts: int
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Mixture(layers, experts, 16, 24, torch.float32).eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    with torch.device("meta"):
+        empty = Mixture(layers, experts, 16, 24, torch.float32)
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    expected, found = bp.symmetries(model, x), bp.symmetries(empty, x)
+    assert {n: s.group for n, s in found.items()} == {n: s.group for n, s in expected.items()}
+    assert found["first"].group == G.GeneralLinear(16)
+    for name, symmetry in found.items():
+        assert symmetry.certificate is not None and symmetry.certificate.holds, name
 
 
 SIZES = {
