@@ -236,7 +236,21 @@ def choose(problem: Problem, wanted: Null | None = None) -> Choice:
     if floor:
         because = floor
     size = affordable(reads(problem), problem.x.shape[1], one_law=_one_law(problem.group))
+    size = _for_those_that_vary(size, problem)
     return Choice(size.of(Rotation()), because, one, False, believable=not floor)
+
+
+def _for_those_that_vary(size: Size, problem: Problem) -> Size:
+    """The size, in more frames where a block of axes would hold all that vary.
+
+    These are compared in whole frames, and the law of those is told by their number.
+    """
+    if size.directions is None:
+        return size
+    live = int(live_axes(taken(problem, size.samples).x).sum())
+    if not 0 < live <= size.directions:
+        return size
+    return dataclasses.replace(size, frames=affordable(live, live).frames)
 
 
 def _one_law(group: Group) -> bool:
@@ -563,10 +577,7 @@ def varying(problem: Problem, null: Null) -> tuple[Problem, Tensor]:
         Geometry.WHITENED,
     ):
         return problem, kept
-    x = problem.x
-    # Single precision has no values that differ by less than what counts as rounding here.
-    coarse = x.dtype is torch.float32
-    live = x.amin(0) != x.amax(0) if coarse else ~Moments.of(x).constant
+    live = live_axes(problem.x)
     if bool(live.all()):
         return problem, kept
     # A rotation of the activations does not ask what made them.
@@ -574,6 +585,13 @@ def varying(problem: Problem, null: Null) -> tuple[Problem, Tensor]:
         problem, x=problem.x[:, live], pre=None, nonlinearity=None, layer=None
     )
     return few, torch.nonzero(live.cpu()).flatten()
+
+
+def live_axes(x: Tensor) -> Tensor:
+    """Which axes vary over some rows, [dim]."""
+    # Single precision has no values that differ by less than what counts as rounding here.
+    coarse = x.dtype is torch.float32
+    return x.amin(0) != x.amax(0) if coarse else ~Moments.of(x).constant
 
 
 def _few_of_many(

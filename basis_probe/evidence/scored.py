@@ -145,6 +145,9 @@ def _of_all_axes(
     far = abs(effect) if tail is Tail.TWO_SIDED else effect
     sides = 2 if tail is Tail.TWO_SIDED else 1
     p = min(1.0, max(sides * skewed_tail(far, found.skewness), _LEAST_P))
+    if math.isnan(effect):
+        # Where nothing varies, nothing stands out.
+        p = 1.0 if max(std, abs(found.observed - mean)) <= TIE * abs(mean) else math.nan
     law = f"normal law, its variance from {count} blocks of {size} alternatives"
     if one_law:
         law = f"gamma law of three moments, those of {count * size:,} turned directions"
@@ -155,6 +158,10 @@ def _of_all_axes(
         known = pooled_direction_p(directions[0], directions[1:], pool=False, tail=tail)
         own = torch.full_like(values, math.nan).index_copy(0, axes, known)
         against = f"alternatives of {size} of them, drawn at random"
+    if math.isnan(found.observed):
+        law = "undefined: the observed value is NaN"
+    elif math.isnan(effect):
+        law = "undefined: the alternatives do not vary by more than rounding"
     adjusted = benjamini_hochberg(known)
     adjusted = adjusted[~torch.isnan(adjusted)]
     share = float((adjusted <= FALSE_DISCOVERY_RATE).double().mean()) if len(adjusted) else math.nan
@@ -171,7 +178,7 @@ def _of_all_axes(
         null_std=std,
         effect=effect,
         p_value=math.nan,
-        p_tail=math.nan if math.isnan(effect) else p,
+        p_tail=p,
         p_tail_method=law,
         p_adjusted=math.nan,
         tail=tail,

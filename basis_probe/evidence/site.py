@@ -21,6 +21,7 @@ from basis_probe.evidence.measure import (
     Counted,
     asks_orders,
     choose,
+    live_axes,
     measure,
     taken,
 )
@@ -375,6 +376,13 @@ def _gathered(
     choice = choice_of(problem, wanted)
     if isinstance(wanted, RandomWeights) and len(twins) < 2:
         choice = "no untrained twin of the model stayed finite here, or the run was cut short"
+    if isinstance(choice, Choice) and isinstance(choice.null, Rotation):
+        compared = taken(problem, choice.null.samples).x
+        if not bool(live_axes(compared).any()):
+            choice = (
+                f"the {len(compared):,} rows that were drawn to be compared are all equal: give "
+                "more that differ"
+            )
     if isinstance(choice, str):
         return Evidence(dataclasses.replace(case, trouble=choice))
     with _threads_for(problem):

@@ -172,7 +172,7 @@ def few_of_many(
         ([3, 2009], 2, True)
     """
     count = max((int((~value.isnan()).sum()) for value in values), default=0)
-    if count < _SHARE:
+    if count < _SHARE or not any(map(_differ, values, blocks)):
         return None
     tails = torch.stack([_furthest(v, b.flatten()) for v, b in zip(values, blocks, strict=True)])
     # Of several scores an axis has the smallest p, times their number.
@@ -205,6 +205,13 @@ def few_of_many(
         axes=order[: alone or rank],
         alone=alone,
     )
+
+
+def _differ(values: Tensor, directions: Tensor) -> bool:
+    """Whether axes or directions differ in their scores by more than rounding."""
+    every = torch.cat([values, directions.flatten()])
+    every = every[~every.isnan()]
+    return len(every) > 1 and float(every.std()) > TIE * float(every.abs().max())
 
 
 def _furthest(values: Tensor, directions: Tensor) -> Tensor:

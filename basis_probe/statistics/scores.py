@@ -201,6 +201,8 @@ class Measured:
         """The score of every direction of the frame, [dim]."""
         rows = self._pre if score.reads is Reads.PREACTIVATIONS else self._post
         values = [score.per_direction(part) for part in rows]
+        # Counts are numbers, too.
+        values = [one if one.is_floating_point() else one.double() for one in values]
         if any(one.shape != (part.x.shape[1],) for one, part in zip(values, rows, strict=True)):
             raise ValueError(
                 f"per_direction of the score {score.name!r} gave the shape "

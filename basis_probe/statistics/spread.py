@@ -181,17 +181,24 @@ def _of_turned_bases(
 
     The third moment is that of as many independent directions.
     """
-    count, mean = len(single), float(single.mean())
+    count, number = len(single), max(1, number)
+    mean = float(single.mean())
     apart = single - mean
-    second, third, fourth = (float(apart.pow(power).mean()) for power in (2, 3, 4))
-    rounded = math.sqrt(max(fourth / second**2 - 1, 0.0) / count) if second > 0 else 0.0
+    # In units of the largest, so that no power leaves the range of numbers.
+    unit = float(apart.abs().max()) if count else math.nan
+    if not 0 < unit < math.inf:
+        # No direction has a score, or all have the same.
+        std = 0.0 if unit == 0 else math.nan
+        return MeanOfAll(observed, mean, std, 0.0, 0.0, std)
+    second, third, fourth = (float((apart / unit).pow(power).mean()) for power in (2, 3, 4))
+    rounded = math.sqrt(max(fourth / second**2 - 1, 0.0) / count)
     variance = second * (1 + rounded) * (1 + 3 / max(1, number - 2))
-    whole, error = variance / max(1, number), variance / count
+    whole, error = variance / number, variance / count
     std = math.sqrt(whole + error)
     # The mean of what was drawn is taken away, and its own skewness with it.
-    left = third * (1 / max(1, number) ** 2 - 1 / count**2)
-    skewness = max(left, 0.0) / std**3 if std > 0 else 0.0
-    return MeanOfAll(observed, mean, std, skewness, 0.0, math.sqrt(error))
+    left = third * (1 / number**2 - 1 / count**2)
+    skewness = max(left, 0.0) / std**3
+    return MeanOfAll(observed, mean, unit * std, skewness, 0.0, unit * math.sqrt(error))
 
 
 @dataclasses.dataclass(frozen=True)

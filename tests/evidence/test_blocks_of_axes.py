@@ -476,6 +476,48 @@ def test_no_function_of_directions_is_shared_more_between_the_axes_of_a_turned_b
         assert (dim - 1) * highest <= 3 / (dim - 2)
 
 
+@pytest.mark.parametrize("power", [-1000, -300, 0, 300, 1000])
+def test_the_law_of_a_mean_over_a_turned_basis_scales_with_the_unit_of_the_score(
+    power: int,
+) -> None:
+    unit = 2.0**power
+    directions, values = _normal(20, 16).square(), _normal(300, seed=1).square()
+    found = mean_of_all(unit * directions, unit * values, one_law=True)
+    wanted = mean_of_all(directions, values, one_law=True)
+    assert found.skewness == pytest.approx(wanted.skewness, rel=1e-9) and wanted.skewness > 0
+    for part in ("observed", "null_mean", "null_std", "error"):
+        assert getattr(found, part) == pytest.approx(unit * getattr(wanted, part), rel=1e-9)
+    # No direction has a score, or all have the same.
+    none = mean_of_all(torch.full_like(directions, math.nan), values, one_law=True)
+    assert math.isnan(none.null_mean) and math.isnan(none.null_std)
+    alike = mean_of_all(torch.full_like(directions, unit), values, one_law=True)
+    assert alike.null_mean == unit and alike.null_std == 0 and alike.error == 0
+
+
+@pytest.mark.parametrize("group", ["positive-monomial", LineStabiliser(300)])
+def test_axes_of_a_wide_site_are_compared_as_sharply_beside_many_that_never_vary(
+    group: Group | str,
+) -> None:
+    x = torch.zeros(600, 300)
+    x[:, 7:97] = (_normal(600, 90) ** 3).float()
+    site = bp.probe_activations(x, group=group, scores=["negentropy"])
+    assert site.null is not None and site.null.frames >= 99
+    assert site.scores["negentropy"].p_adjusted < 1e-3 and site.few is not None
+    assert site.verdict.outcome in (bp.Outcome.PRIVILEGED, bp.Outcome.EMERGENT)
+
+
+@pytest.mark.parametrize("group", ["orthogonal", "positive-monomial", "general-linear"])
+@pytest.mark.parametrize("rows", [900, 1500])
+def test_nothing_is_said_of_rows_that_are_equal_but_for_one(group: str, rows: int) -> None:
+    """Whether that one is among those that are compared or not."""
+    x = torch.cat([_normal(1, 200).repeat(rows - 1, 1), _normal(1, 200, seed=1)]).float()
+    site = bp.probe_activations(x, group=group, scores=["non_gaussianity", "negentropy"])
+    assert site.verdict.outcome is bp.Outcome.UNDECIDED and site.few is None
+    assert all(not score.p_tail < 1 for score in site.scores.values())
+    said = "the 1,024 rows that were drawn to be compared are all equal"
+    assert (said in site.verdict.sentence) == (rows > 1024)
+
+
 def test_a_skewed_tail_is_that_of_the_gamma_law() -> None:
     from scipy.stats import pearson3
 

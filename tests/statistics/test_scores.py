@@ -566,6 +566,19 @@ def test_scores_of_ones_own_are_refused_where_they_make_no_sense() -> None:
     assert [*twice.scores] == ["kurtosis"]
 
 
+@pytest.mark.parametrize("group", ["orthogonal", "permutation"])
+def test_scores_of_ones_own_may_count(group: str) -> None:
+    counts = dataclasses.replace(
+        bp.scores.KURTOSIS, name="far", per_direction=lambda rows: (rows.x.abs() > 1).sum(0)
+    )
+    real = dataclasses.replace(
+        counts, per_direction=lambda rows: (rows.x.abs() > 1).sum(0, dtype=torch.float64)
+    )
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)) ** 3
+    found, wanted = (bp.probe_activations(x, group=group, scores=[s]) for s in (counts, real))
+    assert found.scores["far"] == wanted.scores["far"]
+
+
 def test_where_no_score_decides_the_sentence_says_so() -> None:
     x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
     alone = bp.probe_activations(x, group="permutation", scores=["hoyer"])
