@@ -114,6 +114,8 @@ class MeanOfAll:
         slope: of the regression that made up for axes that were not compared, see `for_all_axes`;
             zero where all directions have one law.
         error: the standard error of `null_mean`, for the draw of axes and alternatives.
+        pooled_std, pooled_skewness: the same by the moments of axes and directions together, which
+            are of one law under the null, where that is all that varies; else as above.
     """
 
     observed: float
@@ -122,6 +124,8 @@ class MeanOfAll:
     skewness: float
     slope: float
     error: float
+    pooled_std: float
+    pooled_skewness: float
 
 
 def mean_of_all(
@@ -158,9 +162,9 @@ def mean_of_all(
     """
     blocks = directions[1:]
     known = ~torch.isnan(blocks)
-    observed, number = float(values.nanmean()), int((~torch.isnan(values)).sum())
     if one_law:
-        return _of_turned_bases(blocks[known], observed, number)
+        return _of_turned_bases(blocks[known], values[~torch.isnan(values)])
+    observed, number = float(values.nanmean()), int((~torch.isnan(values)).sum())
     count, size = blocks.shape
     single = float(
         (blocks - blocks.nanmean(0))[known].square().sum() / max(1, int(known.sum()) - 1)
@@ -171,34 +175,51 @@ def mean_of_all(
     everywhere = for_all_axes(directions, values)
     error = math.sqrt(everywhere.error**2 + between / count)
     std = math.sqrt(variance + error**2)
-    return MeanOfAll(observed, observed - everywhere.difference, std, 0.0, everywhere.slope, error)
+    null_mean = observed - everywhere.difference
+    return MeanOfAll(observed, null_mean, std, 0.0, everywhere.slope, error, std, 0.0)
 
 
 def _of_turned_bases(
-    single: Float[Tensor, " directions"], observed: float, number: int
+    single: Float[Tensor, " directions"], values: Float[Tensor, " axes"]
 ) -> MeanOfAll:
     """The same from the scores of single directions of turned bases.
 
-    The third moment is that of as many independent directions.
+    The third moment is that of as many independent directions. Where directions happen to lack the
+    rare large scores of a skewed law, their mean and their variance are too small together, and
+    axes that have theirs seem to stand out: moments of both together do not err so.
     """
-    count, number = len(single), max(1, number)
-    mean = float(single.mean())
-    apart = single - mean
+    count, number = len(single), max(1, len(values))
+    mean, observed = float(single.mean()), float(values.mean())
     # In units of the largest, so that no power leaves the range of numbers.
-    unit = float(apart.abs().max()) if count else math.nan
+    unit = float((torch.cat([single, values]) - mean).abs().max()) if count else math.nan
     if not 0 < unit < math.inf:
         # No direction has a score, or all have the same.
         std = 0.0 if unit == 0 else math.nan
-        return MeanOfAll(observed, mean, std, 0.0, 0.0, std)
-    second, third, fourth = (float((apart / unit).pow(power).mean()) for power in (2, 3, 4))
-    rounded = math.sqrt(max(fourth / second**2 - 1, 0.0) / count)
-    variance = second * (1 + rounded) * (1 + 3 / max(1, number - 2))
-    whole, error = variance / number, variance / count
-    std = math.sqrt(whole + error)
-    # The mean of what was drawn is taken away, and its own skewness with it.
-    left = third * (1 / number**2 - 1 / count**2)
-    skewness = max(left, 0.0) / std**3
-    return MeanOfAll(observed, mean, unit * std, skewness, 0.0, unit * math.sqrt(error))
+        return MeanOfAll(observed, mean, std, 0.0, 0.0, std, std, 0.0)
+    apart, every = (single - mean) / unit, (torch.cat([single, values]) - mean) / unit
+    second, third, fourth = (float(apart.pow(power).mean()) for power in (2, 3, 4))
+    rounded = math.sqrt(max(fourth / second**2 - 1, 0.0) / count) if second > 0 else 0.0
+    shared = 1 + 3 / max(1, number - 2)
+    std = math.sqrt(second * (1 + rounded) * shared * (1 / number + 1 / count))
+    error = math.sqrt(second * (1 + rounded) * shared / count)
+    every = every - every.mean()
+    pooled = math.sqrt(float(every.square().mean()) * (shared / number + 1 / count))
+
+    def skewness(moment: float, width: float) -> float:
+        # The mean of what was drawn is taken away, and its own skewness with it.
+        left = moment * (1 / number**2 - 1 / count**2)
+        return max(left, 0.0) / width**3 if width > 0 else 0.0
+
+    return MeanOfAll(
+        observed,
+        mean,
+        unit * std,
+        skewness(third, std),
+        0.0,
+        unit * error,
+        unit * pooled,
+        skewness(float(every.pow(3).mean()), pooled),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

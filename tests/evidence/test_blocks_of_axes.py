@@ -476,6 +476,34 @@ def test_no_function_of_directions_is_shared_more_between_the_axes_of_a_turned_b
         assert (dim - 1) * highest <= 3 / (dim - 2)
 
 
+SKEWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "Gaussian": lambda draws: draws,
+    "squares": lambda draws: draws.square(),
+    "fourth powers": lambda draws: draws**4,
+    "lognormal": lambda draws: (2 * draws).exp(),
+}
+
+
+@pytest.mark.parametrize("law", SKEWED)
+@pytest.mark.parametrize("size", [2, 8, 64])
+def test_the_mean_of_all_holds_its_level_where_few_directions_lack_rare_large_scores(
+    law: str, size: int
+) -> None:
+    generator, alarms, far = seeded(size), 0, 0
+    for _ in range(300):
+        directions = SKEWED[law](torch.randn(20, size, generator=generator).double())
+        values = SKEWED[law](torch.randn(200, generator=generator).double())
+        found = mean_of_all(directions, values, one_law=True)
+        above = found.observed - found.null_mean
+        p = max(
+            skewed_tail(above / found.null_std, found.skewness),
+            skewed_tail(above / found.pooled_std, found.pooled_skewness),
+        )
+        alarms, far = alarms + (p <= 0.05), far + (p <= 0.001)
+    # Of 300; more come by chance in one of 1,000 at rates of 5 % and 0.1 %.
+    assert alarms <= 28 and far <= 3
+
+
 @pytest.mark.parametrize("power", [-1000, -300, 0, 300, 1000])
 def test_the_law_of_a_mean_over_a_turned_basis_scales_with_the_unit_of_the_score(
     power: int,
@@ -485,7 +513,7 @@ def test_the_law_of_a_mean_over_a_turned_basis_scales_with_the_unit_of_the_score
     found = mean_of_all(unit * directions, unit * values, one_law=True)
     wanted = mean_of_all(directions, values, one_law=True)
     assert found.skewness == pytest.approx(wanted.skewness, rel=1e-9) and wanted.skewness > 0
-    for part in ("observed", "null_mean", "null_std", "error"):
+    for part in ("observed", "null_mean", "null_std", "error", "pooled_std"):
         assert getattr(found, part) == pytest.approx(unit * getattr(wanted, part), rel=1e-9)
     # No direction has a score, or all have the same.
     none = mean_of_all(torch.full_like(directions, math.nan), values, one_law=True)
