@@ -1,6 +1,7 @@
 """The layer in front of a site: the linear maps that make it, and what is done to their outputs."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from torch import Tensor
@@ -307,6 +308,19 @@ class _Replayed:
         out = self.graph.replay(self.target, values, self.fixed)
         count = outputs[0].shape[0]
         return out.reshape(count, out.numel() // count if count else out.shape[-1])
+
+    @functools.cached_property
+    def reads(self) -> frozenset[int]:
+        """Which of the places that are given it is made of, by their position among them."""
+        needed, left = {self.target}, [self.target]
+        while left:
+            index = left.pop()
+            if index in self.given:
+                continue
+            fresh = set(self.graph.trace.node(index).inputs) - needed
+            needed |= fresh
+            left.extend(fresh)
+        return frozenset(at for at, index in enumerate(self.given) if index in needed)
 
     def along(self, axes: Tensor, width: int) -> "_Replayed":
         """The same for some of the axes, as far as numbers for every axis stand in vectors.

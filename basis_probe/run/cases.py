@@ -4,7 +4,15 @@ import torch
 
 from basis_probe.evidence.site import Case
 from basis_probe.results.evidence import Routed
-from basis_probe.run.problems import linear_layer, missed_by, problem_of, size_of, tolerance
+from basis_probe.run.problems import (
+    Weights,
+    linear_layer,
+    missed_by,
+    problem_of,
+    size_of,
+    tolerance,
+    weights_of,
+)
 from basis_probe.run.stream import Seen
 from basis_probe.run.watch import Placed, compares_axes
 from basis_probe.statistics.nulls import Geometry, geometry_of
@@ -28,10 +36,13 @@ def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dty
         )
     dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
     problem = None
+    weights: Weights | None = None
     if not trouble and len(seen.kept.priorities):
-        trouble = _unproven(place, seen, dtype)
+        if place.layer is not None and "inputs" in seen.kept.rows:
+            weights = weights_of(place.layer, dtype)
+        trouble = _unproven(place, seen, dtype, weights)
     if not trouble and len(seen.kept.priorities):
-        problem, more_notes = problem_of(place, seen, dtype)
+        problem, more_notes = problem_of(place, seen, dtype, weights=weights)
         notes.extend(more_notes)
     return Case(
         site=name,
@@ -69,12 +80,13 @@ def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
     return found
 
 
-def _unproven(place: Placed, seen: Seen, dtype: torch.dtype) -> str:
+def _unproven(place: Placed, seen: Seen, dtype: torch.dtype, weights: Weights | None) -> str:
     """Why activations that were not kept cannot be computed again after all; empty if they can."""
     rows = seen.proof.rows
     if place.layer is None or "x" in seen.kept.rows or not rows:
         return ""
-    error = missed_by(linear_layer(place.layer, rows, place.geometry, dtype), rows["x"])
+    layer = linear_layer(place.layer, rows, place.geometry, dtype, weights)
+    error = missed_by(layer, rows["x"])
     if error <= tolerance(dtype, rows["x"]):
         return ""
     return (

@@ -19,8 +19,17 @@ _AT_ONCE = 2**22
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
+Weights = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]
+"""Those of every linear map of a layer, and the biases."""
+
+
 def problem_of(
-    place: Placed, seen: Seen, dtype: torch.dtype, *, pre: bool = True
+    place: Placed,
+    seen: Seen,
+    dtype: torch.dtype,
+    *,
+    pre: bool = True,
+    weights: Weights | None = None,
 ) -> tuple[Problem, tuple[str, ...]]:
     """The kept rows of a site as nulls need them, and what a reader must know.
 
@@ -29,6 +38,7 @@ def problem_of(
         seen: what was seen there.
         dtype: the model's own floating-point type, in which its layers are computed again.
         pre: False to leave out what comes before the nonlinearity where the layer makes it too.
+        weights: those of the layer as numbers, if they were made already.
     """
     rows = seen.kept.rows
     halves = halves_of(seen.kept.priorities)
@@ -37,7 +47,7 @@ def problem_of(
     # Products are in single precision unless the model is in double; sums are in double.
     working = torch.float64 if dtype is torch.float64 else torch.float32
     if place.layer is not None and "inputs" in rows:
-        linear = linear_layer(place.layer, rows, place.geometry, dtype)
+        linear = linear_layer(place.layer, rows, place.geometry, dtype, weights)
     if linear is not None and "x" not in rows:
         x = linear.post(linear.outputs).to(working)
     else:
@@ -54,8 +64,9 @@ def problem_of(
     before = None
     if place.bend is not None and "pre" in rows:
         before = rows["pre"].to(working)
-    elif pre and place.bend is not None and linear is not None and linear.pre is not None:
-        before = linear.pre(linear.outputs).to(working)
+    elif pre and place.bend is not None and linear is not None:
+        before = linear.before
+        before = None if before is None else before.to(working)
     if before is not None and not bool(torch.isfinite(before).all()):
         before = None
         if linear is None:
@@ -76,13 +87,14 @@ def problem_of(
     )
 
 
-def linear_layer(
-    found: Layer, rows: Mapping[str, Tensor], geometry: Geometry, dtype: torch.dtype
-) -> LinearLayer:
-    """The layer as numbers, a norm's gain moved from the input into the weights."""
+def weights_of(found: Layer, dtype: torch.dtype) -> Weights:
+    """The weights and biases of a layer as numbers, a norm's gain moved from the input into them.
+
+    Args:
+        found: the layer.
+        dtype: the model's own floating-point type.
+    """
     working = torch.float64 if dtype is torch.float64 else torch.float32
-    inputs = rows["inputs"]
-    held = tuple(rows[f"held {place}"].to(working) for place in range(len(found.held)))
     weights = [
         weight.detach().cpu().to(working).reshape(len(weight), found.width, -1)
         for weight in found.weights
@@ -91,21 +103,49 @@ def linear_layer(
     if found.gain is not None:
         # One number for every feature, or for every entry where positions were flattened into them.
         gain = found.gain.cpu().double().reshape(found.width, -1)
-        inputs = inputs.double()
         if found.bias is not None:
             shift = found.bias.cpu().double().reshape(found.width, -1)
-            inputs = inputs - shift[None]
             moved = [(weight.double() * shift).sum((1, 2)) for weight in weights]
             biases = [
                 more if bias is None else bias + more
                 for bias, more in zip(biases, moved, strict=True)
             ]
-        inputs = inputs / gain[None]
         weights = [weight * gain[None].to(working) for weight in weights]
+    return (
+        tuple(weight.to(working) for weight in weights),
+        tuple(None if bias is None else bias.to(working) for bias in biases),
+    )
+
+
+def linear_layer(
+    found: Layer,
+    rows: Mapping[str, Tensor],
+    geometry: Geometry,
+    dtype: torch.dtype,
+    weights: Weights | None = None,
+) -> LinearLayer:
+    """The layer as numbers, on some rows.
+
+    Args:
+        found: the layer.
+        rows: what it reads, and what is added to its outputs.
+        geometry: of the input space.
+        dtype: the model's own floating-point type.
+        weights: what `weights_of` gives for it, if that was asked already.
+    """
+    working = torch.float64 if dtype is torch.float64 else torch.float32
+    inputs = rows["inputs"]
+    held = tuple(rows[f"held {place}"].to(working) for place in range(len(found.held)))
+    if found.gain is not None:
+        inputs = inputs.double()
+        if found.bias is not None:
+            inputs = inputs - found.bias.cpu().double().reshape(found.width, -1)[None]
+        inputs = inputs / found.gain.cpu().double().reshape(found.width, -1)[None]
+    maps, biases = weights or weights_of(found, dtype)
     return LinearLayer(
         inputs=inputs.to(working),
-        weights=tuple(weight.to(working) for weight in weights),
-        biases=tuple(None if bias is None else bias.to(working) for bias in biases),
+        weights=maps,
+        biases=biases,
         pre=found.pre,
         post=found.post,
         geometry=geometry,

@@ -207,12 +207,15 @@ def _balanced(each: Float[Tensor, "rows columns"]) -> Float[Tensor, "live read"]
         return each
     each = each / each.square().mean().sqrt()
     of_columns, of_rows = _can_be_balanced(each)
+    # Means over rows and columns of what is divided by numbers of their own are products.
+    power, (count, width) = each.square(), each.shape
+    rows, columns = each.new_ones(count), each.new_ones(width)
     for _ in range(_ROUNDS):
         if of_rows:
-            each = each / each.square().mean(1, keepdim=True).sqrt()
+            rows = power @ columns.reciprocal() / width
         if of_columns:
-            each = each / each.square().mean(0, keepdim=True).sqrt()
-    return each
+            columns = power.T @ rows.reciprocal() / count
+    return each / rows.sqrt()[:, None] / columns.sqrt()
 
 
 def _some(
@@ -248,9 +251,11 @@ def zeros(weights: Sequence[Float[Tensor, "outputs inputs positions"]]) -> tuple
     """
     nothing, count = 0, 0
     for weight in weights:
-        if int(torch.count_nonzero(weight)) == weight.numel():
-            # Nearly all layers are like this, and counting along axes takes much longer.
-            count += weight.numel()
+        some = weight.numel() - int(torch.count_nonzero(weight))
+        if some < weight[0].numel() if len(weight) else True:
+            # Too few for a neuron that reads nothing. Nearly all layers are like this, and counting
+            # along axes takes much longer.
+            nothing, count = nothing + some, count + weight.numel()
             continue
         zero = weight == 0
         live = zero[~zero.flatten(1).all(1)]

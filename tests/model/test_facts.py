@@ -129,6 +129,10 @@ def test_layers_make_the_activations_of_their_site_from_what_they_read(name: str
             pre = found.pre((*made, *kept))
             torch.testing.assert_close(pre, before, rtol=1e-9, atol=1e-9, msg=site_name)
             torch.testing.assert_close(bent[1](before), values, rtol=1e-9, atol=1e-9)
+            # What it says not to read may be anything.
+            given = [*made, *kept]
+            left = [p if at in found.pre.reads else p * math.nan for at, p in enumerate(given)]
+            torch.testing.assert_close(found.pre(tuple(left)), pre, rtol=0, atol=0)
     assert EXPECTED[name].items() <= replayed.items(), replayed
 
 
@@ -418,6 +422,8 @@ def test_norms_of_hugging_face_that_compute_in_float32_are_recognised() -> None:
     found = layer(facts, facts.sites["model.layers.0.mlp.down_proj:in"])
     assert isinstance(found, Layer)
     assert (found.normalised, found.centred, len(found.linears)) == (True, False, 2)
+    # Before the nonlinearity is the gate alone.
+    assert found.pre is not None and len(found.pre.reads) == 1 and len(found.post.reads) == 2
     torch.testing.assert_close(found.gain.float(), gain.data, rtol=1e-5, atol=1e-5)
     address = facts.sites["model.layers.0.mlp.down_proj:in"].address
     here, inputs = caught(model, ids, address, found.address)

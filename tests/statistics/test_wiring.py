@@ -337,6 +337,25 @@ def test_untrained_neurons_do_not_stand_out_whatever_law_their_weights_have(
 
 
 @pytest.mark.sample(default=6)
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.6, 1.0])
+@pytest.mark.parametrize("idle", [0, 1, 3])
+@pytest.mark.parametrize("places", [1, 3])
+def test_zeros_are_those_of_neurons_that_read_something(
+    share: float, idle: int, places: int
+) -> None:
+    generator = seeded(0)
+    weights = [torch.randn(6, 40, places, generator=generator) for _ in range(2)]
+    nothing, count = 0, 0
+    for weight in weights:
+        weight[torch.rand(weight.shape, generator=generator) < share] = 0.0
+        weight[:idle] = 0.0
+        for neuron in weight:
+            if bool(neuron.any()):
+                nothing += int((neuron == 0).sum())
+                count += neuron.numel()
+    assert zeros(weights) == (nothing / count if count else 0.0, count)
+
+
 @pytest.mark.parametrize("width", [8, 60, 2000])
 @pytest.mark.parametrize("outputs", [30, 500])
 @pytest.mark.parametrize("law", ["even", "with some zeros"])

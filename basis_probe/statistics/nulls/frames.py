@@ -9,7 +9,7 @@ import abc
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -138,13 +138,27 @@ class LinearLayer:
             held=tuple(held.to(device) for held in self.held),
         )
 
-    def _outputs(self) -> tuple[Tensor, ...]:
+    def _outputs(self, wanted: Collection[int] | None = None) -> tuple[Tensor, ...]:
         flat = self.inputs.reshape(len(self.inputs), -1)
         made: list[Tensor] = []
-        for weight, bias in zip(self.weights, self.biases, strict=True):
+        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if wanted is not None and place not in wanted:
+                # Of the shape that is asked for, and read by nobody.
+                made.append(flat.new_zeros(1).expand(len(flat), len(weight)))
+                continue
             out = flat @ weight.reshape(len(weight), -1).T
             made.append(out if bias is None else out.add_(bias))
         return tuple(made)
+
+    @property
+    def before(self) -> Tensor | None:
+        """What is before the nonlinearity, from those of the maps alone that it is made of."""
+        if self.pre is None:
+            return None
+        wanted = getattr(self.pre, "reads", None)
+        if wanted is None or "_kept_outputs" in self.__dict__:
+            return self.pre(self.outputs)
+        return self.pre((*self._outputs(wanted), *self.held))
 
     @functools.cached_property
     def _kept_outputs(self) -> tuple[Tensor, ...]:
@@ -249,7 +263,7 @@ class Problem:
     def before(self) -> Float[Tensor, "samples dim"] | None:
         """What is before the nonlinearity, from the layer where that is known; None without."""
         if self.layer is not None and self.layer.pre is not None:
-            return self.layer.pre(self.layer.outputs)
+            return self.layer.before
         return self.pre
 
 
