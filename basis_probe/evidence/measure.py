@@ -376,7 +376,10 @@ def measure(
 
 
 def _for_show(choice: Choice, problem: Problem) -> Null:
-    """The raw rotation with as many frames as it takes to show it, or as were asked for."""
+    """The raw rotation with as many frames as it takes to show it.
+
+    Of all axes as many are drawn as were asked for; blocks of axes are but shown.
+    """
     null = choice.null
     if null.directions is None or null.directions >= problem.x.shape[1]:
         if choice.asked:

@@ -62,7 +62,7 @@ def scored(
         one_law: whether all directions of all alternatives have one law.
     """
     decides = score.name in choice.deciding and choice.believable
-    if decides and values is not None and axes is not None:
+    if (decides or one_law) and values is not None and axes is not None:
         return _of_all_axes(
             score, directions, choice, values, kept, dim, streamed, axes, error, one_law
         )
