@@ -64,7 +64,7 @@ def skewed_tail(effect: float, skewness: float) -> float:
 
     Example:
         >>> round(skewed_tail(3.0, 0.0), 5), round(skewed_tail(3.0, 0.4), 5)
-        (0.00135, 0.00333)
+        (0.00135, 0.00448)
     """
     if math.isnan(effect) or math.isnan(skewness):
         return math.nan
