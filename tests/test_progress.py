@@ -206,7 +206,7 @@ def test_a_stitching_that_is_stopped_has_the_layer_as_it_is_then(
 ) -> None:
     from basis_probe.compare import stitching
 
-    plain, passes = stitching.StitchedModel.run, list[int]()
+    plain, passes = stitching.StitchedModel.run_behind, list[int]()
 
     def run(*given: Any) -> Any:
         passes.append(1)
@@ -215,7 +215,7 @@ def test_a_stitching_that_is_stopped_has_the_layer_as_it_is_then(
             signal.raise_signal(signal.SIGINT)
         return plain(*given)
 
-    monkeypatch.setattr(stitching.StitchedModel, "run", run)
+    monkeypatch.setattr(stitching.StitchedModel, "run_behind", run)
     found = _stitch(_Model(), _data(), progress=False)
     assert found.interrupted and len(found.curve) == 1
     assert "The training was interrupted after 1 of 3 epochs" in " ".join(found.notes)
