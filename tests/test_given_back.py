@@ -28,6 +28,7 @@ print(full, between, memory._held())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(memory._trim() is None, reason="the C library is not glibc")
 def test_pages_between_what_is_kept_are_given_back() -> None:
     told = subprocess.run(

@@ -504,6 +504,7 @@ WRONG_INDEX: dict[str, tuple[Callable[[dict[str, str]], dict[str, str]], str]] =
 }
 
 
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("how", WRONG_INDEX)
 def test_an_index_that_is_wrong_is_refused_and_no_part_is_taken_for_the_whole(
     how: str, tmp_path: pathlib.Path

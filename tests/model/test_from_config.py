@@ -220,6 +220,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(
 NO_MODELS = ("Trainer", "pipeline", "AutoModel", "GPT2LMHeadModel", "LlamaConfig", "NoSuchModel")
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("name", NO_MODELS)
 def test_a_configuration_names_models_of_its_own_kind_or_none(name: str) -> None:
     said = {"model_type": "llama", **SIZES}
@@ -228,6 +229,7 @@ def test_a_configuration_names_models_of_its_own_kind_or_none(name: str) -> None
     assert _groups({**said, "architectures": name}) == plain
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("kind", ["nonesuch", "llama"])
 @pytest.mark.parametrize("answer", ["y\n", "n\n", ""])
 def test_code_of_a_repository_is_not_run_whatever_is_answered(

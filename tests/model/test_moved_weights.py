@@ -64,6 +64,7 @@ WAYS = {
 }
 
 
+@pytest.mark.sample(default=3)
 @pytest.mark.parametrize("way", WAYS)
 def test_claims_are_proved_and_weights_are_left_as_they_were(way: str) -> None:
     example = FAMILY.example(1)
