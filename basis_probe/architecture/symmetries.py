@@ -246,32 +246,66 @@ def reparametrize(
         (True, False)
     """
     instance("site", site, str, "the name of one site, such as 'blocks.0.mlp'")
+    return reparametrize_all(model, {site: element}, example_input=example_input)
+
+
+def reparametrize_all(
+    model: nn.Module, elements: Mapping[str, object], *, example_input: Any = None
+) -> nn.Module:
+    """The same with elements at several sites, one after the other; the function is looked at once.
+
+    Args:
+        model: as for `probe`.
+        elements: site -> its element, of which none folds what another reads: those that move and
+            rescale axes.
+        example_input: as above.
+
+    Raises:
+        SiteError, ValueError, DataError: as above.
+
+    Example:
+        >>> import torch
+        >>> layers = torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 3), torch.nn.ReLU()
+        >>> model = torch.nn.Sequential(*layers, torch.nn.Linear(3, 2)).double()
+        >>> x = torch.randn(5, 4, dtype=torch.float64)
+        >>> order = torch.eye(3)[[2, 0, 1]]
+        >>> twin = reparametrize_all(model, {"1": order, "3": order}, example_input=x)
+        >>> torch.allclose(twin(x), model(x)), torch.allclose(twin[2].weight, model[2].weight)
+        (True, False)
+    """
     subject = recognise(model)
     with at_hand(subject.model):
-        return _reparametrized(subject, site, element, example_input)
+        return _reparametrized(subject, elements, example_input)
 
 
-def _reparametrized(subject: Subject, site: str, element: object, example_input: Any) -> nn.Module:
+def _reparametrized(
+    subject: Subject, elements: Mapping[str, object], example_input: Any
+) -> nn.Module:
+    acting: dict[str, tuple[Site, Element]] = {}
     with prepared(subject.model, None):
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
         facts = facts_of(subject, batch)
         derivation = Derivation(facts)
-        name, place = _one(site, facts, subject)
-        symmetry = derivation.symmetry(place)
-        _require_claim(name, symmetry)
-        try:
-            acting = symmetry.group.element(element)
-        except ValueError as error:
-            raise ValueError(
-                f"the element cannot act at {name}, whose group is {symmetry.group!r}: {error}"
-            ) from error
+        for site, element in elements.items():
+            name, place = _one(site, facts, subject)
+            symmetry = derivation.symmetry(place)
+            _require_claim(name, symmetry)
+            try:
+                acting[name] = place, symmetry.group.element(element)
+            except ValueError as error:
+                raise ValueError(
+                    f"the element cannot act at {name}, whose group is {symmetry.group!r}: {error}"
+                ) from error
         slots = Slots(subject.model, facts.graph.trace)
-    try:
-        weights = CopiedWeights(subject.model)
-        _act(Action(derivation, slots, weights), place, acting)
-    except WeightError as error:
-        raise ValueError(f"{name} cannot be changed: {error}") from error
-    if derivation.router(facts.stream_of[_vertex(facts, place)]) is not None:
+    weights = CopiedWeights(subject.model)
+    for name, (place, element) in acting.items():
+        try:
+            _act(Action(derivation, slots, weights), place, element)
+        except WeightError as error:
+            raise ValueError(f"{name} cannot be changed: {error}") from error
+    name = ", ".join([*acting][:4]) + (f" and {len(acting) - 4} more" if len(acting) > 4 else "")
+    routers = (derivation.router(facts.stream_of[_vertex(facts, p)]) for p, _ in acting.values())
+    if any(router is not None for router in routers):
         batch = batch.repeated(TIMES)
     allowed = _precision(facts, subject, batch)
     change = _change(subject, recognise(weights.model), batch)
@@ -292,7 +326,7 @@ def _reparametrized(subject: Subject, site: str, element: object, example_input:
                 f"embeddings that {name} has untied have values of their own now, but the model's "
                 "forward reads tie_word_embeddings, so that it stays True: saved and loaded "
                 "again, they would be tied",
-                stacklevel=2,
+                stacklevel=3,
             )
     return weights.model
 
@@ -318,7 +352,7 @@ def _say_idle(model: nn.Module, facts: Facts, changed: Iterable[str], name: str)
         f"the example did not use {', '.join(idle[:4])}{more}, which stay as they are: on inputs "
         f"that use them the model that was changed at {name} may compute something else; give an "
         "example_input that does",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -21,7 +21,7 @@ from basis_probe.algebra.elements import MonomialElement
 from basis_probe.algebra.groups import Monomial, OnAxes, SignedPermutation
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.symmetries import reparametrize
+from basis_probe.architecture.symmetries import reparametrize_all
 from basis_probe.arguments import function, instance, one_of, seed_of, whole
 from basis_probe.brief import brief
 from basis_probe.compare.matching import assignment
@@ -194,8 +194,8 @@ def rebasin(
     Every family of places that share their axes is permuted so that the weights around it match
     those of `model_a` best, one family after the other until nothing changes: an order that is the
     best for each family given the others. Where the group reverses axes, as behind tanh, signs are
-    matched along with the order. The elements act by `reparametrize`, so that the function of
-    `model_b` stays the same, and that is checked.
+    matched along with the order. The elements act as those of `reparametrize` do, so that the
+    function of `model_b` stays the same, and that is checked.
 
     Args:
         model_a: the one network, as for `probe`.
@@ -247,16 +247,13 @@ def rebasin(
     own, first = _balanced(wanted, rescaled)
     other, second = _balanced(given, rescaled)
     matched = _match(own, other, families, seed)
-    moved: nn.Module = model_b
     elements: dict[str, MonomialElement] = {}
     for place, (family, (order, signs)) in enumerate(zip(families, matched, strict=True)):
         factors = signs
         if place in second:
             factors = signs * second[place][order] / first[place]
         elements[family.site.name] = MonomialElement(order, factors)
-        moved = reparametrize(
-            moved, family.site.name, elements[family.site.name], example_input=raw
-        )
+    moved = reparametrize_all(model_b, elements, example_input=raw)
     path: list[PathPoint] = []
     line = _Line(work, model_a, batch_norm)
     for t in np.linspace(0, 1, points).tolist():

@@ -135,6 +135,46 @@ def test_the_second_network_keeps_its_function_and_comes_nearer(bend: type[nn.Mo
     assert len(found.plot().axes[0].lines) == 2
 
 
+def _small_gpt2(seed: int) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 13, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3}
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+
+
+def _stages(seed: int) -> tuple[nn.Module, list[Any]]:
+    return Stage(seed), [images()[:4]]
+
+
+def _words(seed: int) -> tuple[nn.Module, list[Any]]:
+    ids = torch.randint(0, 13, (3, 6), generator=seeded(0))
+    return _small_gpt2(seed), [{"input_ids": ids}]
+
+
+def _signed(seed: int) -> tuple[nn.Module, list[Any]]:
+    return mlp(seed, nn.Tanh), [rows()]
+
+
+def _gained(seed: int) -> tuple[nn.Module, list[Any]]:
+    return _normalised(seed, torch.float64), [rows().double()]
+
+
+@pytest.mark.parametrize("made", [_stages, _words, _signed, _gained])
+def test_elements_act_together_as_they_do_one_after_the_other(made: Any) -> None:
+    (one, data), (other, _) = made(0), made(1)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    found = bp.rebasin(one, other, data, points=0)
+    moved = other
+    for site, element in found.elements.items():
+        moved = bp.reparametrize(moved, site, element, example_input=data[0])
+    assert found.elements
+    for name, value in found.model.state_dict().items():
+        torch.testing.assert_close(value, moved.state_dict()[name], rtol=1e-6, atol=1e-7)
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
 def test_no_order_of_one_family_matches_better() -> None:
     """Pairwise exchanges of axes cannot improve what was found."""
     a, b = mlp(0, width=7), mlp(1, width=7)
