@@ -227,7 +227,7 @@ def joining(width: int = 256, batches: int = 16, rows: int = 1024) -> list[str]:
 
 
 def joining_large(tokens: int = 8192, images: int = 24) -> list[str]:
-    """Lines of a table: `stitch` of networks as people have them beside one forward pass.
+    """Lines of a table: the same of networks as people have them, `rebasin` without a line.
 
     Args:
         tokens: how many, for the shape of GPT-2 small.
@@ -252,7 +252,7 @@ def joining_large(tokens: int = 8192, images: int = 24) -> list[str]:
         ),
     ]  # fmt: skip
     lines = [
-        "| `stitch`, closed form | at | one forward pass, CPU s | `stitch`, CPU s | / forward |",
+        "| two networks | | one forward pass, CPU s | CPU s | / forward |",
         "|---|---|---:|---:|---:|",
     ]
     for words, kind, config, sizes, data, sites in kinds:
@@ -275,7 +275,15 @@ def joining_large(tokens: int = 8192, images: int = 24) -> list[str]:
                 return bp.stitch(*nets, site, data, epochs=0, progress=False)
 
             [taken] = seconds(stitched, repeats=1)
-            lines.append(f"| {words} | `{site}` | {bare:.1f} | {taken:.1f} | {taken / bare:.1f} |")
+            where = f"`stitch`, closed form, at `{site}`"
+            lines.append(f"| {words} | {where} | {bare:.1f} | {taken:.1f} | {taken / bare:.1f} |")
+
+        def moved(nets: Any = nets, data: Any = data) -> object:
+            return bp.rebasin(*nets, data, points=0)
+
+        [taken] = seconds(moved, repeats=1)
+        where = "`rebasin` without a line"
+        lines.append(f"| {words} | {where} | {bare:.1f} | {taken:.1f} | {taken / bare:.1f} |")
     return lines
 
 
