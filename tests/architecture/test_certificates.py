@@ -432,6 +432,7 @@ def test_a_language_model_whose_residual_stream_is_turned_computes_the_same(
         torch.testing.assert_close(after, before @ turn.T, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.sample(default=1)
 @pytest.mark.parametrize("built", ["DiffLlamaForCausalLM", "MiniMaxForCausalLM"])
 def test_what_cannot_act_on_a_model_is_not_claimed_of_it(built: str) -> None:
     """What two heads write is normed together, or bent before it is parted: no rule knows that."""

@@ -23,6 +23,7 @@ def _rows(size: float, seed: int, width: int) -> Tensor:
     return rows
 
 
+@pytest.mark.slow
 @hypothesis.given(size=SIZES, seed=SEEDS)
 @hypothesis.example(size=1e15, seed=0)
 @hypothesis.example(size=1e15, seed=3)

@@ -127,7 +127,7 @@ def _same(found: Compared, wanted: Compared) -> None:
     assert found.record == wanted.record
 
 
-@pytest.mark.sample(default=3)
+@pytest.mark.sample(default=2)
 @pytest.mark.parametrize("directions", [None, 5])
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_what_is_compared_elsewhere_has_the_numbers_of_the_cpu(

@@ -257,6 +257,7 @@ def test_scales_behind_a_product_are_weights_too() -> None:
         assert proof is not None and proof.holds
 
 
+@pytest.mark.slow
 def test_what_integers_refute_is_not_claimed() -> None:
     """Heads that a norm of each tells apart keep their places, though no copy can say so."""
     family = next(f for f in families.HUGGING_FACE if f.name == "Cohere, normed queries")
