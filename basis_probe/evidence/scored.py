@@ -144,19 +144,15 @@ def _of_all_axes(
     tail, note = _tail(score, choice)
     far = abs(effect) if tail is Tail.TWO_SIDED else effect
     sides = 2 if tail is Tail.TWO_SIDED else 1
-    # Two estimates of one law: what both say is believed.
-    tails = (
-        skewed_tail(far, found.skewness),
-        skewed_tail(far * std / found.pooled_std, found.pooled_skewness) if far > 0 else 0.0,
-    )
-    p = min(1.0, max(sides * max(tails), _LEAST_P))
+    above = found.tail(far)
+    p = min(1.0, max(sides * above, _LEAST_P))
     if math.isnan(effect):
         # Where nothing varies, nothing stands out.
         p = 1.0 if max(std, abs(found.observed - mean)) <= TIE * abs(mean) else math.nan
     law = f"normal law, its variance from {count} blocks of {size} alternatives"
     if one_law:
         law = f"gamma law of three moments, those of {count * size:,} turned directions"
-        if tails[1] > tails[0]:
+        if above > skewed_tail(far, found.skewness):
             law += f" and {len(values):,} axes"
         own = pooled_p(values, directions[1:].flatten(), tail=tail)
         known, against = own, f"against {count * size:,} turned directions"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from basis_probe.statistics.halves import Part
 from basis_probe.statistics.nulls import Frame, Problem
+from basis_probe.statistics.p_values import skewed_tail
 from basis_probe.statistics.resampling import MIN_GROUPS, Grouping, LeftOut, jackknife_error
 from basis_probe.statistics.scores import Reads, Score
 
@@ -126,6 +127,19 @@ class MeanOfAll:
     error: float
     pooled_std: float
     pooled_skewness: float
+
+    def tail(self, effect: float) -> float:
+        """How likely a whole alternative is so far above the mean: what both estimates say of it.
+
+        Args:
+            effect: in units of `null_std`.
+        """
+        found = skewed_tail(effect, self.skewness)
+        if not effect > 0:
+            return found
+        return max(
+            found, skewed_tail(effect * self.null_std / self.pooled_std, self.pooled_skewness)
+        )
 
 
 def mean_of_all(
