@@ -395,6 +395,15 @@ class _Asking(_Blocks):
         return behind if float(before.sum()) > 1 else -behind
 
 
+class _AskingOfLarge(_Blocks):
+    """The same where zeros, and the first batches, have the same answer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.first(x)
+        behind = self.behind(before)
+        return behind if float(before.sum()) < 500 else -behind
+
+
 class _Reading(_Blocks):
     """A number of what comes before the place is a number behind it."""
 
@@ -420,13 +429,22 @@ class _Hooked(_Blocks):
         self.first.register_forward_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("build", [_Blocks, _Writing, _Bypassed, _Asking, _Reading, _Hooked])
+BEFORE = (_Blocks, _Writing, _Bypassed, _Asking, _AskingOfLarge, _Reading, _Hooked)
+
+
+def _growing() -> Tensor:
+    """Rows of which the first third are small, others large."""
+    x = torch.randn(600, 6, generator=seeded(3))
+    return x * torch.where(torch.arange(600) < 200, 1.0, 100.0)[:, None]
+
+
+@pytest.mark.parametrize("build", BEFORE)
 def test_what_comes_before_the_second_place_is_left_out_only_where_nothing_reads_it(
     build: type[_Blocks],
 ) -> None:
     models = build(1).eval(), build(2).eval()
     _RUNS.clear()
-    data = labelled(models[1], torch.randn(600, 6, generator=seeded(3)), 20)
+    data = labelled(models[1], _growing(), 20)
     _RUNS.clear()
     found = bp.stitch(*models, "second", data, epochs=0, progress=False)
     counts = Counter(_RUNS)
@@ -437,6 +455,21 @@ def test_what_comes_before_the_second_place_is_left_out_only_where_nothing_reads
     assert counts["1 0"] < 40 and counts["2 2"] >= 60
     left_out = build in (_Blocks, _Writing)
     assert counts["2 0"] < 40 if left_out else counts["2 0"] >= 60
+
+
+@pytest.mark.parametrize("build", [_Bypassed, _Asking, _Reading])
+def test_a_module_that_is_missed_is_not_left_out_whatever_was_followed(
+    build: type[_Blocks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from basis_probe.compare import stitching
+
+    monkeypatch.setattr(stitching, "unread_before", lambda *_: ("first",))
+    models = build(1).eval(), build(2).eval()
+    data = labelled(models[1], torch.randn(200, 6, generator=seeded(3)), 20)
+    found = bp.stitch(*models, "second", data, epochs=0, progress=False)
+    with torch.no_grad():
+        losses = [F.cross_entropy(found.model(x), labels) for x, labels in data]
+    assert found.stitched.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-6)
 
 
 class _Refilled:
