@@ -257,8 +257,9 @@ def rebasin(
     path: list[PathPoint] = []
     line = _Line(work, model_a, batch_norm)
     for t in np.linspace(0, 1, points).tolist():
-        # Both lines begin at the first network, and they end where the same is computed.
-        ends = (model_b, moved) if 0 < t < 1 else (model_b,)
+        # Both lines begin at the first network. What it computes with the weights in which they
+        # end is the same only if it has the functions of the second.
+        ends = (model_b, moved) if t > 0 else (model_b,)
         told = [line.performance(end, t) for end in ends]
         path.append(PathPoint(t, told[0], told[-1]))
     distance = _distance(wanted, given), _distance(wanted, _tensors(moved))

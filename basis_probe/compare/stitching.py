@@ -73,6 +73,9 @@ _EXACT = 1e-9
 # So many bytes of what was made of batches are kept.
 _ROOM = 2**28
 
+# On so many forms of batches it is tried whether modules may be left out.
+_FORMS = 4
+
 # Where as little as this is left over, sums are taken in double precision.
 _NEARLY = 1e-4
 
@@ -720,6 +723,11 @@ class _Seen:
         """The modules of the second network that need not run again for some of the batches."""
         return frozenset(path for before in self._known.values() for path in before.answers)
 
+    def leave_nothing_out(self) -> None:
+        """From now on every module of the second network runs."""
+        for number, before in self._known.items():
+            self._known[number] = dataclasses.replace(before, answers={})
+
     def keep(self, number: int, before: _Before) -> None:
         """Keeps what was made of the batch of this number."""
         batch = before.batch
@@ -775,6 +783,8 @@ class _Both:
         self._method: Method = method
         self.single = True
         self._networks: tuple[Network, Network] | None = None
+        self._unread: tuple[str, ...] = ()
+        self._tried: dict[object, Batch] = {}
 
     def _watch(self, batch: Batch) -> tuple[Network, Network]:
         one, other = zip(self.work.subjects, self._sites, strict=True)
@@ -832,20 +842,32 @@ class _Both:
             target = _answer_in(wanted) if self.work.wants_answers(batch, raw) else None
             judges[0].see(output, batch, raw, target)
             judges[1].see(wanted, batch, raw, target)
-            if self._unread and number == 0 and not self._is_enough(batch, y, wanted, answers):
+            if self._unread and not self._is_enough(batch, y, wanted, answers):
                 self._unread = ()
+                self.work.seen.leave_nothing_out()
             known = answers.made if self._unread and answers.complete else {}
             if x.whole is not None:
                 self.work.seen.keep(number, _Before(batch, x.whole, target, known))
         return x, y
 
     def _is_enough(self, batch: Batch, y: Caught, returned: Any, answers: Answers) -> bool:
-        """True if the second network does the same without what comes before its place."""
+        """True if the second network does the same without what comes before its place.
+
+        It is tried on the first batches of different forms, each after another batch has run:
+        modules may leave behind what others read, such as how many examples there were.
+        """
+        form = tuple((name, tensor.shape) for name, tensor in batch.named().items())
+        if form in self._tried or len(self._tried) == _FORMS:
+            return True
+        other = next(reversed(self._tried.values()), batch.first(1))
+        self._tried[form] = batch.copied()
         if y.whole is None or not answers.complete:
             return False
         held, layout = y.whole, self.spots[1].layout
         subject, address = self.work.subjects[1], self.spots[1].site.address
         try:
+            with torch.no_grad():
+                subject.call(other.copied())
             with (
                 torch.no_grad(),
                 standing_in(subject.model, answers.made),

@@ -232,6 +232,23 @@ def test_both_lines_begin_at_the_first_network() -> None:
     assert math.isclose(found.path[2].before.loss, found.path[2].after.loss, rel_tol=1e-5)
 
 
+def test_lines_end_with_the_functions_of_the_first_network() -> None:
+    """Signs that tanh allows change what ReLU makes of the same weights."""
+    torch.manual_seed(0)
+    one, other = (
+        nn.Sequential(nn.Linear(4, 6), bend, nn.Linear(6, 3)) for bend in (nn.ReLU(), nn.Tanh())
+    )
+    x = torch.randn(50, 4)
+    labels = other(x).argmax(1)
+    found = bp.rebasin(one, other, [(x, labels)], points=2)
+    for end, told in ((other, found.path[-1].before), (found.model, found.path[-1].after)):
+        made = copy.deepcopy(one)
+        made.load_state_dict(end.state_dict())
+        loss = nn.functional.cross_entropy(made(x), labels).item()
+        assert told.loss == pytest.approx(loss, rel=1e-5)
+    assert found.path[-1].before.loss != pytest.approx(found.path[-1].after.loss, rel=1e-3)
+
+
 _RUNS: list[int] = []
 
 
@@ -287,5 +304,5 @@ def test_the_second_network_is_asked_once_what_the_line_is_compared_with() -> No
         _RUNS.clear()
         bp.rebasin(one, other, data, points=4, batch_norm="kept")
         ran[many] = len(_RUNS)
-    # Both ends, two networks at each of two points between them, and the second itself.
-    assert ran[25] - ran[5] == (2 + 2 * 2 + 1) * 20
+    # The first, two networks at each of three points, and the second itself.
+    assert ran[25] - ran[5] == (1 + 2 * 3 + 1) * 20

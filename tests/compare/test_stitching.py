@@ -472,6 +472,49 @@ def test_a_module_that_is_missed_is_not_left_out_whatever_was_followed(
     assert found.stitched.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-6)
 
 
+class _Measuring(nn.Module):
+    """A layer that leaves behind how long one axis of its input is."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis, self.linear, self.length = axis, nn.Linear(6, 6), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.length = x.shape[self.axis]
+        return F.relu(self.linear(x) + 0.5)
+
+
+class _Remembered(_Blocks):
+    """What the first layer left behind is read at the end."""
+
+    def __init__(self, seed: int, axis: int) -> None:
+        super().__init__(seed)
+        self.measuring = _Measuring(axis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.behind(self.measuring(x))
+        return made * self.measuring.length + self.measuring.length
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("other_data", [False, True])
+def test_modules_run_that_leave_behind_what_later_ones_read(axis: int, other_data: bool) -> None:
+    models = _Remembered(1, axis).eval(), _Remembered(2, axis).eval()
+    shapes = [(20, 3, 6), (20, 3, 6), (4, 3, 6) if axis == 0 else (20, 5, 6)]
+    data = [torch.randn(shape, generator=seeded(place)) for place, shape in enumerate(shapes)]
+    read = data[1:] if other_data else data
+    found = bp.stitch(
+        *models, "second", data, held_out=read if other_data else None, epochs=0, progress=False
+    )
+    total = 0.0
+    with torch.no_grad():
+        for x in read:
+            wanted = models[1](x)
+            left = (found.model(x) - wanted).square().sum() / wanted.square().sum()
+            total += float(left) * len(x)
+    assert found.stitched.loss == pytest.approx(total / sum(map(len, read)), rel=1e-5)
+
+
 class _Refilled:
     """Batches that come in the same memory every time."""
 
