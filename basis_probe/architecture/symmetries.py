@@ -303,6 +303,7 @@ def _reparametrized(
             _act(Action(derivation, slots, weights), place, element)
         except WeightError as error:
             raise ValueError(f"{name} cannot be changed: {error}") from error
+    weights.tie_equal()
     name = ", ".join([*acting][:4]) + (f" and {len(acting) - 4} more" if len(acting) > 4 else "")
     routers = (derivation.router(facts.stream_of[_vertex(facts, p)]) for p, _ in acting.values())
     if any(router is not None for router in routers):

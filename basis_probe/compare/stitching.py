@@ -323,7 +323,8 @@ def stitch(
 
     Raises:
         DataError: for data that can be read once only, or that the models cannot be called with.
-        SiteError: for a name that stands for no site, or places of different kinds.
+        SiteError: for a name that stands for no site, places of different kinds, or a layer to
+            train on which the loss does not depend.
         ValueError: for a group, method or number that makes no sense.
 
     Example:
@@ -725,8 +726,8 @@ class _Seen:
 
     def leave_nothing_out(self) -> None:
         """From now on every module of the second network runs."""
-        for number, before in self._known.items():
-            self._known[number] = dataclasses.replace(before, answers={})
+        for place, before in self._known.items():
+            self._known[place] = dataclasses.replace(before, answers={})
 
     def keep(self, number: int, before: _Before) -> None:
         """Keeps what was made of the batch of this number."""
@@ -1043,6 +1044,12 @@ class _Trainer:
                 wanted = self.work.wanted(place, batch, raw)
                 with self._batch_statistics() if recomputed else nullcontext():
                     loss, _ = self.work.loss(self._run(place, batch), batch, raw, wanted)
+                if not loss.requires_grad:
+                    raise SiteError(
+                        "the loss does not depend on the place in the second network, so that no "
+                        "layer can be trained: give an objective that reads what comes of it, or "
+                        "epochs=0"
+                    )
                 added = self.joined.layer.penalty()
                 optimiser.zero_grad()
                 (loss if added is None else loss + added).backward()

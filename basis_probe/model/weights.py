@@ -272,6 +272,7 @@ class CopiedWeights(Weights):
                 tied = self.now(name)
                 self._put(name, nn.Parameter(tied.detach().clone(), tied.requires_grad))
             several = []
+        self._tied = several
         self._shared = {name for found in several for name in found}
 
     def now(self, name: str) -> Tensor:
@@ -288,6 +289,15 @@ class CopiedWeights(Weights):
     def _put(self, name: str, tensor: Tensor) -> None:
         path, _, leaf = name.rpartition(".")
         setattr(self._modules[path], leaf, tensor)
+
+    def tie_equal(self) -> None:
+        """Ties anew what was tied, where the same change came to it under all its names."""
+        for first, *others in self._tied:
+            for name in others:
+                if not {first, name}.isdisjoint(self.changed):
+                    one, other = self.now(first), self.now(name)
+                    if one.shape == other.shape and torch.equal(one, other):
+                        self._put(name, one)
 
     def shape(self, name: str) -> torch.Size:
         return self.now(name).shape
@@ -344,11 +354,12 @@ class CopiedWeights(Weights):
         return tuple(dict.fromkeys((*self._kept, *(name for name, *_ in self._some))))
 
     def untied(self, model: nn.Module) -> bool:
-        """True if a parameter that was set is one that the model has under several names."""
+        """True if what the model has under several names is no longer one parameter."""
         shared: dict[int, list[str]] = {}
         for name, tensor in held(model):
             shared.setdefault(id(tensor), []).append(name)
-        return any(len(names) > 1 and set(names) & set(self.changed) for names in shared.values())
+        several = (names for names in shared.values() if set(names) & set(self.changed))
+        return any(len({id(self.now(name)) for name in names}) > 1 for names in several)
 
     def settle(self) -> None:
         """Keeps the weights as they are now: they are what is put back from here on."""

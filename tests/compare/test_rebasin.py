@@ -175,6 +175,32 @@ def test_elements_act_together_as_they_do_one_after_the_other(made: Any) -> None
         assert torch.equal(value, before[name])
 
 
+class _Tied(nn.Module):
+    """A table that is read at both ends, with a residual stream between them."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table, self.norm, self.last = nn.Embedding(11, 8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        x = x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+        return self.head(self.last(x))
+
+
+def test_what_is_tied_stays_tied_where_it_is_moved_alike() -> None:
+    ids = torch.arange(22).reshape(2, 11) % 11
+    one, other = _Tied(0), _Tied(1)
+    moved = bp.rebasin(one, other, [ids], points=2).model
+    assert not torch.equal(moved.table.weight, other.table.weight)
+    assert moved.head.weight is moved.table.weight
+    assert torch.allclose(moved(ids), other(ids), atol=1e-5)
+
+
 def test_no_order_of_one_family_matches_better() -> None:
     """Pairwise exchanges of axes cannot improve what was found."""
     a, b = mlp(0, width=7), mlp(1, width=7)

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import assets
 import pytest
@@ -513,6 +514,28 @@ def test_modules_run_that_leave_behind_what_later_ones_read(axis: int, other_dat
             left = (found.model(x) - wanted).square().sum() / wanted.square().sum()
             total += float(left) * len(x)
     assert found.stitched.loss == pytest.approx(total / sum(map(len, read)), rel=1e-5)
+
+
+class _TwoAnswers(_Blocks):
+    """Of two answers the first, of which the loss is made, does not read the last block."""
+
+    def forward(self, x: Tensor) -> Any:
+        second = self.second(self.first(x))
+        return self.head(second), self.third(second)
+
+
+def test_a_layer_that_the_loss_does_not_reach_is_not_trained() -> None:
+    models = _TwoAnswers(1).eval(), _TwoAnswers(2).eval()
+    data = [torch.randn(30, 6, generator=seeded(3))]
+    options: dict[str, Any] = {"group": "general-linear", "progress": False}
+    with pytest.raises(bp.errors.SiteError, match="does not depend on the place"):
+        bp.stitch(*models, "third", data, **options)
+    found = bp.stitch(*models, "third", data, epochs=0, **options)
+    assert found.stitched.loss == pytest.approx(0, abs=1e-10)
+    found = bp.stitch(
+        *models, "third", data, objective=lambda out, _: out[1].square().sum(), **options
+    )
+    assert found.curve
 
 
 class _Refilled:
