@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 # Before anything imports them: model libraries read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -67,14 +68,28 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def threads_stay() -> Iterator[None]:
-    """Fails a test that leaves torch other threads: sums after it would be rounded in another way,
-    and processes that are forked could hang."""
-    before = torch.get_num_threads()
+def settings_stay() -> Iterator[None]:
+    """Fails a test that leaves settings of torch behind: numbers of tests after it would be others.
+
+    With other threads sums are rounded in another way, and processes that are forked could hang.
+    """
+    before = _settings()
     yield
-    after = torch.get_num_threads()
-    torch.set_num_threads(before)
-    assert after == before, f"the test leaves torch with {after} threads, where it had {before}"
+    after = _settings()
+    torch.set_num_threads(before["threads"])
+    torch.set_default_dtype(before["default type"])
+    torch.set_grad_enabled(before["gradients"])
+    left = {name: (before[name], after[name]) for name in before if after[name] != before[name]}
+    assert not left, f"the test leaves settings of torch as others (before, after): {left}"
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
+        "default type": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "functions watched": torch.overrides._len_torch_function_stack(),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from basis_probe.devices import own_device
 from basis_probe.model.experts import Expert, Routing
 from basis_probe.model.places import Address, Place
+from basis_probe.model.precision import default_type, put_back_default_type
 from basis_probe.model.trace import Follower, as_product, followed, in_steps, spelling, tensors_in
 
 Catcher = Callable[[Tensor], None]
@@ -173,7 +173,7 @@ class Settled:
 
     def run(self, model: nn.Module, run: Callable[[], object]) -> None:
         """Runs one pass, which may be cut short by `Enough`."""
-        before, dtype = _attributes(model), torch.get_default_dtype()
+        before, dtype = _attributes(model), default_type()
         try:
             run()
         except BaseException as error:
@@ -184,7 +184,7 @@ class Settled:
                 if held.keys() != values.keys() or any(held[n] is not values[n] for n in held):
                     held.clear()
                     held.update(values)
-            torch.set_default_dtype(dtype)
+            put_back_default_type(dtype)
             if not isinstance(error, Enough):
                 raise
         else:

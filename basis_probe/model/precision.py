@@ -1,5 +1,6 @@
 """Running a model in float64 from end to end, whatever its modules cast to."""
 
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,10 @@ from basis_probe.model.batches import Batch
 from basis_probe.model.trace import spelling, tensors_in
 
 _LOWER = (torch.float32, torch.float16, torch.bfloat16)
+
+_gate = threading.Lock()
+_doubling: list[torch.dtype] = []
+"""The default type to put back, and an entry for every context in which it is float64."""
 
 
 class _NoRounding(TorchFunctionMode):
@@ -64,13 +69,37 @@ def in_double() -> Generator[None]:
     Norms of many libraries compute in float32 whatever they are given; what a change of weights
     does to the function could not be told from their rounding.
     """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    with _gate:
+        # All threads share one default type, and whoever comes last puts it back.
+        if not _doubling:
+            _doubling.append(torch.get_default_dtype())
+            torch.set_default_dtype(torch.float64)
+        _doubling.append(torch.float64)
     try:
         with _NoRounding():
             yield
     finally:
-        torch.set_default_dtype(before)
+        with _gate:
+            _doubling.pop()
+            if len(_doubling) == 1:
+                torch.set_default_dtype(_doubling.pop())
+
+
+def default_type() -> torch.dtype:
+    """The default type of new tensors, as it is outside of every `in_double`."""
+    with _gate:
+        return _doubling[0] if _doubling else torch.get_default_dtype()
+
+
+def put_back_default_type(dtype: torch.dtype) -> None:
+    """Sets the default type of new tensors to what `default_type` was.
+
+    While a thread is within `in_double` it stays float64, and that puts it back.
+    """
+    with _gate:
+        if _doubling:
+            _doubling[0], dtype = dtype, torch.float64
+        torch.set_default_dtype(dtype)
 
 
 def doubled(batch: Batch) -> Batch:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from basis_probe.errors import DataError
 from basis_probe.model.offloaded import hooks
+from basis_probe.model.precision import default_type, put_back_default_type
 from basis_probe.model.trace import tensor_version, tensors_in
 
 _LARGE = 2**26
@@ -315,7 +316,7 @@ def random_kept() -> Generator[None]:
     """Within the context random numbers may be drawn; then every generator is where it was."""
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    python, numpy, dtype = random.getstate(), np.random.get_state(), torch.get_default_dtype()
+    python, numpy, dtype = random.getstate(), np.random.get_state(), default_type()
     try:
         yield
     finally:
@@ -324,4 +325,4 @@ def random_kept() -> Generator[None]:
             torch.cuda.set_rng_state_all(cuda)
         random.setstate(python)
         np.random.set_state(numpy)
-        torch.set_default_dtype(dtype)
+        put_back_default_type(dtype)

@@ -5,6 +5,8 @@ import copy
 import random
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import basis_probe as bp
-from basis_probe.model.state import alone, beside, kept
+from basis_probe.model.precision import default_type, in_double
+from basis_probe.model.state import alone, beside, kept, random_kept
 
 
 class History:
@@ -180,6 +183,42 @@ def test_two_threads_are_refused_and_copies_are_not() -> None:
         ended.set()
         thread.join()
     assert bp.probe(model, data, progress=False)["1"].n_samples == 50
+
+
+@pytest.mark.parametrize("one", (in_double, random_kept))
+@pytest.mark.parametrize("other", (in_double, random_kept))
+@pytest.mark.parametrize("nested", (False, True))
+def test_the_default_type_stays_whatever_thread_ends_last(
+    one: Callable[[], AbstractContextManager[None]],
+    other: Callable[[], AbstractContextManager[None]],
+    nested: bool,
+) -> None:
+    """The other thread begins within the context of this one, and ends before or after it."""
+    before, begun, may_end = torch.get_default_dtype(), threading.Event(), threading.Event()
+    found: list[torch.dtype] = []
+
+    def work() -> None:
+        with other():
+            begun.set()
+            may_end.wait(10)
+            found.append(torch.get_default_dtype())
+
+    thread = threading.Thread(target=work)
+    with one():
+        thread.start()
+        begun.wait(10)
+        if nested:
+            may_end.set()
+            thread.join()
+        if one is in_double:
+            assert torch.get_default_dtype() is torch.float64
+    if not nested:
+        may_end.set()
+        thread.join()
+    if other is in_double:
+        assert found == [torch.float64]
+    assert torch.get_default_dtype() is before
+    assert default_type() is before
 
 
 @pytest.mark.slow
