@@ -311,18 +311,35 @@ def alone(model: nn.Module) -> Generator[None]:
                 del _users[key]
 
 
+_drawing = threading.RLock()
+"""Held by what draws of a seed: all threads share the generators."""
+
+
 @contextmanager
 def random_kept() -> Generator[None]:
     """Within the context random numbers may be drawn; then every generator is where it was."""
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    python, numpy, dtype = random.getstate(), np.random.get_state(), default_type()
+    with _drawing:
+        cpu = torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        python, numpy, dtype = random.getstate(), np.random.get_state(), default_type()
     try:
         yield
     finally:
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-        random.setstate(python)
-        np.random.set_state(numpy)
+        with _drawing:
+            torch.set_rng_state(cpu)
+            if cuda is not None:
+                torch.cuda.set_rng_state_all(cuda)
+            random.setstate(python)
+            np.random.set_state(numpy)
         put_back_default_type(dtype)
+
+
+@contextmanager
+def drawing(seed: int) -> Generator[None]:
+    """Within the context torch draws the numbers of a seed; then its generator is where it was.
+
+    One thread at a time does so, for all share that generator.
+    """
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

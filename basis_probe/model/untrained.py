@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+from basis_probe.model.state import drawing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +71,5 @@ def untrained_model(
         )
     else:
         raise ValueError(f"no shape is called {shape!r}; there are 'gpt2' and 'llama'")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing(seed):
         return kind(config).eval()

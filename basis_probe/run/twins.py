@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from basis_probe.arguments import instance, seed_of
 from basis_probe.devices import on_own_device
 from basis_probe.model.offloaded import is_away
-from basis_probe.model.state import copied
+from basis_probe.model.state import copied, drawing
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -113,8 +113,7 @@ def drawn_anew(model: nn.Module, *, seed: int = 0) -> nn.Module | str:
 
 def _draw(twin: nn.Module, ruled: Sequence[nn.Module], seed: int) -> None:
     """Draws every parameter by the rules; what no rule reaches is NaN."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
+    with drawing(seed), torch.no_grad():
         for parameter in twin.parameters():
             parameter.fill_(torch.nan)
             _forget(parameter)

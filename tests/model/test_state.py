@@ -6,6 +6,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.model.precision import default_type, in_double
-from basis_probe.model.state import alone, beside, kept, random_kept
+from basis_probe.model.state import alone, beside, drawing, kept, random_kept
 
 
 class History:
@@ -219,6 +220,25 @@ def test_the_default_type_stays_whatever_thread_ends_last(
         assert found == [torch.float64]
     assert torch.get_default_dtype() is before
     assert default_type() is before
+
+
+def test_numbers_of_a_seed_are_the_same_whatever_other_threads_do() -> None:
+    def draw(seed: int) -> Tensor:
+        with drawing(seed):
+            return torch.cat([torch.randn(7) for _ in range(200)])
+
+    def other() -> None:
+        with random_kept():
+            pass
+
+    before = torch.get_rng_state()
+    alone = [draw(seed) for seed in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        drawn = [(pool.submit(draw, seed), pool.submit(other))[0] for seed in range(20)]
+        assert all(
+            torch.equal(one.result(), right) for one, right in zip(drawn, alone, strict=True)
+        )
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.slow
