@@ -1,6 +1,7 @@
 """Files that are replaced as a whole: a reader sees the old one or the new one, never half."""
 
 import hashlib
+import itertools
 import os
 import pathlib
 import platform
@@ -13,6 +14,9 @@ from typing import BinaryIO
 
 _STRANGER_SECONDS = 24 * 3600
 """A temporary file of another machine is nobody's after so long."""
+
+_numbers = itertools.count()
+"""Of temporary files: several threads may write one file, and each one's comes whole."""
 
 
 def no_file(path: str | os.PathLike[str]) -> str:
@@ -97,7 +101,9 @@ def replacing(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """
     target = require_writable(path)
     _clear(target)
-    waiting = target.with_name(f"{_stem(target)}{platform.node()[:40]}-{os.getpid()}.tmp")
+    waiting = target.with_name(
+        f"{_stem(target)}{platform.node()[:40]}-{os.getpid()}.{next(_numbers)}.tmp"
+    )
     try:
         with waiting.open("wb") as file:
             if target.exists():
@@ -146,7 +152,7 @@ def _stem(target: pathlib.Path) -> str:
 
 def _clear(target: pathlib.Path) -> None:
     """Takes away the temporary files of a file whose processes are dead."""
-    left = re.compile(rf"{re.escape(_stem(target))}(.*)-(\d+)\.tmp", re.DOTALL)
+    left = re.compile(rf"{re.escape(_stem(target))}(.*)-(\d+)(?:\.\d+)?\.tmp", re.DOTALL)
     with suppress(OSError):
         for other in list(os.scandir(target.parent)):
             match = left.fullmatch(other.name)

@@ -1,7 +1,14 @@
-"""Small independent jobs side by side, with the numbers of one after another."""
+"""Small independent jobs side by side, with the numbers of one after another.
+
+Settings that all threads share are changed for the thread alone that changes them.
+"""
 
 import concurrent.futures
-from collections.abc import Callable, Sequence
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import torch
@@ -9,6 +16,61 @@ import torch
 from basis_probe.interrupts import stoppable
 
 Result = TypeVar("Result")
+
+_gate = threading.Lock()
+_listening = 0
+
+
+def _renew() -> None:
+    """A process that was forked while another thread held the lock must not wait for it."""
+    global _gate, _listening
+    _gate, _listening = threading.Lock(), _ears.kinds is not None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+@contextlib.contextmanager
+def one_thread(*, if_: bool = True) -> Generator[int]:
+    """Within the context torch computes with one thread, where the calling thread asks it to.
+
+    Args:
+        if_: False for a context that changes nothing.
+
+    Yields:
+        With how many threads it computed before, and computes afterwards.
+
+    Example:
+        >>> with one_thread() as before:
+        ...     torch.get_num_threads()
+        1
+        >>> torch.get_num_threads() == before
+        True
+    """
+    before = torch.get_num_threads()
+    if not if_:
+        yield before
+        return
+    try:
+        threads_here(1)
+        yield before
+    finally:
+        threads_here(before)
+
+
+def threads_here(count: int) -> None:
+    """Has torch compute with so many threads for the calling thread, and for no other.
+
+    What torch is told holds for the thread that tells it and for all that begin later, which keep
+    it for good. Those are to have what they would have had, so a new thread tells it once more.
+    """
+    if torch.get_num_threads() == count:
+        return
+    with _gate, concurrent.futures.ThreadPoolExecutor(1) as new:
+        others = new.submit(torch.get_num_threads).result()
+        torch.set_num_threads(count)
+        new.submit(torch.set_num_threads, others).result()
 
 
 def abreast(
@@ -32,7 +94,7 @@ def abreast(
         ([1, 2, 3], False)
     """
     found: list[Result | None] = [None] * len(jobs)
-    threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    grad = torch.is_grad_enabled()
     if workers == 1 or len(jobs) < 2:
         try:
             for place, job in enumerate(jobs):
@@ -44,28 +106,83 @@ def abreast(
         return found, False
 
     def alone(job: Callable[[], Result]) -> Result:
-        # Threads and gradients are settings of a thread.
-        torch.set_num_threads(1)
+        # Gradients are a setting of a thread, as the number of threads is.
         with torch.set_grad_enabled(grad):
             return job()
 
     interrupted = False
-    pool = concurrent.futures.ThreadPoolExecutor(min(workers, len(jobs)), "basis_probe")
+    pool = concurrent.futures.ThreadPoolExecutor(
+        min(workers, len(jobs)), "basis_probe", initializer=threads_here, initargs=(1,)
+    )
+    places = {pool.submit(alone, job): place for place, job in enumerate(jobs)}
     try:
-        places = {pool.submit(alone, job): place for place, job in enumerate(jobs)}
-        try:
-            with stoppable():
-                for future in concurrent.futures.as_completed(places):
-                    future.result()
-                    finished()
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            pool.shutdown(cancel_futures=True)
-        for future, place in places.items():
-            if future.cancelled() or isinstance(future.exception(), KeyboardInterrupt):
-                continue
-            found[place] = future.result()
+        with stoppable():
+            for future in concurrent.futures.as_completed(places):
+                future.result()
+                finished()
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
-        torch.set_num_threads(threads)
+        pool.shutdown(cancel_futures=True)
+    for future, place in places.items():
+        if future.cancelled() or isinstance(future.exception(), KeyboardInterrupt):
+            continue
+        found[place] = future.result()
     return found, interrupted
+
+
+class _Ears(threading.local):
+    """The kinds of warnings that a thread was given while it listens; None while it does not."""
+
+    kinds: list[type[Warning]] | None = None
+
+
+_ears = _Ears()
+
+
+class _AnyHere(type):
+    """Takes every kind of warning for one of its own, in threads that listen."""
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        if _ears.kinds is None:
+            return False
+        _ears.kinds.append(kind)
+        return True
+
+
+class _Heard(Warning, metaclass=_AnyHere):
+    """Any warning that is given in a thread that listens."""
+
+
+@contextlib.contextmanager
+def hearing() -> Generator[list[type[Warning]]]:
+    """Within the context no warning of the calling thread is shown; those of others are.
+
+    `warnings.catch_warnings` changes the filters of all threads, and of several the last puts back
+    those of another.
+
+    Yields:
+        The kinds of the warnings that the thread was given.
+
+    Example:
+        >>> with hearing() as heard:
+        ...     warnings.warn("nobody needs to know", UserWarning)
+        >>> heard
+        [<class 'UserWarning'>]
+    """
+    global _listening
+    before, heard = _ears.kinds, list[type[Warning]]()
+    with _gate:
+        _listening += 1
+        warnings.simplefilter("ignore", _Heard)
+        _ears.kinds = heard
+    try:
+        yield heard
+    finally:
+        _ears.kinds = before
+        with _gate:
+            _listening -= 1
+            if not _listening:
+                # A filter that somebody else has put away hears nothing when it comes back.
+                with contextlib.suppress(ValueError):
+                    warnings.filters.remove(("ignore", None, _Heard, None, 0))  # pyright: ignore

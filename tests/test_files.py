@@ -31,6 +31,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     assert _names(tmp_path) == ["a.txt"]
 
 
+def test_of_several_writers_the_one_that_ends_last_is_read_whole(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.txt"
+    with replacing(path) as first:
+        first.write(b"first, ")
+        with replacing(path) as second:
+            second.write(b"second")
+        assert path.read_text() == "second"
+        first.write(b"to its end")
+    assert path.read_text() == "first, to its end"
+    assert _names(tmp_path) == ["a.txt"]
+
+
 def test_a_link_stays_a_link(tmp_path: pathlib.Path) -> None:
     (tmp_path / "far").mkdir()
     link, middle = tmp_path / "a.txt", tmp_path / "b.txt"

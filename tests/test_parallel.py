@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
+import matplotlib
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import basis_probe as bp
-from basis_probe.parallel import abreast
+from basis_probe.parallel import abreast, hearing, one_thread
 from basis_probe.run import report as concluding
 from basis_probe.run.report import Concluding
+from basis_probe.show.canvas import drawn
 
 WORKERS = [1, 2, 5]
 
@@ -135,3 +143,97 @@ def test_a_memory_budget_holds_one_site_at_a_time(
     seen.clear()
     bp.probe(model, data, progress=False, certificates=False, memory_budget=10**9)
     assert max(seen) == 1
+
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+def _settings() -> tuple[Any, ...]:
+    """What threads share, as this one finds it and one that begins."""
+    with ThreadPoolExecutor(1) as new:
+        threads = torch.get_num_threads(), new.submit(torch.get_num_threads).result()
+    rc = {name: str(value) for name, value in matplotlib.rcParams.items()}
+    return threads, list(warnings.filters), warnings.showwarning, rc
+
+
+@contextlib.contextmanager
+def _drawing() -> Iterator[None]:
+    """Within the context a figure is drawn in the calling thread."""
+
+    @drawn
+    def make() -> Figure:
+        yielding.set()
+        may_end.wait(0.05)
+        return Figure()
+
+    yielding, may_end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=make)
+    thread.start()
+    yielding.wait(0.05)
+    try:
+        yield
+    finally:
+        may_end.set()
+        thread.join()
+
+
+SHARED: dict[str, Context] = {"one_thread": one_thread, "hearing": hearing, "drawing": _drawing}
+
+
+@pytest.mark.parametrize("setting", SHARED)
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_what_threads_share_stays_in_whatever_order_they_end(
+    setting: str, order: tuple[int, ...], two_threads: None
+) -> None:
+    """Three threads are within one context at once, each since another moment."""
+    before = _settings()
+    inside = [threading.Event() for _ in order]
+    may_end = [threading.Event() for _ in order]
+
+    def work(place: int) -> None:
+        with SHARED[setting]():
+            inside[place].set()
+            assert may_end[place].wait(20)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(3)]
+    for thread, begun in zip(threads, inside, strict=True):
+        thread.start()
+        assert begun.wait(20)
+    for place in order:
+        may_end[place].set()
+        threads[place].join()
+    assert _settings() == before
+
+
+def test_a_thread_that_begins_beside_one_has_its_own_number_of_threads(two_threads: None) -> None:
+    with one_thread() as count, ThreadPoolExecutor(1) as new:
+        assert count == 2
+        assert torch.get_num_threads() == 1
+        assert new.submit(torch.get_num_threads).result() == 2
+
+
+def test_warnings_of_others_are_shown_while_a_thread_listens() -> None:
+    def other() -> None:
+        warnings.warn("of another thread", DeprecationWarning, stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with hearing() as heard, ThreadPoolExecutor(1) as new:
+            warnings.warn("of this thread", RuntimeWarning, stacklevel=1)
+            new.submit(other).result()
+        warnings.warn("later", FutureWarning, stacklevel=1)
+    assert heard == [RuntimeWarning]
+    assert [one.category for one in shown] == [DeprecationWarning, FutureWarning]
+
+
+def test_what_one_thread_hears_another_does_not() -> None:
+    def listen(kind: type[Warning]) -> list[type[Warning]]:
+        with hearing() as heard:
+            barrier.wait(20)
+            warnings.warn("one", kind, stacklevel=1)
+            barrier.wait(20)
+        return heard
+
+    kinds, barrier = [UserWarning, RuntimeWarning, FutureWarning], threading.Barrier(3)
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(listen, kinds)) == [[kind] for kind in kinds]

@@ -7,9 +7,8 @@ taken in blocks, so that memory does not grow with directions x concepts.
 import dataclasses
 import enum
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -27,6 +26,7 @@ from basis_probe.concepts.alignment import (
 )
 from basis_probe.concepts.labels import BOTH, Labels, parts
 from basis_probe.concepts.maps import Maps
+from basis_probe.parallel import threads_here
 from basis_probe.statistics.halves import Part
 
 _AT_ONCE = 2**24
@@ -204,23 +204,13 @@ def examine(
 
     blocks = torch.arange(dim).split(max(1, min(128, _AT_ONCE // max(1, samples))))
     # Sorting lets go of the interpreter, so threads help; results come in order all the same.
-    with _one_thread_each() as count, ThreadPoolExecutor(count) as pool:
+    count = torch.get_num_threads()
+    with ThreadPoolExecutor(count, initializer=threads_here, initargs=(1,)) as pool:
         for block, choices, results in pool.map(of_block, blocks):
             for measure, into in gathered.items():
                 observed, *by_chance = results[measure]
                 into.take(block, choices[measure][0], observed, by_chance)
     return {measure: into.found() for measure, into in gathered.items()}
-
-
-@contextmanager
-def _one_thread_each() -> Generator[int]:
-    """How many threads there are; within the context each of them has torch for itself."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield count
-    finally:
-        torch.set_num_threads(count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from basis_probe.evidence.measure import (
 )
 from basis_probe.evidence.orders import Orders, orders
 from basis_probe.model.around import Around
+from basis_probe.parallel import one_thread
 from basis_probe.results.evidence import (
     BasisRanking,
     FewAxes,
@@ -490,15 +491,8 @@ def _threads_for(problem: Problem) -> Generator[None]:
     the decomposition of a 96 x 96 matrix took 85 ms with two threads and 0.3 ms with one, on a busy
     machine with two cores.
     """
-    before = torch.get_num_threads()
-    small = is_small(*problem.x.shape)
-    try:
-        if small:
-            torch.set_num_threads(1)
+    with one_thread(if_=is_small(*problem.x.shape)):
         yield
-    finally:
-        if small:
-            torch.set_num_threads(before)
 
 
 def choice_of(problem: Problem, wanted: Null | None) -> Choice | str:

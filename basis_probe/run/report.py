@@ -280,7 +280,7 @@ class Concluding:
         """How many small sites are compared at once: an accelerator is busy with one."""
         if self.at_once is not None:
             return self.at_once
-        # Searches for bases turn the interpreter's warnings off and on, which all threads share.
+        # Searches for bases have the threads of other libraries.
         alone = self.watching.subject.device.type != "cpu" or self.choices.companions.bases
         return 1 if alone else min(torch.get_num_threads(), _WORKERS)
 

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import io
 import math
+import os
+import threading
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from basis_probe.algebra.groups import Privileged
@@ -66,6 +68,20 @@ _COLOURS: dict[str, Any] = {
 }
 
 
+_door = threading.RLock()
+"""Held while settings of matplotlib are others: all threads share them."""
+
+
+def _renew() -> None:
+    """A process that was forked while another thread held the lock must not wait for it."""
+    global _door
+    _door = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
 def drawn(make: Drawing) -> Drawing:
     """The function, whose figures can be read under any style and hold names of any letters."""
 
@@ -77,18 +93,19 @@ def drawn(make: Drawing) -> Drawing:
 
         lent = [value for value in (*given, *settings.values()) if isinstance(value, Axes)]
         theirs = {id(text) for axes in lent for text in axes.findobj(Text)}
-        by_tex = bool(mpl.rcParams["text.usetex"])
         look: dict[Any, Any] = _TEXTS if lent else _TEXTS | _COLOURS
-        with mpl.rc_context(look):
-            figure = make(*given, **settings)
-            for drawn_on in lent or [figure]:
-                for text in drawn_on.findobj(Text):
-                    # Names of sites are texts, not formulas.
-                    if id(text) not in theirs:
-                        text.set_parse_math(False)
-            if by_tex:
-                # Numbers along axes are made when they are drawn, and stay as they are then.
-                figure.draw_without_rendering()
+        with _door:
+            by_tex = bool(mpl.rcParams["text.usetex"])
+            with mpl.rc_context(look):
+                figure = make(*given, **settings)
+                for drawn_on in lent or [figure]:
+                    for text in drawn_on.findobj(Text):
+                        # Names of sites are texts, not formulas.
+                        if id(text) not in theirs:
+                            text.set_parse_math(False)
+                if by_tex:
+                    # Numbers along axes are made when they are drawn, and stay as they are then.
+                    figure.draw_without_rendering()
         return figure
 
     return cast("Drawing", within)
@@ -161,7 +178,7 @@ def save_figure(figure: Figure, file: BinaryIO, form: str) -> None:
     import matplotlib as mpl
 
     # Type 3 fonts are refused by many publishers; paths cannot be searched or edited.
-    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
+    with _door, mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}):
         figure.savefig(file, format=form, dpi=200, bbox_inches="tight")
 
 

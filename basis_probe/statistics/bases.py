@@ -11,7 +11,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from basis_probe.algebra.haar import haar
 from basis_probe.arguments import array_of, instance, seed_of, whole
 from basis_probe.brief import brief
+from basis_probe.parallel import hearing
 from basis_probe.statistics.p_values import Tail
 from basis_probe.statistics.scores import Rows, Score
 
@@ -225,13 +225,9 @@ class ICA(Candidate):
             tol=1e-4,
             random_state=self.seed,
         )
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with hearing() as heard:
             search.fit(centred.numpy())
-        unsettled = any(
-            issubclass(warning.category, sklearn.exceptions.ConvergenceWarning)
-            for warning in caught
-        )
+        unsettled = any(issubclass(k, sklearn.exceptions.ConvergenceWarning) for k in heard)
         note = f"had not settled after {self.iterations} iterations" if unsettled else ""
         return Basis(self.name, _unit_rows(torch.as_tensor(search.components_)), note)
 
