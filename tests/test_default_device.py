@@ -1,8 +1,13 @@
-"""Where torch makes tensors by default changes no number, and a model makes its own there."""
+"""Where and of which type torch makes tensors by default changes no number, as no other mode does.
+
+What a model makes itself is made as its user has it made.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -12,6 +17,8 @@ from torch import Tensor, nn
 import basis_probe as bp
 
 ROWS = [torch.randn(150, 6, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+
+LABELLED = [(x, torch.arange(len(x)) % 3) for x in ROWS]
 
 
 class Noting(nn.Module):
@@ -63,6 +70,16 @@ DOORS: dict[str, Callable[[], Any]] = {
     "similarity": lambda: bp.similarity(ROWS[0], ROWS[1]).similarity,
     "stiffness": lambda: bp.stiffness(_model(0), "1", ROWS, progress=False).slope,
     "stitch": lambda: repr(bp.stitch(_model(0), _model(1), "1", data=ROWS, progress=False)),
+    "stitch in a group": lambda: repr(
+        bp.stitch(_model(0), _model(1), "1", group="permutation", data=ROWS, progress=False)
+    ),
+    "attribution": lambda: bp.probe(
+        _model(0),
+        LABELLED,
+        sites="1",
+        scores=("attribution", "kurtosis"),
+        progress=False,
+    ).to_json(),
     "an element of a group": lambda: bp.groups.Orthogonal(4).sample(_generator()).tolist(),
     "intertwiner_group": lambda: bp.intertwiner_group("gelu", 4).sample(_generator()).tolist(),
 }
@@ -83,6 +100,58 @@ def test_numbers_do_not_depend_on_where_torch_makes_tensors(
     finally:
         torch.set_default_device(None)
     assert found == expected
+
+
+@pytest.mark.sample(default=4)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("door", DOORS)
+def test_numbers_do_not_depend_on_the_type_of_tensors_that_torch_makes(
+    door: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads share it, and it is another while a thread proves or loads a model."""
+    made = {seed: _model(seed) for seed in (0, 1)}
+    monkeypatch.setattr(f"{__name__}._model", lambda seed: copy.deepcopy(made[seed]))
+    expected = DOORS[door]()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert DOORS[door]() == expected
+        assert torch.get_default_dtype() is dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+_RUN_MODELS = {
+    "probe",
+    "parts",
+    "attach",
+    "stiffness",
+    "stitch",
+    "stitch in a group",
+    "attribution",
+}
+"""Under autocast these have other numbers, for the model has."""
+
+
+@pytest.mark.sample(default=4)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("door", DOORS)
+def test_numbers_do_not_depend_on_the_mode_that_a_call_is_made_in(
+    door: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {seed: _model(seed) for seed in (0, 1)}
+    monkeypatch.setattr(f"{__name__}._model", lambda seed: made[seed])
+    expected = DOORS[door]()
+    with MODES[mode]():
+        found = DOORS[door]()
+    assert (found == expected) or (mode == "autocast" and door in _RUN_MODELS)
+    # What was computed in a mode and kept can be used outside of it.
+    assert DOORS[door]() == expected
 
 
 @pytest.mark.sample(default=1)

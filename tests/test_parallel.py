@@ -163,7 +163,7 @@ def _drawing() -> Iterator[None]:
     @drawn
     def make() -> Figure:
         yielding.set()
-        may_end.wait(0.05)
+        may_end.wait(0.15)
         return Figure()
 
     yielding, may_end = threading.Event(), threading.Event()

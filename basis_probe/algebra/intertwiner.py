@@ -796,7 +796,9 @@ def _kinds(values: Tensor, tolerance: float) -> list[tuple[int, int]] | None:
         if abs(float(values[place] - values[starts[-1]])) > tolerance:
             starts.append(place)
     first = values[torch.tensor(starts)]
-    gaps = (first[:, None] - first[None, :]).abs() + torch.eye(len(first)) * (tolerance + 1)
+    gaps = (first[:, None] - first[None, :]).abs() + torch.eye(len(first), dtype=first.dtype) * (
+        tolerance + 1
+    )
     if bool((gaps <= tolerance).any()):
         return None
     ends = [*starts[1:], len(values)]

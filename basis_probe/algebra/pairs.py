@@ -72,8 +72,12 @@ def pair_factors(function: Pair, dim: int) -> PairFactors | None:
 def _draw(dim: int) -> tuple[Tensor, Tensor]:
     """Two tensors of normal values in rows of many sizes, alike and unlike."""
     generator = torch.Generator().manual_seed(0)
-    powers = torch.cat([torch.zeros(24), torch.linspace(-4, 4, 33)]).double()
-    unlike = torch.cat([torch.zeros(24), torch.linspace(-4, 4, 33).roll(7)]).double()
+    even, small = (
+        torch.linspace(-4, 4, 33, dtype=torch.float32),
+        torch.zeros(24, dtype=torch.float32),
+    )
+    powers = torch.cat([small, even]).double()
+    unlike = torch.cat([small, even.roll(7)]).double()
     shape = (len(powers), dim)
     a = torch.randn(shape, generator=generator, dtype=torch.float64) * 10 ** powers[:, None]
     b = torch.randn(shape, generator=generator, dtype=torch.float64) * 10 ** unlike[:, None]

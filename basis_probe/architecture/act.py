@@ -903,12 +903,12 @@ class Action:
         dim = self.graph.trace.node(vertex.node).shape[layout.axes[-1]]
         device = next((t.device for t in self.weights.model.parameters()), torch.device("cpu"))
         if not region.shape.is_norm:
-            x = torch.stack([torch.zeros(dim), torch.ones(dim)]).double().to(device)
+            x = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, dim).to(device)
             low, high = evaluate(self.graph, vertex, (x,), fixed).cpu()
             return high - low, low
         # Far from zero, so that the epsilon under the root does not show; no entry near the mean.
-        x = (1.0 + torch.arange(dim) / dim) * (1 - 2 * (torch.arange(dim) % 2))
-        unit = x.double()
+        place = torch.arange(dim, dtype=torch.float64)
+        unit = (1.0 + place / dim) * (1 - 2 * (place % 2))
         if region.shape is Shape.LAYER_NORM:
             unit = unit - unit.mean()
         unit = unit / unit.square().mean().sqrt()

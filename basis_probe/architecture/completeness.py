@@ -100,7 +100,11 @@ class Counter:
         groups = self._of_groups(claims)
         strays = groups @ jacobian.T
         sizes = groups.norm(dim=1).clamp(min=1e-300)
-        unsound = strays.norm(dim=1) / (top * sizes) if len(groups) else torch.zeros(0)
+        unsound = (
+            strays.norm(dim=1) / (top * sizes)
+            if len(groups)
+            else torch.zeros(0, dtype=torch.float64)
+        )
         idle = torch.eye(self.count, dtype=torch.float64)[~reached]
         seen = self.prover.values() or {}
         others = Directions(self.facts, self.action, self.places, self.count, seen)
@@ -203,7 +207,11 @@ class Counter:
         for site, group in claims:
             directions = [*tangents(group)]
             # An element that turns, and then its inverse: the identity itself folds nothing.
-            whole = 0.3 * torch.stack(directions).sum(0) if directions else torch.zeros(0, 0)
+            whole = (
+                0.3 * torch.stack(directions).sum(0)
+                if directions
+                else torch.zeros(0, 0, dtype=torch.float64)
+            )
             whole = whole / max(1.0, float(whole.norm()) if len(whole) else 1.0)
             for sign in (1.0, -1.0) if directions else ():
                 try:

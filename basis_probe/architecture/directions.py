@@ -107,7 +107,7 @@ class Directions:
             try:
                 gain = self.action.gain_at(norm)
             except WeightError:
-                gain = torch.ones(size) if region.gain is None else region.gain
+                gain = torch.ones(size, dtype=torch.float64) if region.gain is None else region.gain
             if not region.within:
                 yield from self._out_of(streams[self.facts.stream_of[norm]], gain.double().cpu())
         for stream in streams:
@@ -188,7 +188,7 @@ class Directions:
             vertex = vertices[reader]
             if vertex.kind not in _MAPS or not vertex.used:
                 continue
-            seen = self.values.get(self._argument(vertex), torch.zeros(0))
+            seen = self.values.get(self._argument(vertex), torch.zeros(0, dtype=torch.float64))
             width = self._width(vertex.used[0])
             if seen.ndim < 2 or seen.shape[-1] != width or seen.numel() < 2 * width * width:
                 continue

@@ -372,7 +372,7 @@ class _OfKernels(Gathered):
         own, other = (
             torch.cat([pair[side].lengths(about.mean) for pair in pairs])
             if self.plan.unbiased
-            else torch.zeros(moments.count)
+            else torch.zeros(moments.count, dtype=torch.float64)
             for side, about in ((0, moments.x), (1, moments.y))
         )
         between = (
@@ -570,7 +570,9 @@ class Drawn:
     def kept(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The samples of both, and the example and the fold of each."""
         self._reduce()
-        x, y, belongs, fold, _ = self.parts[0] if self.parts else (torch.zeros(0, 1),) * 5
+        x, y, belongs, fold, _ = (
+            self.parts[0] if self.parts else (torch.zeros(0, 1, dtype=torch.float64),) * 5
+        )
         return x, y, belongs, fold
 
     def _reduce(self) -> None:

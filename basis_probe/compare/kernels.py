@@ -138,7 +138,7 @@ class Maps:
         values, axes = self.values, self.values.shape[1]
         if not self.unit_axes:
             factors = torch.full((axes,), self.factor, dtype=torch.float64)
-            return torch.zeros(axes).to(values), factors.to(values)
+            return torch.zeros(axes, dtype=values.dtype).to(values), factors.to(values)
         # A few examples at a time, so that no second copy of all of them is ever held.
         chunks = values.split(max(1, _AT_ONCE // max(1, values[0].numel())))
         mean = torch.zeros(axes, dtype=torch.float64, device=values.device)

@@ -123,7 +123,7 @@ class Turn(StitchingLayer):
         super().__init__()
         self.start: Tensor
         self.register_buffer("start", matrix.float())
-        self.skew = nn.Parameter(torch.zeros(matrix.shape[1], matrix.shape[1]))
+        self.skew = nn.Parameter(torch.zeros(2 * matrix.shape[1:], dtype=torch.float32))
 
     def weight(self) -> Tensor:
         return self.start @ torch.linalg.matrix_exp(self.skew.triu(1) - self.skew.triu(1).T)
@@ -153,7 +153,7 @@ class Monomial(StitchingLayer):
         self.signs: Tensor
         self.register_buffer("columns", columns)
         self.register_buffer("signs", factors.float().sign())
-        places = torch.zeros(len(columns), dim)
+        places = torch.zeros(len(columns), dim, dtype=torch.float32)
         used = columns >= 0
         places[used.nonzero().flatten(), columns[used]] = 1
         self.places: Tensor
@@ -199,9 +199,9 @@ class Birkhoff(StitchingLayer):
         start: Float[Tensor, "dim dim"] | None = None,
     ) -> None:
         super().__init__()
-        drawn = torch.rand(dim, dim, generator=generator)
+        drawn = torch.rand(dim, dim, generator=generator, dtype=torch.float32)
         self.mixing = nn.Parameter(sinkhorn(drawn if start is None else start.float()))
-        self.factors = nn.Parameter(torch.ones(dim), requires_grad=scales)
+        self.factors = nn.Parameter(torch.ones(dim, dtype=torch.float32), requires_grad=scales)
         self.reward, self.hard = reward, False
 
     def weight(self) -> Tensor:

@@ -317,7 +317,9 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
             site: Site, columns: Tensor, factor: float
         ) -> tuple[frozenset[int], dict[str, Tensor]]:
             """The streams that an element moves, and the weights after it acted."""
-            element = MonomialElement(columns, torch.full((len(columns),), factor))
+            element = MonomialElement(
+                columns, torch.full((len(columns),), factor, dtype=torch.float32)
+            )
             try:
                 with torch.no_grad():
                     streams = Action(derivation, slots, weights).move(site, element)

@@ -406,7 +406,7 @@ class Repeated:
             present = inverse[start : start + len(rows)].unique()
             spread[present] += 1
             start += len(rows)
-        return len(values), float(counts[spread > 1].sum() / max(1, start))
+        return len(values), float(counts[spread > 1].sum().float() / max(1, start))
 
 
 _LAST_BITS = 12

@@ -262,6 +262,8 @@ def _resized(maps: Tensor, space: tuple[int, ...]) -> Tensor:
 
 
 @on_own_device
+@torch.inference_mode(False)
+@torch.enable_grad()
 def stitch(
     model_a: nn.Module,
     model_b: nn.Module,
@@ -526,7 +528,7 @@ def _layer(
     if isinstance(own, Trivial):
         if own.dim != other.dim:
             raise ValueError(f"{own.dim} axes cannot be joined to {other.dim} without a layer")
-        return layers.Fixed(torch.eye(own.dim)), []
+        return layers.Fixed(torch.eye(own.dim, dtype=torch.float32)), []
     found = align(own, other, centred, constant="ignore")
     note = f"A layer in {own.name} has a closed form and is not trained."
     return layers.Fixed(found.matrix), [note]

@@ -277,7 +277,7 @@ def _comparison(
     )
     detected = torch.stack([frame.detected(least) for frame in frames])
     distinct = detected.sum(1).double()
-    units = torch.tensor([float(frame.units(least)) for frame in frames])
+    units = torch.tensor([float(frame.units(least)) for frame in frames], dtype=torch.float32)
     each = torch.stack([frame.direction_score for frame in frames])
     best = each.mean(1)
     pairs, candidates = again

@@ -108,7 +108,8 @@ class Setting:
         if measure is Measure.PUBLISHED_IOU:
             return thresholds(self.cells(block, first), self.top)
         columns = self.cells(block, first).T.reshape(block.shape[1], -1, maps.cells)
-        return torch.tensor([maps.limit(one, self.top) for one in columns]).to(block)
+        limits = [maps.limit(one, self.top) for one in columns]
+        return torch.tensor(limits, dtype=torch.float32).to(block)
 
     def cells(
         self, block: Float[Tensor, "rows directions"], part: Part
@@ -236,7 +237,7 @@ class Asked:
         """The labels of some samples, for the measures of a setting."""
         labels = setting.labels.values[part]
         counts = any(not measure.ranked for measure in setting.measures)
-        numbers = labels.float() if counts else torch.zeros(0)
+        numbers = labels.float() if counts else torch.zeros(0, dtype=torch.float32)
         counting = setting.labels.counting
         if Measure.PUBLISHED_IOU not in setting.measures:
             counting = None

@@ -91,9 +91,9 @@ def export_basis(
     dim, features = encoder.shape
     weights = {
         "W_enc": encoder,
-        "b_enc": torch.zeros(features),
+        "b_enc": torch.zeros(features, dtype=torch.float32),
         "W_dec": encoder.T.contiguous(),
-        "b_dec": torch.zeros(dim),
+        "b_dec": torch.zeros(dim, dtype=torch.float32),
     }
     config: dict[str, Any] = {
         "architecture": "standard",

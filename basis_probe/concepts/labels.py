@@ -92,7 +92,7 @@ class Labels:
                 f"{', '.join(self.names[:8])}"
             )
         index = self.examples.unique(return_inverse=True)[1]
-        by_example = torch.zeros(int(index.max()) + 1, len(self.names))
+        by_example = torch.zeros(int(index.max()) + 1, len(self.names), dtype=torch.float32)
         by_example.index_add_(0, index, self.values.float())
         there = torch.ones(by_example.shape, dtype=torch.bool)
         for category in set(categories.values()):

@@ -46,7 +46,10 @@ class Maps:
         """What rows are multiplied by, and columns."""
         down, across = (
             torch.nn.functional.interpolate(
-                torch.eye(few)[None], size=many, mode="linear", align_corners=False
+                torch.eye(few, dtype=torch.float32)[None],
+                size=many,
+                mode="linear",
+                align_corners=False,
             )[0]
             for few, many in zip(self.small, self.large, strict=True)
         )

@@ -31,7 +31,8 @@ class Cost:
         self.loss, self.measure = loss, measure
         self.costs: list[Tensor] = []
         self.weights: list[Tensor] = []
-        self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+        self.count, nothing = 0, torch.zeros((), dtype=torch.float32)
+        self.total, self.squares = nothing, nothing
 
     def see(self, subject: Subject, batch: Batch, turned: Turned) -> None:
         """Runs every version on a batch."""
@@ -53,7 +54,9 @@ class Cost:
                     f"the loss is {before} for the model as it is on a batch: give data and a loss "
                     "that are finite"
                 )
-            return lambda other: torch.tensor([_number(loss(other, batch.raw)) - before])
+            return lambda other: torch.tensor(
+                [_number(loss(other, batch.raw)) - before], dtype=torch.float32
+            )
         own = _told(output)
         self.measure = self.measure or ("kl" if _is_logits(output, own) else "error")
         rows, mask = _rows_of(own, batch)

@@ -263,7 +263,8 @@ def _concluded(place: Placed, turned: Turned, cost: Cost, notes: list[str]) -> S
     several = torch.cat(cost.costs, 1) / max(cost.scale, 1e-300)
     weights = torch.cat(cost.weights)
     turns, stations = len(turned.versions), len(POWERS)
-    angles = torch.tensor([[v.angle for v in versions] for versions in turned.versions]).double()
+    each = [[v.angle for v in versions] for versions in turned.versions]
+    angles = torch.tensor(each, dtype=torch.float32).double()
 
     def curves(weights: Tensor) -> Tensor:
         mean = (several * weights).sum(1) / weights.sum()

@@ -44,7 +44,7 @@ class Thumbnails:
             return None
         # A few values far away would leave all others grey.
         few = values[:, :: max(1, values.shape[1] // 100_000)]
-        ends = few.quantile(torch.tensor([0.002, 0.998]), dim=1)
+        ends = few.quantile(torch.tensor([0.002, 0.998], dtype=few.dtype), dim=1)
         return Thumbnails(ends[0, :, None, None], ends[1, :, None, None])
 
     def picture(

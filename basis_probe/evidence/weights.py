@@ -38,6 +38,7 @@ from basis_probe.statistics.neuron_weights import (
     live,
 )
 from basis_probe.statistics.p_values import Tail, holm, monte_carlo_p, tail_p
+from basis_probe.statistics.single_precision import full_products
 
 NAME = "weights"
 _CANDIDATES = 4
@@ -49,6 +50,7 @@ _TOKENS = 256
 
 
 @on_own_device
+@full_products()
 def weights_privilege(
     model_or_folder: nn.Module | str | os.PathLike[str], *, seed: int = 0
 ) -> WeightsPrivilege:

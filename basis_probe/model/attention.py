@@ -534,8 +534,9 @@ def _between(
 @functools.lru_cache(maxsize=4)
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:
     """Normals, the same tensor for the layers of a network that are alike: not to be changed."""
+    generator = torch.Generator().manual_seed(seed)
     # Normals of single precision are drawn five times faster.
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(shape, generator=generator, dtype=torch.float32).double()
 
 
 def _plain(way: _Way) -> int:

@@ -53,7 +53,7 @@ def _candidates(model: nn.Module) -> Iterator[Any]:
     dtype = next(floating, torch.float32)
 
     def numbers(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
 
     config = getattr(model, "config", None) or getattr(model, "cfg", None)
     words = next(

@@ -391,7 +391,7 @@ def device_of(device: str | torch.device) -> torch.device:
         ValueError: if this machine has no such device, or it holds no numbers.
     """
     try:
-        found = torch.empty(0, device=device).device
+        found = torch.empty(0, dtype=torch.uint8, device=device).device
     except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

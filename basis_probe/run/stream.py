@@ -248,7 +248,7 @@ class _Caught:
         """With the derivatives by its rows; NaN where there are none."""
         if gradient is None:
             shape = (len(self.priorities), plan.dim)
-            rows = torch.full(shape, torch.nan, device=self.places.device)
+            rows = torch.full(shape, torch.nan, dtype=torch.float32, device=self.places.device)
         else:
             flat = rows_last(gradient, plan.layout).reshape(-1, plan.dim)
             rows = flat[self.places.to(flat.device)]

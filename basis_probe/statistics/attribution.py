@@ -92,7 +92,7 @@ def _share(falling: Tensor) -> Tensor:
     """[rows], the part of the entries, which fall and sum to 1, that makes up `SHARE`."""
     # Nine tenths reached but for rounding are reached.
     missing = falling.cumsum(1) < SHARE * (1 - 1e-12)
-    return (missing.sum(1) + 1) / falling.shape[1]
+    return (missing.sum(1) + 1).float() / falling.shape[1]
 
 
 class Attributed(abc.ABC):
@@ -138,9 +138,9 @@ class Refitted(Attributed):
         units = torch.where(units > other.abs().amax(0) * 1e-7, units, torch.inf)
         z = away / units
         if self.across is not None:
-            kernel = z @ z.T + self.ridge * samples * torch.eye(samples).to(z)
+            kernel = z @ z.T + self.ridge * samples * torch.eye(samples, dtype=z.dtype).to(z)
             return self.across @ torch.cholesky_solve(z, torch.linalg.cholesky(kernel)) / units
-        gram = z.T @ z + self.ridge * samples * torch.eye(dim).to(z)
+        gram = z.T @ z + self.ridge * samples * torch.eye(dim, dtype=z.dtype).to(z)
         through = self.gradient @ (self.centred.T @ z)
         return torch.cholesky_solve(through.T, torch.linalg.cholesky(gram)).T / units
 

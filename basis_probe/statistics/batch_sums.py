@@ -72,7 +72,8 @@ class BatchSums:
             rows = _across(x, centred=True, elements=_CACHED_ELEMENTS)
             if x.dtype == torch.float64 and _extreme(rows):
                 return _carefully(x, across=across, centred=centred)
-        return BatchSums(_moments(x, sums), *(rows or (None, None, None)), torch.zeros(()))
+        none_bad = torch.zeros((), dtype=torch.float32)
+        return BatchSums(_moments(x, sums), *(rows or (None, None, None)), none_bad)
 
     def kurtosis(self) -> SampleKurtosis | None:
         """The kurtosis across axes of the batch, on the CPU; None if it was not asked for."""

@@ -138,7 +138,11 @@ def _decoder(tensors: Mapping[str, Tensor]) -> Tensor:
                     f"its {name} has shape {list(matrix.shape)}: give numbers [features, dim]"
                 )
             return matrix.T if name in _COLUMNS else matrix
-    alone = next(iter(tensors.items())) if len(tensors) == 1 else ("", torch.zeros(0))
+    alone = (
+        next(iter(tensors.items()))
+        if len(tensors) == 1
+        else ("", torch.zeros(0, dtype=torch.float64))
+    )
     if alone[1].ndim == 2 and "enc" not in alone[0].lower():
         return alone[1]
     raise ValueError(
@@ -192,9 +196,17 @@ def _encoder(
     norm = _normalised(str(config.get("normalize_activations", "none")))
     if norm is None:
         return None, "codes are not known, because its inputs are rescaled by a number not saved"
-    bias = tensors.get("b_enc", tensors.get("encoder.bias", torch.zeros(features))).double()
-    centre = tensors.get("b_dec", tensors.get("decoder.bias", torch.zeros(dim))).double()
-    shift = centre if config.get("apply_b_dec_to_input", True) else torch.zeros(dim).double()
+    bias = tensors.get(
+        "b_enc", tensors.get("encoder.bias", torch.zeros(features, dtype=torch.float64))
+    ).double()
+    centre = tensors.get(
+        "b_dec", tensors.get("decoder.bias", torch.zeros(dim, dtype=torch.float64))
+    ).double()
+    shift = (
+        centre
+        if config.get("apply_b_dec_to_input", True)
+        else torch.zeros(dim, dtype=torch.float64)
+    )
     read = weight.double()
 
     def encode(x: Tensor) -> Tensor:

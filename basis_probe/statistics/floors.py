@@ -43,7 +43,7 @@ def floor_of(x: Float[Tensor, "samples dim"]) -> str:
     """
     rows = x.detach()
     if rows.shape[1] > _AXES:
-        rows = rows[:, torch.linspace(0, rows.shape[1] - 1, _AXES).long()]
+        rows = rows[:, torch.linspace(0, rows.shape[1] - 1, _AXES, dtype=torch.float32).long()]
     # A row that is there many times, as that of a first token, ties with itself on every axis.
     rows = rows.double().unique(dim=0)
     ordered = rows.sort(0).values

@@ -470,7 +470,7 @@ def _orthonormal(drawn: Tensor) -> Tensor:
         return torch.linalg.qr(drawn.double())[0]
     # Fewer columns of Gaussian numbers than half of these are far from dependent.
     lower = torch.linalg.cholesky(drawn.mT @ drawn)
-    unit = torch.eye(drawn.shape[2]).to(drawn).expand_as(lower)
+    unit = torch.eye(drawn.shape[2], dtype=drawn.dtype).to(drawn).expand_as(lower)
     # The inverse of so small a matrix is well known, and a product takes a third of solving.
     return drawn @ torch.linalg.solve_triangular(lower, unit, upper=False).mT
 

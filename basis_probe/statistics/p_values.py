@@ -75,7 +75,9 @@ def skewed_tail(effect: float, skewness: float) -> float:
     at = shape + effect * math.sqrt(shape)
     if at <= 0:
         return 1.0
-    return float(torch.special.gammaincc(torch.tensor(shape).double(), torch.tensor(at).double()))
+    # In single precision these were always given.
+    given = torch.tensor([shape, at], dtype=torch.float32).double()
+    return float(torch.special.gammaincc(given[0], given[1]))
 
 
 def holm(p: Float[Tensor, " tests"]) -> Float[Tensor, " tests"]:
