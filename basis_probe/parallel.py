@@ -31,6 +31,61 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
 
 
+class OneForAll:
+    """A setting that all threads share: the first one that needs it sets it, the last puts it back.
+
+    A process that is forked within has the one thread that forked it: for others' sake nothing
+    stays set there.
+
+    Attributes:
+        gate: held while it is set or put back.
+
+    Args:
+        change: sets it, and returns what puts it back.
+
+    Example:
+        >>> said = []
+        >>> setting = OneForAll(lambda: said.append("set") or (lambda: said.append("put back")))
+        >>> with setting.within(), setting.within():
+        ...     said.append("work")
+        >>> said
+        ['set', 'work', 'put back']
+    """
+
+    def __init__(self, change: Callable[[], Callable[[], object]]) -> None:
+        self.gate = threading.Lock()
+        self._change = change
+        self._put_back: Callable[[], object] | None = None
+        self._threads: list[int] = []
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forked)
+
+    @contextlib.contextmanager
+    def within(self) -> Generator[None]:
+        """Within the context it is set."""
+        mine = threading.get_ident()
+        with self.gate:
+            if not self._threads:
+                self._put_back = self._change()
+            self._threads.append(mine)
+        try:
+            yield
+        finally:
+            with self.gate:
+                self._threads.remove(mine)
+                self._end()
+
+    def _end(self) -> None:
+        if not self._threads and self._put_back is not None:
+            put_back, self._put_back = self._put_back, None
+            put_back()
+
+    def _forked(self) -> None:
+        self.gate = threading.Lock()
+        self._threads = [one for one in self._threads if one == threading.get_ident()]
+        self._end()
+
+
 @contextlib.contextmanager
 def one_thread(*, if_: bool = True) -> Generator[int]:
     """Within the context torch computes with one thread, where the calling thread asks it to.

@@ -9,8 +9,7 @@ import hashlib
 import inspect
 import re
 import sys
-import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,6 +26,7 @@ from basis_probe.model.places import Address, Place, Site, module_sites
 from basis_probe.model.quantised import with_real_weights
 from basis_probe.model.state import alone, kept, random_kept
 from basis_probe.model.trace import Trace, record, tensors_in
+from basis_probe.parallel import OneForAll
 
 _EXAMPLES = 2
 """The model is watched on this many examples: sites, layouts and functions do not need more."""
@@ -406,9 +406,13 @@ def device_of(device: str | torch.device) -> torch.device:
     return found
 
 
-_eager = ExitStack()
-_running_eagerly = [0]
-_gate = threading.Lock()
+def _force_eager() -> Callable[[], None]:
+    stance = ExitStack()
+    stance.enter_context(torch.compiler.set_stance("force_eager"))
+    return stance.close
+
+
+_eager = OneForAll(_force_eager)
 
 
 @contextmanager
@@ -422,18 +426,8 @@ def eagerly() -> Generator[None]:
     if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         yield
         return
-    with _gate:
-        # All threads share one stance, and whoever comes last puts it back.
-        if not _running_eagerly[0]:
-            _eager.enter_context(torch.compiler.set_stance("force_eager"))
-        _running_eagerly[0] += 1
-    try:
+    with _eager.within():
         yield
-    finally:
-        with _gate:
-            _running_eagerly[0] -= 1
-            if not _running_eagerly[0]:
-                _eager.close()
 
 
 @contextmanager

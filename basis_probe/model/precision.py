@@ -1,6 +1,5 @@
 """Running a model in float64 from end to end, whatever its modules cast to."""
 
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +10,29 @@ from torch.overrides import TorchFunctionMode
 
 from basis_probe.model.batches import Batch
 from basis_probe.model.trace import spelling, tensors_in
+from basis_probe.parallel import OneForAll
 
 _LOWER = (torch.float32, torch.float16, torch.bfloat16)
 
-_gate = threading.Lock()
-_doubling: list[torch.dtype] = []
-"""The default type to put back, and an entry for every context in which it is float64."""
+_outside: torch.dtype | None = None
+"""The default type to put back; None where no thread has made it float64."""
+
+
+def _make_double() -> Callable[[], None]:
+    global _outside
+    _outside = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    return _put_back
+
+
+def _put_back() -> None:
+    global _outside
+    if _outside is not None:
+        torch.set_default_dtype(_outside)
+        _outside = None
+
+
+_doubling = OneForAll(_make_double)
 
 
 class _NoRounding(TorchFunctionMode):
@@ -69,26 +85,14 @@ def in_double() -> Generator[None]:
     Norms of many libraries compute in float32 whatever they are given; what a change of weights
     does to the function could not be told from their rounding.
     """
-    with _gate:
-        # All threads share one default type, and whoever comes last puts it back.
-        if not _doubling:
-            _doubling.append(torch.get_default_dtype())
-            torch.set_default_dtype(torch.float64)
-        _doubling.append(torch.float64)
-    try:
-        with _NoRounding():
-            yield
-    finally:
-        with _gate:
-            _doubling.pop()
-            if len(_doubling) == 1:
-                torch.set_default_dtype(_doubling.pop())
+    with _doubling.within(), _NoRounding():
+        yield
 
 
 def default_type() -> torch.dtype:
     """The default type of new tensors, as it is outside of every `in_double`."""
-    with _gate:
-        return _doubling[0] if _doubling else torch.get_default_dtype()
+    with _doubling.gate:
+        return _outside or torch.get_default_dtype()
 
 
 def put_back_default_type(dtype: torch.dtype) -> None:
@@ -96,9 +100,10 @@ def put_back_default_type(dtype: torch.dtype) -> None:
 
     While a thread is within `in_double` it stays float64, and that puts it back.
     """
-    with _gate:
-        if _doubling:
-            _doubling[0], dtype = dtype, torch.float64
+    global _outside
+    with _doubling.gate:
+        if _outside is not None:
+            _outside, dtype = dtype, torch.float64
         torch.set_default_dtype(dtype)
 
 

@@ -4,6 +4,7 @@ import collections
 import copy
 import functools
 import inspect
+import os
 import random
 import threading
 import warnings
@@ -280,58 +281,107 @@ def none_running(model: nn.Module) -> Generator[list[nn.Module]]:
 
 
 _users: dict[int, tuple[int, int]] = {}
+"""Id of a module -> the thread that probes a model it is part of, and how often within itself."""
+_NOBODY = -1
+"""In place of a thread that a forked process does not have."""
 _door = threading.Lock()
 
 
 @contextmanager
 def alone(model: nn.Module) -> Generator[None]:
-    """Within the context no other thread may probe the model.
+    """Within the context no other thread may probe the model, or one that shares modules with it.
 
     Raises:
         DataError: if another thread does so now.
     """
-    key, here = id(model), threading.get_ident()
+    here, parts = threading.get_ident(), [*model.modules()]
     with _door:
-        owner, depth = _users.get(key, (here, 0))
-        if owner != here:
+        owners = {_users.get(id(part), (here, 0))[0] for part in parts} - {here}
+        if _NOBODY in owners:
             raise DataError(
-                f"this {type(model).__name__} is being probed in another thread, and two at a time "
-                "would see each other's passes: wait for it, or give each thread a copy "
-                "(copy.deepcopy)"
+                f"this {type(model).__name__} or a part of it was being probed when this process "
+                "was forked, and is left here as it was in the middle of that: load it anew, or "
+                "fork at another time"
             )
-        _users[key] = (here, depth + 1)
+        if owners:
+            raise DataError(
+                f"this {type(model).__name__} or a part of it is being probed in another thread, "
+                "and two at a time would see each other's passes: wait for it, or give each thread "
+                "a copy (copy.deepcopy)"
+            )
+        for part in parts:
+            _users[id(part)] = (here, _users.get(id(part), (here, 0))[1] + 1)
     try:
         yield
     finally:
         with _door:
-            owner, depth = _users[key]
-            if depth > 1:
-                _users[key] = (owner, depth - 1)
-            else:
-                del _users[key]
+            for part in parts:
+                owner, depth = _users.pop(id(part))
+                if depth > 1:
+                    _users[id(part)] = (owner, depth - 1)
+
+
+class _Generators:
+    """Where the generators are that all threads share."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
 
 
 _drawing = threading.RLock()
 """Held by what draws of a seed: all threads share the generators."""
+_found: list[_Generators] = []
+"""Where each thread found the generators, that will put them back there."""
 
 
 @contextmanager
 def random_kept() -> Generator[None]:
-    """Within the context random numbers may be drawn; then every generator is where it was."""
+    """Within the context random numbers may be drawn; then every generator is where it was.
+
+    That is where it was before any thread came that is still within.
+    """
     with _drawing:
-        cpu = torch.get_rng_state()
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-        python, numpy, dtype = random.getstate(), np.random.get_state(), default_type()
+        here, dtype = threading.get_ident(), default_type()
+        # What another thread has drawn meanwhile is not where its user left them.
+        before = next((one for one in _found if one.thread != here), None)
+        mine = _Generators()
+        if before is not None:
+            mine = copy.copy(before)
+            mine.thread = here
+        _found.append(mine)
     try:
         yield
     finally:
         with _drawing:
-            torch.set_rng_state(cpu)
-            if cuda is not None:
-                torch.cuda.set_rng_state_all(cuda)
-            random.setstate(python)
-            np.random.set_state(numpy)
+            _found.remove(mine)
+            mine.put_back()
         put_back_default_type(dtype)
+
+
+def _forked() -> None:
+    """A process that was forked has one thread: what others held is given up, or left behind."""
+    global _door, _drawing, _users, _found
+    here = threading.get_ident()
+    _door, _drawing = threading.Lock(), threading.RLock()
+    _users = {
+        part: (owner if owner == here else _NOBODY, depth)
+        for part, (owner, depth) in _users.items()
+    }
+    _found = [one for one in _found if one.thread == here]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @contextmanager

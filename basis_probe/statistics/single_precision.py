@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
-import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -21,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from basis_probe.parallel import OneForAll
 from basis_probe.statistics.moments import EvenMoments, even_moments, row_shares
 
 _BLOCK = 2**17
@@ -41,9 +40,6 @@ _UNIT = math.sqrt(0.5 * math.log2(math.e))
 _CAST = "cpu", "cuda"
 """Kinds of devices whose products `torch.autocast` may be making of fewer digits."""
 
-_lock = threading.Lock()
-_inside, _before = 0, ()
-
 
 @contextlib.contextmanager
 def full_products() -> Generator[None]:
@@ -53,36 +49,27 @@ def full_products() -> Generator[None]:
     ten bits, and `torch.autocast`, in which models are run, makes them of eight; what was allowed
     is allowed again afterwards.
     """
-    global _inside, _before
-    with _lock:
-        _inside += 1
-        if _inside == 1:
-            _before = tuple(backend.fp32_precision for backend in _backends())
-            for backend in _backends():
-                backend.fp32_precision = "ieee"
-    try:
-        with contextlib.ExitStack() as uncast:
-            for kind in _CAST:
-                # Each thread has its own, and where it is not set, some kinds would warn.
-                if torch.is_autocast_enabled(kind):
-                    uncast.enter_context(torch.autocast(kind, enabled=False))
-            yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:
-                for backend, precision in zip(_backends(), _before, strict=True):
-                    backend.fp32_precision = precision
+    with _all_digits.within(), contextlib.ExitStack() as uncast:
+        for kind in _CAST:
+            # Each thread has its own, and where it is not set, some kinds would warn.
+            if torch.is_autocast_enabled(kind):
+                uncast.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
-def _forget() -> None:
-    """In a process that was forked while another thread had the lock, nobody would give it back."""
-    global _lock
-    _lock = threading.Lock()
+def _ask_for_all_digits() -> Callable[[], None]:
+    before = tuple(backend.fp32_precision for backend in _backends())
+    for backend in _backends():
+        backend.fp32_precision = "ieee"
+
+    def put_back() -> None:
+        for backend, precision in zip(_backends(), before, strict=True):
+            backend.fp32_precision = precision
+
+    return put_back
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+_all_digits = OneForAll(_ask_for_all_digits)
 
 
 def _backends() -> tuple[Any, ...]:

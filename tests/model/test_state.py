@@ -2,6 +2,9 @@
 
 import collections
 import copy
+import itertools
+import multiprocessing
+import os
 import random
 import threading
 import warnings
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe.model.precision import default_type, in_double
 from basis_probe.model.state import alone, beside, drawing, kept, random_kept
+from basis_probe.statistics.single_precision import full_products
 
 
 class History:
@@ -289,3 +293,115 @@ def test_of_frozen_weights_only_so_much_is_kept_aside(
             model.weight.zero_()
     assert bool((model.weight == 0).all()) == (most == 0)
     assert any("too large to be kept aside" in str(one.message) for one in said) == (most == 0)
+
+
+GENERATORS: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    "torch": (lambda: torch.get_rng_state().tolist(), lambda: torch.randn(3)),
+    "numpy": (lambda: str(np.random.get_state()), np.random.rand),
+    "python": (random.getstate, random.random),
+}
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_generators_are_where_they_were_in_whatever_order_threads_end(
+    kind: str, order: tuple[int, ...]
+) -> None:
+    where, draw = GENERATORS[kind]
+    before = where()
+    may_end = [threading.Event() for _ in order]
+    begun = [threading.Event() for _ in order]
+
+    def work(place: int) -> None:
+        with random_kept():
+            draw()
+            with random_kept():
+                draw()
+            begun[place].set()
+            assert may_end[place].wait(20)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(3)]
+    for thread, inside in zip(threads, begun, strict=True):
+        thread.start()
+        assert inside.wait(20)
+    for place in order:
+        may_end[place].set()
+        threads[place].join()
+    assert where() == before
+
+
+def test_within_a_thread_generators_go_back_one_step_at_a_time() -> None:
+    with random_kept():
+        first = torch.rand(1)
+        with random_kept():
+            second = torch.rand(1)
+        assert torch.equal(torch.rand(1), second)
+    assert torch.equal(torch.rand(1), first)
+
+
+@pytest.mark.parametrize("part", ["whole", "inner", "sibling", "other"])
+def test_models_that_share_modules_are_probed_one_at_a_time(part: str) -> None:
+    inner = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    model = nn.Sequential(inner, nn.Linear(4, 2))
+    models = {
+        "whole": model, "inner": inner, "sibling": nn.Sequential(inner, nn.Tanh()),
+        "other": copy.deepcopy(model),
+    }  # fmt: skip
+
+    def ask() -> str:
+        try:
+            with alone(models[part]), alone(models[part]):
+                return ""
+        except bp.DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(1) as pool:
+        with alone(model):
+            said = pool.submit(ask).result()
+        assert ("a part of it is being probed in another thread" in said) == (part != "other")
+        assert pool.submit(ask).result() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_process_that_is_forked_beside_a_probe_has_nothing_of_it() -> None:
+    """Its other threads are gone: nothing waits for them, and what they had set is put back."""
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    inside, may_end = threading.Event(), threading.Event()
+    before = torch.get_default_dtype()
+
+    def work() -> None:
+        with alone(model), drawing(0), in_double(), full_products():
+            inside.set()
+            may_end.wait(20)
+
+    def there(send: Any) -> None:
+        # Whatever is asked for must not wait.
+        with alone(other), drawing(0), random_kept(), in_double():
+            pass
+        try:
+            with alone(model):
+                said = ""
+        except bp.DataError as error:
+            said = str(error)
+        send.send((torch.get_default_dtype(), default_type(), said))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert inside.wait(20)
+    receive, send = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=there, args=(send,))
+    process.start()
+    try:
+        assert receive.poll(20), "the process waits for a thread that it does not have"
+        dtype, outside, said = receive.recv()
+    finally:
+        may_end.set()
+        thread.join()
+        process.kill()
+        process.join()
+    assert (dtype, outside) == (before, before)
+    assert "was being probed when this process was forked" in said
+    with in_double():
+        assert default_type() is before
+    assert torch.get_default_dtype() is before

@@ -237,7 +237,7 @@ def test_products_of_fewer_digits_are_not_allowed_while_axes_are_compared(allowe
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_process_that_was_forked_while_products_were_set_goes_on() -> None:
-    with module._lock:
+    with module._all_digits.gate:
         child = os.fork()
         if not child:
             signal.alarm(10)
