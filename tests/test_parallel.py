@@ -17,7 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 import basis_probe as bp
-from basis_probe.parallel import abreast, hearing, one_thread
+from basis_probe.model.load import quiet
+from basis_probe.parallel import OneForAll, abreast, hearing, one_thread
 from basis_probe.run import report as concluding
 from basis_probe.run.report import Concluding
 from basis_probe.show.canvas import drawn
@@ -203,6 +204,56 @@ def test_what_threads_share_stays_in_whatever_order_they_end(
         may_end[place].set()
         threads[place].join()
     assert _settings() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_ends_first", [True, False])
+def test_nobody_is_asked_anything_while_any_thread_loads(first_ends_first: bool) -> None:
+    from transformers import dynamic_module_utils
+    from transformers.utils import logging
+
+    def told() -> tuple[int, int, bool]:
+        patience = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+        return patience, logging.get_verbosity(), logging.is_progress_bar_enabled()
+
+    before, first, second = told(), contextlib.ExitStack(), contextlib.ExitStack()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(first.enter_context, quiet()).result()
+        silent = told()
+        second.enter_context(quiet())
+        if first_ends_first:
+            other.submit(first.close).result()
+        else:
+            second.close()
+        assert told() == silent
+        assert silent[0] == 0
+        second.close()
+        other.submit(first.close).result()
+    assert told() == before
+
+
+def test_a_setting_for_all_is_made_once_and_put_back_by_the_last() -> None:
+    said: list[str] = []
+
+    def change() -> Callable[[], None]:
+        said.append("set")
+        return lambda: said.append("put back")
+
+    setting, contexts = OneForAll(change), [contextlib.ExitStack() for _ in range(3)]
+    with ThreadPoolExecutor(1) as other:
+        for stack in contexts[:2]:
+            stack.enter_context(setting.within())
+        other.submit(contexts[2].enter_context, setting.within()).result()
+        for stack in contexts[:2]:
+            stack.close()
+        assert said == ["set"]
+        with pytest.raises(LookupError), setting.within():
+            raise LookupError("on purpose")
+        assert said == ["set"]
+        other.submit(contexts[2].close).result()
+    assert said == ["set", "put back"]
+    with setting.within():
+        assert said == ["set", "put back", "set"]
 
 
 def test_a_thread_that_begins_beside_one_has_its_own_number_of_threads(two_threads: None) -> None:

@@ -10,12 +10,12 @@ import contextlib
 import copy
 import importlib.metadata
 import json
-import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from basis_probe.brief import described
+from basis_probe.parallel import OneForAll, hearing
 
 if TYPE_CHECKING:
     import torch
@@ -78,33 +78,41 @@ def bridge_trouble() -> str:
     return ""
 
 
+def _silence() -> Callable[[], None]:
+    """Silences the libraries, and has nobody asked anything; returns what undoes it."""
+    from huggingface_hub.utils import logging as hub
+    from transformers import dynamic_module_utils
+    from transformers.utils import logging
+
+    patience = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    told = hub.get_verbosity()
+
+    def undo() -> None:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
+        logging.set_verbosity(verbosity)
+        hub.set_verbosity(told)
+        if bars:
+            logging.enable_progress_bar()
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    logging.set_verbosity_error()
+    hub.set_verbosity_error()
+    logging.disable_progress_bar()
+    return undo
+
+
+_silent = OneForAll(_silence)
+
+
 @contextlib.contextmanager
 def quiet() -> Generator[None, None, None]:
     """Loading inside is free of the libraries' advice and progress bars; errors pass through.
 
     Nobody is asked whether the code of a repository may be run: it is not, which is an error.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from huggingface_hub.utils import logging as hub
-        from transformers import dynamic_module_utils
-        from transformers.utils import logging
-
-        patience = dynamic_module_utils.TIME_OUT_REMOTE_CODE
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-        verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        told = hub.get_verbosity()
-        logging.set_verbosity_error()
-        hub.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            dynamic_module_utils.TIME_OUT_REMOTE_CODE = patience
-            logging.set_verbosity(verbosity)
-            hub.set_verbosity(told)
-            if bars:
-                logging.enable_progress_bar()
+    with hearing(), _silent.within():
+        yield
 
 
 def bridge(
