@@ -472,7 +472,8 @@ class Action:
         shape = self.weights.shape(slot.name)
         if slot.entries is None:
             return axis % len(shape)
-        step = slot.entries.movedim(axis, -1).reshape(-1, slot.entries.shape[axis])[0]
+        others = slot.entries.ndim - 1
+        step = slot.entries.movedim(axis, -1)[(0,) * others]
         stride = int(step[1] - step[0]) if len(step) > 1 else 0
         strides = torch.empty(shape, device="meta").stride()
         found = [a for a, s in enumerate(strides) if s == stride and shape[a] == len(step)]
@@ -502,7 +503,11 @@ class Action:
         else:
             weight, bias = argument(1, "weight"), argument(2, "bias")
             outputs, inputs = (1, 0) if "transpose" in op else (0, 1)
-        slot = self.slots.slot(node, weight)
+        turned = self.slots.turned(node, weight)
+        if turned is None:
+            slot = self.slots.slot(node, weight)
+        else:
+            slot, (outputs, inputs) = Slot(turned[0]), (turned[1][i] for i in (outputs, inputs))
         given = self.weights.shape(slot.name) if slot.entries is None else slot.entries.shape
         stacks = op in GROUPED_PRODUCTS or op in ("matmul", "bmm")
         if len(given) < 2 or (vertex.kind is Kind.LINEAR and len(given) > 2 + stacks):

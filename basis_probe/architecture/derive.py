@@ -1726,7 +1726,10 @@ def _smaller(group: Group) -> tuple[Group, ...]:
 
 def _refined(parts: Tensor, others: Tensor) -> Tensor:
     """The parts that two divisions of the same features make together, numbered from 0."""
-    return torch.stack([parts, others]).unique(dim=1, return_inverse=True)[1]
+    if not len(parts):
+        return parts
+    low, high = (int(edge) for edge in others.aminmax())
+    return (parts * (high - low + 1) + others - low).unique(return_inverse=True)[1]
 
 
 def _in_groups(parts: Tensor, groups: int) -> Tensor:

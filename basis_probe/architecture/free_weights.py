@@ -15,6 +15,7 @@ from basis_probe.algebra.groups import Group
 from basis_probe.model.facts import Facts, leaves_of
 from basis_probe.model.graph import Kind, replay
 from basis_probe.model.trace import Node, Ref
+from basis_probe.model.weights import view_of
 
 MOST_NUMBERS = 100_000
 """A computed weight of more numbers is not tried, and taken for one that cannot move."""
@@ -91,6 +92,9 @@ def _is_computed(facts: Facts, node: int) -> bool:
         return False
     if len(learned) > 1:
         return True
+    view = view_of(trace, node, learned[0])
+    if view is not None and _shows_each_once(view):
+        return False
     places = torch.arange(learned[0].numel(), dtype=torch.float64, device=learned[0].device)
     try:
         shown = replay(trace, node, {}, {id(learned[0]): places.reshape(learned[0].shape)})
@@ -100,10 +104,22 @@ def _is_computed(facts: Facts, node: int) -> bool:
     entries = shown.round().long()
     if not bool((entries >= 0).all()) or not bool((entries < learned[0].numel()).all()):
         return True
-    if len(entries.unique()) < entries.numel():
+    seen = torch.zeros(learned[0].numel(), dtype=torch.bool, device=entries.device)
+    seen[entries.flatten()] = True
+    if int(seen.sum()) < entries.numel():
         # One number stands in several places.
         return True
     return not torch.equal(learned[0].detach().flatten()[entries].to(given), given)
+
+
+def _shows_each_once(view: Tensor) -> bool:
+    """True if no number is seen to stand in two places of a view, by its strides."""
+    reach = 0
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    return True
 
 
 def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -> bool:

@@ -33,6 +33,7 @@ from basis_probe.model.quantised import holders
 from basis_probe.model.sites import asked
 from basis_probe.model.trace import tensors_in
 from basis_probe.model.weights import ContradictionError, CopiedWeights, Slots, WeightError
+from basis_probe.model.windows import window_products
 from basis_probe.results.symmetry import (
     Certificate,
     CompleteCertificate,
@@ -87,12 +88,10 @@ def symmetries(
         (Permutation(dim=6), True)
     """
     certificates = flag("certificates", certificates, unknown=True)
-    if isinstance(model, str | os.PathLike | dict) or is_config(model):
-        model = from_config(os.fspath(model) if isinstance(model, os.PathLike) else model)
-    elif isinstance(model, nn.Module) and is_empty(model):
-        model = with_weights(copy.deepcopy(model))
-    subject = recognise(model)
-    with prepared(subject.model, None):
+    drawn = _drawn(model)
+    subject = recognise(model if drawn is None else drawn)
+    products = contextlib.nullcontext() if drawn is None else window_products()
+    with prepared(subject.model, None), products:
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
         facts = facts_of(subject, batch)
         derivation = Derivation(facts)
@@ -113,6 +112,15 @@ def symmetries(
         if size > LARGEST
         else functools.partial(_counted, subject.model, seen_on)
     )
+
+
+def _drawn(model: Any) -> nn.Module | None:
+    """The model with drawn weights, if its own are not at hand."""
+    if isinstance(model, str | os.PathLike | dict) or is_config(model):
+        return from_config(os.fspath(model) if isinstance(model, os.PathLike) else model)
+    if isinstance(model, nn.Module) and is_empty(model):
+        return with_weights(copy.deepcopy(model))
+    return None
 
 
 def _too_large(size: int) -> Completeness:

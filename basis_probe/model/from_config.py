@@ -1,7 +1,7 @@
 """Models of which the shape is known and the weights are not, with weights that take no memory.
 
-A matrix [out, in] is a window on a random vector v of 2 out + in numbers, W[i, j] = v[2 i + j]: its
-rows differ, it has full rank, and it holds as many numbers as the model's own.
+A matrix [out, in] is a window on a random vector of 2 out + in numbers: its rows differ, it has
+full rank, and it holds as many numbers as the model's own.
 """
 
 import pathlib
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from basis_probe.model.windows import drawn_window
 
 _STEP = 112
 """Matrices of stacks begin so far apart in their vector, which grouped products can read."""
@@ -176,11 +178,7 @@ def _drawn(parameter: Tensor, name: str, dtype: torch.dtype, generator: torch.Ge
     if len(shape) < 2:
         noise = torch.randn(shape, generator=generator)
         return (0.3 * noise if "bias" in name else 1.0 + 0.3 * noise).to(dtype)
-    inner, spread = shape[1:].numel(), shape[1:].numel() ** -0.5
-    # Not the same backwards: of a square matrix the transpose is another one.
-    strides = (2, *torch.empty(shape[1:], device="meta").stride())
-    vector = torch.randn(strides[0] * (shape[0] - 1) + inner, generator=generator) * spread
-    return vector.to(dtype).as_strided(shape, strides)
+    return drawn_window(shape, dtype, generator)
 
 
 class _Stacks:

@@ -19,6 +19,7 @@ from basis_probe.model.offloaded import fetched
 from basis_probe.model.precision import in_double
 from basis_probe.model.trace import Fixed, Node, Ref, Trace, tensors_in
 from basis_probe.model.weights import Slots, acted
+from basis_probe.model.windows import is_large_window, times
 
 LARGE = 2**18
 """Matrices of more entries stay as they are, and what they read and write is changed instead."""
@@ -410,6 +411,8 @@ class _Use:
 
     def times(self, rows: Tensor) -> Tensor:
         """[row, output], the product in the type of the rows, with a part of the matrix at once."""
+        if is_large_window(self.weight):
+            return times(rows, self.weight, transposed=self.outputs == 0)
         step = max(1, _PIECE // self.weight.shape[1])
         pieces = fetched(self.weight).split(step)
         if self.outputs == 0:

@@ -96,16 +96,18 @@ class Slots:
         parted = self._parted(self.trace.node(value.node))
         if parted is not None:
             return parted
-        leaves = {
-            id(fixed.tensor): fixed.tensor
-            for fixed in leaves_of(self.trace, value.node)
-            if id(fixed.tensor) in self.names
-        }
+        leaves = self._leaves(value)
         if len(leaves) != 1:
             raise WeightError(f"what {_speak(node)} uses is computed from {len(leaves)} parameters")
-        (tensor,) = leaves.values()
+        (tensor,) = leaves
         if tensor.is_meta:
             raise WeightError("the weights are on the meta device, which holds no numbers")
+        name = self.parameter(tensor, node)
+        assert name is not None
+        view = view_of(self.trace, value.node, tensor)
+        if view is not None:
+            every = torch.arange(tensor.numel(), device=tensor.device)
+            return Slot(name, every.as_strided(view.shape, view.stride(), view.storage_offset()))
         places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
         by = self.trace.picked
         entries = replay(self.trace, value.node, by, {id(tensor): places.reshape(tensor.shape)})
@@ -114,9 +116,30 @@ class Slots:
         inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
         if not inside or not torch.equal(tensor.detach().flatten()[rounded].to(given), given):
             raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
-        name = self.parameter(tensor, node)
-        assert name is not None
         return Slot(name, rounded)
+
+    def turned(self, node: Node, value: object) -> tuple[str, tuple[int, ...]] | None:
+        """A whole parameter that an argument of a call shows with its axes in some other order.
+
+        Returns:
+            Its path, and which of its axes every axis of the argument is; None if it is none.
+        """
+        if not isinstance(value, Ref) or len(leaves := self._leaves(value)) != 1:
+            return None
+        view, name = view_of(self.trace, value.node, leaves[0]), self.parameter(leaves[0], node)
+        if view is None or name is None or view.ndim != leaves[0].ndim:
+            return None
+        whole = torch.empty(leaves[0].shape, device="meta")
+        axes = [*zip(whole.shape, whole.stride(), strict=True)]
+        shown = [*zip(view.shape, view.stride(), strict=True)]
+        if sorted(axes) != sorted(shown) or len(set(axes)) < len(axes):
+            return None
+        return name, tuple(axes.index(axis) for axis in shown)
+
+    def _leaves(self, value: Ref) -> list[Tensor]:
+        """The parameters that a value is computed from."""
+        leaves = {id(fixed.tensor): fixed.tensor for fixed in leaves_of(self.trace, value.node)}
+        return [tensor for key, tensor in leaves.items() if key in self.names]
 
     def _parted(self, made: Node) -> Slot | None:
         """A weight that is the product of directions and lengths, as torch's weight norm has it."""
@@ -129,6 +152,24 @@ class Slots:
         if None in names or not isinstance(axis, int):
             return None
         return Slot(str(names[0]), lengths=Lengths(str(names[1]), axis))
+
+
+def view_of(trace: Trace, node: int, tensor: Tensor) -> Tensor | None:
+    """How a node shows entries of a tensor, if it does nothing but show them.
+
+    Returns:
+        A tensor without numbers, whose strides are those in the tensor's entries in their order;
+        None if the node may be computed from them.
+    """
+    whole = torch.empty(tensor.shape, dtype=torch.float64, device="meta")
+    try:
+        shown = replay(trace, node, {}, {id(tensor): whole})
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+    plain = shown.dtype is whole.dtype and not shown.is_neg() and whole._version == 0
+    ours, theirs = shown.untyped_storage(), whole.untyped_storage()
+    same = ours._cdata == theirs._cdata  # pyright: ignore[reportPrivateUsage]
+    return shown if plain and same else None
 
 
 def held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
