@@ -272,6 +272,26 @@ def test_only_the_command_line_prints() -> None:
                 raise AssertionError(f"{_module(path)}, line {node.lineno}, prints")
 
 
+_MADE = ("empty", "eye", "linspace", "logspace", "ones", "rand", "randn", "zeros")
+"""What torch makes in its default type, unless it is told another."""
+
+
+def test_no_tensor_is_made_in_the_default_type() -> None:
+    """All threads share it: each number would be rounded as another thread likes it."""
+    found: list[str] = []
+    for path in SOURCES:
+        if _room(_module(path)) in ("demo", "calibration"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in [
+                f"torch.{m}" for m in _MADE
+            ]:
+                told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                if "dtype" not in told and None not in told and told.get("device") != "'meta'":
+                    found.append(f"{_module(path)}, line {node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
 def test_no_file_is_a_drawer_for_everything() -> None:
     drawers = {"utils", "util", "common", "helpers", "misc"}
     assert [str(path) for path in PACKAGE.rglob("*") if path.stem in drawers] == []

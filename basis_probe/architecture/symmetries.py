@@ -34,6 +34,7 @@ from basis_probe.model.sites import asked
 from basis_probe.model.trace import tensors_in
 from basis_probe.model.weights import ContradictionError, CopiedWeights, Slots, WeightError
 from basis_probe.model.windows import window_products
+from basis_probe.parallel import one_thread
 from basis_probe.results.symmetry import (
     Certificate,
     CompleteCertificate,
@@ -682,12 +683,6 @@ def _require_claim(name: str, symmetry: Symmetry) -> None:
 @contextlib.contextmanager
 def _threads(subject: Subject) -> Generator[None]:
     """Within the context torch uses one thread for a small model, as many as before for others."""
-    before = torch.get_num_threads()
     small = sum(parameter.numel() for parameter in subject.model.parameters()) < _SMALL
-    try:
-        if small:
-            torch.set_num_threads(1)
+    with one_thread(if_=small):
         yield
-    finally:
-        if small:
-            torch.set_num_threads(before)

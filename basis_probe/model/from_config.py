@@ -174,9 +174,11 @@ def _drawn(parameter: Tensor, name: str, dtype: torch.dtype, generator: torch.Ge
     """Numbers for a parameter; for a matrix a window on a vector."""
     shape = parameter.shape
     if not parameter.is_meta:
-        return parameter.detach() + 0.3 * torch.randn(shape, generator=generator).to(dtype)
+        return parameter.detach() + 0.3 * torch.randn(
+            shape, generator=generator, dtype=torch.float32
+        ).to(dtype)
     if len(shape) < 2:
-        noise = torch.randn(shape, generator=generator)
+        noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         return (0.3 * noise if "bias" in name else 1.0 + 0.3 * noise).to(dtype)
     return drawn_window(shape, dtype, generator)
 
@@ -208,7 +210,9 @@ class _Stacks:
                 needed[kind] = max(needed.get(kind, 0), used[kind] + height * width)
         self._vectors: dict[tuple[torch.dtype, int], Any] = {}
         for (dtype, width), size in needed.items():
-            vector = torch.randn(size, generator=generator) * max(1, width) ** -0.5
+            vector = (
+                torch.randn(size, generator=generator, dtype=torch.float32) * max(1, width) ** -0.5
+            )
             self._vectors[dtype, width] = vector.to(dtype).view(torch.uint8).numpy()
 
     def has(self, parameter: Tensor) -> bool:

@@ -25,7 +25,8 @@ def drawn_window(shape: torch.Size, dtype: torch.dtype, generator: torch.Generat
     """A window of a shape: rows that differ, of full rank, with entries of variance 1 / columns."""
     inner = shape[1:].numel()
     strides = (_STEP, *torch.empty(shape[1:], device="meta").stride())
-    vector = torch.randn(_STEP * (shape[0] - 1) + inner, generator=generator) * inner**-0.5
+    size = _STEP * (shape[0] - 1) + inner
+    vector = torch.randn(size, generator=generator, dtype=torch.float32) * inner**-0.5
     return vector.to(dtype).as_strided(shape, strides)
 
 
