@@ -1,0 +1,91 @@
+"""Strides tell which entries of a parameter a call shows, as numbers in their place do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from basis_probe.model import weights
+from basis_probe.model.trace import Node, Ref, record
+from basis_probe.model.weights import Slot, Slots, WeightError
+
+WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "turned over": lambda w: w.T,
+    "turned over and back": lambda w: w.T.mT,
+    "half of the rows": lambda w: w[:6],
+    "every other row": lambda w: w[::2],
+    "half of the columns, turned over": lambda w: w[:, 6:].transpose(0, 1),
+    "the second of two chunks": lambda w: w.chunk(2)[1],
+    "one of three parts": lambda w: w.split((3, 4, 5), dim=1)[1],
+    "other sizes": lambda w: w.reshape(6, 24),
+    "cut into heads and one taken": lambda w: w.view(3, 4, 12)[1],
+    "a row for many": lambda w: w[:1].expand(5, 12),
+    "windows": lambda w: w[0].unfold(0, 4, 2),
+    "rows that are picked": lambda w: w[torch.tensor([3, 0, 7])],
+    "columns in another order": lambda w: w.flip(1),
+    "turned over and copied": lambda w: w.T.contiguous(),
+    "rolled": lambda w: w.roll(1, 0),
+}
+"""What a model does with a matrix of 12 x 12 before it multiplies by it."""
+
+COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "doubled": lambda w: 2 * w,
+    "its symmetric part": lambda w: w + w.T,
+    "bent": torch.tanh,
+    "turned over, and doubled in place": lambda w: w.detach().clone().T.mul_(2) + 0 * w,
+    "half of it set to zero": lambda w: w.tril(),
+}
+
+
+class Shown(nn.Module):
+    """A linear map by what is made of a parameter."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.way(self.weight)
+        return nn.functional.linear(x[:, : weight.shape[1]].tanh(), weight)
+
+
+def _use(way: Callable[[Tensor], Tensor]) -> tuple[Slots, Node, Ref]:
+    model, x = Shown(way).eval(), torch.randn(4, 24)
+    trace = record(model, lambda: model(x), x, len(x))
+    node = next(node for node in trace.nodes if node.op == "linear")
+    value = node.args[1]
+    assert isinstance(value, Ref)
+    return Slots(model, trace), node, value
+
+
+def _found(slots: Slots, node: Node, value: Ref) -> Slot | None:
+    try:
+        return slots.slot(node, value)
+    except WeightError:
+        return None
+
+
+@pytest.mark.parametrize("name", [*WAYS, *COMPUTED])
+def test_entries_are_those_that_are_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = (WAYS | COMPUTED)[name]
+    use = _use(way)
+    found = _found(*use)
+    monkeypatch.setattr(weights, "view_of", lambda *_: None)
+    by_numbers = _found(*use)
+    assert (found is None) == (by_numbers is None) == (name in COMPUTED)
+    if found is not None and by_numbers is not None:
+        assert found.entries is not None and by_numbers.entries is not None
+        assert torch.equal(found.entries, by_numbers.entries)
+        assert torch.equal(found.entries, way(torch.arange(144).reshape(12, 12)))
+
+
+@pytest.mark.parametrize("name", [*WAYS, *COMPUTED])
+def test_what_is_turned_over_is_the_whole_parameter_along_other_axes(name: str) -> None:
+    slots, node, value = _use((WAYS | COMPUTED)[name])
+    whole = {"turned over": (1, 0), "turned over and back": (0, 1)}
+    found = slots.turned(node, value)
+    assert found == (("weight", whole[name]) if name in whole else None)
