@@ -896,6 +896,12 @@ def _is_learned(trace: Trace, value: object) -> bool:
 
 def leaves_of(trace: Trace, index: int) -> Iterator[Fixed]:
     """Every fixed tensor from which a node was computed."""
+    for node in nodes_behind(trace, index):
+        yield from fixed_in((node.args, node.kwargs))
+
+
+def nodes_behind(trace: Trace, index: int) -> Iterator[Node]:
+    """A node, and those from which it was computed."""
     seen: set[int] = set()
     waiting = [index]
     while waiting:
@@ -904,7 +910,7 @@ def leaves_of(trace: Trace, index: int) -> Iterator[Fixed]:
             continue
         seen.add(here)
         node = trace.node(here)
-        yield from fixed_in((node.args, node.kwargs))
+        yield node
         # The numbers by which entries are picked are no part of them.
         waiting.extend(i for i in node.inputs if trace.node(i).floating or not trace.node(i).live)
 

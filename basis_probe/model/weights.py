@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.elements import Element, Local, local
-from basis_probe.model.facts import leaves_of
+from basis_probe.model.facts import leaves_of, nodes_behind
 from basis_probe.model.graph import replay
 from basis_probe.model.offloaded import hooks, is_plain
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
@@ -159,8 +159,10 @@ def view_of(trace: Trace, node: int, tensor: Tensor) -> Tensor | None:
 
     Returns:
         A tensor without numbers, whose strides are those in the tensor's entries in their order;
-        None if the node may be computed from them.
+        None if the node may be computed from them, or shows them by where they lie in memory.
     """
+    if any(made.op == "as_strided" for made in nodes_behind(trace, node)):
+        return None
     whole = torch.empty(tensor.shape, dtype=torch.float64, device="meta")
     try:
         shown = replay(trace, node, {}, {id(tensor): whole})

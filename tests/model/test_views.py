@@ -24,6 +24,7 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "cut into heads and one taken": lambda w: w.view(3, 4, 12)[1],
     "a row for many": lambda w: w[:1].expand(5, 12),
     "windows": lambda w: w[0].unfold(0, 4, 2),
+    "by where they lie in memory": lambda w: torch.as_strided(w, (6, 12), (24, 1)),
     "rows that are picked": lambda w: w[torch.tensor([3, 0, 7])],
     "columns in another order": lambda w: w.flip(1),
     "turned over and copied": lambda w: w.T.contiguous(),
@@ -40,12 +41,21 @@ COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "row by row": lambda w: w,
+    "column by column": lambda w: w.T,
+    "with gaps": lambda w: torch.cat([w, w], 1)[:, :12],
+}
+"""How the numbers of the parameter lie in memory."""
+
+
 class Shown(nn.Module):
     """A linear map by what is made of a parameter."""
 
-    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, way: Callable[[Tensor], Tensor], layout: str) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))
+        numbers = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+        self.weight = nn.Parameter(LAYOUTS[layout](numbers))
         self.way = way
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,8 +63,8 @@ class Shown(nn.Module):
         return nn.functional.linear(x[:, : weight.shape[1]].tanh(), weight)
 
 
-def _use(way: Callable[[Tensor], Tensor]) -> tuple[Slots, Node, Ref]:
-    model, x = Shown(way).eval(), torch.randn(4, 24)
+def _use(way: Callable[[Tensor], Tensor], layout: str = "row by row") -> tuple[Slots, Node, Ref]:
+    model, x = Shown(way, layout).eval(), torch.randn(4, 24)
     trace = record(model, lambda: model(x), x, len(x))
     node = next(node for node in trace.nodes if node.op == "linear")
     value = node.args[1]
@@ -69,14 +79,19 @@ def _found(slots: Slots, node: Node, value: Ref) -> Slot | None:
         return None
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [*WAYS, *COMPUTED])
-def test_entries_are_those_that_are_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entries_are_those_that_are_shown(
+    name: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     way = (WAYS | COMPUTED)[name]
-    use = _use(way)
+    use = _use(way, layout)
     found = _found(*use)
     monkeypatch.setattr(weights, "view_of", lambda *_: None)
     by_numbers = _found(*use)
-    assert (found is None) == (by_numbers is None) == (name in COMPUTED)
+    # Of a parameter that lies otherwise, numbers in its place lie row by row.
+    elsewhere = "memory" in name and layout != "row by row"
+    assert (found is None) == (by_numbers is None) == (name in COMPUTED or elsewhere)
     if found is not None and by_numbers is not None:
         assert found.entries is not None and by_numbers.entries is not None
         assert torch.equal(found.entries, by_numbers.entries)
