@@ -10,10 +10,15 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import comparison, peers, saving, whole
+from benchmarks import comparison, configuration, peers, saving, whole
 from benchmarks.shapes import SHAPES
 
-_HERE = {"comparison": comparison.table, "saving": saving.table, "peers": peers.table}
+_HERE = {
+    "comparison": comparison.table,
+    "saving": saving.table,
+    "peers": peers.table,
+    "configuration": configuration.table,
+}
 """What needs no process of its own."""
 _TABLES = ("whole", "probe", "notebook", "growth", "dissection", *_HERE)
 

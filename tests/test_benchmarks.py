@@ -52,6 +52,17 @@ def test_a_first_look_is_measured_by_stages() -> None:
     assert sum(stages) <= probe + 0.3
 
 
+def test_proofs_from_configurations_are_measured() -> None:
+    from benchmarks import configuration
+
+    threads = torch.get_num_threads()
+    cells = [cell.strip() for cell in configuration.measured("GPT-2 XL", 2).split("|")]
+    torch.set_num_threads(threads)
+    _, name, layers, claims, seconds, memory, _ = cells
+    assert (name, layers, claims) == ("GPT-2 XL", "2", "62 sites, 60 claims, 60 proved")
+    assert float(seconds) >= 0 and float(memory) > 0
+
+
 def test_what_is_measured_on_an_accelerator_runs_on_a_cpu_in_small(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

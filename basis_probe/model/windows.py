@@ -1,7 +1,8 @@
 """Matrices that are windows on a vector, W[i, j] = v[2 i + j], and products with them.
 
-It is every other row of a Hankel matrix, and takes the memory of a row. Its products are correlations with the vector, which fast
-Fourier transforms give: y[i] = sum_j v[2 i + j] x[j] needs as many numbers as v, not as W.
+It is every other row of a Hankel matrix, and takes the memory of a row. Its products are
+correlations with the vector, which fast Fourier transforms give: y[i] = sum_j v[2 i + j] x[j] needs
+as many numbers as v, not as W.
 """
 
 from collections.abc import Callable, Iterable
