@@ -1,6 +1,7 @@
 """What holds for every test: no network, no picture window, no skip where all assets exist."""
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ import tiers
 import torch
 
 annotations.check_shapes()
+
+# Shells have what runs in their background ignore Ctrl-C; tests send it, and Python is to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests run side by side in processes; threads within each would only get in each other's way.
 torch.set_num_threads(1)

@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from basis_probe.architecture import free_weights
+from basis_probe.architecture.free_weights import computed_weights
 from basis_probe.model import weights
+from basis_probe.model.facts import collect
+from basis_probe.model.places import module_sites
 from basis_probe.model.trace import Node, Ref, record
 from basis_probe.model.weights import Slot, Slots, WeightError
 
@@ -38,6 +42,7 @@ COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
     "bent": torch.tanh,
     "turned over, and doubled in place": lambda w: w.detach().clone().T.mul_(2) + 0 * w,
     "half of it set to zero": lambda w: w.tril(),
+    "turned over, and overwritten as such": lambda w: w.T.mul_(2),
 }
 
 
@@ -65,7 +70,8 @@ class Shown(nn.Module):
 
 def _use(way: Callable[[Tensor], Tensor], layout: str = "row by row") -> tuple[Slots, Node, Ref]:
     model, x = Shown(way, layout).eval(), torch.randn(4, 24)
-    trace = record(model, lambda: model(x), x, len(x))
+    with torch.no_grad():
+        trace = record(model, lambda: model(x), x, len(x))
     node = next(node for node in trace.nodes if node.op == "linear")
     value = node.args[1]
     assert isinstance(value, Ref)
@@ -104,3 +110,21 @@ def test_what_is_turned_over_is_the_whole_parameter_along_other_axes(name: str) 
     whole = {"turned over": (1, 0), "turned over and back": (0, 1)}
     found = slots.turned(node, value)
     assert found == (("weight", whole[name]) if name in whole else None)
+
+
+REPEATED = ("a row for many", "windows")
+"""Ways in which one number stands in several places."""
+
+
+@pytest.mark.parametrize("name", [*WAYS, *COMPUTED])
+def test_weights_that_cannot_move_freely_are_found_by_strides_as_by_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, node, _ = _use((WAYS | COMPUTED)[name])
+    facts = collect(slots.trace, module_sites(slots.trace))
+    found = {one.node for one in computed_weights(facts).values()}
+    monkeypatch.setattr(free_weights, "view_of", lambda *_: None)
+    assert found == {one.node for one in computed_weights(facts).values()}
+    value = node.args[1]
+    assert isinstance(value, Ref)
+    assert (value.node in found) == (name in COMPUTED or name in REPEATED)

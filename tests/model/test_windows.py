@@ -78,6 +78,16 @@ def test_calls_return_what_they_do_with_the_same_numbers(name: str, dtype: torch
     assert float((found.double() - right).abs().amax()) <= bound
 
 
+@pytest.mark.parametrize("transposed", (False, True))
+def test_rows_in_the_middle_of_a_window_are_a_window(transposed: bool) -> None:
+    part = _window((900, 700))[150:]
+    assert is_large_window(part)
+    whole = part.clone(memory_format=torch.contiguous_format).double()
+    rows = _rows(3, 700 if transposed else 750)
+    right = rows @ (whole.T if transposed else whole)
+    assert torch.allclose(times(rows, part, transposed=transposed), right, rtol=0, atol=1e-12)
+
+
 def test_a_wrong_size_is_refused_in_the_words_of_torch() -> None:
     window = _window((600, 500))
     with window_products(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
