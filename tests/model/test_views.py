@@ -33,6 +33,8 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "columns in another order": lambda w: w.flip(1),
     "turned over and copied": lambda w: w.T.contiguous(),
     "rolled": lambda w: w.roll(1, 0),
+    "cast to what it is": lambda w: w.to(torch.float32)[2:],
+    "cast to more and back": lambda w: w.double().T.float(),
 }
 """What a model does with a matrix of 12 x 12 before it multiplies by it."""
 
@@ -42,6 +44,7 @@ COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
     "bent": torch.tanh,
     "turned over, and doubled in place": lambda w: w.detach().clone().T.mul_(2) + 0 * w,
     "half of it set to zero": lambda w: w.tril(),
+    "rounded on the way": lambda w: w.T.to(torch.bfloat16).float(),
     "turned over, and overwritten as such": lambda w: w.T.mul_(2),
 }
 
