@@ -142,7 +142,10 @@ def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -
     for size in (1.0, _LARGER):
         given = [size * tensor.detach().double() for tensor in learned]
         by = {id(tensor): value for tensor, value in zip(learned, given, strict=True)}
-        now = replay(trace, weight.node, {}, by).detach().double()
+        try:
+            now = replay(trace, weight.node, {}, by).detach().double()
+        except (RuntimeError, ValueError, TypeError):
+            return True
         axis = (weight.outputs if writes else weight.inputs) % now.ndim
         if now.shape[axis] != group.dim:
             return True

@@ -110,9 +110,16 @@ class Slots:
             return Slot(name, every.as_strided(view.shape, view.stride(), view.storage_offset()))
         places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
         by = self.trace.picked
-        entries = replay(self.trace, value.node, by, {id(tensor): places.reshape(tensor.shape)})
-        rounded = entries.round().long()
-        given = replay(self.trace, value.node, by)
+        try:
+            numbered = {id(tensor): places.reshape(tensor.shape)}
+            entries = replay(self.trace, value.node, by, numbered)
+            rounded = entries.round().long()
+            given = replay(self.trace, value.node, by)
+        except (RuntimeError, TypeError) as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise WeightError(
+                f"what {_speak(node)} uses cannot be computed anew ({said})"
+            ) from error
         inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
         if not inside or not torch.equal(tensor.detach().flatten()[rounded].to(given), given):
             raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
@@ -164,10 +171,14 @@ def view_of(trace: Trace, node: int, tensor: Tensor) -> Tensor | None:
     # A cast is left out of a replay, and may round.
     if any(made.op in ("as_strided", "to") for made in nodes_behind(trace, node)):
         return None
+    if tensor.is_complex():
+        # What stands in for it is its own conjugate.
+        return None
     whole = torch.empty(tensor.shape, dtype=torch.float64, device="meta")
     try:
         shown = replay(trace, node, {}, {id(tensor): whole})
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+    except Exception:
+        # Code of a model's own may refuse what holds no numbers in any words.
         return None
     plain = shown.dtype is whole.dtype and not shown.is_neg()
     ours, theirs = shown.untyped_storage(), whole.untyped_storage()

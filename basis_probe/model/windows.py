@@ -59,20 +59,20 @@ def times(rows: Tensor, window: Tensor, *, transposed: bool) -> Tensor:
     spectrum = torch.fft.rfft(vector, length)
     flat = rows.reshape(-1, rows.shape[-1])
     outputs = height if transposed else width
-    made = flat.new_empty(len(flat), outputs)
     if not len(flat):
-        return made.reshape(*rows.shape[:-1], outputs)
-    step = max(1, _PIECE // length)
-    for some, out in zip(flat.split(step), made.split(step), strict=True):
+        return flat.new_zeros(*rows.shape[:-1], outputs)
+    made: list[Tensor] = []
+    # Nothing is written in place, so that the rows may be differentiated by.
+    for some in flat.split(max(1, _PIECE // length)):
         given = some.double()
         if not transposed:
-            spread = given.new_zeros(len(given), _STEP * (height - 1) + 1)
-            spread[:, ::_STEP] = given
-            given = spread
+            given = torch.stack([given, torch.zeros_like(given)], -1).flatten(-2)
         # No lag reaches beyond the vector, so that nothing comes around.
         lags = torch.fft.irfft(spectrum * torch.fft.rfft(given, length).conj(), length)
-        out.copy_(lags[:, : _STEP * height : _STEP] if transposed else lags[:, :width])
-    return made.reshape(*rows.shape[:-1], outputs)
+        asked = lags[:, : _STEP * height : _STEP] if transposed else lags[:, :width]
+        made.append(asked.to(rows.dtype))
+    found = made[0].contiguous() if len(made) == 1 else torch.cat(made)
+    return found.reshape(*rows.shape[:-1], outputs)
 
 
 class window_products(TorchFunctionMode):
@@ -126,10 +126,25 @@ def _product(
         matrix = matrix.T if transposed and matrix.ndim == 2 else matrix
     else:
         return None
-    if not isinstance(matrix, Tensor) or not isinstance(rows, Tensor) or rows.is_meta:
+    if not isinstance(matrix, Tensor) or not isinstance(rows, Tensor):
         return None
-    fits = rows.ndim > 0 and rows.shape[-1] == matrix.shape[-1 if transposed else 0]
-    if not is_large_window(matrix) or not fits or not rows.is_floating_point():
+    if not is_large_window(matrix) or _followed(matrix) or not _dense(rows):
+        return None
+    # What torch refuses, or makes of another type, is left to it.
+    several = func in (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
+    fits = rows.ndim == 2 or (several and rows.ndim > 0)
+    fits = fits and rows.shape[-1] == matrix.shape[-1 if transposed else 0]
+    if not fits or rows.dtype is not matrix.dtype or torch.is_autocast_enabled(rows.device.type):
         return None
     out = times(rows, matrix, transposed=transposed)
     return out if bias is None else out + bias
+
+
+def _dense(rows: Tensor) -> bool:
+    return rows.layout is torch.strided and not rows.is_nested and not rows.is_meta
+
+
+def _followed(matrix: Tensor) -> bool:
+    """True if a matrix is differentiated by: its entries are not free in a vector."""
+    tangent = torch.autograd.forward_ad.unpack_dual(matrix).tangent
+    return matrix.requires_grad or tangent is not None

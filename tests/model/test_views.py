@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import basis_probe as bp
+from basis_probe.algebra.groups import Permutation, Unknown
 from basis_probe.architecture import free_weights
 from basis_probe.architecture.free_weights import computed_weights
 from basis_probe.model import weights
@@ -53,6 +55,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "row by row": lambda w: w,
     "column by column": lambda w: w.T,
     "with gaps": lambda w: torch.cat([w, w], 1)[:, :12],
+    "behind other numbers": lambda w: torch.cat([w, w])[12:],
 }
 """How the numbers of the parameter lie in memory."""
 
@@ -68,7 +71,7 @@ class Shown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.way(self.weight)
-        return nn.functional.linear(x[:, : weight.shape[1]].tanh(), weight)
+        return nn.functional.linear(x[:, : weight.shape[1]].tanh().to(weight), weight)
 
 
 def _use(way: Callable[[Tensor], Tensor], layout: str = "row by row") -> tuple[Slots, Node, Ref]:
@@ -99,7 +102,7 @@ def test_entries_are_those_that_are_shown(
     monkeypatch.setattr(weights, "view_of", lambda *_: None)
     by_numbers = _found(*use)
     # Of a parameter that lies otherwise, numbers in its place lie row by row.
-    elsewhere = "memory" in name and layout != "row by row"
+    elsewhere = "memory" in name and LAYOUTS[layout](torch.ones(12, 12)).stride() != (12, 1)
     assert (found is None) == (by_numbers is None) == (name in COMPUTED or elsewhere)
     if found is not None and by_numbers is not None:
         assert found.entries is not None and by_numbers.entries is not None
@@ -131,3 +134,35 @@ def test_weights_that_cannot_move_freely_are_found_by_strides_as_by_numbers(
     value = node.args[1]
     assert isinstance(value, Ref)
     assert (value.node in found) == (name in COMPUTED or name in REPEATED)
+
+
+CONJUGATES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "turned over": (lambda w: w.mT, False),
+    "conjugate": (lambda w: w.conj(), True),
+    "turned over and conjugate": (lambda w: w.mH, True),
+    "conjugate of the conjugate, turned over": (lambda w: w.conj().mH, False),
+    "conjugate in memory": (lambda w: w.conj().resolve_conj(), True),
+}
+
+
+@pytest.mark.parametrize("name", CONJUGATES)
+def test_a_conjugate_shows_no_entries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    way, conjugate = CONJUGATES[name]
+    monkeypatch.setitem(LAYOUTS, "complex", lambda w: torch.complex(w, w.T))
+    slots, node, value = _use(way, "complex")
+    found = _found(slots, node, value)
+    assert (found is None) == conjugate
+    if conjugate:
+        assert slots.turned(node, value) is None
+    elif found is not None:
+        assert found.entries is not None
+        assert torch.equal(found.entries, torch.arange(144).reshape(12, 12).T)
+
+
+def test_strides_that_only_the_own_memory_bears_are_no_error() -> None:
+    """A matrix within a larger storage, taken from it by its place there."""
+    model = Shown(lambda w: w.as_strided((12, 12), (12, 1), 144), "behind other numbers")
+    network = nn.Sequential(model, nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 3)).eval()
+    found = bp.symmetries(network, torch.randn(8, 24))
+    assert isinstance(found["1:in"].group, Unknown) and found["1:in"].certificate is None
+    assert isinstance(found["2"].group, Permutation)

@@ -88,6 +88,88 @@ def test_rows_in_the_middle_of_a_window_are_a_window(transposed: bool) -> None:
     assert torch.allclose(times(rows, part, transposed=transposed), right, rtol=0, atol=1e-12)
 
 
+def _energy(x: Tensor, w: Tensor) -> Tensor:
+    return nn.functional.linear(x, w).sin().sum()
+
+
+def _by_autograd(x: Tensor, w: Tensor, *, by: int) -> Tensor:
+    with torch.enable_grad():
+        given = [x.detach().clone(), w.detach()]
+        given[by] = given[by].requires_grad_()
+        return torch.autograd.grad(_energy(*given), given[by])[0]
+
+
+DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "by rows": lambda x, w: _by_autograd(x, w, by=0),
+    "by the matrix": lambda x, w: _by_autograd(x, w, by=1),
+    "by rows, as a function": lambda x, w: torch.func.grad(_energy)(x, w),
+    "by the matrix, as a function": lambda x, w: torch.func.grad(_energy, argnums=1)(x, w),
+    "by rows of the other product": lambda x, w: torch.func.grad(lambda y: (y @ w.T @ w).sum())(x),
+    "of every row": lambda x, w: torch.func.vmap(torch.func.grad(_energy), (0, None))(x, w),
+    "of every row at once": lambda x, w: torch.func.grad(
+        lambda y: torch.func.vmap(_energy, (0, None))(y, w).sum()
+    )(x),
+    "along rows": lambda x, w: torch.func.jvp(lambda y: (y @ w.T).sin(), (x,), (x.cos(),))[1],
+    "along the matrix": lambda x, w: torch.func.jvp(
+        lambda v: (x @ v.T).sin(), (w,), (w.detach().cos(),)
+    )[1],
+}
+"""What a model that differentiates while it runs does: it has an energy, or learns as it reads."""
+
+
+@pytest.mark.parametrize("name", DERIVATIVES)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own
+def test_derivatives_are_those_with_the_same_numbers(name: str) -> None:
+    window, x = _window((600, 500), torch.float64), _rows(3, 500)
+    right = DERIVATIVES[name](x, window.clone(memory_format=torch.contiguous_format))
+    with torch.no_grad(), window_products():
+        found = DERIVATIVES[name](x, window)
+    assert found.shape == right.shape
+    assert torch.allclose(found, right, rtol=0, atol=1e-10 * float(right.abs().amax()))
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "coordinates": Tensor.to_sparse,
+    "compressed rows": Tensor.to_sparse_csr,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_rows_that_are_mostly_zero_may_be_held_as_such(name: str) -> None:
+    window, x = _window((500, 600)), _rows(7, 500, dtype=torch.float32).relu()
+    with torch.no_grad(), window_products():
+        found = LAYOUTS[name](x) @ window
+    assert torch.allclose(found, x @ window, rtol=0, atol=1e-5)
+
+
+def test_products_are_of_the_type_that_torch_makes_them_of() -> None:
+    window, x, b = _window((600, 500)), _rows(7, 500, dtype=torch.float32), torch.randn(600)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for name in ("linear with a bias", "matmul", "the operator", "addmm"):
+            right = CALLS[name](x, window, b)
+            with window_products():
+                assert CALLS[name](x, window, b).dtype is right.dtype is torch.bfloat16, name
+
+
+@pytest.mark.parametrize(
+    "call",
+    (
+        lambda x, w: nn.functional.linear(x.double(), w),
+        lambda x, w: x.double() @ w.T,
+        lambda x, w: torch.mm(x[None], w.T),
+        lambda x, w: torch.addmm(torch.zeros(600), x[0], w.T),
+    ),
+    ids=("two types", "two types, by the operator", "a stack", "a vector"),
+)
+def test_what_torch_refuses_is_refused(call: Callable[[Tensor, Tensor], Tensor]) -> None:
+    window, x = _window((600, 500)), _rows(7, 500, dtype=torch.float32)
+    with pytest.raises(RuntimeError):
+        call(x, window.contiguous())
+    with window_products(), pytest.raises(RuntimeError):
+        call(x, window)
+
+
 def test_a_wrong_size_is_refused_in_the_words_of_torch() -> None:
     window = _window((600, 500))
     with window_products(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
