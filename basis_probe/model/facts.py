@@ -956,7 +956,7 @@ def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
         )
         for other, known in found.setdefault(place, []):
             transposed = known.shape != weight.shape or known.stride() != weight.stride()
-            if transposed and not (known.ndim == 2 and known.T.stride() == weight.stride()):
+            if transposed and not _is_transposed(known, weight):
                 continue
             if _are_apart(graph, other, vertex.node):
                 continue
@@ -965,6 +965,14 @@ def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
         else:
             # Each is held against the first of its kind alone.
             found[place].append((vertex.node, weight))
+
+
+def _is_transposed(one: Tensor, other: Tensor) -> bool:
+    """True if outputs of one are inputs of the other, at every place of a kernel."""
+    if one.ndim < 2:
+        return False
+    turned = one.transpose(0, 1)
+    return turned.shape == other.shape and turned.stride() == other.stride()
 
 
 def _are_apart(graph: Graph, one: int, other: int) -> bool:

@@ -328,3 +328,23 @@ def test_a_table_and_its_transpose_in_two_streams_rotate_together() -> None:
         certificate = found[site].certificate
         assert found[site].group == G.LineRotations(D)
         assert certificate is not None and certificate.holds
+
+
+@pytest.mark.parametrize("kernel", ((), (3,), (3, 3)), ids=str)
+@pytest.mark.parametrize("inputs", (D, H), ids=("to more", "to as many"))
+def test_a_weight_that_reads_what_its_transpose_writes_rescales_nothing(
+    kernel: tuple[int, ...], inputs: int
+) -> None:
+    """An autoencoder with tied weights, of linear maps or of convolutions."""
+    apply = (F.linear, F.conv1d, F.conv2d)[len(kernel)]
+    model = Written(
+        lambda s, x: apply(F.relu(apply(x, s.w)), s.w.transpose(0, 1)),
+        w=nn.Parameter(drawn(H, inputs, *kernel)),
+    )
+    x = drawn(4, inputs, *(7 for _ in kernel))
+    for certificates in (False, True):
+        (found,) = bp.symmetries(model, x, certificates=certificates).values()
+        assert found.group == G.Permutation(H)
+    assert found.certificate is not None and found.certificate.holds
+    turned = bp.reparametrize(model, "relu()", torch.eye(H)[torch.randperm(H)], example_input=x)
+    assert torch.allclose(turned.double()(x.double()), model.double()(x.double()), atol=1e-5)
