@@ -104,6 +104,10 @@ class Slots:
             raise WeightError("the weights are on the meta device, which holds no numbers")
         name = self.parameter(tensor, node)
         assert name is not None
+        if tensor.is_complex():
+            raise WeightError(
+                f"{name} holds complex numbers, and which of their parts are used is not followed"
+            )
         view = view_of(self.trace, value.node, tensor)
         if view is not None:
             every = torch.arange(tensor.numel(), device=tensor.device)
