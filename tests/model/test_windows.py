@@ -189,6 +189,7 @@ def _config() -> object:
     )
 
 
+@pytest.mark.slow
 def test_claims_and_proofs_do_not_depend_on_how_products_are_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
