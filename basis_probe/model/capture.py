@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
+from torch.overrides import TorchFunctionMode
 
 from basis_probe.devices import own_device
 from basis_probe.model.experts import Expert, Routing
@@ -113,7 +114,8 @@ class _Watcher(Follower):
         """Within the context functions are not counted."""
         self.rests = True
         try:
-            with own_device():
+            # To be told of a call takes longer than many a call does.
+            with _unfollowed(self), own_device():
                 yield
         finally:
             self.rests = False
@@ -150,6 +152,20 @@ class _Watcher(Follower):
                 for _ in made:
                     self.step("output")
         return out
+
+
+@contextmanager
+def _unfollowed(mode: TorchFunctionMode) -> Generator[None]:
+    """Within the context a mode is told of no function, if it is the one that was entered last."""
+    last = overrides._get_current_function_mode()  # pyright: ignore
+    if last is not mode:
+        yield
+        return
+    mode.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        mode.__enter__()
 
 
 _CONTAINERS = (list, dict, set, Counter)

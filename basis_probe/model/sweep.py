@@ -27,6 +27,12 @@ LARGE = 2**18
 _PIECE = 2**24
 """So many entries of a large matrix are in float64 at a time."""
 
+_CACHED = 2**19
+"""So many where a processor's cache holds them until they are used."""
+
+_HEIGHT = 256
+"""A product with fewer rows of a matrix at a time is slow."""
+
 
 class ReplayError(Exception):
     """Why a record cannot be run again."""
@@ -413,12 +419,20 @@ class _Use:
         """[row, output], the product in the type of the rows, with a part of the matrix at once."""
         if is_large_window(self.weight):
             return times(rows, self.weight, transposed=self.outputs == 0)
-        step = max(1, _PIECE // self.weight.shape[1])
-        pieces = fetched(self.weight).split(step)
+        weight = fetched(self.weight)
+        step = max(1, _PIECE // weight.shape[1])
+        if rows.device.type == "cpu":
+            step = min(step, max(_HEIGHT, _CACHED // weight.shape[1]))
+        pieces = weight.split(step)
+        # The same memory for every piece: new memory would take longer than the cast.
+        place = rows.new_empty(min(step, len(weight)), weight.shape[1])
+        cast = (place[: len(piece)].copy_(piece) for piece in pieces)
         if self.outputs == 0:
-            return torch.cat([rows @ piece.to(rows).T for piece in pieces], -1)
-        parts = zip(rows.split(step, -1), pieces, strict=True)
-        return sum((part @ piece.to(rows) for part, piece in parts), rows.new_zeros(()))
+            return torch.cat([rows @ piece.T for piece in cast], -1)
+        made = rows.new_zeros(len(rows), weight.shape[1])
+        for part, piece in zip(rows.split(step, -1), cast, strict=True):
+            made.addmm_(part, piece)
+        return made
 
 
 def _use_of(node: Node) -> _Use | None:

@@ -16,6 +16,9 @@ from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem
 # So many values are brought to double precision at a time.
 _AT_ONCE = 2**22
 
+_CACHED = 2**17
+"""So many numbers of a weight are worked on at a time."""
+
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
@@ -95,26 +98,46 @@ def weights_of(found: Layer, dtype: torch.dtype) -> Weights:
         dtype: the model's own floating-point type.
     """
     working = torch.float64 if dtype is torch.float64 else torch.float32
-    weights = [
-        weight.detach().cpu().to(working).reshape(len(weight), found.width, -1)
-        for weight in found.weights
-    ]
-    biases = [None if bias is None else bias.detach().cpu().double() for bias in found.biases]
+    gain = shift = None
     if found.gain is not None:
         # One number for every feature, or for every entry where positions were flattened into them.
         gain = found.gain.cpu().double().reshape(found.width, -1)
         if found.bias is not None:
             shift = found.bias.cpu().double().reshape(found.width, -1)
-            moved = [(weight.double() * shift).sum((1, 2)) for weight in weights]
-            biases = [
-                more if bias is None else bias + more
-                for bias, more in zip(biases, moved, strict=True)
-            ]
-        weights = [weight * gain[None].to(working) for weight in weights]
-    return (
-        tuple(weight.to(working) for weight in weights),
-        tuple(None if bias is None else bias.to(working) for bias in biases),
-    )
+    maps: list[Tensor] = []
+    biases: list[Tensor | None] = []
+    for given, bias in zip(found.weights, found.biases, strict=True):
+        weight = given.detach().cpu().reshape(len(given), found.width, -1)
+        made, moved = _behind_norm(weight, gain, shift, working)
+        own = None if bias is None else bias.detach().cpu().double()
+        if moved is not None:
+            own = moved if own is None else own + moved
+        maps.append(made)
+        biases.append(None if own is None else own.to(working))
+    return tuple(maps), tuple(biases)
+
+
+def _behind_norm(
+    weight: Tensor, gain: Tensor | None, shift: Tensor | None, working: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """A weight [outputs, width, positions] that reads what a norm writes before its gain and bias.
+
+    Returns:
+        The weight, and what the bias of the norm adds to its outputs, in float64.
+    """
+    if gain is None:
+        return weight.to(working), None
+    factor = gain.to(working)
+    made = torch.empty_like(weight, dtype=working)
+    moved: list[Tensor] = []
+    # Pieces stay in the processor's cache: new memory for the whole would take most of the time.
+    at_once = max(1, _CACHED // max(1, weight[:1].numel()))
+    for new, old in zip(made.split(at_once), weight.split(at_once), strict=True):
+        new.copy_(old)
+        if shift is not None:
+            moved.append(torch.tensordot(new.double(), shift.expand(new.shape[1:]), 2))
+        new.mul_(factor)
+    return made, torch.cat(moved) if moved else None
 
 
 def linear_layer(

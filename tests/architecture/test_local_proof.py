@@ -103,6 +103,23 @@ def test_strangers_move_as_much(name: str) -> None:
         assert theirs.violation == pytest.approx(ours.violation, rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.parametrize("outputs", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("piece", [1, 30, 31, 2**24])
+def test_a_product_is_the_same_whatever_part_of_the_matrix_is_cast_at_once(
+    piece: int, dtype: torch.dtype, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(11, 15).to(dtype)
+    rows = torch.randn(4, weight.shape[1 - outputs], dtype=torch.float64)
+    for height in (1, 2, 256):
+        monkeypatch.setattr(sweep, "_PIECE", 2**24 if height < 256 else piece)
+        monkeypatch.setattr(sweep, "_CACHED", piece)
+        monkeypatch.setattr(sweep, "_HEIGHT", height)
+        made = sweep._Use(weight, outputs).times(rows)
+        whole = rows @ (weight.double().T if outputs == 0 else weight.double())
+        torch.testing.assert_close(made, whole, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["GPT-2", pytest.param("Cohere", marks=pytest.mark.slow)])
 def test_large_matrices_are_used_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = next(family for family in families.FAMILIES if family.name == name)

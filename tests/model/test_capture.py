@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import small_models as small
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from basis_probe.model.capture import catching
 from basis_probe.model.network import recognise
 from basis_probe.model.places import Address, Place, Site, module_sites
-from basis_probe.model.trace import Trace, record, spelling, tensors_in
+from basis_probe.model.trace import Follower, Trace, record, spelling, tensors_in
 
 
 def watched(model: nn.Module, x: Tensor) -> Trace:
@@ -177,6 +178,53 @@ def test_functions_of_catchers_do_not_count_as_the_models_own() -> None:
         model(x)
     assert noisy.keys() == quiet.keys()
     assert all(torch.equal(noisy[name], quiet[name]) for name in quiet)
+
+
+class Followed(nn.Module):
+    """Enters a mode of its own around a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.own = Many(), Own()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.own:
+            return self.inner(x).relu()
+
+
+@pytest.mark.parametrize(("make", "told"), [(Many, False), (Followed, True)])
+def test_nobody_is_told_of_what_catchers_compute_unless_a_mode_lies_above(
+    make: type[nn.Module], told: bool
+) -> None:
+    model, x = make().double(), small.rows(4, D)
+    sites = module_sites(watched(model, x))
+    quiet, noisy = caught(model, x, sites), dict[str, Tensor]()
+    stacks: list[list[Any]] = []
+    left: list[bool] = []
+
+    def busy(name: str) -> Callable[[Tensor], None]:
+        def catcher(tensor: Tensor) -> None:
+            stacks.append(_get_current_function_mode_stack())
+            noisy[name] = tensor.clone()
+            tensor.relu().tanh()
+
+        return catcher
+
+    def after(*_: object) -> None:
+        left.append(any(isinstance(mode, Follower) for mode in _get_current_function_mode_stack()))
+
+    wanted = {s.address: busy(n) for n, s in sites.items()}
+    with torch.no_grad(), catching(model, wanted):
+        # Behind the hooks of catchers the model is followed on.
+        handles = [module.register_forward_hook(after) for module in model.modules()]
+        model(x)
+    for handle in handles:
+        handle.remove()
+    assert noisy.keys() == quiet.keys()
+    assert all(torch.equal(noisy[name], quiet[name]) for name in quiet)
+    assert any(isinstance(m, Follower) for stack in stacks for m in stack) is told
+    assert left and all(left)
+    assert not _get_current_function_mode_stack()
 
 
 def test_functions_inside_a_repeated_module_belong_to_its_calls() -> None:

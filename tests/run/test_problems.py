@@ -1,0 +1,71 @@
+"""Layers as numbers are what the model has, whatever its types and however its weights lie."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from basis_probe.model.linear_layer import Layer
+from basis_probe.run import problems
+from tests.draws import seeded
+
+OUTPUTS, WIDTH = 7, 5
+
+
+def _weight(lies: str, positions: int, dtype: torch.dtype, seed: int) -> Tensor:
+    inner = WIDTH * positions
+    drawn = torch.randn(OUTPUTS, inner, generator=seeded(seed), dtype=torch.float64).to(dtype)
+    if lies == "turned":
+        return drawn.T.contiguous().T
+    if lies == "window":
+        # Rows overlap, as those of a weight that stands in for one that is not there.
+        return drawn.flatten().as_strided((OUTPUTS, inner), (2, 1))
+    return drawn
+
+
+def _layer(weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], **more: Any) -> Layer:
+    empty: dict[str, Any] = {field.name: None for field in dataclasses.fields(Layer)}
+    return Layer(**{**empty, "width": WIDTH, "weights": weights, "biases": biases, **more})
+
+
+@pytest.mark.parametrize("cached", [1, 12, 2**17])
+@pytest.mark.parametrize("lies", ["rows", "turned", "window"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("positions", [1, 3])
+def test_what_a_norm_does_is_moved_into_the_layer_behind_it(
+    dtype: torch.dtype, lies: str, positions: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(problems, "_CACHED", cached)
+    draw = seeded(3)
+    weights = tuple(_weight(lies, positions, dtype, seed) for seed in (1, 2))
+    biases = (torch.randn(OUTPUTS, generator=draw).to(dtype), None)
+    inputs = torch.randn(4, WIDTH, positions, generator=draw, dtype=torch.float64)
+    for entries in {1, positions}:
+        gain = torch.rand(WIDTH * entries, generator=draw) + 0.5
+        shift = torch.randn(WIDTH * entries, generator=draw)
+        normed = inputs * gain.double().reshape(WIDTH, entries)
+        for bias in (None, shift):
+            behind = normed if bias is None else normed + bias.double().reshape(WIDTH, entries)
+            kept = [weight.clone() for weight in weights]
+            maps, added = problems.weights_of(_layer(weights, biases, gain=gain, bias=bias), dtype)
+            working = torch.float64 if dtype is torch.float64 else torch.float32
+            for place, (weight, own) in enumerate(zip(weights, biases, strict=True)):
+                expected = behind.flatten(1) @ weight.double().T
+                expected = expected if own is None else expected + own.double()
+                found = inputs.flatten(1) @ maps[place].double().flatten(1).T
+                more = added[place]
+                assert maps[place].dtype is working
+                assert (more is None) == (own is None and bias is None)
+                found = found if more is None else found + more.double()
+                within = 1e-12 if working is torch.float64 else 1e-5
+                torch.testing.assert_close(found, expected, rtol=within, atol=within)
+                # What the model holds is not written into.
+                assert torch.equal(weight, kept[place])
+
+
+def test_weights_that_no_norm_comes_before_are_those_of_the_model() -> None:
+    weight = _weight("rows", 1, torch.float32, 1)
+    (found,), (bias,) = problems.weights_of(_layer((weight,), (None,)), torch.float32)
+    assert found.data_ptr() == weight.data_ptr() and bias is None
