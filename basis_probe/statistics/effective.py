@@ -13,6 +13,8 @@ _ROUNDING = 4
 _SHORT, _LONG = 1e-15, 1e15
 _DIRECTIONS = 8
 _NEIGHBOURS = 16
+_CACHED = 2**17
+"""So many numbers are worked on at a time on a processor."""
 
 
 def distinct_rows(x: Float[Tensor, "samples dim"], *, eps: float | None = None) -> int:
@@ -41,17 +43,26 @@ def distinct_rows(x: Float[Tensor, "samples dim"], *, eps: float | None = None) 
     known = rows.dtype is torch.float32 and ((lengths > _SHORT) & (lengths < _LONG)).all()
     if not known:
         rows = rows.to(float64_device(x)).to(torch.float64)
-    finite = rows.isfinite().all(1)
-    alone = int((~finite).sum())
-    rows = rows if not alone else rows[finite]
+    alone = 0
+    if not known:
+        finite = rows.isfinite().all(1)
+        alone = int((~finite).sum())
+        rows = rows if not alone else rows[finite]
     if not len(rows):
         return alone
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(x.shape[1], _DIRECTIONS, generator=generator, dtype=torch.float64)
     rounding = _ROUNDING * eps * rows.norm(dim=1)
-    rows = rows - rows.mean(0)
-    alike = (_ALIKE * rows.norm(dim=1)).maximum(rounding)
-    seen = rows @ (directions / directions.norm(dim=0)).to(rows)
+    directions = (directions / directions.norm(dim=0)).to(rows)
+    about: list[Tensor] = []
+    projected: list[Tensor] = []
+    mean = rows.mean(0)
+    for some in _pieces(rows):
+        piece = some - mean
+        about.append(piece.norm(dim=1))
+        projected.append(piece @ directions)
+    alike = (_ALIKE * torch.cat(about)).maximum(rounding)
+    seen = torch.cat(projected)
     order = seen[:, 0].argsort()
     seen, alike = seen[order], alike[order]
     again = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
@@ -86,7 +97,7 @@ def effective_samples(
         (5.0, 1.0)
     """
     rows = x.detach().to(float64_device(x))
-    some = (rows != 0).any(1).nonzero().squeeze(1)
+    some = rows.any(1).nonzero().squeeze(1)
     samples = len(some)
     if samples == 0:
         raise ValueError(f"none of {len(x)} samples is other than zero: leave this site out")
@@ -94,11 +105,21 @@ def effective_samples(
         if generator is None:
             raise ValueError(f"{samples} samples are more than pairs={pairs}: give a generator")
         some = some[torch.randperm(samples, generator=generator)[:pairs].to(rows.device)]
-    rows = rows[some].to(torch.float64)
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    if x.dtype is not torch.float64:
-        unit = unit.float()
+    kind = torch.float64 if x.dtype is torch.float64 else torch.float32
+    unit = rows.new_empty(len(some), rows.shape[1], dtype=kind)
+    for place, chosen in zip(_pieces(unit), _pieces(unit, some), strict=True):
+        piece = rows[chosen].to(torch.float64)
+        place.copy_(piece.div_(piece.norm(dim=1, keepdim=True)))
     count = len(unit)
     fourth = (unit @ unit.T).square_().square_().fill_diagonal_(0.0).sum(dtype=torch.float64)
     apart = float(fourth) / (count * (count - 1)) if count > 1 else 0.0
     return 1 / (1 / samples + (1 - 1 / samples) * max(apart, 0.0))
+
+
+def _pieces(rows: Tensor, values: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Rows, or values of theirs, in parts of which a processor's cache holds the rows of one.
+
+    An accelerator is given all at once.
+    """
+    at_once = _CACHED // max(1, rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+    return (rows if values is None else values).split(max(1, at_once))

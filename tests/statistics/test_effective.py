@@ -7,6 +7,7 @@ import torch
 from draws import seeded
 
 import basis_probe as bp
+from basis_probe.statistics import effective
 from basis_probe.statistics.effective import distinct_rows, effective_samples
 
 
@@ -73,6 +74,22 @@ def test_effective_samples_is_one_over_the_mean_fourth_power_of_cosines() -> Non
         effective_samples(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="give a generator"):
         effective_samples(x, pairs=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_in_whatever_pieces_rows_are_counted_they_count_the_same(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = (3 + _repeated(37, 300, 6)).to(dtype)
+    x[5] = 0.0
+    found: list[tuple[int, float]] = []
+    for cached in (1, 13, 600, 10**6):
+        monkeypatch.setattr(effective, "_CACHED", cached)
+        unrelated = effective_samples(x, pairs=100, generator=seeded(1))
+        found.append((distinct_rows(x), unrelated))
+    counts, unrelated = zip(*found, strict=True)
+    assert set(counts) == {len(x.unique(dim=0))}
+    assert unrelated == pytest.approx((unrelated[-1],) * 4, rel=1e-6)
 
 
 @pytest.mark.slow
