@@ -114,28 +114,34 @@ def _powers(x: Tensor, *, across: bool) -> tuple[Tensor, Rows | None]:
     """Sums over rows of x, x^2, x^3 and x^4, [4, dim], and what belongs to rows."""
     samples, dim = x.shape
     sums = torch.zeros(4, dim, dtype=torch.float64)
+    first, second, third, fourth = sums
     share = torch.zeros(dim, dtype=torch.float64)
     energies: list[Tensor] = []
     kappas: list[Tensor] = []
     height = max(1, min(samples, _CACHED_ELEMENTS // dim))
     buffers = torch.empty(2, height, dim, dtype=torch.float64)
+    # The pieces are so small that every further call, such as an index, would be felt.
+    value, square = buffers
     for rows in x.split(height):
-        value, square = buffers[:, : len(rows)]
+        if len(rows) < height:
+            value, square = buffers[:, : len(rows)]
         value.copy_(rows)
         torch.mul(value, value, out=square)
-        sums[0] += value.sum(0)
-        sums[1] += square.sum(0)
+        first.add_(value.sum(0))
+        second.add_(square.sum(0))
         value.mul_(square)
-        sums[2] += value.sum(0)
-        energy = square.sum(1) if across else None
+        third.add_(value.sum(0))
+        if across:
+            energies.append(square.sum(1))
         square.mul_(square)
-        sums[3] += square.sum(0)
-        if energy is not None:
-            weight = _weight(energy)
-            share += weight @ square
-            energies.append(energy)
-            kappas.append(square.sum(1) * weight * dim)
-    return sums, (torch.cat(kappas), torch.cat(energies), share) if across else None
+        fourth.add_(square.sum(0))
+        if across:
+            share.add_(_weight(energies[-1]) @ square)
+            kappas.append(square.sum(1))
+    if not across:
+        return sums, None
+    energy = torch.cat(energies)
+    return sums, (torch.cat(kappas) * _weight(energy) * dim, energy, share)
 
 
 def _across(x: Tensor, *, centred: bool, elements: int) -> Rows:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from basis_probe.model.linear_layer import Layer
 from basis_probe.run import problems
+from basis_probe.statistics.nulls import Geometry, LinearLayer
 from tests.draws import seeded
 
 OUTPUTS, WIDTH = 7, 5
@@ -69,3 +70,55 @@ def test_weights_that_no_norm_comes_before_are_those_of_the_model() -> None:
     weight = _weight("rows", 1, torch.float32, 1)
     (found,), (bias,) = problems.weights_of(_layer((weight,), (None,)), torch.float32)
     assert found.data_ptr() == weight.data_ptr() and bias is None
+
+
+def _linear(kind: str, samples: int) -> tuple[LinearLayer, list[int]]:
+    """A layer of 40 neurons, and the number of products that it makes, row by axis."""
+    draw = seeded(5)
+    weights = tuple(torch.randn(40, WIDTH, 1, generator=draw) for _ in range(2))
+    biases = (torch.randn(40, generator=draw), None)
+    scale = torch.rand(40, generator=draw) + 0.5
+    held = torch.randn(samples, 40, generator=draw)
+    made: list[int] = []
+
+    def post(outputs: tuple[Tensor, ...]) -> Tensor:
+        made.append(outputs[0].numel())
+        first, second, carried = outputs
+        bent = torch.nn.functional.silu(first) * second + carried
+        if kind == "all axes":
+            return bent / bent.norm(dim=1, keepdim=True)
+        return bent * scale if kind == "a number for every axis" else bent
+
+    return (
+        LinearLayer(
+            inputs=torch.randn(samples, WIDTH, 1, generator=draw),
+            weights=weights,
+            biases=biases,
+            pre=None,
+            post=post,
+            geometry=Geometry.EUCLIDEAN,
+            centred=False,
+            held=(held,),
+        ),
+        made,
+    )
+
+
+@pytest.mark.parametrize("samples", [1, 63, 64, 300, 1000])
+@pytest.mark.parametrize("kind", ["axis by axis", "a number for every axis", "all axes"])
+def test_a_row_or_an_axis_that_cannot_be_computed_again_is_noticed(kind: str, samples: int) -> None:
+    linear, made = _linear(kind, samples)
+    x = linear.post(linear.outputs)
+    made.clear()
+    assert problems._is_within(1e-4, linear, x)
+    if kind == "axis by axis" and samples >= 300:
+        # Every axis is computed again of a part of the rows.
+        assert sum(made) < 0.5 * x.numel()
+    for row in {0, 1, samples // 2, samples - 1} & {*range(samples)}:
+        wrong = x.clone()
+        wrong[row] += 1e-3
+        assert not problems._is_within(1e-4, linear, wrong)
+    for axis in range(x.shape[1]):
+        wrong = x.clone()
+        wrong[:, axis] += 1e-3
+        assert not problems._is_within(1e-4, linear, wrong)
