@@ -1,6 +1,10 @@
 """What was seen of a site, as a case to be judged."""
 
+import functools
+import math
+
 import torch
+from torch import Tensor
 
 from basis_probe.evidence.site import Case
 from basis_probe.results.evidence import Routed
@@ -15,7 +19,7 @@ from basis_probe.run.problems import (
 )
 from basis_probe.run.stream import Seen
 from basis_probe.run.watch import Placed, compares_axes
-from basis_probe.statistics.nulls import Geometry, geometry_of
+from basis_probe.statistics.nulls import Geometry, Problem, geometry_of
 
 
 def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dtype) -> Case:
@@ -36,13 +40,8 @@ def case_of(name: str, place: Placed, seen: Seen, batches: int, dtype: torch.dty
         )
     dead = int(seen.moments.constant.sum()) if seen.moments.count else 0
     problem = None
-    weights: Weights | None = None
     if not trouble and len(seen.kept.priorities):
-        if place.layer is not None and "inputs" in seen.kept.rows:
-            weights = weights_of(place.layer, dtype)
-        trouble = _unproven(place, seen, dtype, weights)
-    if not trouble and len(seen.kept.priorities):
-        problem, more_notes = problem_of(place, seen, dtype, weights=weights)
+        problem, more_notes, trouble = _problem(place, seen, dtype)
         notes.extend(more_notes)
     return Case(
         site=name,
@@ -80,17 +79,42 @@ def _all_samples(place: Placed, seen: Seen) -> dict[str, float]:
     return found
 
 
-def _unproven(place: Placed, seen: Seen, dtype: torch.dtype, weights: Weights | None) -> str:
+def _problem(
+    place: Placed, seen: Seen, dtype: torch.dtype
+) -> tuple[Problem | None, tuple[str, ...], str]:
+    """The rows as nulls need them, notes on them, and why they cannot be used, if they cannot."""
+    weights: Weights | None = None
+    if place.layer is not None and "inputs" in seen.kept.rows:
+        weights = weights_of(place.layer, dtype)
+    make = functools.partial(problem_of, place, seen, dtype, weights=weights)
+    if place.layer is None or "x" in seen.kept.rows or not seen.proof.rows:
+        return (*make(), "")
+    x = seen.proof.rows["x"]
+    # The rows that have their activations are the first of those that are kept.
+    first = seen.kept.priorities[: len(x)]
+    if torch.equal(first, seen.proof.priorities):
+        try:
+            problem, notes = make()
+        except (ValueError, RuntimeError, IndexError):
+            # It is said below if that is so of a part of the rows, too.
+            pass
+        else:
+            made = problem.x[: len(x)]
+            alike = made.shape == x.shape
+            error = float((made.double() - x.double()).abs().max()) if alike else math.inf
+            trouble = _unproven(error, x, dtype)
+            return (None, (), trouble) if trouble else (problem, notes, "")
+    linear = linear_layer(place.layer, seen.proof.rows, place.geometry, dtype, weights)
+    trouble = _unproven(missed_by(linear, x), x, dtype)
+    return (None, (), trouble) if trouble else (*make(), "")
+
+
+def _unproven(error: float, x: Tensor, dtype: torch.dtype) -> str:
     """Why activations that were not kept cannot be computed again after all; empty if they can."""
-    rows = seen.proof.rows
-    if place.layer is None or "x" in seen.kept.rows or not rows:
-        return ""
-    layer = linear_layer(place.layer, rows, place.geometry, dtype, weights)
-    error = missed_by(layer, rows["x"])
-    if error <= tolerance(dtype, rows["x"]):
+    if error <= tolerance(dtype, x):
         return ""
     return (
         "the activations could be computed from the layer's input and weights in the first batch "
-        f"and not in later ones (off by {error:.1g} at a size of {size_of(rows['x']):.1g}), so "
+        f"and not in later ones (off by {error:.1g} at a size of {size_of(x):.1g}), so "
         "nothing was compared; give data of one kind."
     )

@@ -131,14 +131,15 @@ def _behind_norm(
     if gain is None:
         return weight.to(working), None
     factor = gain.to(working)
+    added = None if shift is None else shift.expand(weight.shape[1:]).reshape(-1)
     made = torch.empty_like(weight, dtype=working)
     moved: list[Tensor] = []
     # Pieces stay in the processor's cache: new memory for the whole would take most of the time.
     at_once = max(1, _CACHED // max(1, weight[:1].numel()))
     for new, old in zip(made.split(at_once), weight.split(at_once), strict=True):
         new.copy_(old)
-        if shift is not None:
-            moved.append(torch.tensordot(new.double(), shift.expand(new.shape[1:]), 2))
+        if added is not None:
+            moved.append(new.double().reshape(len(new), -1) @ added)
         new.mul_(factor)
     return made, torch.cat(moved) if moved else None
 

@@ -22,6 +22,7 @@ from partials import SITES, batches, model, observed, reported, require_equal
 from torch import Tensor, nn
 
 import basis_probe as bp
+from basis_probe.run import cases
 from basis_probe.run import read as reading
 from basis_probe.run.read import CHECKPOINT_SECONDS
 
@@ -343,6 +344,21 @@ class Fickle(nn.Module):
 def test_a_layer_that_changes_under_way_is_noticed() -> None:
     report = bp.probe(Fickle().eval(), batches(), sites=["out"], certificates=False, progress=False)
     assert "not in later ones" in report["out"].verdict.sentence
+
+
+def test_a_layer_that_cannot_be_computed_again_on_all_rows_is_told_by_a_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("rows do not fit")
+
+    monkeypatch.setattr(cases, "problem_of", fails)
+    settings: dict[str, Any] = {"certificates": False, "progress": False}
+    report = bp.probe(Fickle().eval(), batches(), sites=["out"], **settings)
+    assert "not in later ones" in report["out"].verdict.sentence
+    # Where the few rows are right, it is no fault of the layer.
+    with pytest.raises(bp.StreamError, match="rows do not fit"):
+        bp.probe(model(), batches(), sites=["1"], **settings)
 
 
 def test_two_names_of_one_tensor_are_seen_once_and_reported_twice() -> None:
