@@ -10,6 +10,8 @@ Notices of the AMS 54 (2007), section 4.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
@@ -121,6 +123,9 @@ class Turned:
         vectors: what is turned, one per row.
         fixed: what is left where it is, one per row; None for nothing.
 
+    Attributes:
+        along: what the vectors have along `span`, [direction, fixed].
+
     Raises:
         ValueError: if the vectors are no matrix of finite real numbers.
 
@@ -144,16 +149,17 @@ class Turned:
         empty = given.new_zeros(dim, 0)
         self._span = empty if fixed is None else _span(fixed.detach().to("cpu", torch.float64))
         rank = self._span.shape[1]
-        self._kept = (given @ self._span) @ self._span.T
+        self.along = given @ self._span
+        self._kept = self.along @ self._span.T
         across = given - self._kept
         self._free = min(len(given), dim - rank)
         self._many = dim >= _TALL * (rank + self._free)
         if rank and not self._many:
             # Reflections that make the span from the first axes make a basis of all that turns from
             # the others.
-            self._reflections = torch.geqrf(self._span)
-            span, scales = self._reflections
+            span, scales = torch.geqrf(self._span)
             across = torch.ormqr(span, scales, across, left=False)[:, rank:]
+            self._reflected = _compact(span, scales)
         if self._free == dim - rank:
             self._inside = across
         else:
@@ -193,40 +199,88 @@ class Turned:
         Source: G. W. Stewart, SIAM J. Numer. Anal. 17 (1980) 403.
         """
         rank = self._span.shape[1]
+        inside, kept, vectors, weights = self._parts[dtype]
         reflections, scales, signs = _triangular(
             _normal(len(self._span) - rank, self._free, generator).to(dtype)
         )
-        inside = self._inside.to(dtype)
-        turned = inside.new_zeros(len(inside), len(self._span))
-        turned[:, rank : rank + self._free] = inside * signs
-        turned[:, rank:] = torch.ormqr(
-            reflections, scales, turned[:, rank:], left=False, transpose=True
-        )
-        span, scales = (part.to(dtype) for part in self._reflections)
-        back = torch.ormqr(span, scales, turned, left=False, transpose=True)
-        return back.add_(self._kept.to(dtype))
+        turned = inside.new_zeros(len(inside), len(self._span) - rank)
+        torch.mul(inside, signs, out=turned[:, : self._free])
+        turned = torch.ormqr(reflections, scales, turned, left=False, transpose=True)
+        # Behind zeros in the first places it is reflected back.
+        seen = turned @ vectors[rank:]
+        back = torch.addmm(kept, seen @ weights, vectors.T)
+        back[:, rank:] += turned
+        return back
+
+    @functools.cached_property
+    def _parts(self) -> dict[torch.dtype, tuple[Tensor, ...]]:
+        """What does not change from draw to draw, in either type."""
+        parts = (self._inside, self._kept, *self._reflected)
+        both = (torch.float64, torch.float32)
+        return {dtype: tuple(part.to(dtype) for part in parts) for dtype in both}
 
     def _among_many(self, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-        """The vectors turned, where they are few of many dimensions.
-
-        With G the normals across what is fixed and U the Cholesky factor of their Gram matrix, the
-        frame is G U^-1. It is not made: of U, small as it is, the inverse acts on the vectors.
-        """
-        dim = len(self._span)
-        drawn, gram = remembered(
-            generator,
-            ("columns and products", dim, self._free),
-            lambda: _with_products(_normal(dim, self._free, generator)),
-        )
-        columns, span = drawn.to(dtype), self._span.to(dtype)
-        along = span.T @ columns
-        exact = along.double()
-        upper = torch.linalg.cholesky(gram - exact.T @ exact, upper=True)
-        # inside U^-T, from the right.
-        weights = torch.linalg.solve_triangular(upper.T, self._inside, upper=False, left=False)
-        weights = weights.to(dtype)
+        """The vectors turned, where they are few of many dimensions."""
+        columns, weights = (part[0] for part in self.factors(generator, 1, dtype=dtype))
+        span = self.span.to(dtype)
         turned = torch.addmm(self._kept.to(dtype), weights, columns.T)
-        return turned.sub_((weights @ along.T) @ span.T)
+        return turned.sub_((weights @ (span.T @ columns).T) @ span.T)
+
+    @property
+    def span(self) -> Float64[Tensor, "dim fixed"]:
+        """An orthonormal basis of what is left where it is, one vector per column."""
+        return self._span
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether the vectors are few of many dimensions, so that `factors` can be asked for."""
+        return self._many and self._free > 0
+
+    def factors(
+        self, generator: torch.Generator, count: int, *, dtype: torch.dtype
+    ) -> tuple[list[Float[Tensor, "dim free"]], Float[Tensor, "turn direction free"]]:
+        """What as many turned sets of vectors are made of, where `has_factors`.
+
+        The turned vectors of number n are kept + weights[n] @ columns[n].T across what is fixed:
+        kept is what they have along the span, and what the columns have along it falls away. With
+        G the normals across what is fixed and U the Cholesky factor of their Gram matrix, the frame
+        is G U^-1. It is not made: of U, small as it is, the inverse acts on the vectors.
+
+        Args:
+            generator: on the CPU; the turns are those of as many calls of `draw`.
+            count: how many.
+            dtype: of what is returned.
+
+        Example:
+            >>> turning = Turned(torch.eye(9, dtype=torch.float64)[:2], None)
+            >>> columns, weights = turning.factors(
+            ...     torch.Generator().manual_seed(0), 3, dtype=torch.float64
+            ... )
+            >>> one = turning.draw(torch.Generator().manual_seed(0))
+            >>> torch.allclose(weights[0] @ columns[0].T, one)
+            True
+        """
+        require_cpu(generator)
+        dim = len(self._span)
+        drawn = [
+            remembered(
+                generator,
+                ("columns and products", dim, self._free),
+                lambda: _with_products(_normal(dim, self._free, generator)),
+            )
+            for _ in range(count)
+        ]
+        columns = [one.to(dtype) for one, _ in drawn]
+        grams = torch.stack([gram for _, gram in drawn])
+        if self._span.shape[1]:
+            span = self._span.to(dtype)
+            along = torch.stack([span.T @ one for one in columns]).double()
+            grams = grams - along.mT @ along
+        upper = torch.linalg.cholesky(grams, upper=True)
+        # inside U^-T, from the right.
+        inside = self._inside.expand(count, -1, -1)
+        weights = torch.linalg.solve_triangular(upper.mT, inside, upper=False, left=False)
+        return columns, weights.to(dtype)
 
 
 def turned_axes(
@@ -292,6 +346,24 @@ def _triangular(
     signs = torch.where(first < 0, 1.0, -1.0).to(columns)
     lengths = below.square().sum(0).sqrt_() * signs
     return below / (first - lengths), (lengths - first) / lengths, signs
+
+
+def _compact(
+    reflections: Float64[Tensor, "dim fixed"], scales: Float64[Tensor, " fixed"]
+) -> tuple[Float64[Tensor, "dim fixed"], Float64[Tensor, "fixed fixed"]]:
+    """V and W with Q' = I + V W V' for the product Q of reflections as LAPACK keeps them.
+
+    Source: Schreiber and Van Loan 1989, SIAM J. Sci. Stat. Comput. 10:53.
+    """
+    vectors = reflections.tril(-1)
+    vectors.diagonal().fill_(1.0)
+    count = len(scales)
+    weights = torch.zeros(count, count, dtype=torch.float64)
+    for last in range(count):
+        some = vectors[:, :last].T @ vectors[:, last]
+        weights[:last, last] = -scales[last] * (weights[:last, :last] @ some)
+        weights[last, last] = scales[last]
+    return vectors, -weights.T
 
 
 def _with_products(columns: Tensor) -> tuple[Tensor, Tensor]:

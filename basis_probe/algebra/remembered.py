@@ -6,6 +6,7 @@ nothing, and all that is drawn later is what it would have been.
 """
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections import OrderedDict
@@ -15,8 +16,14 @@ import torch
 from torch import Tensor
 
 _ALL = 2**27
-"""Bytes that are kept at most; what was used longest ago goes."""
-_ONE = 2**22
+"""Bytes that are kept at most."""
+_STALE = 2
+"""What was not asked for among so many times as many draws as are kept goes for what is new.
+
+Sites of one width ask for the same draws in the same order. If these are more than can be kept, and
+what was used longest ago always went, each would be gone just before it is asked for again.
+"""
+_ONE = 2**22 + 2**16
 """Bytes of one draw above which it is not kept: of so large ones few would fit."""
 
 _lock = threading.Lock()
@@ -24,7 +31,19 @@ _inside = threading.local()
 """Whether a thread makes what is kept: what that is made of need not be."""
 _depth = 0
 _size = 0
-_kept: "OrderedDict[tuple[object, bytes], tuple[tuple[Tensor, ...], Tensor]]" = OrderedDict()
+_asked = 0
+"""How often something was asked for."""
+
+
+@dataclasses.dataclass
+class _Draw:
+    made: tuple[Tensor, ...]
+    after: Tensor
+    last: int
+    """When it was asked for last."""
+
+
+_kept: "OrderedDict[tuple[object, bytes], _Draw]" = OrderedDict()
 
 
 @contextlib.contextmanager
@@ -61,33 +80,46 @@ def remembered(
         >>> a[0] is b[0], torch.equal(one.get_state(), other.get_state())
         (True, True)
     """
-    global _size
+    global _size, _asked
     if not _depth:
         return make()
     inside = getattr(_inside, "value", False)
     key = (kind, generator.get_state().numpy().tobytes())
     with _lock:
+        _asked += 1
         found = _kept.get(key)
         if found is not None:
+            found.last = _asked
             _kept.move_to_end(key)
     if found is not None:
-        generator.set_state(found[1])
-        return found[0]
+        generator.set_state(found.after)
+        return found.made
     _inside.value = True
     try:
         made = make()
     finally:
         _inside.value = inside
-    size = _bytes(made)
-    if size <= _ONE and not inside:
-        with _lock:
-            if _depth and key not in _kept:
-                _kept[key] = made, generator.get_state()
-                _size += size
-            while _size > _ALL:
-                _, (oldest, _) = _kept.popitem(last=False)
-                _size -= _bytes(oldest)
+    if not inside:
+        _keep(key, made, generator.get_state())
     return made
+
+
+def _keep(key: tuple[object, bytes], made: tuple[Tensor, ...], after: Tensor) -> None:
+    """Keeps a draw where there is room for it, or can be made."""
+    global _size
+    size = _bytes(made)
+    if size > _ONE:
+        return
+    with _lock:
+        if not _depth or key in _kept:
+            return
+        while _size + size > _ALL:
+            oldest = next(iter(_kept))
+            if _asked - _kept[oldest].last <= _STALE * len(_kept):
+                return
+            _size -= _bytes(_kept.pop(oldest).made)
+        _kept[key] = _Draw(made, after, _asked)
+        _size += size
 
 
 def _renew() -> None:

@@ -91,7 +91,8 @@ def test_what_a_draw_is_made_of_is_not_kept_beside_it() -> None:
         assert made == ["outer", "inner"]
 
 
-def test_no_more_is_kept_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def _makes(sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which of the draws of these sizes are made anew, where three of about 25,000 bytes fit."""
     monkeypatch.setattr(module, "_ALL", 100_000)
     monkeypatch.setattr(module, "_ONE", 40_000)
     made: list[int] = []
@@ -106,10 +107,32 @@ def test_no_more_is_kept_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         remembered(generator, size, make)
 
     with remembering():
-        for size in (25_001, 25_002, 25_001, 25_003, 25_004, 25_001, 25_002, 50_000, 50_000):
+        for size in sizes:
             draw(size)
-    # Three fit: the fourth takes the place of what was used longest ago, which is drawn again.
-    assert made == [25_001, 25_002, 25_003, 25_004, 25_002, 50_000, 50_000]
+            assert module._size <= 100_000
+    return made
+
+
+def test_no_more_is_kept_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [25_001, 25_002, 25_001, 25_003, 25_004, 25_001, 25_002, 50_000, 50_000]
+    # Three fit: there is no room for the fourth, nor for one that is too large by itself.
+    assert _makes(sizes, monkeypatch) == [25_001, 25_002, 25_003, 25_004, 50_000, 50_000]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_where_more_comes_again_and_again_than_fits_most_of_what_fits_is_kept(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [25_000 + n for n in range(count)]
+    made = _makes(sizes * 20, monkeypatch)
+    assert len(made) == count + 19 * (count - 3)
+
+
+def test_what_is_no_longer_asked_for_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = [25_001, 25_002, 25_003], [26_001, 26_002]
+    made = _makes(before * 5 + after * 20, monkeypatch)
+    assert made[:3] == before
+    assert len(made) <= 3 + 2 * 4
 
 
 def test_threads_share_what_is_kept() -> None:

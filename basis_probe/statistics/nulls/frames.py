@@ -138,8 +138,11 @@ class LinearLayer:
             held=tuple(held.to(device) for held in self.held),
         )
 
-    def _outputs(self, wanted: Collection[int] | None = None) -> tuple[Tensor, ...]:
-        flat = self.inputs.reshape(len(self.inputs), -1)
+    def _outputs(
+        self, wanted: Collection[int] | None = None, rows: slice = slice(None)
+    ) -> tuple[Tensor, ...]:
+        some = self.inputs[rows]
+        flat = some.reshape(len(some), -1)
         made: list[Tensor] = []
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if wanted is not None and place not in wanted:
@@ -173,6 +176,13 @@ class LinearLayer:
         if len(self.inputs) * sum(map(len, self.weights)) > _KEPT:
             return (*self._outputs(), *self.held)
         return (*(out.clone() for out in self._kept_outputs), *self.held)
+
+    def outputs_of(self, rows: slice) -> tuple[Float[Tensor, "samples outputs"], ...]:
+        """The outputs of some of the rows; they may be changed."""
+        held = tuple(held[rows] for held in self.held)
+        if "_kept_outputs" in self.__dict__:
+            return (*(out[rows].clone() for out in self._kept_outputs), *held)
+        return (*self._outputs(rows=rows), *held)
 
     @functools.cached_property
     def column_lengths(self) -> Float64[Tensor, " inputs"]:

@@ -3,12 +3,13 @@
 import abc
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol, TypeAlias, cast
 
 import torch
 from einops import rearrange
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from basis_probe.algebra.haar import Turned
@@ -114,16 +115,61 @@ class ReadElsewhere(Alternatives):
             yield rows.double().cpu()
 
     def frame(self, generator: torch.Generator | None) -> Frame:
+        if generator is not None:
+            return self.several(generator, 1)[0]
+        made = self.flat @ self.observed.to(self.flat).T
+        return self._bent(self._biased(made), [self._own(held) for held in self.layer.held])
+
+    def several(self, generator: torch.Generator, count: int) -> Sequence[Frame]:
+        made = self.made(generator, count)
+        held = [self._own(held) for held in self.layer.held]
+        if count == 1 or not self.by_rows:
+            frames = [self._bent(self._biased(one), held) for one in made]
+            return [Frame.side_by_side(frames)]
+        # The function is asked once for the rows of all.
+        rows = [held.repeat(count, 1) for held in held]
+        frame = self._bent(self._biased(made.flatten(0, 1)), rows)
+        order = "(frame sample) dim -> sample (frame dim)"
+        post = rearrange(frame.post, order, frame=count)
+        pre = None if frame.pre is None else rearrange(frame.pre, order, frame=count)
+        return [Frame(post, pre, count=count)]
+
+    def made(self, generator: torch.Generator, count: int) -> Float[Tensor, "frame sample output"]:
+        """What the linear maps make of the inputs in as many frames, without biases."""
+        rows = [self._as_weights(self.drawn(generator)) for _ in range(count)]
+        made = self.flat @ torch.cat(rows).to(self.flat).T
+        return rearrange(made, "sample (frame output) -> frame sample output", frame=count)
+
+    @functools.cached_property
+    def by_rows(self) -> bool:
+        """Whether the function makes each row of that row alone, as seen on some of them."""
+        if self.axes is not None and self.reach is not Reach.NARROW:
+            # Of all axes the rows of one frame are many enough.
+            return False
+        few = self.flat[:32]
+        held = [self._own(held[:32]) for held in self.layer.held]
+        given = [*self._biased(few @ self.observed.to(few).T), *held]
         layer = self.layer
-        rows = self.observed if generator is None else self._as_weights(self.drawn(generator))
-        made = self.flat @ rows.to(self.flat).T
-        outputs = [
+        for function in (layer.post,) if layer.pre is None else (layer.post, layer.pre):
+            try:
+                whole = function(tuple(given))
+                parts = [function(tuple(part[rows] for part in given)) for rows in _HALVES]
+            except Exception:
+                # Other numbers of rows do not fit it, whatever it says then.
+                return False
+            made = torch.cat(parts)
+            if whole.shape != made.shape or not torch.allclose(made, whole, rtol=1e-5, atol=1e-7):
+                return False
+        return True
+
+    def _biased(self, made: Tensor) -> list[Tensor]:
+        """[rows, outputs] for every map, which is changed."""
+        parts = made.split([shape[0] for shape in self.shapes], dim=1)
+        biases = self.layer.biases
+        return [
             out if bias is None else out.add_(self._own(bias[None])[0])
-            for out, bias in zip(
-                made.split([shape[0] for shape in self.shapes], dim=1), layer.biases, strict=True
-            )
+            for out, bias in zip(parts, biases, strict=True)
         ]
-        return self._bent([*outputs, *map(self._own, layer.held)])
 
     def _as_weights(self, drawn: Tensor) -> Tensor:
         """[outputs, width * positions]: what was drawn for every output and position."""
@@ -140,8 +186,9 @@ class ReadElsewhere(Alternatives):
             return values
         return values.index_select(1, self.axes.to(values.device))
 
-    def _bent(self, given: list[Tensor]) -> Frame:
+    def _bent(self, outputs: Sequence[Tensor], held: Sequence[Tensor]) -> Frame:
         layer, axes = self.layer, self.axes
+        given = [*outputs, *held]
         if axes is not None and self.reach is Reach.PLACED:
             given = [_placed(part, axes, self._width()) for part in given]
         values = tuple(given)
@@ -165,13 +212,15 @@ class _TurnedInput(ReadElsewhere):
         mean = torch.cat([rows.mean(0) for rows in self.blocks()])
         vectors = self.vectors
         fixed = [mean, torch.ones_like(mean)][: 1 + layer.centred]
-        # Coordinates of the input's space in which turns are rotations: x there is `to(x)`, and a
-        # neuron's direction w is `of(w)`, with `back` as the inverse of `of`.
+        # Coordinates of the input's space in which turns are rotations: rows there are `seen(x)`,
+        # and `back` brings a neuron's direction from there to where x is.
         self.back: Callable[[Tensor], Tensor] = lambda w: w
+        self.seen: Callable[[Tensor], Tensor] = lambda x: x
         if layer.geometry is Geometry.BALANCED:
             scale = (1 / layer.column_lengths).cpu()
             vectors, fixed = vectors * scale, [vector / scale for vector in fixed]
             self.back = lambda w: w / scale
+            self.seen = lambda x: x / scale.to(x)
         elif layer.geometry is Geometry.POLAR:
             gram = sum(torch.einsum("ocp,odp->cd", w.double(), w.double()) for w in layer.weights)
             values, directions = torch.linalg.eigh(torch.as_tensor(gram).cpu())
@@ -181,6 +230,7 @@ class _TurnedInput(ReadElsewhere):
             vectors = vectors @ (directions[:, read] / values[read].sqrt())
             fixed = [to @ vector for vector in fixed]
             self.back = lambda w: w @ to.to(w)
+            self.seen = lambda x: x @ to.to(x).T
         elif layer.geometry is not Geometry.EUCLIDEAN:
             raise ValueError(f"inputs of a layer cannot be turned {layer.geometry.name}")
         if bands is None:
@@ -193,9 +243,35 @@ class _TurnedInput(ReadElsewhere):
     def drawn(self, generator: torch.Generator) -> Tensor:
         if isinstance(self.turning, _TurnedInBands):
             return self.back(self.turning.draw(generator))
-        exact = self.flat.dtype is torch.float64
-        dtype = torch.float64 if exact else torch.float32
-        return self.back(self.turning.draw(generator, dtype=dtype))
+        return self.back(self.turning.draw(generator, dtype=self._working))
+
+    def made(self, generator: torch.Generator, count: int) -> Tensor:
+        turning = self.turning
+        if self.shapes[0][2] > 1 or isinstance(turning, _TurnedInBands) or not turning.has_factors:
+            return super().made(generator, count)
+        # The turned weights are not made: they are products of what all sites of a width share.
+        columns, weights = turning.factors(generator, count, dtype=self._working)
+        across, kept = self._split
+        along = across @ torch.cat(columns, 1).to(across)
+        along = rearrange(along, "sample (frame free) -> frame sample free", frame=count)
+        return torch.baddbmm(kept, along, weights.to(across).mT)
+
+    @property
+    def _working(self) -> torch.dtype:
+        return torch.float64 if self.flat.dtype is torch.float64 else torch.float32
+
+    @functools.cached_property
+    def _split(self) -> tuple[Float[Tensor, "sample width"], Float[Tensor, "sample output"]]:
+        """The rows off what is fixed, and what the weights read of them along it."""
+        assert isinstance(self.turning, Turned)
+        rows, span = self.seen(self.flat), self.turning.span
+        along = rows @ span.to(rows)
+        kept = along @ self.turning.along.to(rows).T
+        return torch.addmm(rows, along, span.to(rows).T, alpha=-1), kept
+
+
+_HALVES = slice(0, 16), slice(16, None)
+"""Rows of some that are looked at apart."""
 
 
 class Reach(enum.Enum):
@@ -225,10 +301,7 @@ def _read(layer: LinearLayer, axes: Tensor) -> tuple[Reach, LinearLayer]:
     Returns:
         How much must be computed, and the layer with functions that take as much.
     """
-    few = slice(0, 32)
-    given = dataclasses.replace(
-        layer, inputs=layer.inputs[few], held=tuple(held[few] for held in layer.held)
-    ).outputs
+    given = layer.outputs_of(slice(0, 32))
     width = given[0].shape[1]
     functions = [layer.post] if layer.pre is None else [layer.post, layer.pre]
     wanted = [function(given) for function in functions]
