@@ -337,7 +337,9 @@ def largest_change(before: list[Tensor], after: list[Tensor]) -> float:
         if not torch.equal(finite, new.isfinite()):
             return math.inf
         if bool(finite.any()):
-            size = float(old[finite].abs().max())
-            gap = float((old - new)[finite].abs().max())
+            apart = old - new
+            if not bool(finite.all()):
+                old, apart = old[finite], apart[finite]
+            size, gap = float(old.abs().max()), float(apart.abs().max())
             largest = max(largest, gap / size if size else math.inf if gap else 0.0)
     return largest

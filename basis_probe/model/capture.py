@@ -6,14 +6,21 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn, overrides
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from basis_probe.devices import own_device
 from basis_probe.model.experts import Expert, Routing
 from basis_probe.model.places import Address, Place
 from basis_probe.model.precision import default_type, put_back_default_type
-from basis_probe.model.trace import Follower, as_product, followed, in_steps, spelling, tensors_in
+from basis_probe.model.trace import (
+    Follower,
+    as_product,
+    followed,
+    in_steps,
+    spelling,
+    tensors_in,
+    unfollowed,
+)
 
 Catcher = Callable[[Tensor], None]
 
@@ -115,7 +122,7 @@ class _Watcher(Follower):
         self.rests = True
         try:
             # To be told of a call takes longer than many a call does.
-            with _unfollowed(self), own_device():
+            with unfollowed(self), own_device():
                 yield
         finally:
             self.rests = False
@@ -152,20 +159,6 @@ class _Watcher(Follower):
                 for _ in made:
                     self.step("output")
         return out
-
-
-@contextmanager
-def _unfollowed(mode: TorchFunctionMode) -> Generator[None]:
-    """Within the context a mode is told of no function, if it is the one that was entered last."""
-    last = overrides._get_current_function_mode()  # pyright: ignore
-    if last is not mode:
-        yield
-        return
-    mode.__exit__(None, None, None)
-    try:
-        yield
-    finally:
-        mode.__enter__()
 
 
 _CONTAINERS = (list, dict, set, Counter)

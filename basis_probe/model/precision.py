@@ -1,7 +1,7 @@
 """Running a model in float64 from end to end, whatever its modules cast to."""
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from basis_probe.model.batches import Batch
-from basis_probe.model.trace import spelling, tensors_in
+from basis_probe.model.trace import spelling, tensors_in, unfollowed
 from basis_probe.parallel import OneForAll
 
 _LOWER = (torch.float32, torch.float16, torch.bfloat16)
@@ -87,6 +87,11 @@ def in_double() -> Generator[None]:
     """
     with _doubling.within(), _NoRounding():
         yield
+
+
+def rounding_nothing() -> AbstractContextManager[None]:
+    """A context for what rounds nothing by itself, of which `in_double` need not be told."""
+    return unfollowed(_NoRounding)
 
 
 def default_type() -> torch.dtype:

@@ -16,7 +16,7 @@ from basis_probe.model.deferred import Acted, Changes, after
 from basis_probe.model.facts import fixed_in
 from basis_probe.model.graph import called
 from basis_probe.model.offloaded import fetched
-from basis_probe.model.precision import in_double
+from basis_probe.model.precision import in_double, rounding_nothing
 from basis_probe.model.trace import Fixed, Node, Ref, Trace, tensors_in
 from basis_probe.model.weights import Slots, acted
 from basis_probe.model.windows import is_large_window, times
@@ -202,7 +202,8 @@ class _Pass:
                 if index in one.watched and index in one.own
             }
             if changed or index in self.sweep.watched:
-                look(index, self.known[index], changed)
+                with rounding_nothing():
+                    look(index, self.known[index], changed)
             for spent in self.sweep.free.get(index, ()):
                 self.known.pop(spent, None)
                 for one in self.running:
@@ -327,9 +328,11 @@ class _Pass:
             acts.append(plain)
         try:
             every = zip([None, *stale], [[], *acts], strict=True)
-            found = (
-                self._looked_up(node, use, every) if use.table else self._products(node, use, every)
-            )
+            if use.table:
+                found = self._looked_up(node, use, every)
+            else:
+                with rounding_nothing():
+                    found = self._products(node, use, every)
         except Exception as error:
             raise ReplayError(f"{_spoken(node)}: {_said(error)}") from error
         self.known[node.index] = found[0]

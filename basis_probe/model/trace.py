@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from basis_probe.model.ages import Ages
@@ -293,6 +293,23 @@ class Follower(TorchFunctionMode):
     def step(self, op: str) -> None:
         """A call of the function has ended."""
         self.ordinals[(*self.stack[-1], op)] += 1
+
+
+@contextmanager
+def unfollowed(by: TorchFunctionMode | type[TorchFunctionMode]) -> Generator[None]:
+    """Within the context a mode, or one of a kind, is told of no call, if it was entered last.
+
+    To be told of a call takes longer than many a call does.
+    """
+    last = overrides._get_current_function_mode()  # pyright: ignore
+    if last is None or (last is not by and not (isinstance(by, type) and isinstance(last, by))):
+        yield
+        return
+    last.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        last.__enter__()
 
 
 def in_steps(func: Callable[..., Any]) -> Callable[..., Any] | None:

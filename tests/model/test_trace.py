@@ -9,10 +9,21 @@ import torch
 import torch.nn.functional as F
 from small_models import D, H
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import basis_probe as bp
 from basis_probe.model.graph import Kind, condense, replay
-from basis_probe.model.trace import STEPS, Fixed, Ref, Trace, record, spelling, tensors_in
+from basis_probe.model.trace import (
+    STEPS,
+    Fixed,
+    Follower,
+    Ref,
+    Trace,
+    record,
+    spelling,
+    tensors_in,
+    unfollowed,
+)
 
 
 def watched(model: nn.Module, x: Tensor) -> Trace:
@@ -332,3 +343,40 @@ def test_other_einsums_are_no_linear_maps(equation: str) -> None:
     from basis_probe.model.trace import as_product
 
     assert as_product((equation, torch.zeros(2, 2), torch.zeros(2, 2))) is None
+
+
+class Told(TorchFunctionMode):
+    """Counts the calls that it is told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("by", ["itself", "its kind"])
+def test_the_mode_that_was_entered_last_is_told_of_nothing_for_a_while(by: str) -> None:
+    mode, x = Told(), torch.ones(2)
+    left = unfollowed(mode if by == "itself" else Told)
+    with mode:
+        x.exp()
+        assert mode.calls == 1
+        with pytest.raises(KeyError), left:
+            x.exp().log()
+            raise KeyError
+        assert mode.calls == 1
+        x.exp()
+    assert mode.calls == 2
+    assert not _get_current_function_mode_stack()
+
+
+def test_a_mode_below_others_is_told_on() -> None:
+    mode, above, x = Told(), Follower(), torch.ones(2)
+    with mode, above, unfollowed(mode), unfollowed(Told):
+        assert _get_current_function_mode_stack() == [mode, above]
+        x.exp()
+    with unfollowed(mode):
+        assert not _get_current_function_mode_stack()
