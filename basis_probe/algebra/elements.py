@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from typing import Literal, final
 
 import torch
@@ -353,7 +354,7 @@ class Reflections(Element):
         return self.inverse()
 
     def _act_along(self, x: Tensor, axis: int) -> Tensor:
-        vectors, inner = self.vectors.to(x), self._inner().to(x)
+        vectors, inner = self.vectors.to(x), self._inner.to(x)
         if x.ndim == 2 and axis == 0:
             return torch.addmm(x, vectors.T, inner @ (vectors @ x), alpha=-1)
         rows = x.movedim(axis, -1)
@@ -364,6 +365,7 @@ class Reflections(Element):
     def _act_on_rows(self, rows: Tensor) -> Tensor:
         return self._act_along(rows, rows.ndim - 1)
 
+    @functools.cached_property
     def _inner(self) -> Float64[Tensor, "direction direction"]:
         """The T of I - V^T T V: all reflections as one product, for one pass over the numbers.
 
