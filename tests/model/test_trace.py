@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 from small_models import D, H
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
+from torch.overrides import (
+    BaseTorchFunctionMode,
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+)
 
 import basis_probe as bp
 from basis_probe.model.graph import Kind, condense, replay
@@ -374,7 +377,7 @@ def test_the_mode_that_was_entered_last_is_told_of_nothing_for_a_while(by: str) 
 
 
 def test_a_mode_below_others_is_told_on() -> None:
-    mode, above, x = Told(), DeviceContext(torch.device("cpu")), torch.ones(2)
+    mode, above, x = Told(), BaseTorchFunctionMode(), torch.ones(2)
     with mode, above, unfollowed(mode), unfollowed(Told):
         assert _get_current_function_mode_stack() == [mode, above]
         x.exp()
