@@ -4,12 +4,13 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
 import torch
 
 import basis_probe as bp
 
-SHAPES: dict[str, tuple[str, dict[str, int]]] = {
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama 3 70B": (
         "LlamaConfig",
         {
@@ -32,6 +33,18 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
             "vocab_size": 152064,
         },
     ),
+    "Falcon 180B": (
+        "FalconConfig",
+        {
+            "hidden_size": 14848,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 232,
+            "num_kv_heads": 8,
+            "new_decoder_architecture": True,
+            "vocab_size": 65024,
+        },
+    ),
+    "Mixtral 8x7B": ("MixtralConfig", {"num_hidden_layers": 32}),
     "GPT-2 XL": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
 }
 """Name -> class of transformers, and what it is given."""

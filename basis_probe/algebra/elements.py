@@ -18,6 +18,9 @@ from torch import Tensor
 
 from basis_probe.brief import brief
 
+_WRITTEN = 1024
+"""Products of elements that share no form are written out as a matrix up to this size."""
+
 
 class Element(abc.ABC):
     """One invertible real matrix A, x' = A x for a column vector x.
@@ -74,7 +77,7 @@ class Element(abc.ABC):
         product = self._times(other)
         if product is None:
             # One product of factors, however they were bracketed.
-            if isinstance(self, Product) or isinstance(other, Product):
+            if isinstance(self, Product) or isinstance(other, Product) or self.dim > _WRITTEN:
                 return Product(_factors(self) + _factors(other))
             return Dense(self.act(other.matrix(), axis=0))
         return product
@@ -670,16 +673,21 @@ class BlockElement(Element):
         return torch.stack(moved, dim=-3).flatten(-3)
 
     def _times(self, other: Element) -> Element | None:
-        if not isinstance(other, BlockElement) or len(other.parts) != len(self.parts):
+        if not isinstance(other, BlockElement) or other.parts[0].dim != self.parts[0].dim:
             return None
-        # The same number of blocks on the same space: copies and sizes agree, or neither does.
         if other.copies != self.copies:
-            return None
+            return self._one_by_one() @ other._one_by_one()
         between = other.order.tolist()
         parts = tuple(
             self.parts[place] @ part for place, part in zip(between, other.parts, strict=True)
         )
         return BlockElement(self.order[other.order], parts, self.copies)
+
+    def _one_by_one(self) -> BlockElement:
+        """The same with every copy as a block of its own."""
+        places = self.order[:, None] * self.copies + torch.arange(self.copies)
+        parts = tuple(part for part in self.parts for _ in range(self.copies))
+        return BlockElement(places.flatten(), parts)
 
 
 @final

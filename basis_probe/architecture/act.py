@@ -1339,9 +1339,27 @@ def as_monomial(element: Element) -> tuple[Tensor, Tensor] | None:
         factors = torch.ones(element.dim, dtype=torch.float64)
         columns[element.axes], factors[element.axes] = element.axes[inner[0]], inner[1]
         return columns, factors
-    if isinstance(element, BlockElement | Dense):
+    if isinstance(element, BlockElement):
+        return _block_by_block(element)
+    if isinstance(element, Dense):
         return monomial_parts(element.matrix(), 1e-9)
     return None
+
+
+def _block_by_block(element: BlockElement) -> tuple[Tensor, Tensor] | None:
+    """The same of blocks that change places, without the whole matrix."""
+    size, copies = element.parts[0].dim, element.copies
+    columns = torch.empty(len(element.parts), copies, size, dtype=torch.int64)
+    factors = torch.empty(len(element.parts), copies, size, dtype=torch.float64)
+    known: dict[int, tuple[Tensor, Tensor]] = {}
+    for block, (place, part) in enumerate(zip(element.order.tolist(), element.parts, strict=True)):
+        found = known.get(id(part)) or as_monomial(part) or monomial_parts(part.matrix(), 1e-9)
+        if found is None:
+            return None
+        known[id(part)] = found
+        starts = (block * copies + torch.arange(copies)) * size
+        columns[place], factors[place] = found[0] + starts[:, None], found[1]
+    return columns.flatten(), factors.flatten()
 
 
 def monomial(element: Element) -> tuple[Tensor, Tensor]:

@@ -336,7 +336,9 @@ class _Strangers:
                 continue
             if self._versions[feel].ends is None and index not in self.prover.sweep.outputs:
                 continue
-            self._felt[feel] = max(self._felt.get(feel, 0.0), change_of(value, new))
+            # Where other rows are sent to an expert, all of it is another.
+            change = change_of(value, new) if value.shape == new.shape else 1.0
+            self._felt[feel] = max(self._felt.get(feel, 0.0), change)
 
     def finish(self, claims: Iterable[Claim]) -> None:
         """Says of each stranger what it changed; those that changed nothing are drawn again."""

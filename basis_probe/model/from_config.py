@@ -14,9 +14,6 @@ from torch.overrides import TorchFunctionMode
 
 from basis_probe.model.windows import drawn_window
 
-_STEP = 112
-"""Matrices of stacks begin so far apart in their vector, which grouped products can read."""
-
 _OWN_CODE = (
     "its repository brings the code of the model, which is not run; where you trust it, build the "
     "model yourself on the meta device and give that"
@@ -45,8 +42,8 @@ def from_config(config: Any) -> nn.Module:
         config: the configuration, its dictionary, the name of a repository on the hub, or a folder.
 
     Returns:
-        The model in evaluation mode and float32. A matrix takes as much memory as a row of it, all
-        stacks of matrices as much as one matrix of every width.
+        The model in evaluation mode and float32. A matrix takes as much memory as a few rows of it,
+        and so does a stack of matrices.
 
     Raises:
         ValueError: if there is no such configuration, or no model can be built from it.
@@ -136,7 +133,6 @@ def with_weights(model: nn.Module) -> nn.Module:
             model = type(model)(config)
     generator = torch.Generator().manual_seed(0)
     mixed = _mixed(model)
-    stacks = _Stacks(model, mixed=mixed, generator=generator)
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in [*module.named_parameters(recurse=False)]:
@@ -148,10 +144,7 @@ def with_weights(model: nn.Module) -> nn.Module:
             if id(parameter) not in made:
                 # A window that is cast later takes the memory of the whole matrix.
                 dtype = torch.float32 if mixed else parameter.dtype
-                if stacks.has(parameter):
-                    numbers = stacks.drawn(parameter)
-                else:
-                    numbers = _drawn(parameter, name, dtype, generator)
+                numbers = _drawn(parameter, name, dtype, generator)
                 made[id(parameter)] = nn.Parameter(numbers, requires_grad=False)
             setattr(module, name, made[id(parameter)])
         for name, buffer in [*module.named_buffers(recurse=False)]:
@@ -181,57 +174,6 @@ def _drawn(parameter: Tensor, name: str, dtype: torch.dtype, generator: torch.Ge
         noise = torch.randn(shape, generator=generator, dtype=torch.float32)
         return (0.3 * noise if "bias" in name else 1.0 + 0.3 * noise).to(dtype)
     return drawn_window(shape, dtype, generator)
-
-
-class _Stacks:
-    """Stacks of matrices, as of experts, as windows on few vectors.
-
-    Each matrix is whole, and shifted against all others that are as wide. A stack has a storage of
-    its own, as far as torch knows, that lies in the memory of the others: a model takes as much
-    memory as its largest matrix of every width.
-
-    Args:
-        model: the model.
-        mixed: whether its numbers are of several types; all are in single precision then.
-        generator: draws them.
-    """
-
-    def __init__(self, model: nn.Module, *, mixed: bool, generator: torch.Generator) -> None:
-        self._starts: dict[int, tuple[tuple[torch.dtype, int], int]] = {}
-        used: dict[tuple[torch.dtype, int], int] = {}
-        needed: dict[tuple[torch.dtype, int], int] = {}
-        for parameter in model.parameters():
-            if parameter.is_meta and parameter.ndim == 3 and parameter.is_floating_point():
-                count, height, width = parameter.shape
-                kind = torch.float32 if mixed else parameter.dtype, width
-                start = used.get(kind, 0)
-                self._starts[id(parameter)] = kind, start
-                used[kind] = start + _STEP * max(1, count)
-                needed[kind] = max(needed.get(kind, 0), used[kind] + height * width)
-        self._vectors: dict[tuple[torch.dtype, int], Any] = {}
-        for (dtype, width), size in needed.items():
-            vector = (
-                torch.randn(size, generator=generator, dtype=torch.float32) * max(1, width) ** -0.5
-            )
-            self._vectors[dtype, width] = vector.to(dtype).view(torch.uint8).numpy()
-
-    def has(self, parameter: Tensor) -> bool:
-        """True for a stack of matrices that has no numbers."""
-        return id(parameter) in self._starts
-
-    def drawn(self, parameter: Tensor) -> Tensor:
-        """Numbers for a stack."""
-        (dtype, width), start = self._starts[id(parameter)]
-        count, height, _ = parameter.shape
-        if not parameter.numel():
-            return torch.zeros(parameter.shape, dtype=dtype)
-        held = torch.frombuffer(
-            self._vectors[dtype, width],
-            dtype=dtype,
-            count=_STEP * (count - 1) + height * width,
-            offset=start * dtype.itemsize,
-        )
-        return held.as_strided(parameter.shape, (_STEP, width, 1))
 
 
 def _statistic(buffer: Tensor, name: str, generator: torch.Generator) -> Tensor:

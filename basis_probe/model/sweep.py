@@ -15,6 +15,7 @@ from basis_probe.memory import give_back
 from basis_probe.model.deferred import Acted, Changes, after
 from basis_probe.model.facts import fixed_in
 from basis_probe.model.graph import called
+from basis_probe.model.matrices import PRODUCTS, Reading, Shares, readings, shown
 from basis_probe.model.offloaded import fetched
 from basis_probe.model.precision import in_double, rounding_nothing
 from basis_probe.model.trace import Fixed, Node, Ref, Trace, tensors_in
@@ -62,6 +63,12 @@ class Sweep:
         trace: the record.
         slots: its parameters by name.
         wanted: the nodes whose values are asked for, besides those that the model returned.
+
+    Attributes:
+        shown: the nodes that do nothing but show a parameter. Whoever reads them uses it, and only
+            where its numbers are needed they are computed, there.
+        uses: node -> how it uses a large parameter, if it does so in a way that is known.
+        names: node -> the parameters that it uses.
     """
 
     def __init__(self, trace: Trace, slots: Slots, wanted: Iterable[int] = ()) -> None:
@@ -70,20 +77,50 @@ class Sweep:
         self.watched = frozenset({*self.outputs, *wanted})
         self.needed = self._behind({*trace.outputs, *wanted} - {-1})
         self.names: dict[int, dict[int, str]] = {}
+        self.shown = frozenset(self._shown(slots))
+        self.uses: dict[int, _Table | _Matrix] = {}
         self._users: dict[str, list[int]] = {}
         last: dict[int, int] = {}
         for node in trace.nodes:
             if node.index not in self.needed:
                 continue
-            last |= dict.fromkeys(node.inputs, node.index)
+            names = self.names.setdefault(node.index, {})
+            for index in self.shown.intersection(node.inputs):
+                names |= self.names[index]
             for fixed in fixed_in((node.args, node.kwargs)):
                 name = slots.parameter(fixed.tensor, node)
                 if name is not None:
-                    self.names.setdefault(node.index, {})[id(fixed.tensor)] = name
-                    self._users.setdefault(name, []).append(node.index)
+                    names[id(fixed.tensor)] = name
+            if node.index in self.shown:
+                continue
+            last |= dict.fromkeys(self.read(node), node.index)
+            for name in names.values():
+                self._users.setdefault(name, []).append(node.index)
+            use = _use_of(trace, node)
+            if use is not None and (id(use.whole) in names or id(use.whole) not in slots.names):
+                self.uses[node.index] = use
         self.free: dict[int, list[int]] = {}
         for index, reader in last.items():
             self.free.setdefault(reader, []).append(index)
+
+    def _shown(self, slots: Slots) -> Iterator[int]:
+        """Nodes that do nothing but show a parameter, such as turned over or one of a stack."""
+        for node in self.trace.nodes:
+            if node.index in self.needed and node.index not in self.watched and node.floating:
+                seen = shown(self.trace, Ref(node.index))
+                if seen is not None and id(seen.fixed.tensor) in slots.names:
+                    yield node.index
+                    if node.op == "output":
+                        # The call that showed it in several parts.
+                        yield node.inputs[0]
+
+    def read(self, node: Node) -> Iterator[int]:
+        """What a call reads, and in place of what shows a parameter what that reads."""
+        for index in node.inputs:
+            if index in self.shown:
+                yield from self.read(self.trace.node(index))
+            else:
+                yield index
 
     def users(self, names: Iterable[str]) -> list[int]:
         """The nodes that use some of the parameters, in order."""
@@ -190,11 +227,10 @@ class _Pass:
         for node in self.sweep.trace.nodes:
             index = node.index
             self.running += self.starting.get(index, ())
-            if index not in self.sweep.needed:
+            if index not in self.sweep.needed or index in self.sweep.shown:
                 continue
             stale = [one for one in self.running if self._is_stale(one, node)]
-            if not self._large(node, stale):
-                self._small(node, stale)
+            self._small(node, self._large(node, stale))
             self.cast.clear()
             changed = {
                 one.number: one.own[index]
@@ -219,7 +255,7 @@ class _Pass:
         if node.index not in one.needed:
             return False
         names = self.sweep.names.get(node.index, {})
-        return any(i in one.own for i in node.inputs) or any(
+        return any(i in one.own for i in self.sweep.read(node)) or any(
             n in one.changes for n in names.values()
         )
 
@@ -294,6 +330,8 @@ class _Pass:
         return value
 
     def _at(self, index: int, one: _Running | None) -> Any:
+        if index in self.sweep.shown:
+            return self._value(self.sweep.trace.node(index), one)
         if one is not None and index in one.own:
             return one.own[index]
         return self.known[index]
@@ -310,42 +348,48 @@ class _Pass:
 
     # --- large matrices ---------------------------------------------------------------------------
 
-    def _large(self, node: Node, stale: Sequence[_Running]) -> bool:
-        """Uses a large matrix as it is for all versions; False where that cannot be.
+    def _large(self, node: Node, stale: Sequence[_Running]) -> Sequence[_Running]:
+        """Uses a large matrix as it is, where versions did nothing to it but along its axes.
 
         Where W became A W B, y = A W B x is computed as A (W (B x)).
+
+        Returns:
+            The versions that are left, with the numbers that they have in its place.
         """
-        use = None if self.dtype is None else _use_of(node)
-        if use is None or use.weight.numel() < LARGE:
-            return False
-        name = self.sweep.names.get(node.index, {}).get(id(use.weight), "")
-        acts: list[list[Acted]] = []
+        use = None if self.dtype is None else self.sweep.uses.get(node.index)
+        if use is None:
+            return stale
+        name = self._name(node, use.whole)
+        acts: list[tuple[_Running | None, list[Acted]]] = [(None, [])]
+        left: list[_Running] = []
         for one in stale:
             changes = one.changes.get(name, ())
             plain = [change for change in changes if isinstance(change, Acted)]
             if len(plain) < len(changes) or not all(map(use.passes, plain)):
-                return False
-            acts.append(plain)
+                left.append(one)
+            else:
+                acts.append((one, plain))
         try:
-            every = zip([None, *stale], [[], *acts], strict=True)
-            if use.table:
-                found = self._looked_up(node, use, every)
+            if isinstance(use, _Table):
+                made = self._looked_up(node, use, acts)
             else:
                 with rounding_nothing():
-                    found = self._products(node, use, every)
+                    made = self._products(node, use, acts)
         except Exception as error:
             raise ReplayError(f"{_spoken(node)}: {_said(error)}") from error
-        self.known[node.index] = found[0]
-        for one, value in zip(stale, found[1:], strict=True):
-            one.own[node.index] = value
-        return True
+        for (one, _), value in zip(acts, made, strict=True):
+            (self.known if one is None else one.own)[node.index] = value
+        return left
+
+    def _name(self, node: Node, weight: Tensor) -> str:
+        return self.sweep.names.get(node.index, {}).get(id(weight), "")
 
     def _looked_up(
-        self, node: Node, use: "_Use", every: Iterable[tuple[_Running | None, list[Acted]]]
+        self, node: Node, use: "_Table", every: Iterable[tuple[_Running | None, list[Acted]]]
     ) -> list[Tensor]:
         """The rows of a table that are used, with what was done to its columns done to them."""
         found: list[Tensor] = []
-        table = fetched(use.weight)
+        table = fetched(use.whole)
         for one, acts in every:
 
             def value_of(value: Ref | Fixed, one: _Running | None = one) -> Any:
@@ -358,107 +402,188 @@ class _Pass:
         return found
 
     def _products(
-        self, node: Node, use: "_Use", every: Iterable[tuple[_Running | None, list[Acted]]]
+        self, node: Node, use: "_Matrix", every: Sequence[tuple[_Running | None, list[Acted]]]
     ) -> list[Tensor]:
-        """A linear map of all versions at once, so that its matrix is cast once."""
-        rows: list[Tensor] = []
-        behind: list[tuple[_Running | None, list[Acted]]] = []
-        assert use.rows is not None
-        for one, acts in every:
-            x = self._at(use.rows.node, one)
+        """A linear map of all versions at once, so that each of its matrices is cast once."""
+        whole, reading = fetched(use.whole), use.reading
+        shares: list[Shares] = []
+        waiting: dict[int | None, list[tuple[int, int, Tensor]]] = {}
+        for number, (one, acts) in enumerate(every):
+            x = reading.laid(self._argument(node, reading.rows, one))
             for change in reversed(acts):
                 if use.is_input(change):
                     x = acted(x, -1, change.element.transpose(), change.places)
-            rows.append(x)
-            behind.append((one, [change for change in acts if not use.is_input(change)]))
-        sizes = [x.shape[:-1] for x in rows]
-        stacked = torch.cat([x.reshape(-1, x.shape[-1]) for x in rows])
-        product = use.times(stacked).split([size.numel() for size in sizes])
+            ends = None if reading.ends is None else self._argument(node, reading.ends, one)
+            places = self._places(node, use, one)
+            ended = None if ends is None else ends.tolist()
+            shares.append(Shares(x, places if use.stacked else None, ended))
+            for part, (place, rows) in enumerate(shares[-1].each()):
+                place = place if use.stacked else next(iter(places), None)
+                waiting.setdefault(place, []).append((number, part, rows))
+        products: list[dict[int, Tensor]] = [{} for _ in shares]
+        for place, several in waiting.items():
+            stacked = torch.cat([rows.reshape(-1, rows.shape[-1]) for *_, rows in several])
+            made = _times(stacked, use.matrix(whole, place))
+            sizes = [rows.shape[:-1] for *_, rows in several]
+            split = made.split([size.numel() for size in sizes])
+            for (number, part, _), size, product in zip(several, sizes, split, strict=True):
+                products[number][part] = product.reshape(*size, -1)
         found: list[Tensor] = []
-        for y, size, (one, acts) in zip(product, sizes, behind, strict=True):
+        for (one, acts), share, parts in zip(every, shares, products, strict=True):
+            y = share.together([parts[part] for part in range(len(parts))], use.outputs)
             for change in acts:
-                y = acted(y, -1, change.element, change.places)
-            if isinstance(use.bias, Ref):
-                y = y + self._at(use.bias.node, one)
-            elif use.bias is not None:
-                y = y + self._fixed(node, use.bias.tensor, one)
-            found.append(y.reshape(*size, -1))
+                if not use.is_input(change):
+                    y = acted(y, -1, change.element, change.places)
+            y = reading.back(y)
+            if reading.added is not None:
+                y = y + self._argument(node, reading.added, one)
+            found.append(y)
         return found
+
+    def _places(self, node: Node, use: "_Matrix", one: _Running | None) -> Sequence[int]:
+        """The matrices of a stack that a call uses; none where the parameter is no stack."""
+        if use.picks is not None:
+            return self._argument(node, use.picks, one).flatten().tolist()
+        if use.stacked:
+            return range(use.whole.shape[use.axes[0]])
+        return () if use.place is None else (use.place,)
+
+    def _argument(self, node: Node, value: Ref | Fixed, one: _Running | None) -> Tensor:
+        if isinstance(value, Ref):
+            return self._at(value.node, one)
+        return self._fixed(node, value.tensor, one)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Use:
-    """How a call uses a matrix.
+class _Table:
+    """How a call picks rows of a large matrix.
 
     Attributes:
-        weight: the matrix.
-        outputs: its axis of outputs, or of the features of a table.
-        rows: what it multiplies; None for a table.
-        bias: what is added.
+        whole: the matrix.
     """
 
-    weight: Tensor
-    outputs: int
-    rows: Ref | None = None
-    bias: Ref | Fixed | None = None
+    whole: Tensor
+
+    def passes(self, change: Acted) -> bool:
+        """True if a change of the matrix is one of its features."""
+        return change.entries is None and change.axis % 2 == 1 and _fits(change, self.whole)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Matrix:
+    """How a call multiplies with a large parameter.
+
+    Attributes:
+        whole: the parameter, a matrix or a stack of matrices.
+        reading: what it multiplies, and how.
+        axes: the axes of the parameter that are inputs and outputs; of a stack its matrices first.
+        place: the matrix of a stack that is meant, if it is always one.
+        picks: the argument with the number of the matrix, or of several.
+        several: True if these numbers are a list.
+    """
+
+    whole: Tensor
+    reading: Reading
+    axes: tuple[int, ...]
+    place: int | None = None
+    picks: Ref | Fixed | None = None
+    several: bool = False
 
     @property
-    def table(self) -> bool:
-        """True if rows are picked from it."""
-        return self.rows is None
+    def stacked(self) -> bool:
+        """True if several matrices of a stack are meant."""
+        return len(self.axes) == 3
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs."""
+        return self.whole.shape[self.axes[-1]]
 
     def is_input(self, change: Acted) -> bool:
         """True if an element acts along the inputs of a linear map."""
-        return change.axis % 2 != self.outputs
+        return change.axis % self.whole.ndim == self.axes[-2]
 
     def passes(self, change: Acted) -> bool:
-        """True if a change of the matrix is one of what it reads or writes."""
-        if change.entries is not None or (self.table and self.is_input(change)):
-            return False
-        size = self.weight.shape[change.axis]
-        return change.places is not None or change.element.dim == size
+        """True if a change of the parameter is one of what it reads or writes."""
+        within = change.axis % self.whole.ndim in self.axes[-2:]
+        return change.entries is None and within and _fits(change, self.whole)
 
-    def times(self, rows: Tensor) -> Tensor:
-        """[row, output], the product in the type of the rows, with a part of the matrix at once."""
-        if is_large_window(self.weight):
-            return times(rows, self.weight, transposed=self.outputs == 0)
-        weight = fetched(self.weight)
-        step = max(1, _PIECE // weight.shape[1])
-        if rows.device.type == "cpu":
-            step = min(step, max(_HEIGHT, _CACHED // weight.shape[1]))
-        pieces = weight.split(step)
-        # The same memory for every piece: new memory would take longer than the cast.
-        place = rows.new_empty(min(step, len(weight)), weight.shape[1])
-        cast = (place[: len(piece)].copy_(piece) for piece in pieces)
-        if self.outputs == 0:
-            return torch.cat([rows @ piece.T for piece in cast], -1)
-        made = rows.new_zeros(len(rows), weight.shape[1])
-        for part, piece in zip(rows.split(step, -1), cast, strict=True):
-            made.addmm_(part, piece)
-        return made
+    def matrix(self, whole: Tensor, place: int | None) -> Tensor:
+        """One matrix [input, output] of the parameter."""
+        order = self.axes[-2:]
+        if place is None:
+            return whole.permute(order)
+        (stack,) = {0, 1, 2} - {*order}
+        one = whole.select(stack, place)
+        return one if order[0] < order[1] else one.T
 
 
-def _use_of(node: Node) -> _Use | None:
-    """How a call uses a matrix, if it is one of those that are known here."""
+def _fits(change: Acted, weight: Tensor) -> bool:
+    """True if an element acts on each feature along an axis, or on some of them."""
+    return change.places is not None or change.element.dim == weight.shape[change.axis]
+
+
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """[row, output], the product in the type of the rows, with a part of the matrix at once."""
+    if is_large_window(matrix):
+        return times(rows, matrix)
+    # As it lies in memory: [output, input], or the other way round.
+    turned = matrix.stride(0) < matrix.stride(1)
+    weight = matrix.T if turned else matrix
+    step = max(1, _PIECE // weight.shape[1])
+    if rows.device.type == "cpu":
+        step = min(step, max(_HEIGHT, _CACHED // weight.shape[1]))
+    pieces = weight.split(step)
+    # The same memory for every piece: new memory would take longer than the cast.
+    place = rows.new_empty(min(step, len(weight)), weight.shape[1])
+    cast = (place[: len(piece)].copy_(piece) for piece in pieces)
+    if turned:
+        return torch.cat([rows @ piece.T for piece in cast], -1)
+    made = rows.new_zeros(len(rows), weight.shape[1])
+    for part, piece in zip(rows.split(step, -1), cast, strict=True):
+        made.addmm_(part, piece)
+    return made
+
+
+def _use_of(trace: Trace, node: Node) -> _Table | _Matrix | None:
+    """How a call uses a large parameter, if it is one of the ways that are known here."""
     args, kwargs = node.args, node.kwargs
     if node.op == "embedding" and len(args) > 1 and isinstance(args[1], Fixed):
+        table = args[1].tensor
         renormalised = kwargs.get("max_norm", args[3] if len(args) > 3 else None)
-        plain = args[1].tensor.ndim == 2 and renormalised is None
-        return _Use(args[1].tensor, 1) if plain and args[1].tensor.is_floating_point() else None
-    if node.op == "linear":
-        names = ("input", "weight", "bias")[len(args) :]
-        given = [*args, *(kwargs[name] for name in names if name in kwargs)]
-        rows, weight, bias = (*given, None)[:3] if len(given) in (2, 3) else (None, None, None)
-        outputs = 0
-    elif node.op == "addmm" and len(args) == 3 and not kwargs:
-        (bias, rows, weight), outputs = args, 1
-    else:
+        plain = table.ndim == 2 and table.is_floating_point() and renormalised is None
+        return _Table(table) if plain and table.numel() >= LARGE else None
+    if node.op not in PRODUCTS or node.function is None or node.inplace:
         return None
-    if not isinstance(rows, Ref) or not isinstance(weight, Fixed) or weight.tensor.ndim != 2:
+
+    def ndim(value: Any) -> int | None:
+        if isinstance(value, Ref):
+            return len(trace.node(value.node).shape)
+        return value.tensor.ndim if isinstance(value, Fixed) else None
+
+    for reading in readings(node.op, args, kwargs, ndim):
+        use = _matrix_of(trace, reading)
+        if use is not None and isinstance(reading.rows, Ref):
+            return use
+    return None
+
+
+def _matrix_of(trace: Trace, reading: Reading) -> _Matrix | None:
+    """The large parameter that is the weight of a product; None if it is no such."""
+    seen = shown(trace, reading.weight)
+    axes = None if seen is None or seen.fixed.tensor.numel() < LARGE else seen.axes()
+    if seen is None or axes is None:
         return None
-    if not weight.tensor.is_floating_point() or not isinstance(bias, Ref | Fixed | None):
+    whole, order = seen.fixed.tensor, tuple(axes[axis] for axis in reading.axes)
+    missing = {*range(whole.ndim)} - {*order}
+    if missing and (missing != {0} or len(order) != 2):
         return None
-    return _Use(weight.tensor, outputs, rows, bias)
+    if seen.several and (len(order) != 3 or order[0] != 0):
+        return None
+    place = seen.place() if missing and seen.picks is None else None
+    if missing and seen.picks is None and place is None:
+        return None
+    return _Matrix(whole, reading, order, place, seen.picks, seen.several)
 
 
 def _references(value: object) -> Iterator[int]:

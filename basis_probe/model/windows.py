@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from basis_probe.model.matrices import GROUPED, Shares, readings
+from basis_probe.model.trace import spelling
+
 _STEP = 2
 """Not 1: of a square matrix the transpose is another one."""
+
+_BETWEEN = 112
+"""The matrices of a stack begin so far apart."""
 
 _LARGE = 2**18
 """A matrix of fewer numbers is multiplied as it is."""
@@ -23,38 +29,52 @@ _PIECE = 2**22
 
 
 def drawn_window(shape: torch.Size, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """A window of a shape: rows that differ, of full rank, with entries of variance 1 / columns."""
-    inner = shape[1:].numel()
-    strides = (_STEP, *torch.empty(shape[1:], device="meta").stride())
-    size = _STEP * (shape[0] - 1) + inner
-    vector = torch.randn(size, generator=generator, dtype=torch.float32) * inner**-0.5
-    return vector.to(dtype).as_strided(shape, strides)
+    """A window of a shape: rows that differ, of full rank, with entries of variance 1 / columns.
+
+    Of three axes it is a stack of matrices, which begin at different places of one vector. Where
+    they are small they are no windows, since the products of groups that torch has do not read any.
+    """
+    strides = [*torch.empty(shape, device="meta").stride()]
+    columns = shape[1:].numel()
+    if len(shape) != 3:
+        strides[0] = _STEP
+    else:
+        columns = shape[-1]
+        strides[0] = min(_BETWEEN, shape[1:].numel())
+        if shape[1:].numel() >= _LARGE:
+            strides[1] = _STEP
+    size = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    vector = torch.randn(max(size, 0), generator=generator, dtype=torch.float32)
+    return (vector * max(1, columns) ** -0.5).to(dtype).as_strided(shape, strides)
 
 
 def is_large_window(matrix: Tensor) -> bool:
-    """True for a large matrix that is a window on a vector."""
+    """True for a large matrix that is a window on a vector, or the transpose of one.
+
+    Of a stack of matrices, if they are.
+    """
     return (
         matrix.layout is torch.strided
-        and matrix.ndim == 2
-        and matrix.stride() == (_STEP, 1)
-        and matrix.shape[1] > _STEP
-        and matrix.numel() >= _LARGE
+        and matrix.ndim in (2, 3)
+        and sorted(matrix.stride()[-2:]) == [1, _STEP]
+        and matrix.shape[-2 + matrix.stride()[-2:].index(1)] > _STEP
+        and matrix.shape[-2:].numel() >= _LARGE
     )
 
 
-def times(rows: Tensor, window: Tensor, *, transposed: bool) -> Tensor:
+def times(rows: Tensor, matrix: Tensor) -> Tensor:
     """[..., output] in the type of the rows, computed in float64.
 
     Args:
         rows: [..., input].
-        window: [height, width].
-        transposed: True for rows @ window.T, False for rows @ window.
+        matrix: [input, output], a window or the transpose of one.
     """
     from scipy.fft import next_fast_len
 
-    height, width = window.shape
+    transposed = matrix.stride() == (1, _STEP)
+    height, width = matrix.mT.shape if transposed else matrix.shape
     size = _STEP * (height - 1) + width
-    vector = window.as_strided((size,), (1,), window.storage_offset()).double()
+    vector = matrix.as_strided((size,), (1,), matrix.storage_offset()).double()
     length = cast("int", next_fast_len(size, real=True))
     spectrum = torch.fft.rfft(vector, length)
     flat = rows.reshape(-1, rows.shape[-1])
@@ -89,55 +109,57 @@ class window_products(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        made = _product(func, args, kwargs) if func in _PRODUCTS else None
+        op = _PRODUCTS.get(func)
+        made = None if op is None else _product(op, args, kwargs)
+        if made is None and op in GROUPED:
+            # What torch has for it reads no windows.
+            args = tuple(map(_written, args))
+            kwargs = {name: _written(v) for name, v in kwargs.items()}
         return func(*args, **kwargs) if made is None else made
 
 
-_PRODUCTS = {
-    nn.functional.linear,
-    torch.matmul,
-    torch.mm,
-    torch.addmm,
-    Tensor.matmul,
-    Tensor.mm,
-    Tensor.addmm,
-    Tensor.__matmul__,
+_PRODUCTS: dict[Callable[..., Any], str] = {
+    getattr(home, name): spelling(getattr(home, name)) or name
+    for home, names in (
+        (nn.functional, ("linear", "grouped_mm")),
+        (torch, ("matmul", "mm", "bmm", "addmm", "baddbmm", "_grouped_mm")),
+        (Tensor, ("matmul", "mm", "bmm", "addmm", "baddbmm", "__matmul__")),
+    )
+    for name in names
+    if hasattr(home, name)
 }
 
 
-def _product(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor | None:
+def _product(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The product that a call asks for; None if it is not one with a large window."""
-    bias: Any = None
-    if func is nn.functional.linear:
-        names = ("input", "weight", "bias")[len(args) :]
-        given = [*args, *(kwargs[name] for name in names if name in kwargs)]
-        if len(given) < 2 or len(args) + len(kwargs) > len(given):
-            return None
-        rows, matrix, *rest = given
-        bias, transposed = next(iter(rest), None), True
-    elif not kwargs and len(args) == 2 + (func in (torch.addmm, Tensor.addmm)):
-        *more, rows, matrix = args
-        bias = next(iter(more), None)
-        if not isinstance(matrix, Tensor) or not isinstance(rows, Tensor):
-            return None
-        transposed = not is_large_window(matrix)
-        matrix = matrix.T if transposed and matrix.ndim == 2 else matrix
-    else:
-        return None
-    if not isinstance(matrix, Tensor) or not isinstance(rows, Tensor):
-        return None
-    if not is_large_window(matrix) or _followed(matrix) or not _dense(rows):
-        return None
-    # What torch refuses, or makes of another type, is left to it.
-    several = func in (nn.functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__)
-    fits = rows.ndim == 2 or (several and rows.ndim > 0)
-    fits = fits and rows.shape[-1] == matrix.shape[-1 if transposed else 0]
-    if not fits or rows.dtype is not matrix.dtype or torch.is_autocast_enabled(rows.device.type):
-        return None
-    out = times(rows, matrix, transposed=transposed)
-    return out if bias is None else out + bias
+    for reading in readings(op, args, kwargs, _axes):
+        rows, weight = reading.rows, reading.weight
+        if not is_large_window(weight) or _followed(weight) or not _dense(rows):
+            continue
+        given, matrix = reading.laid(rows), weight.permute(reading.axes)
+        # What torch refuses, or makes of another type, is left to it.
+        fits = given.shape[-1] == matrix.shape[-2] and rows.dtype is weight.dtype
+        casts = torch.is_autocast_enabled(rows.device.type) and op not in GROUPED
+        places = range(len(matrix)) if matrix.ndim == 3 else None
+        ends = None if reading.ends is None else reading.ends.tolist()
+        if not fits or casts or (places is not None and len(ends or given) != len(places)):
+            continue
+        shares = Shares(given, places, ends)
+        made = [
+            times(some, matrix if place is None else matrix[place]) for place, some in shares.each()
+        ]
+        out = reading.back(shares.together(made, matrix.shape[-1]))
+        return out if reading.added is None else out + reading.added
+    return None
+
+
+def _axes(value: Any) -> int | None:
+    return value.ndim if isinstance(value, Tensor) else None
+
+
+def _written(value: Any) -> Any:
+    """A value, with a window's numbers written out."""
+    return value.contiguous() if isinstance(value, Tensor) and is_large_window(value) else value
 
 
 def _dense(rows: Tensor) -> bool:

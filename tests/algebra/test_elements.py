@@ -22,6 +22,7 @@ from basis_probe.algebra.elements import (
     SumElement,
     plane_axes,
 )
+from basis_probe.architecture.act import as_monomial
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -203,6 +204,55 @@ def test_blocks_of_different_sizes_multiply_as_matrices() -> None:
         assert torch.equal((a @ b).matrix(), a.matrix() @ b.matrix())
     sums = SumElement((Identity(1), Identity(3))), SumElement((Identity(3), Identity(1)))
     assert type(sums[0] @ sums[1]) is Dense
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 3), (3, 1), (2, 6), (6, 2)])
+def test_blocks_of_one_size_multiply_in_blocks_whatever_their_copies(
+    first: int, second: int
+) -> None:
+    generator = torch.Generator().manual_seed(first)
+    one, other = (
+        BlockElement(
+            torch.randperm(6 // copies, generator=generator),
+            tuple(Dense(normal(2, 2, seed=10 * copies + place)) for place in range(6 // copies)),
+            copies,
+        )
+        for copies in (first, second)
+    )
+    product = one @ other
+    assert isinstance(product, BlockElement) and len(product.parts) == 6
+    assert _close(product.matrix(), one.matrix() @ other.matrix())
+
+
+def test_products_on_many_axes_are_not_written_out() -> None:
+    dim = 40_000
+    blocks = BlockElement(torch.arange(dim // 2), (Dense(normal(2, 2)),) * (dim // 2))
+    product = blocks @ monomial(dim, 1)
+    x = normal(dim, seed=2)
+    assert _close(product.act(x), blocks.act(monomial(dim, 1).act(x)))
+
+
+def _on_axes() -> list[Element]:
+    """Blocks that keep axes, and some that do not."""
+    orders = torch.tensor([2, 0, 1])
+    quarter = PlaneElement(torch.tensor([0.0, 2.0]), torch.tensor([-3.0, 0.0]), "half")
+    turned = PlaneElement(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]), "half")
+    axes = monomial(4, 3), quarter, Product((monomial(4, 5), monomial(4, 6)))
+    return [
+        BlockElement(orders, axes),
+        BlockElement(orders, axes, copies=2),
+        BlockElement(orders, (SumElement((Identity(2), monomial(2, 4))),) * 3, copies=3),
+        BlockElement(orders, (*axes[:2], turned)),
+        BlockElement(orders, (Dense(normal(4, 4)), *axes[:2]), copies=2),
+    ]
+
+
+@pytest.mark.parametrize("element", _on_axes())
+def test_blocks_that_keep_axes_are_known_from_their_parts(element: Element) -> None:
+    found, written = as_monomial(element), as_monomial(Dense(element.matrix()))
+    assert (found is None) == (written is None)
+    if found is not None and written is not None:
+        assert torch.equal(found[0], written[0]) and _close(found[1], written[1])
 
 
 def test_reflections_are_orthogonal_and_mirror_their_vectors() -> None:

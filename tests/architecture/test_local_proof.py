@@ -115,12 +115,18 @@ def test_a_product_is_the_same_whatever_part_of_the_matrix_is_cast_at_once(
         monkeypatch.setattr(sweep, "_PIECE", 2**24 if height < 256 else piece)
         monkeypatch.setattr(sweep, "_CACHED", piece)
         monkeypatch.setattr(sweep, "_HEIGHT", height)
-        made = sweep._Use(weight, outputs).times(rows)
+        made = sweep._times(rows, weight.T if outputs == 0 else weight)
         whole = rows @ (weight.double().T if outputs == 0 else weight.double())
         torch.testing.assert_close(made, whole, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["GPT-2", pytest.param("Cohere", marks=pytest.mark.slow)])
+AS_THEY_ARE = ("GPT-2", "Falcon", "Mixtral", "Qwen3-MoE", "Cohere")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in AS_THEY_ARE[:2] else pytest.mark.slow) for n in AS_THEY_ARE],
+)
 def test_large_matrices_are_used_as_they_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family = next(family for family in families.FAMILIES if family.name == name)
     model, x = family.make(0), family.example(1)
@@ -131,7 +137,9 @@ def test_large_matrices_are_used_as_they_are(name: str, monkeypatch: pytest.Monk
     honest = deferred.after
 
     def after(value: Tensor, changes: Any) -> Tensor:
-        if value.ndim > 1 and changes:
+        # Where experts change places, as nothing but the proof about a router has it, the stack is.
+        places = value.ndim == 3 and any(change.axis % 3 == 0 for change in changes)
+        if value.ndim > 1 and changes and not places:
             made.append(value.numel())
         return honest(value, changes)
 
