@@ -517,7 +517,7 @@ class Action:
             outputs, inputs = self._axis(slot, outputs), self._axis(slot, inputs)
             if min(outputs, inputs) < 0:
                 raise WeightError(f"the weight of {op} in {node.module} is no stack of matrices")
-            slot = Slot(slot.name)
+            slot = dataclasses.replace(slot, entries=None)
         return _Map(slot, outputs, inputs, bias)
 
     def _is_turned(self, vertex: Vertex) -> bool:
@@ -661,7 +661,7 @@ class Action:
         found = self._axis(slot, axis)
         if found < 0:
             raise WeightError(f"the features of {slot.name} could not be found in it")
-        self._edit(Slot(slot.name), found, element, rows)
+        self._edit(dataclasses.replace(slot, entries=None), found, element, rows)
 
     def _by_heads(self, slot: Slot, axes: Sequence[int], element: Element) -> bool:
         """A table with one axis for heads and one for what is in a head; False if it is none."""

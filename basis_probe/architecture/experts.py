@@ -46,7 +46,10 @@ class Experts:
         own = int(slot.entries.min()) // size
         if int(slot.entries.max()) // size != own:
             return []
-        return [Slot(slot.name, slot.entries + (place - own) * size) for place in places]
+        return [
+            dataclasses.replace(slot, entries=slot.entries + (place - own) * size)
+            for place in places
+        ]
 
     def holds(self, slot: Slot) -> bool:
         """True if the weights are those of one expert in a stack."""

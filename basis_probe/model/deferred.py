@@ -91,7 +91,7 @@ class DeferredWeights(Weights):
         if slot.lengths is not None:
             return self.product(slot)
         whole = after(self._given[slot.name].detach().double(), self._changes.get(slot.name, ()))
-        return whole if slot.entries is None else whole.flatten()[slot.entries]
+        return slot.shown(whole)
 
     def rows(self, slot: Slot, places: Tensor) -> Tensor:
         return self.get(slot)[places]
@@ -100,7 +100,7 @@ class DeferredWeights(Weights):
         if slot.lengths is not None:
             self.set_product(slot, values)
             return
-        self._note(slot.name, Put(slot.entries, values.detach().double()))
+        self._note(slot.name, Put(slot.entries, slot.held(values.detach().double())))
 
     def set_some(self, slot: Slot, axis: int, places: Tensor, values: Tensor) -> None:
         self._note(slot.name, PutSome(axis, places, values.detach().double()))

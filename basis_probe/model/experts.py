@@ -145,8 +145,9 @@ def _stacked(
                 made = made[expert]
             elif any(isinstance(a, Ref) for a in (*step.args[1:], *step.kwargs.values())):
                 raise ValueError("it is taken by numbers that the model computed")
+            elif step.function is None:
+                raise ValueError("it is one of several, and not of a stack")
             else:
-                assert step.function is not None
                 made = step.function(made, *step.args[1:], **step.kwargs)
         if made.ndim == axes + 1:
             counts.append(len(made))

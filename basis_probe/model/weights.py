@@ -3,6 +3,7 @@
 import abc
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,11 +51,23 @@ class Slot:
         entries: for every entry of the tensor its flat place in the parameter; None if the tensor
             is the parameter.
         lengths: where its lengths are, if the parameter holds directions only; else None.
+        factor: by which the model multiplies what lies there to have the tensor. What acts on the
+            one acts on the other, which is as well as to say that it is linear.
     """
 
     name: str
     entries: Tensor | None = None
     lengths: "Lengths | None" = None
+    factor: float = 1.0
+
+    def shown(self, whole: Tensor) -> Tensor:
+        """The tensor, where the parameter is this."""
+        made = whole if self.entries is None else whole.flatten()[self.entries]
+        return made if self.factor == 1.0 else made * self.factor
+
+    def held(self, values: Tensor) -> Tensor:
+        """What lies in the parameter where the tensor has these numbers."""
+        return values if self.factor == 1.0 else values / self.factor
 
 
 class Slots:
@@ -113,11 +126,15 @@ class Slots:
             every = torch.arange(tensor.numel(), device=tensor.device)
             return Slot(name, every.as_strided(view.shape, view.stride(), view.storage_offset()))
         places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
+        places = places.reshape(tensor.shape)
         by = self.trace.picked
         try:
-            numbered = {id(tensor): places.reshape(tensor.shape)}
-            entries = replay(self.trace, value.node, by, numbered)
-            rounded = entries.round().long()
+            entries, ones = (
+                replay(self.trace, value.node, by, {id(tensor): put})
+                for put in (places, torch.ones_like(places))
+            )
+            factor = _factor(ones)
+            rounded = (entries / factor).round().long()
             given = replay(self.trace, value.node, by)
         except (RuntimeError, TypeError) as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -125,9 +142,9 @@ class Slots:
                 f"what {_speak(node)} uses cannot be computed anew ({said})"
             ) from error
         inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
-        if not inside or not torch.equal(tensor.detach().flatten()[rounded].to(given), given):
+        if not inside or not _are_entries(tensor.detach().flatten()[rounded], factor, given):
             raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
-        return Slot(name, rounded)
+        return Slot(name, rounded, factor=factor)
 
     def turned(self, node: Node, value: object) -> tuple[str, tuple[int, ...]] | None:
         """A whole parameter that an argument of a call shows with its axes in some other order.
@@ -163,6 +180,22 @@ class Slots:
         if None in names or not isinstance(axis, int):
             return None
         return Slot(str(names[0]), lengths=Lengths(str(names[1]), axis))
+
+
+def _factor(ones: Tensor) -> float:
+    """What a model multiplies a weight by, from what it makes of ones; 1 if that is no number."""
+    found = float(ones.flatten()[0]) if ones.numel() else 1.0
+    one = math.isfinite(found) and found != 0 and bool((ones == found).all())
+    return found if one else 1.0
+
+
+def _are_entries(entries: Tensor, factor: float, given: Tensor) -> bool:
+    """Whether what a model uses is entries of a parameter, or these times a number."""
+    if factor == 1.0:
+        return torch.equal(entries.to(given), given)
+    # Whether it multiplies or divides, and in which order, is not known: the last digit may differ.
+    close = 4 * torch.finfo(given.dtype).eps
+    return torch.allclose((entries.double() * factor).to(given), given, rtol=close, atol=0.0)
 
 
 def view_of(trace: Trace, node: int, tensor: Tensor) -> Tensor | None:
@@ -367,14 +400,14 @@ class CopiedWeights(Weights):
     def get(self, slot: Slot) -> Tensor:
         if slot.lengths is not None:
             return self.product(slot)
-        exact = self.now(slot.name).detach().double()
-        return exact if slot.entries is None else exact.flatten()[slot.entries]
+        return slot.shown(self.now(slot.name).detach().double())
 
     def set(self, slot: Slot, values: Tensor) -> None:
         if slot.lengths is not None:
             self.set_product(slot, values)
             return
         before = self.now(slot.name)
+        values = slot.held(values)
         if slot.entries is not None:
             whole = before.detach().double().flatten().clone()
             whole[slot.entries.flatten()] = values.flatten()

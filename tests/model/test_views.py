@@ -50,6 +50,13 @@ COMPUTED: dict[str, Callable[[Tensor], Tensor]] = {
     "turned over, and overwritten as such": lambda w: w.T.mul_(2),
 }
 
+MULTIPLIED = {
+    "doubled": lambda w: w,
+    "turned over, and doubled in place": lambda w: w.T,
+    "turned over, and overwritten as such": lambda w: w.T,
+}
+"""Those that are entries of the parameter times two, and which."""
+
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "row by row": lambda w: w,
@@ -103,11 +110,14 @@ def test_entries_are_those_that_are_shown(
     by_numbers = _found(*use)
     # Of a parameter that lies otherwise, numbers in its place lie row by row.
     elsewhere = "memory" in name and LAYOUTS[layout](torch.ones(12, 12)).stride() != (12, 1)
-    assert (found is None) == (by_numbers is None) == (name in COMPUTED or elsewhere)
+    none = name in COMPUTED.keys() - MULTIPLIED.keys() or elsewhere
+    assert (found is None) == (by_numbers is None) == none
     if found is not None and by_numbers is not None:
         assert found.entries is not None and by_numbers.entries is not None
         assert torch.equal(found.entries, by_numbers.entries)
-        assert torch.equal(found.entries, way(torch.arange(144).reshape(12, 12)))
+        entries = MULTIPLIED.get(name, way)(torch.arange(144).reshape(12, 12))
+        assert torch.equal(found.entries, entries)
+        assert found.factor == by_numbers.factor == (2 if name in MULTIPLIED else 1)
 
 
 @pytest.mark.parametrize("name", [*WAYS, *COMPUTED])
