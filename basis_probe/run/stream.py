@@ -177,7 +177,10 @@ class Keeper:
         places = torch.cat([free, torch.arange(self.filled, end)])
         self.priorities[places] = priorities[new]
         for name, kept in self.rows.items():
-            kept[places] = rows[name][new]
+            if not self.filled and len(new) == len(priorities):
+                kept[:end] = rows[name]
+            else:
+                kept.index_copy_(0, places, rows[name].index_select(0, new))
         self.filled = end
         if end == self.capacity:
             self.threshold = float(self.priorities.max())
@@ -396,9 +399,11 @@ class Observer:
         height, width = site.shape[-2:]
         example, place = chosen // (height * width), chosen % (height * width)
         row, column = place // width, place % width
-        padded = torch.nn.functional.pad(
-            inputs, (cut.padding[1], cut.padding[1], cut.padding[0], cut.padding[0])
-        )
+        padded = inputs
+        if any(cut.padding):
+            padded = torch.nn.functional.pad(
+                inputs, (cut.padding[1], cut.padding[1], cut.padding[0], cut.padding[0])
+            )
         down = torch.arange(cut.kernel[0], device=inputs.device) * cut.dilation[0]
         right = torch.arange(cut.kernel[1], device=inputs.device) * cut.dilation[1]
         rows = (row * cut.stride[0])[:, None, None] + down[None, :, None]
