@@ -19,7 +19,7 @@ import basis_probe as bp
 from basis_probe import groups as G
 from basis_probe.algebra.groups import Unknown
 from basis_probe.architecture.derive import Derivation
-from basis_probe.architecture.prove import Unproved
+from basis_probe.architecture.prove import Unproved, largest_change
 from basis_probe.architecture.prove_local import LocalProver
 from basis_probe.architecture.symmetries import refuted
 
@@ -443,3 +443,17 @@ def test_what_cannot_act_on_a_model_is_not_claimed_of_it(built: str) -> None:
     for name, claim in claims.items():
         assert claim.certificate is not None and claim.certificate.holds, (name, claim.unproved)
     assert any("was derived and is not true" in claim.because for claim in found.values())
+
+
+@pytest.mark.parametrize("lost", [None, math.nan, math.inf, -math.inf])
+def test_a_change_is_that_of_the_finite_numbers(lost: float | None) -> None:
+    before = torch.tensor([2.0, -4.0, 1.0, 3.0], dtype=torch.float64)
+    after = before + torch.tensor([0.0, 0.5, -1.0, 0.25], dtype=torch.float64)
+    if lost is not None:
+        before[3], after[3] = lost, lost
+    assert largest_change([before], [after]) == 0.25
+    assert largest_change([before], [after + 1.0]) == 0.375
+    after[3 if lost is None else 0] = math.nan
+    assert largest_change([before], [after]) == math.inf
+    assert largest_change([torch.zeros(2)], [torch.zeros(2)]) == 0.0
+    assert largest_change([torch.zeros(2)], [torch.ones(2)]) == math.inf

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.model.batches import Batch
+from basis_probe.model.graph import Layout
+from basis_probe.model.linear_layer import Convolution
 from basis_probe.model.places import Address, Place
-from basis_probe.run.stream import Plan, Seen, Stream
+from basis_probe.run.stream import Keeper, Plan, Seen, Stream
 from basis_probe.statistics.moments import Moments, SampleKurtosis
+from tests.draws import seeded
 
 CAPACITY = 32
 
@@ -315,3 +318,47 @@ def test_a_site_that_does_not_run_does_not_end_a_pass() -> None:
     model.runs = False
     stream, ends = _stopping(model, batches)
     assert (ends, stream.seen["site"].missed) == (4, 4)
+
+
+@pytest.mark.parametrize("sizes", [[50], [20, 12, 40], [32, 32], [5, 0, 40, 3, 60]])
+def test_rows_stay_with_their_priorities(sizes: list[int]) -> None:
+    drawn = torch.rand(sum(sizes), dtype=torch.float64, generator=seeded(2))
+    keeper = Keeper(CAPACITY)
+    for priorities in drawn.split(sizes):
+        # As an observer hands them on: the smallest by rising priority.
+        near = priorities[priorities <= keeper.threshold].sort().values[:CAPACITY]
+        rows = {"x": torch.stack([near, 2 * near], 1), "example": (near * 2**50).long()}
+        keeper.add(len(priorities), near, rows)
+    kept = keeper.value()
+    assert kept.seen == len(drawn)
+    assert torch.equal(kept.priorities, drawn.sort().values[:CAPACITY])
+    assert torch.equal(kept.rows["x"], torch.stack([kept.priorities, 2 * kept.priorities], 1))
+    assert torch.equal(kept.rows["example"], (kept.priorities * 2**50).long())
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1), (0, 2), (2, 0)])
+def test_windows_are_what_a_convolution_makes_its_rows_of(padding: tuple[int, int]) -> None:
+    conv = nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=padding, dilation=(1, 2)).double()
+    model = nn.Sequential(conv)
+    stream = Stream(
+        {
+            "site": Plan(
+                address=Address(Place.OUTPUT, "0"),
+                layout=Layout((1,)),
+                dim=3,
+                inputs=Address(Place.INPUT, "0"),
+                width=2,
+                convolution=Convolution(conv.kernel_size, conv.stride, padding, conv.dilation),
+            )
+        },
+        seed=0,
+        capacity=CAPACITY,
+        most=None,
+    )
+    for seed in range(2):
+        x = torch.randn(3, 2, 7, 6, generator=seeded(seed), dtype=torch.float64)
+        stream.see(model, _batch(x), lambda x=x: model(x))
+    kept = stream.seen["site"].kept.rows
+    assert len(kept["x"]) == CAPACITY
+    made = kept["inputs"].flatten(1) @ conv.weight.detach().flatten(1).T + conv.bias
+    torch.testing.assert_close(made.detach(), kept["x"], rtol=1e-12, atol=1e-12)
