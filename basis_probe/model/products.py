@@ -174,6 +174,51 @@ def _multi_dot(tensors: Sequence[Tensor], *, out: None = None) -> Steps | None:
     return functools.partial(functools.reduce, torch.matmul, tensors)
 
 
+def _chain(*matrices: Tensor, out: None = None) -> Steps | None:
+    return _multi_dot(matrices, out=out)
+
+
+def _added_product(
+    input: Tensor,
+    batch1: Tensor,
+    batch2: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    out: None = None,
+) -> Steps | None:
+    if out is not None or not any(map(_is_learned, (input, batch2))):
+        # Queries that meet keys, with what is added to that, are seen as they are.
+        return None
+
+    def steps() -> Tensor:
+        product = batch1 @ batch2
+        product = product if alpha == 1 else alpha * product
+        return product + (input if beta == 1 else beta * input) if beta != 0 else product
+
+    return steps
+
+
+def _added_product_in_place(
+    input: Tensor, one: Tensor, two: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Steps | None:
+    if beta == 0:
+        return None
+
+    def steps() -> Tensor:
+        product = one @ two
+        held = input if beta == 1 else input.mul_(beta)
+        return held.add_(product if alpha == 1 else alpha * product)
+
+    return steps
+
+
+def _is_learned(tensor: Tensor) -> bool:
+    """True for a parameter, and for what shows the numbers of one."""
+    whole = tensor if tensor._base is None else tensor._base  # pyright: ignore[reportPrivateUsage]
+    return isinstance(whole, nn.Parameter)
+
+
 def _joined(axis: int, tensors: Sequence[Tensor], *, out: None = None) -> Steps | None:
     if out is not None or any(tensor.ndim <= axis for tensor in tensors):
         return None
@@ -199,6 +244,10 @@ _FORMS: dict[str, Callable[..., Steps | None]] = {
     "inner": _inner,
     "multi_dot": _multi_dot,
     "linalg_multi_dot": _multi_dot,
+    "chain_matmul": _chain,
+    "baddbmm": _added_product,
+    "baddbmm_": _added_product_in_place,
+    "addmm_": _added_product_in_place,
     "hstack": functools.partial(_joined, 1),
     "column_stack": functools.partial(_joined, 1),
     "vstack": functools.partial(_joined, 0),

@@ -49,6 +49,27 @@ def rows(*shape: int, seed: int = 1) -> Tensor:
 MAPS: dict[str, tuple[Callable[..., Tensor], dict[str, nn.Parameter]]] = {
     "x @ W + b": (lambda s, x: x @ s.w + s.c, {"w": weight(D, 12), "c": weight(12)}),
     "addmm": (lambda s, x: torch.addmm(s.c, x, s.w), {"w": weight(D, 12), "c": weight(12)}),
+    "addmm with factors": (
+        lambda s, x: torch.addmm(s.c, x, s.w, beta=0.5, alpha=2.0),
+        {"w": weight(D, 12), "c": weight(12)},
+    ),
+    "addmm in place": (
+        lambda s, x: s.c.expand(len(x), -1).clone().addmm_(x, s.w),
+        {"w": weight(D, 12), "c": weight(12)},
+    ),
+    "addmm in place with factors": (
+        lambda s, x: s.c.expand(len(x), -1).clone().addmm_(x, s.w, beta=-0.5, alpha=2.0),
+        {"w": weight(D, 12), "c": weight(12)},
+    ),
+    "baddbmm": (
+        lambda s, x: torch.baddbmm(s.c, x[:, None], s.w.expand(len(x), -1, -1))[:, 0],
+        {"w": weight(D, 12), "c": weight(12)},
+    ),
+    "baddbmm with factors": (
+        lambda s, x: torch.baddbmm(s.c, x[None], s.w[None], beta=0.5, alpha=-3.0)[0],
+        {"w": weight(D, 12), "c": weight(12)},
+    ),
+    "chain_matmul": (lambda s, x: torch.chain_matmul(x, s.w), {"w": weight(D, 12)}),
     "W x^T": (lambda s, x: torch.mm(s.w, x.T).T + s.c, {"w": weight(12, D), "c": weight(12)}),
     "half": (lambda s, x: (x @ s.w) * 0.5 + s.c, {"w": weight(D, 12), "c": weight(12)}),
     "tensordot": (lambda s, x: torch.tensordot(x, s.w, 1), {"w": weight(D, 12)}),
