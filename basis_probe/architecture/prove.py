@@ -8,7 +8,7 @@ outputs must move.
 import abc
 import dataclasses
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeAlias, TypeVar
 
@@ -203,12 +203,14 @@ class Prover(abc.ABC, Generic[W]):
         """
         generator = self.generator()
         behind = {k for k in claims if self.action.derivation.is_norm_output(k[0])}
+        self._parts_of = self._composites({key[0] for key in claims})
         for phase in (set(claims) - behind, behind):
             made: dict[int, Element] = {}
             ordered: set[int] = set()
             for key in (key for key in claims if key in phase):
                 site, group = claims[key]
-                if self._is_covered(made.get(key[0]), group):
+                composite = key[0] in self._parts_of
+                if not composite and self._is_covered(made.get(key[0]), group):
                     continue
                 if isinstance(group, Blocks) and key[0] in made:
                     # Exchanged once more, two blocks would be where they were.
@@ -222,10 +224,33 @@ class Prover(abc.ABC, Generic[W]):
                 elif source is not None:
                     ordered.add(source)
                     element = _few_places(element)
-                for stream, own in self.action.move(site, element).items():
+                moved = self.action.move(site, element)
+                for stream, own in (*moved.items(), *self._in_wholes(moved)):
                     made[stream] = _after(own, made.get(stream))
             if made:
                 yield phase, made
+
+    def _composites(self, streams: Iterable[int]) -> dict[int, dict[int, tuple[int, ...]]]:
+        """Streams that fall into parts -> part -> its features in the whole."""
+        vertices = self.facts.graph.vertices
+        found: dict[int, dict[int, tuple[int, ...]]] = {}
+        for index in streams:
+            if self.action.derivation.composites.of(index) is not None:
+                readers = self.facts.streams[index].readers
+                parts = {self.facts.stream_of[one]: vertices[one].part for one in readers}
+                found[index] = {part: axes for part, axes in parts.items() if axes is not None}
+        return found
+
+    def _in_wholes(self, moved: Mapping[int, Element]) -> Iterator[tuple[int, Element]]:
+        """What acts on tensors of which parts were moved, where they were not as wholes."""
+        for whole, parts in self._parts_of.items():
+            if whole in moved:
+                continue
+            size = sum(map(len, parts.values()))
+            for part, axes in parts.items():
+                if part in moved:
+                    own = _fitted(moved[part], len(axes))
+                    yield whole, Local(size, torch.tensor(axes), own)
 
     def _missed(self, claim: Claim, made: Mapping[int, Element], old: Tensor, new: Tensor) -> float:
         """By how much activations [sample, dim] missed what acted on them."""

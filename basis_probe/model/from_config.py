@@ -19,6 +19,9 @@ _OWN_CODE = (
     "model yourself on the meta device and give that"
 )
 
+_MANY = 2**18
+"""A matrix of fewer numbers is made as the model says."""
+
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -68,7 +71,7 @@ def from_config(config: Any) -> nn.Module:
                 if not isinstance(config.get("model_type"), str):
                     raise ValueError("it has no model_type")
                 config = transformers.AutoConfig.for_model(**config)
-            with torch.random.fork_rng(devices=[]), _Empty():
+            with torch.random.fork_rng(devices=[]), _Empty(stacks=True):
                 model = _built(transformers, config)
         except Exception as error:
             said = " ".join(str(error).split())
@@ -103,7 +106,16 @@ def _built(transformers: Any, config: Any) -> nn.Module:
 
 
 class _Empty(TorchFunctionMode):
-    """Within it what is made to be filled later takes no memory."""
+    """Within it what is made to be filled later takes no memory.
+
+    Args:
+        stacks: whether that is also said of large stacks of matrices that are made of one number,
+            or of random ones.
+    """
+
+    def __init__(self, *, stacks: bool = False) -> None:
+        super().__init__()
+        self._stacks = stacks
 
     def __torch_function__(
         self,
@@ -113,9 +125,23 @@ class _Empty(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if func is torch.empty and given.get("device") is None:
+        later = func is torch.empty or (self._stacks and func in _FILLED and _is_stack(args, given))
+        if later and given.get("device") is None:
             given["device"] = "meta"
         return func(*args, **given)
+
+
+_FILLED = (torch.zeros, torch.ones, torch.randn, torch.rand)
+
+
+def _is_stack(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """True if several large matrices of floating-point numbers are asked for."""
+    size = kwargs.get("size", args)
+    shape = size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size
+    dtype = kwargs.get("dtype") or torch.float32
+    if len(shape) != 3 or not all(isinstance(n, int) for n in shape):
+        return False
+    return shape[0] > 1 and shape[1] * shape[2] >= _MANY and dtype.is_floating_point
 
 
 def with_weights(model: nn.Module) -> nn.Module:

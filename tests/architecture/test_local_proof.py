@@ -103,6 +103,25 @@ def test_strangers_move_as_much(name: str) -> None:
         assert theirs.violation == pytest.approx(ours.violation, rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
+def test_claims_about_a_tensor_and_its_parts_are_proved_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone: list[object] = []
+    honest = LocalProver._alone
+
+    def watched(self: LocalProver, site: Any, group: Group) -> Any:
+        alone.append(site)
+        return honest(self, site, group)
+
+    monkeypatch.setattr(LocalProver, "_alone", watched)
+    family = next(family for family in families.FAMILIES if family.name == "DeepSeek-V3")
+    found = bp.symmetries(family.make(0), family.example(1))
+    parted = [one for one in found.values() if "parts are read one by one" in one.because]
+    assert parted and all(one.certificate is not None for one in parted)
+    assert not alone
+
+
 @pytest.mark.parametrize("outputs", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("piece", [1, 30, 31, 2**24])

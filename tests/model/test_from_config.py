@@ -118,6 +118,23 @@ def test_weights_of_several_types_take_hardly_any_memory() -> None:
     assert held < 100_000
 
 
+def test_stacks_that_a_model_fills_with_zeros_take_hardly_any_memory() -> None:
+    import transformers
+
+    model = from_config(
+        transformers.Llama4TextConfig(
+            hidden_size=512, intermediate_size=640, intermediate_size_mlp=64, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=128, vocab_size=100,
+            num_local_experts=4, pad_token_id=0,
+        )
+    )  # fmt: skip
+    stacks = {n: p for n, p in model.named_parameters() if p.ndim == 3}
+    assert len(stacks) == 2
+    for name, stack in stacks.items():
+        assert stack.untyped_storage().nbytes() < 20_000, name
+        assert all(float(matrix.std()) > 0 for matrix in stack), name
+
+
 class Mixture(nn.Module):
     """Experts in two stacks of matrices, each of which all rows go through."""
 
