@@ -44,6 +44,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "vocab_size": 65024,
         },
     ),
+    "GPT-OSS 120B": ("GptOssConfig", {"num_hidden_layers": 36}),
     "Mixtral 8x7B": ("MixtralConfig", {"num_hidden_layers": 32}),
     "GPT-2 XL": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
 }
