@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.algebra.groups import Group
-from basis_probe.model.facts import Facts, leaves_of
+from basis_probe.model.facts import Facts, fixed_in, leaves_of
 from basis_probe.model.graph import Kind, replay
-from basis_probe.model.trace import Node, Ref
-from basis_probe.model.weights import view_of
+from basis_probe.model.trace import Fixed, Node, Ref
+from basis_probe.model.weights import are_entries, factor_of, view_of
 
 MOST_NUMBERS = 100_000
 """A computed weight of more numbers is not tried, and taken for one that cannot move."""
@@ -82,7 +82,7 @@ def _weights(node: Node) -> Iterator[tuple[object, int, int]]:
 
 
 def _is_computed(facts: Facts, node: int) -> bool:
-    """True for a weight that is made of parameters, and is not entries of a single one."""
+    """True for a weight made of parameters that is not entries of one, or those times a number."""
     trace = facts.graph.trace
     if trace.node(node).live or len(trace.node(node).shape) < 2:
         return False
@@ -96,12 +96,17 @@ def _is_computed(facts: Facts, node: int) -> bool:
     if view is not None and _shows_each_once(view):
         return False
     places = torch.arange(learned[0].numel(), dtype=torch.float64, device=learned[0].device)
+    places = places.reshape(learned[0].shape)
     try:
-        shown = replay(trace, node, {}, {id(learned[0]): places.reshape(learned[0].shape)})
+        shown, ones = (
+            replay(trace, node, {}, {id(learned[0]): put})
+            for put in (places, torch.ones_like(places))
+        )
         given = replay(trace, node, {})
     except (RuntimeError, ValueError, TypeError):
         return True
-    entries = shown.round().long()
+    factor = factor_of(ones)
+    entries = (shown / factor).round().long()
     if not bool((entries >= 0).all()) or not bool((entries < learned[0].numel()).all()):
         return True
     seen = torch.zeros(learned[0].numel(), dtype=torch.bool, device=entries.device)
@@ -109,7 +114,29 @@ def _is_computed(facts: Facts, node: int) -> bool:
     if int(seen.sum()) < entries.numel():
         # One number stands in several places.
         return True
-    return not torch.equal(learned[0].detach().flatten()[entries].to(given), given)
+    if factor != 1.0 and _is_used_elsewhere(facts, learned[0]):
+        # That the other use is tied to this one is seen of numbers that lie in one place.
+        return True
+    return not are_entries(learned[0].detach().flatten()[entries], factor, given)
+
+
+def _is_used_elsewhere(facts: Facts, parameter: Tensor) -> bool:
+    """True if what depends on the input reads a parameter otherwise than as one weight, once."""
+    trace, uses = facts.graph.trace, 0
+
+    def lies_there(fixed: Fixed) -> bool:
+        tensor = fixed.tensor
+        alike = tensor.layout is torch.strided and not tensor.is_meta
+        return alike and tensor.untyped_storage().data_ptr() == place
+
+    place = parameter.untyped_storage().data_ptr()
+    for node in trace.nodes:
+        if not node.live:
+            continue
+        uses += sum(map(lies_there, fixed_in((node.args, node.kwargs))))
+        made = (index for index in node.inputs if not trace.node(index).live)
+        uses += sum(any(map(lies_there, leaves_of(trace, index))) for index in made)
+    return uses > 1
 
 
 def _shows_each_once(view: Tensor) -> bool:

@@ -133,7 +133,7 @@ class Slots:
                 replay(self.trace, value.node, by, {id(tensor): put})
                 for put in (places, torch.ones_like(places))
             )
-            factor = _factor(ones)
+            factor = factor_of(ones)
             rounded = (entries / factor).round().long()
             given = replay(self.trace, value.node, by)
         except (RuntimeError, TypeError) as error:
@@ -142,7 +142,7 @@ class Slots:
                 f"what {_speak(node)} uses cannot be computed anew ({said})"
             ) from error
         inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
-        if not inside or not _are_entries(tensor.detach().flatten()[rounded], factor, given):
+        if not inside or not are_entries(tensor.detach().flatten()[rounded], factor, given):
             raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
         return Slot(name, rounded, factor=factor)
 
@@ -182,14 +182,14 @@ class Slots:
         return Slot(str(names[0]), lengths=Lengths(str(names[1]), axis))
 
 
-def _factor(ones: Tensor) -> float:
+def factor_of(ones: Tensor) -> float:
     """What a model multiplies a weight by, from what it makes of ones; 1 if that is no number."""
     found = float(ones.flatten()[0]) if ones.numel() else 1.0
     one = math.isfinite(found) and found != 0 and bool((ones == found).all())
     return found if one else 1.0
 
 
-def _are_entries(entries: Tensor, factor: float, given: Tensor) -> bool:
+def are_entries(entries: Tensor, factor: float, given: Tensor) -> bool:
     """Whether what a model uses is entries of a parameter, or these times a number."""
     if factor == 1.0:
         return torch.equal(entries.to(given), given)

@@ -142,3 +142,26 @@ def test_a_matrix_may_be_taken_apart(name: str) -> None:
     for site in ("neurons:in", "neurons"):
         certificate = found[site].certificate
         assert certificate is None or certificate.holds
+
+
+USED_AGAIN: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "both multiplied": lambda x, w, h: (x @ (0.5 * w).T, h @ (0.5 * w)),
+    "one multiplied": lambda x, w, h: (x @ w.T, h @ (0.5 * w)),
+    "one negated": lambda x, w, h: (x @ w.T, h @ -w),
+    "another part, multiplied": lambda x, w, h: (x @ w.T, h @ torch.cat([w[:6], -w[6:]])),
+    "its size is read": lambda x, w, h: (x @ (2 * w).T, h @ torch.ones_like(w) * w.norm()),
+}
+
+
+@pytest.mark.parametrize("name", USED_AGAIN)
+def test_a_parameter_that_is_used_again_is_not_claimed_to_move_freely(name: str) -> None:
+    """Without a proof, too: a rescaling of neurons would have to move the weights twice."""
+    way = USED_AGAIN[name]
+
+    class Tied(Multiplied):
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.neurons(way(x, self.write, x)[0] + self.bias)
+            return self.out(way(x, self.write, hidden)[1].tanh() + x)
+
+    found = bp.symmetries(Tied(lambda w: w).eval(), X, certificates=False)
+    assert not isinstance(found["neurons"].group, PositiveMonomial)
