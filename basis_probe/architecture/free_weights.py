@@ -15,7 +15,7 @@ from basis_probe.algebra.groups import Group
 from basis_probe.model.facts import Facts, fixed_in, leaves_of
 from basis_probe.model.graph import Kind, replay
 from basis_probe.model.trace import Fixed, Node, Ref
-from basis_probe.model.weights import are_entries, factor_of, view_of
+from basis_probe.model.weights import entries_of, view_of
 
 MOST_NUMBERS = 100_000
 """A computed weight of more numbers is not tried, and taken for one that cannot move."""
@@ -95,29 +95,18 @@ def _is_computed(facts: Facts, node: int) -> bool:
     view = view_of(trace, node, learned[0])
     if view is not None and _shows_each_once(view):
         return False
-    places = torch.arange(learned[0].numel(), dtype=torch.float64, device=learned[0].device)
-    places = places.reshape(learned[0].shape)
     try:
-        shown, ones = (
-            replay(trace, node, {}, {id(learned[0]): put})
-            for put in (places, torch.ones_like(places))
-        )
-        given = replay(trace, node, {})
+        found = entries_of(trace, node, learned[0], {})
     except (RuntimeError, ValueError, TypeError):
         return True
-    factor = factor_of(ones)
-    entries = (shown / factor).round().long()
-    if not bool((entries >= 0).all()) or not bool((entries < learned[0].numel()).all()):
+    if found is None:
         return True
-    seen = torch.zeros(learned[0].numel(), dtype=torch.bool, device=entries.device)
-    seen[entries.flatten()] = True
-    if int(seen.sum()) < entries.numel():
+    entries, factor = found
+    if len(entries.unique()) < entries.numel():
         # One number stands in several places.
         return True
-    if factor != 1.0 and _is_used_elsewhere(facts, learned[0]):
-        # That the other use is tied to this one is seen of numbers that lie in one place.
-        return True
-    return not are_entries(learned[0].detach().flatten()[entries], factor, given)
+    # That another use is tied to this one is seen of numbers that lie in one place.
+    return factor != 1.0 and _is_used_elsewhere(facts, learned[0])
 
 
 def _is_used_elsewhere(facts: Facts, parameter: Tensor) -> bool:

@@ -125,26 +125,16 @@ class Slots:
         if view is not None:
             every = torch.arange(tensor.numel(), device=tensor.device)
             return Slot(name, every.as_strided(view.shape, view.stride(), view.storage_offset()))
-        places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
-        places = places.reshape(tensor.shape)
-        by = self.trace.picked
         try:
-            entries, ones = (
-                replay(self.trace, value.node, by, {id(tensor): put})
-                for put in (places, torch.ones_like(places))
-            )
-            factor = factor_of(ones)
-            rounded = (entries / factor).round().long()
-            given = replay(self.trace, value.node, by)
+            found = entries_of(self.trace, value.node, tensor, self.trace.picked)
         except (RuntimeError, TypeError) as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise WeightError(
                 f"what {_speak(node)} uses cannot be computed anew ({said})"
             ) from error
-        inside = bool((rounded >= 0).all()) and bool((rounded < tensor.numel()).all())
-        if not inside or not are_entries(tensor.detach().flatten()[rounded], factor, given):
+        if found is None:
             raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
-        return Slot(name, rounded, factor=factor)
+        return Slot(name, found[0], factor=found[1])
 
     def turned(self, node: Node, value: object) -> tuple[str, tuple[int, ...]] | None:
         """A whole parameter that an argument of a call shows with its axes in some other order.
@@ -182,20 +172,40 @@ class Slots:
         return Slot(str(names[0]), lengths=Lengths(str(names[1]), axis))
 
 
-def factor_of(ones: Tensor) -> float:
-    """What a model multiplies a weight by, from what it makes of ones; 1 if that is no number."""
-    found = float(ones.flatten()[0]) if ones.numel() else 1.0
-    one = math.isfinite(found) and found != 0 and bool((ones == found).all())
-    return found if one else 1.0
+def entries_of(
+    trace: Trace, node: int, tensor: Tensor, by: dict[int, Tensor]
+) -> tuple[Tensor, float] | None:
+    """Which entries of a tensor a node holds, and by what they are multiplied, found by numbers.
 
+    Args:
+        trace: the record.
+        node: the node.
+        tensor: a parameter.
+        by: node -> what is picked by.
 
-def are_entries(entries: Tensor, factor: float, given: Tensor) -> bool:
-    """Whether what a model uses is entries of a parameter, or these times a number."""
+    Returns:
+        For every entry of the node its flat place in the tensor, and the factor; None if the node
+        holds anything else.
+    """
+    places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
+    places = places.reshape(tensor.shape)
+    shown, ones = (
+        replay(trace, node, by, {id(tensor): put}) for put in (places, torch.ones_like(places))
+    )
+    factor = float(ones.flatten()[0]) if ones.numel() else 1.0
+    if not math.isfinite(factor) or factor == 0 or not bool((ones == factor).all()):
+        return None
+    entries = (shown / factor).round().long()
+    given = replay(trace, node, by)
+    if not bool((entries >= 0).all()) or not bool((entries < tensor.numel()).all()):
+        return None
+    held = tensor.detach().flatten()[entries]
     if factor == 1.0:
-        return torch.equal(entries.to(given), given)
+        return (entries, factor) if torch.equal(held.to(given), given) else None
     # Whether it multiplies or divides, and in which order, is not known: the last digit may differ.
     close = 4 * torch.finfo(given.dtype).eps
-    return torch.allclose((entries.double() * factor).to(given), given, rtol=close, atol=0.0)
+    alike = torch.allclose((held.double() * factor).to(given), given, rtol=close, atol=0.0)
+    return (entries, factor) if alike else None
 
 
 def view_of(trace: Trace, node: int, tensor: Tensor) -> Tensor | None:
