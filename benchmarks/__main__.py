@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks import comparison, configuration, peers, saving, whole
+from benchmarks import comparison, configuration, on_disk, peers, saving, whole
 from benchmarks.shapes import SHAPES
 
 _HERE = {
@@ -20,6 +20,8 @@ _HERE = {
     "configuration": configuration.table,
 }
 """What needs no process of its own."""
+_ASKED = {"on-disk": on_disk.table}
+"""What takes so much disk that it is measured only where it is asked for."""
 _TABLES = ("whole", "probe", "notebook", "growth", "dissection", *_HERE)
 
 
@@ -33,7 +35,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=pathlib.Path, help="write the table here too")
-    parser.add_argument("--only", nargs="+", choices=[*_TABLES], help="leave the others out")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*_TABLES, *_ASKED], help="leave the others out"
+    )
     asked = parser.parse_args()
     shape = SHAPES[asked.shape]
     least = 3 * shape.batch * shape.length
@@ -54,7 +58,7 @@ def main() -> None:
     if "dissection" in wanted:
         found = _measured(asked, "dissection", tokens=asked.tokens[0])
         table += [*_dissection_table(asked, found), ""]
-    for name, made in _HERE.items():
+    for name, made in (_HERE | _ASKED).items():
         if name in wanted:
             table += [*made(), ""]
     text = "\n".join(table)

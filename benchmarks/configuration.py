@@ -46,6 +46,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "GPT-OSS 120B": ("GptOssConfig", {"num_hidden_layers": 36}),
     "Mixtral 8x7B": ("MixtralConfig", {"num_hidden_layers": 32}),
+    "DeepSeek V3, four layers": ("DeepseekV3Config", {"num_hidden_layers": 4}),
     "GPT-2 XL": ("GPT2Config", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
 }
 """Name -> class of transformers, and what it is given."""

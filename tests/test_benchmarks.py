@@ -63,6 +63,19 @@ def test_proofs_from_configurations_are_measured() -> None:
     assert float(seconds) >= 0 and float(memory) > 0
 
 
+def test_proofs_of_models_on_disk_are_measured() -> None:
+    from benchmarks import on_disk
+
+    header, _, row = on_disk.table(layers=1, width=256, neurons=512)
+    assert header.count("|") == row.count("|") == 7
+    size, layers, claims, *figures = [cell.strip() for cell in row.split("|")[1:-1]]
+    parameters = 2 * 32000 * 256 + 4 * 256**2 + 3 * 256 * 512 + 3 * 256
+    assert float(size) == round(2 * parameters / 1e9, 1) and layers == "1"
+    sites, claimed, proved = (int(words.split()[0]) for words in claims.split(", "))
+    assert sites >= claimed == proved > 20
+    assert all(float(figure) >= 0 for figure in figures)
+
+
 def test_what_is_measured_on_an_accelerator_runs_on_a_cpu_in_small(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
