@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from basis_probe.model.facts import Facts, fixed_in, matrix, shared, vectors_of
+from basis_probe.model.facts import Facts, fixed_in, leaves_of, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
-from basis_probe.model.trace import Trace
+from basis_probe.model.trace import Fixed, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
         for read, written in ((b, first), (a, second)):
             if read is not None and layouts.get(read) is not None:
                 tie(written, read, True)
-    for first, second in _sharing(facts):
+    for first, second in (*_sharing(facts), *_with_one_bias(facts)):
         tie(first, second, False)
     for stream in facts.streams:
         parts: dict[tuple[int, ...], int] = {}
@@ -108,6 +108,19 @@ def _sharing(facts: Facts) -> Iterator[tuple[int, int]]:
             yield one, other
             if all(_keeps(facts, v) for v in (first, second)):
                 yield first, second
+
+
+def _with_one_bias(facts: Facts) -> Iterator[tuple[int, int]]:
+    """Pairs of linear maps that add one vector to what they write."""
+    users = dict[int, list[int]]()
+    for index, vertex in facts.graph.vertices.items():
+        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
+            node = facts.graph.trace.node(index)
+            for fixed in fixed_in((node.args, node.kwargs)):
+                if fixed.tensor.ndim == 1 and isinstance(fixed.tensor, nn.Parameter):
+                    users.setdefault(id(fixed.tensor), []).append(index)
+    for several in users.values():
+        yield from itertools.pairwise(several)
 
 
 def _source(facts: Facts, vertex: int) -> int:
@@ -174,7 +187,42 @@ def overlapping(facts: Facts) -> dict[int, str]:
             if one[1] >= other[0] and _meet_in_part(one[3], other[3]):
                 why = "its matrix overlaps with another one in the same parameter"
                 found |= dict.fromkeys((one[2], other[2]), why)
-    return found
+    return found | dict.fromkeys(_computed_beside(facts), _COMPUTED_BESIDE)
+
+
+_COMPUTED_BESIDE = (
+    "a parameter that its matrix is made of is used elsewhere, too, and one of the two is computed "
+    "from it"
+)
+
+
+def _computed_beside(facts: Facts) -> Iterator[int]:
+    """Linear maps that share a parameter with others, where a matrix is more than a view of it."""
+    trace, users = facts.graph.trace, dict[int, set[int]]()
+    computed: set[int] = set()
+    for index, vertex in facts.graph.vertices.items():
+        if vertex.kind not in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
+            continue
+        node = trace.node(index)
+        made = [i for i in node.inputs if not trace.node(i).live]
+        fixed = [*fixed_in((node.args, node.kwargs))]
+        for place in made:
+            fixed += leaves_of(trace, place)
+        own = {span(one.tensor)[0] for one in fixed if _is_matrix(one)}
+        for key in own:
+            users.setdefault(key, set()).add(index)
+        weight = matrix(trace, node) if made else None
+        if made and (weight is None or not weight.numel() or span(weight)[0] not in own):
+            computed.add(index)
+    for several in users.values():
+        if len(several) > 1 and several & computed:
+            yield from several
+
+
+def _is_matrix(fixed: Fixed) -> bool:
+    tensor = fixed.tensor
+    plain = tensor.layout is torch.strided and not tensor.is_meta and tensor.numel() > 0
+    return plain and fixed.name is not None and tensor.ndim > 1
 
 
 def _spread(trace: Trace) -> Iterator[tuple[int, dict[int, Tensor]]]:

@@ -54,6 +54,7 @@ class Multiplied(nn.Module):
         self.bias = nn.Parameter(torch.randn(12, generator=generator))
         self.register_buffer("number", torch.tensor(0.25))
         self.way, self.neurons, self.out = way, nn.ReLU(), nn.Linear(12, 3)
+        self.before: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         made = nn.functional.linear(x, self.way(self.write), self.way(self.bias))
@@ -165,3 +166,39 @@ def test_a_parameter_that_is_used_again_is_not_claimed_to_move_freely(name: str)
 
     found = bp.symmetries(Tied(lambda w: w).eval(), X, certificates=False)
     assert not isinstance(found["neurons"].group, PositiveMonomial)
+
+
+AGAIN: dict[str, Callable[[Multiplied, Tensor], Tensor]] = {
+    "bare behind multiplied": lambda s, x: _two(s, x, s.write * 2, s.write),
+    "multiplied behind bare": lambda s, x: _two(s, x, s.write, -s.write),
+    "bare behind a copy": lambda s, x: _two(s, x, s.write.clone(), s.write),
+    "part of a sum behind bare": lambda s, x: _two(s, x, s.write + s.read, s.write),
+    "read by the transpose, multiplied": lambda s, x: _two(s, x, s.write * 0.5, s.write.T),
+    "one bias for both": lambda s, x: _two(s, x, s.write, s.read, s.bias),
+}
+
+
+def _two(
+    model: Multiplied, x: Tensor, one: Tensor, other: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    first = model.neurons(nn.functional.linear(model.before(x), one, bias))
+    return model.neurons(nn.functional.linear(first, other, bias))
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_nothing_is_claimed_of_a_parameter_in_two_places_that_its_proof_refutes(name: str) -> None:
+    class Twice(Multiplied):
+        def __init__(self) -> None:
+            super().__init__(lambda w: w)
+            self.before = nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(AGAIN[name](self, x))
+
+    found = bp.symmetries(Twice().eval(), X)
+    refuted = [
+        site
+        for site, one in found.items()
+        if one.certificate is not None and not one.certificate.holds
+    ]
+    assert refuted == []
