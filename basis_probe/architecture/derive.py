@@ -982,6 +982,8 @@ class Derivation:
         for index in (*stream.members, *stream.writers, *stream.readers):
             why = self.facts.given.get(index) or self._overlapping.get(index)
             if why is not None and index not in self.heads.inside:
+                # Constants that are acted on are the nearer reason.
+                self._require_no_constants(self.facts.stream_of[min(stream.members)])
                 raise NotUnderstood(why)
         first = min(stream.members)
         if first not in self._adding:
