@@ -72,7 +72,8 @@ def test_the_sizes_from_which_less_is_compared_are_those_of_the_page() -> None:
     page = " ".join((DOCS / "scale.md").read_text(encoding="utf-8").split())
     for (frames, samples), words in (
         ((199, 4096), "above {} axes that are turned, {} neurons of 64 inputs, or {} of 512"),
-        ((99, 4096), "above {} axes, {} neurons of 64 inputs, or {} of 512"),
+        ((99, 4096), "above {} axes, {} neurons of 64 inputs, or {} of 512), samples"),
+        ((99, 1024), "above {} axes, {} neurons of 64 inputs, or {} of 512), a block"),
     ):
         limits = [
             last(read, (frames, samples)) for read in (lambda d: d, lambda d: 64, lambda d: 512)

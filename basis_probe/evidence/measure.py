@@ -54,16 +54,23 @@ from basis_probe.statistics.scores import (
 from basis_probe.statistics.spread import Spread
 from basis_probe.statistics.weight_laws import is_drawn, is_heavy, is_sparse, zeros
 
-_FULL_WORK = 6e10
-"""Multiplications and additions at one site up to which every axis is compared in full."""
+_MOST_FRAMES_WORK, _FULL_WORK = 2e10, 4e10
+"""Multiplications and additions at one site up to which every axis is compared on 4,096 samples, in
+199 frames and in 99."""
+_EVERY_AXIS_WORK = 1.5e10
+"""Up to so many every axis is compared on 1,024 samples."""
 _SCORING = 500
 """About so many of them take as long as scoring one value."""
-_LEAST_WORK = 5e9
+_LEAST_WORK = 3e9
 """About as many are spent on a wider site."""
-_FEWEST_DIRECTIONS = 64
+_FRAMES, _FEWEST_DIRECTIONS = 39, 96
+"""Frames and axes where some axes stand for all. Axes tell more than frames: what is not known of
+those that are left out is an error of the axes that were drawn."""
 _FEWEST_BLOCKS, _BLOCK = 19, 128
 """Where all directions have one law, so few blocks of so many directions: what counts is how many
 directions there are together."""
+_SHOWN, _SHOWN_OF_WIDE, _WIDE_TO_SHOW = 32, 16, 1024
+"""Directions where the raw rotation is but shown, and above how many axes there are fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +92,9 @@ def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
     """What can be compared at a site for little more than it costs to run a model of its width.
 
     Where all axes in 199 frames on 4,096 samples are too much to multiply and score, frames are 99:
-    enough for the tail of their law. Where that is too much, a block of at least 64 axes is
-    compared on 1,024 samples, in a test that is as exact, but less sharp.
+    enough for the tail of their law. Where that is too much, samples are 1,024. Where that is too,
+    a block of at least 96 axes is compared in 39 frames, in a test that is as exact, but less
+    sharp.
 
     Args:
         read: how many numbers make one axis: the inputs of a neuron, or the axes that are turned.
@@ -96,21 +104,33 @@ def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
 
     Example:
         >>> affordable(64, 64), affordable(768, 3072)
-        (Size(frames=199, samples=4096, directions=None), Size(frames=99, samples=1024, \
-directions=64))
+        (Size(frames=99, samples=4096, directions=None), Size(frames=39, samples=1024, \
+directions=96))
         >>> affordable(768, 768, one_law=True)
         Size(frames=19, samples=1024, directions=128)
     """
-    each = 2.0 * read + _SCORING
-    for frames in (199, 99):
-        if 4096 * frames * each * dim <= _FULL_WORK:
-            return Size(frames, 4096, None)
-    several = int(_LEAST_WORK / (1024 * each))
+    each = (2.0 * read + _SCORING) * dim
+    sizes = (199, 4096, _MOST_FRAMES_WORK), (99, 4096, _FULL_WORK), (99, 1024, _EVERY_AXIS_WORK)
+    for frames, samples, work in sizes:
+        if samples * frames * each <= work:
+            return Size(frames, samples, None)
+    several = int(_LEAST_WORK * dim / (1024 * each))
     if one_law:
         directions = min(_BLOCK, dim // 2)
         return Size(min(99, max(_FEWEST_BLOCKS, several // directions)), 1024, directions)
-    directions = max(_FEWEST_DIRECTIONS, several // 99)
-    return Size(99, 1024, None if directions >= dim else directions)
+    directions = max(_FEWEST_DIRECTIONS, several // _FRAMES)
+    # The law of whole frames is told by their number.
+    return Size(99, 1024, None) if directions >= dim else Size(_FRAMES, 1024, directions)
+
+
+def to_show(dim: int) -> Size:
+    """In which size the raw rotation is drawn where it is but shown beside what decides.
+
+    Args:
+        dim: the number of axes.
+    """
+    directions = _SHOWN if dim <= _WIDE_TO_SHOW else _SHOWN_OF_WIDE
+    return Size(_FEWEST_BLOCKS, 1024, directions if dim > 2 * directions else None)
 
 
 def reads(problem: Problem) -> int:
@@ -317,7 +337,7 @@ class Compared:
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
 
 
-_SHOWN, _SHOWN_WHOLE = 19, 49
+_SHOWN_WHOLE = 49
 FEWEST_AXES = 4
 """With fewer axes a kurtosis across them says nothing, and orders are not asked."""
 
@@ -385,8 +405,11 @@ def _for_show(choice: Choice, problem: Problem) -> Null:
         if choice.asked:
             return null
         return dataclasses.replace(null, frames=min(null.frames, _SHOWN_WHOLE))
-    directions = null.directions if choice.asked else min(null.directions, _FEWEST_DIRECTIONS)
-    return dataclasses.replace(null, frames=min(null.frames, _SHOWN), directions=directions)
+    few = to_show(problem.x.shape[1])
+    directions = null.directions
+    if not choice.asked and few.directions is not None:
+        directions = min(directions, few.directions)
+    return dataclasses.replace(null, frames=min(null.frames, few.frames), directions=directions)
 
 
 @dataclasses.dataclass(frozen=True)

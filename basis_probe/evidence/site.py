@@ -24,6 +24,7 @@ from basis_probe.evidence.measure import (
     live_axes,
     measure,
     taken,
+    to_show,
 )
 from basis_probe.evidence.orders import Orders, orders
 from basis_probe.model.around import Around
@@ -59,11 +60,6 @@ if TYPE_CHECKING:
 
     from basis_probe.evidence.own import OwnScore
     from basis_probe.statistics.bases import Candidate
-
-BESIDE = Rotation(frames=19, samples=1024)
-"""The raw rotation of activations behind a nonlinearity: shown because people ask for it."""
-_WIDE = 256
-"""Above so many axes it is drawn for fewer directions."""
 
 _HERE = torch.device("cpu")
 _DOUBLE = ("cpu", "cuda", "xpu")
@@ -546,8 +542,8 @@ def _beside(
     problem: Problem, scores: Sequence[Score], seed: int, record: NullRecord
 ) -> Mapping[str, ScoreResult]:
     bare = Problem(x=problem.x, group=problem.group, halves=problem.halves)
-    wide = problem.x.shape[1] > _WIDE
-    null = dataclasses.replace(BESIDE, frames=19, directions=32) if wide else BESIDE
+    # Of activations behind a nonlinearity raw rotation is shown because people ask for it.
+    null = to_show(problem.x.shape[1]).of(Rotation())
     choice = Choice(null, "shown beside", frozenset(), True, believable=False)
     counted = Counted(record.distinct, record.effective)
     return measure(bare, choice, scores, seed=seed, counted=counted).scores

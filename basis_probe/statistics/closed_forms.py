@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.statistics.gram import gram
 from basis_probe.statistics.moments import float64_device
 
 # The second moment of whitened data may miss the identity by rounding, not by estimation.
@@ -358,7 +359,7 @@ def _std_of_mean(
 def _zonal_sum(rows: Float[Tensor, "samples dim"], sphere: int) -> float:
     """sum_{s,t} |x_s|^4 |x_t|^4 P(cos_st), P the degree-4 Gegenbauer polynomial in R^sphere."""
     n = sphere
-    product = (rows @ rows.T).square_()
+    product = gram(rows).square_()
     lengths = rows.square().sum(1)
     fourth = float(product.flatten().dot(product.flatten()))
     second = float(lengths @ product @ lengths)

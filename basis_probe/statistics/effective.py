@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from basis_probe.statistics.gram import gram
 from basis_probe.statistics.moments import float64_device
 
 _ALIKE = 1e-5
@@ -111,7 +112,7 @@ def effective_samples(
         piece = rows[chosen].to(torch.float64)
         place.copy_(piece.div_(piece.norm(dim=1, keepdim=True)))
     count = len(unit)
-    fourth = (unit @ unit.T).square_().square_().fill_diagonal_(0.0).sum(dtype=torch.float64)
+    fourth = gram(unit).square_().square_().fill_diagonal_(0.0).sum(dtype=torch.float64)
     apart = float(fourth) / (count * (count - 1)) if count > 1 else 0.0
     return 1 / (1 / samples + (1 - 1 / samples) * max(apart, 0.0))
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from basis_probe.algebra.haar import haar, haar_fixing
 from basis_probe.algebra.remembered import remembered
+from basis_probe.statistics.gram import gram
 from basis_probe.statistics.p_values import Tail, tail_p
 
 OFFSET, SCALE, FORM = "offset", "scale", "form"
@@ -115,14 +116,12 @@ class Centred:
         return self._products_of(self.rows)
 
     def _products_of(self, rows: Tensor) -> Tensor:
-        products = rows.T @ rows if self.dim <= self.samples else rows @ rows.T
-        return products / self.samples
+        return gram(rows.T if self.dim <= self.samples else rows) / self.samples
 
     @functools.cached_property
     def inner_products(self) -> Float[Tensor, "samples samples"]:
         """Those of the rows with each other, in the type in which rows are whitened."""
-        given = self.rows.to(self.dtype)
-        return given @ given.T
+        return gram(self.rows.to(self.dtype))
 
     @functools.cached_property
     def _decomposed(self) -> tuple[Tensor, Tensor]:
@@ -250,7 +249,7 @@ def _noise(rows: Centred, examples: Tensor) -> str:
     residual = (means - means.mean(0)) / math.sqrt(count * (count - 1))
     lengths = residual.square().sum(1)
     few = count <= rows.dim
-    products = residual @ residual.T if few else residual.T @ residual
+    products = gram(residual if few else residual.T)
     pairs = (products.square().sum() - lengths.square().sum()) * count / (count - 1)
     spread = math.sqrt(2 * max(float(pairs), 1e-300))
     beyond = (float(rows.mean.square().sum()) - float(lengths.sum())) / spread

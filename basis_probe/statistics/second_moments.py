@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from basis_probe.statistics.gram import gram
+
 # So many entries are brought to float64 at a time.
 _ENTRIES_AT_ONCE = 2**22
 
@@ -259,7 +261,7 @@ class Samples:
         at_once = min(self._at_once, other._at_once)
         if self is other:
             for rows in self.blocks(at_once):
-                sums += rows.T @ rows
+                sums += gram(rows.T)
         else:
             kind = torch.float32 if self.single and other.single else torch.float64
             for rows, others in zip(self.blocks(at_once), other.blocks(at_once), strict=True):

@@ -246,11 +246,17 @@ def test_as_many_axes_of_every_head_are_drawn_each_for_itself_and_the_same_of_co
 
 @pytest.mark.slow
 def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
-    narrow, middle = affordable(64, 64), affordable(64, 172)
-    assert (narrow.frames, narrow.samples, narrow.directions) == (199, 4096, None)
-    assert (middle.frames, middle.samples, middle.directions) == (99, 4096, None)
-    wide = affordable(768, 3072)
-    assert (wide.frames, wide.samples, wide.directions) == (99, 1024, 64)
+    sizes = [affordable(*shape) for shape in ((32, 32), (64, 64), (128, 172), (768, 3072))]
+    assert [(size.frames, size.samples, size.directions) for size in sizes] == [
+        (199, 4096, None),
+        (99, 4096, None),
+        (99, 1024, None),
+        (39, 1024, 96),
+    ]
+    for read, dim in ((9216, 96), (4608, 97), (64, 4096)):
+        # Whole frames are as many as their law takes; blocks have more axes than frames.
+        size = affordable(read, dim)
+        assert size.frames == 99 if size.directions is None else size.frames < size.directions < dim
     for dim in (175, 256, 768, 4096):
         turned = affordable(dim, dim, one_law=True)
         assert turned.samples == 1024 and turned.directions is not None
