@@ -193,8 +193,12 @@ class LinearLayer:
         column lengths in turn (Sinkhorn and Knopp 1967, of the squared weights). It moves along
         when inputs are rescaled and does not change when outputs are.
         """
-        power = torch.cat([w.double().square().sum(2) for w in self.weights])
-        power = power[power.sum(1) > 0]
+        squares = [w.double().square() for w in self.weights]
+        several = [each.sum(2) if each.shape[2] > 1 else each[..., 0] for each in squares]
+        power = several[0] if len(several) == 1 else torch.cat(several)
+        reading = power.sum(1) > 0
+        if not bool(reading.all()):
+            power = power[reading]
         columns = torch.ones(power.shape[1], dtype=torch.float64, device=power.device)
         if not len(power):
             return columns
