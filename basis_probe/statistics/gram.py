@@ -8,7 +8,7 @@ _LEAST = 128
 
 
 def gram(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows rows"]:
-    """The inner products of rows with each other, exactly symmetric.
+    """The inner products of rows with each other.
 
     Those of the first half with the second are computed once, and so on within each half: on a CPU
     in two thirds of the time that the whole product takes.

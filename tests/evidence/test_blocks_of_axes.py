@@ -427,6 +427,33 @@ def test_the_mean_of_all_errs_by_no_more_than_is_said() -> None:
     assert 0.5 < float(torch.tensor(off).square().mean().sqrt()) < 1.1
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.1, 0.4])
+def test_more_axes_in_fewer_frames_are_as_sharp_and_hold_the_level(shared: float) -> None:
+    """The size that is chosen, against as many more frames of fewer axes."""
+    size, dim = affordable(768, 3072), 3072
+    assert size.directions is not None
+    shapes = {"chosen": (size.frames, size.directions), "more frames": (99, 64)}
+    called = dict.fromkeys(shapes, 0)
+    width = dict.fromkeys(shapes, 0.0)
+    for seed in range(300):
+        generator = seeded(seed)
+        # Every neuron has a law of its own, skewed, and what it scores beside others is one draw.
+        own = torch.randn(dim, generator=generator).exp()
+        drawn = (torch.randn(dim, generator=generator) / 2).exp()
+        for name, (frames, count) in shapes.items():
+            common = shared * torch.randn(frames + 1, 1, generator=generator)
+            axes = torch.randperm(dim, generator=generator)[:count]
+            every = (torch.randn(frames + 1, count, generator=generator) / 2).exp()
+            every[0] = drawn[axes]
+            values = (own + drawn + common[0]).double()
+            found = mean_of_all((own[axes] + every + common).double(), values, one_law=False)
+            called[name] += abs(found.observed - found.null_mean) > 1.96 * found.null_std
+            width[name] += found.null_std / 300
+    # One in twenty of 300 are 15.
+    assert max(called.values()) <= 26
+    assert width["chosen"] < 1.03 * width["more frames"]
+
+
 TURNED: dict[str, Callable[[Tensor], Tensor]] = {
     "Gaussian": lambda x: x,
     "Laplace": lambda x: x * x.abs(),
