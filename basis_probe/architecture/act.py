@@ -37,6 +37,7 @@ from basis_probe.model.facts import (
     Facts,
     Region,
     Shape,
+    bias_of,
     constants_of,
     evaluate,
     fixed_in,
@@ -490,18 +491,19 @@ class Action:
             table = next(fixed_in((node.args, node.kwargs)), None)
             along = looked_up(node) or 0
             return _Map(self.slots.slot(node, table), 1 - along, along)
+        bias = bias_of(node)
         if op == "addmm":
-            weight, bias, outputs, inputs = argument(2, "mat2"), argument(0, "input"), 1, 0
+            weight, outputs, inputs = argument(2, "mat2"), 1, 0
         elif op in GROUPED_PRODUCTS:
             # [group, inputs, outputs]: what one group takes, all of them take.
-            weight, bias, outputs, inputs = argument(1, "weight"), None, 2, 1
+            weight, outputs, inputs = argument(1, "weight"), 2, 1
         elif op in ("matmul", "mm", "bmm"):
             weight = argument(1, "other" if op == "matmul" else "mat2")
-            bias, outputs, inputs = None, -1, -2
+            outputs, inputs = -1, -2
             if self._is_turned(vertex):
                 weight, outputs, inputs = argument(0, "input"), -2, -1
         else:
-            weight, bias = argument(1, "weight"), argument(2, "bias")
+            weight = argument(1, "weight")
             outputs, inputs = (1, 0) if "transpose" in op else (0, 1)
         turned = self.slots.turned(node, weight)
         if turned is None:

@@ -981,6 +981,8 @@ class Derivation:
             )
         for index in (*stream.members, *stream.writers, *stream.readers):
             why = self.facts.given.get(index) or self._overlapping.get(index)
+            if why is None and index in stream.writers:
+                why = self.facts.biases.get(index)
             if why is not None and index not in self.heads.inside:
                 # Constants that are acted on are the nearer reason.
                 self._require_no_constants(self.facts.stream_of[min(stream.members)])
@@ -1145,13 +1147,13 @@ class Derivation:
 
     def _is_free_part(self, part: Vertex) -> bool:
         """True if a part of a wider tensor is written by linear maps as if it stood alone."""
-        graph = self.facts.graph
-        source = self.facts.streams[self.facts.stream_of[part.carried[0]]]
+        facts, graph = self.facts, self.facts.graph
+        source = facts.streams[facts.stream_of[part.carried[0]]]
         if source.returned or source.value_mixed or source.max_pooled:
             return False
         for writer in source.writers:
             vertex = graph.vertices[writer]
-            if writer in self._overlapping or writer in self.facts.given:
+            if any(writer in some for some in (self._overlapping, facts.given, facts.biases)):
                 return False
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
                 return False

@@ -136,6 +136,7 @@ class Facts:
         regions: vertex -> what was measured of it.
         attentions: where queries meet keys.
         given: vertex -> what it uses in place of a weight that training could change.
+        biases: linear map -> what it adds in place of a bias that training could change.
         recorded: the forward pass as it was; in the graph's, axes of examples and heads that were
             merged are kept apart.
     """
@@ -147,6 +148,7 @@ class Facts:
     regions: dict[int, Region]
     attentions: tuple[Attention, ...] = ()
     given: dict[int, str] = dataclasses.field(default_factory=dict[int, str])
+    biases: dict[int, str] = dataclasses.field(default_factory=dict[int, str])
     recorded: Trace | None = None
 
     @functools.cached_property
@@ -425,7 +427,10 @@ def _meets(graph: Graph, root: int, target: int) -> bool:
 
 
 def vectors_of(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed]]:
-    """The constants of more than one number behind a region, up to what it carries."""
+    """The constants of more than one number behind a region, up to what it carries.
+
+    Of what comes down to one number, such as an entry of a vector, all features take the same.
+    """
     trace, seen = graph.trace, set(vertex.carried)
     waiting = [vertex.node]
     while waiting:
@@ -434,6 +439,8 @@ def vectors_of(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed]]:
             continue
         seen.add(index)
         node = trace.node(index)
+        if not node.live and math.prod(node.shape) == 1:
+            continue
         for value in (*node.args, *node.kwargs.values()):
             if isinstance(value, Fixed) and value.tensor.numel() > 1:
                 yield node, value
@@ -684,7 +691,7 @@ def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) ->
         if region.shape is Shape.RMS_NORM and region.within and _is_gainless(graph, vertex, region)
     )
     found = attentions(graph, norms, plain)
-    facts = Facts(graph, sites, streams, stream_of, regions, found, _given(graph), recorded)
+    facts = Facts(graph, sites, streams, stream_of, regions, found, *_given(graph), recorded)
     facts = dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
     return dataclasses.replace(facts, sites=_with_experts(facts, as_bridge=all_named))
 
@@ -804,9 +811,9 @@ def _uncarried(graph: Graph, index: int) -> int:
     return index
 
 
-def _given(graph: Graph) -> dict[int, str]:
-    """Vertices whose matrix, table or added vector is no parameter."""
-    trace, found = graph.trace, dict[int, str]()
+def _given(graph: Graph) -> tuple[dict[int, str], dict[int, str]]:
+    """Vertices whose matrix, table or added vector is no parameter, and maps of such a bias."""
+    trace, found, biases = graph.trace, dict[int, str](), dict[int, str]()
     maps = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)
     for vertex in graph.vertices.values():
         node = trace.node(vertex.node)
@@ -815,6 +822,9 @@ def _given(graph: Graph) -> dict[int, str]:
             used = [v for v in (*node.args, *node.kwargs.values()) if _is_matrix(trace, v)]
             if used and not any(_is_learned(trace, value) for value in used):
                 found[vertex.node] = f"the matrix of {node.op}{where} is no parameter of the model"
+            bias = bias_of(node)
+            if _is_constant(trace, bias):
+                biases[vertex.node] = f"the bias of {node.op}{where} is no parameter of the model"
         elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
             for value in constants_of(trace, node):
                 if not _is_learned(trace, value):
@@ -822,7 +832,23 @@ def _given(graph: Graph) -> dict[int, str]:
                         f"a constant{where} is added to it that is no parameter of the model, such "
                         "as a table of sines for positions"
                     )
-    return found
+    return found, biases
+
+
+def bias_of(node: Node) -> object:
+    """What a linear map adds to its product; None if it is another call, or adds nothing."""
+    name, place = {"addmm": ("input", 0)}.get(node.op, ("bias", 2))
+    if node.op not in ("linear", "addmm") and not node.op.startswith("conv"):
+        return None
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
+
+
+def _is_constant(trace: Trace, bias: object) -> bool:
+    """True for a bias that no parameter is among, and that is not zero."""
+    if isinstance(bias, Ref):
+        live = trace.node(bias.node).live
+        return not live and not is_blank(trace, bias) and not _is_learned(trace, bias)
+    return isinstance(bias, Fixed) and not _is_learned(trace, bias) and bool(bias.tensor.any())
 
 
 def spans_all_axes(facts: Facts, index: int) -> bool:
