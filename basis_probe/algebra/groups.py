@@ -532,10 +532,23 @@ class LineRotations(LineStabiliser):
         return Miss(turned, f"columns {i} and {j} are not those of a turn")
 
 
-def _moving(order: Tensor, *, moves: bool) -> Tensor:
-    """The order, or another one where it leaves everything in its place and should not."""
-    still = torch.equal(order, torch.arange(len(order)))
-    return order.roll(1) if moves and still and len(order) > 1 else order
+def _cycle(count: int, generator: torch.Generator) -> Int64[Tensor, " count"]:
+    """An order in which everything comes to the place of something else, in one circle.
+
+    No part is left among itself by it, so that what serves a part only is seen.
+    """
+    circle = torch.randperm(count, generator=generator)
+    return torch.empty_like(circle).index_copy_(0, circle, circle.roll(-1))
+
+
+def _mixed(signs: Float64[Tensor, " count"]) -> Float64[Tensor, " count"]:
+    """The signs; where all are alike the first is another one, so that each counts by itself.
+
+    A single one is negative.
+    """
+    if not bool((signs != signs[0]).any()):
+        signs[0] = -signs[0] if len(signs) > 1 else -1.0
+    return signs
 
 
 # --- groups that keep axes ------------------------------------------------------------------------
@@ -563,16 +576,15 @@ class OnAxes(Elementary):
         return self.ordered(torch.randperm(self.dim, generator=generator), generator, signed=False)
 
     def _generic(self, generator: torch.Generator) -> Element:
-        order = _moving(torch.randperm(self.dim, generator=generator), moves=True)
-        return self.ordered(order, generator, signed=True)
+        return self.ordered(_cycle(self.dim, generator), generator, signed=True)
 
     def ordered(self, order: Tensor, generator: torch.Generator, *, signed: bool) -> Element:
-        """An element with this order, and with one sign at least that changes if so wished."""
+        """An element with this order, with signs of both kinds if so wished."""
         values = torch.ones(self.dim, dtype=torch.float64)
         if self.signs:
-            values = values * random_signs(self.dim, generator)
-            if signed and not bool((values < 0).any()):
-                values[0] = -1
+            values = random_signs(self.dim, generator)
+            if signed:
+                values = _mixed(values)
         if self.positive_scales:
             values = values * random_scales(self.dim, generator)
         # Axis j goes to order[j].
@@ -710,6 +722,10 @@ class Signs(Elementary):
 
     def _draw(self, generator: torch.Generator) -> Element:
         return MonomialElement(torch.arange(self.dim), random_signs(self.dim, generator))
+
+    def _generic(self, generator: torch.Generator) -> Element:
+        signs = _mixed(random_signs(self.dim, generator))
+        return MonomialElement(torch.arange(self.dim), signs)
 
     def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
         miss = _off_axes(a, atol, signs=True, positive_scales=False)
@@ -1092,7 +1108,8 @@ class Blocks(Group):
         return BlockElement(order, self._several(self.inner._draw, generator), self.copies)
 
     def _generic(self, generator: torch.Generator) -> Element:
-        order = _moving(self._random_order(generator), moves=self.order == "free")
+        free = self.order == "free"
+        order = _cycle(self.count, generator) if free else self._random_order(generator)
         return BlockElement(order, self._several(self.inner._generic, generator), self.copies)
 
     def _several(
@@ -1239,8 +1256,8 @@ class DirectSum(Group):
 
     def _generic(self, generator: torch.Generator) -> Element:
         if self.order == "shared":
-            order = torch.randperm(self.parts[0].dim, generator=generator)
-            return self._in_order(_moving(order, moves=True), generator, signed=True)
+            order = _cycle(self.parts[0].dim, generator)
+            return self._in_order(order, generator, signed=True)
         return SumElement(tuple(part._generic(generator) for part in self.parts))
 
     def _in_order(self, order: Tensor, generator: torch.Generator, *, signed: bool) -> Element:

@@ -55,6 +55,7 @@ from basis_probe.model.weights import (
     Slots,
     WeightError,
     Weights,
+    acted,
 )
 
 
@@ -92,6 +93,7 @@ class Action:
         self._behind: dict[int, Element] = {}
         self._affines: dict[int, _Affine] = {}
         self._experts: Experts | None = None
+        self._strict = False
 
     def move(self, site: Site, element: Element) -> dict[int, Element]:
         """Changes the weights so that the activations at a site become `element` times themselves.
@@ -108,6 +110,7 @@ class Action:
         Raises:
             WeightError: if a weight that must change is no parameter.
         """
+        self._strict = True
         return self._start(site, element, self._move)
 
     def strain(self, site: Site, make: Callable[[int], Element | None]) -> dict[int, Element]:
@@ -128,6 +131,9 @@ class Action:
         element = make(self._size(vertex.node))
         if element is None:
             return {}
+
+        # Where a stranger asks for several numbers in one place, any of them is strange.
+        self._strict = False
 
         def strange(index: int, _: Element) -> dict[int, Element]:
             return self._strange(index, make)
@@ -457,7 +463,20 @@ class Action:
         self._done.add(key)
         for idle in self._idle(slot):
             self._edit(idle, axis, element, rows)
+        if self._strict and slot.entries is not None and slot.entries.ndim == 1:
+            self._require_one_number(slot, acted(self.weights.get(slot), axis, element, rows))
         self.weights.act(slot, axis, element, rows)
+
+    def _require_one_number(self, slot: Slot, values: Tensor) -> None:
+        """Raises ContradictionError if a number in several places would have to become several."""
+        assert slot.entries is not None
+        places = slot.entries.to(values.device)
+        apart = values.new_zeros(self.weights.shape(slot.name).numel())
+        apart[places] = values
+        if float((apart[places] - values).abs().max()) > 1e-12 * float(values.abs().max()):
+            raise ContradictionError(
+                f"one number of {slot.name} serves several features, which would change apart"
+            )
 
     def _idle(self, slot: Slot) -> list[Slot]:
         """The same weights of experts that no row of the example reached."""

@@ -38,7 +38,11 @@ from basis_probe.architecture.claims import ALGEBRA, NOTHING, PAPER, RESIDUAL, N
 from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.composites import Composites
 from basis_probe.architecture.constants import held_by_constants
-from basis_probe.architecture.free_weights import computed_weights, unreachable
+from basis_probe.architecture.free_weights import (
+    computed_biases,
+    computed_weights,
+    unreachable,
+)
 from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
@@ -102,8 +106,8 @@ class Derivation:
         self._said: dict[tuple[str, int], str] = {}
         self._linear: dict[tuple[int, int], tuple[Group, str, str]] = {}
         self._parts_known: dict[int, tuple[int, ...]] = {}
-        self.computed = computed_weights(facts)
-        self._reached: dict[tuple[int, bool, str], bool] = {}
+        self.computed, self.biases = computed_weights(facts), computed_biases(facts)
+        self._reached: dict[tuple[int, int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self.pinned = read_by_number(facts)
         self._held_by_constants = held_by_constants(facts)
@@ -214,41 +218,44 @@ class Derivation:
         Raises:
             NotUnderstood: if such weights cannot follow the changes that are claimed.
         """
-        if not self.computed or isinstance(group, Trivial):
+        if not (self.computed or self.biases) or isinstance(group, Trivial):
             return group, because
         streams = self.family(index) if self.permuting(index) else {index}
         for here in sorted({tied for stream in streams for tied in self.tied_to(stream)}):
             stream = self.facts.streams[here]
-            for vertices, writes in ((stream.writers, True), (stream.readers, False)):
-                for vertex in vertices:
-                    weight = self.computed.get(vertex)
-                    if weight is None:
-                        continue
-                    where = _where(self.facts, vertex)
-                    if self._has_other_uses(weight.node, vertex):
-                        raise NotUnderstood(
-                            f"the weight{where} is computed from a parameter that is used "
-                            "elsewhere too"
+            computed = [
+                *((vertex, "weight", self.computed.get(vertex), True) for vertex in stream.writers),
+                *((vertex, "bias", self.biases.get(vertex), True) for vertex in stream.writers),
+                *(
+                    (vertex, "weight", self.computed.get(vertex), False)
+                    for vertex in stream.readers
+                ),
+            ]
+            for vertex, what, weight, writes in computed:
+                if weight is None:
+                    continue
+                said = f"the {what}{_where(self.facts, vertex)} is computed from"
+                if self._has_other_uses(weight.node, vertex):
+                    raise NotUnderstood(f"{said} a parameter that is used elsewhere too")
+                for smaller in (group, *_smaller(group)):
+                    key = (weight.node, vertex, writes, repr(smaller))
+                    if key not in self._reached:
+                        self._reached[key] = not unreachable(
+                            self.facts, weight, smaller, writes=writes
                         )
-                    for smaller in (group, *_smaller(group)):
-                        key = (vertex, writes, repr(smaller))
-                        if key not in self._reached:
-                            self._reached[key] = not unreachable(
-                                self.facts, weight, smaller, writes=writes
-                            )
-                        if self._reached[key]:
-                            break
-                    else:
-                        raise NotUnderstood(
-                            f"the weight{where} is computed from parameters, which cannot give the "
-                            "values that a change of basis asks of it"
-                        )
-                    if smaller != group:
-                        group = smaller
-                        because += (
-                            f" The weight{where} is computed from parameters, which cannot give "
-                            "what a larger group would ask of it."
-                        )
+                    if self._reached[key]:
+                        break
+                else:
+                    raise NotUnderstood(
+                        f"{said} parameters, which cannot give the values that a change of basis "
+                        "asks of it"
+                    )
+                if smaller != group:
+                    group = smaller
+                    because += (
+                        f" T{said[1:]} parameters, which cannot give what a larger group would "
+                        "ask of it."
+                    )
         return group, because
 
     def _traced(self, node: int) -> tuple[int, ...]:

@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from basis_probe.algebra.elements import MonomialElement
 from basis_probe.algebra.groups import Group
-from basis_probe.model.facts import Facts, fixed_in, leaves_of
+from basis_probe.model.facts import Facts, bias_of, fixed_in, leaves_of
 from basis_probe.model.graph import Kind, replay
 from basis_probe.model.trace import Fixed, Node, Ref
 from basis_probe.model.weights import entries_of, view_of
 
 MOST_NUMBERS = 100_000
 """A computed weight of more numbers is not tried, and taken for one that cannot move."""
+
+MOST_FEATURES = 4096
+"""Nor is one of more features, for changes of basis are written out."""
 
 _NEAR = 1e-4
 """Relative distance at which a weight counts as reached."""
@@ -29,12 +33,12 @@ _STEPS = 400
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """A weight that a linear map reads and the model computes from parameters.
+    """A weight or a bias of a linear map that the model computes from parameters.
 
     Attributes:
         vertex: the linear map.
         node: the node that holds the weight.
-        outputs, inputs: its axes.
+        outputs, inputs: its axes; those of a bias are one.
     """
 
     vertex: int
@@ -54,6 +58,18 @@ def computed_weights(facts: Facts) -> dict[int, Computed]:
         for value, outputs, inputs in _weights(node):
             if isinstance(value, Ref) and _is_computed(facts, value.node):
                 found[index] = Computed(index, value.node, outputs, inputs)
+    return found
+
+
+def computed_biases(facts: Facts) -> dict[int, Computed]:
+    """Vertex of a linear map -> its bias, where that is computed and no selection of entries."""
+    trace = facts.graph.trace
+    found: dict[int, Computed] = {}
+    for index, vertex in facts.graph.vertices.items():
+        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.DEPTHWISE):
+            value = bias_of(trace.node(vertex.node))
+            if isinstance(value, Ref) and _is_computed(facts, value.node, axes=1):
+                found[index] = Computed(index, value.node, -1, -1)
     return found
 
 
@@ -81,10 +97,10 @@ def _weights(node: Node) -> Iterator[tuple[object, int, int]]:
         yield argument(1, "weight"), 0, 1
 
 
-def _is_computed(facts: Facts, node: int) -> bool:
+def _is_computed(facts: Facts, node: int, axes: int = 2) -> bool:
     """True for a weight made of parameters that is not entries of one, or those times a number."""
     trace = facts.graph.trace
-    if trace.node(node).live or len(trace.node(node).shape) < 2:
+    if trace.node(node).live or len(trace.node(node).shape) < axes:
         return False
     leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, node)}
     learned = [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
@@ -152,7 +168,7 @@ def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -
     learned = [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
     if _is_free(facts, weight.node, learned):
         return False
-    if sum(tensor.numel() for tensor in learned) > MOST_NUMBERS:
+    if sum(tensor.numel() for tensor in learned) > MOST_NUMBERS or group.dim > MOST_FEATURES:
         return True
     # As they are, and as they could be after more training.
     for size in (1.0, _LARGER):
@@ -217,13 +233,16 @@ def _moved(now: Tensor, axis: int, group: Group, *, inverse: bool) -> Iterator[T
     generator = torch.Generator().manual_seed(0)
     front = now.movedim(axis, 0)
     for factor in (1.0, _FAR, 1 / _LARGER):
-        matrix = factor * group.draw(generator).matrix().to(now)
+        element = group.generic(generator)
+        if not isinstance(element, MonomialElement):
+            element = group.draw(generator)
+        matrix = factor * element.matrix().to(now)
         # A bounded weight follows small changes, and not large ones.
         if factor != 1.0 and not group.contains(matrix.cpu().numpy()):
             continue
         if inverse:
             matrix = torch.linalg.inv(matrix).T
-        yield (matrix @ front.flatten(1)).view(front.shape).movedim(0, axis)
+        yield (matrix @ front.reshape(len(front), -1)).view(front.shape).movedim(0, axis)
 
 
 def _reaches(

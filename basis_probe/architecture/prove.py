@@ -63,6 +63,9 @@ Claim: TypeAlias = tuple[int, Group]
 
 _SHIFTS = 16
 
+_FEW_AXES = 12
+"""Groups on so few axes act by two elements."""
+
 
 class Unproved(Exception):
     """Why no certificate could be made."""
@@ -193,15 +196,27 @@ class Prover(abc.ABC, Generic[W]):
 
     # --- all at once ----------------------------------------------------------------------------
 
-    def _phases(
+    def _rounds(
         self, claims: Mapping[Claim, tuple[Site, Group]]
+    ) -> Iterator[Iterator[tuple[set[Claim], dict[int, Element]]]]:
+        """Elements of all groups, and others of those on few axes.
+
+        Of few axes an order is now and then one of a smaller group, too: a quarter turn of four
+        places may keep two pairs together.
+        """
+        generator = self.generator()
+        few = {key: claim for key, claim in claims.items() if claim[1].dim <= _FEW_AXES}
+        for some in (claims, few) if few else (claims,):
+            yield self._phases(some, generator)
+
+    def _phases(
+        self, claims: Mapping[Claim, tuple[Site, Group]], generator: torch.Generator
     ) -> Iterator[tuple[set[Claim], dict[int, Element]]]:
         """Lets elements of all groups act; after each part, whose they are and where they acted.
 
         What a norm writes moves with the stream that it reads, but is not turned with it: it comes
         second.
         """
-        generator = self.generator()
         behind = {k for k in claims if self.action.derivation.is_norm_output(k[0])}
         self._parts_of = self._composites({key[0] for key in claims})
         for phase in (set(claims) - behind, behind):
@@ -318,7 +333,11 @@ def _acting(group: Group, generator: torch.Generator) -> Element:
     """A generic element; in a wide layer one that changes few axes, among themselves."""
     if group.dim <= _WIDE or not isinstance(group, Elementary) or isinstance(group, Trivial):
         return group.generic(generator)
-    axes = neighbours(group.dim, 4 * FEW, generator)
+    # In both halves, each beside each other: what serves one half only is seen.
+    half = group.dim // 2
+    first = neighbours(half, 2 * FEW, generator)
+    second = half + neighbours(group.dim - half, 2 * FEW, generator)
+    axes = torch.cat([first, second])
     inner = type(group)(len(axes)).generic(generator)
     if isinstance(inner, Sheared):
         # What is written along the all-ones direction would reach every axis.

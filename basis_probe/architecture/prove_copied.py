@@ -147,16 +147,18 @@ class CopyProver(Prover[CopiedWeights]):
         """By how much the outputs move when all groups act, and each site misses its element."""
         error, moved = 0.0, dict.fromkeys(claims, 0.0)
         sites = [site for site, _ in claims.values()]
-        with self.restored():
-            before = self._untouched(sites)
-            for phase, made in self._phases(claims):
-                outputs, after = self._run(sites)
-                error = max(error, largest_change(self.outputs, outputs))
-                for key in phase:
-                    site = claims[key][0]
-                    old, new = self._at(site, before[site]), self._at(site, after[site])
-                    moved[key] = self._missed(key, made, old, new)
-                before = after
+        untouched = self._untouched(sites)
+        for acting in self._rounds(claims):
+            with self.restored():
+                before = untouched
+                for phase, made in acting:
+                    outputs, after = self._run(sites)
+                    error = max(error, largest_change(self.outputs, outputs))
+                    for key in phase:
+                        site = claims[key][0]
+                        old, new = self._at(site, before[site]), self._at(site, after[site])
+                        moved[key] = max(moved[key], self._missed(key, made, old, new))
+                    before = after
         return error, moved
 
     # --- strangers, felt nearby -----------------------------------------------------------------

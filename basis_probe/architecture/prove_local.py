@@ -198,10 +198,16 @@ class LocalProver(Prover[DeferredWeights]):
         """
         phases: list[tuple[set[Claim], dict[int, Element]]] = []
         versions: list[Version] = []
-        with self.restored():
-            for phase, made in self._phases(claims):
-                phases.append((phase, made))
-                versions.append(Version(self.weights.changes))
+        # Phase -> the one that its weights were changed from; 0 for the model as it is.
+        bases: list[int] = []
+        for acting in self._rounds(claims):
+            with self.restored():
+                base = 0
+                for phase, made in acting:
+                    phases.append((phase, made))
+                    versions.append(Version(self.weights.changes))
+                    bases.append(base)
+                    base = len(phases)
         moved = dict.fromkeys(claims, 0.0)
         at: dict[int, list[tuple[int, Claim]]] = {}
         for number, (phase, _) in enumerate(phases):
@@ -220,8 +226,8 @@ class LocalProver(Prover[DeferredWeights]):
                 error = math.inf
             for number, key in at.get(index, ()):
                 site = claims[key][0]
-                old, new = (self._at(site, tensor) for tensor in every[number : number + 2])
-                moved[key] = self._missed(key, phases[number][1], old, new)
+                old, new = (self._at(site, every[one]) for one in (bases[number], number + 1))
+                moved[key] = max(moved[key], self._missed(key, phases[number][1], old, new))
             strange.look(index, value, changed)
 
         strange.draw(claims)

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -691,7 +691,9 @@ def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) ->
         if region.shape is Shape.RMS_NORM and region.within and _is_gainless(graph, vertex, region)
     )
     found = attentions(graph, norms, plain)
-    facts = Facts(graph, sites, streams, stream_of, regions, found, *_given(graph), recorded)
+    facts = Facts(
+        graph, sites, streams, stream_of, regions, found, *_given(graph, regions), recorded
+    )
     facts = dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
     return dataclasses.replace(facts, sites=_with_experts(facts, as_bridge=all_named))
 
@@ -811,7 +813,7 @@ def _uncarried(graph: Graph, index: int) -> int:
     return index
 
 
-def _given(graph: Graph) -> tuple[dict[int, str], dict[int, str]]:
+def _given(graph: Graph, regions: Mapping[int, Region]) -> tuple[dict[int, str], dict[int, str]]:
     """Vertices whose matrix, table or added vector is no parameter, and maps of such a bias."""
     trace, found, biases = graph.trace, dict[int, str](), dict[int, str]()
     maps = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)
@@ -822,15 +824,29 @@ def _given(graph: Graph) -> tuple[dict[int, str], dict[int, str]]:
             used = [v for v in (*node.args, *node.kwargs.values()) if _is_matrix(trace, v)]
             if used and not any(_is_learned(trace, value) for value in used):
                 found[vertex.node] = f"the matrix of {node.op}{where} is no parameter of the model"
-            bias = bias_of(node)
-            if _is_constant(trace, bias):
-                biases[vertex.node] = f"the bias of {node.op}{where} is no parameter of the model"
+            said = _of_no_bias(trace, node)
+            if said:
+                biases[vertex.node] = f"the bias of {node.op}{where} is {said}"
+        elif vertex.kind is Kind.BATCH_NORM:
+            bias = node.kwargs.get("bias", node.args[4] if len(node.args) > 4 else None)
+            if isinstance(bias, Fixed | Ref) and _is_constant(trace, bias):
+                found[vertex.node] = f"the bias of {node.op}{where} is no parameter of the model"
+        elif vertex.kind is Kind.REGION and _is_held(graph, vertex, regions.get(vertex.node)):
+            found[vertex.node] = (
+                f"{spoken(trace, node)}{where} treats features each in its own way, by numbers "
+                "that are no parameters of the model"
+            )
         elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
             for value in constants_of(trace, node):
                 if not _is_learned(trace, value):
                     found[vertex.node] = (
                         f"a constant{where} is added to it that is no parameter of the model, such "
                         "as a table of sines for positions"
+                    )
+                elif isinstance(value, Ref) and _is_scaled_constant(trace, value):
+                    found[vertex.node] = (
+                        f"a constant{where} is added to it that is no parameter of the model, "
+                        "multiplied by learned numbers"
                     )
     return found, biases
 
@@ -840,15 +856,52 @@ def bias_of(node: Node) -> object:
     name, place = {"addmm": ("input", 0)}.get(node.op, ("bias", 2))
     if node.op not in ("linear", "addmm") and not node.op.startswith("conv"):
         return None
+    if node.kwargs.get("beta", 1) == 0:
+        return None
     return node.kwargs.get(name, node.args[place] if len(node.args) > place else None)
 
 
-def _is_constant(trace: Trace, bias: object) -> bool:
+def _of_no_bias(trace: Trace, node: Node) -> str:
+    """What a linear map adds in place of a bias; empty if it is one, or nothing."""
+    bias = bias_of(node)
+    if not isinstance(bias, Fixed | Ref):
+        return ""
+    if _is_constant(trace, bias):
+        return "no parameter of the model"
+    shape = bias.tensor.shape if isinstance(bias, Fixed) else trace.node(bias.node).shape
+    alike = node.op == "addmm" and shape[-1:] in ((), (1,)) and node.shape[-1] > 1
+    return "one number for all features" if alike else ""
+
+
+def _is_constant(trace: Trace, bias: Fixed | Ref) -> bool:
     """True for a bias that no parameter is among, and that is not zero."""
     if isinstance(bias, Ref):
         live = trace.node(bias.node).live
         return not live and not is_blank(trace, bias) and not _is_learned(trace, bias)
-    return isinstance(bias, Fixed) and not _is_learned(trace, bias) and bool(bias.tensor.any())
+    return not _is_learned(trace, bias) and bool(bias.tensor.any())
+
+
+def _is_scaled_constant(trace: Trace, value: Ref) -> bool:
+    """True if all that is learned of a constant are numbers, each for all of its features."""
+    leaves = [leaf.tensor for leaf in leaves_of(trace, value.node)]
+    held = [t for t in leaves if t.is_floating_point() and t.numel() > 1]
+    return bool(held) and not any(isinstance(tensor, nn.Parameter) for tensor in held)
+
+
+def _is_held(graph: Graph, vertex: Vertex, region: Region | None) -> bool:
+    """True if a function of each feature by itself is another one for each, by fixed numbers.
+
+    Gains that are not zero are made up for by what writes the features.
+    """
+    if region is None or region.shape not in (Shape.DIAGONAL, Shape.ELEMENTWISE):
+        return False
+    vectors = [fixed.tensor for _, fixed in vectors_of(graph, vertex)]
+    if all(isinstance(tensor, nn.Parameter) for tensor in vectors):
+        return False
+    if region.shape is Shape.ELEMENTWISE:
+        return True
+    gain, bias = region.gain, region.bias
+    return bool(gain is not None and (gain == 0).any()) or bool(bias is not None and bias.any())
 
 
 def spans_all_axes(facts: Facts, index: int) -> bool:

@@ -337,6 +337,32 @@ _ROWWISE = frozenset(
     "amax normalize logsumexp".split()
 )
 
+_MADE_ALIKE = frozenset("ones ones_like new_ones full full_like new_full".split())
+"""Tensors of one number, whatever they are made like."""
+
+
+def is_one_number(trace: Trace, value: object) -> bool:
+    """True for a constant all of whose entries are one number, whatever the parameters are.
+
+    Numbers that are shown often, and functions of such.
+    """
+    if isinstance(value, Fixed):
+        return value.tensor.numel() == 1
+    if not isinstance(value, Ref):
+        return not isinstance(value, tuple | list)
+    node = trace.node(value.node)
+    if node.op in _MADE_ALIKE or is_blank(trace, value):
+        return True
+    if node.live:
+        return False
+    if math.prod(node.shape) == 1:
+        return True
+    if node.op in _MOVES | _IDENTITY or node.op in ("getitem", "flip", "expand_as"):
+        return is_one_number(trace, node.args[0])
+    given = (*node.args, *node.kwargs.values())
+    return node.op in _POINTWISE and all(is_one_number(trace, one) for one in given)
+
+
 PLAIN = frozenset(
     "add sub rsub mul div rdiv neg where minimum maximum addcmul addcdiv lerp masked_fill "
     "gt lt ge le eq ne logical_not logical_and logical_or bitwise_not zeros_like ones_like "
@@ -1225,6 +1251,8 @@ class _Builder:
                 continue
             elif isinstance(value, Ref) and self._constant(value):
                 other = self.trace.node(value.node).shape
+                if math.prod(other) > 1 and is_one_number(self.trace, value):
+                    continue
             if other is None:
                 continue
             padded = (1,) * (len(shape) - len(other)) + other
