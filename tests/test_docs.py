@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 import tiers
 
-from basis_probe.evidence.measure import affordable
+from basis_probe.evidence.measure import Size, affordable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -60,25 +60,26 @@ def test_a_job_takes_at_most_six_lines() -> None:
 
 
 def test_the_sizes_from_which_less_is_compared_are_those_of_the_page() -> None:
-    def last(read: Callable[[int], int], size: tuple[int, int]) -> int:
-        """The widest site that is compared in that many frames and samples."""
-        found = [
-            dim
-            for dim in range(2, 1000)
-            if (affordable(read(dim), dim).frames, affordable(read(dim), dim).samples) == size
-        ]
-        return max(found)
+    def last(read: Callable[[int], int], holds: Callable[[Size], bool]) -> int:
+        """The widest site that is compared in such a size."""
+        return max(dim for dim in range(2, 1000) if holds(affordable(read(dim), dim)))
 
     page = " ".join((DOCS / "scale.md").read_text(encoding="utf-8").split())
-    for (frames, samples), words in (
-        ((199, 4096), "above {} axes that are turned, {} neurons of 64 inputs, or {} of 512"),
-        ((99, 4096), "above {} axes, {} neurons of 64 inputs, or {} of 512), samples"),
-        ((99, 1024), "above {} axes, {} neurons of 64 inputs, or {} of 512), a block"),
-    ):
-        limits = [
-            last(read, (frames, samples)) for read in (lambda d: d, lambda d: 64, lambda d: 512)
-        ]
+    sizes: dict[str, Callable[[Size], bool]] = {
+        "(above {} axes that are turned, {} neurons of 64 inputs, or {} of 512), frames are 99": (
+            lambda size: size.frames == 199
+        ),
+        "(above {} axes, {} neurons of 64 inputs, or {} of 512), down to": (
+            lambda size: size.samples == 4096
+        ),
+        "2,048 ({} axes, {} neurons of 64 inputs, or {} of 512)": lambda size: size.samples > 1024,
+    }
+    for words, holds in sizes.items():
+        limits = [last(read, holds) for read in (lambda d: d, lambda d: 64, lambda d: 512)]
         assert words.format(*limits) in page, limits
+    block = affordable(768, 3072)
+    said = f"at least {block.directions} axes, drawn with the seed, is compared in {block.frames}"
+    assert said in page
 
 
 def test_some_pages_have_code() -> None:

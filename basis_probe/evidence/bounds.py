@@ -27,7 +27,7 @@ from basis_probe.statistics.single_precision import deviations
 
 _FEWEST_DISTINCT = 200
 """From fewer different rows no bound is inferred."""
-_DIRECTIONS, _AT_ONCE = 512, 128
+_DIRECTIONS, _OF_NEURONS, _AT_ONCE = 512, 256, 128
 _NULLS = (Rotation, Counterfactual, TurnedPreactivation)
 
 
@@ -96,7 +96,8 @@ def _drawn(problem: Problem, null: Null, seed: int) -> Tensor:
     some = drawn_axes(problem, geometry_under(null, problem), _AT_ONCE, seed)
     generator = torch.Generator().manual_seed(seed)
     alternatives = null.alternatives(problem, some)
-    frames = alternatives.several(generator, -(-_DIRECTIONS // len(some)))
+    wanted = _DIRECTIONS if isinstance(null, Rotation) else _OF_NEURONS
+    frames = alternatives.several(generator, -(-wanted // len(some)))
     return torch.cat([f.post if f.pre is None else f.pre for f in frames], 1)
 
 

@@ -54,23 +54,19 @@ from basis_probe.statistics.scores import (
 from basis_probe.statistics.spread import Spread
 from basis_probe.statistics.weight_laws import is_drawn, is_heavy, is_sparse, zeros
 
-_MOST_FRAMES_WORK, _FULL_WORK = 2e10, 4e10
-"""Multiplications and additions at one site up to which every axis is compared on 4,096 samples, in
-199 frames and in 99."""
-_EVERY_AXIS_WORK = 1.5e10
-"""Up to so many every axis is compared on 1,024 samples."""
+_MOST_FRAMES_WORK, _FULL_WORK, _EVERY_AXIS_WORK = 2e10, 2.5e10, 3e10
+"""Multiplications and additions at one site up to which every axis is compared on 4,096 samples in
+199 frames, on as many in 99, and on half as many in 99."""
 _SCORING = 500
 """About so many of them take as long as scoring one value."""
-_LEAST_WORK = 3e9
+_LEAST_WORK = 2.2e9
 """About as many are spent on a wider site."""
-_FRAMES, _FEWEST_DIRECTIONS = 39, 96
+_FRAMES, _FEWEST_DIRECTIONS = 30, 96
 """Frames and axes where some axes stand for all. Axes tell more than frames: what is not known of
 those that are left out is an error of the axes that were drawn."""
 _FEWEST_BLOCKS, _BLOCK = 19, 128
 """Where all directions have one law, so few blocks of so many directions: what counts is how many
 directions there are together."""
-_SHOWN, _SHOWN_OF_WIDE, _WIDE_TO_SHOW = 32, 16, 1024
-"""Directions where the raw rotation is but shown, and above how many axes there are fewer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +88,9 @@ def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
     """What can be compared at a site for little more than it costs to run a model of its width.
 
     Where all axes in 199 frames on 4,096 samples are too much to multiply and score, frames are 99:
-    enough for the tail of their law. Where that is too much, samples are 1,024. Where that is too,
-    a block of at least 96 axes is compared in 39 frames, in a test that is as exact, but less
-    sharp.
+    enough for the tail of their law. Samples are fewer where that is too much, down to 2,048. Where
+    these are too many, a block of at least 96 axes is
+    compared in 30 frames on 1,024 samples, in a test that is as exact, but less sharp.
 
     Args:
         read: how many numbers make one axis: the inputs of a neuron, or the axes that are turned.
@@ -104,16 +100,16 @@ def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
 
     Example:
         >>> affordable(64, 64), affordable(768, 3072)
-        (Size(frames=99, samples=4096, directions=None), Size(frames=39, samples=1024, \
+        (Size(frames=99, samples=4096, directions=None), Size(frames=30, samples=1024, \
 directions=96))
         >>> affordable(768, 768, one_law=True)
         Size(frames=19, samples=1024, directions=128)
     """
     each = (2.0 * read + _SCORING) * dim
-    sizes = (199, 4096, _MOST_FRAMES_WORK), (99, 4096, _FULL_WORK), (99, 1024, _EVERY_AXIS_WORK)
-    for frames, samples, work in sizes:
-        if samples * frames * each <= work:
-            return Size(frames, samples, None)
+    if 4096 * 199 * each <= _MOST_FRAMES_WORK:
+        return Size(199, 4096, None)
+    if 2048 * 99 * each <= _EVERY_AXIS_WORK:
+        return Size(99, min(4096, max(2048, int(_FULL_WORK / (99 * each)))), None)
     several = int(_LEAST_WORK * dim / (1024 * each))
     if one_law:
         directions = min(_BLOCK, dim // 2)
@@ -129,8 +125,9 @@ def to_show(dim: int) -> Size:
     Args:
         dim: the number of axes.
     """
-    directions = _SHOWN if dim <= _WIDE_TO_SHOW else _SHOWN_OF_WIDE
-    return Size(_FEWEST_BLOCKS, 1024, directions if dim > 2 * directions else None)
+    if dim <= 256:
+        return Size(_FEWEST_BLOCKS, 1024, None if dim <= 96 else 96)
+    return Size(_FEWEST_BLOCKS, 1024, 32 if dim <= 1024 else 16)
 
 
 def reads(problem: Problem) -> int:
@@ -337,7 +334,6 @@ class Compared:
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
 
 
-_SHOWN_WHOLE = 49
 FEWEST_AXES = 4
 """With fewer axes a kurtosis across them says nothing, and orders are not asked."""
 
@@ -404,12 +400,10 @@ def _for_show(choice: Choice, problem: Problem) -> Null:
     if null.directions is None or null.directions >= problem.x.shape[1]:
         if choice.asked:
             return null
-        return dataclasses.replace(null, frames=min(null.frames, _SHOWN_WHOLE))
-    few = to_show(problem.x.shape[1])
-    directions = null.directions
-    if not choice.asked and few.directions is not None:
-        directions = min(directions, few.directions)
-    return dataclasses.replace(null, frames=min(null.frames, few.frames), directions=directions)
+        return dataclasses.replace(null, frames=max(_FEWEST_BLOCKS, null.frames // 4))
+    if choice.asked:
+        return dataclasses.replace(null, frames=min(null.frames, _FEWEST_BLOCKS))
+    return to_show(problem.x.shape[1]).of(null)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -188,7 +188,7 @@ def _outliers(
     )
 
 
-_FRAMES, _BLOCKS, _DIRECTIONS = 49, 19, 64
+_FRAMES, _BLOCKS, _DIRECTIONS = 24, 19, 64
 """So many alternatives show the form of what is left; blocks of so many axes at wide sites."""
 _OFFSETS, _SCALES = 999, 199
 """So many directions and turned bases show its offset and its scale."""

@@ -883,8 +883,10 @@ def _is_constant(trace: Trace, bias: Fixed | Ref) -> bool:
 
 def _is_scaled_constant(trace: Trace, value: Ref) -> bool:
     """True if all that is learned of a constant are numbers, each for all of its features."""
-    leaves = [leaf.tensor for leaf in leaves_of(trace, value.node)]
-    held = [t for t in leaves if t.is_floating_point() and t.numel() > 1]
+    held: list[Tensor] = []
+    for node in nodes_behind(trace, value.node, lambda node: math.prod(node.shape) > 1):
+        several = (fixed.tensor for fixed in fixed_in((node.args, node.kwargs)))
+        held += [t for t in several if t.is_floating_point() and t.numel() > 1]
     return bool(held) and not any(isinstance(tensor, nn.Parameter) for tensor in held)
 
 
@@ -979,8 +981,10 @@ def leaves_of(trace: Trace, index: int) -> Iterator[Fixed]:
         yield from fixed_in((node.args, node.kwargs))
 
 
-def nodes_behind(trace: Trace, index: int) -> Iterator[Node]:
-    """A node, and those from which it was computed."""
+def nodes_behind(
+    trace: Trace, index: int, through: Callable[[Node], bool] = lambda _: True
+) -> Iterator[Node]:
+    """A node, and those from which it was computed, by way of some."""
     seen: set[int] = set()
     waiting = [index]
     while waiting:
@@ -989,6 +993,8 @@ def nodes_behind(trace: Trace, index: int) -> Iterator[Node]:
             continue
         seen.add(here)
         node = trace.node(here)
+        if not through(node):
+            continue
         yield node
         # The numbers by which entries are picked are no part of them.
         waiting.extend(i for i in node.inputs if trace.node(i).floating or not trace.node(i).live)

@@ -785,6 +785,26 @@ def test_a_generic_element_has_every_freedom_of_its_group(seed: int) -> None:
         assert bool((kept.reshape(dim, 2, dim, 2).abs().amax(dim=(1, 3)).diagonal() > 0).all())
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("dim", [2, 3, 4, 6, 8, 17])
+def test_a_generic_order_is_one_circle_and_generic_signs_are_mixed(dim: int, seed: int) -> None:
+    """No part is left among itself, and signs do not change together."""
+    for group in (Permutation(dim), SignedPermutation(dim), Monomial(dim), PositiveMonomial(dim)):
+        matrix = group.generic(seeded(seed)).matrix()
+        order = matrix.abs().argmax(1).tolist()
+        place, steps = order[0], 1
+        while place:
+            place, steps = order[place], steps + 1
+        assert steps == dim
+        if isinstance(group, SignedPermutation | Monomial):
+            assert bool((matrix < 0).any()) and bool((matrix > 0).any())
+    signs = Signs(dim).generic(seeded(seed)).matrix().diagonal()
+    assert bool((signs < 0).any()) and bool((signs > 0).any())
+    blocks = Blocks(Trivial(2), count=dim).generic(seeded(seed)).matrix()
+    sources = blocks.reshape(dim, 2, dim, 2).abs().amax(dim=(1, 3)).argmax(1)
+    assert not bool((sources == torch.arange(dim)).any())
+
+
 def test_parts_that_share_an_order_hold_it_in_all_parts_and_scales_in_each() -> None:
     group = DirectSum((Permutation(4), Monomial(4)), order="shared")
     one, two = (Permutation(4).sample(seeded(number)) for number in (1, 2))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, leaky_relu, linear
+from torch.nn.functional import batch_norm, conv1d, gelu, leaky_relu, linear, pad
 
 import basis_probe as bp
 
@@ -26,6 +26,8 @@ class Adds(nn.Module):
         )
         self.register_buffer("held", torch.randn(8, generator=generator))
         self.register_buffer("nothing", torch.zeros(8))
+        self.register_buffer("mask", (torch.arange(8) % 3 > 0).float())
+        self.register_buffer("gain", torch.rand(8, generator=generator) + 0.5)
         self.plain = torch.randn(8, generator=generator)
         self.way, self.bent = way, bent
 
@@ -47,6 +49,9 @@ NUMBERS: dict[str, Added] = {
     "an entry of a table": lambda m, x: m.write(x) + m.table[1, 1],
     "a sum": lambda m, x: m.write(x) + m.eight.sum(),
     "the largest": lambda m, x: m.write(x) + m.table.amax(),
+    "an entry, expanded": lambda m, x: m.write(x) + m.eight[0].expand(8),
+    "an entry, repeated": lambda m, x: m.write(x) + m.five[:1].repeat(8),
+    "ones times an entry": lambda m, x: m.write(x) + torch.ones(8) * m.five[0],
     "one of several that are unbound": lambda m, x: m.write(x) + m.five.unbind()[3],
 }
 BENT: dict[str, Callable[[Tensor], Tensor]] = {
@@ -127,3 +132,76 @@ def test_what_is_read_with_a_constant_bias_is_free() -> None:
     assert before.group.name == "positive-monomial"
     assert before.certificate is not None and before.certificate.holds
     assert behind.group.name == "unknown"
+
+
+NOT_FREE: dict[str, Added] = {
+    "learned beside zeros": lambda m, x: linear(
+        x, m.write.weight, torch.cat([m.five, torch.zeros(3)])
+    ),
+    "padded": lambda m, x: linear(x, m.write.weight, pad(m.five, (0, 3))),
+    "masked": lambda m, x: linear(x, m.write.weight, m.eight * m.mask),
+    "a buffer times a learned number": lambda m, x: linear(x, m.write.weight, m.held * m.five[0]),
+    "that is added": lambda m, x: linear(x, m.write.weight) + m.held * m.five[0],
+    "one number of each half": lambda m, x: linear(x, m.write.weight, m.five[torch.arange(8) // 4]),
+    "one number, by addmm": lambda m, x: torch.addmm(m.five[:1], x, m.write.weight.T),
+    "features set to zero": lambda m, x: linear(x, m.write.weight) * m.mask,
+    "features set to a number": lambda m, x: linear(x, m.write.weight).masked_fill(
+        m.mask == 0, 0.3
+    ),
+    "features chosen": lambda m, x: torch.where(m.mask > 0, linear(x, m.write.weight), m.five[0]),
+    "a shift behind a gain": lambda m, x: linear(x, m.write.weight) * m.gain + m.held,
+    "frozen batch normalisation": lambda m, x: batch_norm(
+        linear(x, m.write.weight), m.held, m.gain, m.gain, m.held
+    ),
+}
+
+
+@pytest.mark.parametrize("bent", [torch.relu, torch.tanh])
+@pytest.mark.parametrize("way", NOT_FREE.values(), ids=NOT_FREE)
+def test_what_is_fixed_in_part_moves_with_no_change_of_basis_that_is_known(
+    way: Added, bent: Callable[[Tensor], Tensor]
+) -> None:
+    found = _found(way, bent)
+    assert found.group.name == "unknown", found.because
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6, 8, 16, 600])
+def test_one_number_as_the_bias_of_all_neurons_changes_no_single_sign(count: int) -> None:
+    """However many there are, and whatever element is drawn for so many."""
+
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.write, self.out = nn.Linear(6, count, bias=False), nn.Linear(count, 3)
+            self.number = nn.Parameter(torch.tensor([0.7]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.tanh(linear(x, self.write.weight, self.number.expand(count))))
+
+    found = bp.symmetries(Alike(), torch.randn(16, 6))["out:in"]
+    assert found.group.name == "permutation", found.because
+    assert found.certificate is not None and found.certificate.holds
+
+
+@pytest.mark.parametrize("bent", [torch.relu, torch.tanh, gelu])
+@pytest.mark.parametrize("count", [4, 6, 8, 12, 600])
+def test_halves_with_a_bias_each_do_not_change_places(
+    count: int, bent: Callable[[Tensor], Tensor]
+) -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.write, self.out = nn.Linear(6, count, bias=False), nn.Linear(count, 3)
+            self.two = nn.Parameter(torch.tensor([0.7, -0.2]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = self.two.repeat_interleave(count // 2)
+            return self.out(bent(linear(x, self.write.weight, bias)))
+
+    assert bp.symmetries(Halves(), torch.randn(16, 6))["out:in"].group.name == "unknown"
+
+
+def test_a_product_whose_other_term_counts_for_nothing_has_no_bias() -> None:
+    found = _found(lambda m, x: torch.addmm(m.held, x, m.write.weight.T, beta=0), torch.relu)
+    assert found.group.name == "positive-monomial"
+    assert found.certificate is not None and found.certificate.holds
