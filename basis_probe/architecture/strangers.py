@@ -97,7 +97,7 @@ def strangers(group: Group, generator: torch.Generator) -> dict[str, Maker]:
     if isinstance(group, GeneralLinear):
         return {}
     if isinstance(group, DirectSum):
-        return {"rotation": rotation, "reordering": order}
+        return {"rotation": rotation, "reordering": _exchange(group, order, fresh)}
     if isinstance(group, Blocks):
         if isinstance(group.inner, Orthogonal):
             return _strange_blocks(group, rotation, scales, "rescaling inside blocks")
@@ -127,6 +127,27 @@ class _Mixing(Element):
 
     def _times(self, other: Element) -> Element | None:
         return None
+
+
+def _exchange(group: DirectSum, order: Maker, fresh: Callable[[], torch.Generator]) -> Maker:
+    """Axes of two parts that change places: some of either, as many as may be.
+
+    One axis of each might be a neuron that is off.
+    """
+    sizes = [part.dim for part in group.parts]
+
+    def exchange(size: int) -> Element | None:
+        if size != group.dim or len(sizes) < 2 or group.order == "shared":
+            # Whole parts that share an order may change places, as both factors of a product do.
+            return order(size)
+        part = int(torch.randint(len(sizes) - 1, (1,), generator=fresh()))
+        count = min(FEW // 2, *sizes[part : part + 2])
+        first = sum(sizes[: part + 1]) - count
+        axes = torch.arange(first, first + 2 * count)
+        ones = torch.ones(2 * count, dtype=torch.float64)
+        return Local(size, axes, MonomialElement(torch.arange(2 * count).roll(count), ones))
+
+    return exchange
 
 
 def _strange_blocks(group: Blocks, rotation: Maker, other: Maker, name: str) -> dict[str, Maker]:

@@ -27,6 +27,7 @@ from basis_probe.model.graph import (
     Graph,
     Kind,
     Layout,
+    NotGivenError,
     Vertex,
     condense,
     constant,
@@ -331,6 +332,9 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
             if not alike or any(True for _ in vectors_of(graph, vertex)):
                 return several
         return _measure_two(function, draw, op)
+    except NotGivenError:
+        why = f"{op} reads more of the model than these features, such as one of its inputs"
+        return Region(Shape.UNKNOWN, why=why, op=op)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         if within:
             # A single head was replayed.

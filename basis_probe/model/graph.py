@@ -134,6 +134,10 @@ class Graph:
         return replay(self.trace, target, values, fixed)
 
 
+class NotGivenError(ValueError):
+    """A value that a replay needs was not given."""
+
+
 def replay(
     trace: Trace, target: int, values: dict[int, Tensor], fixed: dict[int, Tensor] | None = None
 ) -> Tensor:
@@ -146,7 +150,7 @@ def replay(
         fixed: id of a parameter or constant -> what takes its place.
 
     Raises:
-        ValueError: if the target depends on a live tensor that was not given.
+        NotGivenError: if the target depends on a live tensor that was not given.
     """
     known: dict[int, Any] = dict(values)
     fixed = fixed or {}
@@ -174,7 +178,7 @@ def replay(
                 source = compute_all(node.inputs[0])
                 known[index] = source[place]
                 return known[index]
-            raise ValueError(f"node {index} ({node.op}) is needed and was not given")
+            raise NotGivenError(f"node {index} ({node.op}) is needed and was not given")
         known[index] = compute_all(index)
         return known[index]
 

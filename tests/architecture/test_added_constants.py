@@ -183,6 +183,7 @@ def test_one_number_as_the_bias_of_all_neurons_changes_no_single_sign(count: int
     assert found.certificate is not None and found.certificate.holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bent", [torch.relu, torch.tanh, gelu])
 @pytest.mark.parametrize("count", [4, 6, 8, 12, 600])
 def test_halves_with_a_bias_each_do_not_change_places(
@@ -204,4 +205,27 @@ def test_halves_with_a_bias_each_do_not_change_places(
 def test_a_product_whose_other_term_counts_for_nothing_has_no_bias() -> None:
     found = _found(lambda m, x: torch.addmm(m.held, x, m.write.weight.T, beta=0), torch.relu)
     assert found.group.name == "positive-monomial"
+    assert found.certificate is not None and found.certificate.holds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("half", [4, 8, 400])
+def test_halves_that_share_a_number_each_are_told_apart_though_neurons_are_off(
+    half: int, seed: int
+) -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.write, self.out = nn.Linear(6, 2 * half), nn.Linear(2 * half, 3)
+            self.two = nn.Parameter(torch.randn(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = self.write(x).chunk(2, -1)
+            return self.out(torch.cat([one + self.two[0], other + self.two[1]], -1).relu())
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = bp.symmetries(Halves(), torch.randn(16, 6))["out:in"]
+    assert found.group == bp.groups.DirectSum((bp.groups.Permutation(half),) * 2), found.because
     assert found.certificate is not None and found.certificate.holds
