@@ -9,6 +9,7 @@ from basis_probe.algebra.remembered import remembered
 from basis_probe.evidence.extras import ACTIVATIONS, BEFORE
 from basis_probe.evidence.measure import (
     CROSS_FITTED,
+    NEURONS_KEPT,
     asks_orders,
     drawn_axes,
     geometry_under,
@@ -27,11 +28,13 @@ from basis_probe.statistics.single_precision import deviations
 
 _FEWEST_DISTINCT = 200
 """From fewer different rows no bound is inferred."""
-_DIRECTIONS, _OF_NEURONS, _AT_ONCE = 512, 256, 128
+_DIRECTIONS, _AT_ONCE = 512, 128
 _NULLS = (Rotation, Counterfactual, TurnedPreactivation)
 
 
-def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBound | str:
+def bound(
+    problem: Problem, null: Null, *, distinct: int, seed: int, drawn: Tensor | None = None
+) -> FormBound | str:
     """The bound of one site, or why there is none.
 
     Where orders are asked, form is bounded on whitened rows, against random directions of them;
@@ -42,6 +45,7 @@ def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBoun
         null: its null.
         distinct: how many of the rows differ from each other.
         seed: seeds the directions.
+        drawn: neurons of alternatives on the same rows, [samples, neurons]; drawn anew if None.
     """
     if not isinstance(null, _NULLS):
         return f"no bound is worked out for the null '{null.name}'"
@@ -65,7 +69,7 @@ def bound(problem: Problem, null: Null, *, distinct: int, seed: int) -> FormBoun
         observed = null.observed(problem)
         axes = observed.post if observed.pre is None else observed.pre
         reads = ACTIVATIONS if observed.pre is None else BEFORE
-        directions = _drawn(problem, null, seed)
+        directions = _drawn(problem, null, seed) if drawn is None else drawn
     axes, directions = _alive(axes), _alive(directions)
     if axes.shape[1] < 2 or directions.shape[1] < 2:
         return _TOO_NARROW
@@ -96,7 +100,7 @@ def _drawn(problem: Problem, null: Null, seed: int) -> Tensor:
     some = drawn_axes(problem, geometry_under(null, problem), _AT_ONCE, seed)
     generator = torch.Generator().manual_seed(seed)
     alternatives = null.alternatives(problem, some)
-    wanted = _DIRECTIONS if isinstance(null, Rotation) else _OF_NEURONS
+    wanted = _DIRECTIONS if isinstance(null, Rotation) else NEURONS_KEPT
     frames = alternatives.several(generator, -(-wanted // len(some)))
     return torch.cat([f.post if f.pre is None else f.pre for f in frames], 1)
 

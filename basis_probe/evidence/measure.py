@@ -325,6 +325,8 @@ class Compared:
         notes: what a reader must know.
         few: whether a few axes stand out; None where the largest ones were not compared.
         beside: the deciding scores under the raw rotation, where the verdict rests on another one.
+        drawn: what some neurons of the alternatives are, before the nonlinearity where there is
+            one, [samples, neurons]; None where no neurons were drawn.
     """
 
     record: NullRecord
@@ -332,8 +334,11 @@ class Compared:
     notes: tuple[str, ...]
     few: FewAxes | None = None
     beside: Mapping[str, ScoreResult] = dataclasses.field(default_factory=dict[str, ScoreResult])
+    drawn: Tensor | None = None
 
 
+NEURONS_KEPT = 256
+"""So many neurons of alternatives are kept for the bound of form."""
 FEWEST_AXES = 4
 """With fewer axes a kurtosis across them says nothing, and orders are not asked."""
 
@@ -450,6 +455,7 @@ def _measure(
     everywhere: Measured | None = None
     few: FewAxes | None = None
     spread = Spread(problem, compared)
+    kept_neurons, wanted = list[Tensor](), 0 if isinstance(null, Rotation) else NEURONS_KEPT
     if isinstance(null, RandomWeights):
         first = Measured(Frame(problem.x, problem.before), unit_axes=unit_axes)
         for score in compared:
@@ -465,6 +471,9 @@ def _measure(
             for score in compared:
                 rows[score.name].extend(measured.each(score).cpu())
             spread.see(frame)
+            if frame is not observed and wanted > 0:
+                kept_neurons.append(frame.post if frame.pre is None else frame.pre)
+                wanted -= frame.post.shape[1]
         if axes is not None:
             whole = null.observed(problem)
             everywhere = Measured(whole, unit_axes=unit_axes, order=problem.order)
@@ -524,7 +533,8 @@ def _measure(
         few = _on_both_halves(problem, null, deciding, few, kept)
     if shared:
         results = {name: _not_one_by_one(result) for name, result in results.items()}
-    return Compared(record, results, notes, few)
+    drawn = torch.cat(kept_neurons, 1)[:, :NEURONS_KEPT] if kept_neurons else None
+    return Compared(record, results, notes, few, drawn=drawn)
 
 
 _LEVEL = 0.05

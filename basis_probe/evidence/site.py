@@ -465,7 +465,10 @@ def _measured(
     apart: Orders | None = None
     if asks_orders(compared, choice.null):
         apart = orders(compared, found.scores, choice.null, seed=seed)
-    bounded = bound(compared, choice.null, distinct=found.record.distinct, seed=seed)
+    bounded = bound(
+        compared, choice.null, distinct=found.record.distinct, seed=seed, drawn=found.drawn
+    )
+    found = dataclasses.replace(found, drawn=None)
     return _Measured(found, notes, beside, apart, bounded)
 
 
