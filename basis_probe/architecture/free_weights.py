@@ -233,7 +233,8 @@ def _moved(now: Tensor, axis: int, group: Group, *, inverse: bool) -> Iterator[T
     generator = torch.Generator().manual_seed(0)
     front = now.movedim(axis, 0)
     for factor in (1.0, _FAR, 1 / _LARGER):
-        element = group.generic(generator)
+        # Of few axes all signs of one that is drawn may be alike; mixtures have no such form.
+        element = group.generic(torch.Generator().manual_seed(0))
         if not isinstance(element, MonomialElement):
             element = group.draw(generator)
         matrix = factor * element.matrix().to(now)

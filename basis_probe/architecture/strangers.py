@@ -141,7 +141,11 @@ def _exchange(group: DirectSum, order: Maker, fresh: Callable[[], torch.Generato
             # Whole parts that share an order may change places, as both factors of a product do.
             return order(size)
         part = int(torch.randint(len(sizes) - 1, (1,), generator=fresh()))
-        count = min(FEW // 2, *sizes[part : part + 2])
+        pair = sizes[part : part + 2]
+        # Two parts that are alike might change places as wholes.
+        count = min(FEW // 2, *pair) - (pair[0] == pair[1] <= FEW // 2)
+        if not count:
+            return order(size)
         first = sum(sizes[: part + 1]) - count
         axes = torch.arange(first, first + 2 * count)
         ones = torch.ones(2 * count, dtype=torch.float64)
