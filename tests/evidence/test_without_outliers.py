@@ -33,7 +33,7 @@ def _quiet(x: Tensor) -> Tensor:
 
 
 def _null() -> bp.nulls.Rotation:
-    return bp.nulls.Rotation(frames=49)
+    return bp.nulls.Rotation(frames=24)
 
 
 @pytest.mark.sample(default=1)
