@@ -69,10 +69,9 @@ def test_the_sizes_from_which_less_is_compared_are_those_of_the_page() -> None:
         "(above {} axes that are turned, {} neurons of 64 inputs, or {} of 512), frames are 99": (
             lambda size: size.frames == 199
         ),
-        "(above {} axes, {} neurons of 64 inputs, or {} of 512), down to": (
+        "(above {} axes, {} neurons of 64 inputs, or {} of 512), a block": (
             lambda size: size.samples == 4096
         ),
-        "2,048 ({} axes, {} neurons of 64 inputs, or {} of 512)": lambda size: size.samples > 1024,
     }
     for words, holds in sizes.items():
         limits = [last(read, holds) for read in (lambda d: d, lambda d: 64, lambda d: 512)]

@@ -54,9 +54,9 @@ from basis_probe.statistics.scores import (
 from basis_probe.statistics.spread import Spread
 from basis_probe.statistics.weight_laws import is_drawn, is_heavy, is_sparse, zeros
 
-_MOST_FRAMES_WORK, _FULL_WORK, _EVERY_AXIS_WORK = 2e10, 2.5e10, 3e10
-"""Multiplications and additions at one site up to which every axis is compared on 4,096 samples in
-199 frames, on as many in 99, and on half as many in 99."""
+_MOST_FRAMES_WORK, _FULL_WORK = 2e10, 6e10
+"""Multiplications and additions at one site up to which every axis is compared, in 199 frames, and
+in 99."""
 _SCORING = 500
 """About so many of them take as long as scoring one value."""
 _LEAST_WORK = 2.2e9
@@ -88,8 +88,7 @@ def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
     """What can be compared at a site for little more than it costs to run a model of its width.
 
     Where all axes in 199 frames on 4,096 samples are too much to multiply and score, frames are 99:
-    enough for the tail of their law. Samples are fewer where that is too much, down to 2,048. Where
-    these are too many, a block of at least 96 axes is
+    enough for the tail of their law. Where that is too much, a block of at least 96 axes is
     compared in 30 frames on 1,024 samples, in a test that is as exact, but less sharp.
 
     Args:
@@ -106,10 +105,9 @@ directions=96))
         Size(frames=19, samples=1024, directions=128)
     """
     each = (2.0 * read + _SCORING) * dim
-    if 4096 * 199 * each <= _MOST_FRAMES_WORK:
-        return Size(199, 4096, None)
-    if 2048 * 99 * each <= _EVERY_AXIS_WORK:
-        return Size(99, min(4096, max(2048, int(_FULL_WORK / (99 * each)))), None)
+    for frames, work in ((199, _MOST_FRAMES_WORK), (99, _FULL_WORK)):
+        if 4096 * frames * each <= work:
+            return Size(frames, 4096, None)
     several = int(_LEAST_WORK * dim / (1024 * each))
     if one_law:
         directions = min(_BLOCK, dim // 2)
