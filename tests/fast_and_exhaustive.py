@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import basis_probe as bp
 
 SIZE = {"frames": 99, "samples": 1024}
-FAST = bp.nulls.Counterfactual(frames=30, samples=1024, directions=96)
+FAST = bp.nulls.Counterfactual(frames=30, samples=1024, directions=90)
 EXHAUSTIVE = {"1,024 other samples": (SIZE, 7), "4,096 samples": ({**SIZE, "samples": 4096}, 0)}
 Reports = Callable[[bp.nulls.Null, int], list[bp.SiteReport]]
 

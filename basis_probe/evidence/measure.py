@@ -61,7 +61,7 @@ _SCORING = 500
 """About so many of them take as long as scoring one value."""
 _LEAST_WORK = 2.2e9
 """About as many are spent on a wider site."""
-_FRAMES, _FEWEST_DIRECTIONS = 30, 96
+_FRAMES, _FEWEST_DIRECTIONS = 30, 90
 """Frames and axes where some axes stand for all. Axes tell more than frames: what is not known of
 those that are left out is an error of the axes that were drawn."""
 _FEWEST_BLOCKS, _BLOCK = 19, 128
@@ -88,7 +88,7 @@ def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
     """What can be compared at a site for little more than it costs to run a model of its width.
 
     Where all axes in 199 frames on 4,096 samples are too much to multiply and score, frames are 99:
-    enough for the tail of their law. Where that is too much, a block of at least 96 axes is
+    enough for the tail of their law. Where that is too much, a block of at least 90 axes is
     compared in 30 frames on 1,024 samples, in a test that is as exact, but less sharp.
 
     Args:
@@ -100,7 +100,7 @@ def affordable(read: int, dim: int, *, one_law: bool = False) -> Size:
     Example:
         >>> affordable(64, 64), affordable(768, 3072)
         (Size(frames=99, samples=4096, directions=None), Size(frames=30, samples=1024, \
-directions=96))
+directions=90))
         >>> affordable(768, 768, one_law=True)
         Size(frames=19, samples=1024, directions=128)
     """
@@ -124,7 +124,7 @@ def to_show(dim: int) -> Size:
         dim: the number of axes.
     """
     if dim <= 256:
-        return Size(_FEWEST_BLOCKS, 1024, None if dim <= 96 else 96)
+        return Size(_FEWEST_BLOCKS, 1024, None if dim <= 96 else 64)
     return Size(_FEWEST_BLOCKS, 1024, 32 if dim <= 1024 else 16)
 
 

@@ -251,7 +251,7 @@ def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
         (199, 4096, None),
         (99, 4096, None),
         (99, 4096, None),
-        (30, 1024, 96),
+        (30, 1024, 90),
     ]
     for read, dim in ((9216, 96), (4608, 97), (64, 4096)):
         # Whole frames are as many as their law takes; blocks have more axes than frames.
