@@ -60,22 +60,21 @@ def test_a_job_takes_at_most_six_lines() -> None:
 
 
 def test_the_sizes_from_which_less_is_compared_are_those_of_the_page() -> None:
-    def last(read: Callable[[int], int], holds: Callable[[Size], bool]) -> int:
-        """The widest site that is compared in such a size."""
-        return max(dim for dim in range(2, 1000) if holds(affordable(read(dim), dim)))
+    sites: tuple[Callable[[int], Size], ...] = (
+        lambda dim: affordable(dim, dim, one_law=True),
+        lambda dim: affordable(64, dim),
+        lambda dim: affordable(512, dim),
+    )
+
+    def widest(holds: Callable[[Size], bool]) -> list[int]:
+        """Of each kind of site the widest that is compared in such a size."""
+        return [max(dim for dim in range(2, 1000) if holds(size(dim))) for size in sites]
 
     page = " ".join((DOCS / "scale.md").read_text(encoding="utf-8").split())
-    sizes: dict[str, Callable[[Size], bool]] = {
-        "(above {} axes that are turned, {} neurons of 64 inputs, or {} of 512), frames are 99": (
-            lambda size: size.frames == 199
-        ),
-        "(above {} axes, {} neurons of 64 inputs, or {} of 512), a block": (
-            lambda size: size.samples == 4096
-        ),
-    }
-    for words, holds in sizes.items():
-        limits = [last(read, holds) for read in (lambda d: d, lambda d: 64, lambda d: 512)]
-        assert words.format(*limits) in page, limits
+    most = "(above {} axes that are turned, {} neurons of 64 inputs, or {} of 512), frames are 99"
+    assert most.format(*widest(lambda size: size.frames == 199)) in page
+    every = "(above {} axes, {} neurons of 64 inputs, or {} of 512), a block"
+    assert every.format(*widest(lambda size: size.samples == 4096)) in page
     block = affordable(768, 3072)
     said = f"at least {block.directions} axes, drawn with the seed, is compared in {block.frames}"
     assert said in page

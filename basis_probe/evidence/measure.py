@@ -105,7 +105,8 @@ directions=90))
         Size(frames=19, samples=1024, directions=128)
     """
     each = (2.0 * read + _SCORING) * dim
-    for frames, work in ((199, _MOST_FRAMES_WORK), (99, _FULL_WORK)):
+    # The orders of a turned basis are told by p-values that few frames would make larger.
+    for frames, work in ((199, _FULL_WORK if one_law else _MOST_FRAMES_WORK), (99, _FULL_WORK)):
         if 4096 * frames * each <= work:
             return Size(frames, 4096, None)
     several = int(_LEAST_WORK * dim / (1024 * each))
@@ -335,6 +336,7 @@ class Compared:
     drawn: Tensor | None = None
 
 
+_CHEAP_TO_SHOW = 48
 NEURONS_KEPT = 256
 """So many neurons of alternatives are kept for the bound of form."""
 FEWEST_AXES = 4
@@ -403,7 +405,8 @@ def _for_show(choice: Choice, problem: Problem) -> Null:
     if null.directions is None or null.directions >= problem.x.shape[1]:
         if choice.asked:
             return null
-        return dataclasses.replace(null, frames=max(_FEWEST_BLOCKS, null.frames // 4))
+        most = 49 if problem.x.shape[1] <= _CHEAP_TO_SHOW else 24
+        return dataclasses.replace(null, frames=min(null.frames, most))
     if choice.asked:
         return dataclasses.replace(null, frames=min(null.frames, _FEWEST_BLOCKS))
     return to_show(problem.x.shape[1]).of(null)

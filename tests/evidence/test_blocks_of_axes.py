@@ -253,6 +253,8 @@ def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
         (99, 4096, None),
         (30, 1024, 90),
     ]
+    assert affordable(103, 103, one_law=True).frames == 199
+    assert affordable(104, 104, one_law=True).frames == 99
     for read, dim in ((9216, 96), (4608, 97), (64, 4096)):
         # Whole frames are as many as their law takes; blocks have more axes than frames.
         size = affordable(read, dim)
