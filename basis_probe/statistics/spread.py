@@ -15,7 +15,7 @@ from basis_probe.statistics.resampling import MIN_GROUPS, Grouping, LeftOut, jac
 from basis_probe.statistics.scores import Reads, Score
 
 _GROUPS = 20
-_FRAMES, _DIRECTIONS = 24, 256
+_FRAMES, _DIRECTIONS = 24, 512
 """So many alternatives, of so many directions together, tell how their mean would move."""
 _AXES = 512
 
