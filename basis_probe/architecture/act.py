@@ -30,6 +30,7 @@ from basis_probe.architecture.commuting import is_plain
 from basis_probe.architecture.composites import Composite
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.experts import Experts
+from basis_probe.architecture.free_weights import following, learned_behind
 from basis_probe.architecture.heads import Gated
 from basis_probe.architecture.routers import Router, experts_of, require_alike
 from basis_probe.model.attention import Attention, Side
@@ -381,9 +382,7 @@ class Action:
         elif vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.EMBEDDING):
             found = self._map(vertex)
             self._edit(found.weight, found.outputs, element, rows)
-            bias = self._bias(self.graph.trace.node(writer), found.bias)
-            if bias is not None:
-                self._edit(bias, 0, element, rows)
+            self._write_bias(self.graph.trace.node(writer), found.bias, element, rows)
         elif self.derivation.is_folded_gain(writer) and rows is None:
             # out = g * (W x + b) becomes 1 * (E D_g W x + E D_g b).
             gain, bias = self._affine(writer)
@@ -393,6 +392,17 @@ class Action:
             for before in source.writers:
                 self._write(before, folded)
             self._add(source.members, folded)
+
+    def _write_bias(self, node: Node, value: object, element: Element, rows: Tensor | None) -> None:
+        """The bias of a linear map becomes element times what it was."""
+        try:
+            bias = self._bias(node, value)
+        except WeightError:
+            if rows is None and self._made_of(value, -1, element):
+                return
+            raise
+        if bias is not None:
+            self._edit(bias, 0, element, rows)
 
     def _read(self, reader: int, element: Element, index: int, *, strange: bool = False) -> None:
         """The function of a stream stays the same after the stream has become element times it."""
@@ -671,7 +681,12 @@ class Action:
                     if isinstance(term, Ref | Fixed):
                         self._table(index, node, term, element, rows)
                 return
-        slot = self.slots.slot(node, value)
+        try:
+            slot = self.slots.slot(node, value)
+        except WeightError:
+            if rows is None and self._made_of(value, axis, element):
+                return
+            raise
         heads = [place - len(node.shape) for place in self.graph.layouts[index].axes]
         if len(heads) > 1 and rows is None and self._by_heads(slot, heads, element):
             return
@@ -680,9 +695,29 @@ class Action:
             self._edit(slot, axis, element, rows)
             return
         found = self._axis(slot, axis)
-        if found < 0:
-            raise WeightError(f"the features of {slot.name} could not be found in it")
-        self._edit(dataclasses.replace(slot, entries=None), found, element, rows)
+        if found >= 0:
+            self._edit(dataclasses.replace(slot, entries=None), found, element, rows)
+        elif rows is not None or not self._made_of(value, axis, element):
+            raise WeightError(f"no axis of {slot.name} holds the features")
+
+    def _made_of(self, value: object, axis: int, element: Element) -> bool:
+        """Acts on the parameters that a vector is computed from; False if it would not follow."""
+        if not isinstance(value, Ref):
+            return False
+        trace = self.graph.trace
+        node, learned = trace.node(value.node), learned_behind(trace, value.node)
+        names = [self.slots.parameter(tensor, node) for tensor in learned]
+        if None in names:
+            return False
+        slots = [Slot(str(name)) for name in names]
+        given = [
+            (tensor, self.weights.get(slot)) for tensor, slot in zip(learned, slots, strict=True)
+        ]
+        axes = following(trace, value.node, axis, element, given, strict=self._strict)
+        for slot, own in zip(slots, axes or (), strict=False):
+            if own is not None:
+                self._edit(slot, own, element, None)
+        return axes is not None
 
     def _by_heads(self, slot: Slot, axes: Sequence[int], element: Element) -> bool:
         """A table with one axis for heads and one for what is in a head; False if it is none."""

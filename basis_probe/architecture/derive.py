@@ -13,10 +13,10 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from basis_probe.algebra.groups import (
     DirectSum,
@@ -39,14 +39,23 @@ from basis_probe.architecture.commuting import Commuting, is_plain
 from basis_probe.architecture.composites import Composites
 from basis_probe.architecture.constants import held_by_constants
 from basis_probe.architecture.free_weights import (
+    Computed,
     computed_biases,
+    computed_vectors,
     computed_weights,
+    learned_behind,
     unreachable,
 )
 from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
-from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
+from basis_probe.architecture.ties import (
+    Tie,
+    overlapping,
+    overlapping_vectors,
+    read_by_number,
+    ties_of,
+)
 from basis_probe.model.attention import Side
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import (
@@ -58,7 +67,6 @@ from basis_probe.model.facts import (
     fixed_in,
     homogeneity,
     keeps_statistics,
-    leaves_of,
     signature,
     spans_all_axes,
     vectors_of,
@@ -107,11 +115,13 @@ class Derivation:
         self._linear: dict[tuple[int, int], tuple[Group, str, str]] = {}
         self._parts_known: dict[int, tuple[int, ...]] = {}
         self.computed, self.biases = computed_weights(facts), computed_biases(facts)
+        self._vectors = computed_vectors(facts)
         self._reached: dict[tuple[int, int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self.pinned = read_by_number(facts)
         self._held_by_constants = held_by_constants(facts)
-        self._overlapping = overlapping(facts)
+        self._vectors_overlapping, maps = overlapping_vectors(facts)
+        self._overlapping = maps | overlapping(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self._free_ties: set[int] = set()
         self.heads = Heads(
@@ -218,30 +228,20 @@ class Derivation:
         Raises:
             NotUnderstood: if such weights cannot follow the changes that are claimed.
         """
-        if not (self.computed or self.biases) or isinstance(group, Trivial):
+        if isinstance(group, Trivial):
             return group, because
         streams = self.family(index) if self.permuting(index) else {index}
         for here in sorted({tied for stream in streams for tied in self.tied_to(stream)}):
-            stream = self.facts.streams[here]
-            computed = [
-                *((vertex, "weight", self.computed.get(vertex), True) for vertex in stream.writers),
-                *((vertex, "bias", self.biases.get(vertex), True) for vertex in stream.writers),
-                *(
-                    (vertex, "weight", self.computed.get(vertex), False)
-                    for vertex in stream.readers
-                ),
-            ]
-            for vertex, what, weight, writes in computed:
-                if weight is None:
-                    continue
-                said = f"the {what}{_where(self.facts, vertex)} is computed from"
-                if self._has_other_uses(weight.node, vertex):
+            for what, weight, writes in self._computed_at(self.facts.streams[here]):
+                said = f"{what}{_where(self.facts, weight.vertex)} is computed from"
+                alone = not self._has_other_uses(weight)
+                if not alone and what != _VECTOR:
                     raise NotUnderstood(f"{said} a parameter that is used elsewhere too")
                 for smaller in (group, *_smaller(group)):
-                    key = (weight.node, vertex, writes, repr(smaller))
+                    key = (weight.node, weight.vertex, writes, repr(smaller))
                     if key not in self._reached:
                         self._reached[key] = not unreachable(
-                            self.facts, weight, smaller, writes=writes
+                            self.facts, weight, smaller, writes=writes, search=alone
                         )
                     if self._reached[key]:
                         break
@@ -253,10 +253,24 @@ class Derivation:
                 if smaller != group:
                     group = smaller
                     because += (
-                        f" T{said[1:]} parameters, which cannot give what a larger group would "
-                        "ask of it."
+                        f" {said[0].upper()}{said[1:]} parameters, which cannot give what a larger "
+                        "group would ask of it."
                     )
         return group, because
+
+    def _computed_at(self, stream: Stream) -> Iterator[tuple[str, Computed, bool]]:
+        """What is computed of the weights around a stream, and whether it writes the stream."""
+        for writer in stream.writers:
+            if writer in self.computed:
+                yield "the weight", self.computed[writer], True
+            if writer in self.biases:
+                yield "the bias", self.biases[writer], True
+        for reader in stream.readers:
+            if reader in self.computed:
+                yield "the weight", self.computed[reader], False
+        for vertex in (*stream.writers, *sorted(stream.members)):
+            for vector in self._vectors.get(vertex, ()):
+                yield _VECTOR, vector, True
 
     def _traced(self, node: int) -> tuple[int, ...]:
         """The calls behind a node on whose results the model's outputs depend."""
@@ -989,7 +1003,9 @@ class Derivation:
         for index in (*stream.members, *stream.writers, *stream.readers):
             why = self.facts.given.get(index) or self._overlapping.get(index)
             if why is None and index in stream.writers:
-                why = self.facts.biases.get(index)
+                why = self.facts.biases.get(index) or self._vectors_overlapping.get(index)
+            if why is None and index in stream.members:
+                why = self._vectors_overlapping.get(index)
             if why is not None and index not in self.heads.inside:
                 # Constants that are acted on are the nearer reason.
                 self._require_no_constants(self.facts.stream_of[min(stream.members)])
@@ -1080,13 +1096,11 @@ class Derivation:
                             return True
         return False
 
-    def _has_other_uses(self, weight: int, vertex: int) -> bool:
+    def _has_other_uses(self, weight: Computed) -> bool:
         """True if what a weight is computed from is read by other calls than its linear map."""
-        leaves = leaves_of(self.facts.graph.trace, weight)
         return any(
-            not self._users_of().get(id(leaf.tensor), set()) <= {vertex}
-            for leaf in leaves
-            if isinstance(leaf.tensor, nn.Parameter)
+            not self._users_of().get(id(tensor), set()) <= weight.inner
+            for tensor in learned_behind(self.facts.graph.trace, weight.node)
         )
 
     def _users_of(self) -> dict[int, set[int]]:
@@ -1160,7 +1174,8 @@ class Derivation:
             return False
         for writer in source.writers:
             vertex = graph.vertices[writer]
-            if any(writer in some for some in (self._overlapping, facts.given, facts.biases)):
+            held = self._overlapping, self._vectors_overlapping, facts.given, facts.biases
+            if any(writer in some for some in held):
                 return False
             if vertex.kind is Kind.PART and not self._is_free_part(vertex):
                 return False
@@ -1717,6 +1732,9 @@ def _chosen(module: str) -> str:
         f"code{where} chooses what to do by features that it computed, and what it does otherwise "
         "was not seen"
     )
+
+
+_VECTOR = "a vector for all features"
 
 
 def _smaller(group: Group) -> tuple[Group, ...]:

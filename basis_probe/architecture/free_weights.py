@@ -6,20 +6,25 @@ the weight, and parameters are looked for that give the changed weight.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from basis_probe.algebra.elements import MonomialElement
-from basis_probe.algebra.groups import Group
-from basis_probe.model.facts import Facts, bias_of, fixed_in, leaves_of
-from basis_probe.model.graph import Kind, replay
-from basis_probe.model.trace import Fixed, Node, Ref
+from basis_probe.algebra.elements import Element, MonomialElement
+from basis_probe.algebra.groups import Group, Permutation
+from basis_probe.model.facts import Facts, bias_of, constants_of, fixed_in, inside_of, leaves_of
+from basis_probe.model.graph import Kind, is_one_number, replay
+from basis_probe.model.trace import Fixed, Node, Ref, Trace
 from basis_probe.model.weights import entries_of, view_of
 
 MOST_NUMBERS = 100_000
 """A computed weight of more numbers is not tried, and taken for one that cannot move."""
+
+MOST_FOLLOWED = 2**24
+"""Nor is it asked of one of more numbers whether it changes as its parameters do."""
 
 MOST_FEATURES = 4096
 """Nor is one of more features, for changes of basis are written out."""
@@ -27,7 +32,20 @@ MOST_FEATURES = 4096
 _NEAR = 1e-4
 """Relative distance at which a weight counts as reached."""
 
+_EXACT = 1e-9
+"""Relative distance at which a weight that needs no search counts as what was asked."""
+
 _FAR, _LARGER = 100.0, 10.0
+
+_OTHERS, _LEAST = 3, 1e-3
+"""So many other values of the parameters are tried, of no smaller size."""
+
+_HALVINGS = 80
+"""So often the stretch in which a function takes a value is halved."""
+
+_MOST_WAYS = 16
+"""So many choices of axes along which parameters may change are tried at most."""
+
 _STEPS = 400
 
 
@@ -36,15 +54,17 @@ class Computed:
     """A weight or a bias of a linear map that the model computes from parameters.
 
     Attributes:
-        vertex: the linear map.
+        vertex: the linear map, or what adds a vector to features, or multiplies them by one.
         node: the node that holds the weight.
-        outputs, inputs: its axes; those of a bias are one.
+        outputs, inputs: its axes; those of a vector are one.
+        inner: the calls that may use what it is computed from.
     """
 
     vertex: int
     node: int
     outputs: int
     inputs: int
+    inner: frozenset[int]
 
 
 def computed_weights(facts: Facts) -> dict[int, Computed]:
@@ -57,7 +77,7 @@ def computed_weights(facts: Facts) -> dict[int, Computed]:
         node = trace.node(vertex.node)
         for value, outputs, inputs in _weights(node):
             if isinstance(value, Ref) and _is_computed(facts, value.node):
-                found[index] = Computed(index, value.node, outputs, inputs)
+                found[index] = Computed(index, value.node, outputs, inputs, frozenset({index}))
     return found
 
 
@@ -69,8 +89,41 @@ def computed_biases(facts: Facts) -> dict[int, Computed]:
         if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.DEPTHWISE):
             value = bias_of(trace.node(vertex.node))
             if isinstance(value, Ref) and _is_computed(facts, value.node, axes=1):
-                found[index] = Computed(index, value.node, -1, -1)
+                found[index] = Computed(index, value.node, -1, -1, frozenset({index}))
     return found
+
+
+def computed_vectors(facts: Facts) -> dict[int, tuple[Computed, ...]]:
+    """Vertex -> what it adds to features, or multiplies them by, where that is computed."""
+    trace = facts.graph.trace
+    found: dict[int, tuple[Computed, ...]] = {}
+    for index, vertex in facts.graph.vertices.items():
+        node, layout = trace.node(vertex.node), facts.graph.layouts.get(index)
+        if layout is None:
+            continue
+        axis = layout.axes[-1] - len(node.shape)
+        inner = frozenset({index})
+        if vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
+            values = [value.node for value in constants_of(trace, node) if isinstance(value, Ref)]
+        elif vertex.kind is Kind.REGION:
+            inner = inside_of(facts.graph, vertex)
+            values = [i for own in inner for i in trace.node(own).inputs if not trace.node(i).live]
+        else:
+            continue
+        several = tuple(
+            Computed(index, value, axis, axis, inner)
+            for value in dict.fromkeys(values)
+            if _is_by_features(trace, value, axis) and _is_computed(facts, value, axes=1)
+        )
+        if several:
+            found[index] = several
+    return found
+
+
+def _is_by_features(trace: Trace, value: int, axis: int) -> bool:
+    """True for a constant that is not the same for all features."""
+    shape = trace.node(value).shape
+    return len(shape) >= -axis and shape[axis] > 1 and not is_one_number(trace, Ref(value))
 
 
 def _weights(node: Node) -> Iterator[tuple[object, int, int]]:
@@ -154,7 +207,9 @@ def _shows_each_once(view: Tensor) -> bool:
     return True
 
 
-def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -> bool:
+def unreachable(
+    facts: Facts, weight: Computed, group: Group, *, writes: bool, search: bool = True
+) -> bool:
     """True if elements of a group ask of a computed weight what its parameters cannot give.
 
     Args:
@@ -162,29 +217,122 @@ def unreachable(facts: Facts, weight: Computed, group: Group, *, writes: bool) -
         weight: the weight.
         group: the group of the stream that its map writes or reads.
         writes: whether the map writes the stream; else it reads it.
+        search: whether to look for parameters that give the changed weight; else they must change
+            as it does.
     """
     trace = facts.graph.trace
-    leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, weight.node)}
-    learned = [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
+    learned = learned_behind(trace, weight.node)
     if _is_free(facts, weight.node, learned):
         return False
-    if sum(tensor.numel() for tensor in learned) > MOST_NUMBERS or group.dim > MOST_FEATURES:
+    axis = weight.outputs if writes else weight.inputs
+    numbers = sum(tensor.numel() for tensor in learned)
+    if max(numbers, math.prod(trace.node(weight.node).shape)) <= MOST_FOLLOWED and _follow(
+        trace, weight.node, learned, axis, group, writes
+    ):
+        return False
+    if not search or numbers > MOST_NUMBERS or group.dim > MOST_FEATURES:
         return True
-    # As they are, and as they could be after more training.
-    for size in (1.0, _LARGER):
-        given = [size * tensor.detach().double() for tensor in learned]
+    each = _is_entry_by_entry(trace, weight.node, learned, axis, group.dim)
+    for given in _given(learned):
         by = {id(tensor): value for tensor, value in zip(learned, given, strict=True)}
         try:
             now = replay(trace, weight.node, {}, by).detach().double()
         except (RuntimeError, ValueError, TypeError):
             return True
-        axis = (weight.outputs if writes else weight.inputs) % now.ndim
         if now.shape[axis] != group.dim:
             return True
-        for moved in _moved(now, axis, group, inverse=not writes):
-            if not _reaches(facts, weight.node, learned, given, moved):
+        for moved in _moved(now, axis % now.ndim, group, inverse=not writes):
+            if each:
+                reached = _reaches_each(trace, weight.node, learned[0], moved)
+            else:
+                reached = _reaches(facts, weight.node, learned, given, moved)
+            if not reached:
                 return True
     return False
+
+
+def learned_behind(trace: Trace, node: int) -> list[nn.Parameter]:
+    """The parameters that a node is computed from."""
+    leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, node)}
+    return [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
+
+
+def _given(learned: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Parameters as they are, as they could be after more training, and others of that size."""
+    for size in (1.0, _LARGER):
+        yield [size * tensor.detach().double() for tensor in learned]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(_OTHERS):
+        yield [
+            max(float(tensor.detach().double().square().mean().sqrt()), _LEAST)
+            * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            for tensor in learned
+        ]
+
+
+def _follow(
+    trace: Trace, node: int, learned: Sequence[Tensor], axis: int, group: Group, writes: bool
+) -> bool:
+    """True if a weight changes by elements of a group where its parameters do."""
+    generator = torch.Generator().manual_seed(0)
+    for given in _given(learned):
+        element = group.generic(generator)
+        if not writes:
+            element = element.inverse().transpose()
+        if following(trace, node, axis, element, [*zip(learned, given, strict=True)]) is None:
+            return False
+    return True
+
+
+def following(
+    trace: Trace,
+    node: int,
+    axis: int,
+    element: Element,
+    given: Sequence[tuple[Tensor, Tensor]],
+    *,
+    strict: bool = True,
+) -> list[int | None] | None:
+    """Along which axes of parameters an element acts that acts on what is computed from them.
+
+    Args:
+        trace: the record.
+        node: the node that holds what is computed.
+        axis: the axis of that on which the element acts.
+        element: the element.
+        given: the parameters, and the values that they have.
+        strict: whether what is computed must change by the element; else the axes that fit.
+
+    Returns:
+        An axis for each parameter, None for one of no such size; None if it does not change so.
+    """
+    values = [value for _, value in given]
+    sizes = [[a for a in range(-1, -v.ndim - 1, -1) if v.shape[a] == element.dim] for v in values]
+    options: list[list[int | None]] = [[*own] if own else [None] for own in sizes]
+    if not any(sizes) or math.prod(map(len, options)) > _MOST_WAYS:
+        return None
+
+    def made(several: Sequence[Tensor]) -> Tensor:
+        by = {id(tensor): value for (tensor, _), value in zip(given, several, strict=True)}
+        return replay(trace, node, {}, by).detach().double()
+
+    try:
+        now = made(values)
+        if now.shape[axis] != element.dim:
+            return None
+        wanted = element.act(now, axis % now.ndim)
+        for ways in itertools.product(*options):
+            found = [*ways]
+            moved = [
+                v if way is None else element.act(v, way % v.ndim)
+                for v, way in zip(values, found, strict=True)
+            ]
+            apart = float((made(moved) - wanted).abs().max())
+            if not strict or apart <= _EXACT * float(wanted.abs().max()):
+                return found
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return None
+    return None
 
 
 def _is_free(facts: Facts, node: int, learned: list[nn.Parameter]) -> bool:
@@ -234,7 +382,7 @@ def _moved(now: Tensor, axis: int, group: Group, *, inverse: bool) -> Iterator[T
     front = now.movedim(axis, 0)
     for factor in (1.0, _FAR, 1 / _LARGER):
         # Of few axes all signs of one that is drawn may be alike; mixtures have no such form.
-        element = group.generic(torch.Generator().manual_seed(0))
+        element = group.generic(generator)
         if not isinstance(element, MonomialElement):
             element = group.draw(generator)
         matrix = factor * element.matrix().to(now)
@@ -244,6 +392,45 @@ def _moved(now: Tensor, axis: int, group: Group, *, inverse: bool) -> Iterator[T
         if inverse:
             matrix = torch.linalg.inv(matrix).T
         yield (matrix @ front.reshape(len(front), -1)).view(front.shape).movedim(0, axis)
+
+
+def _is_entry_by_entry(
+    trace: Trace, node: int, learned: Sequence[Tensor], axis: int, dim: int
+) -> bool:
+    """True for a vector every entry of which is the same function of one entry of a parameter."""
+    if len(learned) != 1 or learned[0].numel() != dim or math.prod(trace.node(node).shape) != dim:
+        return False
+    if not _follow(trace, node, learned, axis, Permutation(dim), writes=True):
+        return False
+    (given,) = next(_given(learned))
+    one = given.clone()
+    one.view(-1)[0] += 1.0
+    before, after = (replay(trace, node, {}, {id(learned[0]): v}).flatten() for v in (given, one))
+    return torch.equal(before[1:], after[1:])
+
+
+def _reaches_each(trace: Trace, node: int, learned: Tensor, target: Tensor) -> bool:
+    """True if each entry of a target is taken by a function of single numbers, somewhere."""
+    wanted = target.flatten()
+
+    def made(values: Tensor) -> Tensor:
+        return replay(trace, node, {}, {id(learned): values.reshape(learned.shape)}).flatten()
+
+    sizes = torch.logspace(-6, 6, 61, dtype=torch.float64, device=target.device)
+    places = torch.cat([-sizes.flip(0), sizes.new_zeros(1), sizes])
+    taken = torch.stack([made(place.expand_as(wanted))[0] for place in places])
+    above = (taken[:, None] >= wanted).int()
+    crossed = above.diff(dim=0) != 0
+    if not bool(crossed.any(0).all()):
+        return False
+    first = crossed.int().argmax(0)
+    low, high = places[first], places[first + 1]
+    starts = above.gather(0, first[None])[0]
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        same = (made(middle) >= wanted).int() == starts
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    return bool(((made(high) - wanted).abs() <= _NEAR * wanted.abs() + _EXACT).all())
 
 
 def _reaches(

@@ -21,18 +21,16 @@ from basis_probe.algebra.elements import (
     Identity,
     Local,
     MonomialElement,
-    Sheared,
 )
 from basis_probe.algebra.groups import (
     Blocks,
-    Elementary,
     Group,
     Monomial,
     SignedPermutation,
     Trivial,
 )
 from basis_probe.architecture.act import Action, as_monomial, monomial
-from basis_probe.architecture.strangers import FEW, Maker, neighbours, strangers
+from basis_probe.architecture.strangers import FEW, Maker, strangers
 from basis_probe.model.facts import Facts
 from basis_probe.model.places import Site
 from basis_probe.model.weights import WeightError, Weights
@@ -46,9 +44,6 @@ SINGLE = 1e-4
 
 _UNIFORM = 256
 """Up to this dimension an element of each group is drawn uniformly, as a full matrix if need be."""
-
-_WIDE = 512
-"""Above this dimension elements that act together with others change only some axes."""
 
 DRAWS = 4
 """So many strangers of a kind are tried at most, where those before moved nothing at all."""
@@ -230,7 +225,7 @@ class Prover(abc.ABC, Generic[W]):
                 if isinstance(group, Blocks) and key[0] in made:
                     # Exchanged once more, two blocks would be where they were.
                     group = dataclasses.replace(group, order="kept")
-                element = _acting(group, generator)
+                element = group.generic(generator)
                 source = self._before_norm(key[0]) if key in behind else None
                 if source in ordered:
                     # Its stream was permuted already; now only the gain is rescaled.
@@ -329,26 +324,8 @@ def shifts(group: Group) -> Iterator[Element]:
         yield group.element(matrix)
 
 
-def _acting(group: Group, generator: torch.Generator) -> Element:
-    """A generic element; in a wide layer one that changes few axes, among themselves."""
-    if group.dim <= _WIDE or not isinstance(group, Elementary) or isinstance(group, Trivial):
-        return group.generic(generator)
-    # In both halves, each beside each other: what serves one half only is seen.
-    half = group.dim // 2
-    first = neighbours(half, 2 * FEW, generator)
-    second = half + neighbours(group.dim - half, 2 * FEW, generator)
-    axes = torch.cat([first, second])
-    inner = type(group)(len(axes)).generic(generator)
-    if isinstance(inner, Sheared):
-        # What is written along the all-ones direction would reach every axis.
-        inner = inner.turn
-    return Local(group.dim, axes, inner)
-
-
 def _few_places(element: Element) -> Element:
     """The same factors, with few axes that change places: a whole stream moves with them."""
-    if isinstance(element, Local):
-        return element
     columns, factors = monomial(element)
     order = torch.arange(len(columns))
     order[: 4 * FEW] = order[: 4 * FEW].roll(1)

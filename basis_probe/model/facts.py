@@ -451,6 +451,17 @@ def vectors_of(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed]]:
         waiting.extend(node.inputs)
 
 
+def inside_of(graph: Graph, vertex: Vertex) -> frozenset[int]:
+    """The calls on features that a region consists of, behind what it carries."""
+    seen, waiting = set[int](), [vertex.node]
+    while waiting:
+        index = waiting.pop()
+        if index not in seen and index not in vertex.carried and graph.trace.node(index).live:
+            seen.add(index)
+            waiting.extend(graph.trace.node(index).inputs)
+    return frozenset(seen)
+
+
 def signature(graph: Graph, vertex: Vertex) -> str | None:
     """The steps of a region, the same for regions that compute the same; None if it has weights."""
     trace, places = graph.trace, dict[int, int]()

@@ -639,7 +639,10 @@ class _Builder:
         elif self._is_linear(node):
             last = len(self.trace.node(first).shape) - 1 - self._is_turned(node)
             across = not self._features_at(first, last)
-            self.put(node.index, Kind.LINEAR, (), (self.vertex(first),), across=across)
+            # With one number for each of several, such as functions, a vector makes no features.
+            weighs = across and len(node.shape) < len(self.trace.node(first).shape)
+            kind = Kind.OTHER if weighs else Kind.LINEAR
+            self.put(node.index, kind, (), (self.vertex(first),), across=across)
         elif op in _CONVOLUTIONS and self._weighed(node, 1, "weight"):
             across = not self._features_at(first, 1)
             groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)

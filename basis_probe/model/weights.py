@@ -172,6 +172,10 @@ class Slots:
         return Slot(str(names[0]), lengths=Lengths(str(names[1]), axis))
 
 
+_FAR = 1e6
+"""By so much the numbers are apart by which entries are known again."""
+
+
 def entries_of(
     trace: Trace, node: int, tensor: Tensor, by: dict[int, Tensor]
 ) -> tuple[Tensor, float] | None:
@@ -187,15 +191,17 @@ def entries_of(
         For every entry of the node its flat place in the tensor, and the factor; None if the node
         holds anything else.
     """
-    places = torch.arange(tensor.numel(), dtype=torch.float64, device=tensor.device)
-    places = places.reshape(tensor.shape)
-    shown, ones = (
-        replay(trace, node, by, {id(tensor): put}) for put in (places, torch.ones_like(places))
-    )
-    factor = float(ones.flatten()[0]) if ones.numel() else 1.0
-    if not math.isfinite(factor) or factor == 0 or not bool((ones == factor).all()):
+    ones = torch.ones(tensor.shape, dtype=torch.float64, device=tensor.device)
+    places = torch.arange(1, tensor.numel() + 1, dtype=torch.float64, device=tensor.device)
+    # Far from zero on both sides: what bends or bounds the numbers does so to some of them.
+    far = _FAR * places.reshape(tensor.shape)
+    one, shown, minus = (replay(trace, node, by, {id(tensor): put}) for put in (ones, far, -far))
+    factor = float(one.flatten()[0]) if one.numel() else 1.0
+    if not math.isfinite(factor) or factor == 0 or not bool((one == factor).all()):
         return None
-    entries = (shown / factor).round().long()
+    if not torch.equal(minus, -shown):
+        return None
+    entries = (shown / (_FAR * factor)).round().long() - 1
     given = replay(trace, node, by)
     if not bool((entries >= 0).all()) or not bool((entries < tensor.numel()).all()):
         return None
