@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basis_probe.algebra.elements import (
     BlockElement,
@@ -57,6 +57,7 @@ from basis_probe.model.weights import (
     WeightError,
     Weights,
     acted,
+    spoken_at,
 )
 
 
@@ -505,6 +506,8 @@ class Action:
         others = slot.entries.ndim - 1
         step = slot.entries.movedim(axis, -1)[(0,) * others]
         stride = int(step[1] - step[0]) if len(step) > 1 else 0
+        if not torch.equal(step, step[0] + stride * torch.arange(len(step), device=step.device)):
+            return -1
         strides = torch.empty(shape, device="meta").stride()
         found = [a for a, s in enumerate(strides) if s == stride and shape[a] == len(step)]
         return found[0] if len(found) == 1 else -1
@@ -542,12 +545,12 @@ class Action:
         given = self.weights.shape(slot.name) if slot.entries is None else slot.entries.shape
         stacks = op in GROUPED_PRODUCTS or op in ("matmul", "bmm")
         if len(given) < 2 or (vertex.kind is Kind.LINEAR and len(given) > 2 + stacks):
-            raise WeightError(f"the weight of {op} in {node.module} is no matrix")
+            raise WeightError(f"the weight of {spoken_at(node)} is no matrix")
         if stacks and len(given) == 3 and slot.entries is not None:
             # What one matrix of a stack takes, all of them take, those that are idle as well.
             outputs, inputs = self._axis(slot, outputs), self._axis(slot, inputs)
             if min(outputs, inputs) < 0:
-                raise WeightError(f"the weight of {op} in {node.module} is no stack of matrices")
+                raise WeightError(f"the weight of {spoken_at(node)} is no stack of matrices")
             slot = dataclasses.replace(slot, entries=None)
         return _Map(slot, outputs, inputs, bias)
 
@@ -697,6 +700,8 @@ class Action:
         found = self._axis(slot, axis)
         if found >= 0:
             self._edit(dataclasses.replace(slot, entries=None), found, element, rows)
+        elif rows is None and len(slot.entries.unique()) == slot.entries.numel():
+            self._edit(slot, axis, element, None)
         elif rows is not None or not self._made_of(value, axis, element):
             raise WeightError(f"no axis of {slot.name} holds the features")
 
@@ -919,7 +924,7 @@ class Action:
         wanted = gain.square().reciprocal() - _epsilon(node)
         mean, variance = self._argument(node, "running_mean"), self._argument(node, "running_var")
         if bool((gain <= 0).any()) or bool((wanted < 0).any()) or mean is None or variance is None:
-            raise WeightError(f"{node.module} has no gain that could change")
+            raise WeightError(f"{node.module or node.op} has no gain that could change")
         self.weights.set(variance, wanted)
         self.weights.set(mean, -bias / gain)
 
@@ -940,6 +945,11 @@ class Action:
         }
         zeros = {key: torch.zeros_like(t, dtype=torch.float64) for key, (_, t) in used.items()}
         gain, bias = self._gain(vertex, region, zeros)
+        if any(t.numel() not in (1, len(gain)) for _, t in used.values()):
+            raise WeightError(
+                f"{spoken_at(self.graph.trace.node(index))} uses parameters that are not one "
+                "number for each feature"
+            )
         vectors: list[_Vector] = []
         for key, (node, tensor) in used.items():
             one = {**zeros, key: torch.ones_like(tensor, dtype=torch.float64)}
@@ -1057,7 +1067,11 @@ class Action:
             for slot, factors in ((found.weight, after / before), (bias, after)):
                 if slot is not None:
                     self._edit(slot, 0, MonomialElement(columns, factors), None)
-        elif region.shape is Shape.DIAGONAL and _is_linear(region) and torch.equal(before, after):
+        elif (
+            region.shape is Shape.DIAGONAL
+            and _is_linear(region)
+            and torch.allclose(before, after, rtol=1e-12, atol=0.0)
+        ):
             # However a gain is computed, it changes places with what it is computed from.
             self._permute(vertex, columns)
         elif region.shape is Shape.DIAGONAL or region.shape.is_norm:
@@ -1069,7 +1083,10 @@ class Action:
 
     def _permute(self, vertex: Vertex, columns: Tensor) -> None:
         """The vectors of a region change places with the features."""
+        gain = self.facts.regions.get(vertex.node, NOTHING).shape is Shape.DIAGONAL
         for use, fixed in vectors_of(self.graph, vertex):
+            if not gain and not isinstance(fixed.tensor, nn.Parameter):
+                continue  # All features read it alike.
             slot = self.slots.slot(use, fixed)
             values = self._original(slot)
             axes = [axis for axis, size in enumerate(values.shape) if size == len(columns)]
@@ -1091,7 +1108,7 @@ class Action:
                 # Without a gain the variance takes the scale.
                 wanted = spread * (before / after).square() - eps
                 if bool((before * after < 0).any()) or bool((wanted < 0).any()):
-                    raise WeightError(f"{node.module} has no gain that could change")
+                    raise WeightError(f"{node.module or node.op} has no gain that could change")
                 self.weights.set(variance, wanted)
                 return
             scaled = before.square() * self._original(variance)[columns]
@@ -1101,7 +1118,7 @@ class Action:
         if gain is not None:
             self.weights.set(gain, self._original(gain)[columns] * factors)
         elif bool(((factors - 1).abs() > 1e-12).any()):
-            raise WeightError(f"{node.module} has no gain that could change")
+            raise WeightError(f"{node.module or node.op} has no gain that could change")
         if bias is not None:
             self.weights.set(bias, self._original(bias)[columns] * after)
 

@@ -237,7 +237,11 @@ class Derivation:
                 alone = not self._has_other_uses(weight)
                 if not alone and what != _VECTOR:
                     raise NotUnderstood(f"{said} a parameter that is used elsewhere too")
-                for smaller in (group, *_smaller(group)):
+                if what == _VECTOR and self._keeps_scales(weight.vertex, group):
+                    several: tuple[Group, ...] = (Permutation(group.dim),)
+                else:
+                    several = group, *_smaller(group)
+                for smaller in several:
                     key = (weight.node, weight.vertex, writes, repr(smaller))
                     if key not in self._reached:
                         self._reached[key] = not unreachable(
@@ -250,13 +254,23 @@ class Derivation:
                         f"{said} parameters, which cannot give the values that a change of basis "
                         "asks of it"
                     )
-                if smaller != group:
+                if smaller != group and several[0] == group:
                     group = smaller
                     because += (
                         f" {said[0].upper()}{said[1:]} parameters, which cannot give what a larger "
                         "group would ask of it."
                     )
         return group, because
+
+    def _keeps_scales(self, vertex: int, group: Group) -> bool:
+        """True if the vectors of a function change places only, whatever rescales the features."""
+        region = self.facts.regions.get(vertex, NOTHING)
+        gain = region.shape is Shape.DIAGONAL and (
+            region.bias is not None and not bool(region.bias.any())
+        )
+        return isinstance(group, OnAxes) and (
+            gain or region.shape in (Shape.ELEMENTWISE, Shape.COUPLED)
+        )
 
     def _computed_at(self, stream: Stream) -> Iterator[tuple[str, Computed, bool]]:
         """What is computed of the weights around a stream, and whether it writes the stream."""
@@ -1657,8 +1671,10 @@ class Derivation:
                 relations.add(_factors(first, second, target, powers), signs=False)
             for bits in region.pair.signs:
                 relations.add(_factors(first, second, target, bits), scales=False)
-        elif region.shape is Shape.DIAGONAL and not self._has_own_gain(index):
-            # A gain that serves twice, as g and 1 - g, cannot take up a scale.
+        elif region.shape is Shape.DIAGONAL and (
+            index in self._vectors or not self._has_own_gain(index)
+        ):
+            # A gain that serves twice, as g and 1 - g, or is computed, cannot take up a scale.
             relations.add(sum_of({sources[0]: 1.0}, {target: -1.0}))
         elif region.shape.is_norm:
             relations.add({target: 1.0}, signs=False)

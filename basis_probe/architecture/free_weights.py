@@ -17,6 +17,7 @@ from basis_probe.algebra.elements import Element, MonomialElement
 from basis_probe.algebra.groups import Group, Permutation
 from basis_probe.model.facts import Facts, bias_of, constants_of, fixed_in, inside_of, leaves_of
 from basis_probe.model.graph import Kind, is_one_number, replay
+from basis_probe.model.rows import is_blank
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
 from basis_probe.model.weights import entries_of, view_of
 
@@ -94,7 +95,10 @@ def computed_biases(facts: Facts) -> dict[int, Computed]:
 
 
 def computed_vectors(facts: Facts) -> dict[int, tuple[Computed, ...]]:
-    """Vertex -> what it adds to features, or multiplies them by, where that is computed."""
+    """Vertex -> what it adds to features, or multiplies them by, where that is computed.
+
+    Left out is what takes every value, such as one plus a parameter.
+    """
     trace = facts.graph.trace
     found: dict[int, tuple[Computed, ...]] = {}
     for index, vertex in facts.graph.vertices.items():
@@ -113,7 +117,9 @@ def computed_vectors(facts: Facts) -> dict[int, tuple[Computed, ...]]:
         several = tuple(
             Computed(index, value, axis, axis, inner)
             for value in dict.fromkeys(values)
-            if _is_by_features(trace, value, axis) and _is_computed(facts, value, axes=1)
+            if _is_by_features(trace, value, axis)
+            and _is_computed(facts, value, axes=1)
+            and not _is_free(facts, value, learned_behind(trace, value))
         )
         if several:
             found[index] = several
@@ -122,7 +128,10 @@ def computed_vectors(facts: Facts) -> dict[int, tuple[Computed, ...]]:
 
 def _is_by_features(trace: Trace, value: int, axis: int) -> bool:
     """True for a constant that is not the same for all features."""
-    shape = trace.node(value).shape
+    made = trace.node(value)
+    shape = made.shape
+    if is_blank(trace, Ref(value)) or any(trace.node(index).live for index in made.inputs):
+        return False  # Nothing but the shape is taken of what depends on the input.
     return len(shape) >= -axis and shape[axis] > 1 and not is_one_number(trace, Ref(value))
 
 

@@ -114,7 +114,9 @@ class CopyProver(Prover[CopiedWeights]):
             except Unproved as problem:
                 found[key] = problem
             except Exception as problem:
-                found[key] = Unproved(f"the copy failed: {type(problem).__name__}: {problem}")
+                found[key] = Unproved(
+                    f"no element could act on a copy: {type(problem).__name__}: {problem}"
+                )
         return [found[key] for key in keys]
 
     def _doubted(self, site: Site, element: Element) -> None:

@@ -525,7 +525,7 @@ def _routers(
             except Unproved as error:
                 made[key] = str(error)
             except Exception as error:
-                made[key] = f"the copy failed: {type(error).__name__}: {error}"
+                made[key] = f"no element could act on a copy: {type(error).__name__}: {error}"
         proof = made[key]
         if isinstance(proof, Certificate):
             held = dataclasses.replace(claim, certificate=proof)

@@ -165,7 +165,8 @@ def overlapping_vectors(facts: Facts) -> tuple[dict[int, str], dict[int, str]]:
             if apart or matrices == 2 or (one.vertex == other.vertex and not matrices):
                 continue
             a, b = one.entries(), other.entries()
-            if one.kind == other.kind and a.shape == b.shape and torch.equal(a, b):
+            alike = one.kind == other.kind or {one.kind, other.kind} == {"bias", "added"}
+            if alike and a.shape == b.shape and torch.equal(a, b):
                 continue  # They change together.
             if bool(torch.isin(a, b).any()):
                 why = "a vector that it adds, or multiplies by, overlaps with other weights"
@@ -201,6 +202,8 @@ def _vectors_at(facts: Facts) -> dict[int, list[_Use]]:
             found_at = _shown_of(trace, value)
             if found_at is not None:
                 leaf, shown = found_at
+                if kind == "factor" and sum(size > 1 for size in shown.shape) > 1:
+                    continue
                 (key, start, _), (_, first, last) = span(leaf), span(shown)
                 if not leaf.is_contiguous():
                     continue

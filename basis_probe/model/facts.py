@@ -913,12 +913,35 @@ def _is_held(graph: Graph, vertex: Vertex, region: Region | None) -> bool:
     if region is None or region.shape not in (Shape.DIAGONAL, Shape.ELEMENTWISE):
         return False
     vectors = [fixed.tensor for _, fixed in vectors_of(graph, vertex)]
+    vectors = [tensor for tensor in vectors if tensor.is_floating_point()]
     if all(isinstance(tensor, nn.Parameter) for tensor in vectors):
+        return False
+    if _treats_alike(graph, vertex, vectors):
         return False
     if region.shape is Shape.ELEMENTWISE:
         return True
     gain, bias = region.gain, region.bias
     return bool(gain is not None and (gain == 0).any()) or bool(bias is not None and bias.any())
+
+
+def _treats_alike(graph: Graph, vertex: Vertex, vectors: Iterable[Tensor]) -> bool:
+    """True if a function of each feature is the same for all where their parameters are the same.
+
+    The numbers that are no parameters may be a table that all features read.
+    """
+    made = graph.trace.node(vertex.node)
+    dim = made.shape[graph.layouts[vertex.node].axes[-1]]
+    learned = {
+        id(tensor): torch.full_like(tensor, 0.7, dtype=torch.float64)
+        for tensor in vectors
+        if isinstance(tensor, nn.Parameter)
+    }
+    grid = torch.linspace(-4.0, 4.0, 33, dtype=torch.float64, device=_device(graph.trace))
+    try:
+        values = evaluate(graph, vertex, (grid[:, None].expand(-1, dim),), learned)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+        return False
+    return bool((values == values[:, :1]).all())
 
 
 def spans_all_axes(facts: Facts, index: int) -> bool:

@@ -102,16 +102,20 @@ class Slots:
         if isinstance(value, Fixed):
             name = self.parameter(value.tensor, node)
             if name is None:
-                raise WeightError(f"a tensor that {_speak(node)} uses is no parameter of the model")
+                raise WeightError(
+                    f"a tensor that {spoken_at(node)} uses is no parameter of the model"
+                )
             return Slot(name)
         if not isinstance(value, Ref):
-            raise WeightError(f"{_speak(node)} uses a number that is no parameter of the model")
+            raise WeightError(f"{spoken_at(node)} uses a number that is no parameter of the model")
         parted = self._parted(self.trace.node(value.node))
         if parted is not None:
             return parted
         leaves = self._leaves(value)
         if len(leaves) != 1:
-            raise WeightError(f"what {_speak(node)} uses is computed from {len(leaves)} parameters")
+            raise WeightError(
+                f"what {spoken_at(node)} uses is computed from {len(leaves)} parameters"
+            )
         (tensor,) = leaves
         if tensor.is_meta:
             raise WeightError("the weights are on the meta device, which holds no numbers")
@@ -130,10 +134,12 @@ class Slots:
         except (RuntimeError, TypeError) as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise WeightError(
-                f"what {_speak(node)} uses cannot be computed anew ({said})"
+                f"what {spoken_at(node)} uses cannot be computed anew ({said})"
             ) from error
         if found is None:
-            raise WeightError(f"what {_speak(node)} uses is not a parameter, but computed from one")
+            raise WeightError(
+                f"what {spoken_at(node)} uses is not a parameter, but computed from one"
+            )
         return Slot(name, found[0], factor=found[1])
 
     def turned(self, node: Node, value: object) -> tuple[str, tuple[int, ...]] | None:
@@ -520,5 +526,6 @@ def _neighbours(places: Tensor) -> bool:
     return len(places) > 0 and bool((places.diff() == 1).all())
 
 
-def _speak(node: Node) -> str:
+def spoken_at(node: Node) -> str:
+    """A call by its name, and the module in which it was made."""
     return f"{node.op} in {node.module}" if node.module else node.op
