@@ -8,7 +8,7 @@ streams that nonlinearities and products join moves as one.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +42,11 @@ from basis_probe.model.facts import (
     constants_of,
     evaluate,
     fixed_in,
+    given_to,
     keeps_statistics,
-    vectors_of,
+    vectors_behind,
 )
-from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument
+from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument, replay
 from basis_probe.model.places import Site
 from basis_probe.model.rows import GROUPED_PRODUCTS
 from basis_probe.model.trace import Fixed, Node, Ref
@@ -56,7 +57,6 @@ from basis_probe.model.weights import (
     Slots,
     WeightError,
     Weights,
-    acted,
     spoken_at,
 )
 
@@ -91,7 +91,7 @@ class Action:
         self.weights = weights
         self.rows: dict[int, Tensor] = {}
         self._done: set[tuple[object, ...]] = set()
-        self._before: dict[str, Tensor] = {}
+        self._before: dict[tuple[object, ...], Tensor] = {}
         self._behind: dict[int, Element] = {}
         self._affines: dict[int, _Affine] = {}
         self._experts: Experts | None = None
@@ -134,7 +134,7 @@ class Action:
         if element is None:
             return {}
 
-        # Where a stranger asks for several numbers in one place, any of them is strange.
+        # What a stranger asks of a vector need not be what its parameters give.
         self._strict = False
 
         def strange(index: int, _: Element) -> dict[int, Element]:
@@ -474,20 +474,7 @@ class Action:
         self._done.add(key)
         for idle in self._idle(slot):
             self._edit(idle, axis, element, rows)
-        if self._strict and slot.entries is not None and slot.entries.ndim == 1:
-            self._require_one_number(slot, acted(self.weights.get(slot), axis, element, rows))
         self.weights.act(slot, axis, element, rows)
-
-    def _require_one_number(self, slot: Slot, values: Tensor) -> None:
-        """Raises ContradictionError if a number in several places would have to become several."""
-        assert slot.entries is not None
-        places = slot.entries.to(values.device)
-        apart = values.new_zeros(self.weights.shape(slot.name).numel())
-        apart[places] = values
-        if float((apart[places] - values).abs().max()) > 1e-12 * float(values.abs().max()):
-            raise ContradictionError(
-                f"one number of {slot.name} serves several features, which would change apart"
-            )
 
     def _idle(self, slot: Slot) -> list[Slot]:
         """The same weights of experts that no row of the example reached."""
@@ -850,9 +837,11 @@ class Action:
 
     def _original(self, slot: Slot) -> Tensor:
         """The vector as it was before this move."""
-        if slot.name not in self._before:
-            self._before[slot.name] = self.weights.get(slot).cpu()
-        return self._before[slot.name]
+        places = slot.entries
+        key = (slot.name, () if places is None else (int(places.min()), int(places.max())))
+        if key not in self._before:
+            self._before[key] = self.weights.get(slot).cpu()
+        return self._before[key]
 
     def _affine(self, vertex: int) -> tuple[Tensor, Tensor]:
         """The gain and bias that a region had before this move, from its parameters."""
@@ -938,44 +927,72 @@ class Action:
         vertex, region = self.graph.vertices[index], self.facts.regions[index]
         if region.apart:
             raise WeightError(f"{region.op} has gains of its own for every head")
-        used = {
-            id(fixed.tensor): (node, fixed.tensor)
-            for node, fixed in vectors_of(self.graph, vertex)
-            if fixed.tensor.is_floating_point()
-        }
-        zeros = {key: torch.zeros_like(t, dtype=torch.float64) for key, (_, t) in used.items()}
+        given = self._given(vertex)
+        zeros = [_put(one, torch.zeros) for one in given]
         gain, bias = self._gain(vertex, region, zeros)
-        if any(t.numel() not in (1, len(gain)) for _, t in used.values()):
+        if any(one.values.numel() not in (1, len(gain)) for one in given):
             raise WeightError(
                 f"{spoken_at(self.graph.trace.node(index))} uses parameters that are not one "
                 "number for each feature"
             )
         vectors: list[_Vector] = []
-        for key, (node, tensor) in used.items():
-            one = {**zeros, key: torch.ones_like(tensor, dtype=torch.float64)}
-            more = self._gain(vertex, region, one)
-            slope = [_slope(a - b) for a, b in zip(more, (gain, bias), strict=True)]
-            vectors.append(_Vector(self.slots.slot(node, Fixed(tensor, None)), *slope))
-        found = _Affine(gain, bias, tuple(vectors))
         now = [gain, bias]
-        for vector, (_, tensor) in zip(vectors, used.values(), strict=True):
-            values = tensor.detach().double().cpu().flatten()
-            now = [now[0] + vector.gain * values, now[1] + vector.bias * values]
-        seen = self._gain(vertex, region, {})
+        for place, one in enumerate(given):
+            ones = [*zeros[:place], _put(one, torch.ones), *zeros[place + 1 :]]
+            more = self._gain(vertex, region, ones)
+            slope = [_slope(a - b) for a, b in zip(more, (gain, bias), strict=True)]
+            vectors.append(_Vector(one.slot, *slope))
+            values = one.values.detach().double().cpu().flatten()
+            now = [was + by * values for was, by in zip(now, slope, strict=True)]
+        found = _Affine(gain, bias, tuple(vectors))
+        seen = self._gain(vertex, region, ())
         if any(float((a - b).abs().max()) > 1e-6 for a, b in zip(now, seen, strict=True)):
             name = self.graph.trace.node(index).module or self.graph.trace.node(index).op
             raise WeightError(f"how {name} uses its parameters is not understood")
         return found
 
+    def _given(self, vertex: Vertex) -> list["_Given"]:
+        """The numbers that a region is given beside features, each once."""
+        found: dict[object, _Given] = {}
+        for node, value in given_to(self.graph, vertex):
+            for slot, one in self._held_in(node, value):
+                if isinstance(one, Ref):
+                    values = replay(self.graph.trace, one.node, {})
+                    found[one.node] = _Given(slot, values, node=one.node)
+                elif one.tensor.is_floating_point():
+                    found[id(one.tensor)] = _Given(slot, one.tensor, tensor=one.tensor)
+        return [*found.values()]
+
+    def _held_in(
+        self, node: Node, value: Fixed | Ref, *, learned: bool = False
+    ) -> Iterator[tuple[Slot, Fixed | Ref]]:
+        """Where the numbers of a constant lie: its own, or those that it is computed from.
+
+        Args:
+            node: the call that uses it.
+            value: the constant.
+            learned: whether numbers that are no parameters are passed over.
+        """
+        if isinstance(value, Ref):
+            try:
+                yield self.slots.slot(node, value), value
+            except WeightError:
+                for use, leaf in vectors_behind(self.graph.trace, value.node):
+                    yield from self._held_in(use, leaf, learned=learned)
+        elif not learned or isinstance(value.tensor, nn.Parameter):
+            yield self.slots.slot(node, Fixed(value.tensor, None)), value
+
     def _gain(
-        self, vertex: Vertex, region: Region, fixed: dict[int, Tensor]
+        self, vertex: Vertex, region: Region, put: Sequence[tuple["_Given", Tensor]]
     ) -> tuple[Tensor, Tensor]:
         layout = self.graph.layouts[vertex.node]
         dim = self.graph.trace.node(vertex.node).shape[layout.axes[-1]]
         device = next((t.device for t in self.weights.model.parameters()), torch.device("cpu"))
+        fixed = {id(one.tensor): value for one, value in put if one.tensor is not None}
+        made = {one.node: value for one, value in put if one.node is not None}
         if not region.shape.is_norm:
             x = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(1, dim).to(device)
-            low, high = evaluate(self.graph, vertex, (x,), fixed).cpu()
+            low, high = evaluate(self.graph, vertex, (x,), fixed, made).cpu()
             return high - low, low
         # Far from zero, so that the epsilon under the root does not show; no entry near the mean.
         place = torch.arange(dim, dtype=torch.float64)
@@ -984,7 +1001,7 @@ class Action:
             unit = unit - unit.mean()
         unit = unit / unit.square().mean().sqrt()
         both = 1e6 * torch.stack([unit, -unit]).to(device)
-        plus, minus = evaluate(self.graph, vertex, (both,), fixed).cpu()
+        plus, minus = evaluate(self.graph, vertex, (both,), fixed, made).cpu()
         return (plus - minus) / (2 * unit), (plus + minus) / 2
 
     # --- families ---------------------------------------------------------------------------------
@@ -1083,15 +1100,14 @@ class Action:
 
     def _permute(self, vertex: Vertex, columns: Tensor) -> None:
         """The vectors of a region change places with the features."""
-        gain = self.facts.regions.get(vertex.node, NOTHING).shape is Shape.DIAGONAL
-        for use, fixed in vectors_of(self.graph, vertex):
-            if not gain and not isinstance(fixed.tensor, nn.Parameter):
-                continue  # All features read it alike.
-            slot = self.slots.slot(use, fixed)
-            values = self._original(slot)
-            axes = [axis for axis, size in enumerate(values.shape) if size == len(columns)]
-            if len(axes) == 1:
-                self.weights.set(slot, values.index_select(axes[0], columns))
+        # What is no parameter of a nonlinear function, all features read alike.
+        bent = self.facts.regions.get(vertex.node, NOTHING).shape is not Shape.DIAGONAL
+        for node, value in given_to(self.graph, vertex):
+            for slot, _ in self._held_in(node, value, learned=bent):
+                values = self._original(slot)
+                axes = [axis for axis, size in enumerate(values.shape) if size == len(columns)]
+                if len(axes) == 1:
+                    self.weights.set(slot, values.index_select(axes[0], columns))
 
     def _batch_norm(self, node: Node, columns: Tensor, before: Tensor, after: Tensor) -> None:
         statistics = "" if node.op in ("group_norm", "layer_norm") else "running_mean running_var"
@@ -1354,6 +1370,21 @@ class _Vector:
     slot: Slot
     gain: float
     bias: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Given:
+    """Numbers that a region is given: where they lie, and the tensor, or the call, that is them."""
+
+    slot: Slot
+    values: Tensor
+    tensor: Tensor | None = None
+    node: int | None = None
+
+
+def _put(one: _Given, make: Callable[..., Tensor]) -> tuple[_Given, Tensor]:
+    """The same numbers, all of them zero or one."""
+    return one, make(one.values.shape, dtype=torch.float64, device=one.values.device)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

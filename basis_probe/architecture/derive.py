@@ -51,6 +51,7 @@ from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import (
     Tie,
+    numbers_of,
     overlapping,
     overlapping_vectors,
     read_by_number,
@@ -104,7 +105,7 @@ class Derivation:
         self._families: dict[int, frozenset[int]] = {}
         self._family_links: dict[frozenset[int], list[int]] = {}
         self._links_known: dict[int, bool] = {}
-        self._gains: dict[int, set[int]] | None = None
+        self._gains: dict[object, set[int]] | None = None
         self._apart: set[frozenset[int]] = set()
         self._relations: dict[frozenset[int], Relations] = {}
         self._labels: dict[frozenset[int], dict[int, Tensor]] = {}
@@ -671,12 +672,10 @@ class Derivation:
         if self._gains is None:
             self._gains = {}
             for other in self.facts.regions:
-                for _, fixed in vectors_of(graph, graph.vertices[other]):
-                    self._gains.setdefault(id(fixed.tensor), set()).add(other)
-        return all(
-            self._gains.get(id(fixed.tensor), {vertex}) == {vertex}
-            for _, fixed in vectors_of(graph, graph.vertices[vertex])
-        )
+                for key in numbers_of(self.facts, graph.vertices[other]):
+                    self._gains.setdefault(key, set()).add(other)
+        own = numbers_of(self.facts, graph.vertices[vertex])
+        return all(self._gains.get(key, {vertex}) == {vertex} for key in own)
 
     def _axes(
         self, index: int, vertex: Vertex, family: frozenset[int], dim: int

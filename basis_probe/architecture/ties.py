@@ -13,13 +13,15 @@ from basis_probe.model.facts import (
     bias_of,
     constants_of,
     fixed_in,
+    given_to,
     inside_of,
     leaves_of,
     matrix,
     shared,
+    vectors_behind,
     vectors_of,
 )
-from basis_probe.model.graph import Kind
+from basis_probe.model.graph import Kind, Vertex
 from basis_probe.model.trace import Fixed, Ref, Trace
 from basis_probe.model.weights import view_of
 
@@ -199,7 +201,7 @@ def _vectors_at(facts: Facts) -> dict[int, list[_Use]]:
         elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
             values += (("factor", value) for value in (*node.args, *node.kwargs.values()))
         for kind, value in values:
-            found_at = _shown_of(trace, value)
+            found_at = shown_of(trace, value)
             if found_at is not None:
                 leaf, shown = found_at
                 if kind == "factor" and sum(size > 1 for size in shown.shape) > 1:
@@ -217,7 +219,22 @@ def _vectors_at(facts: Facts) -> dict[int, list[_Use]]:
     }
 
 
-def _shown_of(trace: Trace, value: object) -> tuple[Tensor, Tensor] | None:
+def numbers_of(facts: Facts, vertex: Vertex) -> set[object]:
+    """What tells the numbers that a region is given from those that others are."""
+    found: set[object] = set()
+    for _, value in given_to(facts.graph, vertex):
+        shown = shown_of(facts.graph.trace, value)
+        if shown is not None and shown[1].numel() < shown[0].numel():
+            found.add((id(shown[0]), *span(shown[1])[1:]))
+        elif isinstance(value, Fixed):
+            found.add(id(value.tensor))
+        else:
+            leaves = vectors_behind(facts.graph.trace, value.node)
+            found |= {id(leaf.tensor) for _, leaf in leaves}
+    return found
+
+
+def shown_of(trace: Trace, value: object) -> tuple[Tensor, Tensor] | None:
     """The parameter that a vector shows numbers of, and a tensor with the strides of these."""
     if isinstance(value, Fixed):
         tensor = value.tensor

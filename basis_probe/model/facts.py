@@ -32,6 +32,7 @@ from basis_probe.model.graph import (
     condense,
     constant,
     groups_of,
+    is_one_number,
     looked_up,
     nonlinear,
     norm_argument,
@@ -257,6 +258,7 @@ def evaluate(
     vertex: Vertex,
     values: tuple[Tensor, ...],
     fixed: dict[int, Tensor] | None = None,
+    made: dict[int, Tensor] | None = None,
 ) -> Tensor:
     """What a region makes of rows of features [samples, dim], one tensor for each root.
 
@@ -265,14 +267,15 @@ def evaluate(
         vertex: the region.
         values: the rows.
         fixed: id of a parameter -> what takes its place.
+        made: call that makes a constant -> what takes its place.
     """
     layout, ndim = graph.layouts[vertex.node], len(graph.trace.node(vertex.node).shape)
     flat = [value.reshape(-1, value.shape[-1]) for value in values]
     laid = {root: _spread(f, layout, ndim) for root, f in zip(vertex.carried, flat, strict=True)}
-    made = graph.replay(vertex.node, laid, fixed)
-    if len(layout.axes) == 1 and made.numel() > flat[0].numel():
-        made = _combined(made, layout.axes[0])
-    return made.reshape(values[0].shape)
+    found = graph.replay(vertex.node, laid | (made or {}), fixed)
+    if len(layout.axes) == 1 and found.numel() > flat[0].numel():
+        found = _combined(found, layout.axes[0])
+    return found.reshape(values[0].shape)
 
 
 def _combined(made: Tensor, axis: int) -> Tensor:
@@ -435,20 +438,46 @@ def vectors_of(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed]]:
 
     Of what comes down to one number, such as an entry of a vector, all features take the same.
     """
-    trace, seen = graph.trace, set(vertex.carried)
-    waiting = [vertex.node]
+    return vectors_behind(graph.trace, vertex.node, vertex.carried)
+
+
+def vectors_behind(
+    trace: Trace, node: int, until: Iterable[int] = ()
+) -> Iterator[tuple[Node, Fixed]]:
+    """The same of what a node is computed from, up to some nodes."""
+    seen, waiting = set(until), [node]
     while waiting:
         index = waiting.pop()
         if index in seen:
             continue
         seen.add(index)
-        node = trace.node(index)
-        if not node.live and math.prod(node.shape) == 1:
+        here = trace.node(index)
+        if not here.live and math.prod(here.shape) == 1:
             continue
+        for value in (*here.args, *here.kwargs.values()):
+            if isinstance(value, Fixed) and value.tensor.numel() > 1:
+                yield here, value
+        waiting.extend(here.inputs)
+
+
+def given_to(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed | Ref]]:
+    """The constants of more than one number that the calls of a region use, as they use them."""
+    trace = graph.trace
+    for index in sorted(inside_of(graph, vertex)):
+        node = trace.node(index)
         for value in (*node.args, *node.kwargs.values()):
             if isinstance(value, Fixed) and value.tensor.numel() > 1:
                 yield node, value
-        waiting.extend(node.inputs)
+            elif isinstance(value, Ref) and _are_numbers(trace, value):
+                yield node, value
+
+
+def _are_numbers(trace: Trace, value: Ref) -> bool:
+    """True for a constant of more than one number."""
+    node = trace.node(value.node)
+    if node.live or any(trace.node(index).live for index in node.inputs):
+        return False  # It is of the input, or made like what is.
+    return math.prod(node.shape) > 1 and not is_one_number(trace, value)
 
 
 def inside_of(graph: Graph, vertex: Vertex) -> frozenset[int]:

@@ -39,6 +39,15 @@ OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "about its mean": lambda w: 2 * (w - w.mean()),
     "bent where it is large": lambda w: 0.5 * w.clamp(-1, 1),
     "to the third power": lambda w: w**3,
+    "bounded below what it holds": lambda w: w.clamp(min=-40),
+    "not below a number": lambda w: torch.maximum(w, torch.tensor(-40.0)),
+    "bounded far above what it holds": lambda w: w.clamp(-1e4, 1e4),
+    "made positive in its first row": lambda w: torch.cat([w[:1].abs(), w[1:]]),
+    "made positive in one place": lambda w: torch.cat(
+        [w[:, :3], torch.cat([w[:-1, 3:4], w[-1:, 3:4].abs()]), w[:, 4:]], 1
+    ),
+    "less where it is negative": lambda w: nn.functional.leaky_relu(w, 0.3),
+    "without what is small": lambda w: nn.functional.hardshrink(w, 0.05),
 }
 
 
