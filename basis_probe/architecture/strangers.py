@@ -137,12 +137,11 @@ def _exchange(group: DirectSum, order: Maker, fresh: Callable[[], torch.Generato
     sizes = [part.dim for part in group.parts]
 
     def exchange(size: int) -> Element | None:
-        if size != group.dim or len(sizes) < 2 or group.order == "shared":
-            # Whole parts that share an order may change places, as both factors of a product do.
+        if size != group.dim or len(sizes) < 2:
             return order(size)
         part = int(torch.randint(len(sizes) - 1, (1,), generator=fresh()))
         pair = sizes[part : part + 2]
-        # Two parts that are alike might change places as wholes.
+        # Two parts that are alike might change places as wholes, as both factors of a product do.
         count = min(FEW // 2, *pair) - (pair[0] == pair[1] <= FEW // 2)
         if not count:
             return order(size)

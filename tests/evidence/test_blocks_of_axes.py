@@ -244,6 +244,20 @@ def test_as_many_axes_of_every_head_are_drawn_each_for_itself_and_the_same_of_co
     assert len({frozenset(one) for one in seen}) > 10
 
 
+@pytest.mark.parametrize("one_law", [True, False])
+@pytest.mark.parametrize("read", [2, 64, 768, 9216, 10**6])
+def test_a_block_has_fewer_axes_than_the_whole(read: int, one_law: bool) -> None:
+    """Where a block would be no smaller, the whole is turned, in enough frames for its law."""
+    for dim in (*range(2, 200), 256, 1000, 14336):
+        size = affordable(read, dim, one_law=one_law)
+        if size.directions is None:
+            assert size.frames >= 99, (read, dim)
+        else:
+            assert 0 < size.directions < dim, (read, dim)
+            # So many directions are compared that their law is known.
+            assert size.frames * size.directions >= min(19 * (dim // 2), 2400), (read, dim)
+
+
 @pytest.mark.slow
 def test_wide_sites_are_compared_on_a_block_and_say_so() -> None:
     sizes = [affordable(*shape) for shape in ((32, 32), (64, 64), (128, 172), (768, 3072))]
