@@ -51,7 +51,7 @@ from basis_probe.statistics.scores import (
     Reads,
     Score,
 )
-from basis_probe.statistics.spread import Spread
+from basis_probe.statistics.spread import Apart, Spread
 from basis_probe.statistics.weight_laws import is_drawn, is_heavy, is_sparse, zeros
 
 _MOST_FRAMES_WORK, _FULL_WORK = 2e10, 6e10
@@ -454,7 +454,6 @@ def _measure(
     unit_axes = problem.group.rescales and not isinstance(null, Rotation)
     rows: dict[str, list[Tensor]] = {score.name: [] for score in compared}
     everywhere: Measured | None = None
-    few: FewAxes | None = None
     spread = Spread(problem, compared)
     kept_neurons, wanted = list[Tensor](), 0 if isinstance(null, Rotation) else NEURONS_KEPT
     if isinstance(null, RandomWeights):
@@ -480,6 +479,15 @@ def _measure(
             everywhere = Measured(whole, unit_axes=unit_axes, order=problem.order)
             spread.see_everywhere(whole)
     one_law = isinstance(null, Rotation) and geometry in _ONE_LAW
+    deciding = [score for score in compared if score.name in choice.deciding and choice.believable]
+    found, apart = None, dict[str, Apart]()
+    several = {score.name: torch.stack(rows[score.name]) for score in deciding}
+    if axes is None:
+        found = few_axes([*several.values()])
+    elif everywhere is not None:
+        found, apart = _few_of_many(
+            problem, null, deciding, several, everywhere, axes, seed, one_law=one_law
+        )
     results: dict[str, ScoreResult] = {}
     for score in used:
         closed = _closed_form(score, problem, null, geometry, seed)
@@ -501,14 +509,15 @@ def _measure(
             values=None if everywhere is None else everywhere.of(score).cpu(),
             error=functools.partial(spread.error, score),
             one_law=one_law,
+            apart=apart.get(score.name),
         )
     left_out = [score.name for score in used if score.name not in results]
     if left_out:
-        several = 0 if axes is None else len(axes)
+        count = 0 if axes is None else len(axes)
         notes = (
             *notes,
             f"{', '.join(left_out)}: left out, because there all axes are compared with each "
-            f"other, here {several} of {dim} were compared (a null with directions=None has all).",
+            f"other, here {count} of {dim} were compared (a null with directions=None has all).",
         )
     record = NullRecord(
         name=null.name,
@@ -523,12 +532,7 @@ def _measure(
         distinct=counted.distinct,
         effective=counted.effective,
     )
-    deciding = [score for score in compared if results[score.name].decides]
-    frames = [torch.stack(rows[score.name]) for score in deciding]
-    if axes is None:
-        few = _few(few_axes(frames), kept)
-    elif everywhere is not None:
-        few = _few_of_many(problem, null, deciding, frames, everywhere, kept, seed, one_law=one_law)
+    few = _few(found, kept)
     shared = geometry is Geometry.RIDGE and _shares_an_error(problem)
     if few is not None and shared and few.p_tail <= _LEVEL:
         few = _on_both_halves(problem, null, deciding, few, kept)
@@ -629,13 +633,13 @@ def _few_of_many(
     problem: Problem,
     null: Null,
     scores: Sequence[Score],
-    frames: Sequence[Tensor],
+    frames: Mapping[str, Tensor],
     everywhere: Measured,
-    kept: Tensor,
+    compared: Tensor,
     seed: int,
     *,
     one_law: bool,
-) -> FewAxes | None:
+) -> tuple[FewTest | None, dict[str, Apart]]:
     """Whether a few of all axes stand out where a block was compared.
 
     By scores of what is before the nonlinearity: behind it every neuron has a law of its own, which
@@ -647,15 +651,14 @@ def _few_of_many(
         scores: those that decide.
         frames: for each, the values of the block in every frame, the observed one first.
         everywhere: the observed frame along all axes.
-        kept: which axes those are.
+        compared: which axes the block has.
         seed: seeds the alternatives of single axes.
         one_law: whether all directions have one law.
+
+    Returns:
+        The test, and for the scores that took part the axes that were looked at one by one.
     """
-    read = [
-        (score, blocks[1:])
-        for score, blocks in zip(scores, frames, strict=True)
-        if not everywhere.bent or score.reads is Reads.PREACTIVATIONS
-    ]
+    read = [score for score in scores if not everywhere.bent or score.reads is Reads.PREACTIVATIONS]
 
     def own(axes: Tensor) -> list[Tensor]:
         alternatives = null.alternatives(problem, axes)
@@ -663,13 +666,19 @@ def _few_of_many(
         drawn: list[list[Tensor]] = [[] for _ in read]
         for frame in alternatives.drawn_together(generator, null.frames):
             measured = Measured(frame, unit_axes=False, order=problem.order)
-            for values, (score, _) in zip(drawn, read, strict=True):
+            for values, score in zip(drawn, read, strict=True):
                 values.append(measured.each(score).cpu())
         return [torch.cat(values) for values in drawn]
 
-    values = [everywhere.of(score).cpu() for score, _ in read]
-    found = few_of_many(values, [blocks for _, blocks in read], None if one_law else own)
-    return _few(found, kept)
+    values = [everywhere.of(score).cpu() for score in read]
+    blocks = [frames[score.name][1:] for score in read]
+    found = few_of_many(values, blocks, None if one_law else own)
+    if found is None or found.looked_at is None:
+        return found, {}
+    return found, {
+        score.name: Apart(found.looked_at, alone, compared)
+        for score, alone in zip(read, found.own, strict=True)
+    }
 
 
 def _few(found: FewTest | None, places: Tensor) -> FewAxes | None:

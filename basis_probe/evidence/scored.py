@@ -22,7 +22,7 @@ from basis_probe.statistics.p_values import (
     tail_p,
 )
 from basis_probe.statistics.scores import KURTOSIS, Score
-from basis_probe.statistics.spread import for_all_axes, mean_of_all
+from basis_probe.statistics.spread import Apart, for_all_axes, mean_of_all
 
 if TYPE_CHECKING:
     from basis_probe.evidence.measure import Choice
@@ -44,6 +44,7 @@ def scored(
     values: Tensor | None,
     error: Callable[..., float],
     one_law: bool,
+    apart: Apart | None = None,
 ) -> ScoreResult:
     """The result of one score.
 
@@ -60,11 +61,12 @@ def scored(
         values: the score on all of `kept`; None where all are compared.
         error: the standard error of the difference for other examples, given a slope.
         one_law: whether all directions of all alternatives have one law.
+        apart: axes that were looked at one by one.
     """
     decides = score.name in choice.deciding and choice.believable
     if (decides or one_law) and values is not None and axes is not None:
         return _of_all_axes(
-            score, directions, choice, values, kept, dim, streamed, axes, error, one_law
+            score, directions, choice, values, kept, dim, streamed, axes, error, one_law, apart
         )
     tail, note = _tail(score, choice)
     totals = directions.nanmean(1)
@@ -135,10 +137,11 @@ def _of_all_axes(
     axes: Tensor,
     error: Callable[..., float],
     one_law: bool,
+    apart: Apart | None,
 ) -> ScoreResult:
     """The mean over all axes against blocks of alternatives."""
     count, size = len(directions) - 1, directions.shape[1]
-    found = mean_of_all(directions, values, one_law=one_law)
+    found = mean_of_all(directions, values, one_law=one_law, apart=apart)
     mean, std = found.null_mean, found.null_std
     effect = _effect(found.observed, mean, std)
     tail, note = _tail(score, choice)

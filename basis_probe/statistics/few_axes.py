@@ -30,6 +30,8 @@ class FewTest:
         axes: the axes beyond the largest direction of 95 % of the alternatives, the furthest first;
             where there is none, as many of the largest as stand out together.
         alone: how many of them do so by themselves: all, or none.
+        looked_at: axes of which alternatives of their own were drawn.
+        own: for every score, the values of those alternatives.
     """
 
     observed: float
@@ -38,6 +40,8 @@ class FewTest:
     p_tail: float
     axes: Int[Tensor, " few"]
     alone: int
+    looked_at: Int[Tensor, " some"] | None = None
+    own: tuple[Float[Tensor, "draws some"], ...] = ()
 
 
 def few_axes(scores: list[Float[Tensor, "frames directions"]]) -> FewTest | None:
@@ -179,8 +183,10 @@ def few_of_many(
     joint = (len(values) * tails.amin(0)).clamp_max(1.0)
     furthest = torch.nonzero(count * joint <= 1).flatten()
     furthest = furthest[joint[furthest].argsort()][:_FURTHEST]
+    apart: list[Tensor] = []
     if own is not None and len(furthest):
-        for score, alone in enumerate(own(furthest)):
+        apart = own(furthest)
+        for score, alone in enumerate(apart):
             scaled = UpperTail(_scaled(blocks[score], blocks[score]).flatten())
             far = _scaled(values[score][furthest][None], alone)[0]
             for value, axis in zip(far.tolist(), furthest.tolist(), strict=True):
@@ -204,6 +210,8 @@ def few_of_many(
         p_tail=min(1.0, len(ranks) * min(together)),
         axes=order[: alone or rank],
         alone=alone,
+        looked_at=furthest if apart else None,
+        own=tuple(apart),
     )
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from basis_probe.statistics.halves import Part
@@ -142,8 +142,34 @@ class MeanOfAll:
         )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Apart:
+    """Axes that were looked at one by one, for their scores are unlike those that were compared.
+
+    Attributes:
+        axes: which they are.
+        alternatives: their own.
+        compared: which axes were compared as a block.
+    """
+
+    axes: Int[Tensor, " some"]
+    alternatives: Float[Tensor, "frames some"]
+    compared: Int[Tensor, " compared"]
+
+    def split(
+        self, directions: Tensor, values: Tensor
+    ) -> tuple[Float[Tensor, "frames compared"], Float[Tensor, " axes"]]:
+        """The block and the scores of all axes without these."""
+        rest = values.index_fill(0, self.axes, math.nan)
+        return directions[:, ~torch.isin(self.compared, self.axes)], rest
+
+
 def mean_of_all(
-    directions: Float[Tensor, "frames compared"], values: Float[Tensor, " axes"], *, one_law: bool
+    directions: Float[Tensor, "frames compared"],
+    values: Float[Tensor, " axes"],
+    *,
+    one_law: bool,
+    apart: Apart | None = None,
 ) -> MeanOfAll:
     """The mean over all axes against blocks of alternatives.
 
@@ -165,6 +191,8 @@ def mean_of_all(
         one_law: whether every axis has the same alternatives, as where a basis is turned; else the
             alternatives of single axes, such as neurons, have laws of their own, and those of axes
             that were not compared are inferred from their scores.
+        apart: axes whose own alternatives are known beside: nothing is inferred of them, nor from
+            them of others.
 
     Example:
         >>> import torch
@@ -179,14 +207,24 @@ def mean_of_all(
     if one_law:
         return _of_turned_bases(blocks[known], values[~torch.isnan(values)])
     observed, number = float(values.nanmean()), int((~torch.isnan(values)).sum())
+    everywhere = for_all_axes(directions, values, apart)
+    alone = 0.0
+    if apart is not None:
+        directions, rest = apart.split(directions, values)
+        blocks, known = directions[1:], ~torch.isnan(directions[1:])
+        alone = float(apart.alternatives.var(0).nansum()) / max(1, number) ** 2
+        number, others = int((~torch.isnan(rest)).sum()), number
+    else:
+        others = number
     count, size = blocks.shape
     single = float(
         (blocks - blocks.nanmean(0))[known].square().sum() / max(1, int(known.sum()) - 1)
     )
     between = float(blocks.nanmean(1).var())
     shared = max((size * between - single) / (size - 1), 0.0) if size > 1 else between
-    variance = single / max(1, number) + shared + between * math.sqrt(2 / (count - 1))
-    everywhere = for_all_axes(directions, values)
+    ours = number / max(1, others)
+    variance = ours * single / max(1, others) + alone + shared
+    variance += between * math.sqrt(2 / (count - 1))
     error = math.sqrt(everywhere.error**2 + between / count)
     std = math.sqrt(variance + error**2)
     null_mean = observed - everywhere.difference
@@ -252,7 +290,9 @@ class AllAxes:
 
 
 def for_all_axes(
-    directions: Float[Tensor, "frames compared"], values: Float[Tensor, " axes"]
+    directions: Float[Tensor, "frames compared"],
+    values: Float[Tensor, " axes"],
+    apart: Apart | None = None,
 ) -> AllAxes:
     """The difference for all axes, from the frames of some and the scores of all.
 
@@ -264,6 +304,7 @@ def for_all_axes(
         directions: the scores of the axes that were compared and of their alternatives, the axes
             first, [1 + frames, compared].
         values: the scores of all axes, [axes].
+        apart: axes whose own alternatives are known beside, a stratum of which all were taken.
 
     Example:
         >>> import torch
@@ -273,6 +314,18 @@ def for_all_axes(
         >>> round(found.difference, 9), round(found.error, 9), round(found.slope, 9)
         (1.75, 0.0, 0.5)
     """
+    if apart is not None:
+        block, rest = apart.split(directions, values)
+        left = int((~torch.isnan(rest)).sum())
+        difference = values[apart.axes] - apart.alternatives.nanmean(0)
+        difference = difference[~torch.isnan(difference)]
+        found = for_all_axes(block, rest) if left else AllAxes(0.0, 0.0, 1.0)
+        every = left + len(difference)
+        return AllAxes(
+            (left * found.difference + float(difference.sum())) / max(1, every),
+            found.error * left / max(1, every),
+            found.slope,
+        )
     own, others = directions[0], directions[1:].nanmean(0)
     known = ~(torch.isnan(own) | torch.isnan(others))
     own, others, count = own[known], others[known], int(known.sum())

@@ -42,7 +42,7 @@ from basis_probe.statistics.scores import (
     Measured,
 )
 from basis_probe.statistics.sparsity import column_negentropy
-from basis_probe.statistics.spread import Spread, for_all_axes, mean_of_all
+from basis_probe.statistics.spread import Apart, Spread, for_all_axes, mean_of_all
 
 SAMPLES, DIM = 400, 24
 
@@ -441,6 +441,43 @@ def test_the_mean_of_all_errs_by_no_more_than_is_said() -> None:
         off.append((found.observed - found.null_mean) / found.null_std)
     assert abs(sum(off) / len(off)) < 0.3
     assert 0.5 < float(torch.tensor(off).square().mean().sqrt()) < 1.1
+
+
+@pytest.mark.parametrize("above", [0.0, 40.0])
+@pytest.mark.parametrize("several", [1, 3, 12])
+def test_axes_that_are_looked_at_one_by_one_stand_for_themselves(
+    several: int, above: float
+) -> None:
+    """A few of a law of their own are no finding, and they are one if they are above it."""
+    off: dict[str, list[float]] = {"apart": [], "inferred": []}
+    for seed in range(60):
+        generator = seeded(seed)
+        centre = torch.randn(600, generator=generator).double()
+        odd = torch.randperm(600, generator=generator)[:several]
+        # Either their alternatives score as much, or others do as well as all.
+        centre[odd] += 40.0 - above
+        values = centre + torch.randn(600, generator=generator)
+        values[odd] += above
+        axes = torch.randperm(600, generator=generator)[:90].sort().values
+        blocks = centre[axes] + torch.randn(30, 90, generator=generator)
+        directions = torch.cat([values[None, axes], blocks])
+        own = centre[odd] + torch.randn(30, several, generator=generator)
+        for name, apart in (("apart", Apart(odd, own, axes)), ("inferred", None)):
+            found = mean_of_all(directions, values, one_law=False, apart=apart)
+            off[name].append((found.observed - found.null_mean) / found.null_std)
+            assert found.observed == pytest.approx(float(values.mean()))
+        # What is known of all of them is no estimate.
+        every = torch.arange(600)
+        means = centre + torch.zeros(2, 600)
+        exact = for_all_axes(directions, values, Apart(every, means, axes))
+        assert exact.difference == pytest.approx(float((values - centre).mean()), abs=1e-9)
+        assert exact.error == 0.0
+    apart, inferred = (torch.tensor(off[name]) for name in ("apart", "inferred"))
+    if above:
+        assert float(apart.mean()) > 0.5 * 40 * several / 600 / 0.1
+    else:
+        assert abs(float(apart.mean())) < 0.4 and 0.4 < float(apart.std()) < 1.15
+        assert float(inferred.abs().mean()) > float(apart.abs().mean())
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.1, 0.4])
