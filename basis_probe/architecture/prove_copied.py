@@ -18,6 +18,7 @@ from basis_probe.architecture.prove import (
     Claim,
     Prover,
     Unproved,
+    generic,
     largest_change,
 )
 from basis_probe.architecture.strangers import Maker
@@ -29,7 +30,7 @@ from basis_probe.model.network import recognise
 from basis_probe.model.places import Site
 from basis_probe.model.precision import doubled, in_double, with_noise
 from basis_probe.model.trace import Node, tensors_in
-from basis_probe.model.weights import CopiedWeights, Slot, Slots, WeightError
+from basis_probe.model.weights import CopiedWeights, Slot, Slots, WeightError, held
 from basis_probe.results.symmetry import Certificate
 
 
@@ -69,6 +70,7 @@ class CopyProver(Prover[CopiedWeights]):
             except WeightError as error:
                 raise Unproved(str(error)) from error
             self.exact = exact
+            self._begin_with(model, generic(model))
             self.subject = recognise(self.weights.model)
             self.batch = with_noise(doubled(batch) if exact else batch)
             try:
@@ -87,6 +89,13 @@ class CopyProver(Prover[CopiedWeights]):
         self.action = Action(derivation, self.slots, self.weights)
         double = exact and all(tensor.dtype is torch.float64 for tensor in first)
         self.tolerance = TOLERANCE if double else SINGLE
+
+    def _begin_with(self, model: nn.Module, numbers: Mapping[int, Tensor]) -> None:
+        """Gives the copy other numbers for some of the model's parameters."""
+        with torch.no_grad():
+            for name, parameter in held(model):
+                if id(parameter) in numbers:
+                    self.weights.now(name).copy_(numbers[id(parameter)])
 
     def survey(self, claims: Sequence[tuple[Site, Group]]) -> list[Certificate | Unproved]:
         found: dict[Claim, Certificate | Unproved] = {}

@@ -21,6 +21,7 @@ from basis_probe.architecture.prove import (
     Claim,
     Prover,
     Unproved,
+    generic,
     largest_change,
 )
 from basis_probe.architecture.strangers import Maker, strangers
@@ -86,6 +87,8 @@ class LocalProver(Prover[DeferredWeights]):
         self.outputs = []
         self._inputs = _given(with_noise(doubled(few)))
         self._require_replay(subject, with_noise(few))
+        self.sweep.instead = generic(model, {id(use.whole) for use in self.sweep.uses.values()})
+        self.weights.begin_with(self.sweep.instead)
 
     def _require_replay(self, subject: Subject, batch: Batch) -> None:
         """Raises `Unproved` if the record does not return what the model returns."""

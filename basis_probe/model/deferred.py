@@ -84,6 +84,14 @@ class DeferredWeights(Weights):
         self._given = dict(held(model)) | dict(more or {})
         self._changes: dict[str, tuple[Change, ...]] = {}
 
+    def begin_with(self, numbers: Mapping[int, Tensor]) -> None:
+        """Takes other numbers for what some parameters hold.
+
+        Args:
+            numbers: id of a parameter -> its numbers.
+        """
+        self._given = {name: numbers.get(id(one), one) for name, one in self._given.items()}
+
     def shape(self, name: str) -> torch.Size:
         return self._given[name].shape
 

@@ -69,10 +69,12 @@ class Sweep:
             where its numbers are needed they are computed, there.
         uses: node -> how it uses a large parameter, if it does so in a way that is known.
         names: node -> the parameters that it uses.
+        instead: id of a parameter -> the numbers that it has in `run`, in place of its own.
     """
 
     def __init__(self, trace: Trace, slots: Slots, wanted: Iterable[int] = ()) -> None:
         self.trace = trace
+        self.instead: dict[int, Tensor] = {}
         self.outputs = tuple(i for i in trace.outputs if i >= 0 and trace.node(i).floating)
         self.watched = frozenset({*self.outputs, *wanted})
         self.needed = self._behind({*trace.outputs, *wanted} - {-1})
@@ -341,7 +343,8 @@ class _Pass:
         if self.dtype is None or not tensor.is_floating_point():
             return tensor.detach()
         if id(tensor) not in self.cast:
-            self.cast[id(tensor)] = tensor.detach().to(self.dtype)
+            own = self.sweep.instead.get(id(tensor), tensor)
+            self.cast[id(tensor)] = own.detach().to(self.dtype)
         whole = self.cast[id(tensor)]
         name = self.sweep.names.get(node.index, {}).get(id(tensor), "")
         return whole if one is None else after(whole, one.changes.get(name, ()))
