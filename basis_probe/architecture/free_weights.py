@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from basis_probe.algebra.elements import Element, MonomialElement
 from basis_probe.algebra.groups import Group, Permutation
-from basis_probe.model.facts import Facts, bias_of, constants_of, fixed_in, inside_of, leaves_of
+from basis_probe.model.facts import (
+    Facts,
+    bias_of,
+    constants_of,
+    fixed_in,
+    inside_of,
+    leaves_of,
+    nodes_behind,
+)
 from basis_probe.model.graph import Kind, is_one_number, replay
 from basis_probe.model.rows import is_blank
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
@@ -38,8 +46,11 @@ _EXACT = 1e-9
 
 _FAR, _LARGER = 100.0, 10.0
 
-_OTHERS, _LEAST = 3, 1e-3
-"""So many other values of the parameters are tried, of no smaller size."""
+_SIZES = (1e-3, 1.0, 1.0)
+"""Other values of the parameters are tried, of no smaller sizes."""
+
+_FARTHEST = (1e6, 1e4, 1e2, 10.0)
+"""Of these sizes they are tried where no search is needed: what is bounded is so there."""
 
 _HALVINGS = 80
 """So often the stretch in which a function takes a value is halved."""
@@ -89,7 +100,7 @@ def computed_biases(facts: Facts) -> dict[int, Computed]:
     for index, vertex in facts.graph.vertices.items():
         if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.DEPTHWISE):
             value = bias_of(trace.node(vertex.node))
-            if isinstance(value, Ref) and _is_computed(facts, value.node, axes=1):
+            if isinstance(value, Ref) and _is_computed(facts, value.node, (-1,)):
                 found[index] = Computed(index, value.node, -1, -1, frozenset({index}))
     return found
 
@@ -105,8 +116,8 @@ def computed_vectors(facts: Facts) -> dict[int, tuple[Computed, ...]]:
         node, layout = trace.node(vertex.node), facts.graph.layouts.get(index)
         if layout is None:
             continue
-        axis = layout.axes[-1] - len(node.shape)
-        inner = frozenset({index})
+        features = tuple(place - len(node.shape) for place in layout.axes)
+        axis, inner = features[-1], frozenset({index})
         if vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
             values = [value.node for value in constants_of(trace, node) if isinstance(value, Ref)]
         elif vertex.kind is Kind.REGION:
@@ -118,7 +129,7 @@ def computed_vectors(facts: Facts) -> dict[int, tuple[Computed, ...]]:
             Computed(index, value, axis, axis, inner)
             for value in dict.fromkeys(values)
             if _is_by_features(trace, value, axis)
-            and _is_computed(facts, value, axes=1)
+            and _is_computed(facts, value, features)
             and not _is_free(facts, value, learned_behind(trace, value))
         )
         if several:
@@ -159,10 +170,17 @@ def _weights(node: Node) -> Iterator[tuple[object, int, int]]:
         yield argument(1, "weight"), 0, 1
 
 
-def _is_computed(facts: Facts, node: int, axes: int = 2) -> bool:
-    """True for a weight made of parameters that is not entries of one, or those times a number."""
+def _is_computed(facts: Facts, node: int, features: tuple[int, ...] = ()) -> bool:
+    """True for a weight made of parameters that is not entries of one, or those times a number.
+
+    Args:
+        facts: what was seen of the model.
+        node: what holds the weight.
+        features: the axes of a vector along which it differs from feature to feature, from the
+            last one on; empty for a matrix.
+    """
     trace = facts.graph.trace
-    if trace.node(node).live or len(trace.node(node).shape) < axes:
+    if trace.node(node).live or len(trace.node(node).shape) < (1 if features else 2):
         return False
     leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, node)}
     learned = [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
@@ -171,7 +189,7 @@ def _is_computed(facts: Facts, node: int, axes: int = 2) -> bool:
     if len(learned) > 1:
         return True
     view = view_of(trace, node, learned[0])
-    if view is not None and _shows_each_once(view):
+    if view is not None and _shows_each_once(view, features):
         return False
     try:
         found = entries_of(trace, node, learned[0], {})
@@ -180,6 +198,8 @@ def _is_computed(facts: Facts, node: int, axes: int = 2) -> bool:
     if found is None:
         return True
     entries, factor = found
+    if features:
+        entries = _not_spread(entries, features)
     if len(entries.unique()) < entries.numel():
         # One number stands in several places.
         return True
@@ -206,10 +226,27 @@ def _is_used_elsewhere(facts: Facts, parameter: Tensor) -> bool:
     return uses > 1
 
 
-def _shows_each_once(view: Tensor) -> bool:
-    """True if no number is seen to stand in two places of a view, by its strides."""
+def _not_spread(entries: Tensor, features: tuple[int, ...]) -> Tensor:
+    """The entries without axes, other than those of features, along which all are the same."""
+    for axis in range(-entries.ndim, 0):
+        first = entries.narrow(axis, 0, 1)
+        if axis not in features and torch.equal(first.expand_as(entries), entries):
+            entries = first
+    return entries
+
+
+def _shows_each_once(view: Tensor, features: tuple[int, ...] = ()) -> bool:
+    """True if no number is seen to stand in two places of a view, by its strides.
+
+    Args:
+        view: the view.
+        features: the axes of features of a vector, which may be the same along all others.
+    """
     reach = 0
-    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+    places = sorted(zip(view.stride(), view.shape, range(-view.ndim, 0), strict=True))
+    for stride, size, axis in places:
+        if features and stride == 0 and axis not in features:
+            continue
         if size > 1 and stride <= reach:
             return False
         reach += stride * (size - 1)
@@ -245,7 +282,7 @@ def unreachable(
     for given in _given(learned):
         by = {id(tensor): value for tensor, value in zip(learned, given, strict=True)}
         try:
-            now = replay(trace, weight.node, {}, by).detach().double()
+            now = _made(trace, weight.node, by).detach().double()
         except (RuntimeError, ValueError, TypeError):
             return True
         if now.shape[axis] != group.dim:
@@ -260,6 +297,16 @@ def unreachable(
     return False
 
 
+def _made(trace: Trace, node: int, by: dict[int, Tensor]) -> Tensor:
+    """The value of a node, with other numbers in place of parameters."""
+    blank = {
+        made.index: torch.zeros(made.shape, dtype=torch.float64)
+        for made in nodes_behind(trace, node)
+        if made.floating and is_blank(trace, Ref(made.index))
+    }
+    return replay(trace, node, blank, by)
+
+
 def learned_behind(trace: Trace, node: int) -> list[nn.Parameter]:
     """The parameters that a node is computed from."""
     leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, node)}
@@ -267,13 +314,13 @@ def learned_behind(trace: Trace, node: int) -> list[nn.Parameter]:
 
 
 def _given(learned: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters as they are, as they could be after more training, and others of that size."""
+    """Parameters as they are, as they could be after more training, and other ones."""
     for size in (1.0, _LARGER):
         yield [size * tensor.detach().double() for tensor in learned]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_OTHERS):
+    for least in _SIZES:
         yield [
-            max(float(tensor.detach().double().square().mean().sqrt()), _LEAST)
+            max(float(tensor.detach().double().square().mean().sqrt()), least)
             * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
             for tensor in learned
         ]
@@ -284,13 +331,28 @@ def _follow(
 ) -> bool:
     """True if a weight changes by elements of a group where its parameters do."""
     generator = torch.Generator().manual_seed(0)
-    for given in _given(learned):
+    several = [*_given(learned)]
+    several += [_far(trace, node, learned, [sign * v for v in several[-1]]) for sign in (1, -1)]
+    for given in several:
         element = group.generic(generator)
         if not writes:
             element = element.inverse().transpose()
         if following(trace, node, axis, element, [*zip(learned, given, strict=True)]) is None:
             return False
     return True
+
+
+def _far(trace: Trace, node: int, learned: Sequence[Tensor], values: list[Tensor]) -> list[Tensor]:
+    """Values of parameters far from zero, the farthest of which numbers can be computed."""
+    for size in _FARTHEST:
+        far = [size * value for value in values]
+        by = {id(tensor): value for tensor, value in zip(learned, far, strict=True)}
+        try:
+            if bool(_made(trace, node, by).isfinite().all()):
+                return far
+        except (RuntimeError, ValueError, TypeError):
+            break
+    return values
 
 
 def following(
@@ -323,10 +385,14 @@ def following(
 
     def made(several: Sequence[Tensor]) -> Tensor:
         by = {id(tensor): value for (tensor, _), value in zip(given, several, strict=True)}
-        return replay(trace, node, {}, by).detach().double()
+        return _made(trace, node, by).detach().double()
 
     try:
         now = made(values)
+        if bool(now.isnan().any()) and not bool(made([v.abs() for v in values]).isnan().any()):
+            # A function of positive numbers, such as a logarithm.
+            values = [v.abs() for v in values]
+            now = made(values)
         if now.shape[axis] != element.dim:
             return None
         wanted = element.act(now, axis % now.ndim)
@@ -361,14 +427,14 @@ def _is_free(facts: Facts, node: int, learned: list[nn.Parameter]) -> bool:
         start = one.detach().double()
         size = max(float(start.abs().max()), 1e-3)
         steps = [
-            factor * size * torch.randn(start.shape, generator=generator, dtype=torch.float64)
-            for factor in (1.0, 100.0)
+            far * torch.randn(start.shape, generator=generator, dtype=torch.float64)
+            for far in (size, 100.0 * size, _FARTHEST[0])
         ]
         try:
-            before = replay(trace, node, {}, {id(one): start})
+            before = _made(trace, node, {id(one): start})
             moves = [
                 (
-                    replay(trace, node, {}, {id(one): start + step.to(start)}) - before,
+                    _made(trace, node, {id(one): start + step.to(start)}) - before,
                     step.to(start),
                 )
                 for step in steps
@@ -414,7 +480,7 @@ def _is_entry_by_entry(
     (given,) = next(_given(learned))
     one = given.clone()
     one.view(-1)[0] += 1.0
-    before, after = (replay(trace, node, {}, {id(learned[0]): v}).flatten() for v in (given, one))
+    before, after = (_made(trace, node, {id(learned[0]): v}).flatten() for v in (given, one))
     return torch.equal(before[1:], after[1:])
 
 
@@ -423,7 +489,7 @@ def _reaches_each(trace: Trace, node: int, learned: Tensor, target: Tensor) -> b
     wanted = target.flatten()
 
     def made(values: Tensor) -> Tensor:
-        return replay(trace, node, {}, {id(learned): values.reshape(learned.shape)}).flatten()
+        return _made(trace, node, {id(learned): values.reshape(learned.shape)}).flatten()
 
     sizes = torch.logspace(-6, 6, 61, dtype=torch.float64, device=target.device)
     places = torch.cat([-sizes.flip(0), sizes.new_zeros(1), sizes])
@@ -459,7 +525,7 @@ def _reaches(
         by = {id(tensor): value for tensor, value in zip(learned, free, strict=True)}
 
         def distance(by: dict[int, Tensor] = by) -> Tensor:
-            return (replay(facts.graph.trace, node, {}, by) - target).square().sum() / size**2
+            return (_made(facts.graph.trace, node, by) - target).square().sum() / size**2
 
         if _descends(distance, free):
             return True

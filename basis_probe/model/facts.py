@@ -942,7 +942,6 @@ def _is_held(graph: Graph, vertex: Vertex, region: Region | None) -> bool:
     if region is None or region.shape not in (Shape.DIAGONAL, Shape.ELEMENTWISE):
         return False
     vectors = [fixed.tensor for _, fixed in vectors_of(graph, vertex)]
-    vectors = [tensor for tensor in vectors if tensor.is_floating_point()]
     if all(isinstance(tensor, nn.Parameter) for tensor in vectors):
         return False
     if _treats_alike(graph, vertex, vectors):
@@ -965,12 +964,14 @@ def _treats_alike(graph: Graph, vertex: Vertex, vectors: Iterable[Tensor]) -> bo
         for tensor in vectors
         if isinstance(tensor, nn.Parameter)
     }
-    grid = torch.linspace(-4.0, 4.0, 33, dtype=torch.float64, device=_device(graph.trace))
+    sizes = torch.logspace(-3, 6, 55, dtype=torch.float64, device=_device(graph.trace))
+    grid = torch.cat([-sizes, sizes.new_zeros(1), sizes])
     try:
         values = evaluate(graph, vertex, (grid[:, None].expand(-1, dim),), learned)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
         return False
-    return bool((values == values[:, :1]).all())
+    first = values[:, :1].expand_as(values)
+    return torch.equal(values.nan_to_num(), first.nan_to_num())
 
 
 def spans_all_axes(facts: Facts, index: int) -> bool:
