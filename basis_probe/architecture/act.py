@@ -44,7 +44,8 @@ from basis_probe.model.facts import (
     fixed_in,
     given_to,
     keeps_statistics,
-    vectors_behind,
+    numbers_in,
+    vectors_of,
 )
 from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument, replay
 from basis_probe.model.places import Site
@@ -386,10 +387,15 @@ class Action:
             self._write_bias(self.graph.trace.node(writer), found.bias, element, rows)
         elif self.derivation.is_folded_gain(writer) and rows is None:
             # out = g * (W x + b) becomes 1 * (E D_g W x + E D_g b).
-            gain, bias = self._affine(writer)
-            self._set_affine(writer, torch.ones_like(gain), element.act(bias))
             source = self.facts.streams[self.facts.stream_of[vertex.carried[0]]]
-            folded = Product((element, MonomialElement(torch.arange(len(gain)), gain)))
+            gain, bias = self._gain_now(writer)
+            axes = torch.arange(len(gain))
+            folded = Product((element, MonomialElement(axes, gain)))
+            if bool(bias.any()):
+                self._set_affine(writer, torch.ones_like(gain), element.act(bias))
+            else:
+                # The gain may stay as it is, however it is computed.
+                folded = Product((MonomialElement(axes, 1.0 / gain), *folded.factors))
             for before in source.writers:
                 self._write(before, folded)
             self._add(source.members, folded)
@@ -685,9 +691,10 @@ class Action:
             self._edit(slot, axis, element, rows)
             return
         found = self._axis(slot, axis)
-        if found >= 0:
+        once = len(slot.entries.unique()) == slot.entries.numel()
+        if found >= 0 and not (once and self.derivation.serves_others(index, value)):
             self._edit(dataclasses.replace(slot, entries=None), found, element, rows)
-        elif rows is None and len(slot.entries.unique()) == slot.entries.numel():
+        elif rows is None and once:
             self._edit(slot, axis, element, None)
         elif rows is not None or not self._made_of(value, axis, element):
             raise WeightError(f"no axis of {slot.name} holds the features")
@@ -857,6 +864,21 @@ class Action:
             gain, bias = gain + vector.gain * values, bias + vector.bias * values
         return gain, bias
 
+    def _gain_now(self, index: int) -> tuple[Tensor, Tensor]:
+        """The same, also where they are computed from parameters in a way of their own."""
+        try:
+            return self._affine(index)
+        except WeightError:
+            vertex = self.graph.vertices[index]
+            put: dict[int, tuple[_Given, Tensor]] = {}
+            for node, fixed in vectors_of(self.graph, vertex):
+                name = self.slots.parameter(fixed.tensor, node)
+                if name is not None:
+                    values = self._original(Slot(name))
+                    given = _Given(Slot(name), values, tensor=fixed.tensor)
+                    put[id(fixed.tensor)] = given, values
+            return self._gain(vertex, self.facts.regions[index], [*put.values()])
+
     def _set_affine(self, vertex: int, gain: Tensor, bias: Tensor) -> None:
         """Gives the vectors of a region the values that make this gain and bias."""
         if self.graph.vertices[vertex].kind is Kind.BATCH_NORM:
@@ -977,8 +999,9 @@ class Action:
             try:
                 yield self.slots.slot(node, value), value
             except WeightError:
-                for use, leaf in vectors_behind(self.graph.trace, value.node):
-                    yield from self._held_in(use, leaf, learned=learned)
+                made = self.graph.trace.node(value.node)
+                for use, one in numbers_in(self.graph.trace, made):
+                    yield from self._held_in(use, one, learned=learned)
         elif not learned or isinstance(value.tensor, nn.Parameter):
             yield self.slots.slot(node, Fixed(value.tensor, None)), value
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basis_probe.algebra.groups import (
     DirectSum,
@@ -61,20 +61,23 @@ from basis_probe.model.attention import Side
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import (
     Facts,
+    Region,
     Shape,
     Stream,
     added_leaves,
     constants_of,
     fixed_in,
+    given_to,
     homogeneity,
     keeps_statistics,
     signature,
     spans_all_axes,
     vectors_of,
 )
-from basis_probe.model.graph import Kind, Vertex, groups_of, norm_argument
+from basis_probe.model.graph import Kind, Vertex, groups_of, is_one_number, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.model.recurrent import LONGEST, RECURRENT
+from basis_probe.model.trace import Fixed, Ref, Trace
 from basis_probe.results.symmetry import Symmetry
 
 _SCALES: tuple[tuple[type[OnAxes], Scales], ...] = (
@@ -117,6 +120,7 @@ class Derivation:
         self._parts_known: dict[int, tuple[int, ...]] = {}
         self.computed, self.biases = computed_weights(facts), computed_biases(facts)
         self._vectors = computed_vectors(facts)
+        self._computed_around: dict[int, list[tuple[str, Computed, bool]]] = {}
         self._reached: dict[tuple[int, int, bool, str], bool] = {}
         self.ties = ties_of(facts)
         self.pinned = read_by_number(facts)
@@ -188,6 +192,12 @@ class Derivation:
                 raise NotUnderstood(self.pinned[stream])
             group, because = self._tied(stream, group, because)
             group, because = self._free(stream, group, because)
+            if not isinstance(group, Trivial):
+                self._once(
+                    "fixed gain",
+                    stream,
+                    lambda: self._require_no_fixed_gain(facts.streams[stream]),
+                )
             if facts.graph.trace.branches and not isinstance(group, Trivial):
                 raise NotUnderstood(_chosen(facts.graph.trace.branches[0]))
         except NotUnderstood as reason:
@@ -229,20 +239,22 @@ class Derivation:
         Raises:
             NotUnderstood: if such weights cannot follow the changes that are claimed.
         """
-        if isinstance(group, Trivial):
+        if isinstance(group, Trivial) or not (self.computed or self.biases or self._vectors):
             return group, because
-        streams = self.family(index) if self.permuting(index) else {index}
-        for here in sorted({tied for stream in streams for tied in self.tied_to(stream)}):
-            for what, weight, writes in self._computed_at(self.facts.streams[here]):
+        several = self._companions(index)
+        for here in sorted(several.union(*(self.tied_to(stream) for stream in several))):
+            if here not in self._computed_around:
+                self._computed_around[here] = [*self._computed_at(self.facts.streams[here])]
+            for what, weight, writes in self._computed_around[here]:
                 said = f"{what}{_where(self.facts, weight.vertex)} is computed from"
                 alone = not self._has_other_uses(weight)
                 if not alone and what != _VECTOR:
                     raise NotUnderstood(f"{said} a parameter that is used elsewhere too")
                 if what == _VECTOR and self._keeps_scales(weight.vertex, group):
-                    several: tuple[Group, ...] = (Permutation(group.dim),)
+                    asked: tuple[Group, ...] = (Permutation(group.dim),)
                 else:
-                    several = group, *_smaller(group)
-                for smaller in several:
+                    asked = group, *_smaller(group)
+                for smaller in asked:
                     key = (weight.node, weight.vertex, writes, repr(smaller))
                     if key not in self._reached:
                         self._reached[key] = not unreachable(
@@ -255,7 +267,7 @@ class Derivation:
                         f"{said} parameters, which cannot give the values that a change of basis "
                         "asks of it"
                     )
-                if smaller != group and several[0] == group:
+                if smaller != group and asked[0] == group:
                     group = smaller
                     because += (
                         f" {said[0].upper()}{said[1:]} parameters, which cannot give what a larger "
@@ -266,9 +278,7 @@ class Derivation:
     def _keeps_scales(self, vertex: int, group: Group) -> bool:
         """True if the vectors of a function change places only, whatever rescales the features."""
         region = self.facts.regions.get(vertex, NOTHING)
-        gain = region.shape is Shape.DIAGONAL and (
-            region.bias is not None and not bool(region.bias.any())
-        )
+        gain = region.shape is Shape.DIAGONAL and _adds_nothing(region)
         return isinstance(group, OnAxes) and (
             gain or region.shape in (Shape.ELEMENTWISE, Shape.COUPLED)
         )
@@ -284,8 +294,35 @@ class Derivation:
             if reader in self.computed:
                 yield "the weight", self.computed[reader], False
         for vertex in (*stream.writers, *sorted(stream.members)):
+            region = self.facts.regions.get(vertex, NOTHING)
+            if self.is_folded_gain(vertex) and _adds_nothing(region):
+                continue  # The map before it takes up what it is asked, divided by the gain.
+            if region.shape is Shape.SCALE:
+                continue  # As it is, all features are multiplied by one number.
             for vector in self._vectors.get(vertex, ()):
                 yield _VECTOR, vector, True
+
+    def _require_no_fixed_gain(self, stream: Stream) -> None:
+        """Raises `NotUnderstood` if numbers that are no parameters multiply each feature of it.
+
+        Before them axes may change places; behind them each would also be another multiple.
+        """
+        trace = self.facts.graph.trace
+        for writer in stream.writers:
+            vertex, node = self.facts.graph.vertices[writer], trace.node(writer)
+            region = self.facts.regions.get(writer, NOTHING)
+            values: list[object] = []
+            if region.shape is Shape.DIAGONAL or region.shape.is_norm:
+                if region.gain is None or len(region.gain.unique()) > 1:
+                    values += (value for _, value in given_to(self.facts.graph, vertex))
+            elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+                gain = norm_argument(node, "weight")
+                values += (one for one in (gain,) if not _are_alike(trace, one))
+            if any(not _is_learned(trace, value) for value in values):
+                raise NotUnderstood(
+                    f"each feature is multiplied{_where(self.facts, writer)} by a number of its "
+                    "own that is no parameter of the model"
+                )
 
     def _traced(self, node: int) -> tuple[int, ...]:
         """The calls behind a node on whose results the model's outputs depend."""
@@ -625,6 +662,8 @@ class Derivation:
         vertex = self.norm_of(index)
         source = vertex.carried[0]
         self._require_no_constants(self.facts.stream_of[source])
+        # Only orders of what the norm reads are asked for.
+        self._free(self.facts.stream_of[source], Permutation(dim), "")
         before = self._group(
             self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)
         )[0]
@@ -1090,15 +1129,7 @@ class Derivation:
 
         Streams that share what writes them follow each other, with what is added to both.
         """
-        graph = self.facts.graph
-        own = self.facts.stream_of[min(stream.members)]
-        tied = {tie.stream for tie in self.ties.get(own, ()) if not tie.transposed}
-        follow = stream.members.union(
-            member
-            for number in tied
-            for member in self.facts.streams[number].members
-            if graph.vertices[member].kind is Kind.SUM
-        )
+        graph, follow = self.facts.graph, self._sums_along(stream)
         for member in stream.members:
             node = graph.trace.node(member)
             if graph.vertices[member].kind is Kind.SUM or node.op == "cat":
@@ -1108,6 +1139,30 @@ class Derivation:
                         if not users <= follow:
                             return True
         return False
+
+    def _sums_along(self, stream: Stream) -> frozenset[int]:
+        """The vertices of a stream, and the sums of those that change as it does."""
+        own = self.facts.stream_of[min(stream.members)]
+        tied = {tie.stream for tie in self.ties.get(own, ()) if not tie.transposed}
+        return stream.members.union(
+            member
+            for number in tied
+            for member in self.facts.streams[number].members
+            if self.facts.graph.vertices[member].kind is Kind.SUM
+        )
+
+    def serves_others(self, index: int, value: object) -> bool:
+        """True if a parameter that is added at a vertex has uses that do not change along.
+
+        Args:
+            index: the vertex.
+            value: what is added.
+        """
+        follow = self._sums_along(self.facts.streams[self.facts.stream_of[index]])
+        leaves = (
+            learned_behind(self.facts.graph.trace, value.node) if isinstance(value, Ref) else ()
+        )
+        return any(not self._users_of().get(id(leaf), set()) <= follow for leaf in leaves)
 
     def _has_other_uses(self, weight: Computed) -> bool:
         """True if what a weight is computed from is read by other calls than its linear map."""
@@ -1750,6 +1805,25 @@ def _chosen(module: str) -> str:
 
 
 _VECTOR = "a vector for all features"
+
+
+def _adds_nothing(region: Region) -> bool:
+    """True if a gain for every feature comes without anything that is added."""
+    return region.bias is not None and not bool(region.bias.any())
+
+
+def _is_learned(trace: Trace, value: object) -> bool:
+    """True if a parameter is among what a constant is computed from."""
+    if isinstance(value, Fixed):
+        return isinstance(value.tensor, nn.Parameter)
+    return isinstance(value, Ref) and bool(learned_behind(trace, value.node))
+
+
+def _are_alike(trace: Trace, value: object) -> bool:
+    """True for what is not given, or the same for all features."""
+    if isinstance(value, Fixed):
+        return len(value.tensor.unique()) == 1
+    return not isinstance(value, Ref) or is_one_number(trace, value)
 
 
 def _smaller(group: Group) -> tuple[Group, ...]:

@@ -24,7 +24,7 @@ from basis_probe.model.facts import (
     leaves_of,
     nodes_behind,
 )
-from basis_probe.model.graph import Kind, is_one_number, replay
+from basis_probe.model.graph import Kind, is_one_number, norm_argument, replay
 from basis_probe.model.rows import is_blank
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
 from basis_probe.model.weights import entries_of, view_of
@@ -117,18 +117,22 @@ def computed_vectors(facts: Facts) -> dict[int, tuple[Computed, ...]]:
         if layout is None:
             continue
         features = tuple(place - len(node.shape) for place in layout.axes)
-        axis, inner = features[-1], frozenset({index})
+        inner = frozenset({index})
         if vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
             values = [value.node for value in constants_of(trace, node) if isinstance(value, Ref)]
+        elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+            given = (norm_argument(node, name) for name in ("weight", "bias"))
+            values = [value.node for value in given if isinstance(value, Ref)]
+            features = (-1,)
         elif vertex.kind is Kind.REGION:
             inner = inside_of(facts.graph, vertex)
             values = [i for own in inner for i in trace.node(own).inputs if not trace.node(i).live]
         else:
             continue
         several = tuple(
-            Computed(index, value, axis, axis, inner)
+            Computed(index, value, features[-1], features[-1], inner)
             for value in dict.fromkeys(values)
-            if _is_by_features(trace, value, axis)
+            if _is_by_features(trace, value, features[-1])
             and _is_computed(facts, value, features)
             and not _is_free(facts, value, learned_behind(trace, value))
         )

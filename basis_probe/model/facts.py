@@ -462,14 +462,17 @@ def vectors_behind(
 
 def given_to(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed | Ref]]:
     """The constants of more than one number that the calls of a region use, as they use them."""
-    trace = graph.trace
     for index in sorted(inside_of(graph, vertex)):
-        node = trace.node(index)
-        for value in (*node.args, *node.kwargs.values()):
-            if isinstance(value, Fixed) and value.tensor.numel() > 1:
-                yield node, value
-            elif isinstance(value, Ref) and _are_numbers(trace, value):
-                yield node, value
+        yield from numbers_in(graph.trace, graph.trace.node(index))
+
+
+def numbers_in(trace: Trace, node: Node) -> Iterator[tuple[Node, Fixed | Ref]]:
+    """The constants of more than one number that a call uses."""
+    for value in (*node.args, *node.kwargs.values()):
+        if isinstance(value, Fixed) and value.tensor.numel() > 1:
+            yield node, value
+        elif isinstance(value, Ref) and _are_numbers(trace, value):
+            yield node, value
 
 
 def _are_numbers(trace: Trace, value: Ref) -> bool:
