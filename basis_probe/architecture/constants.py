@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from basis_probe.architecture.ties import span
+from basis_probe.architecture.vectors import span
 from basis_probe.model.facts import Facts, matrix
 from basis_probe.model.rows import is_blank
 from basis_probe.model.trace import Fixed, Node, Ref, Trace

@@ -49,14 +49,8 @@ from basis_probe.architecture.free_weights import (
 from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
-from basis_probe.architecture.ties import (
-    Tie,
-    numbers_of,
-    overlapping,
-    overlapping_vectors,
-    read_by_number,
-    ties_of,
-)
+from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
+from basis_probe.architecture.vectors import numbers_of, overlapping_vectors
 from basis_probe.model.attention import Side
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import (
@@ -248,7 +242,7 @@ class Derivation:
             for what, weight, writes in self._computed_around[here]:
                 said = f"{what}{_where(self.facts, weight.vertex)} is computed from"
                 alone = not self._has_other_uses(weight)
-                if not alone and what != _VECTOR:
+                if not alone and what == "the weight":
                     raise NotUnderstood(f"{said} a parameter that is used elsewhere too")
                 if what == _VECTOR and self._keeps_scales(weight.vertex, group):
                     asked: tuple[Group, ...] = (Permutation(group.dim),)

@@ -346,6 +346,41 @@ def _follow(
     return True
 
 
+def follow_together(
+    trace: Trace, one: tuple[Fixed | Ref, int], other: tuple[Fixed | Ref, int]
+) -> bool:
+    """True if two vectors change places as the parameters that both are made of do.
+
+    Args:
+        trace: the record.
+        one: a vector, and its axis of features.
+        other: another.
+    """
+    first, second = (_axes_that_follow(trace, *vector) for vector in (one, other))
+    if first is None or second is None:
+        return False
+    return all(second.get(key, way) == way for key, way in first.items())
+
+
+def _axes_that_follow(trace: Trace, value: Fixed | Ref, axis: int) -> dict[int, int | None] | None:
+    """Id of a parameter -> the axis on which it changes places with a vector; None if it does not.
+
+    Axes are counted from the last one on.
+    """
+    if isinstance(value, Fixed):
+        return {id(value.tensor): axis} if value.tensor.ndim >= -axis else None
+    learned = learned_behind(trace, value.node)
+    generator = torch.Generator().manual_seed(0)
+    found: list[int | None] | None = None
+    for given in _given(learned):
+        element = Permutation(trace.node(value.node).shape[axis]).generic(generator)
+        several = [*zip(learned, given, strict=True)]
+        found = following(trace, value.node, axis, element, several)
+        if found is None:
+            return None
+    return {id(tensor): way for tensor, way in zip(learned, found or (), strict=True)}
+
+
 def _far(trace: Trace, node: int, learned: Sequence[Tensor], values: list[Tensor]) -> list[Tensor]:
     """Values of parameters far from zero, the farthest of which numbers can be computed."""
     for size in _FARTHEST:

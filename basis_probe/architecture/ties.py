@@ -2,28 +2,15 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from basis_probe.model.facts import (
-    Facts,
-    bias_of,
-    constants_of,
-    fixed_in,
-    given_to,
-    inside_of,
-    leaves_of,
-    matrix,
-    shared,
-    vectors_behind,
-    vectors_of,
-)
-from basis_probe.model.graph import Kind, Vertex
-from basis_probe.model.trace import Fixed, Ref, Trace
-from basis_probe.model.weights import view_of
+from basis_probe.architecture.vectors import places_of, span, with_one_vector
+from basis_probe.model.facts import Facts, fixed_in, leaves_of, matrix, shared, vectors_of
+from basis_probe.model.graph import Kind
+from basis_probe.model.trace import Fixed, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +60,7 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
         for read, written in ((b, first), (a, second)):
             if read is not None and layouts.get(read) is not None:
                 tie(written, read, True)
-    for first, second in (*_sharing(facts), *_with_one_bias(facts)):
+    for first, second in (*_sharing(facts), *with_one_vector(facts)):
         tie(first, second, False)
     for stream in facts.streams:
         parts: dict[tuple[int, ...], int] = {}
@@ -124,144 +111,6 @@ def _sharing(facts: Facts) -> Iterator[tuple[int, int]]:
                 yield first, second
 
 
-@dataclasses.dataclass(frozen=True)
-class _Use:
-    """Numbers of a storage that a vertex adds to features, or multiplies them by, or maps them by.
-
-    Attributes:
-        vertex: the vertex.
-        kind: "bias" of a linear map, "added", "factor" of a norm or function, or "matrix".
-        first, last: between which places they lie.
-        entries: the place of each of them, in their order.
-    """
-
-    vertex: int
-    kind: str
-    first: int
-    last: int
-    entries: Callable[[], Tensor]
-
-
-def _with_one_bias(facts: Facts) -> Iterator[tuple[int, int]]:
-    """Pairs of linear maps that add one vector to what they write."""
-    for several in _vectors_at(facts).values():
-        biases = [use for use in several if use.kind == "bias"]
-        for one, other in itertools.combinations(biases, 2):
-            same = (one.first, one.last) == (other.first, other.last)
-            if same and one.vertex != other.vertex and torch.equal(one.entries(), other.entries()):
-                yield one.vertex, other.vertex
-
-
-def overlapping_vectors(facts: Facts) -> tuple[dict[int, str], dict[int, str]]:
-    """Vertex -> why it cannot change, where a vector has numbers in common with what others use.
-
-    Returns:
-        The same of what adds the vector, or multiplies by it, and of linear maps whose matrix is
-        the other.
-    """
-    vectors, maps = dict[int, str](), dict[int, str]()
-    for several in _vectors_at(facts).values():
-        for one, other in itertools.combinations(several, 2):
-            matrices = [use.kind for use in (one, other)].count("matrix")
-            apart = one.last < other.first or other.last < one.first
-            if apart or matrices == 2 or (one.vertex == other.vertex and not matrices):
-                continue
-            a, b = one.entries(), other.entries()
-            alike = one.kind == other.kind or {one.kind, other.kind} == {"bias", "added"}
-            if alike and a.shape == b.shape and torch.equal(a, b):
-                continue  # They change together.
-            if bool(torch.isin(a, b).any()):
-                why = "a vector that it adds, or multiplies by, overlaps with other weights"
-                for use in (one, other):
-                    if use.kind == "matrix":
-                        maps[use.vertex] = "its matrix overlaps with a vector in the same parameter"
-                    else:
-                        vectors[use.vertex] = why
-    return vectors, maps
-
-
-def _vectors_at(facts: Facts) -> dict[int, list[_Use]]:
-    """Storage -> what is used of it, where that are several things and a vector among them."""
-    trace, found = facts.graph.trace, dict[int, list[_Use]]()
-    for index, vertex in facts.graph.vertices.items():
-        node = trace.node(index)
-        values: list[tuple[str, object]] = []
-        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
-            values.append(("bias", bias_of(node)))
-            weight = matrix(trace, node)
-            if weight is not None and weight.numel():
-                key, first, last = span(weight)
-                use = _Use(index, "matrix", first, last, partial(_flat_places, weight))
-                found.setdefault(key, []).append(use)
-        elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
-            values += (("added", value) for value in constants_of(trace, node))
-        elif vertex.kind is Kind.REGION:
-            given = [trace.node(i) for i in inside_of(facts.graph, vertex)]
-            values += (("factor", v) for own in given for v in (*own.args, *own.kwargs.values()))
-        elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
-            values += (("factor", value) for value in (*node.args, *node.kwargs.values()))
-        for kind, value in values:
-            found_at = shown_of(trace, value)
-            if found_at is not None:
-                leaf, shown = found_at
-                if kind == "factor" and sum(size > 1 for size in shown.shape) > 1:
-                    continue
-                (key, start, _), (_, first, last) = span(leaf), span(shown)
-                if not leaf.is_contiguous():
-                    continue
-                places = partial(_flat_places, shown, start)
-                use = _Use(index, kind, start + first, start + last, places)
-                found.setdefault(key, []).append(use)
-    return {
-        key: several
-        for key, several in found.items()
-        if len(several) > 1 and any(use.kind != "matrix" for use in several)
-    }
-
-
-def numbers_of(facts: Facts, vertex: Vertex) -> set[object]:
-    """What tells the numbers that a region is given from those that others are."""
-    found: set[object] = set()
-    for _, value in given_to(facts.graph, vertex):
-        shown = shown_of(facts.graph.trace, value)
-        if shown is not None and shown[1].numel() < shown[0].numel():
-            found.add((id(shown[0]), *span(shown[1])[1:]))
-        elif isinstance(value, Fixed):
-            found.add(id(value.tensor))
-        else:
-            leaves = vectors_behind(facts.graph.trace, value.node)
-            found |= {id(leaf.tensor) for _, leaf in leaves}
-    return found
-
-
-def shown_of(trace: Trace, value: object) -> tuple[Tensor, Tensor] | None:
-    """The parameter that a vector shows numbers of, and a tensor with the strides of these."""
-    if isinstance(value, Fixed):
-        tensor = value.tensor
-        if not isinstance(tensor, nn.Parameter) or not _is_plain(tensor) or tensor.numel() < 2:
-            return None
-        return tensor, torch.empty(tensor.shape, device="meta")
-    if not isinstance(value, Ref) or trace.node(value.node).live:
-        return None
-    leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, value.node)}
-    if len(leaves) != 1:
-        return None
-    (leaf,) = leaves.values()
-    if not isinstance(leaf, nn.Parameter) or not _is_plain(leaf):
-        return None
-    view = view_of(trace, value.node, leaf)
-    return None if view is None or view.numel() < 2 else (leaf, view)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    strided = tensor.layout is torch.strided and tensor.is_floating_point()
-    return strided and not tensor.is_meta and tensor.numel() > 0
-
-
-def _flat_places(tensor: Tensor, start: int = 0) -> Tensor:
-    return start + _places(tensor).flatten()
-
-
 def _source(facts: Facts, vertex: int) -> int:
     """What a function of single features reads; behind a norm, what the norm reads."""
     found = facts.graph.vertices[vertex]
@@ -294,14 +143,6 @@ def read_by_number(facts: Facts) -> dict[int, str]:
                 "its axes are the rows of a table from which tokens pick by number"
             )
     return found
-
-
-def span(weight: Tensor) -> tuple[int, int, int]:
-    """The storage of a tensor that is not empty, and the first and the last place of it there."""
-    first = int(weight.storage_offset())
-    ahead = zip(weight.shape, weight.stride(), strict=True)
-    last = first + sum((int(size) - 1) * int(step) for size, step in ahead)
-    return weight.untyped_storage().data_ptr(), first, last
 
 
 def overlapping(facts: Facts) -> dict[int, str]:
@@ -387,17 +228,9 @@ def _meet_in_part(one: Tensor, other: Tensor) -> bool:
         *zip(other.shape, other.stride(), strict=True)
     } and one.storage_offset() == other.storage_offset():
         return False
-    size = 1 + max(int(_places(tensor).max()) for tensor in (one, other))
+    size = 1 + max(int(places_of(tensor).max()) for tensor in (one, other))
     taken = torch.zeros(2, size, dtype=torch.bool)
     for row, tensor in zip(taken, (one, other), strict=True):
-        row[_places(tensor).flatten()] = True
+        row[places_of(tensor).flatten()] = True
     both = taken[0] & taken[1]
     return bool(both.any()) and not torch.equal(taken[0], taken[1])
-
-
-def _places(tensor: Tensor) -> Tensor:
-    """Where each number of a tensor lies in its storage."""
-    found = torch.tensor(int(tensor.storage_offset()))
-    for size, step in zip(tensor.shape, tensor.stride(), strict=True):
-        found = found[..., None] + step * torch.arange(size)
-    return found

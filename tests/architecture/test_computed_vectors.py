@@ -314,3 +314,223 @@ def test_one_neuron_of_many_that_is_not_like_the_others_is_seen(width: int) -> N
                 if site in found:
                     known = found[site].certificate
                     assert known is None or not known.holds or found[site].group.name == "unknown"
+
+
+def _named(model: nn.Module, x: Tensor, *sites: str) -> list[str]:
+    """What is claimed at some sites, with and without certificates, which is the same."""
+    with_proof, without = (
+        [_group(bp.symmetries(model, x, certificates=proof)[site]) for site in sites]
+        for proof in (True, False)
+    )
+    assert with_proof == without
+    return with_proof
+
+
+BOUNDED: dict[str, Vector] = {
+    "tanh": lambda m: m.zeros.tanh(),
+    "little": lambda m: 0.1 * m.zeros.tanh(),
+    "softsign": lambda m: m.zeros / (1 + m.zeros.abs()),
+    "sine": lambda m: m.zeros.sin(),
+    "clamped": lambda m: m.zeros.clamp(-1, 1),
+    "clamped far out": lambda m: m.a.clamp(-100, 100),
+}
+
+
+@pytest.mark.parametrize("use", [USES["bias"], USES["added"]])
+@pytest.mark.parametrize("vector", BOUNDED.values(), ids=BOUNDED)
+def test_what_is_bounded_takes_no_scale_whatever_it_holds_now(
+    vector: Vector, use: Callable[..., Tensor]
+) -> None:
+    """Zeros, as before training, let everything pass."""
+    model = Vectors(lambda m, x: relu(use(m, x, vector(m))))
+    model.zeros = nn.Parameter(torch.zeros(WIDTH, dtype=torch.float64))
+    found = [bp.symmetries(model, _x(), certificates=proof)["out:in"] for proof in (True, False)]
+    assert {one.group.name for one in found} <= {"permutation", "unknown"}
+    model = Vectors(lambda m, x: use(m, x, vector(m)))
+    model.zeros = nn.Parameter(torch.zeros(WIDTH, dtype=torch.float64))
+    for proof in (True, False):
+        found = bp.symmetries(model, _x(), certificates=proof)["out:in"]
+        assert found.group.name in ("permutation", "unknown", "orthogonal"), found.because
+        assert found.group.name != "orthogonal" or "clamped far" not in found.because
+
+
+PAIRS: dict[str, tuple[Vector, Vector, str]] = {
+    "the same": (lambda m: m.a, lambda m: m.a, "positive-monomial"),
+    "twice it": (lambda m: m.a, lambda m: 2 * m.a, "positive-monomial"),
+    "its exponential": (lambda m: m.a, lambda m: m.a.exp(), "permutation"),
+    "less its mean": (lambda m: m.a, lambda m: m.a - m.a.mean(), "permutation"),
+    "its running sum": (lambda m: m.a, lambda m: m.a.cumsum(0), "unknown"),
+    "in another order": (lambda m: m.a, lambda m: m.a[m.order], "unknown"),
+    "rolled": (lambda m: m.a.exp(), lambda m: m.a.exp().roll(1), "unknown"),
+    "parts that overlap, in another order": (
+        lambda m: m.long[:WIDTH][m.order],
+        lambda m: m.long[2 : WIDTH + 2][m.order],
+        "unknown",
+    ),
+}
+
+
+@pytest.mark.parametrize("zero", [True, False])
+@pytest.mark.parametrize(("one", "other", "name"), PAIRS.values(), ids=PAIRS)
+def test_biases_of_one_vector_in_two_layers_change_together_or_not(
+    one: Vector, other: Vector, name: str, zero: bool
+) -> None:
+    def way(m: Vectors, x: Tensor) -> Tensor:
+        first = relu(linear(x, m.write.weight, one(m)))
+        return relu(linear(first, m.between.weight, other(m)))
+
+    model = Vectors(way)
+    model.between = nn.Linear(WIDTH, WIDTH, bias=False).double()
+    if zero:
+        nn.init.zeros_(model.a)
+        nn.init.zeros_(model.long)
+    for proof in (True, False):
+        found = bp.symmetries(model, _x(), certificates=proof)
+        names = {found[site].group.name for site in ("relu()", "out:in")}
+        # A vector that takes every value may keep the scale of its own layer.
+        assert names == {name} or (name == "positive-monomial" and names <= {name, "unknown"})
+
+
+def test_one_vector_twice_in_a_function_follows_both_ways_or_none() -> None:
+    def of(second: Vector) -> Vectors:
+        return Vectors(lambda m, x: torch.nn.functional.gelu(m.write(x) * (1 + m.a) + second(m)))
+
+    for zero in (True, False):
+        for second, name in (
+            (lambda m: m.a.square(), "permutation"),
+            (lambda m: m.a[m.order], "unknown"),
+            (lambda m: m.a.flip(0), "unknown"),
+        ):
+            model = of(second)
+            if zero:
+                nn.init.zeros_(model.a)
+            assert set(_named(model, _x(), "out:in")) == {name}
+
+
+def test_scale_and_shift_may_be_parts_of_one_vector() -> None:
+    model = Vectors(lambda m, x: relu(m.write(x) * (1 + m.long[:WIDTH]) + m.long[WIDTH:]))
+    assert _named(model, _x(), "out:in")[0] in ("positive-monomial", "permutation")
+
+
+def test_rows_of_one_table_serve_layers_one_by_one() -> None:
+    def way(m: Vectors, x: Tensor) -> Tensor:
+        first = relu(m.write(x) + m.rows[0])
+        return relu(m.between(first) + m.rows[1])
+
+    model = Vectors(way)
+    model.between = nn.Linear(WIDTH, WIDTH, bias=False).double()
+    model.rows = nn.Parameter(torch.randn(2, WIDTH).double())
+    assert _named(model, _x(), "relu()", "out:in") == ["positive-monomial"] * 2
+    assert bp.symmetries(model, _x())["relu()"].certificate is not None
+
+
+FIXED: dict[str, Callable[[Vectors, Tensor], Tensor]] = {
+    "a gain": lambda m, x: torch.nn.functional.gelu(m.write(x)) * (m.held.abs() + 0.1),
+    "a mask": lambda m, x: relu(m.write(x)) * (m.mask > 0),
+    "a gain of a norm": lambda m, x: torch.nn.functional.layer_norm(
+        m.write(x), (WIDTH,), m.held.abs() + 0.1
+    ),
+    "a gain of whole numbers": lambda m, x: torch.sin(m.write(x)) * m.order.add(1),
+    "sums of one grid": lambda m, x: (
+        (-((m.write(x)[..., None] - m.grid) ** 2)).exp() * m.fixed
+    ).sum(-1),
+}
+
+
+@pytest.mark.parametrize("way", FIXED.values(), ids=FIXED)
+def test_behind_gains_that_are_no_parameters_axes_are_not_alike(
+    way: Callable[[Vectors, Tensor], Tensor],
+) -> None:
+    model = Vectors(way)
+    model.register_buffer("fixed", torch.rand(WIDTH, 5).double() + 0.1)
+    assert set(_named(model, _x(), "out:in")) == {"unknown"}
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_vectors_of_norms_over_channels_are_asked(zero: bool) -> None:
+    def of(gain: Vector, bias: Vector) -> str:
+        def way(m: Vectors, x: Tensor) -> Tensor:
+            h = torch.nn.functional.batch_norm(
+                m.write(x), None, None, gain(m), bias(m), training=True
+            )
+            return relu(h)
+
+        model = Vectors(way)
+        if zero:
+            nn.init.zeros_(model.six)
+        return _named(model, _x(), "out:in")[0]
+
+    assert of(lambda m: m.a, lambda m: m.b) == "positive-monomial"
+    assert of(lambda m: m.a, lambda m: m.six.repeat(2)) == "unknown"
+    assert of(lambda m: m.six.repeat(2), lambda m: m.b) == "unknown"
+    assert of(lambda m: m.a.exp(), lambda m: m.b) == "positive-monomial"
+
+
+SCALES: dict[str, Vector] = {
+    "itself": lambda m: m.a,
+    "exponential": lambda m: m.a.exp(),
+    "sigmoid": lambda m: m.a.sigmoid(),
+    "two halves alike": lambda m: m.six.repeat(2),
+}
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("vector", SCALES.values(), ids=SCALES)
+def test_scales_of_what_is_written_to_a_stream_leave_it_free(
+    vector: Vector, constant: bool
+) -> None:
+    """The map before them takes up what they would have to."""
+
+    def way(m: Vectors, x: Tensor) -> Tensor:
+        h = m.write(x)
+        return m.norm(h + vector(m) * m.back(m.up(m.norm(h)).tanh()))
+
+    model = Vectors(way)
+    model.norm = nn.LayerNorm(WIDTH).double()
+    model.up, model.back = nn.Linear(WIDTH, 9).double(), nn.Linear(9, WIDTH).double()
+    if constant:
+        nn.init.constant_(model.a, 0.3)
+        nn.init.constant_(model.six, 0.3)
+    found = bp.symmetries(model, _x())["write"]
+    assert found.group.name == "line-stabiliser", found.because
+    assert found.certificate is not None and found.certificate.holds
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_a_norm_behind_what_is_bound_to_its_places_moves_in_no_way(zero: bool) -> None:
+    for vector in (lambda m: m.a * m.mask, lambda m: m.six.repeat(2), lambda m: m.a.sort().values):
+        model = Vectors(lambda m, x, vector=vector: m.norm(m.write(x) + vector(m)))
+        model.norm = nn.RMSNorm(WIDTH).double()
+        if zero:
+            nn.init.zeros_(model.a)
+            nn.init.zeros_(model.six)
+        assert set(_named(model, _x(), "write", "norm", "out:in")) == {"unknown"}
+
+
+def test_learned_keys_beside_those_of_the_input_bind_the_queries_too() -> None:
+    class Memory(nn.Module):
+        def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(8, 8, bias=False) for _ in range(3))
+            self.o, self.of = nn.Linear(8, 3), of
+            self.keys, self.values = (nn.Parameter(torch.randn(2, 3, 4)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                layer(x).view(len(x), -1, 2, 4).transpose(1, 2)
+                for layer in (self.q, self.k, self.v)
+            )
+            k = torch.cat([self.of(self.keys).expand(len(x), -1, -1, -1), k], 2)
+            v = torch.cat([self.values.expand(len(x), -1, -1, -1), v], 2)
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.o(mixed.transpose(1, 2).flatten(2))
+
+    x = torch.randn(2, 5, 8)
+    free = bp.symmetries(Memory(lambda keys: keys), x)
+    for site in ("q", "k", "v", "o:in"):
+        assert free[site].group.name == "blocks" and free[site].certificate is not None
+    for of in (torch.exp, torch.abs):
+        for proof in (True, False):
+            bound = bp.symmetries(Memory(of), x, certificates=proof)
+            assert {bound[site].group.name for site in ("q", "k")} == {"unknown"}
+            assert {bound[site].group.name for site in ("v", "o:in")} == {"blocks"}

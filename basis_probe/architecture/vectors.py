@@ -1,0 +1,225 @@
+"""Which numbers vectors for all features are made of, and where the same ones serve twice.
+
+Such a vector is a bias, what is added to features, or what they are multiplied by. It may be a
+parameter, show a part of one, or be computed from some.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from basis_probe.architecture.free_weights import follow_together
+from basis_probe.model.facts import (
+    Facts,
+    bias_of,
+    constants_of,
+    given_to,
+    leaves_of,
+    matrix,
+    numbers_in,
+    vectors_behind,
+)
+from basis_probe.model.graph import Kind, Vertex, norm_argument
+from basis_probe.model.trace import Fixed, Ref, Trace
+from basis_probe.model.weights import view_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Use:
+    """Numbers of a storage that a vertex adds to features, multiplies them by, or maps them by.
+
+    Attributes:
+        vertex: the vertex.
+        kind: "bias" of a linear map, "added", "factor" of a norm or function, or "matrix".
+        value: the vector; None for a matrix.
+        axis: that of the features, from the last one on.
+        computed: whether the vector is a function of the numbers; else it is they.
+        shown: a tensor that has the numbers' places by its strides, from `start` on.
+    """
+
+    vertex: int
+    kind: str
+    value: Fixed | Ref | None
+    axis: int
+    computed: bool
+    shown: Tensor
+    start: int = 0
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first and the last place of the numbers."""
+        _, first, last = span(self.shown)
+        return self.start + first, self.start + last
+
+    def entries(self) -> Tensor:
+        """The place of each of the numbers, in their order."""
+        return self.start + places_of(self.shown).flatten()
+
+
+def with_one_vector(facts: Facts) -> Iterator[tuple[int, int]]:
+    """Pairs of vertices that add one vector to what they write, or functions of one."""
+    for one, other in _meeting(facts):
+        if not {one.kind, other.kind} <= {"bias", "added"} or one.vertex == other.vertex:
+            continue
+        # What is added to a stream as it is, is asked for elsewhere.
+        asked = one.computed or other.computed or one.kind == other.kind == "bias"
+        if asked and _changes_with(facts.graph.trace, one, other):
+            yield one.vertex, other.vertex
+
+
+def overlapping_vectors(facts: Facts) -> tuple[dict[int, str], dict[int, str]]:
+    """Vertex -> why it cannot change, where a vector has numbers in common with what others use.
+
+    Returns:
+        The same of what adds the vector, or multiplies by it, and of linear maps whose matrix is
+        the other.
+    """
+    vectors, maps = dict[int, str](), dict[int, str]()
+    for one, other in _meeting(facts):
+        if _changes_with(facts.graph.trace, one, other):
+            continue
+        for use in (one, other):
+            if use.kind == "matrix":
+                maps[use.vertex] = "its matrix overlaps with a vector in the same parameter"
+            else:
+                why = "a vector that it adds, or multiplies by, overlaps with other weights"
+                vectors[use.vertex] = why
+    return vectors, maps
+
+
+def _changes_with(trace: Trace, one: _Use, other: _Use) -> bool:
+    """True if two vectors are the same, or change alike when the numbers they share do."""
+    if one.value is None or other.value is None:
+        return False
+    refs = [use.node for use in (one.value, other.value) if isinstance(use, Ref)]
+    if len(refs) == 2 and refs[0] == refs[1]:
+        return True
+    if one.computed or other.computed:
+        return follow_together(trace, (one.value, one.axis), (other.value, other.axis))
+    alike = one.kind == other.kind or {one.kind, other.kind} == {"bias", "added"}
+    a, b = one.entries(), other.entries()
+    return alike and a.shape == b.shape and torch.equal(a, b)
+
+
+def _meeting(facts: Facts) -> Iterator[tuple[_Use, _Use]]:
+    """Pairs of uses that have numbers in common, a vector among them."""
+    for several in _uses(facts).values():
+        seen = set[tuple[int, int]]()
+        for one, other in itertools.combinations(several, 2):
+            matrices = [use.kind for use in (one, other)].count("matrix")
+            if matrices == 2 or (one.vertex == other.vertex and one.value is other.value):
+                continue
+            if one.vertex == other.vertex and not (matrices or one.computed or other.computed):
+                continue
+            (first, last), (start, end) = one.ends, other.ends
+            if last < start or end < first or (id(one.value), id(other.value)) in seen:
+                continue
+            if bool(torch.isin(one.entries(), other.entries()).any()):
+                seen.add((id(one.value), id(other.value)))
+                yield one, other
+
+
+def _uses(facts: Facts) -> dict[int, list[_Use]]:
+    """Storage -> what is used of it, where that are several things and a vector among them."""
+    trace, found = facts.graph.trace, dict[int, list[_Use]]()
+    for index, vertex in facts.graph.vertices.items():
+        node, layout = trace.node(index), facts.graph.layouts.get(index)
+        axis = -1 if layout is None else layout.axes[-1] - len(node.shape)
+        values: list[tuple[str, object]] = []
+        if vertex.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.DEPTHWISE):
+            values.append(("bias", bias_of(node)))
+            axis, weight = -1, matrix(trace, node)
+            if weight is not None and weight.numel():
+                use = _Use(index, "matrix", None, 0, computed=False, shown=weight)
+                found.setdefault(span(weight)[0], []).append(use)
+        elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
+            values += (("added", value) for value in constants_of(trace, node))
+        elif vertex.kind is Kind.REGION:
+            values += (("factor", value) for _, value in given_to(facts.graph, vertex))
+        elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
+            axis = -1
+            values += (("factor", norm_argument(node, name)) for name in ("weight", "bias"))
+        for kind, value in values:
+            if not isinstance(value, Fixed | Ref):
+                continue
+            whole = shown_of(trace, value)
+            for leaf, shown in [whole] if whole is not None else _shown_behind(trace, value):
+                many = kind == "factor" and sum(size > 1 for size in shown.shape) > 1
+                if leaf.is_contiguous() and not many:
+                    key, start, _ = span(leaf)
+                    use = _Use(index, kind, value, axis, whole is None, shown, start)
+                    found.setdefault(key, []).append(use)
+    return {
+        key: several
+        for key, several in found.items()
+        if len(several) > 1 and any(use.kind != "matrix" for use in several)
+    }
+
+
+def _shown_behind(trace: Trace, value: Fixed | Ref) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of the parts of parameters that a vector is computed from."""
+    if isinstance(value, Ref):
+        for _, one in numbers_in(trace, trace.node(value.node)):
+            whole = shown_of(trace, one)
+            if whole is None:
+                yield from _shown_behind(trace, one)
+            else:
+                yield whole
+
+
+def numbers_of(facts: Facts, vertex: Vertex) -> set[object]:
+    """What tells the numbers that a region is given from those that others are."""
+    found: set[object] = set()
+    for _, value in given_to(facts.graph, vertex):
+        shown = shown_of(facts.graph.trace, value)
+        if shown is not None and shown[1].numel() < shown[0].numel():
+            found.add((id(shown[0]), *span(shown[1])[1:]))
+        elif isinstance(value, Fixed):
+            found.add(id(value.tensor))
+        else:
+            leaves = vectors_behind(facts.graph.trace, value.node)
+            found |= {id(leaf.tensor) for _, leaf in leaves}
+    return found
+
+
+def shown_of(trace: Trace, value: object) -> tuple[Tensor, Tensor] | None:
+    """The parameter that a vector shows numbers of, and a tensor with the strides of these."""
+    if isinstance(value, Fixed):
+        tensor = value.tensor
+        if not isinstance(tensor, nn.Parameter) or not _is_plain(tensor) or tensor.numel() < 2:
+            return None
+        return tensor, torch.empty(tensor.shape, device="meta")
+    if not isinstance(value, Ref) or trace.node(value.node).live:
+        return None
+    leaves = {id(leaf.tensor): leaf.tensor for leaf in leaves_of(trace, value.node)}
+    if len(leaves) != 1:
+        return None
+    (leaf,) = leaves.values()
+    if not isinstance(leaf, nn.Parameter) or not _is_plain(leaf):
+        return None
+    view = view_of(trace, value.node, leaf)
+    return None if view is None or view.numel() < 2 else (leaf, view)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    strided = tensor.layout is torch.strided and tensor.is_floating_point()
+    return strided and not tensor.is_meta and tensor.numel() > 0
+
+
+def span(weight: Tensor) -> tuple[int, int, int]:
+    """The storage of a tensor that is not empty, and the first and the last place of it there."""
+    first = int(weight.storage_offset())
+    ahead = zip(weight.shape, weight.stride(), strict=True)
+    last = first + sum((int(size) - 1) * int(step) for size, step in ahead)
+    return weight.untyped_storage().data_ptr(), first, last
+
+
+def places_of(tensor: Tensor) -> Tensor:
+    """Where each number of a tensor lies in its storage."""
+    found = torch.tensor(int(tensor.storage_offset()))
+    for size, step in zip(tensor.shape, tensor.stride(), strict=True):
+        found = found[..., None] + step * torch.arange(size)
+    return found
