@@ -594,8 +594,8 @@ def _descends(distance: Callable[[], Tensor], free: list[Tensor]) -> bool:
             # Started anew where the curvature that it remembers leads nowhere.
             for _ in range(3):
                 optimiser.step(closure)
-                left = float(distance().detach())
-                if not left >= _NEAR**2:
+                before, left = left, float(distance().detach())
+                if not left >= _NEAR**2 or left > before / 2:
                     break
                 optimiser.state.clear()
     except (RuntimeError, ValueError, TypeError):

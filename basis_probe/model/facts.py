@@ -454,8 +454,8 @@ def vectors_behind(
         here = trace.node(index)
         if not here.live and math.prod(here.shape) == 1:
             continue
-        for value in (*here.args, *here.kwargs.values()):
-            if isinstance(value, Fixed) and value.tensor.numel() > 1:
+        for value in fixed_in((here.args, here.kwargs)):
+            if value.tensor.numel() > 1:
                 yield here, value
         waiting.extend(here.inputs)
 
@@ -468,8 +468,12 @@ def given_to(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed | Ref]]
 
 def numbers_in(trace: Trace, node: Node) -> Iterator[tuple[Node, Fixed | Ref]]:
     """The constants of more than one number that a call uses."""
-    for value in (*node.args, *node.kwargs.values()):
-        if isinstance(value, Fixed) and value.tensor.numel() > 1:
+    waiting: list[object] = [*reversed((*node.args, *node.kwargs.values()))]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, tuple | list):
+            waiting.extend(reversed(value))  # pyright: ignore[reportUnknownArgumentType]
+        elif isinstance(value, Fixed) and value.tensor.numel() > 1:
             yield node, value
         elif isinstance(value, Ref) and _are_numbers(trace, value):
             yield node, value

@@ -113,7 +113,7 @@ def _group(found: bp.Symmetry) -> str:
     return found.group.name
 
 
-@pytest.mark.sample(default=20)
+@pytest.mark.sample(default=12)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("vector", FREE.values(), ids=FREE)
 def test_what_takes_every_value_holds_nothing(vector: Vector, use: Callable[..., Tensor]) -> None:
@@ -123,7 +123,7 @@ def test_what_takes_every_value_holds_nothing(vector: Vector, use: Callable[...,
         assert _group(bp.symmetries(model, _x(), certificates=False)["out:in"]) == name
 
 
-@pytest.mark.sample(default=16)
+@pytest.mark.sample(default=9)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("vector", ALIKE.values(), ids=ALIKE)
 def test_what_takes_values_in_any_order_leaves_orders(
@@ -137,7 +137,7 @@ def test_what_takes_values_in_any_order_leaves_orders(
     assert proved.group.name in ("permutation", "unknown"), proved.because
 
 
-@pytest.mark.sample(default=14)
+@pytest.mark.sample(default=6)
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("vector", HELD.values(), ids=HELD)
 def test_what_is_bound_to_its_places_moves_in_no_way_that_is_known(
@@ -498,7 +498,7 @@ def test_scales_of_what_is_written_to_a_stream_leave_it_free(
 
 @pytest.mark.parametrize("zero", [True, False])
 def test_a_norm_behind_what_is_bound_to_its_places_moves_in_no_way(zero: bool) -> None:
-    for vector in (lambda m: m.a * m.mask, lambda m: m.six.repeat(2), lambda m: m.a.sort().values):
+    for vector in (lambda m: m.a * m.mask, lambda m: m.six.repeat(2)):
         model = Vectors(lambda m, x, vector=vector: m.norm(m.write(x) + vector(m)))
         model.norm = nn.RMSNorm(WIDTH).double()
         if zero:
