@@ -337,6 +337,7 @@ class Compared:
 
 
 _CHEAP_TO_SHOW = 48
+_SPARSE_ALONE = 16
 NEURONS_KEPT = 256
 """So many neurons of alternatives are kept for the bound of form."""
 FEWEST_AXES = 4
@@ -656,29 +657,32 @@ def _few_of_many(
         one_law: whether all directions have one law.
 
     Returns:
-        The test, and for the scores that took part the axes that were looked at one by one.
+        The test, and for every score the axes that were looked at one by one.
     """
     read = [score for score in scores if not everywhere.bent or score.reads is Reads.PREACTIVATIONS]
+
+    drawn = dict[str, Tensor]()
+    unit_axes = problem.group.rescales and not isinstance(null, Rotation)
 
     def own(axes: Tensor) -> list[Tensor]:
         alternatives = null.alternatives(problem, axes)
         generator = torch.Generator().manual_seed(seed + 1)
-        drawn: list[list[Tensor]] = [[] for _ in read]
+        values: dict[str, list[Tensor]] = {score.name: [] for score in scores}
         for frame in alternatives.drawn_together(generator, null.frames):
-            measured = Measured(frame, unit_axes=False, order=problem.order)
-            for values, score in zip(drawn, read, strict=True):
-                values.append(measured.each(score).cpu())
-        return [torch.cat(values) for values in drawn]
+            measured = Measured(frame, unit_axes=unit_axes, order=problem.order)
+            for score in scores:
+                values[score.name].append(measured.each(score).cpu())
+        drawn.update((name, torch.cat(several)) for name, several in values.items())
+        return [drawn[score.name] for score in read]
 
     values = [everywhere.of(score).cpu() for score in read]
     blocks = [frames[score.name][1:] for score in read]
-    found = few_of_many(values, blocks, None if one_law else own)
+    # How many inputs a neuron reads makes its law, and a few may read fewer than the others.
+    always = _SPARSE_ALONE if isinstance(null, SparseWiring) else 0
+    found = few_of_many(values, blocks, None if one_law else own, always=always)
     if found is None or found.looked_at is None:
         return found, {}
-    return found, {
-        score.name: Apart(found.looked_at, alone, compared)
-        for score, alone in zip(read, found.own, strict=True)
-    }
+    return found, {name: Apart(found.looked_at, alone, compared) for name, alone in drawn.items()}
 
 
 def _few(found: FewTest | None, places: Tensor) -> FewAxes | None:

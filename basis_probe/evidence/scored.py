@@ -153,6 +153,9 @@ def _of_all_axes(
         # Where nothing varies, nothing stands out.
         p = 1.0 if max(std, abs(found.observed - mean)) <= TIE * abs(mean) else math.nan
     law = f"normal law, its variance from {count} blocks of {size} alternatives"
+    if apart is not None:
+        law = f"gamma law, its variance from {count} blocks of {size} alternatives"
+        law += f" and those of {len(apart.axes)} axes by themselves, its skewness from these"
     if one_law:
         law = f"gamma law of three moments, those of {count * size:,} turned directions"
         if above > skewed_tail(far, found.skewness):

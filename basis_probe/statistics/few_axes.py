@@ -31,7 +31,6 @@ class FewTest:
             where there is none, as many of the largest as stand out together.
         alone: how many of them do so by themselves: all, or none.
         looked_at: axes of which alternatives of their own were drawn.
-        own: for every score, the values of those alternatives.
     """
 
     observed: float
@@ -41,7 +40,6 @@ class FewTest:
     axes: Int[Tensor, " few"]
     alone: int
     looked_at: Int[Tensor, " some"] | None = None
-    own: tuple[Float[Tensor, "draws some"], ...] = ()
 
 
 def few_axes(scores: list[Float[Tensor, "frames directions"]]) -> FewTest | None:
@@ -149,6 +147,8 @@ def few_of_many(
     values: list[Float[Tensor, " axes"]],
     blocks: list[Float[Tensor, "frames directions"]],
     own: Own | None = None,
+    *,
+    always: int = 0,
 ) -> FewTest | None:
     """Whether a few of many axes stand out, where alternatives were drawn for some of them only.
 
@@ -165,6 +165,8 @@ def few_of_many(
             as neurons of their own length and mean, an axis counts only if it stands out twice: as
             it is, and in standard deviations of its own alternatives from their mean. None where
             all have one law.
+        always: of so many of the largest scores, alternatives are drawn in any case; those that do
+            not stand out are no finding, and stand for themselves where a mean over all is asked.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -183,10 +185,16 @@ def few_of_many(
     joint = (len(values) * tails.amin(0)).clamp_max(1.0)
     furthest = torch.nonzero(count * joint <= 1).flatten()
     furthest = furthest[joint[furthest].argsort()][:_FURTHEST]
-    apart: list[Tensor] = []
-    if own is not None and len(furthest):
-        apart = own(furthest)
-        for score, alone in enumerate(apart):
+    looked_at, apart = furthest, list[Tensor]()
+    if own is not None and always:
+        # What is furthest in a score need not have the smallest p-value of all.
+        most = [v.nan_to_num(-math.inf).topk(min(always, len(v))).indices for v in values]
+        looked_at = torch.cat([furthest, *most]).unique()
+    if own is not None and len(looked_at):
+        apart = own(looked_at)
+        place = torch.searchsorted(looked_at.sort().values, furthest)
+        columns = looked_at.argsort()[place]
+        for score, alone in enumerate(alone[:, columns] for alone in apart):
             scaled = UpperTail(_scaled(blocks[score], blocks[score]).flatten())
             far = _scaled(values[score][furthest][None], alone)[0]
             for value, axis in zip(far.tolist(), furthest.tolist(), strict=True):
@@ -210,8 +218,7 @@ def few_of_many(
         p_tail=min(1.0, len(ranks) * min(together)),
         axes=order[: alone or rank],
         alone=alone,
-        looked_at=furthest if apart else None,
-        own=tuple(apart),
+        looked_at=looked_at if apart else None,
     )
 
 

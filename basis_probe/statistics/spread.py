@@ -208,11 +208,13 @@ def mean_of_all(
         return _of_turned_bases(blocks[known], values[~torch.isnan(values)])
     observed, number = float(values.nanmean()), int((~torch.isnan(values)).sum())
     everywhere = for_all_axes(directions, values, apart)
-    alone = 0.0
+    alone = third = 0.0
     if apart is not None:
         directions, rest = apart.split(directions, values)
         blocks, known = directions[1:], ~torch.isnan(directions[1:])
         alone = float(apart.alternatives.var(0).nansum()) / max(1, number) ** 2
+        centred = apart.alternatives - apart.alternatives.nanmean(0)
+        third = float(centred.pow(3).nanmean(0).nansum()) / max(1, number) ** 3
         number, others = int((~torch.isnan(rest)).sum()), number
     else:
         others = number
@@ -228,7 +230,9 @@ def mean_of_all(
     error = math.sqrt(everywhere.error**2 + between / count)
     std = math.sqrt(variance + error**2)
     null_mean = observed - everywhere.difference
-    return MeanOfAll(observed, null_mean, std, 0.0, everywhere.slope, error, std, 0.0)
+    # Few of a law of their own may make the mean's law as skewed as theirs is.
+    skewness = max(third, 0.0) / std**3 if std > 0 else 0.0
+    return MeanOfAll(observed, null_mean, std, skewness, everywhere.slope, error, std, skewness)
 
 
 def _of_turned_bases(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from draws import seeded
+from neuron_block_rates import found as layer_report
 from torch import Tensor, nn
 
 import basis_probe as bp
@@ -441,6 +442,40 @@ def test_the_mean_of_all_errs_by_no_more_than_is_said() -> None:
         off.append((found.observed - found.null_mean) / found.null_std)
     assert abs(sum(off) / len(off)) < 0.3
     assert 0.5 < float(torch.tensor(off).square().mean().sqrt()) < 1.1
+
+
+def test_the_largest_are_looked_at_where_that_is_asked() -> None:
+    generator = seeded(4)
+    values = [torch.rand(500, generator=generator).double() for _ in range(2)]
+    blocks = [torch.rand(99, 16, generator=generator).double() for _ in range(2)]
+    asked: list[Tensor] = []
+
+    def own(axes: Tensor) -> list[Tensor]:
+        asked.append(axes)
+        return [torch.rand(99, len(axes), generator=generator).double() for _ in range(2)]
+
+    unasked = few_of_many(values, blocks, own)
+    assert unasked is not None
+    asked.clear()
+    found = few_of_many(values, blocks, own, always=5)
+    assert found is not None and found.looked_at is not None
+    largest = {int(axis) for value in values for axis in value.topk(5).indices}
+    assert largest <= set(found.looked_at.tolist())
+    torch.testing.assert_close(asked[0], found.looked_at)
+    # Looking at more of them makes none stand out.
+    assert found.p_tail > 0.05 and found.alone == 0
+    assert few_of_many(values, blocks, None, always=5) is not None
+
+
+@pytest.mark.slow
+def test_untrained_layers_in_which_a_few_neurons_read_few_inputs_are_not_called() -> None:
+    called = sum(
+        layer_report("three neurons of two inputs", seed, None).verdict.outcome
+        is bp.Outcome.PRIVILEGED
+        for seed in range(24)
+    )
+    # Of 24 at a rate of 5 % more than four come in one of 250.
+    assert called <= 4
 
 
 @pytest.mark.parametrize("above", [0.0, 40.0])
