@@ -982,7 +982,9 @@ class Action:
                     values = replay(self.graph.trace, one.node, {})
                     found[one.node] = _Given(slot, values, node=one.node)
                 elif one.tensor.is_floating_point():
-                    found[id(one.tensor)] = _Given(slot, one.tensor, tensor=one.tensor)
+                    tensor = one.tensor
+                    now = self.graph.trace.instead.get(id(tensor), tensor)
+                    found[id(tensor)] = _Given(slot, now, tensor=tensor)
         return [*found.values()]
 
     def _held_in(

@@ -9,6 +9,8 @@ join, all of these streams change together, and none of them has axes.
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from torch import Tensor
+
 from basis_probe.model.facts import Facts, Region, Shape, Stream, keeps_statistics, vectors_of
 from basis_probe.model.graph import Kind, norm_argument
 from basis_probe.model.trace import Fixed
@@ -181,7 +183,8 @@ class Commuting:
     def _have_own_gains(self, maps: list[int]) -> bool:
         """True if no gain is zero, and none serves features that change in different ways."""
         return not any(
-            len(self._served(value)) > 1 or (name == "weight" and bool((value.tensor == 0).any()))
+            len(self._served(value)) > 1
+            or (name == "weight" and bool((self._now(value) == 0).any()))
             for vertex in maps
             for name, value in self._gains(vertex)
         )
@@ -192,6 +195,10 @@ class Commuting:
             value = norm_argument(node, name)
             if isinstance(value, Fixed):
                 yield name, value
+
+    def _now(self, value: Fixed) -> Tensor:
+        """The numbers with which a parameter counts."""
+        return self.facts.graph.trace.instead.get(id(value.tensor), value.tensor)
 
     def _served(self, value: Fixed) -> set[int]:
         """The streams that a gain, or a kept variance, is used to write."""

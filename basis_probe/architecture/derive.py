@@ -61,6 +61,7 @@ from basis_probe.model.facts import (
     added_leaves,
     constants_of,
     fixed_in,
+    generic,
     given_to,
     homogeneity,
     keeps_statistics,
@@ -89,10 +90,16 @@ class Derivation:
     Args:
         facts: what was seen of the model.
         like: that of another model, whose nonlinearities need not be measured again.
+
+    Attributes:
+        seen: what was seen of the model.
+        facts: the same with random numbers in place of parameters that are zero throughout, of
+            which groups are derived, and proved.
     """
 
     def __init__(self, facts: Facts, *, like: "Derivation | None" = None) -> None:
-        self.facts = facts
+        self.seen, self.facts = facts, generic(facts)
+        facts = self.facts
         self._needed: frozenset[int] | None = None
         self._users: dict[int, set[int]] | None = None
         self._intertwiners: dict[int, Intertwiner] = {}

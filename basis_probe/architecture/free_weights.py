@@ -283,7 +283,7 @@ def unreachable(
     if not search or numbers > MOST_NUMBERS or group.dim > MOST_FEATURES:
         return True
     each = _is_entry_by_entry(trace, weight.node, learned, axis, group.dim)
-    for given in _given(learned):
+    for given in _given(trace, learned):
         by = {id(tensor): value for tensor, value in zip(learned, given, strict=True)}
         try:
             now = _made(trace, weight.node, by).detach().double()
@@ -317,10 +317,11 @@ def learned_behind(trace: Trace, node: int) -> list[nn.Parameter]:
     return [tensor for tensor in leaves.values() if isinstance(tensor, nn.Parameter)]
 
 
-def _given(learned: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def _given(trace: Trace, learned: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Parameters as they are, as they could be after more training, and other ones."""
+    now = [trace.instead.get(id(tensor), tensor).detach().double() for tensor in learned]
     for size in (1.0, _LARGER):
-        yield [size * tensor.detach().double() for tensor in learned]
+        yield [size * values for values in now]
     generator = torch.Generator().manual_seed(0)
     for least in _SIZES:
         yield [
@@ -335,7 +336,7 @@ def _follow(
 ) -> bool:
     """True if a weight changes by elements of a group where its parameters do."""
     generator = torch.Generator().manual_seed(0)
-    several = [*_given(learned)]
+    several = [*_given(trace, learned)]
     several += [_far(trace, node, learned, [sign * v for v in several[-1]]) for sign in (1, -1)]
     for given in several:
         element = group.generic(generator)
@@ -372,7 +373,7 @@ def _axes_that_follow(trace: Trace, value: Fixed | Ref, axis: int) -> dict[int, 
     learned = learned_behind(trace, value.node)
     generator = torch.Generator().manual_seed(0)
     found: list[int | None] | None = None
-    for given in _given(learned):
+    for given in _given(trace, learned):
         element = Permutation(trace.node(value.node).shape[axis]).generic(generator)
         several = [*zip(learned, given, strict=True)]
         found = following(trace, value.node, axis, element, several)
@@ -516,7 +517,7 @@ def _is_entry_by_entry(
         return False
     if not _follow(trace, node, learned, axis, Permutation(dim), writes=True):
         return False
-    (given,) = next(_given(learned))
+    (given,) = next(_given(trace, learned))
     one = given.clone()
     one.view(-1)[0] += 1.0
     before, after = (_made(trace, node, {id(learned[0]): v}).flatten() for v in (given, one))
@@ -551,7 +552,7 @@ def _reaches(
     facts: Facts, node: int, learned: list[nn.Parameter], given: list[Tensor], target: Tensor
 ) -> bool:
     """True if parameters are found from which the node takes the target's values."""
-    size = float(target.norm())
+    size = float(target.norm()) or 1.0
     for start in ("as they are", "the target"):
         free = [
             (target if start == "the target" and tensor.shape == target.shape else tensor)

@@ -8,12 +8,12 @@ outputs must move.
 import abc
 import dataclasses
 import math
-from collections.abc import Container, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from basis_probe.algebra.elements import (
     BlockElement,
@@ -55,9 +55,6 @@ MARGIN = 1000.0
 Claim: TypeAlias = tuple[int, Group]
 """A stream, and the group that is claimed of it."""
 
-
-_MOST_GENERIC = 1_000_000
-"""Parameters of more numbers keep them."""
 
 _SHIFTS = 16
 
@@ -350,29 +347,6 @@ def _fitted(element: Element, size: int) -> Element:
     if isinstance(element, BlockElement) and element.dim != size:
         return element.copied(size * element.copies // element.dim)
     return element
-
-
-def generic(model: nn.Module, kept: Container[int] = ()) -> dict[int, Tensor]:
-    """Random numbers for parameters that are zero throughout, as many are before any training.
-
-    What a bias of zeros lets pass, a trained one does not.
-
-    Args:
-        model: the model.
-        kept: ids of parameters that stay as they are.
-
-    Returns:
-        The id of a parameter -> its numbers.
-    """
-    generator = torch.Generator().manual_seed(0)
-    found: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        if not 1 < parameter.numel() <= _MOST_GENERIC or id(parameter) in kept:
-            continue
-        if parameter.is_floating_point() and not bool(parameter.detach().any()):
-            drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-            found[id(parameter)] = (drawn - 0.5).to(parameter.device)
-    return found
 
 
 def largest_change(before: list[Tensor], after: list[Tensor]) -> float:

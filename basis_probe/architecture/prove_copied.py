@@ -18,7 +18,6 @@ from basis_probe.architecture.prove import (
     Claim,
     Prover,
     Unproved,
-    generic,
     largest_change,
 )
 from basis_probe.architecture.strangers import Maker
@@ -70,7 +69,7 @@ class CopyProver(Prover[CopiedWeights]):
             except WeightError as error:
                 raise Unproved(str(error)) from error
             self.exact = exact
-            self._begin_with(model, generic(model))
+            self._begin_with(model, facts.graph.trace.instead)
             self.subject = recognise(self.weights.model)
             self.batch = with_noise(doubled(batch) if exact else batch)
             try:

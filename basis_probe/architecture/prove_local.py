@@ -21,7 +21,6 @@ from basis_probe.architecture.prove import (
     Claim,
     Prover,
     Unproved,
-    generic,
     largest_change,
 )
 from basis_probe.architecture.strangers import Maker, strangers
@@ -87,7 +86,7 @@ class LocalProver(Prover[DeferredWeights]):
         self.outputs = []
         self._inputs = _given(with_noise(doubled(few)))
         self._require_replay(subject, with_noise(few))
-        self.sweep.instead = generic(model, {id(use.whole) for use in self.sweep.uses.values()})
+        self.sweep.instead = facts.graph.trace.instead
         self.weights.begin_with(self.sweep.instead)
 
     def _require_replay(self, subject: Subject, batch: Batch) -> None:

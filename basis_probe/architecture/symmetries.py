@@ -94,8 +94,8 @@ def symmetries(
     products = contextlib.nullcontext() if drawn is None else window_products()
     with prepared(subject.model, None), products:
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
-        facts = facts_of(subject, batch)
-        derivation = Derivation(facts)
+        derivation = Derivation(facts_of(subject, batch))
+        facts = derivation.facts
         seen: set[tuple[object, int]] = set()
         sites: dict[str, Site] = {}
         for name, site in facts.sites.items():
@@ -133,8 +133,8 @@ def _counted(model: nn.Module, example_input: Any) -> Completeness:
     with prepared(subject.model, None):
         given = isinstance(example_input, Batch)
         batch = example_input if given else _batch(subject, example_input)
-        facts = facts_of(subject, batch)
-        return _completeness(subject, batch, facts, Derivation(facts), 0)
+        derivation = Derivation(facts_of(subject, batch))
+        return _completeness(subject, batch, derivation.facts, derivation, 0)
 
 
 def _completeness(
@@ -197,8 +197,8 @@ def certify(
     subject = recognise(model)
     with prepared(subject.model, None):
         batch = _batch(subject, example_input)
-        facts = facts_of(subject, batch)
-        derivation = Derivation(facts)
+        derivation = Derivation(facts_of(subject, batch))
+        facts = derivation.facts
         name, place = _one(site, facts, subject)
         symmetry = derivation.symmetry(place)
         _require_claim(name, symmetry)
@@ -293,8 +293,8 @@ def _reparametrized(
     acting: dict[str, tuple[Site, Element]] = {}
     with prepared(subject.model, None):
         batch = example_for(subject) if example_input is None else _batch(subject, example_input)
-        facts = facts_of(subject, batch)
-        derivation = Derivation(facts)
+        derivation = Derivation(facts_of(subject, batch))
+        facts = derivation.facts
         for site, element in elements.items():
             name, place = _one(site, facts, subject)
             symmetry = derivation.symmetry(place)

@@ -307,8 +307,8 @@ def _families(model: nn.Module, raw: Any) -> tuple[list[_Family], list[str]]:
     left_out: list[str] = []
     with prepared(model, None):
         batch = batch_of(raw, number=0, tokenizer=subject.tokenizer, device=subject.device)
-        facts = facts_of(subject, batch)
-        derivation = Derivation(facts)
+        derivation = Derivation(facts_of(subject, batch))
+        facts = derivation.facts
         slots, weights = Slots(model, facts.graph.trace), CopiedWeights(model)
         before = _tensors(weights.model)
         seen: set[int] = set()

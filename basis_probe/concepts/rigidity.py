@@ -212,7 +212,7 @@ def stiffness(
         if first is None:
             raise DataError("the data hold no batch: give at least one")
         derivation = Derivation(facts_of(subject, first))
-        chosen = asked(site, derivation.facts.sites, silent=subject.silent())
+        chosen = asked(site, derivation.seen.sites, silent=subject.silent())
         if len(chosen) > 1:
             raise SiteError(f"{site!r} stands for {len(chosen)} sites: turn one at a time")
         place = next(iter(placed(derivation, chosen, None).values()))

@@ -49,7 +49,7 @@ class Neurons:
 
 def neurons_of(place: Placed, derivation: Derivation) -> Neurons | str:
     """How a site is made of what is written to it, or why it is not neurons."""
-    trace = derivation.facts.graph.trace
+    trace = derivation.seen.graph.trace
     feature = place.plan.layout.axes if place.plan.layout is not None else (-1,)
     if place.bend is not None and place.plan.pre is not None:
         bend = place.bend
@@ -58,7 +58,7 @@ def neurons_of(place: Placed, derivation: Derivation) -> Neurons | str:
         )
     layer = place.layer
     if layer is None or layer.pre is None or layer.held or layer.convolution is not None:
-        known = layer_of(derivation.facts, place.site)
+        known = layer_of(derivation.seen, place.site)
         said = f": {known}" if isinstance(known, str) else ""
         return f"it lies behind no nonlinearity whose input is known{said}"
     found: list[tuple[Address, tuple[int, ...]]] = []
@@ -84,7 +84,7 @@ _LINEAR = (Kind.LINEAR, Kind.CONVOLUTION)
 
 def bent_readers(place: Placed, derivation: Derivation) -> tuple[str, ...]:
     """What reads a site and is no linear map of its features, by the names of functions."""
-    facts = derivation.facts
+    facts = derivation.seen
     vertex = facts.vertex(place.site)
     found: dict[str, None] = {}
     waiting = [] if vertex is None else [vertex.node]
@@ -104,7 +104,7 @@ def require_replaceable(place: Placed, derivation: Derivation) -> None:
     """Nothing; raises SiteError where others read what would be left as it is."""
     address = place.site.address
     if address.place not in (Place.OUTPUT, Place.FUNCTION) and not read_alone(
-        derivation.facts.graph.trace, address, place.site.node
+        derivation.seen.graph.trace, address, place.site.node
     ):
         raise SiteError(
             f"{place.site.name} is what a module is given, and others may read it too: name the "

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -730,6 +730,14 @@ def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) ->
         if vertex.kind is Kind.REGION
     }
     regions |= _norms_of_all(graph)
+    facts = _with_streams(Facts(graph, sites, (), {}, regions, recorded=recorded))
+    facts = dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
+    return dataclasses.replace(facts, sites=_with_experts(facts, as_bridge=all_named))
+
+
+def _with_streams(facts: Facts) -> Facts:
+    """The facts, with what follows from the graph and the regions."""
+    graph, regions = facts.graph, facts.regions
     streams, stream_of = _streams(graph, regions)
     norms = frozenset(
         vertex
@@ -742,11 +750,73 @@ def collect(trace: Trace, sites: dict[str, Site], *, all_named: bool = False) ->
         if region.shape is Shape.RMS_NORM and region.within and _is_gainless(graph, vertex, region)
     )
     found = attentions(graph, norms, plain)
-    facts = Facts(
-        graph, sites, streams, stream_of, regions, found, *_given(graph, regions), recorded
+    given, biases = _given(graph, regions)
+    return dataclasses.replace(
+        facts,
+        streams=streams,
+        stream_of=stream_of,
+        attentions=found,
+        given=given,
+        biases=biases,
     )
-    facts = dataclasses.replace(facts, sites=_with_unnamed(facts, all_named=all_named))
-    return dataclasses.replace(facts, sites=_with_experts(facts, as_bridge=all_named))
+
+
+def generic(facts: Facts) -> Facts:
+    """The same of a model whose parameters are no zeros, if some are zero throughout.
+
+    Before training many are: a gain of zeros lets everything pass, and a bias of zeros is none.
+    What is derived is to be true of the model when it is trained. Where none is zero, the facts as
+    they are.
+    """
+    graph = facts.graph
+    instead = _in_place_of_zeros(graph.trace)
+    if not instead:
+        return facts
+    graph = dataclasses.replace(graph, trace=dataclasses.replace(graph.trace, instead=instead))
+    regions = dict(facts.regions)
+    for vertex in graph.vertices.values():
+        if vertex.kind is Kind.REGION and _reads(graph, vertex, instead):
+            regions[vertex.node] = _measure(graph, vertex)
+    made = dataclasses.replace(facts, graph=graph, regions=regions)
+    if all(regions[v].shape is region.shape for v, region in facts.regions.items()):
+        return made
+    return _with_streams(made)
+
+
+_MOST_GENERIC = 1_000_000
+"""Parameters of more numbers keep them."""
+
+
+def _in_place_of_zeros(trace: Trace) -> dict[int, Tensor]:
+    """Id of a parameter that is zero throughout -> random numbers, between -1/2 and 1/2."""
+    generator = torch.Generator().manual_seed(0)
+    seen, found = set[int](), dict[int, Tensor]()
+    for node in trace.nodes:
+        for fixed in fixed_in((node.args, node.kwargs)):
+            tensor = fixed.tensor
+            if id(tensor) in seen or not isinstance(tensor, nn.Parameter):
+                continue
+            seen.add(id(tensor))
+            if tensor.is_meta or not 0 < tensor.numel() <= _MOST_GENERIC:
+                continue
+            if tensor.is_floating_point() and not bool(tensor.detach().any()):
+                drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                found[id(tensor)] = (drawn - 0.5).to(tensor.device)
+    return found
+
+
+def _reads(graph: Graph, vertex: Vertex, some: Container[int]) -> bool:
+    """True if a region is given some of the tensors, by id."""
+    seen, waiting = set(vertex.carried), [vertex.node]
+    while waiting:
+        index = waiting.pop()
+        if index not in seen:
+            seen.add(index)
+            node = graph.trace.node(index)
+            if any(id(fixed.tensor) in some for fixed in fixed_in((node.args, node.kwargs))):
+                return True
+            waiting.extend(node.inputs)
+    return False
 
 
 def _with_experts(facts: Facts, *, as_bridge: bool) -> dict[str, Site]:

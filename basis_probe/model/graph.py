@@ -163,7 +163,11 @@ def replay(
             return compute(value.node)
         # What takes a parameter's place may be differentiated by; the parameter itself is not.
         own = fixed.get(id(value.tensor))
-        tensor = value.tensor.detach() if own is None else own
+        if own is None:
+            other = trace.instead.get(id(value.tensor))
+            tensor = value.tensor.detach() if other is None else other.to(value.tensor)
+        else:
+            tensor = own
         if tensor.is_floating_point() and dtype is not None:
             tensor = tensor.to(device=device, dtype=dtype)
         return tensor
@@ -242,7 +246,8 @@ def constant(trace: Trace, value: object, fixed: dict[int, Tensor] | None = None
         fixed: id of a parameter or constant -> what takes its place.
     """
     if isinstance(value, Fixed):
-        return (fixed or {}).get(id(value.tensor), value.tensor).detach()
+        own = trace.instead.get(id(value.tensor), value.tensor)
+        return (fixed or {}).get(id(value.tensor), own).detach()
     if isinstance(value, Ref) and not trace.node(value.node).live:
         try:
             found = replay(trace, value.node, {}, fixed)

@@ -165,6 +165,11 @@ class Sweep:
         with torch.no_grad(), in_double():
             return _Pass(self, inputs, versions, torch.float64).go(look)
 
+    def whole(self, weight: Tensor) -> Tensor:
+        """The numbers of a parameter, or those that it has in their place."""
+        own = self.instead.get(id(weight))
+        return fetched(weight) if own is None else own.to(weight.dtype)
+
     def _behind(self, targets: Iterable[int], first: int = 0) -> frozenset[int]:
         """Some nodes, and those that they are computed from; none before the first."""
         found, waiting = set[int](), [index for index in targets if index >= first]
@@ -392,7 +397,7 @@ class _Pass:
     ) -> list[Tensor]:
         """The rows of a table that are used, with what was done to its columns done to them."""
         found: list[Tensor] = []
-        table = fetched(use.whole)
+        table = self.sweep.whole(use.whole)
         for one, acts in every:
 
             def value_of(value: Ref | Fixed, one: _Running | None = one) -> Any:
@@ -408,7 +413,7 @@ class _Pass:
         self, node: Node, use: "_Matrix", every: Sequence[tuple[_Running | None, list[Acted]]]
     ) -> list[Tensor]:
         """A linear map of all versions at once, so that each of its matrices is cast once."""
-        whole, reading = fetched(use.whole), use.reading
+        whole, reading = self.sweep.whole(use.whole), use.reading
         shares: list[Shares] = []
         waiting: dict[int | None, list[tuple[int, int, Tensor]]] = {}
         for number, (one, acts) in enumerate(every):

@@ -116,6 +116,7 @@ class Trace:
         branches: the modules, by path, whose code chose what to do by features; not those that
             asked whether all of them are finite.
         quantised: path of integers -> the weight that is computed from them.
+        instead: id of a parameter -> the numbers by which calls are made anew, in place of its own.
         readers: node -> the nodes that read it.
         example_batch: the size of the batch that was run.
         picked: node -> the numbers by which entries of weights were picked, as experts are.
@@ -136,6 +137,7 @@ class Trace:
     asked: tuple[int, ...] = ()
     branches: tuple[str, ...] = ()
     quantised: dict[str, Tensor] = dataclasses.field(default_factory=dict[str, Tensor])
+    instead: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
 
     def node(self, index: int) -> Node:
         """The node of that index."""

@@ -211,7 +211,7 @@ def entries_of(
     given = replay(trace, node, by)
     if not bool((entries >= 0).all()) or not bool((entries < tensor.numel()).all()):
         return None
-    held = tensor.detach().flatten()[entries]
+    held = trace.instead.get(id(tensor), tensor).detach().flatten()[entries]
     if factor == 1.0:
         return (entries, factor) if torch.equal(held.to(given), given) else None
     # Whether it multiplies or divides, and in which order, is not known: the last digit may differ.

@@ -123,7 +123,7 @@ class Attributions:
         with prepared(subject.model, None):
             settle(subject.model, [lambda b=batch: subject.call(b) for batch in held])
             derivation = Derivation(facts_of(subject, held[0]))
-            sites = {n: s for n, s in derivation.facts.sites.items() if n in names}
+            sites = {n: s for n, s in derivation.seen.sites.items() if n in names}
             groups = {name: self.watching.places[name].symmetry.group for name in sites}
             places = placed(derivation, sites, groups)
             return self._differences(subject, derivation, places, list(places))
@@ -139,7 +139,7 @@ class Attributions:
         plans = {name: places[name].plan for name in names}
         stream = Stream(plans, seed=self.choices.seed, capacity=ROWS, most=None)
         sites = [places[name].site for name in plans]
-        gradients = self.gradients.beside(subject, derivation.facts.graph.trace, sites)
+        gradients = self.gradients.beside(subject, derivation.seen.graph.trace, sites)
         for batch in self.gradients.held:
             stream.look(subject.model, batch, gradients.run(batch), gradients=gradients)()
         found: dict[str, float] = {}
@@ -174,7 +174,7 @@ def gradients_of(watching: Watched, choices: Choices, loss: Loss | None) -> Grad
     if not wanted:
         return None
     if wanted == [INTEGRATED]:
-        trace = watching.derivation.facts.graph.trace
+        trace = watching.derivation.seen.graph.trace
         sites = [place.site for place in watching.places.values()]
         return PathGradients(watching.subject, loss, trace, sites)
     return Gradients(watching.subject, loss)

@@ -82,7 +82,7 @@ class OptimizerMoments:
             return
         trained = {id(parameter): beta for parameter, beta in self._trained()}
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        facts = watching.derivation.facts
+        facts = watching.derivation.seen
         self._sites = {}
         for name in watching.plans:
             place = watching.places[name]

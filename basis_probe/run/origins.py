@@ -168,7 +168,7 @@ def _compared(
         if not given:
             settle(untrained.model, [functools.partial(untrained.call, watching.first)])
         derivation = Derivation(facts_of(untrained, watching.first))
-        here = {n: s for n, s in derivation.facts.sites.items() if n in names}
+        here = {n: s for n, s in derivation.seen.sites.items() if n in names}
         if not here:
             return Asked(notes=(_untold(names, "the untrained network has no such site"),))
         groups = {name: watching.places[name].symmetry.group for name in here}

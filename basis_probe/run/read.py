@@ -418,7 +418,7 @@ class _Counting:
 
     def __init__(self, watching: Watched, stream: Stream) -> None:
         self.first, self.most = watching.first, stream.most or 0
-        trace = watching.derivation.facts.graph.trace
+        trace = watching.derivation.seen.graph.trace
         self.plans = stream.plans
         self.rows: dict[str, tuple[int, int]] = {}
         for name, plan in stream.plans.items():

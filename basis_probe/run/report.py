@@ -419,7 +419,7 @@ def untrained_twins(
             several = iter(read)
             first = next(several)
             derivation = Derivation(facts_of(twin, first))
-            sites = {n: s for n, s in derivation.facts.sites.items() if n in watching.plans}
+            sites = {n: s for n, s in derivation.seen.sites.items() if n in watching.plans}
             groups = {name: watching.places[name].symmetry.group for name in sites}
             own = placed(derivation, sites, groups)
             stream = Stream(

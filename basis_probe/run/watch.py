@@ -272,7 +272,7 @@ class Watched:
     @property
     def few(self) -> Batch:
         """The examples of the first batch on which the model was watched."""
-        return self.first.first(self.derivation.facts.graph.trace.example_batch)
+        return self.first.first(self.derivation.seen.graph.trace.example_batch)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -380,7 +380,7 @@ def placed(
     derivation: Derivation, chosen: Mapping[str, Site], groups: Groups | None
 ) -> dict[str, Placed]:
     """The sites with their groups, and with what is known of the layers in front of them."""
-    facts = derivation.facts
+    facts = derivation.seen
     places: dict[str, Placed] = {}
     given = overrides(groups, chosen)
     routes = any(isinstance(site.address, Expert) for site in chosen.values())
