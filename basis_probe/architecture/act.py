@@ -648,7 +648,8 @@ class Action:
             elif region.shape is Shape.SHIFT:
                 at = element if rows is not None else self._at(index, element)
                 for vector in self._parts(index).vectors:
-                    self._edit(vector.slot, -1, at, rows)
+                    if vector.bias:
+                        self._edit(vector.slot, -1, at, rows)
 
     def _table(
         self, index: int, node: Node, value: object, element: Element, rows: Tensor | None

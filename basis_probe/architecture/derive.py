@@ -115,6 +115,7 @@ class Derivation:
         self._labels: dict[frozenset[int], dict[int, Tensor]] = {}
         self._adding: dict[int, bool] = {}
         self._folded: dict[int, bool] = {}
+        self._folding: dict[int, bool] = {}
         self._permuting: dict[int, bool] = {}
         self._said: dict[tuple[str, int], str] = {}
         self._linear: dict[tuple[int, int], tuple[Group, str, str]] = {}
@@ -708,14 +709,21 @@ class Derivation:
 
     def _has_own_gain(self, vertex: int) -> bool:
         """True if nothing else uses the weights of a norm, or of a gain."""
-        graph = self.facts.graph
+        return not self._with_one_gain(vertex)
+
+    def _with_one_gain(self, vertex: int) -> frozenset[int]:
+        """The other norms and functions that use some of the numbers that one uses."""
+        vertices = self.facts.graph.vertices
+        if vertex not in self.facts.regions:
+            return frozenset()
         if self._gains is None:
             self._gains = {}
             for other in self.facts.regions:
-                for key in numbers_of(self.facts, graph.vertices[other]):
+                for key in numbers_of(self.facts, vertices[other]):
                     self._gains.setdefault(key, set()).add(other)
-        own = numbers_of(self.facts, graph.vertices[vertex])
-        return all(self._gains.get(key, {vertex}) == {vertex} for key in own)
+        own = numbers_of(self.facts, vertices[vertex])
+        found = frozenset[int]().union(*(self._gains.get(key, ()) for key in own))
+        return found - {vertex}
 
     def _axes(
         self, index: int, vertex: Vertex, family: frozenset[int], dim: int
@@ -1584,7 +1592,17 @@ class Derivation:
         return linear or self.sets_side_by_side(index)
 
     def is_folded_gain(self, index: int) -> bool:
-        """True if the gain of a linear map's outputs, as of a layer scale, folds into that map."""
+        """True if the gain of a linear map's outputs, as of a layer scale, folds into that map.
+
+        It stays as it is, and so no other use of it may change it.
+        """
+        if index not in self._folding:
+            self._folding[index] = self._folds_into_map(index) and all(
+                self._folds_into_map(other) for other in self._with_one_gain(index)
+            )
+        return self._folding[index]
+
+    def _folds_into_map(self, index: int) -> bool:
         region = self.facts.regions.get(index, NOTHING)
         affine = self.commuting.kind(index) == "affine"
         if affine and self.commuting.on_axes(self.facts.stream_of[index]):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from basis_probe.architecture.free_weights import follow_together
+from basis_probe.architecture.free_weights import follow_together, learned_behind
 from basis_probe.model.facts import (
     Facts,
     bias_of,
@@ -24,7 +24,7 @@ from basis_probe.model.facts import (
 )
 from basis_probe.model.graph import Kind, Vertex, norm_argument
 from basis_probe.model.trace import Fixed, Ref, Trace
-from basis_probe.model.weights import view_of
+from basis_probe.model.weights import entries_of, view_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +38,8 @@ class _Use:
         axis: that of the features, from the last one on.
         computed: whether the vector is a function of the numbers; else it is they.
         shown: a tensor that has the numbers' places by its strides, from `start` on.
+        leaf: the parameter that they are of; None for a matrix.
+        picked: the places of the numbers, where strides do not say them.
     """
 
     vertex: int
@@ -47,6 +49,8 @@ class _Use:
     computed: bool
     shown: Tensor
     start: int = 0
+    leaf: Tensor | None = None
+    picked: Tensor | None = None
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -56,6 +60,8 @@ class _Use:
 
     def entries(self) -> Tensor:
         """The place of each of the numbers, in their order."""
+        if self.picked is not None:
+            return self.start + self.picked.flatten()
         return self.start + places_of(self.shown).flatten()
 
 
@@ -66,6 +72,7 @@ def with_one_vector(facts: Facts) -> Iterator[tuple[int, int]]:
             continue
         # What is added to a stream as it is, is asked for elsewhere.
         asked = one.computed or other.computed or one.kind == other.kind == "bias"
+        asked = asked or _are_rows(one, other)
         if asked and _changes_with(facts.graph.trace, one, other):
             yield one.vertex, other.vertex
 
@@ -99,9 +106,31 @@ def _changes_with(trace: Trace, one: _Use, other: _Use) -> bool:
         return True
     if one.computed or other.computed:
         return follow_together(trace, (one.value, one.axis), (other.value, other.axis))
+    if _are_rows(one, other):
+        return True
     alike = one.kind == other.kind or {one.kind, other.kind} == {"bias", "added"}
     a, b = one.entries(), other.entries()
     return alike and a.shape == b.shape and torch.equal(a, b)
+
+
+def _are_rows(one: _Use, other: _Use) -> bool:
+    """True if both add rows of one table, with its features as theirs: it changes as a whole."""
+    if one.kind != "added" or other.kind != "added" or one.leaf is not other.leaf:
+        return False
+    axes = [_axis_of(use) for use in (one, other)]
+    return axes[0] is not None and axes[0] == axes[1]
+
+
+def _axis_of(use: _Use) -> int | None:
+    """Which axis of its parameter the features of a vector are, all of it; None if they are not."""
+    leaf, shown = use.leaf, use.shown
+    if leaf is None or use.computed or use.picked is not None or shown.ndim < -use.axis:
+        return None
+    stride, size = shown.stride(use.axis), shown.shape[use.axis]
+    for axis, (step, length) in enumerate(zip(leaf.stride(), leaf.shape, strict=True)):
+        if step == stride and length == size and int(shown.storage_offset()) // step % length == 0:
+            return axis
+    return None
 
 
 def _meeting(facts: Facts) -> Iterator[tuple[_Use, _Use]]:
@@ -148,15 +177,35 @@ def _uses(facts: Facts) -> dict[int, list[_Use]]:
             whole = shown_of(trace, value)
             for leaf, shown in [whole] if whole is not None else _shown_behind(trace, value):
                 many = kind == "factor" and sum(size > 1 for size in shown.shape) > 1
+                many = many and whole is not None
                 if leaf.is_contiguous() and not many:
                     key, start, _ = span(leaf)
-                    use = _Use(index, kind, value, axis, whole is None, shown, start)
+                    use = _Use(index, kind, value, axis, whole is None, shown, start, leaf)
                     found.setdefault(key, []).append(use)
     return {
-        key: several
+        key: [_resolved(trace, use) for use in several]
         for key, several in found.items()
         if len(several) > 1 and any(use.kind != "matrix" for use in several)
     }
+
+
+_MOST_PICKED = 10_000_000
+
+
+def _resolved(trace: Trace, use: _Use) -> _Use:
+    """The use, with the places of its numbers where entries of a parameter were picked."""
+    leaf, value = use.leaf, use.value
+    if not use.computed or leaf is None or not isinstance(value, Ref):
+        return use
+    if leaf.numel() > _MOST_PICKED or len(learned_behind(trace, value.node)) > 1:
+        return use
+    try:
+        found = entries_of(trace, value.node, leaf, trace.picked)
+    except (RuntimeError, ValueError, TypeError):
+        return use
+    if found is None or found[1] != 1.0 or len(found[0].unique()) < found[0].numel():
+        return use
+    return dataclasses.replace(use, computed=False, picked=found[0])
 
 
 def _shown_behind(trace: Trace, value: Fixed | Ref) -> Iterator[tuple[Tensor, Tensor]]:

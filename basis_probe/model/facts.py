@@ -468,6 +468,10 @@ def given_to(graph: Graph, vertex: Vertex) -> Iterator[tuple[Node, Fixed | Ref]]
 
 def numbers_in(trace: Trace, node: Node) -> Iterator[tuple[Node, Fixed | Ref]]:
     """The constants of more than one number that a call uses."""
+    if node.op == "output":
+        # One of several that a call returned.
+        yield from numbers_in(trace, trace.node(node.inputs[0]))
+        return
     waiting: list[object] = [*reversed((*node.args, *node.kwargs.values()))]
     while waiting:
         value = waiting.pop()

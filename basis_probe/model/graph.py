@@ -1282,7 +1282,7 @@ class _Builder:
         A parameter, also where it was moved, or multiplied by constants, in between.
         """
         own = self.vertices.get(self.same.get(index, -1))
-        if own is not None and own.kind is Kind.LINEAR:
+        if own is not None and own.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED):
             return True
         if not (isinstance(value, Fixed) and isinstance(value.tensor, nn.Parameter)):
             return False
@@ -1291,7 +1291,7 @@ class _Builder:
             if made is not None and made.kind is Kind.CARRIER and len(made.carried) == 1:
                 index = made.carried[0]
             elif made is not None and made.kind is not Kind.REGION:
-                return made.kind in (Kind.LINEAR, Kind.SUM)
+                return made.kind in (Kind.LINEAR, Kind.CONVOLUTION, Kind.GROUPED, Kind.SUM)
             else:
                 node = self.trace.node(index)
                 before = self.live(node)
