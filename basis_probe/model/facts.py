@@ -781,10 +781,7 @@ def generic(facts: Facts) -> Facts:
     for vertex in graph.vertices.values():
         if vertex.kind is Kind.REGION and _reads(graph, vertex, instead):
             regions[vertex.node] = _measure(graph, vertex)
-    made = dataclasses.replace(facts, graph=graph, regions=regions)
-    if all(regions[v].shape is region.shape for v, region in facts.regions.items()):
-        return made
-    return _with_streams(made)
+    return _with_streams(dataclasses.replace(facts, graph=graph, regions=regions))
 
 
 _MOST_GENERIC = 1_000_000
