@@ -716,7 +716,13 @@ class Action:
         axes = following(trace, value.node, axis, element, given, strict=self._strict)
         for slot, own in zip(slots, axes or (), strict=False):
             if own is not None:
-                self._edit(slot, own, element, None)
+                place = own % len(self.weights.shape(slot.name))
+                key = (slot.name, place, -1, None)
+                before = self._original(slot)
+                if key not in self._done:
+                    # What permutes it as the vector of a function starts from the same.
+                    self._done.add(key)
+                    self.weights.set(slot, element.act(before, place))
         return axes is not None
 
     def _by_heads(self, slot: Slot, axes: Sequence[int], element: Element) -> bool:

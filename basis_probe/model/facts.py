@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import re
+import statistics
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 import torch
@@ -38,6 +39,7 @@ from basis_probe.model.graph import (
     norm_argument,
 )
 from basis_probe.model.network import Subject
+from basis_probe.model.offloaded import fetched
 from basis_probe.model.places import Site, piece, spoken
 from basis_probe.model.positions import Rows
 from basis_probe.model.rows import bias_of_blank, is_blank, picked_weight
@@ -787,23 +789,37 @@ def generic(facts: Facts) -> Facts:
 _MOST_GENERIC = 1_000_000
 """Parameters of more numbers keep them."""
 
+_MATRICES_FOR_SIZE = 5
+
 
 def _in_place_of_zeros(trace: Trace) -> dict[int, Tensor]:
-    """Id of a parameter that is zero throughout -> random numbers, between -1/2 and 1/2."""
+    """Id of a parameter that is zero throughout -> random numbers, of the size of other weights."""
     generator = torch.Generator().manual_seed(0)
-    seen, found = set[int](), dict[int, Tensor]()
+    learned: dict[int, Tensor] = {}
     for node in trace.nodes:
         for fixed in fixed_in((node.args, node.kwargs)):
-            tensor = fixed.tensor
-            if id(tensor) in seen or not isinstance(tensor, nn.Parameter):
-                continue
-            seen.add(id(tensor))
-            if tensor.is_meta or not 0 < tensor.numel() <= _MOST_GENERIC:
-                continue
-            if tensor.is_floating_point() and not bool(tensor.detach().any()):
-                drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-                found[id(tensor)] = (drawn - 0.5).to(tensor.device)
-    return found
+            if isinstance(fixed.tensor, nn.Parameter) and fixed.tensor.is_floating_point():
+                learned.setdefault(id(fixed.tensor), fixed.tensor)
+    zeros = {
+        key: tensor
+        for key, tensor in learned.items()
+        if 0 < tensor.numel() <= _MOST_GENERIC and not tensor.is_meta and not tensor.detach().any()
+    }
+    size = _usual_size([t for key, t in learned.items() if key not in zeros]) if zeros else 0.0
+    return {
+        key: (2 * torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 1)
+        .mul(size)
+        .to(tensor.device)
+        for key, tensor in zeros.items()
+    }
+
+
+def _usual_size(learned: Iterable[Tensor]) -> float:
+    """The middle one of the sizes of the smallest matrices, neither very small nor large."""
+    matrices = sorted((t for t in learned if t.ndim > 1 and not t.is_meta), key=Tensor.numel)
+    some = (fetched(tensor).flatten().double() for tensor in matrices[:_MATRICES_FOR_SIZE])
+    sizes = [float(numbers.square().mean().sqrt()) for numbers in some]
+    return min(max(statistics.median(sizes), 1e-3), 0.5) if sizes else 0.5
 
 
 def _reads(graph: Graph, vertex: Vertex, some: Container[int]) -> bool:
