@@ -1387,9 +1387,11 @@ class Derivation:
                     else self._following(here, own, tie, other)
                 )
                 if less is None or smaller not in (None, less) or self._beside(index):
+                    names = [_name(self.facts, vertex) for vertex in (tie.own, tie.other)]
+                    places = " and ".join(dict.fromkeys(names))
                     raise NotUnderstood(
-                        f"weights are used in several places ({_name(self.facts, tie.own)} and "
-                        f"{_name(self.facts, tie.other)}), whose symmetries are not the same"
+                        f"weights are used in several places ({places}), whose symmetries are not "
+                        "the same"
                     )
                 smaller = less
         if smaller is None:

@@ -282,7 +282,7 @@ def unreachable(
         return False
     if not search or numbers > MOST_NUMBERS or group.dim > MOST_FEATURES:
         return True
-    each = _is_entry_by_entry(trace, weight.node, learned, axis, group.dim)
+    each = _is_entry_by_entry(trace, weight.node, learned)
     for given in _given(trace, learned):
         by = {id(tensor): value for tensor, value in zip(learned, given, strict=True)}
         try:
@@ -509,19 +509,24 @@ def _moved(now: Tensor, axis: int, group: Group, *, inverse: bool) -> Iterator[T
         yield (matrix @ front.reshape(len(front), -1)).view(front.shape).movedim(0, axis)
 
 
-def _is_entry_by_entry(
-    trace: Trace, node: int, learned: Sequence[Tensor], axis: int, dim: int
-) -> bool:
-    """True for a vector every entry of which is the same function of one entry of a parameter."""
-    if len(learned) != 1 or learned[0].numel() != dim or math.prod(trace.node(node).shape) != dim:
-        return False
-    if not _follow(trace, node, learned, axis, Permutation(dim), writes=True):
+def _is_entry_by_entry(trace: Trace, node: int, learned: Sequence[Tensor]) -> bool:
+    """True for a weight every entry of which is the same function of one entry of a parameter."""
+    if len(learned) != 1 or learned[0].numel() != math.prod(trace.node(node).shape):
         return False
     (given,) = next(_given(trace, learned))
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(given.numel(), generator=generator).to(given.device)
     one = given.clone()
     one.view(-1)[0] += 1.0
-    before, after = (_made(trace, node, {id(learned[0]): v}).flatten() for v in (given, one))
-    return torch.equal(before[1:], after[1:])
+
+    def made(values: Tensor) -> Tensor:
+        return _made(trace, node, {id(learned[0]): values.reshape(given.shape)}).flatten()
+
+    try:
+        now, moved, changed = (made(v) for v in (given, given.flatten()[order], one))
+    except (RuntimeError, ValueError, TypeError):
+        return False
+    return torch.equal(moved, now[order]) and torch.equal(changed[1:], now[1:])
 
 
 def _reaches_each(trace: Trace, node: int, learned: Tensor, target: Tensor) -> bool:

@@ -575,9 +575,12 @@ def _measure_one(function: Callable[..., Tensor], draw: Callable[[int], Tensor],
     gain = function(one)[0] - bias
     # A clip may lie beyond every value of the example.
     if all(_close(function(size * x), gain * (size * x) + bias) for size in _SIZES):
-        if float((gain - gain[0]).abs().max()) == 0.0 and float(bias.abs().max()) == 0.0:
+        # A difference of sums is rounded as these are.
+        rounding = 8 * torch.finfo(gain.dtype).eps * float(gain.abs().max() + bias.abs().max())
+        alike = float((gain - gain[0]).abs().max()) <= rounding
+        if alike and float(bias.abs().max()) == 0.0:
             return Region(Shape.SCALE, function, gain, bias, op=op)
-        if float((gain - gain[0]).abs().max()) == 0.0 and len(gain) > 1:
+        if alike and len(gain) > 1:
             return Region(Shape.SHIFT, function, gain, bias, op=op)
         return Region(Shape.DIAGONAL, function, gain, bias, op=op)
     return Region(Shape.ELEMENTWISE, function, op=op)
