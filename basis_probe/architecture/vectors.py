@@ -174,6 +174,8 @@ def _uses(facts: Facts) -> dict[int, list[_Use]]:
         for kind, value in values:
             if not isinstance(value, Fixed | Ref):
                 continue
+            if isinstance(value, Ref) and trace.node(value.node).live:
+                continue  # Rows that the input picks: what is added is asked for as a table.
             whole = shown_of(trace, value)
             for leaf, shown in [whole] if whole is not None else _shown_behind(trace, value):
                 many = kind == "factor" and sum(size > 1 for size in shown.shape) > 1
