@@ -757,6 +757,7 @@ class Action:
             columns, factors = axes
             self._set_affine(norm, gain[columns], bias[columns] * factors)
             self._behind[self.facts.stream_of[norm]] = turn
+            self._add(stream.members, turn)
             self._readers(norm, turn)
             return
         direct = [r for r in stream.readers if self._is_map(r)]
@@ -770,6 +771,7 @@ class Action:
         if is_plain(self.facts, norm):
             # One number for all features passes any turn.
             self._behind[self.facts.stream_of[norm]] = turn
+            self._add(stream.members, turn)
             for reader in direct:
                 self._read(reader, turn, self.facts.stream_of[norm])
         elif not gained:
@@ -793,6 +795,7 @@ class Action:
         if isinstance(turn, Local):
             # The axes that stay where they are keep their gain.
             folded = Local(turn.dim, axes, folded)
+        self._add(self.facts.streams[self.facts.stream_of[vertex]].members, folded)
         self._readers(vertex, folded)
 
     def _readers(self, vertex: int, element: Element) -> None:
