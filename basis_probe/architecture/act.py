@@ -1519,6 +1519,9 @@ def _across(element: Element) -> Element:
     if isinstance(element, Sheared):
         return element.turn
     if isinstance(element, Dense):
+        sums = torch.cat([element.entries.sum(0), element.entries.sum(1)])
+        if bool(((sums.abs() - 1).abs() < 1e-9).all()) and bool((sums * sums[0] > 0).all()):
+            return element  # It keeps the direction, or reverses it.
         entries = element.entries - element.entries.mean(0, keepdim=True)
         return Dense(entries - entries.mean(1, keepdim=True) + 1.0 / element.dim)
     return element

@@ -118,3 +118,32 @@ def test_what_is_added_is_no_gain_however_it_is_rounded(seed: int) -> None:
         found = bp.symmetries(model, torch.randn(12, 4).double())["c:in"]
     assert found.group.name == "signed-permutation", found.because
     assert found.certificate is not None and found.certificate.holds
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_norms_that_are_written_out_turn_with_what_is_added_behind_them(zero: bool) -> None:
+    """With a gain of ones, as before training, and a bias, whatever it is."""
+
+    class Pieces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 8)
+            self.o, self.normed = nn.Linear(8, 3), nn.Identity()
+            self.gain, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+            if not zero:
+                nn.init.normal_(self.bias)
+            self.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.e(x)
+            n = h - h.mean(-1, keepdim=True)
+            n = self.normed(n / (n.square().mean(-1, keepdim=True) + 1e-5).sqrt())
+            h = h + self.down(gelu(self.up(n * self.gain + self.bias)))
+            return self.o(layer_norm(h, (8,)))
+
+    found = bp.symmetries(Pieces(), torch.randn(6, 4).double())
+    groups = {site: found[site].group.name for site in ("e", "normed", "up:in")}
+    assert groups == {"e": "line-stabiliser", "normed": "line-rotations", "up:in": "line-rotations"}
+    for site in groups:
+        certificate = found[site].certificate
+        assert certificate is not None and certificate.holds, found[site].because
