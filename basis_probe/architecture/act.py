@@ -855,7 +855,7 @@ class Action:
     def _original(self, slot: Slot) -> Tensor:
         """The vector as it was before this move."""
         places = slot.entries
-        key = (slot.name, () if places is None else (int(places.min()), int(places.max())))
+        key = (slot.name, None if places is None else tuple(places.flatten().tolist()))
         if key not in self._before:
             self._before[key] = self.weights.get(slot).cpu()
         return self._before[key]

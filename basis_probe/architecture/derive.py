@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from basis_probe.algebra.groups import (
     DirectSum,
@@ -64,6 +64,7 @@ from basis_probe.model.facts import (
     generic,
     given_to,
     homogeneity,
+    is_learned,
     keeps_statistics,
     signature,
     spans_all_axes,
@@ -320,7 +321,7 @@ class Derivation:
             elif vertex.kind in (Kind.BATCH_NORM, Kind.GROUP_NORM):
                 gain = norm_argument(node, "weight")
                 values += (one for one in (gain,) if not _are_alike(trace, one))
-            if any(not _is_learned(trace, value) for value in values):
+            if any(not is_learned(trace, value) for value in values):
                 raise NotUnderstood(
                     f"each feature is multiplied{_where(self.facts, writer)} by a number of its "
                     "own that is no parameter of the model"
@@ -1831,13 +1832,6 @@ _VECTOR = "a vector for all features"
 def _adds_nothing(region: Region) -> bool:
     """True if a gain for every feature comes without anything that is added."""
     return region.bias is not None and not bool(region.bias.any())
-
-
-def _is_learned(trace: Trace, value: object) -> bool:
-    """True if a parameter is among what a constant is computed from."""
-    if isinstance(value, Fixed):
-        return isinstance(value.tensor, nn.Parameter)
-    return isinstance(value, Ref) and bool(learned_behind(trace, value.node))
 
 
 def _are_alike(trace: Trace, value: object) -> bool:

@@ -963,7 +963,7 @@ def _given(graph: Graph, regions: Mapping[int, Region]) -> tuple[dict[int, str],
         where = f" in {node.module}" if node.module else ""
         if vertex.kind in maps:
             used = [v for v in (*node.args, *node.kwargs.values()) if _is_matrix(trace, v)]
-            if used and not any(_is_learned(trace, value) for value in used):
+            if used and not any(is_learned(trace, value) for value in used):
                 found[vertex.node] = f"the matrix of {node.op}{where} is no parameter of the model"
             said = _of_no_bias(trace, node)
             if said:
@@ -979,7 +979,7 @@ def _given(graph: Graph, regions: Mapping[int, Region]) -> tuple[dict[int, str],
             )
         elif vertex.kind is Kind.SUM or (vertex.kind is Kind.CARRIER and node.op == "cat"):
             for value in constants_of(trace, node):
-                if not _is_learned(trace, value):
+                if not is_learned(trace, value):
                     found[vertex.node] = (
                         f"a constant{where} is added to it that is no parameter of the model, such "
                         "as a table of sines for positions"
@@ -1018,8 +1018,8 @@ def _is_constant(trace: Trace, bias: Fixed | Ref) -> bool:
     """True for a bias that no parameter is among, and that is not zero."""
     if isinstance(bias, Ref):
         live = trace.node(bias.node).live
-        return not live and not is_blank(trace, bias) and not _is_learned(trace, bias)
-    return not _is_learned(trace, bias) and bool(bias.tensor.any())
+        return not live and not is_blank(trace, bias) and not is_learned(trace, bias)
+    return not is_learned(trace, bias) and bool(bias.tensor.any())
 
 
 def _is_scaled_constant(trace: Trace, value: Ref) -> bool:
@@ -1085,7 +1085,7 @@ def spans_all_axes(facts: Facts, index: int) -> bool:
     dim = node.shape[-1]
     rows: list[Tensor] = []
     for value in constants_of(trace, node):
-        if not _is_learned(trace, value):
+        if not is_learned(trace, value):
             leaves = [value] if isinstance(value, Fixed) else [*leaves_of(trace, value.node)]
             tables = [leaf.tensor for leaf in leaves if leaf.tensor.ndim > 1]
             rows += [t.detach().double().reshape(-1, dim) for t in tables if t.shape[-1] == dim]
@@ -1132,7 +1132,7 @@ def _is_matrix(trace: Trace, value: object) -> bool:
     return False
 
 
-def _is_learned(trace: Trace, value: object) -> bool:
+def is_learned(trace: Trace, value: object) -> bool:
     """True if a parameter is among what a constant is computed from."""
     leaves = (value,) if isinstance(value, Fixed) else ()
     if isinstance(value, Ref):

@@ -18,6 +18,7 @@ _GROUPS = 20
 _FRAMES, _DIRECTIONS = 24, 512
 """So many alternatives, of so many directions together, tell how their mean would move."""
 _AXES = 512
+_FEWEST_LEFT = 3
 
 
 class Spread:
@@ -207,6 +208,8 @@ def mean_of_all(
     if one_law:
         return _of_turned_bases(blocks[known], values[~torch.isnan(values)])
     observed, number = float(values.nanmean()), int((~torch.isnan(values)).sum())
+    if apart is not None and apart.split(directions, values)[0].shape[1] < _FEWEST_LEFT:
+        apart = None  # Too few are left to infer the others from.
     everywhere = for_all_axes(directions, values, apart)
     alone = third = 0.0
     if apart is not None:

@@ -829,3 +829,14 @@ def test_a_mean_without_drawing_is_that_of_the_turns_asked_for_under_any_group(
     assert found.closed_form is not None
     wanted = pooled_kurtosis_under_rotation(x).mean
     assert found.closed_form.mean == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_block_of_which_hardly_an_axis_is_left_is_taken_whole() -> None:
+    generator = seeded(6)
+    values = torch.randn(400, generator=generator).double()
+    axes = torch.arange(8)
+    directions = torch.cat([values[None, :8], torch.randn(30, 8, generator=generator).double()])
+    own = torch.randn(30, 8, generator=generator).double()
+    found = mean_of_all(directions, values, one_law=False, apart=Apart(axes, own, axes))
+    assert found == mean_of_all(directions, values, one_law=False)
+    assert math.isfinite(found.null_std)
