@@ -22,6 +22,8 @@ _APART = 0.1
 """Rows whose singular values are within so much of each other are far from dependent."""
 _TALL = 4
 """Gaussian columns so many times longer than they are many are far from dependent."""
+_SMALL = 512
+"""Up to so many dimensions a frame is made, to be used at every site of that width."""
 
 
 def haar(dim: int, generator: torch.Generator) -> Float64[Tensor, "dim dim"]:
@@ -200,12 +202,21 @@ class Turned:
         """
         rank = self._span.shape[1]
         inside, kept, vectors, weights = self._parts[dtype]
-        reflections, scales, signs = _triangular(
-            _normal(len(self._span) - rank, self._free, generator).to(dtype)
-        )
-        turned = inside.new_zeros(len(inside), len(self._span) - rank)
-        torch.mul(inside, signs, out=turned[:, : self._free])
-        turned = torch.ormqr(reflections, scales, turned, left=False, transpose=True)
+        dim = len(self._span) - rank
+        if dim <= _SMALL:
+            # Sites of one width share the frame, and a product is faster than reflections.
+            (frame,) = remembered(
+                generator,
+                ("frame", dim, self._free, dtype),
+                lambda: (_framed(_normal(dim, self._free, generator).double()).to(dtype),),
+            )
+            turned = inside @ frame.T
+        else:
+            normal = _normal(dim, self._free, generator).to(dtype)
+            reflections, scales, signs = _triangular(normal)
+            turned = inside.new_zeros(len(inside), dim)
+            torch.mul(inside, signs, out=turned[:, : self._free])
+            turned = torch.ormqr(reflections, scales, turned, left=False, transpose=True)
         # Behind zeros in the first places it is reflected back.
         seen = turned @ vectors[rank:]
         back = torch.addmm(kept, seen @ weights, vectors.T)
@@ -346,6 +357,12 @@ def _triangular(
     signs = torch.where(first < 0, 1.0, -1.0).to(columns)
     lengths = below.square().sum(0).sqrt_() * signs
     return below / (first - lengths), (lengths - first) / lengths, signs
+
+
+def _framed(columns: Float64[Tensor, "dim direction"]) -> Float64[Tensor, "dim direction"]:
+    """The orthonormal frame that those reflections make, uniform where columns are Gaussian."""
+    reflections, scales, signs = _triangular(columns)
+    return torch.linalg.householder_product(reflections, scales) * signs
 
 
 def _compact(

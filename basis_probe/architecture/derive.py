@@ -50,7 +50,7 @@ from basis_probe.architecture.heads import Heads
 from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
-from basis_probe.architecture.vectors import numbers_of, overlapping_vectors
+from basis_probe.architecture.vectors import meeting_vectors, numbers_of, overlapping_vectors
 from basis_probe.model.attention import Side
 from basis_probe.model.experts import Expert
 from basis_probe.model.facts import (
@@ -125,10 +125,11 @@ class Derivation:
         self._vectors = computed_vectors(facts)
         self._computed_around: dict[int, list[tuple[str, Computed, bool]]] = {}
         self._reached: dict[tuple[int, int, bool, str], bool] = {}
-        self.ties = ties_of(facts)
+        meeting = [*meeting_vectors(facts)]
+        self.ties = ties_of(facts, meeting)
         self.pinned = read_by_number(facts)
         self._held_by_constants = held_by_constants(facts)
-        self._vectors_overlapping, maps = overlapping_vectors(facts)
+        self._vectors_overlapping, maps = overlapping_vectors(facts, meeting)
         self._overlapping = maps | overlapping(facts)
         self._tied_groups: dict[int, Group | None] = {}
         self._free_ties: set[int] = set()

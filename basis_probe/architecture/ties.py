@@ -2,12 +2,12 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from basis_probe.architecture.vectors import places_of, span, with_one_vector
+from basis_probe.architecture.vectors import Meeting, places_of, span, with_one_vector
 from basis_probe.model.facts import Facts, fixed_in, leaves_of, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
 from basis_probe.model.trace import Fixed, Trace
@@ -33,8 +33,13 @@ class Tie:
 _CHANNELWISE = (Kind.BATCH_NORM, Kind.GROUP_NORM, Kind.DEPTHWISE)
 
 
-def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
-    """Stream -> its ties to others, and to itself by a transpose."""
+def ties_of(facts: Facts, meeting: Iterable[Meeting]) -> dict[int, tuple[Tie, ...]]:
+    """Stream -> its ties to others, and to itself by a transpose.
+
+    Args:
+        facts: what was seen of the model.
+        meeting: pairs of uses of vectors that have numbers in common.
+    """
     found: dict[int, list[Tie]] = {}
     stream_of = facts.stream_of
 
@@ -60,7 +65,7 @@ def ties_of(facts: Facts) -> dict[int, tuple[Tie, ...]]:
         for read, written in ((b, first), (a, second)):
             if read is not None and layouts.get(read) is not None:
                 tie(written, read, True)
-    for first, second in (*_sharing(facts), *with_one_vector(facts)):
+    for first, second in (*_sharing(facts), *with_one_vector(facts, meeting)):
         tie(first, second, False)
     for stream in facts.streams:
         parts: dict[tuple[int, ...], int] = {}

@@ -6,7 +6,8 @@ parameter, show a part of one, or be computed from some.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -65,9 +66,12 @@ class _Use:
         return self.start + places_of(self.shown).flatten()
 
 
-def with_one_vector(facts: Facts) -> Iterator[tuple[int, int]]:
+Meeting: TypeAlias = tuple[_Use, _Use]
+
+
+def with_one_vector(facts: Facts, meeting: Iterable[Meeting]) -> Iterator[tuple[int, int]]:
     """Pairs of vertices that add one vector to what they write, or functions of one."""
-    for one, other in _meeting(facts):
+    for one, other in meeting:
         if not {one.kind, other.kind} <= {"bias", "added"} or one.vertex == other.vertex:
             continue
         # What is added to a stream as it is, is asked for elsewhere.
@@ -77,7 +81,9 @@ def with_one_vector(facts: Facts) -> Iterator[tuple[int, int]]:
             yield one.vertex, other.vertex
 
 
-def overlapping_vectors(facts: Facts) -> tuple[dict[int, str], dict[int, str]]:
+def overlapping_vectors(
+    facts: Facts, meeting: Iterable[Meeting]
+) -> tuple[dict[int, str], dict[int, str]]:
     """Vertex -> why it cannot change, where a vector has numbers in common with what others use.
 
     Returns:
@@ -85,7 +91,7 @@ def overlapping_vectors(facts: Facts) -> tuple[dict[int, str], dict[int, str]]:
         the other.
     """
     vectors, maps = dict[int, str](), dict[int, str]()
-    for one, other in _meeting(facts):
+    for one, other in meeting:
         if _changes_with(facts.graph.trace, one, other):
             continue
         for use in (one, other):
@@ -133,7 +139,7 @@ def _axis_of(use: _Use) -> int | None:
     return None
 
 
-def _meeting(facts: Facts) -> Iterator[tuple[_Use, _Use]]:
+def meeting_vectors(facts: Facts) -> Iterator[Meeting]:
     """Pairs of uses that have numbers in common, a vector among them."""
     for several in _uses(facts).values():
         seen = set[tuple[int, int]]()
@@ -154,6 +160,7 @@ def _meeting(facts: Facts) -> Iterator[tuple[_Use, _Use]]:
 def _uses(facts: Facts) -> dict[int, list[_Use]]:
     """Storage -> what is used of it, where that are several things and a vector among them."""
     trace, found = facts.graph.trace, dict[int, list[_Use]]()
+    behind = dict[int, list[tuple[Tensor, Tensor]]]()
     for index, vertex in facts.graph.vertices.items():
         node, layout = trace.node(index), facts.graph.layouts.get(index)
         axis = -1 if layout is None else layout.axes[-1] - len(node.shape)
@@ -177,7 +184,9 @@ def _uses(facts: Facts) -> dict[int, list[_Use]]:
             if isinstance(value, Ref) and trace.node(value.node).live:
                 continue  # Rows that the input picks: what is added is asked for as a table.
             whole = shown_of(trace, value)
-            for leaf, shown in [whole] if whole is not None else _shown_behind(trace, value):
+            for leaf, shown in (
+                [whole] if whole is not None else _shown_behind(trace, value, behind)
+            ):
                 many = kind == "factor" and sum(size > 1 for size in shown.shape) > 1
                 many = many and whole is not None
                 if leaf.is_contiguous() and not many:
@@ -210,15 +219,25 @@ def _resolved(trace: Trace, use: _Use) -> _Use:
     return dataclasses.replace(use, computed=False, picked=found[0])
 
 
-def _shown_behind(trace: Trace, value: Fixed | Ref) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same of the parts of parameters that a vector is computed from."""
-    if isinstance(value, Ref):
+def _shown_behind(
+    trace: Trace, value: Fixed | Ref, known: dict[int, list[tuple[Tensor, Tensor]]]
+) -> list[tuple[Tensor, Tensor]]:
+    """The same of the parts of parameters that a vector is computed from.
+
+    Args:
+        trace: the record.
+        value: the vector.
+        known: node -> what was found for it.
+    """
+    if not isinstance(value, Ref):
+        return []
+    if value.node not in known:
+        found: list[tuple[Tensor, Tensor]] = []
         for _, one in numbers_in(trace, trace.node(value.node)):
             whole = shown_of(trace, one)
-            if whole is None:
-                yield from _shown_behind(trace, one)
-            else:
-                yield whole
+            found += _shown_behind(trace, one, known) if whole is None else [whole]
+        known[value.node] = found
+    return known[value.node]
 
 
 def numbers_of(facts: Facts, vertex: Vertex) -> set[object]:

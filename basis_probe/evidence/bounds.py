@@ -57,6 +57,10 @@ def bound(
     problem, kept = varying(problem, null)
     if len(kept) < 2:
         return _TOO_NARROW
+    count = int(examples.unique().numel())
+    if count < FEWEST_GROUPS:
+        several = "one example" if count == 1 else f"{count} examples"
+        return f"the rows that were compared are of {several}, and it takes {FEWEST_GROUPS}"
     ceiling = float("nan")
     if asks_orders(problem, null):
         axes = problem.centred.whitened.float()
@@ -74,10 +78,7 @@ def bound(
     if axes.shape[1] < 2 or directions.shape[1] < 2:
         return _TOO_NARROW
     found = bound_form(axes, directions, examples)
-    if found is None:
-        count = int(examples.unique().numel())
-        several = "one example" if count == 1 else f"{count} examples"
-        return f"the rows that were compared are of {several}, and it takes {FEWEST_GROUPS}"
+    assert found is not None
     return FormBound(**dataclasses.asdict(found), reads=reads, ceiling=ceiling)
 
 
@@ -107,5 +108,5 @@ def _drawn(problem: Problem, null: Null, seed: int) -> Tensor:
 
 def _alive(columns: Tensor) -> Tensor:
     """The columns that vary by more than rounding, all finite."""
-    alive = deviations(columns) > 1e-6 * columns.abs().amax(0)
+    alive = deviations(columns) > 1e-6 * columns.amax(0).maximum(-columns.amin(0))
     return columns if bool(alive.all()) else columns[:, alive]

@@ -788,17 +788,12 @@ def taken(problem: Problem, samples: int) -> Problem:
 
 def of_rows(problem: Problem, rows: slice | Tensor) -> Problem:
     """The problem on some of its rows."""
-    layer = problem.layer
-    if layer is not None:
-        layer = dataclasses.replace(
-            layer, inputs=layer.inputs[rows], held=tuple(held[rows] for held in layer.held)
-        )
     return dataclasses.replace(
         problem,
         x=problem.x[rows],
         halves=problem.halves[rows],
         pre=None if problem.pre is None else problem.pre[rows],
-        layer=layer,
+        layer=None if problem.layer is None else problem.layer[rows],
         examples=None if problem.examples is None else problem.examples[rows],
     )
 

@@ -513,7 +513,9 @@ def choice_of(problem: Problem, wanted: Null | None) -> Choice | str:
 
 def _out_of_range(problem: Problem) -> str:
     """Why no moments can be computed, or an empty string."""
-    largest = float(problem.x.abs().max()) if problem.x.numel() else 0.0
+    if not problem.x.numel():
+        return ""
+    largest = max(abs(float(end)) for end in problem.x.aminmax())
     if not largest or not math.isfinite(largest) or _LEAST < largest < _MOST:
         return ""
     return (

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -292,6 +293,9 @@ class _Replayed:
         channels: True if features are on the axis behind that of rows.
         fixed: id of a parameter or constant -> what takes its place.
     """
+
+    leaves_as_given: ClassVar[bool] = True
+    """What the model changes in place is copied before, so that no rows that are given change."""
 
     graph: Graph
     given: tuple[int, ...]

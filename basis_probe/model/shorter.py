@@ -1,5 +1,6 @@
 """The same record on fewer positions of texts, or on a part of images."""
 
+import functools
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from basis_probe.model.facts import fixed_in
 from basis_probe.model.network import Subject
 from basis_probe.model.trace import Node, Trace
 
-POSITIONS = 16
-"""So many positions of every text are enough to try whether a function stays the same."""
+POSITIONS, FEWEST = 16, 8
+"""So many positions of all texts are enough to try whether a function stays the same, and of each
+text at least so many."""
+_CHOOSING = frozenset({"topk", "sort", "argsort", "argmax", "nonzero", "one_hot"})
+"""What chooses among experts: of more texts more experts are given rows."""
 PIXELS = 96
 """So many rows and columns of every image are: halved five times they still are three."""
 
@@ -26,9 +30,12 @@ def shorter(subject: Subject, batch: Batch, trace: Trace) -> tuple[Batch, Trace]
 
     Returns:
         Batch and record as they were given where the texts are short, where it is not known which
-        axes are positions, or where the model does something else on shorter texts.
+        axes are positions, or where the model does something else on shorter texts. Where the model
+        may give rows out to experts, every text keeps as many positions as all have elsewhere.
     """
-    for change in (_cut, _cropped, _alone):
+    chooses = any(node.live and node.op in _CHOOSING for node in trace.nodes)
+    each = POSITIONS if chooses else max(FEWEST, POSITIONS // max(1, batch.size))
+    for change in (functools.partial(_cut, positions=each), _cut, _cropped, _alone):
         few = change(batch)
         if few is None:
             continue
@@ -41,22 +48,22 @@ def shorter(subject: Subject, batch: Batch, trace: Trace) -> tuple[Batch, Trace]
     return batch, trace
 
 
-def _cut(batch: Batch) -> Batch | None:
+def _cut(batch: Batch, positions: int = POSITIONS) -> Batch | None:
     ids = batch.inputs
-    if ids.ndim != 2 or ids.is_floating_point() or ids.shape[1] <= POSITIONS:
+    if ids.ndim != 2 or ids.is_floating_point() or ids.shape[1] <= positions:
         return None
     length = ids.shape[1]
     for tensor in batch.named().values():
         if length in (*tensor.shape[:1], *tensor.shape[2:]):
             return None
     masks = [batch.counts(mask) for mask in batch.masks if mask.axes == (0, 1)]
-    starts = (0, length - POSITIONS)
+    starts = (0, length - positions)
     # Where padding stands in front, the last positions are those that count.
-    start = max(starts, key=lambda s: sum(int(m[:, s : s + POSITIONS].sum()) for m in masks))
+    start = max(starts, key=lambda s: sum(int(m[:, s : s + positions].sum()) for m in masks))
 
     def cut(value: Any) -> Any:
         along = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == length
-        return value[:, start : start + POSITIONS].clone() if along else value
+        return value[:, start : start + positions].clone() if along else value
 
     return batch.mapped(cut)
 

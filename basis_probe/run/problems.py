@@ -11,7 +11,7 @@ from basis_probe.evidence.site import halves_of
 from basis_probe.model.linear_layer import Layer
 from basis_probe.run.stream import Seen
 from basis_probe.run.watch import Placed
-from basis_probe.statistics.nulls import Geometry, LinearLayer, Problem
+from basis_probe.statistics.nulls import AsComputed, Geometry, LinearLayer, Problem
 
 # So many values are brought to double precision at a time.
 _AT_ONCE = 2**22
@@ -178,17 +178,34 @@ def linear_layer(
         geometry=geometry,
         centred=found.centred,
         held=held,
+        computed=_as_computed(found, rows["inputs"]),
+    )
+
+
+def _as_computed(found: Layer, inputs: Tensor) -> AsComputed | None:
+    """The layer in the type of the model where that is bfloat16, and fast on this machine."""
+    own = (inputs, *found.weights, *(bias for bias in found.biases if bias is not None))
+    if any(tensor.dtype is not torch.bfloat16 for tensor in own):
+        return None
+    # Without these instructions a product takes longer than one in single precision.
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    return AsComputed(
+        inputs=inputs.cpu().flatten(1),
+        weights=tuple(weight.detach().cpu().flatten(1) for weight in found.weights),
+        biases=tuple(None if bias is None else bias.detach().cpu() for bias in found.biases),
     )
 
 
 def missed_by(linear: LinearLayer, x: Tensor) -> float:
     """By how much a layer's outputs, computed from its inputs, miss the activations."""
     worst = [torch.zeros((), dtype=torch.float64)]
+    linear.prepare()
     at_once = max(1, _AT_ONCE // max(1, x.shape[1]))
     for start in range(0, len(x), at_once):
         some = slice(start, start + at_once)
         try:
-            made = linear.post(_of_rows(linear, some).outputs).double()
+            made = linear.post(linear.outputs_of(some)).double()
         except (ValueError, RuntimeError, IndexError):
             # What lies between reads more than the rows of the layer, as a graph's edges do.
             return math.inf
@@ -237,7 +254,7 @@ def _is_within(limit: float, linear: LinearLayer, x: Tensor) -> bool:
     All axes are computed of some rows, and some axes of all rows where these can be computed alone.
     """
     every = max(1, len(x) // _ROWS)
-    if not missed_by(_of_rows(linear, slice(None, None, every)), x[::every]) <= limit:
+    if not missed_by(linear[::every], x[::every]) <= limit:
         return False
     if every == 1:
         return True
@@ -251,11 +268,6 @@ def _is_within(limit: float, linear: LinearLayer, x: Tensor) -> bool:
     return alone or missed_by(linear, x) <= limit
 
 
-def _of_rows(linear: LinearLayer, rows: slice) -> LinearLayer:
-    held = tuple(held[rows] for held in linear.held)
-    return dataclasses.replace(linear, inputs=linear.inputs[rows], held=held)
-
-
 def _of_axes(linear: LinearLayer, axes: Tensor) -> LinearLayer:
     """The layer, with functions of some axes alone where it knows them."""
     along = getattr(linear.post, "along", None)
@@ -266,6 +278,7 @@ def _of_axes(linear: LinearLayer, axes: Tensor) -> LinearLayer:
         pre=None,
         post=linear.post if along is None else along(axes, len(linear.weights[0])),
         held=tuple(held[:, axes] for held in linear.held),
+        computed=None,
     )
 
 

@@ -64,7 +64,9 @@ class BatchSums:
             return without_waiting(x, across=across, centred=centred)
         if not len(x) or not x.shape[1]:
             return _carefully(x, across=across, centred=centred)
-        sums, rows = _powers(x, across=across and not centred)
+        # Rows are compared as they are; without that, sums about a row lose less to rounding.
+        about = None if across and not centred else x[len(x) // 2].double()
+        sums, rows = _powers(x, about)
         finite = bool(torch.isfinite(sums).all())
         if not finite or (x.dtype == torch.float64 and _extreme(rows)):
             return _carefully(x, across=across, centred=centred)
@@ -73,7 +75,7 @@ class BatchSums:
             if x.dtype == torch.float64 and _extreme(rows):
                 return _carefully(x, across=across, centred=centred)
         none_bad = torch.zeros((), dtype=torch.float32)
-        return BatchSums(_moments(x, sums), *(rows or (None, None, None)), none_bad)
+        return BatchSums(_moments(x, sums, about), *(rows or (None, None, None)), none_bad)
 
     def kurtosis(self) -> SampleKurtosis | None:
         """The kurtosis across axes of the batch, on the CPU; None if it was not asked for."""
@@ -110,8 +112,9 @@ Rows = tuple[Tensor, Tensor, Tensor]
 """The kurtosis across axes of every row, its sum of squares, and the sum of every axis' shares."""
 
 
-def _powers(x: Tensor, *, across: bool) -> tuple[Tensor, Rows | None]:
-    """Sums over rows of x, x^2, x^3 and x^4, [4, dim], and what belongs to rows."""
+def _powers(x: Tensor, about: Tensor | None) -> tuple[Tensor, Rows | None]:
+    """Sums over rows of x, x^2, x^3 and x^4, [4, dim], about some row; or what belongs to rows."""
+    across = about is None
     samples, dim = x.shape
     sums = torch.zeros(4, dim, dtype=torch.float64)
     first, second, third, fourth = sums
@@ -126,6 +129,8 @@ def _powers(x: Tensor, *, across: bool) -> tuple[Tensor, Rows | None]:
         if len(rows) < height:
             value, square = buffers[:, : len(rows)]
         value.copy_(rows)
+        if about is not None:
+            value.sub_(about)
         torch.mul(value, value, out=square)
         first.add_(value.sum(0))
         second.add_(square.sum(0))
@@ -179,8 +184,8 @@ def _extreme(rows: Rows | None) -> bool:
     return bool(((energy != 0) & (energy < _SAFE_ROW)).any())
 
 
-def _moments(x: Tensor, sums: Tensor) -> Moments:
-    """Central sums from raw ones, and from the values where raw ones are not exact enough."""
+def _moments(x: Tensor, sums: Tensor, about: Tensor | None) -> Moments:
+    """Central sums from those about a row, and from the values where these are not exact enough."""
     count = len(x)
     s1, s2, s3, s4 = sums
     mean = s1 / count
@@ -189,7 +194,7 @@ def _moments(x: Tensor, sums: Tensor) -> Moments:
     minimum, maximum = x.amin(0).double(), x.amax(0).double()
     found = Moments(
         count=count,
-        mean=mean,
+        mean=mean if about is None else mean + about,
         m2=m2.clamp_min(0.0),
         m3=s3 - 3 * mean * s2 + 2 * square * s1,
         m4=s4 - 4 * mean * s3 + 6 * square * s2 - 3 * square * mean * s1,
@@ -197,8 +202,9 @@ def _moments(x: Tensor, sums: Tensor) -> Moments:
         maximum=maximum,
     )
     far = torch.nonzero(~(count * square <= _CENTRED * m2) | (s2 == 0)).flatten()
-    # An axis that is always zero has nothing to lose.
-    far = far[(minimum[far] != 0) | (maximum[far] != 0)]
+    # An axis that is always the same has nothing to lose, unless its squares were.
+    constant = (minimum == maximum) & ((minimum == 0) | (about is not None))
+    far = far[~constant[far]]
     if not len(far):
         return found
     exact = Moments.of(x[:, far])

@@ -76,8 +76,7 @@ def sample_kurtosis_under_rotation(
     rows = _nonzero_rows(x)
     n = rows.shape[1]
     variance = 24 * n**2 * (n - 1) / ((n + 2) ** 2 * (n + 4) * (n + 6))
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    std, rests_on = _std_of_mean(unit, n, variance, pairs=pairs, generator=generator)
+    std, rests_on = _std_of_mean(rows, n, variance, pairs=pairs, generator=generator)
     return ClosedForm(3 * n / (n + 2), std, f"3n/(n+2), Gegenbauer P4 in n = {n}{rests_on}", True)
 
 
@@ -125,8 +124,7 @@ def centred_sample_kurtosis_under_rotation(
     rows = _nonzero_rows(_without_row_means(x))
     n = rows.shape[1]
     variance = 24 * n * (n - 2) * (n - 3) / ((n + 1) ** 2 * (n + 3) * (n + 5))
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    std, rests_on = _std_of_mean(unit, n - 1, variance, pairs=pairs, generator=generator)
+    std, rests_on = _std_of_mean(rows, n - 1, variance, pairs=pairs, generator=generator)
     source = f"3(n-1)/(n+1), Gegenbauer P4 in n-1 = {n - 1}{rests_on}"
     return ClosedForm(3 * (n - 1) / (n + 1), std, source, True)
 
@@ -232,8 +230,7 @@ def sample_hoyer_under_rotation(
     spread = max(1 + 2 * (n - 1) / math.pi - length**2, 0.0)
     parts = {k: _variance_of_absolute_sum(n, k) for k in range(4, _HIGHEST_DEGREE + 1, 2)}
     parts[_HIGHEST_DEGREE] += max(spread - sum(parts.values()), 0.0)
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    std, rests_on = _std_of_zonal_mean(unit, parts, pairs=pairs, generator=generator)
+    std, rests_on = _std_of_zonal_mean(rows, parts, pairs=pairs, generator=generator)
     scale = math.sqrt(n) - 1
     return ClosedForm(
         (math.sqrt(n) - length) / scale,
@@ -295,7 +292,7 @@ def _variance_of_absolute_sum(n: int, degree: int) -> float:
 
 
 def _std_of_zonal_mean(
-    unit: Float[Tensor, "samples dim"],
+    rows: Float[Tensor, "samples dim"],
     variances: dict[int, float],
     *,
     pairs: int,
@@ -304,13 +301,14 @@ def _std_of_zonal_mean(
     """sqrt(mean_{s,t} sum_k V_k P_k(cos_st)), and words for what it rests on."""
     if pairs < 2:
         raise ValueError(f"pairs must be at least 2 samples to form pairs of, got {pairs}")
-    samples, n = unit.shape
-    subset, words = unit, ""
+    samples, n = rows.shape
+    subset, words = rows, ""
     if samples > pairs:
         if generator is None:
             return None, ""
-        chosen = torch.randperm(samples, generator=generator)[:pairs].to(unit.device)
-        subset, words = unit[chosen], f"; std from {pairs} of {samples} samples"
+        chosen = torch.randperm(samples, generator=generator)[:pairs].to(rows.device)
+        subset, words = rows[chosen], f"; std from {pairs} of {samples} samples"
+    subset = _of_length_one(subset)
     cosines = (subset @ subset.T).clamp(-1, 1)
     before, now = torch.ones_like(cosines), cosines
     total = torch.zeros_like(cosines)
@@ -336,7 +334,7 @@ def _std_of_mean(
     pairs: int,
     generator: torch.Generator | None,
 ) -> tuple[float | None, str]:
-    """sqrt(variance * mean_{s,t} |x_s|^4 |x_t|^4 P(cos_st)), and words for what it rests on."""
+    """sqrt(variance * mean_{s,t} P(cos_st)) over rows that are not zero, and what it rests on."""
     if pairs < 2:
         raise ValueError(f"pairs must be at least 2 samples to form pairs of, got {pairs}")
     samples = rows.shape[0]
@@ -347,33 +345,37 @@ def _std_of_mean(
     if generator is None:
         return None, ""
     chosen = torch.randperm(samples, generator=generator)[:pairs].to(rows.device)
-    subset = rows[chosen]
-    diagonal = subset.square().sum(1).square().square().sum().item()
-    off_diagonal = (_zonal_sum(subset, sphere) - diagonal) / (pairs * (pairs - 1))
-    # The diagonal needs no subset: it is the mean of |x|^8 over all samples.
-    diagonal = rows.square().sum(1).square().square().mean().item()
-    mean = diagonal / samples + (1 - 1 / samples) * max(off_diagonal, 0.0)
+    # A row with itself has P = 1, of those in the subset and of all.
+    off_diagonal = (_zonal_sum(rows[chosen], sphere) - pairs) / (pairs * (pairs - 1))
+    mean = 1 / samples + (1 - 1 / samples) * max(off_diagonal, 0.0)
     return (variance * mean) ** 0.5, f"; std from {pairs} of {samples} samples"
 
 
 def _zonal_sum(rows: Float[Tensor, "samples dim"], sphere: int) -> float:
-    """sum_{s,t} |x_s|^4 |x_t|^4 P(cos_st), P the degree-4 Gegenbauer polynomial in R^sphere."""
-    n = sphere
-    product = gram(rows).square_()
-    lengths = rows.square().sum(1)
+    """sum_{s,t} P(cos_st), P the degree-4 Gegenbauer polynomial in R^sphere."""
+    n, count = sphere, len(rows)
+    product = gram(_of_length_one(rows)).square_()
     fourth = float(product.flatten().dot(product.flatten()))
-    second = float(lengths @ product @ lengths)
-    whole = float(lengths.square().sum()) ** 2
-    return ((n + 2) * (n + 4) * fourth - 6 * (n + 2) * second + 3 * whole) / (n**2 - 1)
+    second = float(product.sum())
+    return ((n + 2) * (n + 4) * fourth - 6 * (n + 2) * second + 3 * count**2) / (n**2 - 1)
 
 
-def _float64_matrix(x: Tensor) -> Tensor:
+def _of_length_one(rows: Tensor) -> Tensor:
+    exact = rows.to(float64_device(rows)).to(torch.float64)
+    return exact / exact.norm(dim=1, keepdim=True)
+
+
+def _matrix(x: Tensor) -> Tensor:
     if x.ndim != 2 or x.shape[1] == 0:
         raise ValueError(
             f"expected activations of shape [samples, dim] with dim > 0, got {list(x.shape)}: "
             "move the feature axis last and flatten the others"
         )
-    return x.detach().to(float64_device(x)).to(torch.float64)
+    return x.detach()
+
+
+def _float64_matrix(x: Tensor) -> Tensor:
+    return _matrix(x).to(float64_device(x)).to(torch.float64)
 
 
 def _without_row_means(x: Tensor) -> Tensor:
@@ -386,8 +388,9 @@ def _without_row_means(x: Tensor) -> Tensor:
 
 
 def _nonzero_rows(x: Tensor) -> Tensor:
-    rows = _float64_matrix(x)
-    rows = rows[rows.abs().amax(1) > 0]
+    rows = _matrix(x)
+    some = rows.any(1)
+    rows = rows if bool(some.all()) else rows[some]
     if rows.shape[0] == 0:
         raise ValueError(
             f"a kurtosis needs a row that is not constant, got none among {x.shape[0]}: "

@@ -199,7 +199,9 @@ class Centred:
         # are as exact as the rows they are made of.
         turn, rows = (vectors * scale).to(self.dtype), self.rows.to(self.dtype)
         back = vectors.to(self.dtype).T
-        return (rows @ turn) @ back if self.dim <= self.samples else turn @ (back @ rows)
+        # The smaller of the three is made first.
+        even = turn @ back
+        return rows @ even if self.dim <= self.samples else even @ rows
 
 
 def offset(
@@ -556,7 +558,7 @@ def split_kurtosis(rows: Centred, *, seed: int) -> TokenKurtosis:
     """
     dim = rows.dim
     turns = _TURNS if dim <= _DENSE else _FEW_TURNS if dim <= _WIDE else 1
-    total = _per_sample(rows.rows + rows.mean)
+    total = _per_sample(rows.rows, rows.mean)
     centred = _per_sample(rows.rows)
     values = rows.rows.to(rows.dtype)
     evened = _per_sample(_evened(values))
@@ -575,11 +577,20 @@ def split_kurtosis(rows: Centred, *, seed: int) -> TokenKurtosis:
     )
 
 
-def _per_sample(x: Tensor) -> float:
-    square = x.square()
-    energy = square.sum(1)
+_IN_CACHE = 2**16
+"""So many numbers are worked on at a time on a processor."""
+
+
+def _per_sample(x: Tensor, added: Tensor | None = None) -> float:
+    """The mean kurtosis across axes of the rows, or of these with a vector added."""
+    energies: list[Tensor] = []
+    fourths: list[Tensor] = []
+    for part in x.split(len(x) if x.is_cuda else max(1, _IN_CACHE // x.shape[1])):
+        square = part.square() if added is None else (part + added).square_()
+        energies.append(square.sum(1))
+        fourths.append(torch.linalg.vecdot(square, square))
+    energy, fourth = torch.cat(energies), torch.cat(fourths)
     some = energy > 0
-    fourth = torch.linalg.vecdot(square, square)
     return float((x.shape[1] * fourth[some] / energy[some].square()).mean(dtype=torch.float64))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import basis_probe as bp
 from basis_probe import groups as G
 from basis_probe.algebra.groups import Group, Unknown
+from basis_probe.architecture import prove_local
 from basis_probe.architecture import symmetries as door
 from basis_probe.architecture.derive import Derivation
 from basis_probe.architecture.prove import Unproved
@@ -341,6 +342,24 @@ def test_few_positions_prove_what_all_prove(
     monkeypatch.setattr(sweep.Sweep, "own", own)
     copied, local = proofs(model, long(side))
     require_same(copied, local)
+    # Those of all texts together are so many.
+    assert lengths == [shorter.POSITIONS // 2]
+
+
+def test_experts_are_given_as_many_positions_of_every_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = next(family for family in families.FAMILIES if family.name == "Mixtral").make(0)
+    lengths: list[int] = []
+    honest = shorter.shorter
+
+    def cut(*given: Any) -> Any:
+        few, trace = honest(*given)
+        lengths.append(few.inputs.shape[1])
+        return few, trace
+
+    monkeypatch.setattr(prove_local, "shorter", cut)
+    bp.symmetries(model, long(None))
     assert lengths == [shorter.POSITIONS]
 
 

@@ -122,3 +122,65 @@ def test_a_row_or_an_axis_that_cannot_be_computed_again_is_noticed(kind: str, sa
         wrong = x.clone()
         wrong[:, axis] += 1e-3
         assert not problems._is_within(1e-4, linear, wrong)
+
+
+SHORT = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("gained", [False, True])
+@pytest.mark.parametrize("positions", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_outputs_are_rounded_as_the_model_rounds_them_or_less(
+    dtype: torch.dtype, positions: int, gained: bool, biased: bool
+) -> None:
+    weights = tuple(_weight("rows", positions, dtype, seed) for seed in (1, 2))
+    draw = seeded(4)
+    biases = (torch.randn(OUTPUTS, generator=draw).to(dtype), None) if biased else (None, None)
+    gain = torch.rand(WIDTH, generator=draw) + 0.5 if gained else None
+    inputs = torch.randn(90, WIDTH, positions, generator=draw).to(dtype)
+    found = _layer(
+        weights,
+        biases,
+        gain=gain,
+        held=(),
+        centred=False,
+        pre=lambda o: o[0],
+        post=lambda o: o[0] * o[1],
+    )
+    linear = problems.linear_layer(found, {"inputs": inputs}, Geometry.EUCLIDEAN, dtype)
+    assert (linear.computed is not None) == (dtype is torch.bfloat16 and SHORT)
+    for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        exact = inputs.double().flatten(1) @ weight.double().T
+        exact = exact if bias is None else exact + bias.double()
+        made = linear.outputs[place]
+        assert made.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+        rounding = torch.finfo(dtype if linear.computed is not None else made.dtype).eps
+        assert (made - exact).abs().max() <= 8 * rounding * exact.abs().max()
+    # Some of the rows are those rows, whether all were computed before or not.
+    some = torch.tensor([3, 1, 88])
+    for rows in (slice(5, 40, 7), some):
+        for whole in (linear, dataclasses.replace(linear)):
+            for one, other in zip(linear.outputs, whole[rows].outputs, strict=True):
+                torch.testing.assert_close(other, one[rows], rtol=1e-2, atol=1e-2)
+        before = linear[rows].before
+        assert before is not None
+        torch.testing.assert_close(before, linear.outputs[0][rows], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_functions_may_change_what_they_are_given(leaves: bool) -> None:
+    linear, _ = _linear("axis by axis", 30)
+
+    class Post:
+        leaves_as_given = leaves
+
+        def __call__(self, outputs: tuple[Tensor, ...]) -> Tensor:
+            return outputs[0] + 1 if leaves else outputs[0].add_(1)
+
+    linear = dataclasses.replace(linear, post=Post())
+    first = linear.post(linear.outputs).clone()
+    linear.prepare()
+    for rows in (slice(None), slice(3, 9)):
+        assert torch.equal(linear.post(linear.outputs_of(rows)), first[rows])
+    assert problems.missed_by(linear, first) == 0.0

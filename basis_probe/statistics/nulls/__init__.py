@@ -1,6 +1,7 @@
 """Against what the axes are compared, each null a value with a name."""
 
 from basis_probe.statistics.nulls.frames import Alternatives as Alternatives
+from basis_probe.statistics.nulls.frames import AsComputed as AsComputed
 from basis_probe.statistics.nulls.frames import Frame as Frame
 from basis_probe.statistics.nulls.frames import Geometry as Geometry
 from basis_probe.statistics.nulls.frames import LinearLayer as LinearLayer

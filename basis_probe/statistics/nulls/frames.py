@@ -33,7 +33,7 @@ _AT_ONCE = 2**22
 """So many values are brought to double precision at a time."""
 _KEPT = 2**24
 """So many outputs of a layer are kept, 64 MiB."""
-_TOGETHER = 2**19
+_TOGETHER = 2**20
 """Frames of fewer values are measured several at a time: calls cost more than what they compute."""
 
 
@@ -100,6 +100,37 @@ def parts_of(group: Blocks | DirectSum) -> Iterator[tuple[slice, Group, int]]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class AsComputed:
+    """What a layer reads and its weights in the type in which the model computes them.
+
+    Attributes:
+        inputs: [samples, entries]
+        weights: for every linear map, [outputs, entries].
+        biases: for each, [outputs] or None.
+    """
+
+    inputs: Float[Tensor, "samples entries"]
+    weights: tuple[Float[Tensor, "outputs entries"], ...]
+    biases: tuple[Float[Tensor, " outputs"] | None, ...]
+
+    def __getitem__(self, rows: slice | Tensor) -> "AsComputed":
+        """The same of some rows."""
+        return dataclasses.replace(self, inputs=self.inputs[rows])
+
+    def to(self, device: torch.device) -> "AsComputed":
+        """The same on a device."""
+        return AsComputed(
+            self.inputs.to(device),
+            tuple(weight.to(device) for weight in self.weights),
+            tuple(None if bias is None else bias.to(device) for bias in self.biases),
+        )
+
+    def of(self, place: int) -> Float[Tensor, "samples outputs"]:
+        """What one of the maps makes of the inputs, rounded as in the model."""
+        return torch.nn.functional.linear(self.inputs, self.weights[place], self.biases[place])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class LinearLayer:
     """A layer one linear map behind its input, as numbers.
 
@@ -117,6 +148,8 @@ class LinearLayer:
         geometry: the geometry of the input space: EUCLIDEAN, BALANCED or POLAR.
         centred: True if the inputs' features sum to zero in every row, as behind a LayerNorm: turns
             leave the all-ones direction fixed.
+        computed: the same inputs and weights as the model has them, where all outputs are computed
+            from these: in a short type that takes a part of the time.
     """
 
     inputs: Float[Tensor, "samples inputs positions"]
@@ -127,6 +160,7 @@ class LinearLayer:
     geometry: Geometry
     centred: bool
     held: tuple[Float[Tensor, "samples outputs"], ...] = ()
+    computed: AsComputed | None = None
 
     def to(self, device: torch.device) -> "LinearLayer":
         """The layer with its numbers on a device."""
@@ -136,6 +170,16 @@ class LinearLayer:
             weights=tuple(weight.to(device) for weight in self.weights),
             biases=tuple(None if bias is None else bias.to(device) for bias in self.biases),
             held=tuple(held.to(device) for held in self.held),
+            computed=None if self.computed is None else self.computed.to(device),
+        )
+
+    def __getitem__(self, rows: slice | Tensor) -> "LinearLayer":
+        """The layer on some of its rows."""
+        return dataclasses.replace(
+            self,
+            inputs=self.inputs[rows],
+            held=tuple(held[rows] for held in self.held),
+            computed=None if self.computed is None else self.computed[rows],
         )
 
     def _outputs(
@@ -143,11 +187,15 @@ class LinearLayer:
     ) -> tuple[Tensor, ...]:
         some = self.inputs[rows]
         flat = some.reshape(len(some), -1)
+        computed = None if self.computed is None else self.computed[rows]
         made: list[Tensor] = []
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if wanted is not None and place not in wanted:
                 # Of the shape that is asked for, and read by nobody.
                 made.append(flat.new_zeros(1).expand(len(flat), len(weight)))
+                continue
+            if computed is not None:
+                made.append(computed.of(place).to(flat.dtype))
                 continue
             out = flat @ weight.reshape(len(weight), -1).T
             made.append(out if bias is None else out.add_(bias))
@@ -169,20 +217,29 @@ class LinearLayer:
 
     @property
     def outputs(self) -> tuple[Float[Tensor, "samples outputs"], ...]:
-        """What the linear maps make of the input, and what is added to that; they may be changed.
+        """What the linear maps make of the input, and what is added to that.
 
-        They are computed once, unless they are large.
+        They are computed once, unless they are large. The functions of the layer may change them.
         """
-        if len(self.inputs) * sum(map(len, self.weights)) > _KEPT:
-            return (*self._outputs(), *self.held)
-        return (*(out.clone() for out in self._kept_outputs), *self.held)
+        return self.outputs_of(slice(None))
+
+    def prepare(self) -> None:
+        """Computes the outputs of all rows, of which some are asked for next, if they are kept."""
+        if len(self.inputs) * sum(map(len, self.weights)) <= _KEPT:
+            _ = self._kept_outputs
 
     def outputs_of(self, rows: slice) -> tuple[Float[Tensor, "samples outputs"], ...]:
-        """The outputs of some of the rows; they may be changed."""
+        """The outputs of some of the rows, which the functions of the layer may change."""
         held = tuple(held[rows] for held in self.held)
-        if "_kept_outputs" in self.__dict__:
-            return (*(out[rows].clone() for out in self._kept_outputs), *held)
-        return (*self._outputs(rows=rows), *held)
+        if rows == slice(None):
+            self.prepare()
+        if "_kept_outputs" not in self.__dict__:
+            return (*self._outputs(rows=rows), *held)
+        kept = tuple(out[rows] for out in self._kept_outputs)
+        functions = [self.post] if self.pre is None else [self.post, self.pre]
+        if not all(getattr(function, "leaves_as_given", False) for function in functions):
+            kept = tuple(out.clone() for out in kept)
+        return (*kept, *held)
 
     @functools.cached_property
     def column_lengths(self) -> Float64[Tensor, " inputs"]:

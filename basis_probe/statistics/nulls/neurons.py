@@ -129,16 +129,15 @@ class ReadElsewhere(Alternatives):
         # The function is asked once for the rows of all.
         rows = [held.repeat(count, 1) for held in held]
         frame = self._bent(self._biased(made.flatten(0, 1)), rows)
-        order = "(frame sample) dim -> sample (frame dim)"
-        post = rearrange(frame.post, order, frame=count)
-        pre = None if frame.pre is None else rearrange(frame.pre, order, frame=count)
+        post = _beside(frame.post, count)
+        pre = None if frame.pre is None else _beside(frame.pre, count)
         return [Frame(post, pre, count=count)]
 
     def made(self, generator: torch.Generator, count: int) -> Float[Tensor, "frame sample output"]:
         """What the linear maps make of the inputs in as many frames, without biases."""
         rows = [self._as_weights(self.drawn(generator)) for _ in range(count)]
         made = self.flat @ torch.cat(rows).to(self.flat).T
-        return rearrange(made, "sample (frame output) -> frame sample output", frame=count)
+        return made.unflatten(1, (count, -1)).movedim(1, 0)
 
     @functools.cached_property
     def by_rows(self) -> bool:
@@ -176,9 +175,9 @@ class ReadElsewhere(Alternatives):
         if all(shape[2] == 1 for shape in self.shapes):
             return drawn
         sizes = [shape[0] * shape[2] for shape in self.shapes]
-        order = "(out position) width -> out (width position)"
         parts = zip(drawn.split(sizes), self.shapes, strict=True)
-        return torch.cat([rearrange(part, order, position=shape[2]) for part, shape in parts])
+        # [output, position, width] to [output, width * position].
+        return torch.cat([p.unflatten(0, (-1, s[2])).mT.flatten(1) for p, s in parts])
 
     def _own(self, values: Tensor) -> Tensor:
         """The columns of the axes that are computed."""
@@ -253,7 +252,7 @@ class _TurnedInput(ReadElsewhere):
         columns, weights = turning.factors(generator, count, dtype=self._working)
         across, kept = self._split
         along = across @ torch.cat(columns, 1).to(across)
-        along = rearrange(along, "sample (frame free) -> frame sample free", frame=count)
+        along = along.unflatten(1, (count, -1)).movedim(1, 0)
         return torch.baddbmm(kept, along, weights.to(across).mT)
 
     @property
@@ -268,6 +267,11 @@ class _TurnedInput(ReadElsewhere):
         along = rows @ span.to(rows)
         kept = along @ self.turning.along.to(rows).T
         return torch.addmm(rows, along, span.to(rows).T, alpha=-1), kept
+
+
+def _beside(rows: Tensor, count: int) -> Tensor:
+    """[sample, frame * dim] of the rows of as many frames behind one another."""
+    return rows.unflatten(0, (count, -1)).movedim(0, 1).flatten(1)
 
 
 _HALVES = slice(0, 16), slice(16, None)
