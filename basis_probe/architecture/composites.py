@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 
 from basis_probe.algebra.groups import Blocks, DirectSum, Group, Trivial, Unknown
@@ -112,7 +113,8 @@ class Composites:
             return None
         parts.sort()
         taken = sorted(feature for features, _ in parts for feature in features)
-        if taken != list(range(len(taken))):
+        # What is left out must be known, too.
+        if taken != list(range(max(map(self._width, stream.members)))):
             return None
         streams = tuple(self.facts.stream_of[reader] for _, reader in parts)
         around = [self.companions(stream) for stream in streams]
@@ -126,6 +128,14 @@ class Composites:
         if all(len(several) == 1 for several in pieces):
             return Composite(streams, known)
         return self._in_heads(streams, known, pieces)
+
+    def _width(self, index: int) -> int:
+        """How many features a vertex has; 0 where that is not known."""
+        layout = self.facts.graph.layouts.get(index)
+        shape = self.facts.graph.trace.node(index).shape
+        if layout is None or max(layout.axes) >= len(shape):
+            return 0
+        return math.prod(shape[axis] for axis in layout.axes)
 
     def _in_heads(
         self, streams: tuple[int, ...], groups: tuple[Group, ...], pieces: list[list[range]]

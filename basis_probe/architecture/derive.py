@@ -68,6 +68,7 @@ from basis_probe.model.facts import (
     keeps_statistics,
     signature,
     spans_all_axes,
+    untied,
     vectors_of,
 )
 from basis_probe.model.graph import Kind, Vertex, groups_of, is_one_number, norm_argument
@@ -128,6 +129,7 @@ class Derivation:
         meeting = [*meeting_vectors(facts)]
         self.ties = ties_of(facts, meeting)
         self.pinned = read_by_number(facts)
+        self._untied = untied(facts)
         self._held_by_constants = held_by_constants(facts)
         self._vectors_overlapping, maps = overlapping_vectors(facts, meeting)
         self._overlapping = maps | overlapping(facts)
@@ -209,6 +211,9 @@ class Derivation:
         because = because[0].upper() + because[1:]
         if isinstance(site.address, Expert):
             because += " The proof changes all experts of the block alike."
+        around = {*facts.streams[stream].writers, *facts.streams[stream].readers}
+        if around & self._untied and not isinstance(group, Trivial) and "untied" not in because:
+            because += " Tied embeddings count as untied."
         return Symmetry(group, group.privileged, because, reference)
 
     def router(self, index: int) -> Router | None:
@@ -672,12 +677,13 @@ class Derivation:
             self.facts.stream_of[source], self.facts.graph.vertices[source], dim, (dim,)
         )[0]
         plain = is_plain(self.facts, vertex.node)
-        if plain and vertex.node == writer:
-            because = "a norm without a gain writes it, which changes as the stream before it does."
+        ungained = plain and vertex.node == writer
+        as_before = "a norm without a gain writes it, which changes as the stream before it does."
+        if ungained:
             if isinstance(before, LineStabiliser):
-                return LineRotations(dim), because, RESIDUAL
-            if isinstance(before, Orthogonal | Permutation):
-                return before, because, RESIDUAL
+                return LineRotations(dim), as_before, RESIDUAL
+            if isinstance(before, Orthogonal | Permutation | SignedPermutation):
+                return before, as_before, RESIDUAL
         parts = before.parts if isinstance(before, DirectSum) else ()
         if not parts and not isinstance(
             before, Orthogonal | LineStabiliser | Permutation | SignedPermutation
@@ -692,6 +698,8 @@ class Derivation:
                 "it is the output of a norm, and the axes before the norm change in parts, each in "
                 "its own way"
             )
+        if ungained and parts:
+            return before, as_before, RESIDUAL
         if not self._has_own_gain(writer):
             if parts or isinstance(before, Permutation | SignedPermutation):
                 because = (

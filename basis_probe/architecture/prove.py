@@ -87,6 +87,8 @@ class Prover(abc.ABC, Generic[W]):
     action: Action
     outputs: list[Tensor]
     tolerance: float
+    _unlike: set[Claim]
+    """Claims of which another element acted on the site than the group has."""
 
     def certify(self, site: Site, group: Group, *, elements: int = 2) -> Certificate:
         """What elements of a group and strangers to it do to the model, one after the other.
@@ -199,6 +201,7 @@ class Prover(abc.ABC, Generic[W]):
         Of few axes an order is now and then one of a smaller group, too: a quarter turn of four
         places may keep two pairs together.
         """
+        self._unlike = set[Claim]()
         generator = self.generator()
         few = {key: claim for key, claim in claims.items() if claim[1].dim <= _FEW_AXES}
         for some in (claims, few) if few else (claims,):
@@ -235,6 +238,8 @@ class Prover(abc.ABC, Generic[W]):
                     ordered.add(source)
                     element = _few_places(element)
                 moved = self.action.move(site, element)
+                if not _is_alike(moved.get(key[0]), element):
+                    self._unlike.add(key)
                 for stream, own in (*moved.items(), *self._in_wholes(moved)):
                     made[stream] = _after(own, made.get(stream))
             if made:
@@ -263,7 +268,12 @@ class Prover(abc.ABC, Generic[W]):
                     yield whole, Local(size, torch.tensor(axes), own)
 
     def _missed(self, claim: Claim, made: Mapping[int, Element], old: Tensor, new: Tensor) -> float:
-        """By how much activations [sample, dim] missed what acted on them."""
+        """By how much activations [sample, dim] missed what acted on them.
+
+        Where that is not what was asked for, the claim must stand for itself.
+        """
+        if claim in self._unlike:
+            return math.inf
         element = made.get(claim[0], Identity(old.shape[-1]))
         return largest_change([_fitted(element, old.shape[-1]).act(old)], [new])
 
@@ -273,7 +283,9 @@ class Prover(abc.ABC, Generic[W]):
             return False
         axes = as_monomial(element)
         if axes is None:
-            return not isinstance(group, Trivial)
+            if isinstance(group, Trivial):
+                return False
+            return not group.rescales or not _keeps_lengths(element)
         columns, factors = axes
         still = torch.equal(columns, torch.arange(len(columns))) and len(columns) > 2
         scaled = not group.rescales or bool((factors.abs() != 1).any())
@@ -347,6 +359,27 @@ def _fitted(element: Element, size: int) -> Element:
     if isinstance(element, BlockElement) and element.dim != size:
         return element.copied(size * element.copies // element.dim)
     return element
+
+
+def _is_alike(acted: Element | None, asked: Element) -> bool:
+    """True if what acted on a stream is what was asked for, or its size is not that of the site."""
+    if acted is None or acted is asked:
+        return True
+    acted = _fitted(acted, asked.dim)
+    if acted.dim != asked.dim:
+        return True
+    rows = _few_rows(asked.dim)
+    return largest_change([asked.act(rows)], [acted.act(rows)]) <= TOLERANCE
+
+
+def _keeps_lengths(element: Element) -> bool:
+    rows = _few_rows(element.dim)
+    return largest_change([rows.norm(dim=1)], [element.act(rows).norm(dim=1)]) <= TOLERANCE
+
+
+def _few_rows(dim: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, dim, generator=generator, dtype=torch.float64)
 
 
 def largest_change(before: list[Tensor], after: list[Tensor]) -> float:

@@ -606,10 +606,47 @@ def _measure_coupled(
             # Of two numbers a softmax says which is larger, as a norm does, but not of near ones.
             near = function(x / 1e4)
             alike = bool(near.std() > 0) and _close(near.abs(), y.abs(), 1e-2)
-        if alike:
+        if alike and _asks_for_length_alone(function, draw, shape, gain, bias):
             bias = torch.where(bias.abs() < 1e-5 * y.abs().max(), torch.zeros_like(bias), bias)
             return Region(shape, function, gain, bias, op=op)
     return Region(Shape.COUPLED, function, op=op)
+
+
+_LENGTHS = (0.05, 3.0, 100.0, 1e4)
+_FEW_PLACES, _EVERY_PLACE = 64, 512
+
+
+def _asks_for_length_alone(
+    function: Callable[..., Tensor],
+    draw: Callable[[int], Tensor],
+    shape: Shape,
+    gain: Tensor,
+    bias: Tensor,
+) -> bool:
+    """True if all rows of one length are divided by one number, whatever their direction is.
+
+    A clip behind a norm is reached where one feature is most of a row, and what asks for the
+    largest entry, as a softmax does, looks like a norm for large numbers.
+    """
+    some = draw(24)
+    dim = some.shape[1]
+    count = dim if dim <= _EVERY_PLACE else _FEW_PLACES
+    places = torch.arange(count, device=some.device) * dim // count
+    alone = torch.zeros(count, dim, dtype=some.dtype, device=some.device)
+    alone[torch.arange(count, device=some.device), places] = 1.0
+    inner = torch.cat([some, alone, -alone])
+    shift = torch.zeros_like(inner[:, :1])
+    if shape is Shape.LAYER_NORM:
+        inner = inner - inner.mean(1, keepdim=True)
+        shift = draw(len(inner))[:, :1]
+    unit = inner / inner.square().mean(1, keepdim=True).sqrt()
+    made = gain * unit
+    for length in _LENGTHS:
+        y = function(length * (unit + shift))
+        factor = ((y - bias) * made).sum() / made.square().sum().clamp_min(1e-300)
+        if not _close(factor * made + bias, y, 1e-5):
+            return False
+    return True
 
 
 def _measure_two(function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str) -> Region:
@@ -1161,8 +1198,10 @@ def nodes_behind(
         if not through(node):
             continue
         yield node
-        # The numbers by which entries are picked are no part of them.
-        waiting.extend(i for i in node.inputs if trace.node(i).floating or not trace.node(i).live)
+        # The numbers by which entries are picked are no part of them, nor is what a constant is
+        # only made like.
+        inputs = [(i, trace.node(i)) for i in node.inputs]
+        waiting.extend(i for i, one in inputs if not one.live or (one.floating and node.live))
 
 
 def fixed_in(value: object) -> Iterator[Fixed]:
@@ -1185,6 +1224,19 @@ def keeps_statistics(node: Node) -> bool:
 
 def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
     """Pairs of linear maps with one matrix, and whether one of them uses it transposed."""
+    for one, other, transposed, free in _with_one_matrix(facts):
+        if not free:
+            yield one, other, transposed
+
+
+def untied(facts: Facts) -> frozenset[int]:
+    """The maps whose matrix is a table that counts as untied."""
+    pairs = _with_one_matrix(facts)
+    return frozenset(i for one, other, _, free in pairs if free for i in (one, other))
+
+
+def _with_one_matrix(facts: Facts) -> Iterator[tuple[int, int, bool, bool]]:
+    """The same pairs, and whether each of the two can have a matrix of its own."""
     graph, trace = facts.graph, facts.graph.trace
     stored = {
         value.tensor.untyped_storage().data_ptr()
@@ -1208,10 +1260,10 @@ def shared(facts: Facts) -> Iterator[tuple[int, int, bool]]:
             transposed = known.shape != weight.shape or known.stride() != weight.stride()
             if transposed and not _is_transposed(known, weight):
                 continue
-            if _are_apart(graph, other, vertex.node):
-                continue
-            yield other, vertex.node, transposed
-            break
+            free = _are_apart(graph, other, vertex.node)
+            yield other, vertex.node, transposed, free
+            if not free:
+                break
         else:
             # Each is held against the first of its kind alone.
             found[place].append((vertex.node, weight))

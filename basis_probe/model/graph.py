@@ -1073,6 +1073,9 @@ class _Builder:
                     self.put(node.index, Kind.PADDED, (self.vertex(first),), (), zeros)
                     return
             self.put(node.index, Kind.OTHER, (), (self.vertex(first),))
+        elif mode == "constant" and (isinstance(value, Ref | Fixed) or value):
+            # Numbers other than zero in place of features, which no change of basis leaves alone.
+            self.put(node.index, Kind.OTHER, (), (self.vertex(first),))
         else:
             self.put(node.index, Kind.CARRIER, (self.vertex(first),))
 
