@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
-_ALL = 112 * 10**6
+_ALL = 88 * 10**6
 """Bytes that are kept at most."""
 _STALE = 2
 """What was not asked for among so many times as many draws as are kept goes for what is new.

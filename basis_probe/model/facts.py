@@ -613,7 +613,7 @@ def _measure_coupled(
 
 
 _LENGTHS = (0.05, 3.0, 100.0, 1e4)
-_FEW_PLACES, _EVERY_PLACE = 64, 512
+_FEW_PLACES, _EVERY_PLACE = 16, 512
 
 
 def _asks_for_length_alone(

@@ -203,14 +203,37 @@ def _moments(x: Tensor, sums: Tensor, about: Tensor | None) -> Moments:
     )
     far = torch.nonzero(~(count * square <= _CENTRED * m2) | (s2 == 0)).flatten()
     # An axis that is always the same has nothing to lose, unless its squares were.
-    constant = (minimum == maximum) & ((minimum == 0) | (about is not None))
-    far = far[~constant[far]]
+    constant = minimum == maximum
+    far = far[~(constant & ((minimum == 0) | (about is not None)))[far]]
     if not len(far):
         return found
-    exact = Moments.of(x[:, far])
+    some, about = x[:, far], found.mean[far]
+    if x.dtype is torch.float64:
+        # Powers of these may leave its range.
+        exact = Moments.of(some)
+    else:
+        # About their means, which are known now, nothing is lost.
+        about = torch.where(constant[far], minimum[far], about)
+        exact = _about_means(some, _powers(some, about)[0], about)
     for name in ("mean", "m2", "m3", "m4"):
         getattr(found, name)[far] = getattr(exact, name)
     return found
+
+
+def _about_means(x: Tensor, sums: Tensor, about: Tensor) -> Moments:
+    """Central sums from those about what differs from the means by rounding alone."""
+    count = len(x)
+    s1, s2, s3, s4 = sums
+    off = s1 / count
+    return Moments(
+        count=count,
+        mean=about + off,
+        m2=(s2 - off * s1).clamp_min(0.0),
+        m3=s3 - 3 * off * s2,
+        m4=s4 - 4 * off * s3 + 6 * off.square() * s2,
+        minimum=x.amin(0).double(),
+        maximum=x.amax(0).double(),
+    )
 
 
 def _carefully(x: Tensor, *, across: bool, centred: bool) -> BatchSums:

@@ -203,6 +203,20 @@ class Centred:
         even = turn @ back
         return rows @ even if self.dim <= self.samples else even @ rows
 
+    @functools.cached_property
+    def whitened_root(self) -> Float[Tensor, "samples samples"] | None:
+        """The symmetric root of the whitened rows' inner products; None where rows are no fewer.
+
+        The whitened rows are this times an orthonormal frame of as many directions, and turned
+        uniformly the frame has the law of any other: turned rows can be made of this alone.
+        """
+        values, vectors = self._decomposed
+        ridge = RIDGE * float(values.sum()) / self.free
+        if self.line or self.samples >= self.dim or not ridge > 0:
+            return None
+        size = (values / (values + ridge)).mul_(self.samples).sqrt_()
+        return (vectors * size).to(self.dtype) @ vectors.to(self.dtype).T
+
 
 def offset(
     rows: Centred, examples: Int[Tensor, " samples"], *, seed: int, draws: int = _OFFSET_DRAWS

@@ -153,12 +153,14 @@ def _most_one_by_one(weights: Sequence[Float[Tensor, "outputs inputs positions"]
     each = each if len(each) <= each.shape[1] else each.T
     if not each.numel():
         return False
-    power, directions = torch.linalg.eigh(each @ each.T)
-    common = power >= _longest(each) ** 2
-    held = float(power[common].sum()) / float(power.sum())
+    products = each @ each.T
+    # Directions take three times as long as their lengths, and of most layers none is asked for.
+    power = torch.linalg.eigvalsh(products)
+    held = float(power[power >= _longest(each) ** 2].sum()) / float(power.sum())
     if not 0 < held < _MOST:
         return False
-    common = directions[:, common]
+    power, directions = torch.linalg.eigh(products)
+    common = directions[:, power >= _longest(each) ** 2]
     rest = _balanced(each - common @ (common.T @ each))
     return bool(rest.numel()) and _heaviness(rest)[0] < _STILL and not _kept_apart(rest)
 

@@ -24,6 +24,7 @@ from basis_probe.algebra.groups import (
     SignedPermutation,
     Trivial,
 )
+from basis_probe.algebra.haar import haar
 from basis_probe.statistics.nulls import (
     Alternatives,
     Counterfactual,
@@ -38,6 +39,7 @@ from basis_probe.statistics.nulls import (
     geometry_of,
 )
 from basis_probe.statistics.nulls.rotations import _WhitenedHeads
+from basis_probe.statistics.orders import Centred
 from basis_probe.statistics.p_values import monte_carlo_p
 from basis_probe.statistics.scores import NON_GAUSSIANITY, SAMPLE_KURTOSIS, Measured, Score
 
@@ -666,3 +668,52 @@ def test_outputs_may_be_changed_and_are_the_same_again(
     for _ in range(3):
         assert torch.allclose(layer.post(layer.outputs), wanted, rtol=1e-5, atol=1e-6)
         assert torch.allclose(layer.outputs[0], first, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("samples", "dim"), [(40, 130), (700, 900), (130, 130), (200, 40)])
+def test_the_root_has_the_inner_products_of_whitened_rows(
+    samples: int, dim: int, dtype: torch.dtype
+) -> None:
+    x = torch.randn(samples, dim, generator=seeded(0), dtype=torch.float64)
+    x = (x * torch.linspace(0.2, 3, dim) + 5).to(dtype)
+    rows = Centred(x, line=False)
+    if samples >= dim:
+        assert rows.whitened_root is None
+        return
+    root, whitened = rows.whitened_root, rows.whitened.double()
+    assert root is not None
+    torch.testing.assert_close(root, root.T, rtol=1e-4, atol=1e-5)
+    expected = whitened @ whitened.T
+    torch.testing.assert_close(root.double() @ root.double().T, expected, rtol=1e-4, atol=1e-3)
+    assert Centred(x, line=True).whitened_root is None
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_fewer_rows_than_axes_are_turned_as_their_root_is(heavy: bool) -> None:
+    """The law is that of turning the rows themselves; drawn here by full rotations."""
+    samples, dim, frames = 24, 60, 400
+    x = torch.randn(samples, dim, generator=seeded(1), dtype=torch.float64)
+    x = x**3 if heavy else x * torch.linspace(0.1, 2, dim)
+    problem = Problem(x=x, group=Orthogonal(dim), halves=torch.arange(samples) % 2)
+    null = Rotation(frames=frames, geometry=Geometry.RIDGE)
+    alternatives = null.alternatives(problem, torch.arange(0, dim, 7))
+
+    def figures(rows: Tensor) -> Tensor:
+        """Fourth powers of columns, and products of two of them: what turned directions share."""
+        return torch.stack([rows.pow(4).mean(), (rows[:, 0] * rows[:, 1]).square().mean()])
+
+    drawn = [
+        figures(frame.one(n).post)
+        for frame in alternatives.drawn_together(seeded(2), frames)
+        for n in range(frame.count)
+    ]
+    whitened, generator = problem.centred.whitened, seeded(3)
+    full = [figures((whitened @ haar(dim, generator))[:, ::7]) for _ in range(frames)]
+    one, other = torch.stack(drawn), torch.stack(full)
+    error = (one.var(0) / frames + other.var(0) / frames).sqrt()
+    assert bool(((one.mean(0) - other.mean(0)).abs() < 4 * error).all())
+    assert bool((one.std(0) / other.std(0) - 1).abs().max() < 0.25)
+    # What is observed are the rows themselves.
+    first = alternatives.frame(None).post
+    torch.testing.assert_close(first, whitened[:, ::7])

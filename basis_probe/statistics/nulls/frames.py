@@ -394,6 +394,9 @@ class Frame:
 class Alternatives(abc.ABC):
     """The frames of one null at one site, each read along a block of its directions."""
 
+    drawn_at_once: int = 0
+    """How many numbers are drawn for one frame, where these are held until it is made."""
+
     @abc.abstractmethod
     def frame(self, generator: torch.Generator | None) -> Frame:
         """The observed frame for None, else a frame drawn with the generator."""
@@ -411,7 +414,7 @@ class Alternatives(abc.ABC):
             return
         first = self.frame(generator)
         yield first
-        together = max(1, _TOGETHER // max(1, first.post.numel()))
+        together = max(1, _TOGETHER // max(1, first.post.numel() + self.drawn_at_once // 4))
         for start in range(1, count, together):
             yield from self.several(generator, min(together, count - start))
 

@@ -100,6 +100,7 @@ class ReadElsewhere(Alternatives):
         ).cpu()
         self.flat = layer.inputs.reshape(samples, width * positions)
         self.observed = torch.cat([weight.reshape(-1, width * positions) for weight in weights])
+        self.drawn_at_once = self.observed.numel()
 
     @abc.abstractmethod
     def drawn(self, generator: torch.Generator) -> Float64[Tensor, "row width"]:

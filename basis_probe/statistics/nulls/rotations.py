@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from basis_probe.algebra.groups import Blocks, DirectSum, Group, Planes
@@ -59,7 +60,9 @@ class Rotation(Null):
             if not isinstance(group, Planes):
                 raise ValueError("turning inside planes needs a group of planes")
             return _InPlanes(x, group.pairing, read)
-        return _TurnedAxes(self.observed(problem), read, line=_fixes_line(problem.group, geometry))
+        line = _fixes_line(problem.group, geometry)
+        root = problem.centred.whitened_root if geometry is Geometry.RIDGE else None
+        return _TurnedAxes(self.observed(problem), read, line=line, root=root)
 
     def observed(self, problem: Problem) -> Frame:
         geometry = self.geometry or geometry_of(problem.group)
@@ -139,10 +142,18 @@ class _TurnedAxes(Alternatives):
         axes: along which they are read.
         line: whether the all-ones direction stays where it is.
         units: of every axis, [dim]; None if it is read as it is.
+        root: what turned rows are made of in place of the rows, where these are fewer than axes:
+            they are this times an orthonormal frame, and lie about their mean.
     """
 
     def __init__(
-        self, observed: Frame, axes: Tensor, *, line: bool, units: Tensor | None = None
+        self,
+        observed: Frame,
+        axes: Tensor,
+        *,
+        line: bool,
+        units: Tensor | None = None,
+        root: Float[Tensor, "samples samples"] | None = None,
     ) -> None:
         self.observed, self.axes, self.units = observed, axes, units
         x = observed.post
@@ -157,6 +168,7 @@ class _TurnedAxes(Alternatives):
         unit[torch.arange(len(axes)), axes.cpu()] = 1.0
         fixed = torch.ones(1, dim, dtype=torch.float64) if line else None
         self.turning = Turned(unit, fixed)
+        self.root = None if root is None else root.to(x.dtype)
         self._kind = ("turned axes", dim, line, x.dtype, tuple(axes.tolist()))
 
     def frame(self, generator: torch.Generator | None) -> Frame:
@@ -183,6 +195,8 @@ class _TurnedAxes(Alternatives):
 
     def _read(self, directions: Tensor) -> Tensor:
         directions = directions.to(self.centred)
+        if self.root is not None:
+            return self.root @ directions[:, : len(self.root)].T
         if self.units is not None:
             directions = (directions / self.units.to(self.mean)).to(self.centred)
         if not self.offset:
