@@ -207,13 +207,15 @@ def joining(width: int = 256, batches: int = 16, rows: int = 1024) -> list[str]:
         lambda: stitched(None),
         lambda: stitched("general-linear"),
         lambda: bp.rebasin(*nets, data, points=0),
+        lambda: bp.rebasin(*nets, data),
         lambda: bp.rebasin(*nets, data, points=11),
     )
-    taken.append((taken[3] - taken[2]) / 11)
+    taken.append((taken[4] - taken[2]) / 11)
     words = (
         "`stitch`, closed form, within the group of the place",
         "`stitch`, closed form, any linear map",
         "`rebasin` without a line",
+        "`rebasin`, the ends and the middle",
         "`rebasin`, a line of 11 points",
         "of it: a point of the line, both networks",
     )
@@ -227,7 +229,7 @@ def joining(width: int = 256, batches: int = 16, rows: int = 1024) -> list[str]:
 
 
 def joining_large(tokens: int = 8192, images: int = 24) -> list[str]:
-    """Lines of a table: the same of networks as people have them, `rebasin` without a line.
+    """Lines of a table: the same of networks as people have them.
 
     Args:
         tokens: how many, for the shape of GPT-2 small.
@@ -279,10 +281,10 @@ def joining_large(tokens: int = 8192, images: int = 24) -> list[str]:
             lines.append(f"| {words} | {where} | {bare:.1f} | {taken:.1f} | {taken / bare:.1f} |")
 
         def moved(nets: Any = nets, data: Any = data) -> object:
-            return bp.rebasin(*nets, data, points=0)
+            return bp.rebasin(*nets, data)
 
         [taken] = seconds(moved, repeats=1)
-        where = "`rebasin` without a line"
+        where = "`rebasin`, the ends and the middle"
         lines.append(f"| {words} | {where} | {bare:.1f} | {taken:.1f} | {taken / bare:.1f} |")
     return lines
 

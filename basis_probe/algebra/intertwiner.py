@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from jaxtyping import Float64, Shaped
@@ -158,8 +158,16 @@ def intertwiner_group(
     return measured(nonlinearity, dim, moving=own or isinstance(nonlinearity, str))
 
 
+Ordered: TypeAlias = Callable[[Tensor], Callable[[Tensor], Tensor]]
+"""Order of the channels -> the function whose weights for single channels were put in it."""
+
+
 def measured(
-    nonlinearity: str | nn.Module | Callable[[Tensor], Tensor], dim: int, *, moving: bool
+    nonlinearity: str | nn.Module | Callable[[Tensor], Tensor],
+    dim: int,
+    *,
+    moving: bool,
+    ordered: Ordered | None = None,
 ) -> Intertwiner:
     """`intertwiner_group`, where it is known whether slopes of channels move along with them.
 
@@ -168,6 +176,8 @@ def measured(
         dim: number of features, at least 1.
         moving: True if numbers that differ from channel to channel are weights, which change
             places when the channels do.
+        ordered: the function with these in another order, for one that mixes features; None where
+            it has none.
     """
     nothing = Unknown(dim)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -175,7 +185,7 @@ def measured(
         try:
             _require_row_by_row(function)
             if _mixes(function):
-                return _coupled(function)
+                return _coupled(function, ordered)
             return _on_single_features(function, moving=moving)
         except _NotUnderstood as reason:
             return Intertwiner(function.name, nothing, nothing, str(reason))
@@ -851,7 +861,7 @@ def _note(name: str, flip: tuple[float, float] | None, scales: bool) -> str:
 # --- functions that mix features ------------------------------------------------------------------
 
 
-def _coupled(function: _Function) -> Intertwiner:
+def _coupled(function: _Function, ordered: Ordered | None) -> Intertwiner:
     """Permutations, where the function commutes with them and with nothing else that is usual."""
     name, dim = function.name, function.dim
     x = _rows(function, 48, seed=4)
@@ -864,23 +874,51 @@ def _coupled(function: _Function) -> Intertwiner:
     swap = torch.arange(dim)
     swap[:2] = swap[:2].flip(0)
     for order in (*orders, swap):
-        if not _close(function, function(x[:, order]), y[:, order], sizes, rest[:, order]):
+        moved = function
+        if ordered is not None:
+            moved = dataclasses.replace(function, call=ordered(order))
+        if not _close(function, moved(x[:, order]), y[:, order], sizes, rest[:, order]):
             raise _NotUnderstood(
                 f"{name} mixes features, and its outputs are not permuted with them"
             )
     shifts = _close(function, function(x + 1.7), y, sizes, rest)
+    drawn = torch.randint(0, 2, (3, 1, dim), generator=generator) * 2.0 - 1
+    signs = [*drawn.double(), torch.tensor([-1.0, *[1.0] * (dim - 1)], dtype=torch.float64)]
+    odd = all(_close(function, function(x * s), y * s, sizes, rest) for s in signs)
+    even = not odd and all(_close(function, function(x * s), y, sizes, rest) for s in signs)
+    passing = _SIGNS if odd or even else frozenset[str]()
+    notes = ["shifts along the all-ones direction change nothing at all"] if shifts else []
+    for what, factor in ((_TWICE, 2.0), (_NEGATIVE, -1.0)):
+        # One number for all features is no change of axes; norms let it pass, too.
+        if what not in passing and _scales_rows(function, x, y, factor):
+            passing |= {what}
+            notes.append(f"{what} passes besides")
     for what, size, change in _larger(dim, shifts):
-        if _intertwines(function, y, function(change(x)), size):
+        if what not in passing and _intertwines(function, y, function(change(x)), size):
             raise _NotUnderstood(
                 f"{name} mixes features and lets more than permutations pass ({what}), as norms do"
             )
-    group = Permutation(dim)
-    note = "shifts along the all-ones direction change nothing at all" if shifts else ""
-    because = (
-        f"{name} mixes features: its outputs are permuted with them, and neither scales, signs nor "
-        "rotations pass"
+    group = SignedPermutation(dim) if odd or even else Permutation(dim)
+    image = SignedPermutation(dim) if odd else Permutation(dim)
+    because = f"{name} mixes features: its outputs are permuted with them, and neither " + (
+        "scales nor rotations pass, but signs do"
+        if odd or even
+        else "scales, signs nor rotations pass"
     )
-    return Intertwiner(name, group, group, because, note)
+    return Intertwiner(name, group, image, because, "; ".join(notes), parity=-1 if odd else 1)
+
+
+_TWICE, _NEGATIVE = "twice everything", "the negative of everything"
+_SIGNS = frozenset({_NEGATIVE, "the negative of one feature", "the negatives of two features"})
+
+
+def _scales_rows(function: _Function, x: Tensor, y: Tensor, factor: float) -> bool:
+    """True if rows that are this many times as large become a multiple of what they became."""
+    moved, largest = function(factor * x), y.abs().amax(1, keepdim=True)
+    if not bool((largest > 0).all()) or not bool(moved.isfinite().all()):
+        return False
+    ratio = float((moved * y).sum(1).div(y.square().sum(1)).median())
+    return bool(((moved - ratio * y).abs() <= 100 * function.tolerance * largest).all())
 
 
 def _larger(dim: int, shifts: bool) -> list[tuple[str, int, Callable[[Tensor], Tensor]]]:
@@ -892,8 +930,8 @@ def _larger(dim: int, shifts: bool) -> list[tuple[str, int, Callable[[Tensor], T
         return lambda x: torch.cat([x[:, :size] @ matrix.T, x[:, size:]], dim=1)
 
     tried: list[tuple[str, int, Callable[[Tensor], Tensor]]] = [
-        ("twice everything", 0, lambda x: 2 * x),
-        ("the negative of everything", 0, lambda x: -x),
+        (_TWICE, 0, lambda x: 2 * x),
+        (_NEGATIVE, 0, lambda x: -x),
         ("twice one feature", 1, first([[2.0]])),
         ("the negative of one feature", 1, first([[-1.0]])),
         ("a rotation of two features", 2, first([[0.6, -0.8], [0.8, 0.6]])),

@@ -70,6 +70,7 @@ from basis_probe.model.facts import (
     spans_all_axes,
     untied,
     vectors_of,
+    with_weights_in,
 )
 from basis_probe.model.graph import Kind, Vertex, groups_of, is_one_number, norm_argument
 from basis_probe.model.places import Site
@@ -373,7 +374,10 @@ class Derivation:
             key = (dim, signature(graph, place))
             if key[1] is None or key not in self._measured:
                 weighted = region.learned and any(True for _ in vectors_of(graph, place))
-                self._measured[key] = measured(region.function, dim, moving=weighted)
+                ordered = functools.partial(with_weights_in, graph, place) if weighted else None
+                self._measured[key] = measured(
+                    region.function, dim, moving=weighted, ordered=ordered
+                )
             self._intertwiners[vertex] = self._measured[key]
         return self._intertwiners[vertex]
 

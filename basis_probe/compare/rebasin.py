@@ -130,7 +130,10 @@ class Rebasin:
 
     @property
     def barriers(self) -> tuple[float, float]:
-        """The most that the loss rises above the line between its ends, before and after."""
+        """The most that the loss rises above the line between its ends, before and after.
+
+        At the points that were walked: with three of them in the middle.
+        """
         return self._barrier("before"), self._barrier("after")
 
     def _barrier(self, which: str) -> float:
@@ -184,7 +187,7 @@ def rebasin(
     data: Iterable[Any],
     *,
     scales: Scales = "kept",
-    points: int = 11,
+    points: int = 3,
     objective: Objective | None = None,
     batch_norm: Statistics = "recomputed",
     seed: int = 0,
@@ -204,7 +207,9 @@ def rebasin(
         scales: "matched" to also give every axis of `model_b` the balance between what writes to it
             and what reads it that it has in `model_a`, where the group rescales axes; orders are
             then those that fit best where both are balanced.
-        points: how many points on the line, the ends included; 0 for none.
+        points: how many points on the line, the ends included; 0 for none. Each takes two passes
+            over the data, one for either line. Three are the ends and the middle, where the loss of
+            two trained networks mostly rises highest; 11 or 25 draw the line.
         objective: as for `stitch`.
         batch_norm: "recomputed" to average its running statistics anew over the data at every point
             between the ends, "kept" to interpolate them.

@@ -1108,6 +1108,24 @@ def _treats_alike(graph: Graph, vertex: Vertex, vectors: Iterable[Tensor]) -> bo
     return torch.equal(values.nan_to_num(), first.nan_to_num())
 
 
+def with_weights_in(graph: Graph, vertex: Vertex, order: Tensor) -> Callable[[Tensor], Tensor]:
+    """A region as a function of rows, its vectors of one number for every feature in an order.
+
+    Args:
+        graph: the graph.
+        vertex: the region; it carries the features of one other.
+        order: where the number of each feature stood.
+    """
+    moved: dict[int, Tensor] = {}
+    for _, value in vectors_of(graph, vertex):
+        shape = [*value.tensor.shape]
+        if isinstance(value.tensor, nn.Parameter) and shape.count(len(order)) == 1:
+            own = graph.trace.instead.get(id(value.tensor), value.tensor).detach()
+            axis = shape.index(len(order))
+            moved[id(value.tensor)] = own.index_select(axis, order.to(own.device))
+    return lambda x: evaluate(graph, vertex, (x,), moved)
+
+
 def spans_all_axes(facts: Facts, index: int) -> bool:
     """True if the constants that a sum adds leave no direction out but the all-ones one.
 

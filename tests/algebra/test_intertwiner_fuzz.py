@@ -785,16 +785,12 @@ ONLY_PERMUTATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 # What lets more or less than permutations pass, or others than the groups that are known.
 MORE_OR_OTHERS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "largest kept": lambda x, c: c * x * _kept(x, 1),
     "sorted": lambda x, c: c * x.sort(-1).values,
     "sorted and bent": lambda x, c: functional.gelu(c * x).sort(-1, descending=True).values,
     "ranks": lambda x, c: c * x.argsort(-1).argsort(-1).double(),
-    "which is largest": lambda x, c: (x == x.amax(-1, keepdim=True)).double(),
     "running sum": lambda x, c: (c * x).cumsum(-1).tanh(),
     "running maximum": lambda x, c: (c * x).cummax(-1).values,
     "unit length": lambda x, c: x / (c * _length(x)),
-    "unit sum": lambda x, c: x / (c + x.abs().sum(-1, keepdim=True)),
-    "unit maximum": lambda x, c: x / (c + x.abs().amax(-1, keepdim=True)),
     "rms norm": lambda x, c: x / (c * 1e-5 + x.square().mean(-1, keepdim=True)).sqrt(),
     "layer norm": lambda x, c: functional.layer_norm(x, x.shape[1:], eps=c * 1e-5),
     "gated by the mean": lambda x, c: x * (c * x.mean(-1, keepdim=True)).sigmoid(),
@@ -834,8 +830,57 @@ def test_mixed_features_that_let_permutations_pass(name: str, dim: int) -> None:
     held(3, check, st.floats(0.3, 3))
 
 
+# Permutations, with signs or without, and nothing that changes single axes besides; one number for
+# all features may pass.
+ON_AXES: dict[str, tuple[Callable[[Tensor, float], Tensor], str]] = {
+    "largest kept": (lambda x, c: c * x * _kept(x, 1), PERMUTATION),
+    "which is largest": (lambda x, c: c * (x == x.amax(-1, keepdim=True)).double(), PERMUTATION),
+    "softmax of directions": (
+        lambda x, c: (c * x / _length(x).clamp_min(1e-30)).softmax(-1), PERMUTATION,
+    ),
+    "relu of directions": (
+        lambda x, c: (x / _length(x).clamp_min(1e-30)).relu() - c * x.mean(-1, keepdim=True).tanh(),
+        PERMUTATION,
+    ),
+    "unit sum": (lambda x, c: x / (c + x.abs().sum(-1, keepdim=True)), SIGNED),
+    "unit maximum": (lambda x, c: x / (c + x.abs().amax(-1, keepdim=True)), SIGNED),
+    "shares of sizes": (
+        lambda x, c: c * x.abs() / x.abs().sum(-1, keepdim=True).clamp_min(1e-30), SIGNED,
+    ),
+    "shares of fourth powers": (
+        lambda x, c: x / (c * x.pow(4).sum(-1, keepdim=True)).pow(0.25).clamp_min(1e-30), SIGNED,
+    ),
+    "clipped directions": (
+        lambda x, c: (x / _length(x).clamp_min(1e-30)).clamp(-0.2 * c, 0.2 * c), SIGNED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.sample(default=7)
+@pytest.mark.parametrize("dim", [2, 3, 4, 9])
+@pytest.mark.parametrize("name", list(ON_AXES))
+def test_mixed_features_that_let_orders_and_signs_pass(name: str, dim: int) -> None:
+    function, expected = ON_AXES[name]
+
+    def check(c: float) -> None:
+        found = bp.intertwiner_group(lambda x: function(x, c), dim)
+        if dim == 2 and found.name == UNKNOWN:
+            return
+        assert found.name == expected, found
+        x = torch.randn(200, dim, generator=seeded(1), dtype=torch.float64)
+        for seed in range(4):
+            a = found.sample(seeded(seed))
+            made = function(x @ a.T, c)
+            assert torch.allclose(made, function(x, c) @ found.phi(a).T, rtol=1e-9, atol=1e-12)
+
+    held(3, check, st.floats(0.3, 3))
+
+
 # Of two features there is one order but the given one, which all of these let pass.
 ALIKE_FOR_TWO = (
+    "winners of pairs",
+    "pairs' maximum",
+    "gated by the product",
     "layer norm",
     "softmax in groups",
     "neighbours' response",
@@ -851,8 +896,9 @@ ALIKE_FOR_TWO = (
 def test_mixed_features_of_which_nothing_is_claimed(name: str, dim: int) -> None:
     def check(c: float) -> None:
         f = MORE_OR_OTHERS[name]
-        if dim == 2 and name in ALIKE_FOR_TWO:
-            found = bp.intertwiner_group(lambda x: f(x, c), 2)
+        centred = name == "relu less its mean" and c == 1
+        if centred or (dim == 2 and name in ALIKE_FOR_TWO):
+            found = bp.intertwiner_group(lambda x: f(x, c), dim)
             assert found.name in (UNKNOWN, PERMUTATION)
             return
         assert_right(Case(f"{name}, {c}", lambda x: f(x, c), UNKNOWN), dim)

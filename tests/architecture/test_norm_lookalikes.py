@@ -162,3 +162,66 @@ def test_it_is_said_where_a_table_counts_as_untied() -> None:
     untied.h.weight = nn.Parameter(untied.h.weight.detach().clone())
     found = bp.symmetries(untied, torch.randint(17, (3, 5), generator=seeded(0)))
     assert "untied" not in found["e"].because
+
+
+def rms(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class Mixed(nn.Module):
+    """A function that mixes features, with a gain and a bias for every feature inside."""
+
+    def __init__(self, function: Callable[["Mixed", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.g, self.p = nn.Parameter(torch.ones(D)), nn.Parameter(torch.zeros(D))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+MIXING: dict[str, tuple[Callable[[Mixed, Tensor], Tensor], type[G.Group]]] = {
+    "a sum with a norm": (lambda s, x: x + F.layer_norm(x, (D,), s.g, s.p), G.Permutation),
+    "relu of a gained norm": (lambda s, x: F.relu(rms(x) * s.g), G.Permutation),
+    "a softmax with a gain": (lambda s, x: x.softmax(-1) * s.g, G.Permutation),
+    "a bias before a softmax": (lambda s, x: (x * s.g).tanh().softmax(-1) * x, G.Permutation),
+    "two norms": (lambda s, x: rms(rms(x) * s.g), G.SignedPermutation),
+    "a sum of sizes": (
+        lambda s, x: x / x.abs().sum(-1, keepdim=True) * s.g, G.SignedPermutation,
+    ),
+    "a fourth power": (
+        lambda s, x: s.g * x / x.pow(4).mean(-1, keepdim=True).pow(0.25), G.SignedPermutation,
+    ),
+    "a clip behind a norm": (lambda s, x: (rms(x) * s.g).clamp(-0.5, 0.5), G.SignedPermutation),
+    "tanh of a norm": (lambda s, x: torch.tanh(rms(x)) * s.g, G.SignedPermutation),
+    "shares of squares": (
+        lambda s, x: x.square() / x.square().sum(-1, keepdim=True) * s.g, G.SignedPermutation,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize("name", MIXING)
+def test_weights_inside_what_mixes_features_change_places_with_them(
+    name: str, inline: bool
+) -> None:
+    function, expected = MIXING[name]
+    mixed = Mixed(function)
+    mixed.g.data = torch.randn(D, generator=seeded(3)) + 2
+    mixed.p.data = torch.randn(D, generator=seeded(4))
+    model = Between((lambda h: function(mixed, h)) if inline else mixed)
+    model.mixed = mixed
+    found = claimed(model, 40)["a"]
+    assert isinstance(found.group, expected), found.because
+    assert found.certificate is not None and found.certificate.holds
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_numbers_inside_that_are_no_weights_hold_the_axes(name: str) -> None:
+    function, _ = MIXING[name]
+    mixed = Mixed(function)
+    for key in ("g", "p"):
+        delattr(mixed, key)
+        mixed.register_buffer(key, torch.randn(D, generator=seeded(ord(key))) + 2)
+    found = claimed(Between(mixed), 40)["a"]
+    assert isinstance(found.group, G.Unknown)
