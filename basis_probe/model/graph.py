@@ -1138,6 +1138,8 @@ class _Builder:
         if node.op == "add" and any(is_blank(self.trace, v) for v in node.args) and full == whole:
             self.put(node.index, Kind.CARRIER, (self.vertex(whole[0]),))
             return
+        if node.op in ("masked_fill", "where") and self._blanks_rows(node, live):
+            return
         if node.op in ("mul", "div") and len(live) == 1:
             varying, layout = self._varying(node, live[0]), self.layouts.get(live[0])
             if varying and layout is not None:
@@ -1173,6 +1175,52 @@ class _Builder:
             self.put(node.index, Kind.OTHER, (), tuple(sorted(roots)))
             return
         self.roots[node.index] = roots
+
+    def _blanks_rows(self, node: Node, live: list[int]) -> bool:
+        """Puts down what puts zeros in place of whole rows; False if that is not what it does.
+
+        Which rows these are must not depend on what the rows hold.
+        """
+        names = ("input", "mask", "value") if node.op == "masked_fill" else _OF_WHERE
+        padded = zip(names, (*node.args, *[None] * len(names)), strict=False)
+        given = {name: node.kwargs.get(name, value) for name, value in padded}
+        mask, layout = given.pop(names[node.op == "masked_fill"]), self.layouts.get(node.index)
+        rows = [v.node for v in given.values() if isinstance(v, Ref) and v.node in live]
+        left = [v for v in given.values() if not (isinstance(v, Ref) and v.node in live)]
+        if layout is None or len(rows) != 1 or not self._meets(rows[0], node):
+            return False
+        if not all(_is_zero(value) or is_blank(self.trace, value) for value in left):
+            return False
+        used: tuple[int, ...] = ()
+        if isinstance(mask, Fixed):
+            shape = tuple(mask.tensor.shape)
+        elif isinstance(mask, Ref):
+            shape = self.trace.node(mask.node).shape
+            if mask.node in live:
+                if self._base(self.roots[rows[0]]) & self._base(self.roots[mask.node]):
+                    return False
+                used = (self.vertex(mask.node),)
+            elif self._reads_features(mask.node):
+                return False
+        else:
+            return False
+        shape = (1,) * (len(node.shape) - len(shape)) + shape
+        if any(shape[axis] != 1 for axis in layout.axes):
+            return False
+        self.put(node.index, Kind.CARRIER, (self.vertex(rows[0]),), used)
+        return True
+
+    def _reads_features(self, index: int) -> bool:
+        """True if a node is made of numbers with features, such as a mask of large ones."""
+        seen, waiting = set[int](), [index]
+        while waiting:
+            here = waiting.pop()
+            if here not in seen:
+                seen.add(here)
+                if here in self.layouts or (self.trace.node(here).live and self.known(here)):
+                    return True
+                waiting.extend(self.trace.node(here).inputs)
+        return False
 
     def _weighs_rows(self, node: Node, live: list[int]) -> bool:
         """Puts down a product with one number for every row; False if it is none.
@@ -1529,6 +1577,13 @@ def _items(node: Node, before: tuple[int, ...]) -> list[tuple[int | None, Any]]:
             found.append((axis, item))
             axis += 1
     return found + [(rest, slice(None)) for rest in range(axis, len(before))]
+
+
+_OF_WHERE = ("condition", "input", "other")
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, int | float) and value == 0
 
 
 def _taken(before: tuple[int, ...], layout: Layout, items: dict[int, Any]) -> tuple[int, ...]:
