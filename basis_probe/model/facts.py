@@ -589,31 +589,34 @@ def _measure_one(function: Callable[..., Tensor], draw: Callable[[int], Tensor],
 def _measure_coupled(
     function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str
 ) -> Region:
-    # Values far from zero, so that an epsilon under the root does not show.
-    x = 1e4 * draw(24)
-    y = function(x)
-    for shape, inner in (
-        (Shape.RMS_NORM, x),
-        (Shape.LAYER_NORM, x - x.mean(1, keepdim=True)),
-    ):
-        unit = inner / inner.square().mean(1, keepdim=True).sqrt()
-        centre, mean = unit.mean(0), y.mean(0)
-        gain = ((unit - centre) * (y - mean)).sum(0) / (unit - centre).square().sum(0)
-        bias = mean - gain * centre
-        # Norms of Hugging Face models compute in float32 whatever they are given.
-        alike = _close(gain * unit + bias, y, 1e-5)
-        if alike and x.shape[1] <= 2:
-            # Of two numbers a softmax says which is larger, as a norm does, but not of near ones.
-            near = function(x / 1e4)
-            alike = bool(near.std() > 0) and _close(near.abs(), y.abs(), 1e-2)
-        if alike and _asks_for_length_alone(function, draw, shape, gain, bias):
-            bias = torch.where(bias.abs() < 1e-5 * y.abs().max(), torch.zeros_like(bias), bias)
-            return Region(shape, function, gain, bias, op=op)
+    drawn = draw(24)
+    # Values far from zero, so that an epsilon does not show; less far for short types.
+    for size in (1e12, 1e4):
+        x = size * drawn
+        y = function(x)
+        for shape, inner in (
+            (Shape.RMS_NORM, x),
+            (Shape.LAYER_NORM, x - x.mean(1, keepdim=True)),
+        ):
+            unit = inner / inner.square().mean(1, keepdim=True).sqrt()
+            centre, mean = unit.mean(0), y.mean(0)
+            gain = ((unit - centre) * (y - mean)).sum(0) / (unit - centre).square().sum(0)
+            bias = mean - gain * centre
+            # Norms of Hugging Face models compute in float32 whatever they are given.
+            alike = _close(gain * unit + bias, y, 1e-5)
+            if alike and x.shape[1] <= 2:
+                # Of two numbers a softmax says which is larger, as a norm does, but not of near
+                # ones.
+                near = function(drawn)
+                alike = bool(near.std() > 0) and _close(near.abs(), y.abs(), 1e-2)
+            if alike and _asks_for_length_alone(function, draw, shape, gain, bias):
+                bias = torch.where(bias.abs() < 1e-5 * y.abs().max(), torch.zeros_like(bias), bias)
+                return Region(shape, function, gain, bias, op=op)
     return Region(Shape.COUPLED, function, op=op)
 
 
 _LENGTHS = (0.05, 3.0, 100.0, 1e4)
-_FEW_PLACES, _EVERY_PLACE = 16, 512
+_PLACES = 512
 
 
 def _asks_for_length_alone(
@@ -628,16 +631,11 @@ def _asks_for_length_alone(
     A clip behind a norm is reached where one feature is most of a row, and what asks for the
     largest entry, as a softmax does, looks like a norm for large numbers.
     """
-    some = draw(24)
-    dim = some.shape[1]
-    count = dim if dim <= _EVERY_PLACE else _FEW_PLACES
-    places = torch.arange(count, device=some.device) * dim // count
-    alone = torch.zeros(count, dim, dtype=some.dtype, device=some.device)
-    alone[torch.arange(count, device=some.device), places] = 1.0
-    inner = torch.cat([some, alone, -alone])
+    inner = _directions(draw(24), draw(24))
     shift = torch.zeros_like(inner[:, :1])
     if shape is Shape.LAYER_NORM:
         inner = inner - inner.mean(1, keepdim=True)
+        inner = inner[inner.abs().amax(1) > 1e-9]
         shift = draw(len(inner))[:, :1]
     unit = inner / inner.square().mean(1, keepdim=True).sqrt()
     made = gain * unit
@@ -647,6 +645,30 @@ def _asks_for_length_alone(
         if not _close(factor * made + bias, y, 1e-5):
             return False
     return True
+
+
+def _directions(some: Tensor, other: Tensor) -> Tensor:
+    """Rows in many directions: such as are nearly one feature, all alike, or of any sizes.
+
+    Args:
+        some: drawn rows.
+        other: others.
+    """
+    dim, device = some.shape[1], some.device
+    features = torch.arange(dim, device=device)
+    # Every feature once, by itself or among others that are far from it.
+    rows = min(dim, _PLACES) if dim <= _PLACES else -(-dim // 16)
+    alone = (features % rows == torch.arange(rows, device=device)[:, None]).to(some)
+    signs = torch.where(other > 0, 1.0, -1.0).to(some)
+    alternating = torch.where(features % 2 == 0, 1.0, -1.0).to(some)
+    halves = torch.where(features < dim // 2, 1.0, -1.0).to(some)
+    sizes = torch.logspace(-6, 0, dim, dtype=some.dtype, device=device)
+    sized = sizes[other[:6].argsort(1)] * signs[:6]
+    few = some * (other > other.sort(1).values[:, -min(dim, 3), None])
+    special = torch.stack([torch.ones_like(alternating), alternating, halves])
+    made = [some, some.abs(), other.abs().square(), sized, few[few.any(1)], alone, special]
+    made = torch.cat([torch.cat([part, -part]) for part in made])
+    return torch.cat([made, signs])
 
 
 def _measure_two(function: Callable[..., Tensor], draw: Callable[[int], Tensor], op: str) -> Region:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,24 +170,53 @@ def linear_layer(
             inputs = inputs - found.bias.cpu().double().reshape(found.width, -1)[None]
         inputs = inputs / found.gain.cpu().double().reshape(found.width, -1)[None]
     maps, biases = weights or weights_of(found, dtype)
+    short = _short_type(found, rows["inputs"])
     return LinearLayer(
         inputs=inputs.to(working),
         weights=maps,
         biases=biases,
         pre=found.pre,
-        post=found.post,
+        post=found.post if short is None else _Rounded(found.post, short),
         geometry=geometry,
         centred=found.centred,
         held=held,
-        computed=_as_computed(found, rows["inputs"]),
+        computed=_as_computed(found, rows["inputs"]) if short is torch.bfloat16 else None,
+        rounded_to=short,
     )
 
 
-def _as_computed(found: Layer, inputs: Tensor) -> AsComputed | None:
-    """The layer in the type of the model where that is bfloat16, and fast on this machine."""
+@dataclasses.dataclass(frozen=True)
+class _Rounded:
+    """A function whose results are rounded to a short type, and stand in that of its arguments."""
+
+    function: Callable[[tuple[Tensor, ...]], Tensor]
+    dtype: torch.dtype
+
+    def __call__(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        return self.function(outputs).to(self.dtype).to(outputs[0].dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        # What it reads, and itself for some axes, where the function knows that.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        known = getattr(self.function, name)
+        if name != "along":
+            return known
+        return lambda axes, width: _Rounded(known(axes, width), self.dtype)
+
+
+_SHORT = (torch.bfloat16, torch.float16)
+
+
+def _short_type(found: Layer, inputs: Tensor) -> torch.dtype | None:
+    """The short type in which the model computes the layer; None where it is none."""
     own = (inputs, *found.weights, *(bias for bias in found.biases if bias is not None))
-    if any(tensor.dtype is not torch.bfloat16 for tensor in own):
-        return None
+    kinds = {tensor.dtype for tensor in own}
+    return inputs.dtype if kinds == {inputs.dtype} and inputs.dtype in _SHORT else None
+
+
+def _as_computed(found: Layer, inputs: Tensor) -> AsComputed | None:
+    """A layer in bfloat16 as the model has it, where that is fast on this machine."""
     # Without these instructions a product takes longer than one in single precision.
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None

@@ -336,25 +336,32 @@ def repeated_inequality(rows: Centred, groups: Int[Tensor, " samples"]) -> tuple
 
     Over pairs of different groups of examples, so that no sample is compared with itself:
     U = sum_{g != h} [n s_g . s_h - m/(m+2) (t_g t_h + 2 tr S_g S_h)] / sum_{g != h} t_g t_h, with
-    s_g the variances of the axes in group g, t_g their sum and S_g its covariance.
+    s_g the variances of the axes in group g, t_g their sum and S_g its covariance, each about the
+    mean of its own group: a far row moves the mean of all, and would be seen in every group.
 
     Args:
         rows: the rows.
         groups: 0, 1, ... for every row, [samples].
     """
     count, x = int(groups.max()) + 1, rows.rows
+    belongs = (torch.arange(count, device=x.device)[:, None] == groups).double()
+    share = belongs / belongs.sum(1, keepdim=True).clamp_min(1.0)
+    means = share @ x
     shares = torch.zeros(count, rows.dim, dtype=torch.float64, device=x.device)
     shares.index_add_(0, groups, x.square())
-    shares /= rows.samples
+    shares -= belongs.sum(1, keepdim=True) * means.square()
+    shares = shares.clamp_min_(0.0) / rows.samples
     totals = shares.sum(1)
     if rows.dim <= rows.samples // 4:
-        own = [x[groups == g] for g in range(count)]
+        own = [x[groups == g] - means[g] for g in range(count)]
         flat = torch.stack([(part.T @ part / rows.samples).flatten() for part in own])
         products = flat @ flat.T
     else:
-        belongs = (torch.arange(count, device=x.device)[:, None] == groups).to(rows.dtype)
-        half = belongs @ rows.inner_products.square()
-        products = half.double() @ belongs.double().T / rows.samples**2
+        pairs = rows.inner_products
+        off = (share.to(pairs) @ pairs)[groups]
+        pairs = pairs - off - off.T + (off @ share.to(pairs).T)[:, groups]
+        half = belongs.to(pairs) @ pairs.square()
+        products = half.double() @ belongs.T / rows.samples**2
     weights = torch.outer(totals, totals)
     excess = rows.dim * shares @ shares.T - rows.free / (rows.free + 2) * (weights + 2 * products)
     apart = ~torch.eye(count, dtype=torch.bool, device=x.device)

@@ -82,9 +82,45 @@ LOOKALIKES: dict[str, Callable[[Tensor], Tensor]] = {
     "the largest entry": lambda h: h / h.abs().amax(-1, keepdim=True),
     "the sum of sizes": lambda h: h / h.abs().sum(-1, keepdim=True),
     "a fourth power": lambda h: h / h.pow(4).mean(-1, keepdim=True).pow(0.25),
+    "a threshold of the mean": lambda h: (
+        F.rms_norm(h, (24,)) - F.relu(F.rms_norm(h, (24,)).mean(-1, keepdim=True) - 0.8)
+    ),
+    "a gate of the mean": lambda h: (
+        F.rms_norm(h, (24,))
+        * (1 + F.hardsigmoid(8 * F.rms_norm(h, (24,)).mean(-1, keepdim=True) - 9))
+    ),
+    "all negative": lambda h: (
+        F.rms_norm(h, (24,)) + 0.5 * F.relu(-F.rms_norm(h, (24,)).amax(-1, keepdim=True))
+    ),
+    "the larger of two lengths": lambda h: (
+        h
+        / torch.maximum(h.norm(dim=-1, keepdim=True), 1.1 * h.abs().sum(-1, keepdim=True) / 24**0.5)
+    ),
+    "a length or a sum": lambda h: (
+        h
+        / torch.maximum(h.norm(dim=-1, keepdim=True), 1.3 * h.sum(-1, keepdim=True).abs() / 24**0.5)
+    ),
+    "an alternating sum": lambda h: (
+        h
+        / torch.maximum(
+            h.norm(dim=-1, keepdim=True),
+            1.3
+            * (h[:, ::2].sum(-1, keepdim=True) - h[:, 1::2].sum(-1, keepdim=True)).abs()
+            / 24**0.5,
+        )
+    ),
+    "a small dead zone": lambda h: F.hardshrink(F.rms_norm(h, (24,)), 1e-3),
 }
 OF_LENGTH: dict[str, tuple[Callable[[Tensor], Tensor], type[G.Group]]] = {
     "a large epsilon": (lambda h: F.rms_norm(h, (24,), eps=1.0), G.Orthogonal),
+    "an epsilon outside the root": (
+        lambda h: h / (h.square().mean(-1, keepdim=True).sqrt() + 0.1),
+        G.Orthogonal,
+    ),
+    "one outside the deviation": (
+        lambda h: (h - h.mean(-1, keepdim=True)) / (h.std(-1, keepdim=True) + 1),
+        G.LineStabiliser,
+    ),
     "a large epsilon in layer": (lambda h: F.layer_norm(h, (24,), eps=1.0), G.LineStabiliser),
     "a squash": (
         lambda h: h * h.norm(dim=-1, keepdim=True) / (1 + h.square().sum(-1, keepdim=True)),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import basis_probe as bp
 from basis_probe.model.linear_layer import Layer
 from basis_probe.run import problems
 from basis_probe.statistics.nulls import Geometry, LinearLayer
@@ -131,7 +132,7 @@ SHORT = torch.backends.cpu.get_cpu_capability() == "AVX512"
 @pytest.mark.parametrize("gained", [False, True])
 @pytest.mark.parametrize("positions", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_outputs_are_rounded_as_the_model_rounds_them_or_less(
+def test_outputs_are_rounded_as_the_model_rounds_them(
     dtype: torch.dtype, positions: int, gained: bool, biased: bool
 ) -> None:
     weights = tuple(_weight("rows", positions, dtype, seed) for seed in (1, 2))
@@ -155,7 +156,8 @@ def test_outputs_are_rounded_as_the_model_rounds_them_or_less(
         exact = exact if bias is None else exact + bias.double()
         made = linear.outputs[place]
         assert made.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
-        rounding = torch.finfo(dtype if linear.computed is not None else made.dtype).eps
+        assert torch.equal(made.to(dtype).to(made), made)
+        rounding = torch.finfo(dtype).eps
         assert (made - exact).abs().max() <= 8 * rounding * exact.abs().max()
     # Some of the rows are those rows, whether all were computed before or not.
     some = torch.tensor([3, 1, 88])
@@ -184,3 +186,33 @@ def test_functions_may_change_what_they_are_given(leaves: bool) -> None:
     for rows in (slice(None), slice(3, 9)):
         assert torch.equal(linear.post(linear.outputs_of(rows)), first[rows])
     assert problems.missed_by(linear, first) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("bent", [torch.nn.Sigmoid, torch.nn.ReLU, torch.nn.GELU])
+def test_neurons_score_what_the_model_has_of_them(
+    bent: type[torch.nn.Module], dtype: torch.dtype
+) -> None:
+    """Saturated neurons, and those with a large mean, have few values in a short type."""
+    layers = [torch.nn.Linear(16, 24), torch.nn.LayerNorm(24), torch.nn.Linear(24, 70), bent()]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(70, 3))
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=seeded(parameter.numel())) / 4
+    model[2].bias.data += torch.linspace(-12, 12, 70)
+    model = model.to(dtype).eval()
+    x = torch.randn(900, 16, generator=seeded(1)).to(dtype)
+    with torch.no_grad():
+        seen = model[:4](x).double()
+    off = seen - seen.mean(0)
+    expected = off.pow(4).mean(0) / off.square().mean(0).square()
+    found = bp.probe(model, [x], progress=False)["3"]
+    values = torch.as_tensor(found.scores["kurtosis"].per_direction)
+    dead = (seen == seen[0]).all(0)
+    assert found.n_dead == int(dead.sum())
+    assert bool(values[dead].isnan().all())
+    # Sums in another order now and then round a value the other way.
+    close = (values / expected - 1).abs()[~dead] < (1e-6 if dtype is torch.float32 else 0.05)
+    assert float(close.double().mean()) > 0.8
+    assert found.scores["kurtosis"].observed == pytest.approx(
+        float(expected[~dead].mean()), rel=0.05
+    )

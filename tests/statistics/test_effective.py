@@ -124,3 +124,13 @@ def test_reports_hold_both_numbers_and_old_ones_load_without() -> None:
     assert bp.Report.from_json(report.to_json()) == report
     frame = report.to_dataframe()
     assert frame["null_distinct"].tolist()[0] == 900
+
+
+@pytest.mark.parametrize("size", [1e2, 1e6, 1e8, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_far_row_leaves_the_others_distinct(dtype: torch.dtype, size: float) -> None:
+    x = torch.randn(500, 40, generator=seeded(0), dtype=torch.float64)
+    x[7] *= size
+    assert distinct_rows(x.to(dtype)) == 500
+    again = torch.cat([x, x[:100]])
+    assert distinct_rows(again.to(dtype)) == 500

@@ -178,7 +178,9 @@ def test_inequality_between_examples_is_the_same_by_either_way_of_summing(dim: i
     x = _normal(300, dim) * torch.logspace(0, 1, dim, dtype=torch.float64)
     groups, rows = torch.arange(300) % 6, Centred(x, line=False)
     found, error = repeated_inequality(rows, groups)
-    parts = [rows.rows[groups == g].T @ rows.rows[groups == g] / 300 for g in range(6)]
+    own = [rows.rows[groups == g] for g in range(6)]
+    own = [part - part.mean(0) for part in own]
+    parts = [part.T @ part / 300 for part in own]
     above = below = 0.0
     for g, one in enumerate(parts):
         for h, two in enumerate(parts):
@@ -190,6 +192,22 @@ def test_inequality_between_examples_is_the_same_by_either_way_of_summing(dim: i
                 below += t
     assert found == pytest.approx(above / below, rel=1e-9)
     assert 0 < error < 1
+
+
+@pytest.mark.parametrize("dim", [24, 300])
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e4])
+def test_one_far_row_does_not_repeat_between_examples(dim: int, size: float) -> None:
+    """It moves the mean of all, and would be seen in every group about that."""
+    claimed = 0
+    for seed in range(8):
+        x = _normal(600, dim, seed=seed)
+        x[7] = size * x[7].sign() * x[7].abs().pow(2.5)
+        claimed += not scale(Centred(x, line=False), torch.arange(600), seed=0).gate
+    assert claimed <= 2
+    x = _normal(600, dim, seed=9)
+    x[:, 5] *= 4
+    x[7] *= size
+    assert size > 1 or not scale(Centred(x, line=False), torch.arange(600), seed=0).gate
 
 
 def test_outlying_axes_are_listed_the_largest_first() -> None:

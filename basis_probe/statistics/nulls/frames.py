@@ -150,6 +150,8 @@ class LinearLayer:
             leave the all-ones direction fixed.
         computed: the same inputs and weights as the model has them, where all outputs are computed
             from these: in a short type that takes a part of the time.
+        rounded_to: the short type to which the model rounds the outputs of the maps; None for none.
+            `post` rounds the activations by itself.
     """
 
     inputs: Float[Tensor, "samples inputs positions"]
@@ -161,6 +163,7 @@ class LinearLayer:
     centred: bool
     held: tuple[Float[Tensor, "samples outputs"], ...] = ()
     computed: AsComputed | None = None
+    rounded_to: torch.dtype | None = None
 
     def to(self, device: torch.device) -> "LinearLayer":
         """The layer with its numbers on a device."""
@@ -182,6 +185,10 @@ class LinearLayer:
             computed=None if self.computed is None else self.computed[rows],
         )
 
+    def rounded(self, outputs: Tensor) -> Tensor:
+        """What a map gives, as the model has it."""
+        return outputs if self.rounded_to is None else outputs.to(self.rounded_to).to(outputs)
+
     def _outputs(
         self, wanted: Collection[int] | None = None, rows: slice = slice(None)
     ) -> tuple[Tensor, ...]:
@@ -198,7 +205,7 @@ class LinearLayer:
                 made.append(computed.of(place).to(flat.dtype))
                 continue
             out = flat @ weight.reshape(len(weight), -1).T
-            made.append(out if bias is None else out.add_(bias))
+            made.append(self.rounded(out if bias is None else out.add_(bias)))
         return tuple(made)
 
     @property

@@ -166,10 +166,11 @@ class ReadElsewhere(Alternatives):
         """[rows, outputs] for every map, which is changed."""
         parts = made.split([shape[0] for shape in self.shapes], dim=1)
         biases = self.layer.biases
-        return [
+        biased = [
             out if bias is None else out.add_(self._own(bias[None])[0])
             for out, bias in zip(parts, biases, strict=True)
         ]
+        return [self.layer.rounded(out) for out in biased]
 
     def _as_weights(self, drawn: Tensor) -> Tensor:
         """[outputs, width * positions]: what was drawn for every output and position."""
