@@ -22,10 +22,10 @@ def distinct_rows(x: Float[Tensor, "samples dim"], *, eps: float | None = None) 
     """The number of different rows.
 
     What is fitted to rows, such as a covariance, learns nothing from a row that comes again. A
-    row counts as seen before if it agrees with one of its neighbours to five digits of its length,
-    or of its length about the mean where that is less, or to the last digits of its values, in
-    eight fixed random directions, where neighbours are the sixteen rows before it in the order
-    along the first of these: batches of other sizes change the last digits of a row.
+    row counts as seen before if it agrees with one of its neighbours to five digits of its length
+    about the mean of the shorter half, or to the last digits of its values, in eight fixed random
+    directions, where neighbours are the sixteen rows before it in the order along the first of
+    these: batches of other sizes change the last digits of a row.
 
     Args:
         x: activations, [samples, dim]. Rows that are not finite count as one each. Rows that a
@@ -57,13 +57,15 @@ def distinct_rows(x: Float[Tensor, "samples dim"], *, eps: float | None = None) 
     directions = (directions / directions.norm(dim=0)).to(rows)
     about: list[Tensor] = []
     projected: list[Tensor] = []
-    mean = rows.mean(0)
+    # Far rows would move the mean of all beyond the others.
+    lengths = rows.norm(dim=1)
+    near = (lengths <= lengths.median()).to(rows)
+    mean = near @ rows / near.sum()
     for some in _pieces(rows):
         piece = some - mean
         about.append(piece.norm(dim=1))
         projected.append(piece @ directions)
-    # One far row may move the mean beyond all others.
-    alike = (_ALIKE * torch.cat(about).minimum(rows.norm(dim=1))).maximum(rounding)
+    alike = (_ALIKE * torch.cat(about)).maximum(rounding)
     seen = torch.cat(projected)
     order = seen[:, 0].argsort()
     seen, alike = seen[order], alike[order]

@@ -336,8 +336,9 @@ def repeated_inequality(rows: Centred, groups: Int[Tensor, " samples"]) -> tuple
 
     Over pairs of different groups of examples, so that no sample is compared with itself:
     U = sum_{g != h} [n s_g . s_h - m/(m+2) (t_g t_h + 2 tr S_g S_h)] / sum_{g != h} t_g t_h, with
-    s_g the variances of the axes in group g, t_g their sum and S_g its covariance, each about the
-    mean of its own group: a far row moves the mean of all, and would be seen in every group.
+    s_g the variances of the axes in group g, t_g their sum and S_g its covariance. All are about
+    the median of the groups' means: a far row moves the mean of all, and would be seen in every
+    group about that.
 
     Args:
         rows: the rows.
@@ -345,21 +346,21 @@ def repeated_inequality(rows: Centred, groups: Int[Tensor, " samples"]) -> tuple
     """
     count, x = int(groups.max()) + 1, rows.rows
     belongs = (torch.arange(count, device=x.device)[:, None] == groups).double()
-    share = belongs / belongs.sum(1, keepdim=True).clamp_min(1.0)
-    means = share @ x
+    means = belongs @ x / belongs.sum(1, keepdim=True).clamp_min(1.0)
+    centre = means.quantile(0.5, dim=0)
+    x = x - centre
     shares = torch.zeros(count, rows.dim, dtype=torch.float64, device=x.device)
     shares.index_add_(0, groups, x.square())
-    shares -= belongs.sum(1, keepdim=True) * means.square()
-    shares = shares.clamp_min_(0.0) / rows.samples
+    shares /= rows.samples
     totals = shares.sum(1)
     if rows.dim <= rows.samples // 4:
-        own = [x[groups == g] - means[g] for g in range(count)]
+        own = [x[groups == g] for g in range(count)]
         flat = torch.stack([(part.T @ part / rows.samples).flatten() for part in own])
         products = flat @ flat.T
     else:
         pairs = rows.inner_products
-        off = (share.to(pairs) @ pairs)[groups]
-        pairs = pairs - off - off.T + (off @ share.to(pairs).T)[:, groups]
+        off = (rows.rows @ centre).to(pairs)
+        pairs = pairs - off[:, None] - off + float(centre.square().sum())
         half = belongs.to(pairs) @ pairs.square()
         products = half.double() @ belongs.T / rows.samples**2
     weights = torch.outer(totals, totals)
