@@ -346,15 +346,19 @@ def repeated_inequality(rows: Centred, groups: Int[Tensor, " samples"]) -> tuple
     """
     count, x = int(groups.max()) + 1, rows.rows
     belongs = (torch.arange(count, device=x.device)[:, None] == groups).double()
-    means = belongs @ x / belongs.sum(1, keepdim=True).clamp_min(1.0)
-    centre = means.quantile(0.5, dim=0)
-    x = x - centre
+    sizes, sums = belongs.sum(1, keepdim=True), belongs @ x
+    centre = (sums / sizes.clamp_min(1.0)).quantile(0.5, dim=0)
     shares = torch.zeros(count, rows.dim, dtype=torch.float64, device=x.device)
-    shares.index_add_(0, groups, x.square())
+    if float(centre.square().sum()) > float(rows.variances.sum()):
+        # A difference of squares would be rounded as the larger ones are.
+        shares.index_add_(0, groups, (x - centre).square())
+    else:
+        shares.index_add_(0, groups, x.square())
+        shares += centre * (sizes * centre - 2 * sums)
     shares /= rows.samples
     totals = shares.sum(1)
     if rows.dim <= rows.samples // 4:
-        own = [x[groups == g] for g in range(count)]
+        own = [x[groups == g] - centre for g in range(count)]
         flat = torch.stack([(part.T @ part / rows.samples).flatten() for part in own])
         products = flat @ flat.T
     else:
