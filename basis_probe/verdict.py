@@ -303,6 +303,7 @@ def decide(found: Found) -> Verdict:
     data = _data_clause(found, "them" if privileged is Privileged.AXES else "the axes")
     data += _below(found.scores)
     data += _aside(found.scores, null, stands_out)
+    data += _untold(found)
     if privileged is Privileged.UNKNOWN:
         return _undecided(
             f"Undecided about the architecture, whose group at this site is not known; {data}."
@@ -644,6 +645,16 @@ def _different(score: ScoreResult) -> int:
     values = np.sort(score.null_values[~np.isnan(score.null_values)][:199])
     rounding = _ROUNDING * max(abs(values[0]), abs(values[-1]))
     return 1 + int((np.diff(values) > max(1e-4 * (values[-1] - values[0]), rounding)).sum())
+
+
+def _untold(found: Found) -> str:
+    """Which of the scores that decide could not, where others did."""
+    deciding = [score for score in found.scores.values() if score.decides]
+    lost = [score.name for score in deciding if math.isnan(score.effect)]
+    if not lost or len(lost) == len(deciding):
+        return ""
+    names = " and ".join(_spoken(name) for name in lost)
+    return f"; {names} could not be compared, for alternatives have but one value of it"
 
 
 def _beyond_all(score: ScoreResult) -> bool:

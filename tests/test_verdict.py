@@ -169,6 +169,18 @@ def test_a_sentence_holds_its_numbers() -> None:
     assert "the same layer with its neurons pointing elsewhere" in sentence
 
 
+@pytest.mark.parametrize("privileged", [Privileged.AXES, Privileged.NONE, Privileged.UNKNOWN])
+@pytest.mark.parametrize("effect", [0.3, 30.0])
+def test_scores_that_should_decide_and_could_not_are_named(
+    privileged: Privileged, effect: float
+) -> None:
+    lost = _score(NAN, name="negentropy", null_values=np.full(199, 0.4))
+    sentence = _verdict(_found(_score(effect), lost, privileged=privileged)).sentence
+    assert "negentropy could not be compared" in sentence
+    both = _found(_score(effect), _score(effect, name="negentropy"), privileged=privileged)
+    assert "could not be compared" not in _verdict(both).sentence
+
+
 def test_a_small_difference_is_said_to_be_small() -> None:
     big = _score(10.0)
     small = dataclasses.replace(big, observed=big.null_mean * 1.05)
