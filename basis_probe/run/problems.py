@@ -60,7 +60,7 @@ def problem_of(
     else:
         x = rows["x"].to(working)
         if linear is not None:
-            error = missed_by(linear, x)
+            error = missed_by(linear, x, keep=pre)
             if not error <= tolerance(dtype, x):
                 linear = None
                 notes = (
@@ -227,10 +227,17 @@ def _as_computed(found: Layer, inputs: Tensor) -> AsComputed | None:
     )
 
 
-def missed_by(linear: LinearLayer, x: Tensor) -> float:
-    """By how much a layer's outputs, computed from its inputs, miss the activations."""
+def missed_by(linear: LinearLayer, x: Tensor, *, keep: bool = False) -> float:
+    """By how much a layer's outputs, computed from its inputs, miss the activations.
+
+    Args:
+        linear: the layer.
+        x: the activations.
+        keep: whether the outputs are wanted once more, and are kept.
+    """
     worst = [torch.zeros((), dtype=torch.float64)]
-    linear.prepare()
+    if keep:
+        linear.prepare()
     at_once = max(1, _AT_ONCE // max(1, x.shape[1]))
     for start in range(0, len(x), at_once):
         some = slice(start, start + at_once)
