@@ -39,7 +39,8 @@ _LARGE = 512
 _FAR_ABOVE_ROUNDING = 1e-3
 """At least half of the variances have to be larger than so much of the largest."""
 _OFFSET_DRAWS = 9999
-_SCALE_DRAWS, _WIDE_SCALE_DRAWS, _WIDE = 1999, 999, 512
+_SCALE_DRAWS = ((512, 1999), (1024, 999), (math.inf, 499))
+_WIDE = 512
 _LEADING = ((64, 32), (256, 16), (math.inf, 8))
 """Up to so many axes so many principal directions are drawn exactly: of more axes fewer shape the
 law of their sum. With all 32 its tails are the same for spectra of seven kinds."""
@@ -287,7 +288,7 @@ def scale(
         rows: the rows.
         examples: which sequence or image every row is of, [samples].
         seed: seeds the surrogate.
-        draws: how many turned bases it has; None for 1,999, or 999 above 512 axes.
+        draws: how many turned bases it has; None for 1,999, 999 above 512 axes, 499 above 1,024.
 
     Example:
         >>> x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0)).double()
@@ -310,7 +311,7 @@ def scale(
         gate = "all directions vary alike, so that no axis can"
         return _untested(SCALE, statistic, expected, std, contributions, gate)
     if draws is None:
-        draws = _SCALE_DRAWS if dim <= _WIDE else _WIDE_SCALE_DRAWS
+        draws = next(draws for width, draws in _SCALE_DRAWS if dim <= width)
     turned = turned_variances(spectrum, dim, draws, line=rows.line, seed=seed)
     null = dim * turned.square().sum(1) / turned.sum(1).square()
     if float(null.std()) > 0:
