@@ -424,9 +424,14 @@ def _match(
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.arange(family.dim) for family in families]
     signs = [torch.ones(family.dim, dtype=torch.float64) for family in families]
+    names = [{slot.name for slot in family.slots} for family in families]
+    # Where no weight of a family has changed since it was matched, it fits best as it is.
+    waiting = set(range(len(families)))
     for _ in range(_ROUNDS):
-        changed = False
         for place in torch.randperm(len(families), generator=generator).tolist():
+            if place not in waiting:
+                continue
+            waiting.remove(place)
             family = families[place]
             gain = torch.zeros(family.dim, family.dim, dtype=torch.float64)
             turned = torch.zeros_like(gain)
@@ -442,11 +447,11 @@ def _match(
             gained = gain[places, order].sum() - now
             if float(gained) <= 1e-9 * float(gain.abs().max()):
                 continue
-            changed = True
+            waiting |= {other for other, own in enumerate(names) if own & names[place]} - {place}
             orders[place], signs[place] = orders[place][order], signs[place][order] * sign
             for slot in family.slots:
                 weights[slot.name] = slot.moved(weights[slot.name], order, sign)
-        if not changed:
+        if not waiting:
             break
     return list(zip(orders, signs, strict=True))
 

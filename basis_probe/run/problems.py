@@ -197,7 +197,7 @@ class _Rounded:
 
     def __getattr__(self, name: str) -> Any:
         # What it reads, and itself for some axes, where the function knows that.
-        if name.startswith("__"):
+        if name.startswith("__") or name in ("function", "dtype"):
             raise AttributeError(name)
         known = getattr(self.function, name)
         if name != "along":
