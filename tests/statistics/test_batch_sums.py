@@ -125,3 +125,23 @@ def test_a_probe_gives_the_same_numbers_on_every_device(device: torch.device) ->
         torch.testing.assert_close(seen.moments.m4, other.moments.m4, rtol=1e-4, atol=0)
         for key, rows in seen.kept.rows.items():
             torch.testing.assert_close(rows, other.kept.rows[key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_of_axes_far_from_zero_are_those_of_float64(dtype: torch.dtype, across: bool) -> None:
+    """Whatever row they are taken about: a far one, one like the others, or none."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(700, 30, generator=generator).abs() * torch.logspace(-3, 1, 30)
+    x = x + torch.logspace(2, -2, 30)
+    x[:, 3], x[:, 4] = 7.25, 0.0
+    for far in (0.0, 300.0):
+        x[350] += far
+        given = x.to(dtype)
+        found, exact = BatchSums.of(given, across=across).moments, given.double()
+        off = exact - exact.mean(0)
+        torch.testing.assert_close(found.mean, exact.mean(0), rtol=1e-12, atol=0)
+        for power, made in ((2, found.m2), (3, found.m3), (4, found.m4)):
+            size = off.abs().pow(power).sum(0)
+            assert bool(((made - off.pow(power).sum(0)).abs() <= 1e-9 * size + 1e-24).all()), power
+        assert far or float(found.m2[3]) == float(found.m2[4]) == 0.0
