@@ -618,6 +618,7 @@ def _measure_coupled(
 _LENGTHS = {3.0: 1, 0.05: 7, 100.0: 5, 1e4: 9}
 """Of rows of the first length all are tried, of others some."""
 _PLACES = 512
+"""Up to so many features are each tried alone."""
 
 
 def _asks_for_length_alone(
@@ -659,7 +660,7 @@ def _directions(some: Tensor, other: Tensor) -> Tensor:
     dim, device = some.shape[1], some.device
     features = torch.arange(dim, device=device)
     # Every feature once, by itself or among others that are far from it.
-    rows = min(dim, _PLACES) if dim <= _PLACES else -(-dim // 64)
+    rows = dim if dim <= _PLACES else -(-dim // 64)
     alone = (features % rows == torch.arange(rows, device=device)[:, None]).to(some)
     signs = torch.where(other > 0, 1.0, -1.0).to(some)
     alternating = torch.where(features % 2 == 0, 1.0, -1.0).to(some)
