@@ -591,6 +591,18 @@ class OnAxes(Elementary):
         columns = order.argsort()
         return MonomialElement(columns, values[columns])
 
+    def element(self, matrix: object, atol: float = 1e-6) -> Element:
+        # What has the form of the group's elements is told without its matrix.
+        if isinstance(matrix, MonomialElement) and 0 <= atol < 1 and self._holds(matrix):
+            return matrix
+        return super().element(matrix, atol)
+
+    def _holds(self, given: MonomialElement) -> bool:
+        """True if an element that moves axes is one of the group without any rounding."""
+        factors = given.factors if not self.signs else given.factors.abs()
+        allowed = factors > 0 if self.positive_scales else factors == 1
+        return given.dim == self.dim and bool(allowed.all())
+
     def _miss(self, a: Float64[Tensor, "dim dim"], atol: float, rounding: float) -> Miss:
         return _off_axes(a, atol, signs=self.signs, positive_scales=self.positive_scales)
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -317,8 +317,9 @@ def _reparametrized(
     routers = (derivation.router(facts.stream_of[_vertex(facts, p)]) for p, _ in acting.values())
     if any(router is not None for router in routers):
         batch = batch.repeated(TIMES)
-    allowed = _precision(facts, subject, batch)
-    change = _change(subject, recognise(weights.model), batch)
+    before = _outputs(subject, batch)
+    allowed = _precision(facts, before)
+    change = largest_change(before, _outputs(recognise(weights.model), batch))
     if not change <= allowed:
         raise ValueError(
             f"the model that was changed at {name} does not compute the same: its outputs differ "
@@ -330,7 +331,7 @@ def _reparametrized(
     if getattr(config, "tie_word_embeddings", False) and weights.untied(subject.model):
         # Saved and loaded again, the two must stay what they are now.
         config.tie_word_embeddings = False  # pyright: ignore[reportOptionalMemberAccess]
-        if not _change(subject, recognise(weights.model), batch) <= allowed:
+        if not largest_change(before, _outputs(recognise(weights.model), batch)) <= allowed:
             config.tie_word_embeddings = True  # pyright: ignore[reportOptionalMemberAccess]
             warnings.warn(
                 f"embeddings that {name} has untied have values of their own now, but the model's "
@@ -627,22 +628,18 @@ def _without(claims: Mapping[str, Symmetry], names: Iterable[str], why: str) -> 
     }
 
 
-def _change(before: Subject, after: Subject, batch: Batch) -> float:
-    """By how much a twin's outputs differ from the model's, relative to the largest."""
-    outputs: list[list[Tensor]] = []
-    for subject in (before, after):
-        with prepared(subject.model, None), torch.no_grad():
-            outputs.append([t for t in tensors_in(subject.call(batch)) if t.is_floating_point()])
-    return largest_change(*outputs)
+def _outputs(subject: Subject, batch: Batch) -> list[Tensor]:
+    """The numbers that a model returns for a batch."""
+    with prepared(subject.model, None), torch.no_grad():
+        return [t for t in tensors_in(subject.call(batch)) if t.is_floating_point()]
 
 
 _LOWER = {"float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def _precision(facts: Facts, subject: Subject, batch: Batch) -> float:
+def _precision(facts: Facts, outputs: Sequence[Tensor]) -> float:
     """The change of outputs that is the model's own precision: of all types that it computes in."""
-    with prepared(subject.model, None), torch.no_grad():
-        given = [t.dtype for t in tensors_in(subject.call(batch)) if t.is_floating_point()]
+    given = [output.dtype for output in outputs]
     for node in facts.graph.trace.nodes:
         if node.live and node.floating and node.op == "to":
             values = (*node.args, *node.kwargs.values())

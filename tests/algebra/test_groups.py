@@ -9,7 +9,7 @@ from draws import seeded
 from torch import Tensor
 
 import basis_probe.algebra.groups as groups
-from basis_probe.algebra.elements import BlockElement, Dense, SumElement
+from basis_probe.algebra.elements import BlockElement, Dense, MonomialElement, SumElement
 from basis_probe.algebra.groups import (
     Blocks,
     DirectSum,
@@ -18,6 +18,7 @@ from basis_probe.algebra.groups import (
     LineRotations,
     LineStabiliser,
     Monomial,
+    OnAxes,
     Orthogonal,
     Permutation,
     Planes,
@@ -522,6 +523,37 @@ def test_an_element_of_the_right_form_is_kept(group: Group) -> None:
     assert float((read.matrix() - written.entries).abs().max()) < 1e-15
     # A matrix without a form gets the one that the group has.
     assert type(read) is type(group.draw(seeded(29)))
+
+
+@pytest.mark.parametrize("factors", ["one", "signs", "scales", "signed scales", "tiny", "single"])
+@pytest.mark.parametrize("kind", [Permutation, SignedPermutation, PositiveMonomial, Monomial])
+@pytest.mark.parametrize("dim", [1, 5, 6])
+def test_elements_that_move_axes_are_taken_where_their_matrices_are(
+    kind: type[OnAxes], dim: int, factors: str
+) -> None:
+    scales = torch.rand(dim, generator=seeded(32), dtype=torch.float64) + 0.5
+    signs = torch.where(torch.arange(dim) % 2 == 0, -1.0, 1.0).double()
+    values = {
+        "one": torch.ones(dim, dtype=torch.float64),
+        "signs": signs,
+        "scales": scales,
+        "signed scales": signs * scales,
+        "tiny": scales * 1e-30,
+        "single": scales.float(),
+    }[factors]
+    element = MonomialElement(torch.randperm(dim, generator=seeded(33)), values)
+    group = kind(6)
+    try:
+        read = group.element(element.matrix())
+    except ValueError as error:
+        with pytest.raises(ValueError) as raised:
+            group.element(element)
+        assert str(raised.value) == str(error)
+    else:
+        assert group.element(element) is element
+        assert torch.equal(read.matrix(), element.matrix())
+    with pytest.raises(ValueError, match="tolerance"):
+        group.element(element, atol=2.0)
 
 
 def test_blocks_in_another_division_are_read_again() -> None:
