@@ -41,7 +41,6 @@ from basis_probe.model.facts import (
     bias_of,
     constants_of,
     evaluate,
-    fixed_in,
     given_to,
     keeps_statistics,
     numbers_in,
@@ -50,7 +49,7 @@ from basis_probe.model.facts import (
 from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument, replay
 from basis_probe.model.places import Site
 from basis_probe.model.rows import GROUPED_PRODUCTS
-from basis_probe.model.trace import Fixed, Node, Ref
+from basis_probe.model.trace import Fixed, Node, Ref, fixed_in
 from basis_probe.model.weights import (
     ContradictionError,
     MisfitError,
@@ -1138,11 +1137,24 @@ class Action:
         # What is no parameter of a nonlinear function, all features read alike.
         bent = self.facts.regions.get(vertex.node, NOTHING).shape is not Shape.DIAGONAL
         for node, value in given_to(self.graph, vertex):
-            for slot, _ in self._held_in(node, value, learned=bent):
+            for held, _ in self._held_in(node, value, learned=bent):
+                slot = self._of_all_positions(held, len(columns))
                 values = self._original(slot)
                 axes = [axis for axis, size in enumerate(values.shape) if size == len(columns)]
-                if len(axes) == 1:
-                    self.weights.set(slot, values.index_select(axes[0], columns))
+                if len(axes) == 1 or (axes and slot is not held):
+                    self.weights.set(slot, values.index_select(axes[-1], columns))
+
+    def _of_all_positions(self, slot: Slot, dim: int) -> Slot:
+        """A table of vectors of which the first rows are used: a longer input uses more of them."""
+        if slot.entries is None or slot.lengths is not None:
+            return slot
+        used, whole = slot.entries.cpu(), self.weights.shape(slot.name)
+        first = torch.equal(used.flatten(), torch.arange(used.numel()))
+        rows = [size for size in used.shape[:-1] if size > 1]
+        more = [size for size in whole[:-1] if size > 1]
+        table = used.ndim > 1 and used.shape[-1] == whole[-1] == dim
+        table = table and len(rows) == len(more) == 1 and rows < more
+        return Slot(slot.name, factor=slot.factor) if first and table else slot
 
     def _batch_norm(self, node: Node, columns: Tensor, before: Tensor, after: Tensor) -> None:
         statistics = "" if node.op in ("group_norm", "layer_norm") else "running_mean running_var"

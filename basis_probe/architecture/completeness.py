@@ -20,11 +20,11 @@ from basis_probe.architecture.directions import Directions
 from basis_probe.architecture.prove import Unproved
 from basis_probe.architecture.prove_copied import CopyProver
 from basis_probe.model.batches import Batch
-from basis_probe.model.facts import Facts, fixed_in
+from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Kind
 from basis_probe.model.places import Site
 from basis_probe.model.precision import in_double
-from basis_probe.model.trace import tensors_in
+from basis_probe.model.trace import fixed_in, tensors_in
 from basis_probe.model.weights import Slot, WeightError, held
 from basis_probe.results.symmetry import Completeness
 

@@ -60,7 +60,6 @@ from basis_probe.model.facts import (
     Stream,
     added_leaves,
     constants_of,
-    fixed_in,
     generic,
     given_to,
     homogeneity,
@@ -75,7 +74,7 @@ from basis_probe.model.facts import (
 from basis_probe.model.graph import Kind, Vertex, groups_of, is_one_number, norm_argument
 from basis_probe.model.places import Site
 from basis_probe.model.recurrent import LONGEST, RECURRENT
-from basis_probe.model.trace import Fixed, Ref, Trace
+from basis_probe.model.trace import Fixed, Ref, Trace, fixed_in
 from basis_probe.results.symmetry import Symmetry
 
 _SCALES: tuple[tuple[type[OnAxes], Scales], ...] = (
@@ -131,6 +130,8 @@ class Derivation:
         self.ties = ties_of(facts, meeting)
         self.pinned = read_by_number(facts)
         self._untied = untied(facts)
+        left = (facts.graph.same.get(index) for index in facts.graph.trace.left)
+        self._left = frozenset(vertex for vertex in left if vertex is not None)
         self._held_by_constants = held_by_constants(facts)
         self._vectors_overlapping, maps = overlapping_vectors(facts, meeting)
         self._overlapping = maps | overlapping(facts)
@@ -180,7 +181,8 @@ class Derivation:
         if layout is not None and layout.repeat != 1:
             return _unknown(dim, "positions are flattened into its features")
         stream = facts.stream_of[vertex.node]
-        if not facts.streams[stream].readers and not facts.streams[stream].returned:
+        unread = not facts.streams[stream].readers and not facts.streams[stream].returned
+        if unread and not facts.graph.lost & facts.streams[stream].members:
             inner = bool(self._traced(site.node))
             return _unknown(
                 dim,
@@ -1070,6 +1072,12 @@ class Derivation:
     def _check_neighbours(self, stream: Stream) -> None:
         vertices, regions = self.facts.graph.vertices, self.facts.regions
         lost = self.facts.graph.lost & stream.members
+        if lost & self._left:
+            raise NotUnderstood(
+                f"numbers of {vertices[min(lost & self._left)].op}"
+                f"{_where(self.facts, min(lost & self._left))} leave torch, for NumPy or another "
+                "library, and what is made of them there cannot be seen"
+            )
         if lost:
             raise NotUnderstood(
                 f"what becomes of {vertices[min(lost)].op}{_where(self.facts, min(lost))} could "

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from basis_probe.architecture.act import Action
 from basis_probe.architecture.claims import NOTHING
-from basis_probe.model.facts import Facts, Shape, Stream, constants_of, fixed_in, vectors_of
+from basis_probe.model.facts import Facts, Shape, Stream, constants_of, vectors_of
 from basis_probe.model.graph import Kind, Vertex, norm_argument
 from basis_probe.model.places import Site
-from basis_probe.model.trace import Node
+from basis_probe.model.trace import Node, fixed_in
 from basis_probe.model.weights import Slot, WeightError
 
 _MAPS = (Kind.LINEAR, Kind.CONVOLUTION, Kind.EMBEDDING)

@@ -3,9 +3,8 @@
 import dataclasses
 import re
 
-from basis_probe.model.facts import fixed_in
 from basis_probe.model.rows import routed
-from basis_probe.model.trace import Fixed, Ref, Trace
+from basis_probe.model.trace import Fixed, Ref, Trace, fixed_in
 from basis_probe.model.weights import Slot, Slots
 
 _PLACE = re.compile(r"(.+?)\.(\d+)\.(.+)")

@@ -19,14 +19,13 @@ from basis_probe.model.facts import (
     Facts,
     bias_of,
     constants_of,
-    fixed_in,
     inside_of,
     leaves_of,
     nodes_behind,
 )
 from basis_probe.model.graph import Kind, is_one_number, norm_argument, replay
 from basis_probe.model.rows import is_blank
-from basis_probe.model.trace import Fixed, Node, Ref, Trace
+from basis_probe.model.trace import Fixed, Node, Ref, Trace, fixed_in
 from basis_probe.model.weights import entries_of, view_of
 
 MOST_NUMBERS = 100_000

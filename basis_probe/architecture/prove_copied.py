@@ -23,12 +23,12 @@ from basis_probe.architecture.prove import (
 from basis_probe.architecture.strangers import Maker
 from basis_probe.model.batches import Batch
 from basis_probe.model.capture import catching
-from basis_probe.model.facts import Facts, fixed_in
+from basis_probe.model.facts import Facts
 from basis_probe.model.graph import replay, replay_all
 from basis_probe.model.network import recognise
 from basis_probe.model.places import Site
 from basis_probe.model.precision import doubled, in_double, with_noise
-from basis_probe.model.trace import Node, tensors_in
+from basis_probe.model.trace import Node, fixed_in, tensors_in
 from basis_probe.model.weights import CopiedWeights, Slot, Slots, WeightError, held
 from basis_probe.results.symmetry import Certificate
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from basis_probe.algebra.groups import Blocks, Group, Permutation
-from basis_probe.model.facts import Facts, fixed_in
+from basis_probe.model.facts import Facts
 from basis_probe.model.graph import Kind
+from basis_probe.model.trace import fixed_in
 from basis_probe.model.weights import WeightError
 
 _CHOOSES = frozenset("topk argmax max sort argsort gumbel_softmax".split())

@@ -24,14 +24,14 @@ from basis_probe.arguments import flag, instance, seed_of, whole
 from basis_probe.devices import on_own_device
 from basis_probe.model.batches import Batch, batch_of
 from basis_probe.model.example_input import example_for
-from basis_probe.model.facts import Facts, facts_of, fixed_in
+from basis_probe.model.facts import Facts, facts_of
 from basis_probe.model.from_config import from_config, is_config, is_empty, with_weights
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.offloaded import at_hand
 from basis_probe.model.places import Site
 from basis_probe.model.quantised import holders
 from basis_probe.model.sites import asked
-from basis_probe.model.trace import tensors_in
+from basis_probe.model.trace import fixed_in, tensors_in
 from basis_probe.model.weights import ContradictionError, CopiedWeights, Slots, WeightError
 from basis_probe.model.windows import window_products
 from basis_probe.parallel import one_thread

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from basis_probe.architecture.vectors import Meeting, places_of, span, with_one_vector
-from basis_probe.model.facts import Facts, fixed_in, leaves_of, matrix, shared, vectors_of
+from basis_probe.model.facts import Facts, leaves_of, matrix, shared, vectors_of
 from basis_probe.model.graph import Kind
-from basis_probe.model.trace import Fixed, Trace
+from basis_probe.model.trace import Fixed, Trace, fixed_in
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from basis_probe.model.facts import Facts, Shape, fixed_in, leaves_of, matrix, vectors_of
+from basis_probe.model.facts import Facts, Shape, leaves_of, matrix, vectors_of
 from basis_probe.model.graph import Kind, Vertex
 from basis_probe.model.linear_layer import Layer
 from basis_probe.model.places import Site
+from basis_probe.model.trace import fixed_in
 
 _LINEAR = (Kind.LINEAR, Kind.CONVOLUTION)
 _NORMS = (Shape.RMS_NORM, Shape.LAYER_NORM)

@@ -38,12 +38,13 @@ from basis_probe.model.graph import (
     nonlinear,
     norm_argument,
 )
+from basis_probe.model.longer import further_positions
 from basis_probe.model.network import Subject
 from basis_probe.model.offloaded import fetched
 from basis_probe.model.places import Site, piece, spoken
 from basis_probe.model.positions import Rows
 from basis_probe.model.rows import bias_of_blank, is_blank, picked_weight
-from basis_probe.model.trace import Fixed, Node, Ref, Trace
+from basis_probe.model.trace import Fixed, Node, Ref, Trace, fixed_in
 from basis_probe.model.views import apart
 
 
@@ -317,7 +318,12 @@ def _measure(graph: Graph, vertex: Vertex) -> Region:
         return Region(Shape.UNKNOWN, why=f"{op} changes the shape", op=op)
     try:
         if len(roots) == 1:
-            vectors = [fixed for _, fixed in vectors_of(graph, vertex)]
+            # Truth values choose features, and no change of basis acts on them.
+            vectors = [
+                fixed
+                for _, fixed in vectors_of(graph, vertex)
+                if fixed.tensor.dtype is not torch.bool
+            ]
             region = _measure_one(function, draw, op)
             learned = all(fixed.name is not None for fixed in vectors)
             # What is computed of nothing is no weight.
@@ -833,20 +839,22 @@ def _with_streams(facts: Facts) -> Facts:
 
 
 def generic(facts: Facts) -> Facts:
-    """The same of a model whose parameters are no zeros, if some are zero throughout.
+    """The same of a model whose parameters are no zeros, and of an input that is longer.
 
-    Before training many are: a gain of zeros lets everything pass, and a bias of zeros is none.
-    What is derived is to be true of the model when it is trained. Where none is zero, the facts as
-    they are.
+    Before training many parameters are zero throughout: a gain of zeros lets everything pass, and
+    a bias of zeros is none. Tables and masks of positions may be alike for the first ones. What is
+    derived is to be true of the model when it is trained, and of other lengths. Where there is
+    neither, the facts as they are.
     """
     graph = facts.graph
-    instead = _in_place_of_zeros(graph.trace)
-    if not instead:
+    instead, further = _in_place_of_zeros(graph.trace), further_positions(graph)
+    if not instead and not further:
         return facts
-    graph = dataclasses.replace(graph, trace=dataclasses.replace(graph.trace, instead=instead))
+    trace = dataclasses.replace(graph.trace, instead=instead, further=further)
+    graph = dataclasses.replace(graph, trace=trace)
     regions = dict(facts.regions)
     for vertex in graph.vertices.values():
-        if vertex.kind is Kind.REGION and _reads(graph, vertex, instead):
+        if vertex.kind is Kind.REGION and _reads(graph, vertex, instead, further):
             regions[vertex.node] = _measure(graph, vertex)
     return _with_streams(dataclasses.replace(facts, graph=graph, regions=regions))
 
@@ -887,15 +895,17 @@ def _usual_size(learned: Iterable[Tensor]) -> float:
     return min(max(statistics.median(sizes), 1e-3), 0.5) if sizes else 0.5
 
 
-def _reads(graph: Graph, vertex: Vertex, some: Container[int]) -> bool:
-    """True if a region is given some of the tensors, by id."""
+def _reads(graph: Graph, vertex: Vertex, some: Container[int], calls: Container[int] = ()) -> bool:
+    """True if a region is given some of the tensors, by id, or what some of the calls made."""
     seen, waiting = set(vertex.carried), [vertex.node]
     while waiting:
         index = waiting.pop()
         if index not in seen:
             seen.add(index)
             node = graph.trace.node(index)
-            if any(id(fixed.tensor) in some for fixed in fixed_in((node.args, node.kwargs))):
+            if index in calls or any(
+                id(fixed.tensor) in some for fixed in fixed_in((node.args, node.kwargs))
+            ):
                 return True
             waiting.extend(node.inputs)
     return False
@@ -1245,18 +1255,6 @@ def nodes_behind(
         # only made like.
         inputs = [(i, trace.node(i)) for i in node.inputs]
         waiting.extend(i for i, one in inputs if not one.live or (one.floating and node.live))
-
-
-def fixed_in(value: object) -> Iterator[Fixed]:
-    """Every fixed tensor among the arguments of a call."""
-    if isinstance(value, Fixed):
-        yield value
-    elif isinstance(value, dict):
-        for entry in value.values():  # pyright: ignore[reportUnknownVariableType]
-            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
-    elif isinstance(value, tuple | list):
-        for entry in value:  # pyright: ignore[reportUnknownVariableType]
-            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def keeps_statistics(node: Node) -> bool:

@@ -176,6 +176,11 @@ def replay(
         if index in known:
             return known[index]
         node = trace.node(index)
+        if index in trace.further:
+            there = trace.further[index]
+            wider = dtype is not None and there.is_floating_point()
+            known[index] = there.to(device=device, dtype=dtype) if wider else there
+            return known[index]
         if node.function is None:
             if node.op == "output":
                 place = node.args[0]
@@ -332,7 +337,7 @@ _ALONG = frozenset(
 )
 """Functions of each feature along positions: what they take, move or make of it."""
 _REDUCTIONS = (_EXTREMES | _ALONG | {"mean", "sum"}) - {"softmax", "log_softmax"}
-_POINTWISE = frozenset(
+POINTWISE = frozenset(
     "add sub rsub mul div rdiv neg pow rpow abs relu relu6 leaky_relu prelu rrelu elu selu celu "
     "gelu silu mish sigmoid logsigmoid hardsigmoid hardswish hardtanh hardshrink softshrink "
     "tanhshrink softsign softplus tanh sin cos tan sinh cosh asinh atan exp expm1 log log1p log2 "
@@ -341,6 +346,7 @@ _POINTWISE = frozenset(
     "special_erfc special_exp2 logit xlogy masked_fill nan_to_num gt lt ge le eq ne logical_not "
     "logical_and logical_or bitwise_not zeros_like ones_like full_like".split()
 )
+"""Functions of single entries, and of tensors entry by entry."""
 _ROWWISE = frozenset(
     "mean sum var std norm linalg_vector_norm vector_norm layer_norm rms_norm softmax log_softmax "
     "amax normalize logsumexp".split()
@@ -369,7 +375,7 @@ def is_one_number(trace: Trace, value: object) -> bool:
     if node.op in _MOVES | _IDENTITY or node.op in ("getitem", "flip", "expand_as"):
         return is_one_number(trace, node.args[0])
     given = (*node.args, *node.kwargs.values())
-    return node.op in _POINTWISE and all(is_one_number(trace, one) for one in given)
+    return node.op in POINTWISE and all(is_one_number(trace, one) for one in given)
 
 
 PLAIN = frozenset(
@@ -418,7 +424,7 @@ def looked_up(node: Node) -> int | None:
 
 def nonlinear(op: str) -> bool:
     """True if the function is one that users call a nonlinearity."""
-    return op in _POINTWISE and op not in PLAIN
+    return op in POINTWISE and op not in PLAIN
 
 
 def _dims(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -466,9 +472,12 @@ class _Builder:
                 self.visit(node)
         # A branch depends on the numbers that it asks for, whichever way this example went.
         last = (*self.trace.outputs, *self.trace.asked)
-        returned = [self.vertex(index) for index in last if self.known(index)]
-        onpath = self._reaching(returned)
+        left = frozenset(self.trace.left).difference(self.trace.outputs)
+        returned = [self.vertex(i) for i in last if i not in left and self.known(i)]
+        onpath = self._reaching([*returned, *(self.vertex(i) for i in left if self.known(i))])
         lost = self._lost(frozenset(onpath))
+        # Nobody sees what other libraries make of numbers.
+        lost |= {self.vertex(index) for index in left if self.known(index)}
         onpath |= self._reaching([*lost])
         readers: dict[int, list[int]] = {}
         for vertex in self.vertices.values():
@@ -745,7 +754,7 @@ class _Builder:
                 self.put(node.index, Kind.ATTENTION, (self.vertex(value),), used)
         elif op in ("matmul", "bmm"):
             self._matmul(node, live)
-        elif op in _POINTWISE or op == "to" or self._is_rowwise(node, live[0]):
+        elif op in POINTWISE or op == "to" or self._is_rowwise(node, live[0]):
             self._pointwise(node, live)
         else:
             self.put(node.index, Kind.OTHER, (), tuple(self.vertex(i) for i in live))
@@ -1387,7 +1396,7 @@ class _Builder:
                 return None
             moved = tuple(a - sum(d < a for d in dims) for a in layout.axes)
             return Layout(moved, layout.channels and moved[-1] < len(shape) - 1, layout.repeat)
-        if op in _POINTWISE:
+        if op in POINTWISE:
             full = [i for i in live if self.trace.node(i).shape == shape and i in self.layouts]
             return self.layouts[full[0]] if full else self._widened(node, live)
         return layout if len(shape) == len(before) else None

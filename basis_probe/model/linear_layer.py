@@ -14,13 +14,12 @@ from basis_probe.model.facts import (
     Shape,
     constant,
     constants_of,
-    fixed_in,
     keeps_statistics,
     matrix,
 )
 from basis_probe.model.graph import Graph, Kind, Vertex
 from basis_probe.model.places import Address, Site, catch
-from basis_probe.model.trace import Node, Trace
+from basis_probe.model.trace import Node, Trace, fixed_in
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

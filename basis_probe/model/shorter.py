@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from basis_probe.model.batches import Batch
-from basis_probe.model.facts import fixed_in
 from basis_probe.model.network import Subject
-from basis_probe.model.trace import Node, Trace
+from basis_probe.model.trace import Node, Trace, fixed_in
 
 POSITIONS, FEWEST = 16, 8
 """So many positions of all texts are enough to try whether a function stays the same, and of each

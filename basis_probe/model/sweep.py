@@ -13,12 +13,11 @@ from torch import Tensor
 
 from basis_probe.memory import give_back
 from basis_probe.model.deferred import Acted, Changes, after
-from basis_probe.model.facts import fixed_in
 from basis_probe.model.graph import called
 from basis_probe.model.matrices import PRODUCTS, Reading, Shares, readings, shown
 from basis_probe.model.offloaded import fetched
 from basis_probe.model.precision import in_double, rounding_nothing
-from basis_probe.model.trace import Fixed, Node, Ref, Trace, tensors_in
+from basis_probe.model.trace import Fixed, Node, Ref, Trace, fixed_in, tensors_in
 from basis_probe.model.weights import Slots, acted
 from basis_probe.model.windows import is_large_window, times
 
@@ -70,11 +69,14 @@ class Sweep:
         uses: node -> how it uses a large parameter, if it does so in a way that is known.
         names: node -> the parameters that it uses.
         instead: id of a parameter -> the numbers that it has in `run`, in place of its own.
+        further: call that depends on neither inputs nor parameters -> what takes the place of its
+            result in `run`.
     """
 
     def __init__(self, trace: Trace, slots: Slots, wanted: Iterable[int] = ()) -> None:
         self.trace = trace
         self.instead: dict[int, Tensor] = {}
+        self.further: dict[int, Tensor] = {}
         self.outputs = tuple(i for i in trace.outputs if i >= 0 and trace.node(i).floating)
         self.watched = frozenset({*self.outputs, *wanted})
         self.needed = self._behind({*trace.outputs, *wanted} - {-1})
@@ -282,6 +284,9 @@ class _Pass:
                 self.failed[one.number] = f"{_spoken(node)}: {_said(error)}"
 
     def _value(self, node: Node, one: _Running | None) -> Any:
+        there = None if self.dtype is None else self.sweep.further.get(node.index)
+        if there is not None:
+            return there.to(self.dtype) if there.is_floating_point() else there
         if node.op == "output":
             return [*tensors_in(self._at(node.inputs[0], one))][node.args[0]]
         if node.op == "overwritten":

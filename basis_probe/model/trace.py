@@ -115,8 +115,11 @@ class Trace:
         asked: the nodes whose numbers the code itself read, as a branch does.
         branches: the modules, by path, whose code chose what to do by features; not those that
             asked whether all of them are finite.
+        left: the nodes of several numbers that were handed to other libraries, as NumPy is.
         quantised: path of integers -> the weight that is computed from them.
         instead: id of a parameter -> the numbers by which calls are made anew, in place of its own.
+        further: call that depends on no input -> what takes the place of its result when calls are
+            made anew.
         readers: node -> the nodes that read it.
         example_batch: the size of the batch that was run.
         picked: node -> the numbers by which entries of weights were picked, as experts are.
@@ -136,8 +139,10 @@ class Trace:
     owners: dict[int, frozenset[str]] = dataclasses.field(default_factory=dict[int, frozenset[str]])
     asked: tuple[int, ...] = ()
     branches: tuple[str, ...] = ()
+    left: tuple[int, ...] = ()
     quantised: dict[str, Tensor] = dataclasses.field(default_factory=dict[str, Tensor])
     instead: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
+    further: dict[int, Tensor] = dataclasses.field(default_factory=dict[int, Tensor])
 
     def node(self, index: int) -> Node:
         """The node of that index."""
@@ -157,6 +162,18 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name))
+
+
+def fixed_in(value: object) -> Iterator[Fixed]:
+    """Every fixed tensor among the arguments of a call."""
+    if isinstance(value, Fixed):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():  # pyright: ignore[reportUnknownVariableType]
+            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, tuple | list):
+        for entry in value:  # pyright: ignore[reportUnknownVariableType]
+            yield from fixed_in(entry)  # pyright: ignore[reportUnknownArgumentType]
 
 
 # Calls that say something about a tensor without making a new one.
@@ -438,6 +455,7 @@ class _Recorder(Follower):
         self.left: list[int] = []  # nodes whose numbers have left torch
         self.numbers: dict[float, int] = {}  # a number that was taken from a tensor -> its node
         self.lent: dict[int, Tensor] = {}  # where memory was handed on -> what lay there
+        self.handed: dict[int, None] = {}  # those of several numbers
         self.asked: dict[int, None] = {}  # nodes whose numbers the code itself read
         self.branches: dict[str, None] = {}  # modules whose code chose by features
         self.followed: set[int] = set()  # those whose numbers came back as numbers
@@ -734,6 +752,8 @@ class _Recorder(Follower):
                 continue
             if tensor.is_floating_point() or op not in ("item", "__float__"):
                 self.left.append(index)
+            if tensor.is_floating_point() and op in _ASKING and tensor.numel() > 1:
+                self.handed[index] = None
             if type(out) is float:
                 self.numbers[out] = index
 
@@ -837,4 +857,5 @@ def record(model: nn.Module, run: Callable[[], object], inputs: object, batch: i
         owners=owners,
         asked=tuple(i for i in recorder.asked if i not in recorder.followed),
         branches=tuple(recorder.branches),
+        left=tuple(recorder.handed),
     )
