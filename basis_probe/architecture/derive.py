@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from basis_probe.algebra.groups import (
     DirectSum,
@@ -60,6 +60,7 @@ from basis_probe.model.facts import (
     Stream,
     added_leaves,
     constants_of,
+    evaluate,
     generic,
     given_to,
     homogeneity,
@@ -726,6 +727,33 @@ class Derivation:
     def _has_own_gain(self, vertex: int) -> bool:
         """True if nothing else uses the weights of a norm, or of a gain."""
         return not self._with_one_gain(vertex)
+
+    def _takes_up_scales(self, vertex: int) -> bool:
+        """True for a norm of whole rows whose own vectors can give any gain, with its bias."""
+        region, graph = self.facts.regions[vertex], self.facts.graph
+        if region.within or not region.learned or vertex in self._vectors:
+            return False
+        place = graph.vertices[vertex]
+        if region.gain is None or region.bias is None or not self._has_own_gain(vertex):
+            return False
+        own = [fixed.tensor for _, fixed in vectors_of(graph, place)]
+        if not own or any(not isinstance(tensor, nn.Parameter) for tensor in own):
+            return False
+        dim = len(region.gain)
+        row = torch.linspace(-1.0, 2.0, dim, dtype=torch.float64, device=region.gain.device)
+        rows = torch.stack([0 * row, row])
+        doubled = {
+            id(tensor): 2 * graph.trace.instead.get(id(tensor), tensor).detach().double()
+            for tensor in own
+        }
+        try:
+            (zero, at), (nought, there) = (
+                evaluate(graph, place, (rows,), fixed) for fixed in ({}, doubled)
+            )
+        except (RuntimeError, ValueError, TypeError, LookupError):
+            return False
+        adds = torch.allclose(nought, 2 * zero, rtol=1e-4, atol=1e-6 * float(at.abs().max()))
+        return adds and not torch.allclose(at - zero, there - nought, rtol=1e-3, atol=0.0)
 
     def _with_one_gain(self, vertex: int) -> frozenset[int]:
         """The other norms and functions that use some of the numbers that one uses."""
@@ -1773,7 +1801,7 @@ class Derivation:
         ):
             # A gain that serves twice, as g and 1 - g, or is computed, cannot take up a scale.
             relations.add(sum_of({sources[0]: 1.0}, {target: -1.0}))
-        elif region.shape.is_norm:
+        elif region.shape.is_norm and not self._takes_up_scales(index):
             relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
             relations.add(sum_of({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
