@@ -1130,7 +1130,25 @@ class Action:
             signs = before.sign() if region.shape.is_norm else before
             self._set_affine(index, gain[columns] * after / signs, bias[columns] * after)
         elif region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
-            self._permute(vertex, columns)
+            along = self.derivation.rescaling(index)
+            if along is not None and not torch.allclose(before, torch.ones_like(before)):
+                self._rescale(vertex, along.powers, columns, before)
+            else:
+                self._permute(vertex, columns)
+
+    def _rescale(
+        self, vertex: Vertex, powers: dict[int, int], columns: Tensor, factors: Tensor
+    ) -> None:
+        """The vectors of a nonlinear function change places, and take up scales of the features."""
+        for node, value in given_to(self.graph, vertex):
+            for slot, one in self._held_in(node, value, learned=True):
+                power = powers.get(id(one.tensor)) if isinstance(one, Fixed) else None
+                if power is None:
+                    name = self.graph.trace.node(vertex.node).module or vertex.op
+                    raise WeightError(f"how {name} uses its parameters is not understood")
+                values = self._original(slot)
+                moved = values.flatten()[columns] * factors**power
+                self.weights.set(slot, moved.reshape(values.shape))
 
     def _permute(self, vertex: Vertex, columns: Tensor) -> None:
         """The vectors of a region change places with the features."""

@@ -47,6 +47,7 @@ from basis_probe.architecture.free_weights import (
     unreachable,
 )
 from basis_probe.architecture.heads import Heads
+from basis_probe.architecture.rescaled import Rescaling, rescaling
 from basis_probe.architecture.routers import Router, Routers
 from basis_probe.architecture.scales import Relations, Scales, sum_of
 from basis_probe.architecture.ties import Tie, overlapping, read_by_number, ties_of
@@ -113,6 +114,7 @@ class Derivation:
         self._family_links: dict[frozenset[int], list[int]] = {}
         self._links_known: dict[int, bool] = {}
         self._gains: dict[object, set[int]] | None = None
+        self._rescalings: dict[int, Rescaling | None] = {}
         self._apart: set[frozenset[int]] = set()
         self._relations: dict[frozenset[int], Relations] = {}
         self._labels: dict[frozenset[int], dict[int, Tensor]] = {}
@@ -891,23 +893,31 @@ class Derivation:
         )
         return DirectSum(tuple(groups), order="shared"), because, ALGEBRA
 
+    def _said_of(self, link: int) -> str:
+        single = _scales_of(self.intertwiner(link).group) is Scales.ONE
+        along = self.rescaling(link) if single else None
+        if along is None:
+            return _said(self.intertwiner(link))
+        scales = "c other than zero" if along.signs else "positive c"
+        power = "" if along.degree == 1 else f"^{along.degree}"
+        return (
+            f"f(c t) = c{power} f(t) for every {scales} if its own vectors are multiplied by c, or "
+            "divided by it, measured at values of t from -1e6 to 1e6"
+        )
+
     def _because_axes(self, stream: Stream) -> str:
         regions = self.facts.regions
         said: list[str] = []
         for reader in stream.readers:
             region = regions.get(reader)
             if region is not None and region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
-                said.append(
-                    f"it is read by {region.op}, for which {_said(self.intertwiner(reader))}"
-                )
+                said.append(f"it is read by {region.op}, for which {self._said_of(reader)}")
         for writer in stream.writers:
             region = regions.get(writer)
             if region is None:
                 continue
             if region.shape in (Shape.ELEMENTWISE, Shape.COUPLED):
-                said.append(
-                    f"it is written by {region.op}, for which {_said(self.intertwiner(writer))}"
-                )
+                said.append(f"it is written by {region.op}, for which {self._said_of(writer)}")
             elif region.shape is Shape.PRODUCT:
                 said.append("it is the product of two tensors, feature by feature")
             elif region.shape is Shape.PAIRED:
@@ -1770,6 +1780,13 @@ class Derivation:
                 raise NotUnderstood(
                     f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"
                 )
+            along = self.rescaling(index) if before is Scales.ONE else None
+            if along is not None:
+                relations.add(sum_of({target: 1.0}, {sources[0]: -along.degree}), signs=along.signs)
+                if not along.signs:
+                    relations.add({sources[0]: 1.0}, scales=False)
+                    relations.add({target: 1.0}, scales=False)
+                return
             if before in (Scales.ANY, Scales.POSITIVE):
                 powers = sum_of({target: 1.0}, {sources[0]: -intertwiner.degree})
                 relations.add(powers, signs=False)
@@ -1805,6 +1822,20 @@ class Derivation:
             relations.add({target: 1.0}, signs=False)
             rms = region.shape is Shape.RMS_NORM
             relations.add(sum_of({target: 1.0}, {sources[0]: 1.0} if rms else {}), scales=False)
+
+    def rescaling(self, index: int) -> Rescaling | None:
+        """How the vectors of a nonlinear function take up scales; None if they do not."""
+        if index not in self._rescalings:
+            single = self.facts.regions[index].shape is Shape.ELEMENTWISE
+            # Steps inside it, which are measured with it, use the same vectors.
+            others = filter(self._is_read, self._with_one_gain(index)) if single else ()
+            own = single and index not in self._vectors and not any(True for _ in others)
+            self._rescalings[index] = rescaling(self.facts, index) if own else None
+        return self._rescalings[index]
+
+    def _is_read(self, vertex: int) -> bool:
+        stream = self.facts.streams[self.facts.stream_of[vertex]]
+        return bool(stream.readers) or stream.returned
 
     def _relate_shared(self, family: frozenset[int], relations: Relations) -> None:
         """One batch normalisation, or one depthwise kernel, in two places scales alike in both."""
