@@ -894,8 +894,7 @@ class Derivation:
         return DirectSum(tuple(groups), order="shared"), because, ALGEBRA
 
     def _said_of(self, link: int) -> str:
-        single = _scales_of(self.intertwiner(link).group) is Scales.ONE
-        along = self.rescaling(link) if single else None
+        along = self.rescaling(link)
         if along is None:
             return _said(self.intertwiner(link))
         scales = "c other than zero" if along.signs else "positive c"
@@ -1780,7 +1779,7 @@ class Derivation:
                 raise NotUnderstood(
                     f"{region.op}{_where(self.facts, index)}: {intertwiner.because}"
                 )
-            along = self.rescaling(index) if before is Scales.ONE else None
+            along = self.rescaling(index)
             if along is not None:
                 relations.add(sum_of({target: 1.0}, {sources[0]: -along.degree}), signs=along.signs)
                 if not along.signs:
@@ -1826,7 +1825,10 @@ class Derivation:
     def rescaling(self, index: int) -> Rescaling | None:
         """How the vectors of a nonlinear function take up scales; None if they do not."""
         if index not in self._rescalings:
-            single = self.facts.regions[index].shape is Shape.ELEMENTWISE
+            single = (
+                self.facts.regions[index].shape is Shape.ELEMENTWISE
+                and _scales_of(self.intertwiner(index).group) is Scales.ONE
+            )
             # Steps inside it, which are measured with it, use the same vectors.
             others = filter(self._is_read, self._with_one_gain(index)) if single else ()
             own = single and index not in self._vectors and not any(True for _ in others)
