@@ -1197,27 +1197,39 @@ class Derivation:
 
         Streams that share what writes them follow each other, with what is added to both.
         """
-        graph, follow = self.facts.graph, self._sums_along(stream)
+        graph = self.facts.graph
         for member in stream.members:
             node = graph.trace.node(member)
             if graph.vertices[member].kind is Kind.SUM or node.op == "cat":
                 for value in constants_of(graph.trace, node):
                     for leaf in added_leaves(graph.trace, value):
-                        users = self._users_of().get(id(leaf.tensor), set())
-                        if not users <= follow:
+                        if not self._follows(stream, leaf.tensor):
                             return True
         return False
 
-    def _sums_along(self, stream: Stream) -> frozenset[int]:
-        """The vertices of a stream, and the sums of those that change as it does."""
+    def _follows(self, stream: Stream, vector: Tensor) -> bool:
+        """True if all that uses a parameter that is added to a stream changes as the stream does.
+
+        So do sums in streams that share what writes them, and biases of the maps that write these:
+        of a map of zeros, as a first state is, the bias is all that is left.
+        """
+        streams, vertices = self.facts.streams, self.facts.graph.vertices
         own = self.facts.stream_of[min(stream.members)]
         tied = {tie.stream for tie in self.ties.get(own, ()) if not tie.transposed}
-        return stream.members.union(
+        follow = stream.members.union(
             member
             for number in tied
-            for member in self.facts.streams[number].members
-            if self.facts.graph.vertices[member].kind is Kind.SUM
+            for member in streams[number].members
+            if vertices[member].kind is Kind.SUM
         )
+        if vector.ndim == 1:
+            follow |= frozenset(
+                writer
+                for number in (own, *tied)
+                for writer in streams[number].writers
+                if vertices[writer].kind is Kind.LINEAR
+            )
+        return self._users_of().get(id(vector), set()) <= follow
 
     def serves_others(self, index: int, value: object) -> bool:
         """True if a parameter that is added at a vertex has uses that do not change along.
@@ -1226,11 +1238,11 @@ class Derivation:
             index: the vertex.
             value: what is added.
         """
-        follow = self._sums_along(self.facts.streams[self.facts.stream_of[index]])
+        stream = self.facts.streams[self.facts.stream_of[index]]
         leaves = (
             learned_behind(self.facts.graph.trace, value.node) if isinstance(value, Ref) else ()
         )
-        return any(not self._users_of().get(id(leaf), set()) <= follow for leaf in leaves)
+        return any(not self._follows(stream, leaf) for leaf in leaves)
 
     def _has_other_uses(self, weight: Computed) -> bool:
         """True if what a weight is computed from is read by other calls than its linear map."""

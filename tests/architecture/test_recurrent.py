@@ -8,6 +8,7 @@ from torch.overrides import TorchFunctionMode
 import basis_probe as bp
 from basis_probe import groups as G
 from basis_probe.model.recurrent import LONGEST, recurrent_steps
+from tests.draws import seeded
 
 IN, STATE, KINDS = 5, 6, ("RNN", "LSTM", "GRU")
 
@@ -176,3 +177,70 @@ def test_written_out_a_layer_gives_what_it_gives(kind: str, options: dict[str, o
         own_states, own_ends = layer(x)
     torch.testing.assert_close(own_states, states)
     torch.testing.assert_close(own_ends, ends)
+
+
+# --- networks whose steps are written out -------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """A recurrent network of two linear maps, from zeros.
+
+    Args:
+        how: what a step does.
+        bias: whether the map of the state has one.
+    """
+
+    def __init__(self, how: str, *, bias: bool) -> None:
+        super().__init__()
+        self.i, self.h, self.o = nn.Linear(4, STATE), nn.Linear(STATE, STATE, bias), nn.Linear(6, 3)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), STATE)
+        for step in range(x.shape[1]):
+            both = self.i(x[:, step]) + self.h(state)
+            if self.how == "linear":
+                state = both
+            elif self.how == "leaky":
+                state = 0.9 * state + 0.1 * both.tanh()
+            else:
+                state = getattr(torch, self.how)(both)
+        return self.o(state)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("how", "group"),
+    [
+        ("tanh", G.SignedPermutation),
+        ("relu", G.PositiveMonomial),
+        ("leaky", G.SignedPermutation),
+        ("linear", G.GeneralLinear),
+    ],
+)
+def test_steps_that_begin_with_zeros_are_those_of_a_layer(
+    how: str, group: type[G.Group], bias: bool
+) -> None:
+    model = Steps(how, bias=bias).double()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=seeded(7)).double() / 2
+    x, longer = (torch.randn(5, n, 4, generator=seeded(n)).double() for n in (4, 9))
+    found = bp.symmetries(model, x)["o:in"]
+    assert type(found.group) is group
+    assert found.certificate is not None and found.certificate.holds
+    element = found.group.sample(seeded(1))
+    other = bp.reparametrize(model, "o:in", element, example_input=x)
+    torch.testing.assert_close(other(longer), model(longer))
+
+
+def test_a_row_of_a_matrix_that_is_added_does_not_turn_with_the_matrix() -> None:
+    class Added(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.o = nn.Linear(STATE, STATE), nn.Linear(STATE, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(self.i(x) + self.i.weight[0])
+
+    found = bp.symmetries(Added().double(), torch.randn(5, STATE).double())["o:in"]
+    assert not isinstance(found.group, G.GeneralLinear)
