@@ -536,6 +536,9 @@ class Action:
             slot, (outputs, inputs) = Slot(turned[0]), (turned[1][i] for i in (outputs, inputs))
         given = self.weights.shape(slot.name) if slot.entries is None else slot.entries.shape
         stacks = op in GROUPED_PRODUCTS or op in ("matmul", "bmm")
+        if len(given) == 1 and op == "matmul" and inputs == -2:
+            # A product with one vector, which is a number for every row: it has no other axis.
+            return _Map(slot, 0, 0, bias)
         if len(given) < 2 or (vertex.kind is Kind.LINEAR and len(given) > 2 + stacks):
             raise WeightError(f"the weight of {spoken_at(node)} is no matrix")
         if stacks and len(given) == 3 and slot.entries is not None:

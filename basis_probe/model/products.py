@@ -52,6 +52,10 @@ def _einsum(equation: Any, *operands: Any) -> Steps | None:
     summed = [x for x in first if x in second and x not in out]
     shared = [x for x in first if x in second and x in out]
     rows, columns = ([x for x in a if x not in b] for a, b in ((first, second), (second, first)))
+    if two.ndim == 1 and summed == [*second] and rows == [*out]:
+        # A number for every row.
+        place = first.index(second[0])
+        return lambda: torch.matmul(one if place == one.ndim - 1 else one.movedim(place, -1), two)
     alone = any(x not in out for x in (*rows, *columns))
     if alone or not summed or not columns or (shared and not rows):
         return None

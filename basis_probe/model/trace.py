@@ -192,7 +192,7 @@ _SPELLINGS = {
     "tanh_": "tanh", "sin_": "sin", "clamp_": "clamp", "clip": "clamp",
     "masked_fill_": "masked_fill",
     "select": "getitem", "narrow": "getitem", "__getitem__": "getitem",
-    "concat": "cat", "concatenate": "cat",
+    "mv": "matmul", "concat": "cat", "concatenate": "cat",
     "type_as": "to", "float": "to", "double": "to", "half": "to", "bfloat16": "to", "type": "to",
     "reshape": "view", "view_as": "view", "flatten": "view", "unflatten": "view", "squeeze": "view",
     "unsqueeze": "view", "swapaxes": "transpose", "swapdims": "transpose", "t": "transpose",

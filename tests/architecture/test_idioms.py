@@ -12,6 +12,7 @@ from written import Written, drawn
 import basis_probe as bp
 from basis_probe import groups as G
 from basis_probe.model.products import written_out
+from tests.draws import seeded
 
 D, H, SIZE, VOCAB = 8, 2, 4, 11
 
@@ -317,6 +318,8 @@ EQUATIONS = {
     "bqhe,bkhe->bhqk": ((2, 3, 5, 4), (2, 7, 5, 4)),
     "bhqk,bkhe->bqhe": ((2, 5, 3, 7), (2, 7, 5, 4)),
     "biph,biqp->biqh": ((2, 5, 7, 4), (2, 5, 3, 7)),
+    "btd,d->bt": ((2, 3, 4), (4,)),
+    "bdt,d->bt": ((2, 4, 3), (4,)),
     "bqhe,hed->bqd": ((2, 3, 5, 4), (5, 4, 6)),
     "bqhe,hed->bqhd": ((2, 3, 5, 4), (5, 4, 6)),
     "...qk,...kd->...qd": ((2, 5, 3, 7), (2, 5, 7, 4)),
@@ -348,3 +351,39 @@ def test_other_forms_are_left_alone(equation: str) -> None:
     count = equation.count(",") + 1
     shapes = [(3,) * len(x) for x in equation.partition("->")[0].split(",")]
     assert written_out(torch.einsum, (equation, *(rows(*s) for s in shapes[:count])), {}) is None
+
+
+# --- products with one vector -------------------------------------------------------------------
+
+VECTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "matmul": lambda h, q: h @ q,
+    "a matrix of one column": lambda h, q: (h @ q[:, None])[..., 0],
+    "mv": lambda h, q: torch.mv(h.flatten(0, 1), q).view(h.shape[:2]),
+    "einsum": lambda h, q: torch.einsum("btd,d->bt", h, q),
+    "einsum, the vector first": lambda h, q: torch.einsum("d,...d->...", q, h),
+    "linear": lambda h, q: F.linear(h, q[None])[..., 0],
+}
+
+
+@pytest.mark.parametrize("bent", [False, True])
+@pytest.mark.parametrize("name", VECTORS)
+def test_pooling_by_a_learned_query_leaves_the_group_as_it_is(name: str, bent: bool) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 5)
+            self.q = nn.Parameter(torch.randn(8, generator=seeded(4)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).relu() if bent else self.a(x)
+            weights = VECTORS[name](h, self.q).softmax(1)
+            return self.b((weights[..., None] * h).sum(1))
+
+    model = Pooled().double()
+    x, longer = (torch.randn(3, n, 6, generator=seeded(n)).double() for n in (4, 9))
+    found = bp.symmetries(model, x)["a"]
+    assert type(found.group) is (G.PositiveMonomial if bent else G.GeneralLinear)
+    assert found.certificate is not None and found.certificate.holds
+    element = found.group.sample(seeded(1))
+    other = bp.reparametrize(model, "a", element, example_input=x)
+    torch.testing.assert_close(other(longer), model(longer))
