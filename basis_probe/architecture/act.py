@@ -47,6 +47,7 @@ from basis_probe.model.facts import (
     vectors_of,
 )
 from basis_probe.model.graph import Kind, Vertex, looked_up, norm_argument, replay
+from basis_probe.model.longer import is_of_positions
 from basis_probe.model.places import Site
 from basis_probe.model.rows import GROUPED_PRODUCTS
 from basis_probe.model.trace import Fixed, Node, Ref, fixed_in
@@ -1011,13 +1012,23 @@ class Action:
         """
         if isinstance(value, Ref):
             try:
-                yield self.slots.slot(node, value), value
+                slot = self.slots.slot(node, value)
             except WeightError:
-                made = self.graph.trace.node(value.node)
-                for use, one in numbers_in(self.graph.trace, made):
-                    yield from self._held_in(use, one, learned=learned)
+                slot = None
+            if slot is not None and not self._is_some_of_more(slot, value):
+                yield slot, value
+                return
+            made = self.graph.trace.node(value.node)
+            for use, one in numbers_in(self.graph.trace, made):
+                yield from self._held_in(use, one, learned=learned)
         elif not learned or isinstance(value.tensor, nn.Parameter):
             yield self.slots.slot(node, Fixed(value.tensor, None)), value
+
+    def _is_some_of_more(self, slot: Slot, value: Ref) -> bool:
+        """True for rows that are picked by positions, of which longer inputs use more."""
+        if slot.entries is None or not is_of_positions(self.graph.trace, value.node):
+            return False
+        return len(slot.entries.unique()) < self.weights.shape(slot.name).numel()
 
     def _gain(
         self, vertex: Vertex, region: Region, put: Sequence[tuple["_Given", Tensor]]

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from basis_probe.algebra.elements import Element, Local, local
 from basis_probe.model.facts import leaves_of, nodes_behind
 from basis_probe.model.graph import replay
-from basis_probe.model.longer import is_of_positions
 from basis_probe.model.offloaded import hooks, is_plain
 from basis_probe.model.trace import Fixed, Node, Ref, Trace
 
@@ -140,11 +139,6 @@ class Slots:
         if found is None:
             raise WeightError(
                 f"what {spoken_at(node)} uses is not a parameter, but computed from one"
-            )
-        if len(found[0].unique()) < tensor.numel() and is_of_positions(self.trace, value.node):
-            raise WeightError(
-                f"what {spoken_at(node)} uses is picked by positions, and longer inputs use more "
-                f"of {name}"
             )
         return Slot(name, found[0], factor=found[1])
 
