@@ -6,7 +6,8 @@ input: such constants are taken as they are at positions far apart.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,10 @@ def further_positions(graph: Graph) -> dict[int, Tensor]:
     if not sources:
         return {}
     behind = _Behind(trace, sources)
-    waiting = {index: axes for index, axes in _acting(graph) if behind.sources(index)}
+    waiting: dict[int, frozenset[int]] = {}
+    for index, axes in _acting(graph):
+        if behind.sources(index):
+            waiting[index] = waiting.get(index, frozenset()) | axes
     alike = {i: same for i, axes in waiting.items() if (same := _alike(trace, i, axes))}
     if not alike:
         return {}
@@ -113,16 +117,9 @@ def _is_source(trace: Trace, node: Node) -> bool:
     if node.op not in _PICKS or not node.args or not isinstance(node.args[0], Fixed):
         return False
     table = node.args[0].tensor
-    part = len(node.shape) + 1 > 1 and table.numel() > _numbers(node)
+    part = table.numel() > math.prod(node.shape)
     plain = not any(True for _ in tensors_in((node.args[1:], node.kwargs))) and not node.inputs
     return part and plain and not isinstance(table, nn.Parameter) and not table.is_meta
-
-
-def _numbers(node: Node) -> int:
-    count = 1
-    for size in node.shape:
-        count *= size
-    return count
 
 
 def _moved(trace: Trace, node: Node, farthest: int) -> Tensor:
@@ -215,7 +212,4 @@ def _alike(trace: Trace, index: int, axes: frozenset[int]) -> frozenset[int]:
     value = constant(trace, Ref(index))
     if value is None or value.is_meta or value.dim() <= max(axes):
         return frozenset()
-    same: Callable[[int], bool] = lambda axis: bool(  # noqa: E731
-        (value == value.narrow(axis, 0, 1)).all()
-    )
-    return frozenset(axis for axis in axes if same(axis))
+    return frozenset(axis for axis in axes if bool((value == value.narrow(axis, 0, 1)).all()))

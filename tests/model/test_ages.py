@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import basis_probe as bp
 from basis_probe.model.ages import Ages
+from basis_probe.model.trace import UNRECORDED, record
 
 
 @contextmanager
@@ -127,6 +128,8 @@ def test_constants_are_constants_and_what_is_of_unknown_origin_is_unknown() -> N
     held = [*gc.callbacks]
     known = bp.symmetries(Collecting(), x)["up"].because
     assert "with a constant of its own" in known
-    hidden = bp.symmetries(Hiding(), x)["up"].because
-    assert "unrecorded" in hidden
+    hiding = Hiding()
+    trace = record(hiding, lambda: hiding(x), x, len(x))
+    assert any(node.op == UNRECORDED and node.live for node in trace.nodes)
+    assert "leave torch" in bp.symmetries(hiding, x)["up"].because
     assert gc.callbacks == held
