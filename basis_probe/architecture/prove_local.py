@@ -27,7 +27,7 @@ from basis_probe.architecture.strangers import Maker, strangers
 from basis_probe.model.batches import Batch
 from basis_probe.model.deferred import DeferredWeights
 from basis_probe.model.facts import Facts
-from basis_probe.model.longer import at_positions
+from basis_probe.model.longer import of_shorter
 from basis_probe.model.network import Subject, prepared, recognise
 from basis_probe.model.places import Site
 from basis_probe.model.precision import doubled, with_noise
@@ -89,7 +89,7 @@ class LocalProver(Prover[DeferredWeights]):
         self._require_replay(subject, with_noise(few))
         self.sweep.instead = facts.graph.trace.instead
         self.weights.begin_with(self.sweep.instead)
-        self.sweep.further = at_positions(trace, facts.graph.trace.further) or {}
+        self.sweep.further = of_shorter(trace, facts.graph.trace.further)
 
     def _require_replay(self, subject: Subject, batch: Batch) -> None:
         """Raises `Unproved` if the record does not return what the model returns."""

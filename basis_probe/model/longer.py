@@ -12,10 +12,19 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from basis_probe.model.graph import POINTWISE, Graph, constant, replay
+from basis_probe.model.graph import POINTWISE, Graph, constant, is_one_number, replay
 from basis_probe.model.trace import Fixed, Node, Ref, Trace, fixed_in, tensors_in
 
 _COUNTS = frozenset({"arange"})
+_SIZED = frozenset(
+    "tril triu eye cumsum cumprod linspace logspace range tensor as_tensor asarray scatter "
+    "scatter_ scatter_add setitem overwritten pad cat stack hstack vstack getitem split output "
+    "chunk narrow "
+    "tensor_split as_strided unfold index_select gather take flip roll sort repeat_interleave "
+    "index_fill index_put index_copy slice_scatter select_scatter one_hot bincount bucketize "
+    "tril_indices triu_indices meshgrid cartesian_prod unrecorded".split()
+)
+"""Calls whose result may be another where the input is longer."""
 _PICKS = frozenset({"getitem"})
 _FARTHEST = (100_000, 4_000, 500, 60, 0)
 """How far apart the first and the last position are, at most; the farthest that can be run."""
@@ -34,39 +43,73 @@ def further_positions(graph: Graph) -> dict[int, Tensor]:
     """
     trace = graph.trace
     sources = frozenset(node.index for node in trace.nodes if _is_source(trace, node))
-    if not sources:
-        return {}
     behind = _Behind(trace, sources)
     waiting: dict[int, frozenset[int]] = {}
     for index, axes in _acting(graph):
-        if behind.sources(index):
+        if behind.sources(index) or not behind.is_understood(index):
             waiting[index] = waiting.get(index, frozenset()) | axes
     alike = {i: same for i, axes in waiting.items() if (same := _alike(trace, i, axes))}
     if not alike:
         return {}
     chosen = {i for index in alike for i in behind.without_parameters(index)}
-    for farthest in _FARTHEST:
-        made = at_positions(trace, chosen, farthest)
-        if made is not None:
-            there = dataclasses.replace(trace, further=made)
-            differs = {i for i, axes in alike.items() if axes - _alike(there, i, axes)}
-            return {i: made[i] for index in differs for i in behind.without_parameters(index)}
-    return {}
+    made = at_positions(trace, chosen) or {}
+    there = dataclasses.replace(trace, further=made)
+    differs = {i for i, axes in alike.items() if axes - _alike(there, i, axes)}
+    found = {i: made[i] for index in differs for i in behind.without_parameters(index)}
+    for index in alike.keys() - differs:
+        if index not in found and not behind.is_understood(index):
+            # Further positions may be apart from these, as one that is chosen by its number.
+            found |= _mixed(trace, index, alike[index])
+    return found
 
 
-def at_positions(
-    trace: Trace, nodes: Iterable[int], farthest: int | None = None
-) -> dict[int, Tensor] | None:
-    """What some calls return at positions far apart; None if they cannot be made there.
+def of_shorter(trace: Trace, further: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The same constants in another record of the same model, of a shorter example."""
+    made = at_positions(trace, further) or {}
+    found: dict[int, Tensor] = {}
+    for index, value in further.items():
+        plain, own = constant(trace, Ref(index)), made.get(index)
+        if plain is None:
+            continue
+        if own is None or torch.equal(own, plain):
+            own = value[tuple(slice(size) for size in plain.shape)]
+        if own.shape == plain.shape:
+            found[index] = own
+    return found
+
+
+def _mixed(trace: Trace, index: int, axes: frozenset[int]) -> dict[int, Tensor]:
+    """Other numbers at every second position, where how positions made them is not followed."""
+    value = constant(trace, Ref(index))
+    if value is None:
+        return {}
+    axis = min(axes)
+    places = torch.arange(1, value.shape[axis], 2, device=value.device)
+    some = value.index_select(axis, places)
+    if value.dtype is torch.bool:
+        some = ~some
+    elif value.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(some.shape, generator=generator, dtype=torch.float64).to(some)
+        some = torch.where(some.isfinite(), some, torch.zeros_like(some)) + drawn
+    else:
+        some = some + 1
+    return {index: value.index_copy(axis, places, some)}
+
+
+def at_positions(trace: Trace, nodes: Iterable[int]) -> dict[int, Tensor] | None:
+    """What some calls return at positions as far apart as can be run; None if at none.
 
     Args:
         trace: the record.
         nodes: calls that use neither an input nor a parameter.
-        farthest: how far apart the first and the last position are; None for as far as can be run.
     """
-    if farthest is None:
-        tries = (at_positions(trace, nodes, size) for size in _FARTHEST)
-        return next((found for found in tries if found is not None), None)
+    chosen = [*nodes]
+    tries = (_at(trace, chosen, size) for size in _FARTHEST)
+    return next((found for found in tries if found is not None), None)
+
+
+def _at(trace: Trace, nodes: Iterable[int], farthest: int) -> dict[int, Tensor] | None:
     moved: dict[int, Tensor] = {}
     made: dict[int, Tensor] = {}
     try:
@@ -122,6 +165,24 @@ def _is_source(trace: Trace, node: Node) -> bool:
     return part and plain and not isinstance(table, nn.Parameter) and not table.is_meta
 
 
+def _shortened(node: Node) -> Iterator[tuple[int, Tensor]]:
+    """The axes of a table of which a part is shown, and the places along them that are."""
+    table = node.args[0].tensor
+    numbers = torch.arange(table.numel(), device=table.device).view(table.shape)
+    assert node.function is not None
+    shown: Tensor = node.function(numbers, *node.args[1:], **node.kwargs).flatten()
+    for axis, size in enumerate(table.shape):
+        used = (shown // numbers.stride(axis) % size).unique()
+        if 1 < len(used) < size:
+            yield axis, used
+
+
+def _is_even(node: Node) -> bool:
+    """True if the numbers of a table are the same along every axis of which a part is shown."""
+    table = node.args[0].tensor
+    return all(bool((table == table.narrow(axis, 0, 1)).all()) for axis, _ in _shortened(node))
+
+
 def _moved(trace: Trace, node: Node, farthest: int) -> Tensor:
     """What a source would show at positions far apart."""
     if node.op in _COUNTS:
@@ -130,16 +191,12 @@ def _moved(trace: Trace, node: Node, farthest: int) -> Tensor:
         far = _spread(len(counted), max(farthest, len(counted) - 1))
         return counted[0] + step * far.to(counted)
     table = node.args[0].tensor.detach()
-    numbers = torch.arange(table.numel(), device=table.device).view(table.shape)
+    for axis, used in _shortened(node):
+        size = table.shape[axis]
+        order = torch.arange(size, device=table.device)
+        order[used] = _spread(len(used), size - 1).to(order)
+        table = table.index_select(axis, order)
     assert node.function is not None
-    shown: Tensor = node.function(numbers, *node.args[1:], **node.kwargs).flatten()
-    for axis, size in enumerate(table.shape):
-        stride = numbers.stride(axis)
-        used = (shown // stride % size).unique()
-        if 1 < len(used) < size:
-            order = torch.arange(size, device=table.device)
-            order[used] = _spread(len(used), size - 1).to(order)
-            table = table.index_select(axis, order)
     return node.function(table, *node.args[1:], **node.kwargs)
 
 
@@ -153,7 +210,7 @@ class _Behind:
     """What constants are computed from."""
 
     def __init__(self, trace: Trace, sources: frozenset[int]) -> None:
-        self.trace, self._from = trace, dict[int, bool]()
+        self.trace, self._sources, self._from = trace, sources, dict[int, bool]()
         self._learned = dict[int, bool]()
         for node in trace.nodes:
             if node.live:
@@ -170,6 +227,26 @@ class _Behind:
     def sources(self, index: int) -> bool:
         """True if a constant is computed from positions."""
         return self._from.get(index, False)
+
+    def is_understood(self, index: int) -> bool:
+        """True for numbers that no longer input changes: of whole or even tables, and fills."""
+        if self._learned.get(index, False):
+            return True  # Rows of a learned table differ, wherever they are.
+        seen, waiting = set[int](), [index]
+        while waiting:
+            here = waiting.pop()
+            node = self.trace.node(here)
+            if here in seen or is_one_number(self.trace, Ref(here)):
+                continue
+            seen.add(here)
+            if here in self._sources and node.op in _PICKS:
+                if not _is_even(node):
+                    return False
+                continue
+            if node.live or node.op in _COUNTS or node.op in _SIZED:
+                return False
+            waiting.extend(node.inputs)
+        return True
 
     def without_parameters(self, index: int) -> Iterator[int]:
         """The last calls behind a constant that are made of positions and of no parameter."""
@@ -199,7 +276,10 @@ def _acting(graph: Graph) -> Iterator[tuple[int, frozenset[int]]]:
                 axes = {
                     axis
                     for axis, size in enumerate(shape)
-                    if size > 1 and lead >= 0 and axis + lead not in layout.axes
+                    if size > 1
+                    and lead >= 0
+                    and axis + lead not in layout.axes
+                    and (axis + lead > 0 or size != trace.example_batch)
                 }
                 if axes and all(
                     size in (1, own) for size, own in zip(shape, node.shape[lead:], strict=True)

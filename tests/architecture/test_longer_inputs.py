@@ -67,6 +67,34 @@ KINDS: dict[str, tuple[Between, type[G.Group] | None]] = {
         G.GeneralLinear,
     ),
     "a learned row later": (lambda s, h, t: torch.where(early(t), h, s.v), G.GeneralLinear),
+    "one position": (
+        lambda s, h, t: torch.where((torch.arange(t) == 20)[:, None], h.relu(), h),
+        G.PositiveMonomial,
+    ),
+    "every so many": (
+        lambda s, h, t: torch.where((torch.arange(t) % 32 == 31)[:, None], h.relu(), h),
+        G.PositiveMonomial,
+    ),
+    "ones that are summed up": (
+        lambda s, h, t: h + (torch.ones(t).cumsum(0) > LIMIT)[:, None],
+        G.Permutation,
+    ),
+    "a list": (
+        lambda s, h, t: h + torch.tensor([float(i >= LIMIT) for i in range(t)]).to(h)[:, None],
+        G.Permutation,
+    ),
+    "a triangle": (
+        lambda s, h, t: h + torch.ones(t, t).tril(-LIMIT).sum(1).to(h)[:, None],
+        G.Permutation,
+    ),
+    "a copy of a table": (
+        lambda s, h, t: h.masked_fill(s.late.clone()[:t, None], 1.0),
+        G.Permutation,
+    ),
+    "a mask of a batch": (
+        lambda s, h, t: h * torch.ones(len(h), 1, 1).to(h),
+        G.GeneralLinear,
+    ),
     "a fixed table": (lambda s, h, t: h * s.gain[:t], None),
     "a table of gains": (lambda s, h, t: h * (1 + ~early(t) * s.v), None),
     "rows of a learned table": (
