@@ -57,7 +57,8 @@ def further_positions(graph: Graph) -> dict[int, Tensor]:
     differs = {i for i, axes in alike.items() if axes - _alike(there, i, axes)}
     found = {i: made[i] for index in differs for i in behind.without_parameters(index)}
     for index in alike.keys() - differs:
-        if index not in found and not behind.is_understood(index):
+        everywhere = alike[index] == waiting[index]
+        if everywhere and index not in found and not behind.is_understood(index):
             # Further positions may be apart from these, as one that is chosen by its number.
             found |= _mixed(trace, index, alike[index])
     return found
