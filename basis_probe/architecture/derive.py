@@ -74,6 +74,7 @@ from basis_probe.model.facts import (
     with_weights_in,
 )
 from basis_probe.model.graph import Kind, Vertex, groups_of, is_one_number, norm_argument
+from basis_probe.model.longer import of_one_position
 from basis_probe.model.places import Site
 from basis_probe.model.recurrent import LONGEST, RECURRENT
 from basis_probe.model.trace import Fixed, Ref, Trace, fixed_in
@@ -135,6 +136,7 @@ class Derivation:
         self._untied = untied(facts)
         left = (facts.graph.same.get(index) for index in facts.graph.trace.left)
         self._left = frozenset(vertex for vertex in left if vertex is not None)
+        self._of_one_position = of_one_position(facts.graph)
         self._held_by_constants = held_by_constants(facts)
         self._vectors_overlapping, maps = overlapping_vectors(facts, meeting)
         self._overlapping = maps | overlapping(facts)
@@ -1109,6 +1111,11 @@ class Derivation:
     def _check_neighbours(self, stream: Stream) -> None:
         vertices, regions = self.facts.graph.vertices, self.facts.regions
         lost = self.facts.graph.lost & stream.members
+        if self._of_one_position & {*stream.members, *stream.writers, *stream.readers}:
+            raise NotUnderstood(
+                "what it meets belongs to a position, and the example has one only: give an "
+                "example of several positions"
+            )
         if lost & self._left:
             raise NotUnderstood(
                 f"numbers of {vertices[min(lost & self._left)].op}"

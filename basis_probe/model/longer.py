@@ -7,7 +7,7 @@ input: such constants are taken as they are at positions far apart.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ _COUNTS = frozenset({"arange"})
 _SIZED = frozenset(
     "tril triu eye cumsum cumprod linspace logspace range tensor as_tensor asarray scatter "
     "scatter_ scatter_add setitem overwritten pad cat stack hstack vstack getitem split output "
-    "chunk narrow "
-    "tensor_split as_strided unfold index_select gather take flip roll sort repeat_interleave "
+    "chunk narrow tensor_split as_strided unfold index_select gather take flip roll sort "
+    "repeat_interleave "
     "index_fill index_put index_copy slice_scatter select_scatter one_hot bincount bucketize "
     "tril_indices triu_indices meshgrid cartesian_prod unrecorded".split()
 )
@@ -61,6 +61,67 @@ def further_positions(graph: Graph) -> dict[int, Tensor]:
         if everywhere and index not in found and not behind.is_understood(index):
             # Further positions may be apart from these, as one that is chosen by its number.
             found |= _mixed(trace, index, alike[index])
+    return found
+
+
+def of_one_position(graph: Graph) -> frozenset[int]:
+    """The vertices around features that meet what belongs to a position, of which there is one.
+
+    Nothing is seen of what others have there: a row of a mask, of a table, of an embedding.
+    """
+    trace = graph.trace
+    found: set[int] = set()
+    single = _Behind(trace, frozenset(n.index for n in trace.nodes if _is_single(trace, n)))
+    for node in trace.nodes:
+        layout = graph.layouts.get(node.index)
+        if not node.live or node.op not in POINTWISE or layout is None:
+            continue
+        rest = [s for axis, s in enumerate(node.shape) if axis > 0 and axis not in layout.axes]
+        if not rest or max(rest) > 1:
+            continue  # Examples have no positions, or several.
+        given = (*node.args, *node.kwargs.values())
+        if any(isinstance(v, Ref) and single.sources(v.node) for v in given):
+            found |= _nearest(graph, node.index, lambda index: trace.node(index).inputs)
+            found |= _nearest(graph, node.index, lambda index: trace.readers.get(index, ()))
+    return frozenset(found)
+
+
+def _is_single(trace: Trace, node: Node) -> bool:
+    """True for one position that is counted, and for the first row of a table of several."""
+    if node.live or node.function is None:
+        return False
+    if node.op in _COUNTS:
+        return not node.inputs and node.shape == (1,)
+    table = node.args[0] if node.args else None
+    if node.op not in _PICKS or is_one_number(trace, table):
+        return False
+    if isinstance(table, Fixed):
+        shape = tuple(table.tensor.shape)
+        if isinstance(table.tensor, nn.Parameter) and len(shape) < 2:
+            return False  # An entry of a vector, which all features take.
+    elif isinstance(table, Ref):
+        shape = trace.node(table.node).shape
+    else:
+        return False
+    places = node.args[1] if len(node.args) > 1 else ()
+    items = places if isinstance(places, tuple) else (places,)
+    ends = [item for item in items if isinstance(item, slice) and item.stop == 1]
+    shown = any(item.start in (None, 0) for item in ends)
+    return shown and math.prod(shape) > math.prod(node.shape)
+
+
+def _nearest(graph: Graph, start: int, further: Callable[[int], Iterable[int]]) -> set[int]:
+    """The first vertices on every way from a call."""
+    found, seen, waiting = set[int](), set[int](), [start]
+    while waiting:
+        here = waiting.pop()
+        if here in seen or not graph.trace.node(here).live:
+            continue
+        seen.add(here)
+        if here in graph.same:
+            found.add(graph.same[here])
+        if here not in graph.same or here == start:
+            waiting.extend(further(here))
     return found
 
 
@@ -268,7 +329,7 @@ def _acting(graph: Graph) -> Iterator[tuple[int, frozenset[int]]]:
     trace = graph.trace
     for node in trace.nodes:
         layout = graph.layouts.get(node.index)
-        if not node.live or not node.floating or layout is None or node.op not in POINTWISE:
+        if not node.live or layout is None or node.op not in POINTWISE:
             continue
         for value in (*node.args, *node.kwargs.values()):
             if isinstance(value, Ref) and not trace.node(value.node).live:

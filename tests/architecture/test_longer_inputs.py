@@ -95,6 +95,10 @@ KINDS: dict[str, tuple[Between, type[G.Group] | None]] = {
         lambda s, h, t: h * torch.ones(len(h), 1, 1).to(h),
         G.GeneralLinear,
     ),
+    "a bound of positions": (
+        lambda s, h, t: torch.where(h > ~early(t), h, 0.0),
+        G.Permutation,
+    ),
     "a fixed table": (lambda s, h, t: h * s.gain[:t], None),
     "a table of gains": (lambda s, h, t: h * (1 + ~early(t) * s.v), None),
     "rows of a learned table": (
@@ -155,6 +159,24 @@ def test_an_example_of_other_lengths_has_the_same_groups() -> None:
         short, long = (bp.symmetries(made(name), drawn(2, size)) for size in (4, 30))
         for site in ("a", "b:in"):
             assert repr(short[site].group) == repr(long[site].group), (name, site)
+
+
+MADE = frozenset({"zeros that are made", "ones that are made", "a mask of a batch"})
+
+# Of one number it cannot be seen that there would be more of them.
+NOT_SEEN = frozenset({"ones that are summed up", "a list", "a triangle"})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_example_of_one_position_claims_nothing_of_others(name: str) -> None:
+    found = bp.symmetries(made(name), drawn(1, 1))
+    for site in ("a", "b:in"):
+        group = found[site].group
+        if name in MADE:
+            assert type(group) is KINDS[name][1]
+        elif name not in NOT_SEEN:
+            assert isinstance(group, G.Unknown)
+            assert "give an example of several positions" in found[site].because
 
 
 def test_constants_that_are_alike_for_every_length_stay_as_they_are() -> None:
