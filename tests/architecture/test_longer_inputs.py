@@ -101,6 +101,7 @@ KINDS: dict[str, tuple[Between, type[G.Group] | None]] = {
     ),
     "a fixed table": (lambda s, h, t: h * s.gain[:t], None),
     "a table of gains": (lambda s, h, t: h * (1 + ~early(t) * s.v), None),
+    "rows of learned gains": (lambda s, h, t: h * s.rows[torch.arange(t) // LIMIT], None),
     "rows of a learned table": (
         lambda s, h, t: h.relu() * s.rows[torch.arange(t) // LIMIT],
         G.PositiveMonomial,
