@@ -12,6 +12,8 @@ import basis_probe as bp
 from basis_probe import groups as G
 from basis_probe.model.facts import generic
 from basis_probe.model.longer import at_positions
+from basis_probe.model.sweep import Sweep
+from basis_probe.model.weights import Slots
 from tests.draws import seeded
 from tests.model.test_facts import facts_of
 
@@ -200,6 +202,22 @@ def test_positions_far_apart_start_where_they_did_and_grow(size: int) -> None:
     assert found is not None
     places = found[counted]
     assert int(places[0]) == 3 and bool((places.diff() > 0).all()) and int(places[-1]) > 10_000
+
+
+def test_what_takes_the_place_of_constants_does_so_in_proofs_only() -> None:
+    class Counted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.arange(3)[:, None]
+
+    x, model = torch.randn(2, 3, 4, dtype=torch.float64, generator=seeded(1)), Counted()
+    trace = facts_of(model, x).graph.trace
+    sweep = Sweep(trace, Slots(model, trace))
+    (counted,) = (node.index for node in trace.nodes if node.op == "arange")
+    sweep.further = {counted: torch.tensor([5, 7, 9])}
+    seen: dict[int, Tensor] = {}
+    assert not sweep.run([x], [], lambda index, value, _: seen.update({index: value}))
+    torch.testing.assert_close(seen[sweep.outputs[0]], x * torch.tensor([5, 7, 9])[:, None])
+    torch.testing.assert_close([*sweep.own([x])][0], model(x))
 
 
 # --- numbers that leave torch ---------------------------------------------------------------------

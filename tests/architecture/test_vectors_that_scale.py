@@ -110,15 +110,16 @@ def test_a_gain_that_serves_twice_takes_up_nothing_alone(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_gain_that_serves_elsewhere_takes_up_no_scale(norm: str) -> None:
     class Twice(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.n(self.a(x)).relu()) + F.gelu(self.n(self.z(x))).sum(-1, True)
+        def __init__(self) -> None:
+            super().__init__(NORMS[norm](), lambda s, x: x)
+            self.d = nn.Linear(D, 10)
 
-    model = Twice(NORMS[norm](), lambda s, x: x).double()
-    claim = bp.symmetries(model, rows())["b:in"]
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.n(self.a(x)).relu()) + self.d(F.gelu(self.n(self.z(x))))
+
     # What is not true must not be derived, not only fail its proof.
-    derived = bp.symmetries(model, rows(), certificates=False)["b:in"]
-    for found in (claim, derived):
-        assert not isinstance(found.group, G.PositiveMonomial | G.Monomial)
+    found = bp.symmetries(Twice().double(), rows(), certificates=False)["b:in"]
+    assert type(found.group) is G.Permutation
 
 
 @pytest.mark.filterwarnings("ignore:the example did not use:UserWarning")
