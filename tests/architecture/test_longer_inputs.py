@@ -217,7 +217,7 @@ def test_what_takes_the_place_of_constants_does_so_in_proofs_only() -> None:
     seen: dict[int, Tensor] = {}
     assert not sweep.run([x], [], lambda index, value, _: seen.update({index: value}))
     torch.testing.assert_close(seen[sweep.outputs[0]], x * torch.tensor([5, 7, 9])[:, None])
-    torch.testing.assert_close([*sweep.own([x])][0], model(x))
+    torch.testing.assert_close(next(iter(sweep.own([x]))), model(x))
 
 
 # --- numbers that leave torch ---------------------------------------------------------------------
